@@ -1,0 +1,1 @@
+"""The rooms of a run; the notebook tells the story."""

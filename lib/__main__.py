@@ -1,0 +1,72 @@
+"""`python -m lib COMMAND`: what may be done by hand. Heavy libraries are imported by the command that needs them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from lib.errors import RunError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+def app() -> None:
+    """Kaggle Training: everything that can be done by hand."""
+
+
+@app.command()
+@click.argument("module")
+@click.option("--folder", type=Path, metavar="DIR", default=Path("build/sandbox"), help="Where the sandbox stands.")
+@click.option("--data", type=Path, metavar="DIR", help="A dataset in YOLO format, in place of the drawn one.")
+@click.option("--json", "as_json", is_flag=True, help="Print repository and commit as JSON.")
+def sandbox(*, module: str, folder: Path, data: Path | None, as_json: bool) -> None:
+    """Make the sandbox of this checkout, or bring it up to date: a Git repository, a DVC remote and a dataset."""
+    from lib.experiment import find_module, load_experiment
+    from lib.sandbox import find_project, make_sandbox
+
+    project = find_project(Path.cwd())
+    made = make_sandbox(project, folder, load_experiment(project / find_module(module).sandbox), data)
+    if as_json:
+        print(json.dumps({"repository": str(made.origin), "commit": made.commit}))
+    else:
+        print(
+            f"Repository: {made.origin}\nDVC remote: {made.remote}\nCommit:     {made.commit}\nPictures:   {made.sheet}"
+        )
+
+
+@app.command()
+@click.option(
+    "--older-than", type=float, metavar="SECONDS", default=600.0, help="What has not moved for so long is dead."
+)
+@click.option("--secrets", metavar="FILE", default="", help="Path of secrets.json.")
+def recover(*, older_than: float, secrets: str) -> None:
+    """Undo what dead runs left unfinished on the two remotes of this clone; waits until their lease is over."""
+    import time
+
+    from lib.credentials import load_credentials
+    from lib.sync import recover as settle
+
+    credentials = load_credentials(secrets)
+    deadline = time.monotonic() + older_than
+    while left := settle(Path.cwd(), credentials, older_than=older_than):
+        if time.monotonic() > deadline + 60:
+            print(f"{left} unfinished publications are alive or unreadable here, and are left alone.")
+            raise SystemExit(1)
+        print(f"Waiting for {left} unfinished publications to end or to expire …", flush=True)
+        time.sleep(min(15, max(1, older_than / 10)))
+    print("No unfinished publication is left.")
+
+
+def main() -> None:
+    """Run a command; an error of this project is shown as its three sentences, without a traceback."""
+    try:
+        app()
+    except RunError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

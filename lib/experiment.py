@@ -1,0 +1,358 @@
+"""One experiment, complete and frozen; and what a module (detection, localization) is.
+
+An `Experiment` that exists is valid: every key is known, every type right, every value possible for its module. What
+cannot be checked here: that the dataset, the weights and the GPUs it asks for are there.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from lib.errors import ExperimentError
+
+
+@dataclass(frozen=True)
+class Module:
+    """What is trained: one entry here and one YAML make a module."""
+
+    name: str
+    number: int
+    task: Literal["detect", "pose"]
+    notebook: str
+    baseline: str
+    sandbox: str
+    keypoints: int
+    """Keypoints of an object; 0 where only boxes are trained."""
+    mirrors: bool
+    """Whether a mirrored picture is still a picture of the same thing."""
+
+    @property
+    def title(self) -> str:
+        """As the users call it: `Module 1: Detection`."""
+        return f"Module {self.number}: {self.name.capitalize()}"
+
+
+MODULES: Mapping[str, Module] = {
+    module.name: module
+    for module in (
+        Module(
+            name="detection",
+            number=1,
+            task="detect",
+            notebook="train_module_1_detection",
+            baseline="experiments/001_det_baseline.yaml",
+            sandbox="experiments/000_det_sandbox.yaml",
+            keypoints=0,
+            mirrors=True,
+        ),
+        Module(
+            name="localization",
+            number=3,
+            task="pose",
+            notebook="train_module_3_localization",
+            baseline="experiments/001_loc_baseline.yaml",
+            sandbox="experiments/000_loc_sandbox.yaml",
+            keypoints=4,
+            mirrors=False,
+        ),
+    )
+}
+
+
+def find_module(name: str) -> Module:
+    """Give a module by name. Raises `ExperimentError` for one that is not known."""
+    if name in MODULES:
+        return MODULES[name]
+    meant = difflib.get_close_matches(name, list(MODULES), n=1)
+    raise ExperimentError(
+        f"module is {name!r}; it may be {', '.join(MODULES)}.",
+        state="nothing was started.",
+        remedy=f"did you mean {meant[0]}?" if meant else "choose one of them and run the same command again.",
+    )
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Degrees = Annotated[float, Field(ge=0, le=180)]
+
+
+class _Section(BaseModel):
+    # strict: "16" is not 16 and `yes` is not true; a run must not start on a guess
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Model(_Section):
+    """The network and what it starts from."""
+
+    architecture: str = Field(pattern=r"^yolo11[nsmlx](-pose)?$")
+    """`yolo11n|s|m|l|x`, with `-pose` for localization."""
+    pretrained: bool | str = True
+    """true: the published weights of the architecture; false: random ones; or the path of a `.pt` file."""
+    resume_from: str | None = None
+    """The path of a `last.pt` whose training goes on, in the repository or absolute; null starts a new one."""
+
+    @field_validator("pretrained", "resume_from")
+    @classmethod
+    def _names_a_checkpoint(cls, value: bool | str | None) -> bool | str | None:
+        if isinstance(value, str) and not value.endswith(".pt"):
+            raise ValueError("a path must end in .pt")
+        return value
+
+
+class Training(_Section):
+    """The optimisation. Rates are per step, lengths in epochs."""
+
+    epochs: int = Field(ge=1, le=10_000)
+    batch_size: int = Field(ge=1, le=4096)
+    """Pictures a step, over all GPUs together."""
+    learning_rate: float = Field(gt=0, le=1)
+    """The rate after warm-up; it falls to `final_learning_rate_ratio` times this."""
+    final_learning_rate_ratio: float = Field(default=0.01, gt=0, le=1)
+    cosine_schedule: bool = False
+    optimizer: Literal["SGD", "Adam", "AdamW", "NAdam", "RAdam", "RMSProp"] = "AdamW"
+    """Always named: with ultralytics' `auto` the learning rate would be ignored."""
+    momentum: float = Field(default=0.937, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0005, ge=0, le=1)
+    warmup_epochs: float = Field(default=3.0, ge=0)
+    nominal_batch_size: int = Field(default=64, ge=1, le=4096)
+    """Gradients of smaller batches are accumulated up to this many pictures before a step."""
+    patience: int = Field(default=20, ge=0)
+    """Epochs without improvement after which training stops; 0 never stops early."""
+    image_size: int = Field(default=640, ge=32, le=4096, multiple_of=32)
+    """Side of the square picture in pixels."""
+
+
+class Hardware(_Section):
+    """How the machine is used."""
+
+    multi_gpu: bool = True
+    """DDP over all GPUs of the machine; false uses one."""
+    num_workers: int = Field(default=4, ge=0, le=64)
+    """Processes that load pictures, per GPU."""
+    mixed_precision: bool = True
+    """Half precision where it is safe (AMP); on a CPU it has no effect."""
+
+
+class Augmentation(_Section):
+    """What is done to training pictures, by ultralytics' names and units."""
+
+    hsv_h: Share = 0.015
+    hsv_s: Share = 0.7
+    hsv_v: Share = 0.4
+    degrees: Degrees = 0.0
+    translate: Share = 0.1
+    scale: float = Field(default=0.5, ge=0, lt=1)
+    shear: Degrees = 0.0
+    perspective: float = Field(default=0.0, ge=0, le=0.001)
+    flipud: Share = 0.0
+    fliplr: Share = 0.0
+    bgr: Share = 0.0
+    mosaic: Share = 1.0
+    close_mosaic: int = Field(default=10, ge=0)
+    """Epochs at the end that are trained without mosaics."""
+    mixup: Share = 0.0
+    cutmix: Share = 0.0
+
+
+class Wandb(_Section):
+    """Where curves are kept. Without a key the run is recorded offline."""
+
+    enabled: bool = True
+    project: str = Field(default="kaggle-training", pattern=r"^[A-Za-z0-9_.-]{1,128}$")
+    entity: str | None = None
+    tags: list[str] = Field(default_factory=list)
+
+
+class Experiment(_Section):
+    """One complete training, as its YAML says it."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$")
+    """Stands as it is in `artifacts/{module}/{name}`, in lower case with dashes in the branch's name."""
+    module: Literal["detection", "localization"]
+    description: str = ""
+    dataset: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$")
+    """A folder in the repository that DVC tracks (`<dataset>.dvc` stands beside it) and that holds `data.yaml`."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    model: Model
+    training: Training
+    hardware: Hardware = Hardware()
+    augmentation: Augmentation = Augmentation()
+    wandb: Wandb = Wandb()
+
+    @field_validator("name")
+    @classmethod
+    def _makes_a_branch_name(cls, name: str) -> str:
+        # git refuses `..` and a trailing `.lock` in the name of a ref
+        if ".." in name or name.lower().endswith(".lock"):
+            raise ValueError("a name holds no '..' and does not end in '.lock'")
+        return name
+
+    @field_validator("dataset")
+    @classmethod
+    def _stays_inside_the_repository(cls, dataset: str) -> str:
+        if ".." in Path(dataset).parts:
+            raise ValueError("the dataset is a folder inside the repository, without '..'")
+        return dataset.rstrip("/")
+
+    @model_validator(mode="after")
+    def _suits_its_module(self) -> Self:
+        module = MODULES[self.module]
+        poses = self.model.architecture.endswith("-pose")
+        if poses != bool(module.keypoints):
+            size = self.model.architecture.removesuffix("-pose")
+            wanted = f"{size}-pose" if module.keypoints else size
+            raise _Unsuitable("model.architecture", self.model.architecture, f"{self.module} needs {wanted}")
+        if not module.mirrors:
+            for key in ("fliplr", "flipud"):
+                value = getattr(self.augmentation, key)
+                if value > 0:
+                    raise _Unsuitable(
+                        f"augmentation.{key}",
+                        value,
+                        "flipping makes mirrored text: nobody could read the ID, and its corners would keep their "
+                        "names (flip_idx 0 1 2 3) on the wrong sides; only 0.0 is allowed for localization",
+                    )
+        return self
+
+    @property
+    def about(self) -> Module:
+        """The module this experiment trains."""
+        return MODULES[self.module]
+
+    @property
+    def slug(self) -> str:
+        """The name as it stands in branch names: lower case, dashes."""
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+    @property
+    def artifacts(self) -> str:
+        """The folder of everything this experiment makes, inside the repository."""
+        return f"artifacts/{self.module}/{self.name}"
+
+
+class _Unsuitable(ValueError):
+    """A value that is possible, but not for this module."""
+
+    def __init__(self, key: str, value: object, allowed: str) -> None:
+        self.key, self.value, self.allowed = key, value, allowed
+        super().__init__(allowed)
+
+
+def load_experiment(
+    source: Path | str | Mapping[str, Any], overrides: Mapping[str, Any] | None = None, *, module: str = ""
+) -> Experiment:
+    """Give the experiment of a YAML file, or of its content as a rendered notebook carries it.
+
+    `overrides` are values by dotted key (`{"training.epochs": 3}`) that win over the file's; None leaves the file's.
+    `module` is the one it must be of; empty, it may be of any.
+    Raises `ExperimentError` naming the file and, for everything that is wrong in it, key, value and what is allowed.
+    """
+    if isinstance(source, Mapping):
+        where, values = "the notebook's experiment", dict(source)
+    else:
+        where, values = str(source), _read_yaml(Path(source))
+    for key, value in (overrides or {}).items():
+        if value is not None:
+            _set(values, key, value)
+    try:
+        experiment = Experiment.model_validate(values)
+    except ValidationError as error:
+        complaints = [_complaint(problem) for problem in error.errors()]
+        raise ExperimentError(
+            f"{where}: {'; '.join(complaints)}.",
+            state="nothing was started.",
+            remedy=f"correct {where} (every key is explained in lib/experiment.py) and run the same command again.",
+        ) from None
+    if module and experiment.module != find_module(module).name:
+        raise ExperimentError(
+            f"{where}: module is {experiment.module!r}, and {module!r} was asked for.",
+            state="nothing was started.",
+            remedy=f"name an experiment of {module}, for instance {MODULES[module].baseline}.",
+        )
+    return experiment
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    if not path.is_file():
+        there = sorted(p.as_posix() for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        meant = difflib.get_close_matches(path.as_posix(), there, n=1)
+        hint = f"did you mean {meant[0]}?" if meant else f"the experiments here are: {', '.join(there) or 'none'}."
+        raise ExperimentError(f"{path}: there is no such file.", state="nothing was started.", remedy=hint)
+    try:
+        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except (YAMLError, UnicodeDecodeError) as error:
+        told = re.sub(r"\s+", " ", str(error)).split(" To suppress this check")[0]
+        raise ExperimentError(
+            f"{path}: this is no YAML: {told}",
+            state="nothing was started.",
+            remedy="correct the line named above; experiments/001_det_baseline.yaml shows the form.",
+        ) from None
+    if not isinstance(values, dict):
+        raise ExperimentError(
+            f"{path}: an experiment is a mapping of keys to values, this is {type(values).__name__}.",
+            state="nothing was started.",
+            remedy="start from a copy of experiments/001_det_baseline.yaml.",
+        )
+    return values
+
+
+def _set(values: dict[str, Any], dotted: str, value: object) -> None:
+    *path, key = dotted.split(".")
+    for part in path:
+        inner = values.get(part)
+        # a copy: the mapping handed in by a notebook stays as it was
+        values[part] = dict(inner) if isinstance(inner, Mapping) else {}
+        values = values[part]
+    values[key] = value
+
+
+def _complaint(problem: Any) -> str:  # noqa: ANN401  pydantic's ErrorDetails
+    """One sentence on one thing that is wrong: key, value, what is allowed, and the key that was meant."""
+    location = [str(part) for part in problem["loc"] if not _names_a_union_arm(part)]
+    key = ".".join(location)
+    value = problem["input"]
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, _Unsuitable):
+        return f"{cause.key} is {cause.value!r}: {cause.allowed}"
+    if problem["type"] == "extra_forbidden":
+        section: Any = Experiment
+        for part in location[:-1]:
+            section = section.model_fields[part].annotation
+        known = list(section.model_fields)
+        meant = difflib.get_close_matches(location[-1], known, n=1) or _elsewhere(location[-1])
+        hint = f"did you mean {meant[0]}?" if meant else f"known here: {', '.join(known)}"
+        return f"{key} is no key of an experiment ({key}: {value!r}); {hint}"
+    if problem["type"] == "missing":
+        return f"{key} is missing; it must be given"
+    allowed = problem["msg"].removeprefix("Input ").removeprefix("Value error, ")
+    return f"{key} is {value!r}: it {allowed}" if allowed.startswith("should") else f"{key} is {value!r}: {allowed}"
+
+
+def _names_a_union_arm(part: object) -> bool:
+    """Whether pydantic added this to a location only to say which type of a union it tried."""
+    return part in ("bool", "str", "function-after[_names_a_checkpoint(), union[bool,str]]")
+
+
+def _elsewhere(key: str) -> list[str]:
+    """Give the dotted keys of other sections that are called nearly the same."""
+    dotted = {name.rpartition(".")[2]: name for name in keys()}
+    return [dotted[name] for name in difflib.get_close_matches(key, list(dotted), n=1)]
+
+
+def keys(section: type[BaseModel] = Experiment, prefix: str = "") -> Iterator[str]:
+    """Every key of an experiment, dotted: `name`, `training.epochs`, …."""
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from keys(inner, f"{prefix}{name}.")
+        else:
+            yield prefix + name

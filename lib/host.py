@@ -1,0 +1,84 @@
+"""Where a run stands: on Kaggle, or on any other machine; its folders and its GPUs.
+
+Standard library only: it is used before anything is installed. What is said here was looked up, not assumed.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lib.commands import run_command
+from lib.errors import CommandError, HostError
+
+KAGGLE = Path("/kaggle/working")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU as its driver names it; memory in MiB."""
+
+    name: str
+    memory: int
+
+
+@dataclass(frozen=True)
+class Host:
+    """The machine of a run."""
+
+    working: Path
+    """What outlives the session: on Kaggle it becomes the run's output. No credential, cache or dataset goes here."""
+    scratch: Path
+    """What ends with the session: credentials, DVC's cache."""
+    gpus: tuple[Gpu, ...]
+    on_kaggle: bool
+
+    def describe(self) -> str:
+        """Give one line for people."""
+        if not self.gpus:
+            hardware = f"no GPU, {os.cpu_count()} CPU cores"
+        else:
+            names = sorted({gpu.name for gpu in self.gpus})
+            hardware = f"{len(self.gpus)} x {', '.join(names)} ({min(gpu.memory for gpu in self.gpus)} MiB each)"
+        where = "Kaggle" if self.on_kaggle else "this machine"
+        return f"{where}: {hardware}, Python {platform.python_version()}"
+
+
+def find_gpus() -> tuple[Gpu, ...]:
+    """Ask the driver for the GPUs; none where there is no driver."""
+    if shutil.which("nvidia-smi") is None:
+        return ()
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = run_command(query, timeout=60)
+    except CommandError:
+        return ()
+    rows = [line.rsplit(",", 1) for line in answer.output.splitlines() if "," in line]
+    return tuple(Gpu(name.strip(), int(memory)) for name, memory in rows if memory.strip().isdigit())
+
+
+def find_host(working: Path, scratch: Path) -> Host:
+    """Describe the machine; makes its two folders. Raises `HostError` where one cannot be written."""
+    for folder in (working, scratch):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / ".writable").touch()
+            (folder / ".writable").unlink()
+        except OSError as error:
+            raise HostError(
+                f"{folder} cannot be written: {error.strerror}.",
+                state="nothing was started.",
+                remedy="free some space or name another folder with -p working DIR.",
+            ) from None
+    return Host(working, scratch, find_gpus(), working == KAGGLE)
+
+
+def training_device(gpus: Sequence[Gpu], *, multi_gpu: bool) -> str:
+    """Name the devices ultralytics trains on: `cpu`, `0` or `0,1,…`."""
+    if not gpus:
+        return "cpu"
+    return ",".join(str(index) for index in range(len(gpus) if multi_gpu else 1))

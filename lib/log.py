@@ -1,0 +1,106 @@
+"""`run.log`: everything a run printed, and why it stopped, without credentials.
+
+Guarantees: what is written to standard output and error goes to the notebook and to the file, redacted in both; an error
+that ends a cell is written too; progress bars take one line. Cannot: see what a worker process writes past Python.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+
+class RunLog:
+    """The log of one run, at `path`; `also_in` is a folder that gets a copy when the run ends, well or badly."""
+
+    def __init__(self, path: Path, redact: Callable[[str], str]) -> None:
+        self.path, self._redact = path, redact
+        self._also_in: Path | None = None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._streams = sys.stdout, sys.stderr
+        self._hook = sys.excepthook
+        sys.stdout = _Tee(sys.stdout, self._write, redact)
+        sys.stderr = _Tee(sys.stderr, self._write, redact)
+        sys.excepthook = self._on_exception  # a script; a notebook's cells report by the event below
+        self._shell = _shell()
+        if self._shell is not None:
+            self._shell.events.register("post_run_cell", self._on_cell)
+
+    def also_in(self, folder: Path) -> None:
+        """Keep a copy with the artifacts in `folder`, once it is there."""
+        self._also_in = folder
+
+    def close(self) -> None:
+        """Give the streams back and leave the copy."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, _Tee):
+                stream.flush()
+        sys.stdout, sys.stderr = self._streams
+        sys.excepthook = self._hook
+        if self._shell is not None:
+            with contextlib.suppress(ValueError):
+                self._shell.events.unregister("post_run_cell", self._on_cell)
+        self._copy()
+        self._file.close()
+
+    def _copy(self) -> None:
+        if self._also_in is not None and self._also_in.is_dir():
+            with contextlib.suppress(OSError):
+                shutil.copyfile(self.path, self._also_in / self.path.name)
+
+    def _write(self, line: str) -> None:
+        if not self._file.closed:
+            # a full disk must not stop a training for the sake of its log
+            with contextlib.suppress(OSError):
+                self._file.write(line)
+
+    def _on_cell(self, result: Any) -> None:  # noqa: ANN401  IPython's ExecutionResult
+        error = result.error_before_exec or result.error_in_exec
+        if error is not None:
+            self._report(error)
+
+    def _on_exception(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        self._report(error)
+        self._hook(kind, error, trace)
+
+    def _report(self, error: BaseException) -> None:
+        self._write(self._redact("".join(traceback.format_exception(error))))
+        self._copy()
+
+
+class _Tee:
+    """A stream that also writes to the log: whole lines, each as it looked in the end."""
+
+    def __init__(self, stream: TextIO, write: Callable[[str], None], redact: Callable[[str], str]) -> None:
+        self._stream, self._log, self._redact = stream, write, redact
+        self._line = ""
+
+    def write(self, text: str) -> int:
+        self._stream.write(self._redact(text))
+        *lines, self._line = (self._line + text).split("\n")
+        for line in lines:
+            # a progress bar rewrites its line after each carriage return: its last state is what counts
+            shown = next((part for part in reversed(line.split("\r")) if part.strip()), "")
+            self._log(self._redact(shown) + "\n")
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  whatever else a stream can do
+        return getattr(self._stream, name)
+
+
+def _shell() -> Any:  # noqa: ANN401  IPython's shell, or None
+    with contextlib.suppress(ImportError):
+        from IPython import get_ipython
+
+        return get_ipython()  # type: ignore[no-untyped-call]
+    return None

@@ -1,0 +1,262 @@
+"""What a person and a machine may want to know about a run: `run.json` and the model card `README.md`.
+
+Guarantees: everything said was read from this run; nothing is filled in. Credentials and paths of this machine that say
+nothing elsewhere do not appear.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lib.dataset import Dataset
+from lib.evaluation import Evaluated
+from lib.experiment import Experiment
+from lib.host import Host
+from lib.sync import Publication
+from lib.tracking import Tracking
+from lib.training import Trained
+
+LIBRARIES = ("ultralytics", "torch", "torchvision", "numpy", "dvc", "wandb", "opencv-python")
+HEADERS = {"precision": "Precision", "recall": "Recall", "mAP50": "mAP50", "mAP50-95": "mAP50-95"}
+Steps = Sequence[tuple[str, float]]
+"""Each step's title and its start in seconds since the epoch, in order."""
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """Where and from what a run was made."""
+
+    root: Path
+    branch: str
+    commit: str
+    repository: str
+    started: datetime
+    device: str
+
+
+def write_report(
+    facts: RunFacts, experiment: Experiment, host: Host, dataset: Dataset, trained: Trained, evaluated: Evaluated,
+    tracking: Tracking, steps: Steps,
+) -> dict[str, Any]:  # fmt: skip
+    """Write `run.json` and `README.md` into the artifacts' folder; gives the content of the first."""
+    folder = facts.root / experiment.artifacts
+    run = {
+        "schema": 1,
+        "branch": facts.branch,
+        "repository": facts.repository,
+        "commit": facts.commit,
+        "experiment": experiment.model_dump(mode="json"),
+        "dataset": {"path": experiment.dataset, "md5": dataset.md5, "pictures": dataset.counts, "names": dataset.names},
+        "lock": _sha256(facts.root / "uv.lock"),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "machine": {
+            "kaggle": host.on_kaggle,
+            "system": f"{platform.system()} {platform.machine()}",
+            "gpus": [asdict(gpu) for gpu in host.gpus],
+            "device": facts.device,
+        },
+        "seed": experiment.seed,
+        "started": facts.started.isoformat(),
+        "seconds": {"training": round(trained.seconds, 1), **durations(steps)},
+        "wandb": tracking.address,
+    }
+    (folder / "run.json").write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
+    card = _model_card(facts, experiment, host, dataset, trained, evaluated, run)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    return run
+
+
+def durations(steps: Steps, end: float | None = None) -> dict[str, float]:
+    """Give the seconds each step took; the last one is left out while it has no end."""
+    ends = [start for _, start in steps[1:]] + ([end] if end is not None else [])
+    return {title: round(stop - start, 1) for (title, start), stop in zip(steps, ends, strict=False)}
+
+
+def _model_card(
+    facts: RunFacts, experiment: Experiment, host: Host, dataset: Dataset, trained: Trained, evaluated: Evaluated,
+    run: dict[str, Any],
+) -> str:  # fmt: skip
+    metrics = evaluated.metrics
+    hardware = host.describe().partition(": ")[2]
+    pictures = [
+        ("Predictions on the test split", "test/predictions.png"),
+        ("Training curves", "train/results.png"),
+        ("Box precision and recall on the test split", "test/BoxPR_curve.png"),
+    ]
+    folder = facts.root / experiment.artifacts
+    shown = "\n\n".join(f"### {title}\n\n![{title}]({path})" for title, path in pictures if (folder / path).is_file())
+    title = f"{experiment.about.title}: {experiment.name}"
+    settings = experiment.training
+    return f"""# {title}
+
+{experiment.description}
+
+`{experiment.model.architecture}`, trained for {metrics["epochs"]} of {settings.epochs} epochs on {hardware}
+in {_minutes(trained.seconds)}; the best epoch is {metrics["best_epoch"]}.
+
+## Metrics
+
+{metrics_table(metrics)}
+
+Measured with `train/weights/best.pt`. `test/predictions.json` holds every prediction on the test split.
+
+## Pictures
+
+{shown}
+
+## Get the model
+
+```bash
+{chr(10).join(commands_to_get(facts.branch))}
+```
+
+The weights are then at `{experiment.artifacts}/train/weights/best.pt`.
+
+## How it was made
+
+| | |
+| --- | --- |
+| Code | commit `{facts.commit}` of {facts.repository} |
+| Dataset | `{experiment.dataset}`, {dataset.describe()} |
+| Start | {_start(experiment)} |
+| Optimizer | {settings.optimizer}, learning rate {settings.learning_rate}, batch {settings.batch_size}, {settings.image_size} px, seed {experiment.seed} |
+| Libraries | {", ".join(f"{name} {version}" for name, version in run["versions"].items())} |
+| Started | {facts.started:%Y-%m-%d %H:%M:%S} UTC |
+| W&B | {run["wandb"]} |
+
+`run.json` holds all of it for a machine to read. The weights were trained with Ultralytics YOLO, under AGPL-3.0.
+"""
+
+
+def _start(experiment: Experiment) -> str:
+    if experiment.model.resume_from:
+        return f"resumed from `{experiment.model.resume_from}`"
+    if isinstance(experiment.model.pretrained, str):
+        return f"the weights `{experiment.model.pretrained}`"
+    return "the architecture's published weights" if experiment.model.pretrained else "random weights"
+
+
+def metrics_table(metrics: dict[str, Any]) -> str:
+    """Give the metrics as a Markdown table, a row a split and head."""
+    rows = ["| Split | Head | Images | " + " | ".join(HEADERS.values()) + " |", "| --- " * (3 + len(HEADERS)) + "|"]
+    for split in ("validation", "test"):
+        for head in ("box", "pose"):
+            values = metrics.get(split, {}).get(head)
+            if values:
+                cells = [f"{values[key]:.3f}" if key in values else "not measured" for key in HEADERS]
+                rows.append(f"| {split} | {head} | {metrics[split]['images']} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def commands_to_get(branch: str) -> list[str]:
+    """Give the three commands that bring a model to any clone."""
+    return [f"git fetch origin {branch}", f"git checkout {branch}", "dvc pull"]
+
+
+def describe_run(facts: RunFacts, experiment: Experiment, host: Host) -> str:
+    """Give what is about to be trained, where and from what, for people to read before it starts."""
+    from io import StringIO
+
+    from ruamel.yaml import YAML
+
+    text = StringIO()
+    writer = YAML(typ="safe", pure=True)
+    writer.default_flow_style = False  # type: ignore[assignment]  # the library means bool
+    writer.sort_base_mapping_type_on_output = False
+    writer.dump(experiment.model_dump(mode="json"), text)
+    return (
+        f"{experiment.about.title} on {facts.device}; {host.describe()}\n"
+        f"Code: commit {facts.commit} of {facts.repository}\n"
+        f"Will be published as: {facts.branch}\n\n{text.getvalue()}"
+    )
+
+
+def publication(facts: RunFacts, experiment: Experiment, evaluated: Evaluated) -> Publication:
+    """Say what of a run is published: the weights by DVC, everything else in its artifacts' folder by Git."""
+    folder = experiment.artifacts
+    figures = ", ".join(f"{name} {value:.3f}" for name, value in evaluated.flat().items() if name.endswith("/mAP50"))
+    return Publication(
+        root=facts.root,
+        branch=facts.branch,
+        message=f"{experiment.about.title}: {experiment.name}\n\n{figures}\n\nTrained from {facts.commit}.\n",
+        folder=folder,
+        objects=(f"{folder}/train/weights/best.pt", f"{folder}/train/weights/last.pt"),
+        stamp=facts.started,
+        leave_out=frozenset({"run.log"}),
+    )
+
+
+def show_summary(
+    facts: RunFacts, experiment: Experiment, evaluated: Evaluated, tracking: Tracking, steps: Steps, end: float
+) -> None:
+    """Print what a person wants to see when a run has ended well."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    # a notebook's output is as wide as it is; a Kaggle log has no colours
+    console = Console(file=sys.stdout, width=110, force_terminal=False, highlight=False)
+    folder = facts.root / experiment.artifacts
+    console.print(
+        f"\n[bold]{escape(experiment.about.title)}: {escape(experiment.name)} is trained and published.[/bold]\n"
+    )
+    table = Table("Split", "Head", "Images", *HEADERS.values(), title="Metrics of best.pt", title_justify="left")
+    for split in ("validation", "test"):
+        for head in ("box", "pose"):
+            values = evaluated.metrics[split].get(head)
+            if values:
+                cells = [f"{values[key]:.3f}" if key in values else "not measured" for key in HEADERS]
+                table.add_row(split, head, str(evaluated.metrics[split]["images"]), *cells)
+    console.print(table)
+    times = Table("Step", "Time", title="Where the time went", title_justify="left")
+    for title, seconds in durations(steps, end).items():
+        times.add_row(title, _minutes(seconds))
+    times.add_row("Together", _minutes(end - steps[0][1]), style="bold")
+    console.print(times)
+    lines = [
+        f"Pictures:  {folder / 'train' / 'results.png'}",
+        f"           {folder / 'test' / 'predictions.png'}",
+        f"Card:      {folder / 'README.md'}",
+        f"Branch:    {facts.branch}",
+        f"W&B:       {tracking.address}",
+        "",
+        f"To bring the model to another clone of {facts.repository}:",
+        *(f"  {command}" for command in commands_to_get(facts.branch)),
+        f"  → {experiment.artifacts}/train/weights/best.pt",
+    ]
+    print("\n".join(lines), flush=True)  # unwrapped: these are for copying
+
+
+def _minutes(seconds: float) -> str:
+    if seconds < 90:  # noqa: PLR2004
+        return f"{seconds:.1f} s"
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60:02d} s"
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _sha256(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def branch_name(experiment: Experiment, started: datetime) -> str:
+    """Name a run's branch: `kaggle-train-{module}-{experiment}-{YYYYMMDD-HHMMSS}`, in UTC."""
+    return f"kaggle-train-{experiment.module}-{experiment.slug}-{started.astimezone(UTC):%Y%m%d-%H%M%S}"

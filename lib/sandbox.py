@@ -1,0 +1,144 @@
+"""The embedded default: all that a run needs, on this machine, with no account and no network.
+
+A sandbox is a folder with a bare Git repository (`origin.git`) seeded with this project as it stands, a folder as DVC
+remote (`dvc-remote`), and a dataset drawn by the project or given by the user, tracked with DVC and pushed there. The
+notebook meets it as it meets GitHub and Google Drive. Called again it is kept: branches and objects stay, the project's
+present state becomes the next commit on `main`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from lib.commands import run_command
+from lib.drawing import draw_contact_sheet, draw_dataset
+from lib.errors import CommandError, SandboxError
+from lib.experiment import Experiment
+
+REMOTE = "sandbox"
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """A sandbox that is ready: the repository to clone, the commit to train, and the sheet of the dataset."""
+
+    origin: Path
+    remote: Path
+    commit: str
+    sheet: Path
+
+
+def find_project(start: Path) -> Path:
+    """Give the checkout that `start` lies in. Raises `SandboxError` outside of one."""
+    for folder in (start.resolve(), *start.resolve().parents):
+        if (folder / "render.py").is_file() and (folder / "uv.lock").is_file():
+            return folder
+    raise SandboxError(
+        f"{start} lies in no checkout of this project, and no repository was named.",
+        state="nothing was started.",
+        remedy="run the notebook inside a clone, or name a repository with -p repository URL.",
+    )
+
+
+def make_sandbox(project: Path, folder: Path, experiment: Experiment, data: Path | None = None) -> Sandbox:
+    """Make the sandbox in `folder`, or bring the one that stands there up to date.
+
+    `data` is a dataset in YOLO format (its `data.yaml` at the top) to take in place of the drawn one. Raises
+    `SandboxError`, `DatasetError`.
+    """
+    folder = folder.resolve()
+    origin, remote, seed = folder / "origin.git", folder / "dvc-remote", folder / "seed"
+    if data is not None and not (data / "data.yaml").is_file():
+        raise SandboxError(
+            f"--data is {data}: there is no data.yaml in it.",
+            state="nothing was started.",
+            remedy="name the folder of a dataset in YOLO format, with data.yaml at its top.",
+        )
+    try:
+        for place in (folder, remote):
+            place.mkdir(parents=True, exist_ok=True)
+        if not (origin / "HEAD").is_file():
+            run_command(["git", "init", "--quiet", "--bare", "--initial-branch=main", origin])
+            run_command(["git", "config", "uploadpack.allowFilter", "true"], cwd=origin)
+            run_command(["git", "config", "uploadpack.allowAnySHA1InWant", "true"], cwd=origin)
+        if not (seed / ".git").is_dir():
+            shutil.rmtree(seed, ignore_errors=True)
+            run_command(["git", "clone", "--quiet", origin, seed])
+        _copy_project(project, seed)
+        _configure_dvc(seed, remote)
+        _put_dataset(seed, experiment, data)
+        commit = _commit(seed)
+    except CommandError as error:
+        raise SandboxError(
+            f"the sandbox in {folder} could not be made: {error}",
+            state="nothing was started.",
+            remedy=f"remove {folder} if it is damaged (branches published there go with it) and run again.",
+        ) from error
+    sheet = folder / f"dataset-{experiment.module}.png"
+    draw_contact_sheet(seed / experiment.dataset, sheet)
+    return Sandbox(origin, remote, commit, sheet)
+
+
+def _copy_project(project: Path, seed: Path) -> None:
+    """Make the seed's files those of the project: what Git tracks or does not ignore, as it stands now."""
+    listed = run_command(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=project
+    ).output.split("\0")  # fmt: skip
+    # pointers to a dataset of another remote would make every `dvc pull` here fail
+    wanted = {name for name in listed if name and not name.endswith(".dvc") and (project / name).is_file()}
+    tracked = run_command(["git", "ls-files", "-z"], cwd=seed).output.split("\0")
+    for name in tracked:
+        if name and name not in wanted and not name.endswith((".dvc", ".gitignore")):
+            (seed / name).unlink(missing_ok=True)
+    for name in wanted:
+        target = seed / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(project / name, target)
+
+
+def _configure_dvc(seed: Path, remote: Path) -> None:
+    """Make the sandbox's folder the default remote; what the project's own `.dvc/config` names is left out."""
+    (seed / ".dvc").mkdir(exist_ok=True)
+    (seed / ".dvc" / "config").write_text(
+        f"[core]\n    remote = {REMOTE}\n    analytics = false\n['remote \"{REMOTE}\"']\n    url = {remote}\n",
+        encoding="utf-8",
+    )
+    (seed / ".dvc" / ".gitignore").write_text("/config.local\n/tmp\n/cache\n", encoding="utf-8")
+
+
+def _put_dataset(seed: Path, experiment: Experiment, data: Path | None) -> None:
+    """Track the experiment's dataset with DVC and push it; what stands there is drawn or copied only once."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    target = seed / experiment.dataset
+    source = f"drawn with seed {experiment.seed}" if data is None else f"copied from {data.resolve()}"
+    note = seed / ".git" / f"dataset-{experiment.module}"
+    if not (target.is_dir() and note.is_file() and note.read_text(encoding="utf-8") == source and data is None):
+        note.unlink(missing_ok=True)
+        shutil.rmtree(target, ignore_errors=True)
+        if data is None:
+            draw_dataset(target, experiment.module, seed=experiment.seed)
+        else:
+            shutil.copytree(data, target)
+        note.write_text(source, encoding="utf-8")
+    try:
+        with Repo(str(seed)) as repo, repo.scm_context(quiet=True):
+            repo.add([str(target)])
+            repo.push(targets=[f"{target}.dvc"])
+    except (DvcException, OSError) as error:
+        raise SandboxError(
+            f"the sandbox's dataset could not be tracked with DVC: {error}",
+            remedy=f"remove {seed.parent} and run again.",
+        ) from error
+
+
+def _commit(seed: Path) -> str:
+    own = ["git", "-c", "user.name=Sandbox", "-c", "user.email=sandbox@localhost", "-c", "commit.gpgsign=false"]
+    run_command(["git", "add", "--all"], cwd=seed)
+    if run_command(["git", "status", "--porcelain"], cwd=seed).output.strip():
+        run_command([*own, "commit", "--quiet", "--no-verify", "-m", "The project as it stands"], cwd=seed)
+    run_command(["git", "push", "--quiet", "--no-verify", "origin", "HEAD:refs/heads/main"], cwd=seed)
+    return run_command(["git", "rev-parse", "HEAD"], cwd=seed).output.strip()

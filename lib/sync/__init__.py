@@ -1,0 +1,31 @@
+"""The vault: a run's large files and its branch become visible together, or not at all.
+
+Two stores, one truth. Large files (objects) go to the DVC remote under the hash of their content; small ones go into a
+commit on a new Git branch. The commit point is one atomic update of refs on the Git remote. Because the machine may
+vanish at any moment, the journal is not on the machine: an intent is a ref on the Git remote, `refs/intents/<id>`,
+whose commit holds `intent.json` and says what is being published and what stood there before.
+
+1. prepare   hash the objects and write their `.dvc` files
+2. probe     which identities stand under each object's path: file ids on Drive, the time of writing in a folder
+3. adopt     read the checkpoint branches, then the other intents: what they may yet delete did not stand there before
+4. declare   create the intent, state `uploading`
+5. listen    wait while another intent that is `aborting` or `cleaning` holds an object of ours; then probe again
+6. upload    what is missing; the intent is rewritten every two minutes meanwhile (its lease)
+7. verify    every object is there with its size, and its hash where the store tells it
+8. stage     build the publication's commit through an index of its own; the user's index, HEAD and branch stay
+9. commit    one atomic push: the branch is created (it must not exist), the intent deleted (it must be as we wrote it)
+
+Undoing, the same from an exception, a retry or a stranger's machine, and safe to repeat or to die in: mark the intent
+`aborting` by compare-and-swap, which fences its owner; look at the other intents, then at branches and tags; delete the
+identities that were not there before and that nobody else names; delete the intent last.
+
+Always true: a branch that can be seen has all its objects. True after recovery: the branch with every object, or no
+branch, no new object and no intent. Not promised: against somebody who deletes objects by hand, or a process that
+sleeps past its lease between a look and the one request that follows it.
+
+`sync_outputs()` publishes, `recover()` settles what others left. Nothing else is public, and nothing here knows YOLO.
+"""
+
+from lib.sync.transaction import Publication, Published, recover, sync_outputs
+
+__all__ = ["Publication", "Published", "recover", "sync_outputs"]

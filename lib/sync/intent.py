@@ -1,0 +1,114 @@
+"""The journal's one record: what a publication is about to do to the DVC remote, and what stood there before."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+PROTOCOL = 1
+LEASE = 600.0  # seconds without a renewal after which an intent may be settled by anyone
+RENEWAL = LEASE / 5
+
+State = Literal["uploading", "aborting", "cleaning"]
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """One object of a publication: its name on the DVC remote (the MD5 of its content, hex) and its size in bytes.
+
+    `before` holds the identities that stood under its path before this publication and that nobody else may delete.
+    """
+
+    oid: str
+    size: int
+    before: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The process that answers for an intent."""
+
+    clone: str
+    """A random name that the clone keeps: two machines never share one."""
+    process: str
+    """Process number and start time: a number alone is given out again."""
+
+    def is_dead_here(self, clone: str) -> bool:
+        """Whether it was a process of this clone and has ended; of other machines nothing is known."""
+        pid = self.process.partition("-")[0]
+        return self.clone == clone and process_name(int(pid)) != self.process
+
+
+def process_name(pid: int) -> str:
+    """Name a process for as long as the machine runs; an ended one has no start time."""
+    try:
+        started = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        started = "ended"
+        if not Path("/proc/self/stat").exists():  # no Linux: the number is all there is
+            try:
+                os.kill(pid, 0)
+                started = "unknown"
+            except OSError:
+                pass
+    return f"{pid}-{started}"
+
+
+@dataclass(frozen=True)
+class Intent:
+    """`intent.json`. `renewals` only makes each renewal another commit, so that observers see it move."""
+
+    id: str
+    state: State
+    branch: str
+    base: str
+    owner: Owner
+    objects: tuple[StoredObject, ...]
+    renewals: int = 0
+    protocol: int = PROTOCOL
+
+    def renewed(self) -> Intent:
+        """Give the same intent as another record."""
+        return replace(self, renewals=self.renewals + 1)
+
+    def marked(self, owner: Owner) -> Intent:
+        """Give the intent in the hands of who undoes it."""
+        return replace(self, state="aborting", owner=owner, renewals=self.renewals + 1)
+
+    def may_delete(self, oid: str, identity: str) -> bool:
+        """Whether undoing this intent would delete the identity."""
+        return any(item.oid == oid and identity not in item.before for item in self.objects)
+
+    def names(self, oid: str) -> bool:
+        """Whether the object is one of its own."""
+        return any(item.oid == oid for item in self.objects)
+
+    def to_json(self) -> str:
+        """Give the record as it stands in the ref's commit."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+
+
+def new_intent_id() -> str:
+    """Give a name that no other publication has."""
+    return secrets.token_hex(8)
+
+
+def read_intent(text: str) -> Intent | None:
+    """Read a record; None where it is of a protocol this version does not know, or no record at all.
+
+    Such an intent is never touched: its owner may be a newer version that is alive.
+    """
+    try:
+        values: dict[str, Any] = json.loads(text)
+        if values.pop("protocol") != PROTOCOL:
+            return None
+        objects = tuple(
+            StoredObject(item["oid"], item["size"], tuple(item["before"])) for item in values.pop("objects")
+        )
+        return Intent(objects=objects, owner=Owner(**values.pop("owner")), **values)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None

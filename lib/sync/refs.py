@@ -1,0 +1,202 @@
+"""The Git remote as the transaction sees it: refs that are read, and moved together or not at all.
+
+Guarantees: `push` moves every ref it names, each only from the value given, or none. It cannot know whether a push
+whose answer was lost has happened: the caller asks again. Reading writes only to a private repository inside the
+clone's `.git`; the user's refs, index, HEAD and work tree are never touched.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lib.commands import MINUTE, Answer, run_command
+from lib.credentials import Credentials
+from lib.errors import GitPushError
+from lib.sync.intent import Intent, read_intent
+
+INTENTS = "refs/intents/"
+BLOBS = "64k"  # `.dvc` files are below this, pictures and weights above: they stay on the remote
+PUSH_TIMEOUT = 10 * MINUTE
+
+
+@dataclass(frozen=True)
+class Move:
+    """One ref from `old` to `new`; None is a ref that is not there."""
+
+    ref: str
+    old: str | None
+    new: str | None
+
+
+@dataclass(frozen=True)
+class SeenIntent:
+    """An intent as it stood on the remote; `record` is None where this version cannot read it."""
+
+    ref: str
+    commit: str
+    record: Intent | None
+
+
+class Refs:
+    """The remote `origin` of the clone at `root`."""
+
+    def __init__(self, root: Path, credentials: Credentials) -> None:
+        self.root = root
+        self._redact = credentials.redact
+        self.url = self._git("remote", "get-url", "origin").output.strip()
+        self._environment = credentials.git_environment(self.url)
+        git_dir = Path(self._git("rev-parse", "--path-format=absolute", "--git-common-dir").output.strip())
+        self.private = git_dir / "kaggle-sync"
+        self._mirror = self.private / "mirror.git"
+
+    def _git(
+        self,
+        *words: str,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: float = 2 * MINUTE,
+        text: str | None = None,
+        check: bool = True,
+    ) -> Answer:
+        return run_command(
+            ["git", *words], cwd=cwd or self.root, env=env, timeout=timeout, text=text, check=check, redact=self._redact
+        )
+
+    def _remote(
+        self,
+        *words: str,
+        cwd: Path | None = None,
+        timeout: float = 2 * MINUTE,
+        text: str | None = None,
+        check: bool = True,
+    ) -> Answer:
+        """Run a command that may speak to the remote: only these are given the token."""
+        return self._git(*words, cwd=cwd, env=self._environment, timeout=timeout, text=text, check=check)
+
+    # ── reading ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def list_refs(self, *patterns: str) -> dict[str, str]:
+        """Ask the remote for the refs that match; commit by full name."""
+        lines = self._remote("ls-remote", "origin", *patterns).output.splitlines()
+        return {ref: commit for commit, _, ref in (line.partition("\t") for line in lines)}
+
+    def read_intents(self) -> list[SeenIntent]:
+        """Read every intent on the remote in one request."""
+        self._fetch(f"+{INTENTS}*:{INTENTS}*")
+        listed = self._git("for-each-ref", "--format=%(objectname) %(refname)", INTENTS, cwd=self._mirror).output
+        intents = []
+        for line in listed.splitlines():
+            commit, _, ref = line.partition(" ")
+            text = self._git("cat-file", "blob", f"{commit}:intent.json", cwd=self._mirror, check=False).output
+            intents.append(SeenIntent(ref, commit, read_intent(text)))
+        return intents
+
+    def named_objects(self, *patterns: str) -> set[str]:
+        """Give every object (MD5, hex, `.dir` included) that a `.dvc` file of a reachable commit names.
+
+        `patterns` are the refs that count, for instance `refs/heads/*`. History counts too: a commit on top of a
+        publication that removes its `.dvc` files does not make it disappear.
+        """
+        self._fetch(*(f"+{pattern}:{pattern}" for pattern in patterns))
+        globs = [f"--glob={pattern}" for pattern in patterns]
+        # -m shows a merge against each of its parents: a file that only the merge has is seen too
+        raw = self._git(
+            "log", "--format=", "--raw", "-m", "--root", "--no-abbrev", "--no-renames", *globs, "--", "*.dvc", "**/dvc.lock",
+            "dvc.lock", cwd=self._mirror,
+        ).output  # fmt: skip
+        blobs = {line.split()[3] for line in raw.splitlines() if line.startswith(":")} - {"0" * 40}
+        if not blobs:
+            return set()
+        texts = self._remote("cat-file", "--batch", cwd=self._mirror, text="\n".join(sorted(blobs)) + "\n").output
+        return set(re.findall(r"\bmd5:\s*['\"]?([0-9a-f]{32}(?:\.dir)?)", texts))
+
+    def _fetch(self, *refspecs: str) -> None:
+        if not (self._mirror / "HEAD").exists():
+            self._git("init", "--quiet", "--bare", str(self._mirror))
+            # a partial clone: what the filter left out can be had later, one by one
+            for key, value in (("url", self.url), ("promisor", "true"), ("partialclonefilter", f"blob:limit={BLOBS}")):
+                self._git("config", f"remote.origin.{key}", value, cwd=self._mirror)
+        self._remote(
+            "fetch", "--quiet", "--prune", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance",
+            f"--filter=blob:limit={BLOBS}", "origin", *refspecs, cwd=self._mirror, timeout=10 * MINUTE,
+        )  # fmt: skip
+
+    # ── writing ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def write_intent(self, intent: Intent) -> str:
+        """Store the record as a commit of its own and give the commit; no ref names it yet."""
+        blob = self._git("hash-object", "-w", "--stdin", text=intent.to_json()).output.strip()
+        tree = self._git("mktree", text=f"100644 blob {blob}\tintent.json\n").output.strip()
+        message = f"{intent.state}: {intent.branch}\n\n[skip ci]\n"
+        return self._git("commit-tree", tree, env=_signature("1970-01-01T00:00:00Z"), text=message).output.strip()
+
+    def build_commit(self, base: str, paths: Sequence[str], message: str, date: str) -> str:
+        """Build the commit `base` plus the files at `paths` through an index of its own.
+
+        `date` (ISO 8601) is all of the commit that is not content: the same files give the same commit.
+        """
+        index = self.private / f"index-{os.getpid()}-{threading.get_ident()}"
+        self.private.mkdir(parents=True, exist_ok=True)
+        index.unlink(missing_ok=True)
+        own = {"GIT_INDEX_FILE": str(index)}
+        try:
+            self._git("read-tree", base, env=own)
+            # --force: what a .gitignore hides (*.png, say) is published all the same
+            self._git("add", "--force", "--pathspec-from-file=-", "--pathspec-file-nul", env={**own, "GIT_LITERAL_PATHSPECS": "1"},
+                      text="".join(f"{path}\0" for path in paths))  # fmt: skip
+            tree = self._git("write-tree", env=own).output.strip()
+        finally:
+            index.unlink(missing_ok=True)
+        return self._git("commit-tree", tree, "-p", base, env=_signature(date), text=message).output.strip()
+
+    def push(self, *moves: Move) -> None:
+        """Make all the moves in one atomic push, each only from its `old`. Raises `GitPushError`.
+
+        After an error the moves have happened together or not at all; which of the two, only the remote knows.
+        """
+        words = ["--atomic", "--no-verify", "--no-signed", "--no-follow-tags", "--recurse-submodules=no", "--quiet"]
+        words += [f"--force-with-lease={move.ref}:{move.old or ''}" for move in moves]
+        words += ["origin"] + [f"{move.new or ''}:{move.ref}" for move in moves]
+        answer = self._remote("push", *words, timeout=PUSH_TIMEOUT, check=False)
+        if answer.status != 0:
+            raise _refusal(answer, self._redact(self.url), [move.ref for move in moves])
+
+
+def _signature(date: str) -> dict[str, str]:
+    """Give author and committer of what the transaction writes: the same on every machine."""
+    who = {"NAME": "Kaggle Training", "EMAIL": "kaggle-training@users.noreply.github.com", "DATE": date}
+    return {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in who.items()}
+
+
+_CAUSES: Iterable[tuple[str, str]] = (
+    (
+        r"Authentication failed|could not read Username|Invalid username|HTTP Basic: Access denied|\b401\b",
+        "check that GITHUB_TOKEN in secrets.json is right and not expired, and has the `repo` scope.",
+    ),
+    (
+        r"Permission .* denied|Write access|\b403\b|read-only|not allowed to push",
+        "give GITHUB_TOKEN write permission for this repository (scope `repo`; fine-grained: Contents, write).",
+    ),
+    (r"workflow", "give GITHUB_TOKEN the `workflow` scope: the branch holds workflow files."),
+    (r"protected|GH006|hook declined|rule violations", "allow new branches named kaggle-* in the host's branch rules."),
+    (r"atomic", "use a Git host that supports atomic pushes (GitHub, GitLab, Gitea and plain Git do)."),
+    (r"stale info|fetch first|rejected", "somebody else moved the same ref; run sync_outputs() again."),
+    (
+        r"Could not resolve|unable to access|Connection|timed out|does not appear to be a git repository",
+        "check the network and the repository's address, then run sync_outputs() again.",
+    ),
+)
+
+
+def _refusal(answer: Answer, url: str, refs: Iterable[str]) -> GitPushError:
+    told = (answer.errors.strip() or answer.output.strip() or "no reason given")[-2000:]
+    remedies: Iterator[str] = (remedy for pattern, remedy in _CAUSES if re.search(pattern, told, re.IGNORECASE))
+    return GitPushError(
+        f"Git push failed: {url} did not take {', '.join(refs)}:\n{told}",
+        remedy=next(remedies, "read the host's answer above, mend its cause and run sync_outputs() again."),
+    )

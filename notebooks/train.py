@@ -1,0 +1,292 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Kaggle Training
+#
+# Trains one module (detection or localization of shipping containers), evaluates it, and publishes weights and results
+# together or not at all. Made for Kaggle's GPU T4 x2; without a repository it runs in a sandbox on any machine, with no
+# account and no network.
+#
+# Everything to choose is in the next cell. `render.py` fills it in from an experiment.
+
+# %% tags=["parameters"]
+module = "detection"  # what is trained: "detection" or "localization"
+experiment = ""  # the experiment: a YAML in the repository, or its whole content; empty: the module's small one
+repository = ""  # Git URL to clone and to publish to; empty: a sandbox made from the checkout around this notebook
+commit = ""  # the exact commit to train; empty: the newest of the repository's default branch
+secrets = ""  # path of secrets.json; empty: looked for in both mounts of a Kaggle dataset, then in the environment
+accelerator = "t4x2"  # what the run was rendered for: "t4x2", "p100" or "none"; another one only warns
+working = ""  # folder for clone, artifacts and log; empty: /kaggle/working, or a new one in the sandbox
+sandbox = "build/sandbox"  # folder of the sandbox, where no repository is given
+epochs = None  # training.epochs of the experiment; None leaves it as it is
+batch_size = None  # training.batch_size of the experiment; None leaves it as it is
+learning_rate = None  # training.learning_rate of the experiment; None leaves it as it is
+resume_from = None  # model.resume_from of the experiment, the path of a last.pt; None leaves it as it is
+
+# %% [markdown]
+# ## 0/10: Verify GPU (T4 x2)
+# The driver is asked before anything costs time. Until step 2 only the standard library is used.
+
+# %%
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+started = datetime.now(UTC)
+steps = []  # (title, start) of every step, for run.json and the summary
+on_kaggle = Path("/kaggle/working").is_dir()
+sandbox = Path(sandbox).resolve()
+runs = Path("/kaggle/working") if on_kaggle else sandbox / "runs" / f"{module}-{started:%Y%m%d-%H%M%S}"
+working = Path(working).resolve() if working else runs
+scratch = Path("/kaggle/tmp/kaggle-training") if on_kaggle else working / "scratch"
+working.mkdir(parents=True, exist_ok=True)
+
+
+def say(text):
+    """Print a line and keep it: run.log begins before there is anything to write it with."""
+    print(text, flush=True)
+    with (working / "run.log").open("a", encoding="utf-8") as log_file:
+        log_file.write(f"{text}\n")
+
+
+def step(title):
+    steps.append((title, time.time()))
+    passed = int(time.time() - started.timestamp())
+    line = f"\n[{passed // 3600:02d}:{passed // 60 % 60:02d}:{passed % 60:02d}] {title}"
+    print(line, flush=True) if "log" in globals() else say(line)
+
+
+def stop(what, remedy):
+    raise SystemExit(f"{what}\nWhat to do: {remedy}")
+
+
+step("0/10: Verify GPU (T4 x2)")
+wanted = {"t4x2": ["T4", "T4"], "p100": ["P100"], "none": []}
+if accelerator not in wanted:
+    stop(f"accelerator is {accelerator!r}; it may be {', '.join(wanted)}.", "correct the parameter and run again.")
+asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+found = subprocess.run(asked, capture_output=True, text=True).stdout.splitlines() if shutil.which(asked[0]) else []
+say(f"GPUs: {', '.join(found) or 'none'}")
+if on_kaggle and wanted[accelerator] and not found:
+    stop(f"Rendered for {accelerator}, and there is no GPU.", "choose GPU T4 x2 in the notebook's settings, run again.")
+if on_kaggle and sorted(name.removeprefix("Tesla ") for name in found) != wanted[accelerator]:
+    say(f"Warning: rendered for {accelerator}; training takes what is here.")
+
+# %% [markdown]
+# ## 1/10: Clone repository from GitHub
+# The exact commit, as shallow as it can be. The token goes into the environment of these commands alone.
+
+# %%
+step("1/10: Clone repository from GitHub")
+if not repository:
+    projects = [folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "render.py").is_file()]
+    if on_kaggle or not projects:
+        stop(
+            "No repository is given.",
+            "make this notebook with render.py, or set the parameter repository to a Git URL.",
+        )
+    make = [sys.executable, "-m", "lib", "sandbox", module, "--folder", str(sandbox), "--json"]
+    made = subprocess.run(make, cwd=projects[0], capture_output=True, text=True)
+    if made.returncode:
+        raise SystemExit(made.stderr)
+    repository, commit = (json.loads(made.stdout)[key] for key in ("repository", "commit"))
+
+token = os.environ.get("GITHUB_TOKEN", "")
+inputs = Path("/kaggle/input")
+for file in [Path(secrets)] if secrets else [*inputs.glob("*/secrets.json"), *inputs.glob("datasets/*/*/secrets.json")]:
+    token = json.loads(file.read_text(encoding="utf-8")).get("GITHUB_TOKEN", token)
+git_environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
+if token and repository.startswith("http"):
+    import base64
+
+    basic = base64.b64encode(f"x-access-token:{token}".encode()).decode()
+    host = "/".join(repository.split("/")[:3])
+    header = {"COUNT": "1", "KEY_0": f"http.{host}/.extraHeader", "VALUE_0": f"Authorization: Basic {basic}"}
+    git_environment |= {f"GIT_CONFIG_{key}": value for key, value in header.items()}
+del token
+
+
+def git(*words):
+    return subprocess.run(["git", *words], cwd=root, env=git_environment, capture_output=True, text=True, timeout=600)
+
+
+root = working / repository.rstrip("/").rpartition("/")[2].removesuffix(".git")
+root.mkdir(exist_ok=True)
+if not (root / ".git").is_dir():
+    git("init", "--quiet")
+    git("remote", "add", "origin", repository)
+fetched = git("fetch", "--quiet", "--depth=1", "origin", commit or "HEAD")
+if fetched.returncode:  # a host that gives no single commits
+    fetched = git("fetch", "--quiet", "origin")
+fetched = git("checkout", "--quiet", "--detach", commit or "FETCH_HEAD") if not fetched.returncode else fetched
+if fetched.returncode:
+    stop(
+        f"{repository} at {commit or 'its newest commit'} cannot be cloned:\n{fetched.stderr}",
+        "check the address, that internet is on in the notebook's settings, that the commit is pushed, and for a private "
+        "repository GITHUB_TOKEN in secrets.json.",
+    )
+commit = git("rev-parse", "HEAD").stdout.strip()
+os.chdir(root)
+sys.path.insert(0, str(root))
+say(f"{repository} at {commit} is in {root}")
+
+# %% [markdown]
+# ## 2/10: Install dependencies (Hybrid Strategy)
+# Hardware: the host's own torch and CUDA stay. Logic: everything else exactly as `uv.lock` says, in a folder of its own.
+
+# %%
+step("2/10: Install dependencies (Hybrid Strategy)")
+from lib.install import install
+
+say(install(root, scratch / "packages"))
+
+# %% [markdown]
+# ## 3/10: Configure DVC with Google Drive
+# From here on everything printed goes to `run.log` as well, without credentials.
+
+# %%
+step("3/10: Configure DVC with Google Drive")
+from lib.credentials import load_credentials
+from lib.experiment import find_module, load_experiment
+from lib.host import find_host
+from lib.log import RunLog
+from lib.remotes import configure_dvc, configure_git
+
+credentials = load_credentials(secrets)
+log = RunLog(working / "run.log", credentials.redact)
+overrides = {
+    "training.epochs": epochs,
+    "training.batch_size": batch_size,
+    "training.learning_rate": learning_rate,
+    "model.resume_from": resume_from,
+}
+chosen = load_experiment(experiment or find_module(module).sandbox, overrides, module=module)
+artifacts = root / chosen.artifacts
+log.also_in(artifacts)
+host = find_host(working, scratch)
+print(configure_dvc(root, scratch, credentials))
+
+# %% [markdown]
+# ## 4/10: Configure Git with GitHub token
+# What an earlier session left unfinished on the remotes is noted here, and settled before this run publishes.
+
+# %%
+step("4/10: Configure Git with GitHub token")
+from lib.sync import recover
+
+print(configure_git(root, credentials))
+recover(root, credentials)
+
+# %% [markdown]
+# ## 5/10: Configure WandB for experiment tracking
+
+# %%
+step("5/10: Configure WandB for experiment tracking")
+from lib.report import RunFacts, branch_name
+from lib.tracking import configure_tracking
+
+branch = branch_name(chosen, started)
+tracking = configure_tracking(chosen, credentials, working, branch.removeprefix("kaggle-train-"))
+print(f"Dashboard: {tracking.address}")
+
+# %% [markdown]
+# ## 6/10: Pull dataset via DVC
+
+# %%
+step("6/10: Pull dataset via DVC")
+from lib.dataset import pull_dataset
+
+dataset = pull_dataset(root, chosen, scratch, credentials)
+print(dataset.describe())
+
+# %% [markdown]
+# ## 7/10: Display training configuration
+
+# %%
+step("7/10: Display training configuration")
+from lib.host import training_device
+from lib.report import describe_run
+
+device = training_device(host.gpus, multi_gpu=chosen.hardware.multi_gpu)
+facts = RunFacts(root, branch, commit, credentials.redact(repository), started, device)
+print(describe_run(facts, chosen, host))
+
+# %% [markdown]
+# ## 8/10: Download pretrained YOLO weights
+
+# %%
+step("8/10: Download pretrained YOLO weights")
+from lib.training import fetch_weights, prepare_library
+
+prepare_library(scratch)
+weights = fetch_weights(chosen, root)
+print(f"Training starts from {weights or 'random weights'}.")
+
+# %% [markdown]
+# ## 9/10: Run training + Automatic model sync
+
+# %%
+step("9/10: Run training + Automatic model sync")
+from lib.tracking import tracking_callbacks
+from lib.training import train
+
+trained = train(chosen, dataset.data_file, weights, root, device=device, callbacks=tracking_callbacks(tracking))
+
+# %% [markdown]
+# The best weights are measured on the validation and the test split.
+
+# %%
+from lib.evaluation import evaluate
+from lib.report import write_report
+
+evaluated = evaluate(chosen, dataset, trained, device=device)
+write_report(facts, chosen, host, dataset, trained, evaluated, tracking, steps)
+
+# %% [markdown]
+# Weights go to the DVC remote, everything else to a new branch: both, or neither.
+
+# %%
+from lib.report import publication
+from lib.sync import sync_outputs
+from lib.tracking import finish_tracking
+
+published = sync_outputs(publication(facts, chosen, evaluated), credentials)
+finish_tracking(tracking, {"branch": published.branch, "commit": published.commit, **evaluated.flat()})
+
+# %% [markdown]
+# ## 10/10: Cleanup (clear GPU cache)
+
+# %%
+step("10/10: Cleanup (clear GPU cache)")
+from lib.training import free_gpu_memory
+
+print(free_gpu_memory())
+
+# %% [markdown]
+# ## What came out
+
+# %%
+from IPython.display import Image, display
+
+from lib.report import show_summary
+
+show_summary(facts, chosen, evaluated, tracking, steps, time.time())
+for picture in (artifacts / "train" / "results.png", artifacts / "test" / "predictions.png"):
+    display(Image(str(picture)))
+log.close()

@@ -1,0 +1,411 @@
+#!/usr/bin/env python3
+"""Turn an experiment into a Kaggle notebook, and run it here in a sandbox when asked to.
+
+    uv run render.py detection            # build/detection/train_module_1_detection.ipynb, ready to upload
+    uv run render.py detection --run      # the same for this machine's sandbox, executed from end to end
+
+Guarantees: what is rendered is valid (experiment, parameters, notebook format) and can be cloned by Kaggle (the commit
+is on the remote); the same input gives the same bytes; every value stands in the `parameters` cell, so that a later
+`papermill … -p NAME VALUE` changes that one and keeps the others.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import click
+
+from lib.errors import RenderError, RunError
+from lib.experiment import Experiment, Module, find_module, keys, load_experiment
+
+PROJECT = Path(__file__).resolve().parent
+SOURCE = PROJECT / "notebooks" / "train.py"
+SHORTCUTS = {
+    "epochs": "training.epochs",
+    "batch_size": "training.batch_size",
+    "learning_rate": "training.learning_rate",
+    "resume_from": "model.resume_from",
+}
+BY_OPTION = {"module": "the argument MODULE", "experiment": "--experiment", "accelerator": "--accelerator"}
+
+
+# What Kaggle calls an accelerator in a notebook, and in kernel-metadata.json.
+KAGGLE_WORDS = {
+    "t4x2": ("nvidiaTeslaT4", "NvidiaTeslaT4"),
+    "p100": ("nvidiaTeslaP100", "NvidiaTeslaP100"),
+    "none": ("none", ""),
+}
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """The files of a rendered notebook."""
+
+    notebook: Path
+    script: Path
+    kernel: Path | None
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.argument("module")
+@click.option(
+    "--experiment",
+    type=Path,
+    metavar="FILE",
+    help="Its YAML; without it the module's baseline, and with --run its small one.",
+)
+@click.option(
+    "-p",
+    "parameter",
+    nargs=2,
+    multiple=True,
+    metavar="NAME VALUE",
+    help="A parameter of the notebook, or a key of the experiment (training.epochs); may be given often.",
+)
+@click.option("--accelerator", type=click.Choice(list(KAGGLE_WORDS)), default="t4x2", help="What Kaggle is asked for.")
+@click.option("--output", type=Path, metavar="DIR", help="Where the files go; without it build/MODULE.")
+@click.option("--run", is_flag=True, help="Execute it here, in the sandbox, from end to end.")
+@click.option(
+    "--sandbox", type=Path, metavar="DIR", default=Path("build/sandbox"), help="With --run: where the sandbox stands."
+)
+@click.option(
+    "--data", type=Path, metavar="DIR", help="With --run: a dataset in YOLO format, in place of the drawn one."
+)
+@click.option("--allow-dirty", is_flag=True, help="Render although the tree is dirty or its commit is not pushed.")
+@click.option(
+    "--kaggle-user",
+    envvar="KAGGLE_USERNAME",
+    metavar="NAME",
+    default="",
+    help="Whose kernel it is; without it the kaggle client's user.",
+)
+@click.option(
+    "--secrets-dataset",
+    metavar="OWNER/SLUG",
+    default="",
+    help="The private dataset with secrets.json; without it <kaggle user>/kaggle-training-secrets.",
+)
+def main(
+    *,
+    module: str,
+    experiment: Path | None,
+    parameter: tuple[tuple[str, str], ...],
+    accelerator: str,
+    output: Path | None,
+    run: bool,
+    sandbox: Path,
+    data: Path | None,
+    allow_dirty: bool,
+    kaggle_user: str,
+    secrets_dataset: str,
+) -> None:
+    """Render the notebook of MODULE for Kaggle; with --run, execute it here from end to end."""
+    about = find_module(module)
+    if data is not None and not run:
+        raise RenderError("--data is for --run only.", remedy="add --run, or track the dataset with DVC for Kaggle.")
+    given = {name: _yaml_value(text) for name, text in parameter}
+    notebook = read_notebook()
+    unknown_or_reserved(given, notebook)
+    dotted = {name: value for name, value in given.items() if "." in name}
+    chosen = load_experiment(_experiment_file(about, experiment, run=run), dotted, module=about.name)
+    baked = {name: value for name, value in given.items() if name not in dotted}
+    # a shortcut is checked against the experiment now: a bad value must not wait for the GPU
+    load_experiment(chosen.model_dump(), {SHORTCUTS[name]: baked[name] for name in baked if name in SHORTCUTS})
+    where = _sandbox(sandbox, chosen, data) if run else _repository(allow_dirty=allow_dirty, given=baked)
+    values = {
+        "module": about.name,
+        "experiment": chosen.model_dump(mode="json"),
+        "accelerator": "none" if run else accelerator,
+        "sandbox": str(sandbox.resolve()) if run else "build/sandbox",
+        **where,
+        **baked,
+    }
+    folder = output or PROJECT / "build" / about.name
+    user, dataset = kaggle_user or _configured_user(), secrets_dataset
+    rendered = write_rendered(
+        folder, about, bake(notebook, values, accelerator if not run else "none"),
+        None if run else kernel_metadata(about, accelerator, user, dataset),
+    )  # fmt: skip
+    print(f"Notebook: {rendered.notebook}\nOne cell: {rendered.script}")
+    if run:
+        _execute(rendered.notebook)
+    else:
+        print(
+            f"Kernel:   {rendered.kernel}\nTrains:   {chosen.name} at commit {where['commit']} of {where['repository']}"
+        )
+        if not user:
+            print("No Kaggle user is known: set KAGGLE_USERNAME or --kaggle-user before `kaggle kernels push`.")
+        print(f"Upload the notebook to Kaggle, or run: kaggle kernels push -p {folder}")
+
+
+# ── what is given ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _yaml_value(text: str) -> Any:  # noqa: ANN401
+    """Read a value as an experiment's YAML would: 3 is a number, true a truth value, null nothing."""
+    from ruamel.yaml import YAML
+
+    return YAML(typ="safe", pure=True).load(text)
+
+
+def unknown_or_reserved(given: Mapping[str, Any], notebook: Any) -> None:  # noqa: ANN401  nbformat has no types
+    """Refuse a parameter that the notebook does not have: papermill would only warn, and train something else."""
+    known = [name for name in parameters(notebook) if name not in BY_OPTION] + [key for key in keys() if "." in key]
+    for name in given:
+        if name in BY_OPTION:
+            raise RenderError(f"-p {name}: this is chosen by {BY_OPTION[name]}.", remedy=f"use {BY_OPTION[name]}.")
+        if name not in known:
+            meant = difflib.get_close_matches(name, known, n=1)
+            raise RenderError(
+                f"-p {name}: the notebook has no such parameter.",
+                state="nothing was written.",
+                remedy=f"did you mean {meant[0]}?" if meant else f"known are: {', '.join(known)}.",
+            )
+
+
+def _experiment_file(about: Module, given: Path | None, *, run: bool) -> Path:
+    return given if given is not None else PROJECT / (about.sandbox if run else about.baseline)
+
+
+def _sandbox(folder: Path, chosen: Experiment, data: Path | None) -> dict[str, str]:
+    from lib.sandbox import make_sandbox
+
+    print(f"Making the sandbox in {folder} …", flush=True)
+    made = make_sandbox(PROJECT, folder, chosen, data)
+    print(f"Dataset:  {made.sheet}")
+    return {"repository": str(made.origin), "commit": made.commit}
+
+
+def _repository(*, allow_dirty: bool, given: Mapping[str, Any]) -> dict[str, str]:
+    """Give the URL and the commit that Kaggle clones, and refuse what it could not clone or is not what lies here."""
+    import git
+
+    try:
+        repo = git.Repo(PROJECT)
+        commit = repo.head.commit.hexsha
+    except (git.InvalidGitRepositoryError, ValueError):
+        raise RenderError(
+            f"{PROJECT} is no Git checkout with a commit.", remedy="clone the project with Git and render there."
+        ) from None
+    with repo:
+        if given.get("repository") and given.get("commit"):
+            return {"repository": str(given["repository"]), "commit": str(given["commit"])}
+        if "origin" not in [remote.name for remote in repo.remotes]:
+            raise RenderError(
+                "this checkout has no remote `origin` that Kaggle could clone.",
+                state="nothing was written.",
+                remedy="`git remote add origin https://github.com/YOU/REPOSITORY.git && git push -u origin HEAD`.",
+            )
+        if not allow_dirty:
+            changed = repo.git.status("--porcelain").splitlines()
+            if changed:
+                raise RenderError(
+                    f"the tree is dirty, and Kaggle clones the commit: {', '.join(line[3:] for line in changed[:5])}"
+                    f"{' …' if len(changed) > 5 else ''}.",  # noqa: PLR2004
+                    state="nothing was written.",
+                    remedy="commit and push, or render the commit as it is with --allow-dirty.",
+                )
+            _require_on_remote(repo, commit)
+        return {"repository": public_url(repo.remotes.origin.url), "commit": commit}
+
+
+def _require_on_remote(repo: Any, commit: str) -> None:  # noqa: ANN401  GitPython's Repo
+    import git
+
+    try:
+        tips = {line.split()[0] for line in repo.git.ls_remote("origin", kill_after_timeout=60).splitlines()}
+        if commit in tips:
+            return
+        repo.git.fetch("--quiet", "origin", kill_after_timeout=300)  # only remote-tracking branches move
+        if repo.git.branch("--remotes", "--contains", commit, "--list", "origin/*").strip():
+            return
+    except git.GitCommandError as error:
+        raise RenderError(
+            f"the remote cannot be asked for commit {commit[:12]}: {str(error.stderr).strip()}",
+            state="nothing was written.",
+            remedy="check the network and `git remote -v`, or render without asking with --allow-dirty.",
+        ) from None
+    raise RenderError(
+        f"commit {commit[:12]} is not on the remote, and Kaggle could not clone it.",
+        state="nothing was written.",
+        remedy="`git push`, then render again (--allow-dirty renders all the same).",
+    )
+
+
+def public_url(url: str) -> str:
+    """Give the address that Kaggle clones: https in place of ssh, and never a user name or token in it."""
+    ssh = re.fullmatch(r"(?:ssh://)?git@([^:/]+)[:/](.+)", url)
+    if ssh:
+        return f"https://{ssh[1]}/{ssh[2]}"
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https"):
+        return url
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+# ── the notebook ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def read_notebook() -> Any:  # noqa: ANN401  nbformat has no types
+    """Read `notebooks/train.py` as a notebook."""
+    import jupytext
+
+    return jupytext.read(SOURCE, fmt="py:percent")
+
+
+def _parameter_cell(notebook: Any) -> Any:  # noqa: ANN401
+    return next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+
+
+def parameters(notebook: Any) -> dict[str, str]:  # noqa: ANN401
+    """Give the notebook's parameters with the comment that explains each, as papermill reads them."""
+    from papermill.translators import papermill_translators
+
+    translator = papermill_translators.find_translator("python3", "python")
+    return {found.name: found.help for found in translator.inspect(_parameter_cell(notebook))}
+
+
+def bake(notebook: Any, values: Mapping[str, Any], accelerator: str) -> Any:  # noqa: ANN401
+    """Write the values into the `parameters` cell, each in its own line, and make the notebook Kaggle's."""
+    from papermill.translators import papermill_translators
+
+    translator = papermill_translators.find_translator("python3", "python")
+    cell = _parameter_cell(notebook)
+    lines = []
+    for line in cell.source.splitlines():
+        name, _, comment = line.partition("  # ")
+        name = name.partition(" = ")[0]
+        if name not in values:
+            lines.append(line)
+            continue
+        # papermill's own translation, by which `papermill -p` would write it
+        _, _, text = translator.codify({name: values[name]}, "").partition("\n")
+        lines += [f"{text.strip()}  # {comment}"] if text.count("\n") == 1 else [f"# {comment}", text.strip()]
+    cell.source = "\n".join(lines)
+    word, _ = KAGGLE_WORDS[accelerator]
+    notebook.metadata = {
+        "kaggle": {
+            "accelerator": word,
+            "dataSources": [],
+            "isGpuEnabled": accelerator != "none",
+            "isInternetEnabled": True,
+            "language": "python",
+            "sourceType": "notebook",
+        },
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    for index, each in enumerate(notebook.cells):
+        each["id"] = hashlib.sha256(f"{index}\0{each.source}".encode()).hexdigest()[:8]
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    return notebook
+
+
+def one_cell(notebook: Any, about: Module) -> str:  # noqa: ANN401
+    """Give the whole run as one cell to paste: Markdown becomes comments."""
+    parts = [f"# {about.title}, the whole run as one cell. Made by render.py from notebooks/train.py."]
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            parts.append("\n".join(f"# {line}".rstrip() for line in cell.source.splitlines()))
+        else:
+            parts.append(cell.source)
+    return "\n\n".join(parts) + "\n"
+
+
+def kernel_metadata(about: Module, accelerator: str, user: str, dataset: str) -> dict[str, Any]:
+    """Give what `kaggle kernels push` reads: a private kernel with internet, GPU and the secrets dataset."""
+    title = f"Train Module {about.number} {about.name.capitalize()}"
+    slug = title.lower().replace(" ", "-")  # Kaggle makes the same of the title
+    owner = user or "INSERT_KAGGLE_USERNAME_HERE"
+    return {
+        "id": f"{owner}/{slug}",
+        "title": title,
+        "code_file": f"{about.notebook}.ipynb",
+        "language": "python",
+        "kernel_type": "notebook",
+        "is_private": True,
+        "enable_gpu": accelerator != "none",
+        "enable_internet": True,
+        "machine_shape": KAGGLE_WORDS[accelerator][1],
+        "dataset_sources": [dataset or f"{owner}/kaggle-training-secrets"],
+        "competition_sources": [],
+        "kernel_sources": [],
+        "model_sources": [],
+        "keywords": [],
+    }
+
+
+def _configured_user() -> str:
+    """Give the user that the kaggle client is set up for; its key is not read."""
+    file = Path(os.environ.get("KAGGLE_CONFIG_DIR", Path.home() / ".kaggle")) / "kaggle.json"
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["username"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def write_rendered(folder: Path, about: Module, notebook: Any, kernel: Mapping[str, Any] | None) -> Rendered:  # noqa: ANN401
+    """Validate the notebook and write its files, each complete or not at all."""
+    import nbformat
+
+    nbformat.validate(notebook)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = Rendered(
+        folder / f"{about.notebook}.ipynb",
+        folder / f"{about.notebook}.py",
+        folder / "kernel-metadata.json" if kernel else None,
+    )
+    _write(files.notebook, nbformat.writes(notebook).rstrip("\n") + "\n")
+    _write(files.script, one_cell(notebook, about))
+    if files.kernel is not None:
+        _write(files.kernel, json.dumps(kernel, indent=2) + "\n")
+    else:
+        # a notebook of this machine's sandbox must not be pushed with the metadata of an earlier one
+        (folder / "kernel-metadata.json").unlink(missing_ok=True)
+    return files
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+# ── running it here ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _execute(notebook: Path) -> None:
+    """Execute the rendered notebook with papermill, showing what it prints while it prints it."""
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    executed = notebook.with_suffix(".executed.ipynb")
+    print(f"Executed: {executed}", flush=True)
+    try:
+        papermill.execute_notebook(
+            str(notebook), str(executed), kernel_name="python3", cwd=str(PROJECT), progress_bar=False,
+            stdout_file=sys.stdout, stderr_file=sys.stderr,
+        )  # fmt: skip
+    except PapermillExecutionError as error:
+        raise RunError(
+            f"the run stopped: {error.ename}: {error.evalue}", remedy=f"everything it printed is in {executed}."
+        ) from None
+    print(f"\nThe executed notebook: {executed}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except RunError as problem:
+        print(f"Error: {problem}", file=sys.stderr)
+        raise SystemExit(1) from None

@@ -1,0 +1,145 @@
+"""What the tests share: both remotes of a run in one folder, clones of them, and an environment of their own.
+
+`stores` is a bare Git repository, a folder as DVC remote, and a clone with a trained run in it. Nothing reads the
+user's Git configuration, accounts or caches, and nothing leaves the machine.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:  # `pytest` by itself puts only this folder there
+    sys.path.insert(0, str(ROOT))
+
+RUN = "artifacts/detection/exp001"
+WEIGHTS = (f"{RUN}/train/weights/best.pt", f"{RUN}/train/weights/last.pt")
+SMALL_FILES = (f"{RUN}/train/args.yaml", f"{RUN}/train/results.png", f"{RUN}/test/metrics.json")
+"""`results.png` is named by the clone's `.gitignore`."""
+
+
+def run_git(*words: str | Path, cwd: Path) -> str:
+    """Give what a git command printed; it must succeed."""
+    command = ["git", *map(str, words)]
+    done = subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+@dataclass(frozen=True)
+class Stores:
+    """A Git remote, a DVC remote, and a clone of both that holds a run which is not published yet."""
+
+    folder: Path
+    origin: Path
+    storage: Path
+    clone: Path
+
+    def clone_again(self, name: str = "other", *, branch: str = "main") -> Path:
+        """Give one more clone, as another machine would have it."""
+        path = self.folder / name
+        run_git("clone", "--quiet", "--branch", branch, self.origin, path, cwd=self.folder)
+        return path
+
+    def refs(self) -> dict[str, str]:
+        """Give every ref of the Git remote but the main branch, and the commit it stands at."""
+        lines = run_git("for-each-ref", "--format=%(refname) %(objectname)", cwd=self.origin).splitlines()
+        found = dict(line.split() for line in lines)
+        found.pop("refs/heads/main", None)
+        return found
+
+    def intents(self) -> list[str]:
+        """Give the refs of publications that are not finished."""
+        return [ref for ref in self.refs() if ref.startswith("refs/intents/")]
+
+    def objects(self) -> dict[str, bytes]:
+        """Give every file of the DVC remote, temporary ones too, and its bytes."""
+        if not self.storage.is_dir():
+            return {}
+        files = (path for path in self.storage.rglob("*") if path.is_file())
+        return {path.relative_to(self.storage).as_posix(): path.read_bytes() for path in files}
+
+    def object_path(self, md5: str) -> Path:
+        """Give the path under which DVC keeps an object."""
+        return self.storage / "files" / "md5" / md5[:2] / md5[2:]
+
+    def write_hook(self, name: str, script: str) -> None:
+        """Let the Git remote run a shell script; `pre-receive` may refuse a push by failing."""
+        hook = self.origin / "hooks" / name
+        hook.parent.mkdir(exist_ok=True)
+        hook.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+        hook.chmod(0o755)
+
+    def remove_hook(self, name: str) -> None:
+        """Let the Git remote take every push again."""
+        (self.origin / "hooks" / name).unlink()
+
+
+def write_run(clone: Path, *, seed: int = 0) -> None:
+    """Write what a training leaves: two weights files and small ones; the same seed gives the same bytes."""
+    chance = random.Random(seed)
+    for name in WEIGHTS:
+        path = clone / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(chance.randbytes(5000))
+    for name in SMALL_FILES:
+        path = clone / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(f"{name} {seed}\n".encode())
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> Stores:
+    """Both remotes, and a clone with a run that is not published yet."""
+    folder = tmp_path
+    stores = Stores(folder, folder / "origin.git", folder / "storage", folder / "clone")
+    run_git("init", "--quiet", "--bare", "--template=", "--initial-branch=main", stores.origin, cwd=folder)
+    with (stores.origin / "config").open("a", encoding="utf-8") as config:
+        config.write("[uploadpack]\n\tallowFilter = true\n\tallowAnySHA1InWant = true\n")
+    stores.storage.mkdir()
+    run_git("clone", "--quiet", stores.origin, stores.clone, cwd=folder)
+    (stores.clone / ".dvc").mkdir()
+    files = {
+        ".dvc/config": f"[core]\n    remote = storage\n['remote \"storage\"']\n    url = {stores.storage}\n",
+        ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n",
+        ".dvcignore": "",
+        ".gitignore": "*.png\n",
+        "code.py": "print('train')\n",
+    }
+    for name, text in files.items():
+        (stores.clone / name).write_text(text, encoding="utf-8")
+    run_git("add", "--all", cwd=stores.clone)
+    run_git("commit", "--quiet", "--message=code", cwd=stores.clone)
+    run_git("push", "--quiet", "origin", "HEAD:main", cwd=stores.clone)
+    write_run(stores.clone)
+    return stores
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_traces_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the user's configuration and accounts out of every test, and every test out of the user's caches."""
+    folder = tmp_path_factory.mktemp("environment")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith(("GIT_", "DVC_", "WANDB_", "GDRIVE_")) or name == "GITHUB_TOKEN":
+                patch.delenv(name)
+        for role in ("AUTHOR", "COMMITTER"):
+            patch.setenv(f"GIT_{role}_NAME", "A User")
+            patch.setenv(f"GIT_{role}_EMAIL", "user@example.com")
+        patch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+        patch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
+        patch.setenv("GIT_TERMINAL_PROMPT", "0")
+        patch.setenv("DVC_NO_ANALYTICS", "1")
+        patch.setenv("DVC_SITE_CACHE_DIR", str(folder / "dvc"))
+        patch.setenv("DVC_GLOBAL_CONFIG_DIR", str(folder / "dvc-global"))
+        patch.setenv("DVC_SYSTEM_CONFIG_DIR", str(folder / "dvc-system"))
+        patch.setenv("WANDB_MODE", "offline")
+        patch.setenv("YOLO_AUTOINSTALL", "false")
+        yield

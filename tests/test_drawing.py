@@ -1,0 +1,300 @@
+from __future__ import annotations
+
+import hashlib
+import string
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFilter
+from ruamel.yaml import YAML
+
+from lib import drawing
+from lib.drawing import check_digit, draw_contact_sheet, draw_dataset
+from lib.errors import DatasetError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+MODULES = ("detection", "localization")
+FEW = {"train": 5, "val": 3, "test": 3}
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Draw one small dataset a module; tests only read them."""
+    folder = tmp_path_factory.mktemp("datasets")
+    for module in MODULES:
+        draw_dataset(folder / module, module, seed=3, counts=FEW)
+    return {module: folder / module for module in MODULES}
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file under the folder, by its relative path."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def rows(folder: Path) -> list[list[float]]:
+    """Return the rows of all label files."""
+    files = sorted(folder.glob("labels/*/*.txt"))
+    return [[float(field) for field in line.split()] for file in files for line in file.read_text().splitlines()]
+
+
+def corners(row: list[float]) -> NDArray[Any]:
+    """Return a row's keypoints, (4, 2) in fractions."""
+    return np.array(row[5:]).reshape(4, 3)[:, :2]
+
+
+# -------------------------------------------------------------------------------------------------------- the code
+
+
+@pytest.mark.parametrize(
+    "number",
+    ["CSQU3054383", "SEGU5306693", "DRYU9269143", "DFSU7625647", "FANU1869720", "HASU4287338", "GCXU5907050"],
+)
+def test_check_digit_is_the_one_painted_on_real_containers(number: str) -> None:
+    """The first is the standard's own example, the others were read off photographs."""
+    assert check_digit(number[:10]) == int(number[10])
+
+
+def test_a_remainder_of_ten_gives_zero() -> None:
+    """ISO 6346 writes 0 where the sum modulo 11 is 10."""
+    letters = dict(zip(string.ascii_uppercase, (n for n in range(10, 39) if n % 11), strict=True))
+    remainders = {}
+    for serial in range(200):
+        code = f"MSKU{serial:06d}"
+        remainders[code] = sum(letters.get(c, ord(c) - ord("0")) * 2**i for i, c in enumerate(code)) % 11
+    tens = [code for code, remainder in remainders.items() if remainder == 10]
+    assert tens
+    assert {check_digit(code) for code in tens} == {0}
+
+
+@pytest.mark.parametrize(
+    "code", ["", "MSKU30543", "MSKU3054383", "msku305438", "MSK1305438", "MSKUA05438", "MSKU ٣05438"]
+)
+def test_a_malformed_code_is_refused(code: str) -> None:
+    """A code with a missing, superfluous, lower-case or foreign character has no check digit."""
+    with pytest.raises(ValueError, match="four letters"):
+        check_digit(code)
+
+
+# -------------------------------------------------------------------------------------------------------- the dataset
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_same_seed_gives_the_same_bytes(datasets: dict[str, Path], tmp_path: Path, module: str) -> None:
+    """Every file comes out again, and no picture depends on how many others are drawn."""
+    draw_dataset(tmp_path / "again", module, seed=3, counts={"train": 2, "val": 1, "test": 1})
+    first, again = digests(datasets[module]), digests(tmp_path / "again")
+    assert len(again) == 9
+    assert again.items() <= first.items()
+
+
+def test_another_seed_gives_other_pictures(datasets: dict[str, Path], tmp_path: Path) -> None:
+    """No picture is shared by the datasets of two seeds."""
+    draw_dataset(tmp_path / "other", "detection", seed=4, counts={"train": 2, "val": 1, "test": 1})
+    first, other = digests(datasets["detection"]), digests(tmp_path / "other")
+    assert not {first[name] for name in first if name.endswith("jpg")} & set(other.values())
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_picture_stands_in_two_splits(datasets: dict[str, Path], module: str) -> None:
+    """All pictures of a dataset differ."""
+    pictures = [digest for name, digest in digests(datasets[module]).items() if name.endswith("jpg")]
+    assert len(set(pictures)) == len(pictures) == sum(FEW.values())
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_each_picture_has_a_label_file_and_the_promised_size(datasets: dict[str, Path], module: str) -> None:
+    """`images/SPLIT/NAME.jpg` and `labels/SPLIT/NAME.txt` come in pairs."""
+    pictures = sorted(datasets[module].glob("images/*/*.jpg"))
+    assert [p.stem for p in pictures] == [p.stem for p in sorted(datasets[module].glob("labels/*/*.txt"))]
+    assert {Image.open(picture).size for picture in pictures} == {(320, 320)}
+    assert {split: len(list(datasets[module].glob(f"images/{split}/*"))) for split in FEW} == FEW
+
+
+def test_data_yaml_describes_each_module(datasets: dict[str, Path]) -> None:
+    """The description holds what ultralytics needs, keypoints for localization only."""
+    read = {module: YAML(typ="safe", pure=True).load(datasets[module] / "data.yaml") for module in MODULES}
+    common = {"path": ".", "train": "images/train", "val": "images/val", "test": "images/test"}
+    assert read["detection"] == {**common, "names": {0: "container_door"}}
+    points = {"kpt_shape": [4, 3], "flip_idx": [0, 1, 2, 3]}
+    assert read["localization"] == {**common, "names": {0: "container_id"}, **points}
+
+
+@pytest.mark.parametrize(("module", "fields"), [("detection", 5), ("localization", 17)])
+def test_labels_are_fractions_of_the_picture(datasets: dict[str, Path], module: str, fields: int) -> None:
+    """Each row has its number of fields, and its box lies inside the picture."""
+    labels = rows(datasets[module])
+    assert len(labels) >= sum(FEW.values())
+    for row in labels:
+        assert len(row) == fields
+        assert row[0] == 0
+        x, y, width, height = row[1:5]
+        assert min(width, height) > 0.01
+        assert min(x - width / 2, y - height / 2) > -1e-5
+        assert max(x + width / 2, y + height / 2) < 1 + 1e-5
+
+
+def test_corners_run_clockwise_from_the_texts_top_left(datasets: dict[str, Path]) -> None:
+    """The first edge follows the text to the right, and each next edge turns right, y pointing down."""
+    for row in rows(datasets["localization"]):
+        quad = corners(row)
+        edges = np.roll(quad, -1, axis=0) - quad
+        after = np.roll(edges, -1, axis=0)
+        assert edges[0, 0] > 2 * abs(edges[0, 1])
+        assert (edges[:, 0] * after[:, 1] - edges[:, 1] * after[:, 0] > 0).all()
+        assert row[7::3] == [2, 2, 2, 2]
+
+
+def test_the_box_contains_the_corners_and_is_large_enough_to_learn(datasets: dict[str, Path]) -> None:
+    """An ID stands wholly in the picture and fills a quarter of its width at least."""
+    for row in rows(datasets["localization"]):
+        quad, centre, half = corners(row), np.array(row[1:3]), np.array(row[3:5]) / 2
+        assert (abs(quad - centre) <= half + 1e-6).all()
+        assert quad.min() >= 0
+        assert quad.max() <= 1
+        assert np.ptp(quad[:, 0]) > 0.25
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_the_id_stands_where_the_label_says(index: int) -> None:
+    """Drawn with and without the ID, a picture differs inside the labelled corners and nowhere else."""
+    (painted, labels), (bare, _) = (
+        drawing._draw_picture(drawing._stream(5, "localization", "train", index), "localization", size=320, with_id=on)
+        for on in (True, False)
+    )
+    change = np.abs(np.asarray(painted, dtype=float) - np.asarray(bare, dtype=float)).max(axis=2)
+    inside = Image.new("L", painted.size)
+    spots = [(float(x), float(y)) for x, y in corners(list(labels[0])) * 320]
+    ImageDraw.Draw(inside).polygon(spots, fill=255)
+    near = np.asarray(inside.filter(ImageFilter.MaxFilter(9))) > 0
+    assert change[~near].max() == 0
+    assert change[np.asarray(inside) > 0].mean() > 15
+    ys, xs = np.nonzero(change > 25)
+    quad = np.array(spots)
+    assert abs(xs.min() - quad[:, 0].min()) < 4
+    assert abs(xs.max() - quad[:, 0].max()) < 4
+    assert abs(ys.min() - quad[:, 1].min()) < 6
+    assert abs(ys.max() - quad[:, 1].max()) < 6
+
+
+def test_no_door_reaches_behind_the_camera() -> None:
+    """What lies behind a camera is projected upside down: no planned scene has such a door."""
+    for index in range(150):
+        for plan in (drawing._plan_yard, drawing._plan_close_up):
+            scene = plan(drawing._stream(0, "any", "train", index))
+            assert all(scene.camera.faces(door.corners()) for door in scene.doors)
+
+
+def test_every_twentieth_picture_shows_no_door(tmp_path: Path) -> None:
+    """A picture without a container has an empty label file, not a missing one."""
+    draw_dataset(tmp_path / "drawn", "detection", counts={"train": 20, "val": 0, "test": 0}, size=96)
+    sizes = [file.stat().st_size for file in sorted(tmp_path.glob("drawn/labels/train/*.txt"))]
+    assert [index for index, size in enumerate(sizes) if not size] == [19]
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
+    """Drawing into a folder that holds something is refused; an empty one is filled."""
+    (tmp_path / "mine").mkdir()
+    draw_dataset(tmp_path / "mine", "detection", counts=dict.fromkeys(FEW, 0))
+    before = digests(tmp_path)
+    with pytest.raises(FileExistsError):
+        draw_dataset(tmp_path / "mine", "detection", counts=dict.fromkeys(FEW, 0))
+    assert digests(tmp_path) == before
+
+
+def test_an_interrupted_drawing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dataset appears whole or not at all: here the last file cannot be written."""
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(drawing, "_write_description", fail)
+    with pytest.raises(OSError, match="disk full"):
+        draw_dataset(tmp_path / "drawn", "detection", counts=dict.fromkeys(FEW, 1), size=64)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [{"module": "segmentation"}, {"counts": {"trian": 3}}, {"counts": {"val": -1}}])
+def test_an_unknown_module_or_split_is_refused(tmp_path: Path, arguments: dict[str, Any]) -> None:
+    """A misspelt request draws nothing."""
+    with pytest.raises(ValueError, match=r"module|Counts"):
+        draw_dataset(tmp_path / "drawn", **{"module": "detection", **arguments})
+    assert not list(tmp_path.iterdir())
+
+
+# -------------------------------------------------------------------------------------------------------- the sheet
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_sheet_differs_from_the_bare_pictures_where_labels_stand(
+    datasets: dict[str, Path], tmp_path: Path, module: str
+) -> None:
+    """Every labelled box leaves its outline on the sheet, in the cell of its picture."""
+    draw_contact_sheet(datasets[module], tmp_path / "sheet.png", per_split=3)
+    bare = tmp_path / "bare"
+    (bare / "labels").mkdir(parents=True)
+    (bare / "images").symlink_to(datasets[module] / "images")
+    (bare / "data.yaml").write_bytes((datasets[module] / "data.yaml").read_bytes())
+    draw_contact_sheet(bare, tmp_path / "bare.png", per_split=3)
+    with Image.open(tmp_path / "sheet.png") as sheet, Image.open(tmp_path / "bare.png") as empty:
+        assert sheet.format == "PNG"
+        assert sheet.size == empty.size == (800, 950)
+        change = np.asarray(sheet, dtype=int) - np.asarray(empty, dtype=int)
+    for line, split in enumerate(FEW):
+        for column, file in enumerate(sorted((datasets[module] / "labels" / split).iterdir())[:3]):
+            left, top = 8 + column * 264, 72 + 26 + line * 290
+            for row in file.read_text().splitlines():
+                x, y, _, height = (float(field) * 256 for field in row.split()[1:5])
+                bottom = top + int(y + height / 2) - 2
+                assert np.abs(change[bottom - 2 : bottom + 3, left + int(x)]).max() > 20
+
+
+def test_the_sheet_opens_only_the_pictures_it_shows(datasets: dict[str, Path], tmp_path: Path) -> None:
+    """A thousand pictures cost no more than six: those beyond are not even valid here."""
+    dataset = tmp_path / "large"
+    for split in FEW:
+        folder = dataset / "images" / split
+        folder.mkdir(parents=True)
+        (folder / "a.jpg").write_bytes((datasets["detection"] / f"images/{split}/{split}_0000.jpg").read_bytes())
+        for number in range(400):
+            (folder / f"b{number}.jpg").write_bytes(b"no picture")
+    (dataset / "data.yaml").write_bytes((datasets["detection"] / "data.yaml").read_bytes())
+    draw_contact_sheet(dataset, tmp_path / "sheet.png", per_split=1)
+    with pytest.raises(DatasetError, match=r"b0\.jpg"):
+        draw_contact_sheet(dataset, tmp_path / "sheet.png", per_split=2)
+
+
+@pytest.mark.parametrize("suffix", ["jpeg", "PNG", "bmp", "webp"])
+def test_the_sheet_takes_any_size_and_format(tmp_path: Path, suffix: str) -> None:
+    """Wide pictures, other formats, a list of names and a picture without label file are all fine."""
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (900, 200), (90, 20, 20)).save(tmp_path / "images" / f"one.{suffix}")
+    (tmp_path / "data.yaml").write_text("train: images\nval: images\nnames: [door]\n")
+    draw_contact_sheet(tmp_path, tmp_path / "sheet.png", per_split=40)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width <= 1600
+
+
+def test_a_folder_without_data_yaml_is_no_dataset(tmp_path: Path) -> None:
+    """The error says what is missing, that nothing was drawn, and what to do."""
+    with pytest.raises(DatasetError, match=r"data\.yaml not found") as caught:
+        draw_contact_sheet(tmp_path, tmp_path / "sheet.png")
+    assert caught.value.state
+    assert caught.value.remedy
+    assert not (tmp_path / "sheet.png").exists()
+
+
+def test_a_row_that_is_no_label_is_named(datasets: dict[str, Path], tmp_path: Path) -> None:
+    """A malformed label file stops the sheet with the file's name."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "images" / "one.png")
+    (tmp_path / "labels" / "one.txt").write_text("0 0.5 0.5 0.2\n")
+    (tmp_path / "data.yaml").write_text("train: images\nnames: {0: door}\n")
+    with pytest.raises(DatasetError, match=r"one\.txt"):
+        draw_contact_sheet(tmp_path, tmp_path / "sheet.png")
