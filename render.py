@@ -148,7 +148,7 @@ def main(
         print(f"Upload the notebook to Kaggle, or run: kaggle kernels push -p {folder}")
 
 
-# ── what is given ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── what is given ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _yaml_value(text: str) -> Any:  # noqa: ANN401
@@ -253,7 +253,7 @@ def public_url(url: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
-# ── the notebook ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the notebook ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def read_notebook() -> Any:  # noqa: ANN401  nbformat has no types
@@ -381,7 +381,7 @@ def _write(path: Path, text: str) -> None:
     part.replace(path)
 
 
-# ── running it here ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── running it here ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _execute(notebook: Path) -> None:

@@ -56,7 +56,7 @@ def pull_dataset(root: Path, experiment: Experiment, scratch: Path, credentials:
         raise DatasetError(
             f"dataset is {experiment.dataset!r}, and the commit has no {experiment.dataset}.dvc.",
             state="nothing was pulled or trained.",
-            remedy=f"run `dvc add {experiment.dataset} && dvc push`, commit {experiment.dataset}.dvc, push and render again.",
+            remedy=f"run `dvc add {experiment.dataset} && dvc push`, commit {target.name}, push and render again.",
         )
     if socket.getdefaulttimeout() is None:
         socket.setdefaulttimeout(SILENCE)

@@ -73,6 +73,7 @@ def evaluate(experiment: Experiment, dataset: Dataset, trained: Trained, *, devi
                 exist_ok=True,
                 plots=split == "test",
                 save_json=split == "test",
+                validator=_validator(experiment.about.task),
             )
             metrics[key] = {"images": dataset.counts[split], **_heads(measured.results_dict)}
     except Exception as error:
@@ -88,6 +89,20 @@ def evaluate(experiment: Experiment, dataset: Dataset, trained: Trained, *, devi
     for place in (trained.folder, folder):
         to_png(place)
     return Evaluated(folder, metrics)
+
+
+def _validator(task: str) -> Any:  # noqa: ANN401  ultralytics has no types
+    """Give the task's validator without its second opinion: one way of measuring for both splits."""
+    from ultralytics.models.yolo.detect import DetectionValidator
+    from ultralytics.models.yolo.pose import PoseValidator
+
+    base: Any = {"detect": DetectionValidator, "pose": PoseValidator}[task]
+
+    class Validator(base):  # type: ignore[misc]
+        def eval_json(self, stats: dict[str, Any]) -> dict[str, Any]:
+            return stats
+
+    return Validator
 
 
 def _heads(results: dict[str, Any]) -> dict[str, dict[str, float]]:
@@ -113,7 +128,7 @@ def _epochs(results: Path) -> dict[str, int]:
 
 
 def draw_predictions(dataset: Dataset, predictions: Path, picture: Path, *, most: int = 12) -> None:
-    """Draw up to `most` test pictures side by side: the labels in white, what was predicted in colour with its score."""
+    """Draw up to `most` test pictures: the labels in white, what was predicted in colour with its score."""
     from PIL import Image, ImageDraw, ImageFont
 
     found: dict[str, list[dict[str, Any]]] = {}
@@ -151,7 +166,7 @@ def draw_predictions(dataset: Dataset, predictions: Path, picture: Path, *, most
             _draw_corners(draw, corners, ("#ff3b30", "#34c759", "#0a84ff", "#ffd60a"), 3)
         left, top = index % columns * cell, header + index // columns * cell
         sheet.paste(tile, (left + (cell - tile.width) // 2, top + (cell - tile.height) // 2))
-    sheet.save(picture, optimize=True)
+    sheet.quantize(256).save(picture, optimize=True)  # it goes into Git
 
 
 def _draw_corners(draw: Any, corners: list[tuple[float, float]], colours: tuple[str, ...], radius: int) -> None:  # noqa: ANN401

@@ -1,7 +1,7 @@
 """Step 2: exactly what `uv.lock` says, over the host's own torch and CUDA; standard library only.
 
 Hybrid strategy: torch, torchvision, numpy and everything that hangs on them stay as the host has them; every other
-locked package is installed, with its hash checked, into a folder of its own that comes first on the path. The host's own
+locked package is installed, with its hash checked, into a folder of its own that comes first on the path. The host's
 packages are never written to: replacing one under the running kernel would break it. Training's workers see the
 same folder by way of PYTHONPATH. Where everything locked is installed already, nothing is done.
 """

@@ -1,7 +1,7 @@
 """`run.log`: everything a run printed, and why it stopped, without credentials.
 
-Guarantees: what is written to standard output and error goes to the notebook and to the file, redacted in both; an error
-that ends a cell is written too; progress bars take one line. Cannot: see what a worker process writes past Python.
+Guarantees: what is written to standard output and error goes to the notebook and to the file, redacted in both; an
+error that ends a cell is written too; progress bars take one line. Cannot: see what a worker process writes past Python.
 """
 
 from __future__ import annotations
@@ -102,5 +102,5 @@ def _shell() -> Any:  # noqa: ANN401  IPython's shell, or None
     with contextlib.suppress(ImportError):
         from IPython import get_ipython
 
-        return get_ipython()  # type: ignore[no-untyped-call]
+        return get_ipython()
     return None

@@ -28,7 +28,7 @@ def configure_dvc(root: Path, scratch: Path, credentials: Credentials) -> str:
                 raise RemoteError(
                     "the repository names no default DVC remote in .dvc/config.",
                     state="nothing was pulled or trained.",
-                    remedy="`dvc remote add -d storage gdrive://<folder id>`, commit .dvc/config, push and render again.",
+                    remedy="`dvc remote add -d storage gdrive://<folder id>`, commit .dvc/config, push, render again.",
                 )
             url = str(repo.config["remote"][name]["url"])
             with repo.config.edit("local") as local:

@@ -96,6 +96,10 @@ def _model_card(
     shown = "\n\n".join(f"### {title}\n\n![{title}]({path})" for title, path in pictures if (folder / path).is_file())
     title = f"{experiment.about.title}: {experiment.name}"
     settings = experiment.training
+    optimizer = (
+        f"{settings.optimizer}, learning rate {settings.learning_rate}, batch {settings.batch_size}, "
+        f"{settings.image_size} px, seed {experiment.seed}"
+    )
     return f"""# {title}
 
 {experiment.description}
@@ -128,7 +132,7 @@ The weights are then at `{experiment.artifacts}/train/weights/best.pt`.
 | Code | commit `{facts.commit}` of {facts.repository} |
 | Dataset | `{experiment.dataset}`, {dataset.describe()} |
 | Start | {_start(experiment)} |
-| Optimizer | {settings.optimizer}, learning rate {settings.learning_rate}, batch {settings.batch_size}, {settings.image_size} px, seed {experiment.seed} |
+| Optimizer | {optimizer} |
 | Libraries | {", ".join(f"{name} {version}" for name, version in run["versions"].items())} |
 | Started | {facts.started:%Y-%m-%d %H:%M:%S} UTC |
 | W&B | {run["wandb"]} |
@@ -170,8 +174,8 @@ def describe_run(facts: RunFacts, experiment: Experiment, host: Host) -> str:
 
     text = StringIO()
     writer = YAML(typ="safe", pure=True)
-    writer.default_flow_style = False  # type: ignore[assignment]  # the library means bool
-    writer.sort_base_mapping_type_on_output = False
+    for name in ("default_flow_style", "sort_base_mapping_type_on_output"):
+        setattr(writer, name, False)
     writer.dump(experiment.model_dump(mode="json"), text)
     return (
         f"{experiment.about.title} on {facts.device}; {host.describe()}\n"
@@ -204,7 +208,7 @@ def show_summary(
     from rich.table import Table
 
     # a notebook's output is as wide as it is; a Kaggle log has no colours
-    console = Console(file=sys.stdout, width=110, force_terminal=False, highlight=False)
+    console = Console(file=sys.stdout, width=110, force_terminal=False, force_jupyter=False, highlight=False)
     folder = facts.root / experiment.artifacts
     console.print(
         f"\n[bold]{escape(experiment.about.title)}: {escape(experiment.name)} is trained and published.[/bold]\n"

@@ -125,7 +125,8 @@ def _put_dataset(seed: Path, experiment: Experiment, data: Path | None) -> None:
             shutil.copytree(data, target)
         note.write_text(source, encoding="utf-8")
     try:
-        with Repo(str(seed)) as repo, repo.scm_context(quiet=True):
+        with Repo(str(seed)) as repo:
+            repo.scm_context.quiet = True  # without the advice to `git add`: it is done below
             repo.add([str(target)])
             repo.push(targets=[f"{target}.dvc"])
     except (DvcException, OSError) as error:

@@ -112,7 +112,7 @@ def _run(tracking: Tracking) -> Iterator[Any]:
     try:
         yield run
     finally:
-        run.finish(quiet=True)
+        run.finish()
 
 
 # The run that this process has open: an event is given only the trainer.

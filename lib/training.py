@@ -1,7 +1,7 @@
 """Train one experiment; the only file that imports ultralytics to train.
 
 Guarantees: the values trained with are the experiment's, each under the name ultralytics gives it; nothing is installed
-and nothing but the asked-for weights is downloaded; older results in the same place are moved aside, never written over.
+and nothing but the asked-for weights is downloaded; older results in the same place are moved aside.
 """
 
 from __future__ import annotations

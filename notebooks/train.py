@@ -5,6 +5,7 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -138,8 +139,8 @@ fetched = git("checkout", "--quiet", "--detach", commit or "FETCH_HEAD") if not 
 if fetched.returncode:
     stop(
         f"{repository} at {commit or 'its newest commit'} cannot be cloned:\n{fetched.stderr}",
-        "check the address, that internet is on in the notebook's settings, that the commit is pushed, and for a private "
-        "repository GITHUB_TOKEN in secrets.json.",
+        "check the address, that internet is on in the notebook's settings, that the commit is pushed, and, for a "
+        "private repository, GITHUB_TOKEN in secrets.json.",
     )
 commit = git("rev-parse", "HEAD").stdout.strip()
 os.chdir(root)
@@ -148,7 +149,7 @@ say(f"{repository} at {commit} is in {root}")
 
 # %% [markdown]
 # ## 2/10: Install dependencies (Hybrid Strategy)
-# Hardware: the host's own torch and CUDA stay. Logic: everything else exactly as `uv.lock` says, in a folder of its own.
+# Hardware: the host's own torch and CUDA stay. Logic: everything else as `uv.lock` says, in a folder of its own.
 
 # %%
 step("2/10: Install dependencies (Hybrid Strategy)")
@@ -241,7 +242,7 @@ print(f"Training starts from {weights or 'random weights'}.")
 # %% [markdown]
 # ## 9/10: Run training + Automatic model sync
 
-# %%
+# %% tags=["nbval-ignore-output"]
 step("9/10: Run training + Automatic model sync")
 from lib.tracking import tracking_callbacks
 from lib.training import train
@@ -251,17 +252,21 @@ trained = train(chosen, dataset.data_file, weights, root, device=device, callbac
 # %% [markdown]
 # The best weights are measured on the validation and the test split.
 
-# %%
+# %% tags=["nbval-ignore-output"]
 from lib.evaluation import evaluate
-from lib.report import write_report
 
 evaluated = evaluate(chosen, dataset, trained, device=device)
+
+# %%
+from lib.report import metrics_table, write_report
+
 write_report(facts, chosen, host, dataset, trained, evaluated, tracking, steps)
+print(metrics_table(evaluated.metrics))
 
 # %% [markdown]
 # Weights go to the DVC remote, everything else to a new branch: both, or neither.
 
-# %%
+# %% tags=["nbval-ignore-output"]
 from lib.report import publication
 from lib.sync import sync_outputs
 from lib.tracking import finish_tracking
@@ -281,7 +286,7 @@ print(free_gpu_memory())
 # %% [markdown]
 # ## What came out
 
-# %%
+# %% tags=["nbval-ignore-output"]
 from IPython.display import Image, display
 
 from lib.report import show_summary

@@ -27,7 +27,7 @@ def redact(text: str) -> str:
 
 @pytest.fixture
 def pipe(tmp_path: Path) -> int:
-    """The reading end of a named pipe that the started processes hold open for writing."""
+    """Give the reading end of a named pipe that the started processes hold open for writing."""
     os.mkfifo(tmp_path / "alive")
     return os.open(tmp_path / "alive", os.O_RDONLY | os.O_NONBLOCK)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import stat
 import subprocess
 import traceback
@@ -13,9 +14,9 @@ from urllib.parse import quote
 import pytest
 from conftest import run_git
 
-from lib.commands import CommandFailed, run_command
 from lib.credentials import DRIVE_FIELDS, Credentials, load_credentials
-from lib.errors import CredentialsError
+from lib.errors import CredentialsError, RunError
+from lib.sync.refs import Move, Refs
 
 DRIVE = {
     "access_token": "ya29.a0-access/Tok+en=",
@@ -54,7 +55,7 @@ def refusal(path: Path) -> str:
     return "".join(traceback.format_exception(caught.value))
 
 
-# ── reading ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_all_three_accounts_are_read(credentials: Credentials, tmp_path: Path) -> None:
@@ -105,7 +106,7 @@ def test_nothing_given_is_no_error(tmp_path: Path) -> None:
     assert "none" in repr(credentials)
 
 
-# ── refusing ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── refusing ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_all_that_is_missing_or_malformed_is_told_in_one_error_without_a_value(tmp_path: Path) -> None:
@@ -195,7 +196,7 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path, name: str) -> None:
     assert "What to do: " in shown
 
 
-# ── hiding ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── hiding ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_no_text_form_of_the_credentials_shows_a_value(credentials: Credentials) -> None:
@@ -258,7 +259,7 @@ def test_redacting_leaves_ordinary_text_alone(credentials: Credentials) -> None:
         assert Credentials().redact(text) == text
 
 
-# ── giving ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── giving ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -307,27 +308,39 @@ def test_git_sends_the_token_to_that_host_alone(
         assert header(other) == ""
 
 
-def test_the_token_is_never_an_argument_nor_in_the_clone(credentials: Credentials, tmp_path: Path) -> None:
-    """It stands in the environment of one command; neither its arguments, its error nor `.git` hold it."""
-    run_git("init", "--quiet", "--template=", cwd=tmp_path)
-    url = "http://127.0.0.1:9/o/r.git"  # the port that discards: nobody listens there
-    run_git("remote", "add", "origin", url, cwd=tmp_path)
-    command = ["git", "-c", "alias.show=!tr '\\0' '\\n' < /proc/$PPID/cmdline; env", "show", url]
-    answer = run_command(["git", "-c", "alias.told=!tr '\\0' '\\n' </proc/$PPID/cmdline", "told"], cwd=tmp_path,
-                         env=credentials.git_environment(url))  # fmt: skip
-    assert "alias.told" in answer.output
-    assert command
-    with pytest.raises(CommandFailed) as caught:
-        run_command(["git", "ls-remote", "origin"], cwd=tmp_path, env=credentials.git_environment(url))
+def test_the_token_is_never_an_argument_nor_in_the_clone(
+    credentials: Credentials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only git commands that speak to the remote have it, in their environment; an error does not show it."""
+    log, clone = tmp_path / "log", tmp_path / "clone"
+    recorder = tmp_path / "bin" / "git"
+    recorder.parent.mkdir()
+    recorder.write_text(
+        f'#!/bin/sh\necho "ARGUMENTS $*" >> {log}\necho "HEADER $1 $GIT_CONFIG_VALUE_0" >> {log}\n'
+        f'exec {shutil.which("git")} "$@"\n',
+        encoding="utf-8",
+    )
+    recorder.chmod(0o755)
+    clone.mkdir()
+    run_git("init", "--quiet", "--template=", cwd=clone)
+    run_git("remote", "add", "origin", "http://127.0.0.1:9/o/r.git", cwd=clone)  # nobody listens there
+    monkeypatch.setenv("PATH", str(recorder.parent), prepend=os.pathsep)
+    refs = Refs(clone, credentials)
+    shown = []
+    for speak in (refs.list_refs, refs.read_intents, lambda: refs.push(Move("refs/heads/x", None, "0" * 39 + "1"))):
+        with pytest.raises(RunError) as caught:
+            speak()
+        shown.append(str(caught.value))
+    lines = log.read_text(encoding="utf-8").splitlines()
+    given = {line.split()[1] for line in lines if line.startswith("HEADER") and HEADER in line}
+    assert given == {"ls-remote", "fetch", "push"}
+    files = [path.read_text("latin-1") for path in clone.rglob("*") if path.is_file()]
     for form in (HEADER, SECRETS["GITHUB_TOKEN"]):
-        assert form not in answer.output
-        assert form not in str(caught.value)
-        assert not [
-            path for path in (tmp_path / ".git").rglob("*") if path.is_file() and form in path.read_text("latin-1")
-        ]
+        for text in (*(line for line in lines if line.startswith("ARGUMENTS")), *shown, *files):
+            assert form not in text
 
 
-# ── the file of Google's client ────────────────────────────────────────────────────────────────────────────────────────
+# ── the file of Google's client ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_drive_file_is_private_and_holds_ten_fields(credentials: Credentials, tmp_path: Path) -> None:
@@ -352,8 +365,8 @@ def test_the_drive_file_becomes_private_where_an_open_one_stood(credentials: Cre
 
 def test_googles_client_reads_the_drive_file(credentials: Credentials, tmp_path: Path) -> None:
     """The very classes that pydrive2 uses, both ways in."""
-    from oauth2client.client import OAuth2Credentials
-    from oauth2client.file import Storage
+    from oauth2client.client import OAuth2Credentials  # type: ignore[import-untyped]
+    from oauth2client.file import Storage  # type: ignore[import-untyped]
 
     path = tmp_path / "drive.json"
     credentials.write_drive_file(path)

@@ -105,10 +105,9 @@ class Refs:
         self._fetch(*(f"+{pattern}:{pattern}" for pattern in patterns))
         globs = [f"--glob={pattern}" for pattern in patterns]
         # -m shows a merge against each of its parents: a file that only the merge has is seen too
-        raw = self._git(
-            "log", "--format=", "--raw", "-m", "--root", "--no-abbrev", "--no-renames", *globs, "--", "*.dvc", "**/dvc.lock",
-            "dvc.lock", cwd=self._mirror,
-        ).output  # fmt: skip
+        pointers = ("*.dvc", "**/dvc.lock", "dvc.lock")
+        shown = ("--format=", "--raw", "-m", "--root", "--no-abbrev", "--no-renames")
+        raw = self._git("log", *shown, *globs, "--", *pointers, cwd=self._mirror).output
         blobs = {line.split()[3] for line in raw.splitlines() if line.startswith(":")} - {"0" * 40}
         if not blobs:
             return set()
@@ -147,8 +146,9 @@ class Refs:
         try:
             self._git("read-tree", base, env=own)
             # --force: what a .gitignore hides (*.png, say) is published all the same
-            self._git("add", "--force", "--pathspec-from-file=-", "--pathspec-file-nul", env={**own, "GIT_LITERAL_PATHSPECS": "1"},
-                      text="".join(f"{path}\0" for path in paths))  # fmt: skip
+            exact = {**own, "GIT_LITERAL_PATHSPECS": "1"}
+            listed = "".join(f"{path}\0" for path in paths)
+            self._git("add", "--force", "--pathspec-from-file=-", "--pathspec-file-nul", env=exact, text=listed)
             tree = self._git("write-tree", env=own).output.strip()
         finally:
             index.unlink(missing_ok=True)

@@ -422,11 +422,11 @@ class _Publishing:
             if fault:
                 raise DvcPushError(
                     f"{self.vault.objects.name} does not hold {item.oid} as it should: {fault}.",
-                    remedy="remove that damaged copy by hand if it is older than this run, then run sync_outputs() again.",
+                    remedy="remove that damaged copy by hand if it is older than this run, then publish again.",
                 )
 
     def _stage(self) -> str:
-        """Build the publication's commit: every file of the folder but the objects, their `.dvc` files in their place."""
+        """Build the publication's commit: every file of the folder, `.dvc` files in place of the objects."""
         root, run = self.run.root, self.run
         large = {root / name for name in run.objects}
         files = sorted(
@@ -456,7 +456,7 @@ class _Publishing:
                     f"{self.run.branch} is published, or it is not.\n{error}",
                     state="everything is kept: the models here, the objects on the DVC remote, the intent "
                     f"{self.ref} on the Git remote if it was not published.",
-                    remedy="run sync_outputs() again, or `python -m lib recover` in any clone, when the Git remote answers.",
+                    remedy="when the Git remote answers, run sync_outputs() again, or `python -m lib recover` in any clone.",
                 ) from unreachable
             self._committed = standing == commit
             if not (self._committed and isinstance(error, Exception)):
@@ -524,8 +524,8 @@ class _LocalChanges:
             path = self._run.root / name
             for file in (path.with_name(path.name + ".dvc"), path.parent / ".gitignore"):
                 self._before[file] = file.read_bytes() if file.exists() else None
-        with repo.scm_context(quiet=True):  # without the advice to `git add`: the publication's own index does that
-            stages = repo.add([str(self._run.root / name) for name in self._run.objects], no_commit=True)
+        repo.scm_context.quiet = True  # without the advice to `git add`: the publication's own index does that
+        stages = repo.add([str(self._run.root / name) for name in self._run.objects], no_commit=True)
         found = {}
         for stage in stages:
             for out in stage.outs:
@@ -545,7 +545,7 @@ class _LocalChanges:
 @contextlib.contextmanager
 def _progress(total: int) -> Iterator[Callable[[int], object]]:
     """Show bytes, rate and time left while uploading; one line when there is nothing to send."""
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     lock = threading.Lock()
     with tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, desc="  uploading", disable=total == 0,

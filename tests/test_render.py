@@ -1,0 +1,264 @@
+"""What `render.py` writes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from conftest import ROOT, run_git
+
+import render
+from lib.errors import RenderError
+from lib.experiment import MODULES, Experiment, keys, load_experiment
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clean clone of the project, as it stands here, whose commit is on its remote."""
+    folder = tmp_path_factory.mktemp("project")
+    clone = folder / "clone"
+    run_git("init", "--quiet", "--bare", "--initial-branch=main", folder / "origin.git", cwd=folder)
+    run_git("clone", "--quiet", folder / "origin.git", clone, cwd=folder)
+    listed = run_git("ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines()
+    for name in listed:
+        if (ROOT / name).is_file():
+            (clone / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, clone / name)
+    run_git("add", "--all", cwd=clone)
+    run_git("commit", "--quiet", "--message=project", cwd=clone)
+    run_git("push", "--quiet", "origin", "HEAD:main", cwd=clone)
+    return clone
+
+
+def run_render(project: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run render.py in a checkout, with no Kaggle account."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith("KAGGLE")}
+    env["KAGGLE_CONFIG_DIR"] = str(project)
+    return subprocess.run(
+        [sys.executable, "render.py", *words], cwd=project, env=env, capture_output=True, text=True, timeout=120
+    )
+
+
+def parameters_of(notebook: Path) -> dict[str, object]:
+    """Give the values that the notebook's parameters end up with: its parameter cells are executed."""
+    values: dict[str, object] = {}
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        if set(cell.metadata.get("tags", [])) & {"parameters", "injected-parameters"}:
+            exec(cell.source, values)  # noqa: S102  our own notebook
+    values.pop("__builtins__", None)
+    return values
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_a_rendered_notebook_is_ready_for_kaggle(project: Path, tmp_path: Path, module: str) -> None:
+    """The names of the requirements, valid format, T4 x2 and internet, the URL and the exact commit."""
+    done = run_render(project, module, "--output", str(tmp_path), "--kaggle-user", "somebody")
+    assert done.returncode == 0, done.stderr
+    name = {"detection": "train_module_1_detection", "localization": "train_module_3_localization"}[module]
+    notebook = nbformat.read(tmp_path / f"{name}.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kaggle.accelerator == "nvidiaTeslaT4"
+    assert notebook.metadata.kaggle.isInternetEnabled is True
+    values = parameters_of(tmp_path / f"{name}.ipynb")
+    assert values["commit"] == run_git("rev-parse", "HEAD", cwd=project)
+    assert values["repository"] == str(project.parent / "origin.git")
+    assert values["experiment"] == load_experiment(ROOT / MODULES[module].baseline).model_dump(mode="json")
+    kernel = json.loads((tmp_path / "kernel-metadata.json").read_text())
+    assert kernel["id"] == f"somebody/{kernel['title'].lower().replace(' ', '-')}"
+    assert (kernel["machine_shape"], kernel["enable_internet"], kernel["is_private"]) == ("NvidiaTeslaT4", True, True)
+    assert kernel["code_file"] == f"{name}.ipynb"
+    assert kernel["dataset_sources"] == ["somebody/kaggle-training-secrets"]
+
+
+def test_rendering_twice_gives_the_same_bytes(project: Path, tmp_path: Path) -> None:
+    """Every file, also in another folder."""
+    for folder in ("a", "b"):
+        assert run_render(project, "detection", "--output", str(tmp_path / folder)).returncode == 0
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert len(files) == 3
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_the_default_folder_is_build_module(project: Path) -> None:
+    """`build/detection/…`, which Git ignores: the tree stays clean."""
+    assert run_render(project, "detection").returncode == 0
+    assert (project / "build/detection/train_module_1_detection.ipynb").is_file()
+    assert run_git("status", "--porcelain", cwd=project) == ""
+
+
+def test_one_cell_holds_the_whole_run(project: Path, tmp_path: Path) -> None:
+    """The `.py` compiles and has the code of every cell, in order; nothing in it needs a notebook's magics."""
+    run_render(project, "detection", "--output", str(tmp_path))
+    text = (tmp_path / "train_module_1_detection.py").read_text()
+    compile(text, "one cell", "exec")
+    notebook = nbformat.read(tmp_path / "train_module_1_detection.ipynb", as_version=4)
+    places = [text.index(cell.source) for cell in notebook.cells if cell.cell_type == "code"]
+    assert places == sorted(places)
+    assert "\n%" not in text
+
+
+def test_a_later_papermill_parameter_keeps_the_others(project: Path, tmp_path: Path) -> None:
+    """`papermill … -p epochs 1` over a rendered notebook changes epochs alone."""
+    import papermill
+
+    run_render(project, "localization", "--output", str(tmp_path), "-p", "batch_size", "4")
+    rendered = tmp_path / "train_module_3_localization.ipynb"
+    papermill.execute_notebook(str(rendered), str(tmp_path / "out.ipynb"), {"epochs": 1}, prepare_only=True)
+    before, after = parameters_of(rendered), parameters_of(tmp_path / "out.ipynb")
+    assert after == {**before, "epochs": 1}
+    assert after["batch_size"] == 4
+    assert after["module"] == "localization"
+
+
+def test_keys_of_the_experiment_are_parameters_too(project: Path, tmp_path: Path) -> None:
+    """`-p augmentation.degrees 5` is baked into the experiment, as a number."""
+    run_render(project, "detection", "--output", str(tmp_path), "-p", "augmentation.degrees", "5")
+    baked = parameters_of(tmp_path / "train_module_1_detection.ipynb")["experiment"]
+    assert isinstance(baked, dict)
+    assert Experiment.model_validate(baked).augmentation.degrees == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("-p", "epoch", "3"), "did you mean epochs?"),
+        (("-p", "training.epocs", "3"), "did you mean training.epochs?"),
+        (("-p", "module", "localization"), "the argument MODULE"),
+        (("-p", "epochs", "three"), "training.epochs is 'three'"),
+        (("-p", "training.batch_size", "0"), "training.batch_size is 0"),
+        (("--experiment", "experiments/001_loc_baseline.yaml"), "module is 'localization'"),
+        (("--experiment", "experiments/001_det_baselin.yaml"), "did you mean experiments/001_det_baseline.yaml?"),
+        (("--data", "somewhere"), "--data is for --run only"),
+    ],
+)
+def test_bad_input_is_one_clear_error(project: Path, tmp_path: Path, words: tuple[str, ...], said: str) -> None:
+    """It names what was given and the remedy, writes nothing and shows no traceback."""
+    done = run_render(project, "detection", "--output", str(tmp_path / "out"), *words)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_module_is_refused(project: Path) -> None:
+    """With the one that was meant."""
+    done = run_render(project, "detecton")
+    assert done.returncode == 1
+    assert "did you mean detection?" in done.stderr
+
+
+def test_a_dirty_tree_is_refused_with_the_remedy(project: Path, tmp_path: Path) -> None:
+    """Kaggle clones the commit, not what lies here; --allow-dirty overrides, but not for a wrong experiment."""
+    stray = project / "stray.txt"
+    stray.write_text("x")
+    try:
+        done = run_render(project, "detection", "--output", str(tmp_path))
+        assert done.returncode == 1
+        assert "stray.txt" in done.stderr
+        assert "--allow-dirty" in done.stderr
+        wrong = run_render(project, "detection", "--output", str(tmp_path), "-p", "training.epochs", "0")
+        assert "training.epochs is 0" in wrong.stderr
+        assert run_render(project, "detection", "--output", str(tmp_path), "--allow-dirty").returncode == 0
+    finally:
+        stray.unlink()
+
+
+def test_a_commit_that_is_not_pushed_is_refused(project: Path, tmp_path: Path) -> None:
+    """Kaggle could not clone it; an older commit that is on the remote is fine."""
+    older = run_git("rev-parse", "HEAD", cwd=project)
+    run_git("commit", "--quiet", "--allow-empty", "--message=local", cwd=project)
+    try:
+        done = run_render(project, "detection", "--output", str(tmp_path))
+        assert done.returncode == 1
+        assert "is not on the remote" in done.stderr
+        assert "git push" in done.stderr
+        run_git("push", "--quiet", "origin", "HEAD:main", cwd=project)
+        run_git("checkout", "--quiet", older, cwd=project)
+        assert run_render(project, "detection", "--output", str(tmp_path)).returncode == 0
+    finally:
+        run_git("checkout", "--quiet", "main", cwd=project)
+
+
+def test_a_checkout_without_remote_is_refused(project: Path, tmp_path: Path) -> None:
+    """There would be nothing to clone."""
+    run_git("remote", "rename", "origin", "elsewhere", cwd=project)
+    try:
+        done = run_render(project, "detection", "--output", str(tmp_path))
+        assert done.returncode == 1
+        assert "git remote add origin" in done.stderr
+    finally:
+        run_git("remote", "rename", "elsewhere", "origin", cwd=project)
+
+
+@pytest.mark.parametrize(
+    ("given", "public"),
+    [
+        ("https://ghp_token@github.com/a/b.git", "https://github.com/a/b.git"),
+        ("https://user:ghp_token@github.com/a/b.git", "https://github.com/a/b.git"),
+        ("git@github.com:a/b.git", "https://github.com/a/b.git"),
+        ("ssh://git@github.com/a/b.git", "https://github.com/a/b.git"),
+        ("https://github.com/a/b", "https://github.com/a/b"),
+        ("/folder/origin.git", "/folder/origin.git"),
+    ],
+)
+def test_no_token_is_baked_in_with_the_address(given: str, public: str) -> None:
+    """What people have in their remote's URL does not go into a notebook that may become public."""
+    assert render.public_url(given) == public
+
+
+def test_an_accelerator_changes_what_kaggle_is_asked_for(project: Path, tmp_path: Path) -> None:
+    """`none` asks for no GPU, in the notebook and in the kernel's metadata."""
+    run_render(project, "detection", "--output", str(tmp_path), "--accelerator", "none")
+    notebook = nbformat.read(tmp_path / "train_module_1_detection.ipynb", as_version=4)
+    assert notebook.metadata.kaggle.isGpuEnabled is False
+    assert json.loads((tmp_path / "kernel-metadata.json").read_text())["enable_gpu"] is False
+
+
+def test_rendering_imports_nothing_heavy(project: Path, tmp_path: Path) -> None:
+    """No torch, ultralytics, dvc or wandb on the way."""
+    script = (
+        "import sys, runpy; sys.argv = ['render.py', 'detection', '--output', sys.argv[1]]\n"
+        "try: runpy.run_path('render.py', run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code\n"
+        "print(sorted({'torch', 'ultralytics', 'dvc', 'wandb', 'cv2'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], cwd=project, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_every_parameter_has_a_comment() -> None:
+    """papermill shows it as the parameter's help."""
+    found = render.parameters(render.read_notebook())
+    assert len(found) >= 10
+    assert all(len(comment) > 10 for comment in found.values())
+
+
+def test_shortcuts_are_parameters_and_keys() -> None:
+    """Each shortcut of the notebook stands for a key that an experiment has."""
+    assert set(render.SHORTCUTS) <= set(render.parameters(render.read_notebook()))
+    assert set(render.SHORTCUTS.values()) <= set(keys())
+
+
+def test_unknown_parameters_are_an_error_even_without_a_near_miss() -> None:
+    """All that are known are listed."""
+    with pytest.raises(RenderError, match="known are: repository"):
+        render.unknown_or_reserved({"zzz": 1}, render.read_notebook())
+
+
+def test_the_round_trip_through_a_notebook_loses_nothing() -> None:
+    """Edited in Jupyter and saved back, notebooks/train.py is the same text."""
+    import jupytext
+
+    text = render.SOURCE.read_text(encoding="utf-8")
+    back = jupytext.writes(jupytext.reads(text, fmt="py:percent"), fmt="py:percent")
+    # jupytext signs what it writes with its own version
+    assert [line for line in back.splitlines() if "jupytext_version" not in line] == text.splitlines()

@@ -1,0 +1,296 @@
+"""Whole runs, as a user starts them: rendered, executed with papermill, published, fetched into another clone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run_git
+
+CANARY = "ghp_canary_that_must_never_be_seen_0123456789"
+WEIGHTS = ("train/weights/best.pt", "train/weights/last.pt")
+TRACKED_BY_GIT = (
+    "README.md",
+    "run.json",
+    "train/results.csv",
+    "train/args.yaml",
+    "train/metrics.json",
+    "train/results.png",
+    "train/weights/best.pt.dvc",
+    "train/weights/last.pt.dvc",
+    "test/predictions.json",
+    "test/predictions.png",
+    "test/confusion_matrix.png",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one `render.py MODULE --run` left."""
+
+    module: str
+    sandbox: Path
+    notebook: Path
+    output: str
+    status: int
+
+    @property
+    def artifacts(self) -> str:
+        """The artifacts' folder inside a clone."""
+        return f"artifacts/{self.module}/exp000_sandbox"
+
+    @property
+    def clone(self) -> Path:
+        """The clone that the newest run worked in."""
+        return max(self.sandbox.glob(f"runs/{self.module}-*"), key=lambda path: path.stat().st_mtime) / "origin"
+
+    def refs(self) -> list[str]:
+        """Every ref of the sandbox's repository but main."""
+        listed = run_git("for-each-ref", "--format=%(refname)", cwd=self.sandbox / "origin.git").splitlines()
+        return [ref for ref in listed if ref != "refs/heads/main"]
+
+    def objects(self) -> set[str]:
+        """Every file of the DVC remote."""
+        return {str(path) for path in (self.sandbox / "dvc-remote").rglob("*") if path.is_file()}
+
+
+def render(module: str, sandbox: Path, *words: str, epochs: int = 2) -> Run:
+    """Run `render.py MODULE --run` on the project as it stands."""
+    output = sandbox.parent / f"rendered-{module}"
+    command = [sys.executable, "render.py", module, "--run", "--sandbox", str(sandbox), "--output", str(output)]
+    done = subprocess.run(
+        [*command, "-p", "epochs", str(epochs), *words],
+        cwd=ROOT,
+        env={**os.environ, "GITHUB_TOKEN": CANARY, "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    notebook = next(output.glob("*.executed.ipynb"), output)
+    return Run(module, sandbox, notebook, done.stdout + done.stderr, done.returncode)
+
+
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One sandbox for all runs of this file, kept between them as a user's is."""
+    return tmp_path_factory.mktemp("runs") / "sandbox"
+
+
+@pytest.fixture(scope="module")
+def detection(sandbox: Path) -> Run:
+    """A finished run of detection, two epochs long."""
+    run = render("detection", sandbox)
+    assert run.status == 0, run.output[-5000:]
+    return run
+
+
+@pytest.fixture(scope="module")
+def second_clone(detection: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Another clone, to which the three printed commands have brought the model."""
+    clone = tmp_path_factory.mktemp("second") / "clone"
+    run_git("clone", "--quiet", detection.sandbox / "origin.git", clone, cwd=clone.parent)
+    printed = re.search(r"To bring the model.*\n((?:  (?:git|dvc) .*\n)+)", detection.output)
+    assert printed, detection.output[-3000:]
+    commands = [line.split() for line in printed[1].splitlines()]
+    assert [command[:2] for command in commands] == [["git", "fetch"], ["git", "checkout"], ["dvc", "pull"]]
+    for command in commands:
+        command = [sys.executable, "-m", *command] if command[0] == "dvc" else command  # noqa: PLW2901
+        subprocess.run(command, cwd=clone, check=True, capture_output=True, timeout=120)
+    return clone
+
+
+def test_one_branch_is_published_under_the_name_of_the_requirements(detection: Run) -> None:
+    """`kaggle-train-{module}-{experiment}-{YYYYMMDD-HHMMSS}`, and no intent is left."""
+    (ref,) = detection.refs()
+    assert re.fullmatch(r"refs/heads/kaggle-train-detection-exp000-sandbox-\d{8}-\d{6}", ref)
+
+
+def test_every_listed_file_reaches_a_second_clone(detection: Run, second_clone: Path) -> None:
+    """The branch and `dvc pull` bring everything that the requirements list, and it is not empty."""
+    for name in (*TRACKED_BY_GIT, *WEIGHTS):
+        assert (second_clone / detection.artifacts / name).stat().st_size > 0, name
+
+
+def test_weights_are_on_the_dvc_remote_and_not_in_git(detection: Run, second_clone: Path) -> None:
+    """Git holds the pointers only, and not the log."""
+    tracked = run_git("ls-files", detection.artifacts, cwd=second_clone).splitlines()
+    assert f"{detection.artifacts}/train/weights/best.pt.dvc" in tracked
+    assert not [name for name in tracked if name.endswith((".pt", ".jpg", ".log"))]
+
+
+def test_the_published_model_predicts_on_a_picture(detection: Run, second_clone: Path) -> None:
+    """`best.pt` of the second clone loads and has the module's class."""
+    from ultralytics.models import YOLO
+
+    model = YOLO(str(second_clone / detection.artifacts / "train/weights/best.pt"))
+    picture = next((second_clone / "data/detection/images/test").glob("*.jpg"))
+    (result,) = model.predict(str(picture), imgsz=160, device="cpu", conf=0.0001, verbose=False)
+    assert result.names == {0: "container_door"}
+    assert result.orig_shape == (320, 320)
+
+
+def test_the_learning_rate_is_what_the_experiment_says(detection: Run) -> None:
+    """The rate that ultralytics used in the first epoch, read from its own table."""
+    header, first = (detection.clone / detection.artifacts / "train/results.csv").read_text().splitlines()[:2]
+    row = dict(zip(header.split(","), first.split(","), strict=True))
+    assert [float(row[f"lr/pg{group}"]) for group in range(3)] == pytest.approx([0.002] * 3, rel=1e-6)
+
+
+def test_the_parameter_given_to_render_wins_over_the_experiment(detection: Run) -> None:
+    """`-p epochs 2`: the table has two rows, and run.json says so."""
+    folder = detection.clone / detection.artifacts
+    assert len((folder / "train/results.csv").read_text().splitlines()) == 1 + 2
+    assert json.loads((folder / "run.json").read_text())["experiment"]["training"]["epochs"] == 2
+
+
+def test_metrics_hold_only_what_was_measured(detection: Run) -> None:
+    """Validation and test, box alone for detection; the best epoch is one that was trained."""
+    metrics = json.loads((detection.clone / detection.artifacts / "train/metrics.json").read_text())
+    assert metrics["epochs"] == 2
+    assert metrics["best_epoch"] in (1, 2)
+    for split in ("validation", "test"):
+        assert set(metrics[split]) == {"images", "box"}
+        assert set(metrics[split]["box"]) == {"precision", "recall", "mAP50", "mAP50-95"}
+
+
+def test_run_json_says_from_what_the_model_was_made(detection: Run, second_clone: Path) -> None:
+    """Commit, dataset and lock are those of the clone, not only filled in."""
+    import hashlib
+
+    run = json.loads((second_clone / detection.artifacts / "run.json").read_text())
+    assert run["commit"] == run_git("rev-parse", "HEAD^", cwd=second_clone)
+    assert run["dataset"]["md5"] in (second_clone / "data/detection.dvc").read_text()
+    assert run["lock"] == hashlib.sha256((second_clone / "uv.lock").read_bytes()).hexdigest()
+    assert run["branch"] == run_git("branch", "--show-current", cwd=second_clone)
+    assert run["seconds"]["training"] > 0
+
+
+def test_the_summary_names_metrics_pictures_branch_and_times(detection: Run) -> None:
+    """What a person looks for stands in the output's end, and the pictures are where it says."""
+    end = detection.output[detection.output.index("is trained and published") :]
+    for word in ("mAP50-95", "validation", "test", "10/10: Cleanup", "Together", "wandb sync", "dvc pull"):
+        assert word in end
+    for picture in re.findall(r"/\S+\.png", end):
+        assert Path(picture).is_file()
+
+
+def test_the_steps_stand_in_the_order_and_by_the_names_of_the_requirements(detection: Run) -> None:
+    """0/10 to 10/10."""
+    shown = re.findall(r"^\[\d\d:\d\d:\d\d\] (\d+/10: .*)$", detection.output, re.MULTILINE)
+    assert shown == [
+        "0/10: Verify GPU (T4 x2)",
+        "1/10: Clone repository from GitHub",
+        "2/10: Install dependencies (Hybrid Strategy)",
+        "3/10: Configure DVC with Google Drive",
+        "4/10: Configure Git with GitHub token",
+        "5/10: Configure WandB for experiment tracking",
+        "6/10: Pull dataset via DVC",
+        "7/10: Display training configuration",
+        "8/10: Download pretrained YOLO weights",
+        "9/10: Run training + Automatic model sync",
+        "10/10: Cleanup (clear GPU cache)",
+    ]
+
+
+def test_the_log_of_a_good_run_stands_with_the_artifacts(detection: Run) -> None:
+    """From the first step to the summary, the progress bars a line each."""
+    log = (detection.clone / detection.artifacts / "run.log").read_text()
+    assert "0/10: Verify GPU" in log
+    assert "is trained and published" in log
+    assert "\r" not in log
+    assert log == (detection.clone.parent / "run.log").read_text()
+
+
+def test_no_credential_is_in_any_file_of_the_run(detection: Run) -> None:
+    """A token in the environment reaches no file: clone, log, W&B, notebook, remotes."""
+    files = [*detection.sandbox.rglob("*"), *detection.notebook.parent.rglob("*")]
+    found = [path for path in files if path.is_file() and CANARY.encode() in path.read_bytes()]
+    assert not found
+    assert CANARY not in detection.output
+
+
+def test_wandb_has_one_run(detection: Run) -> None:
+    """Training and the results added afterwards carry one id."""
+    ids = {path.name.rpartition("-")[2] for path in (detection.clone.parent / "wandb").glob("offline-run-*")}
+    assert len(ids) == 1
+
+
+def test_the_clone_keeps_index_head_and_branch(detection: Run) -> None:
+    """Publishing leaves the clone as it was cloned: detached at the code's commit, nothing staged or changed."""
+    commit = json.loads((detection.clone / detection.artifacts / "run.json").read_text())["commit"]
+    assert run_git("rev-parse", "HEAD", cwd=detection.clone) == commit
+    status = run_git("status", "--porcelain", "--untracked-files=normal", cwd=detection.clone)
+    assert status == "?? artifacts/"
+
+
+def test_the_executed_notebook_shows_the_pictures(detection: Run) -> None:
+    """Curves and predictions stand in the notebook itself."""
+    notebook = json.loads(detection.notebook.read_text())
+    pictures = [out for out in notebook["cells"][-1]["outputs"] if "image/png" in out.get("data", {})]
+    assert len(pictures) == 2
+
+
+def test_running_the_executed_notebook_again_gives_the_same_outputs(detection: Run) -> None:
+    """nbval executes every cell once more and compares: the metrics too, since seeds are set; a branch joins."""
+    before = len(detection.refs())
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--nbval", str(detection.notebook), "-q", "-p", "no:cacheprovider",
+         "--nbval-sanitize-with", str(ROOT / "tests/sanitize-notebook.cfg"), "--rootdir", str(detection.notebook.parent),
+         "--nbval-cell-timeout", "500", "-c", os.devnull],
+        cwd=ROOT, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert len(detection.refs()) == before + 1
+
+
+def test_a_refused_branch_leaves_nothing_but_the_models(detection: Run) -> None:
+    """A run whose Git push is refused ends with an error that says so, and the world is as it was before it."""
+    hook = detection.sandbox / "origin.git/hooks/pre-receive"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text("#!/bin/sh\nwhile read old new ref; do case $ref in refs/heads/kaggle-*) exit 1;; esac; done\n")
+    hook.chmod(0o755)
+    refs, objects = detection.refs(), detection.objects()
+    try:
+        run = render("detection", detection.sandbox, "-p", "training.learning_rate", "0.003", epochs=1)
+    finally:
+        hook.unlink()
+    assert run.status == 1
+    told = run.output[run.output.rindex("Error: ") :]
+    assert "Git push failed" in told
+    assert "What to do:" in told
+    assert "Traceback" not in told
+    assert (run.refs(), run.objects()) == (refs, objects)
+    folder = run.clone / run.artifacts
+    assert all((folder / name).stat().st_size > 0 for name in WEIGHTS)
+    assert not list(folder.rglob("*.dvc"))
+    assert run_git("diff", "--cached", "--name-only", cwd=run.clone) == ""
+    assert "Git push failed" in (folder / "run.log").read_text()
+
+
+def test_a_run_that_cannot_start_says_why_and_logs_it(detection: Run) -> None:
+    """A checkpoint that is not there stops the run before training."""
+    run = render("detection", detection.sandbox, "-p", "resume_from", "nowhere/last.pt")
+    assert run.status == 1
+    assert "model.resume_from is 'nowhere/last.pt'" in run.output
+    assert "model.resume_from is 'nowhere/last.pt'" in (run.clone.parent / "run.log").read_text()
+
+
+@pytest.mark.slow
+def test_localization_measures_boxes_and_corners(sandbox: Path) -> None:
+    """The other module in the same sandbox: pose metrics, keypoints in every prediction, its own branch."""
+    run = render("localization", sandbox, epochs=8)
+    assert run.status == 0, run.output[-5000:]
+    folder = run.clone / run.artifacts
+    metrics = json.loads((folder / "train/metrics.json").read_text())
+    assert set(metrics["test"]) == {"images", "box", "pose"}
+    assert metrics["test"]["pose"]["mAP50"] > 0.1
+    predictions = json.loads((folder / "test/predictions.json").read_text())
+    assert all(len(item["keypoints"]) == 4 * 3 for item in predictions)
+    assert [ref for ref in run.refs() if ref.startswith("refs/heads/kaggle-train-localization-exp000-sandbox-")]
