@@ -395,6 +395,8 @@ def _execute(notebook: Path) -> None:
         papermill.execute_notebook(
             str(notebook), str(executed), kernel_name="python3", cwd=str(PROJECT), progress_bar=False,
             stdout_file=sys.stdout, stderr_file=sys.stderr,
+            # the kernel's own remarks (no encryption on loopback, an interrupt at its end) are none of the run's
+            extra_arguments=["--IPKernelApp.log_level=50"],
         )  # fmt: skip
     except PapermillExecutionError as error:
         raise RunError(

@@ -1,7 +1,7 @@
 """`run.log`: everything a run printed, and why it stopped, without credentials.
 
 Guarantees: what is written to standard output and error goes to the notebook and to the file, redacted in both; an
-error that ends a cell is written too; progress bars take one line. Cannot: see what a worker process writes past Python.
+error that ends a cell is written too; progress bars take one line. Cannot: see what worker processes write.
 """
 
 from __future__ import annotations

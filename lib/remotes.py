@@ -59,10 +59,11 @@ def configure_git(root: Path, credentials: Credentials) -> str:
             state="nothing was pulled or trained.",
             remedy="add GITHUB_TOKEN (scope `repo`) to secrets.json and run again.",
         )
+    environment = credentials.git_environment(url)
     try:
         run_command(
             ["git", "ls-remote", "--exit-code", "origin", "HEAD"],
-            cwd=root, env=credentials.git_environment(url), timeout=120, redact=credentials.redact,
+            cwd=root, env=environment, timeout=120, redact=credentials.redact,
         )  # fmt: skip
     except CommandError as error:
         raise RemoteError(
@@ -70,4 +71,4 @@ def configure_git(root: Path, credentials: Credentials) -> str:
             state="nothing was pulled or trained.",
             remedy="check that GITHUB_TOKEN is not expired and has the `repo` scope, and that internet is on.",
         ) from error
-    return f"Git remote: {url}{' (with GITHUB_TOKEN)' if credentials.github_token else ''}"
+    return f"Git remote: {url}{' (with GITHUB_TOKEN)' if environment else ''}"

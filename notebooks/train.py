@@ -192,7 +192,8 @@ step("4/10: Configure Git with GitHub token")
 from lib.sync import recover
 
 print(configure_git(root, credentials))
-recover(root, credentials)
+unfinished = recover(root, credentials)
+print(f"Unfinished publications of other runs: {unfinished}")
 
 # %% [markdown]
 # ## 5/10: Configure WandB for experiment tracking

@@ -20,7 +20,7 @@ from lib.experiment import MODULES, Experiment, keys, load_experiment
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clean clone of the project, as it stands here, whose commit is on its remote."""
+    """Give a clean clone of the project, as it stands here, whose commit is on its remote."""
     folder = tmp_path_factory.mktemp("project")
     clone = folder / "clone"
     run_git("init", "--quiet", "--bare", "--initial-branch=main", folder / "origin.git", cwd=folder)
@@ -50,7 +50,7 @@ def parameters_of(notebook: Path) -> dict[str, object]:
     values: dict[str, object] = {}
     for cell in nbformat.read(notebook, as_version=4).cells:
         if set(cell.metadata.get("tags", [])) & {"parameters", "injected-parameters"}:
-            exec(cell.source, values)  # noqa: S102  our own notebook
+            exec(cell.source, values)  # our own notebook
     values.pop("__builtins__", None)
     return values
 
@@ -236,7 +236,7 @@ def test_rendering_imports_nothing_heavy(project: Path, tmp_path: Path) -> None:
 
 
 def test_every_parameter_has_a_comment() -> None:
-    """papermill shows it as the parameter's help."""
+    """It is shown by papermill as the parameter's help."""
     found = render.parameters(render.read_notebook())
     assert len(found) >= 10
     assert all(len(comment) > 10 for comment in found.values())

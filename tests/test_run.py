@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT, run_git
 
-CANARY = "ghp_canary_that_must_never_be_seen_0123456789"
+CANARY = f"ghp_{secrets.token_hex(16)}"  # made anew: the sandbox holds a copy of this file
 WEIGHTS = ("train/weights/best.pt", "train/weights/last.pt")
 TRACKED_BY_GIT = (
     "README.md",
@@ -61,6 +62,11 @@ class Run:
         return {str(path) for path in (self.sandbox / "dvc-remote").rglob("*") if path.is_file()}
 
 
+def environment() -> dict[str, str]:
+    """Give the environment of a run: with a token that must not be seen anywhere."""
+    return {**os.environ, "GITHUB_TOKEN": CANARY, "COLUMNS": "200"}
+
+
 def render(module: str, sandbox: Path, *words: str, epochs: int = 2) -> Run:
     """Run `render.py MODULE --run` on the project as it stands."""
     output = sandbox.parent / f"rendered-{module}"
@@ -68,7 +74,7 @@ def render(module: str, sandbox: Path, *words: str, epochs: int = 2) -> Run:
     done = subprocess.run(
         [*command, "-p", "epochs", str(epochs), *words],
         cwd=ROOT,
-        env={**os.environ, "GITHUB_TOKEN": CANARY, "COLUMNS": "200"},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=600,
@@ -85,14 +91,14 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def detection(sandbox: Path) -> Run:
-    """A finished run of detection, two epochs long."""
+    """Finish a run of detection, two epochs long."""
     run = render("detection", sandbox)
     assert run.status == 0, run.output[-5000:]
     return run
 
 
 @pytest.fixture(scope="module")
-def second_clone(detection: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def second_clone(detection: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Another clone, to which the three printed commands have brought the model."""
     clone = tmp_path_factory.mktemp("second") / "clone"
     run_git("clone", "--quiet", detection.sandbox / "origin.git", clone, cwd=clone.parent)
@@ -131,7 +137,7 @@ def test_the_published_model_predicts_on_a_picture(detection: Run, second_clone:
 
     model = YOLO(str(second_clone / detection.artifacts / "train/weights/best.pt"))
     picture = next((second_clone / "data/detection/images/test").glob("*.jpg"))
-    (result,) = model.predict(str(picture), imgsz=160, device="cpu", conf=0.0001, verbose=False)
+    result: Any = model.predict(str(picture), imgsz=160, device="cpu", conf=0.0001, verbose=False)[0]
     assert result.names == {0: "container_door"}
     assert result.orig_shape == (320, 320)
 
@@ -238,13 +244,14 @@ def test_the_executed_notebook_shows_the_pictures(detection: Run) -> None:
 
 
 def test_running_the_executed_notebook_again_gives_the_same_outputs(detection: Run) -> None:
-    """nbval executes every cell once more and compares: the metrics too, since seeds are set; a branch joins."""
+    """Each cell is executed once more by nbval and compared, the metrics too: seeds are set. A branch joins."""
     before = len(detection.refs())
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "--nbval", str(detection.notebook), "-q", "-p", "no:cacheprovider",
-         "--nbval-sanitize-with", str(ROOT / "tests/sanitize-notebook.cfg"), "--rootdir", str(detection.notebook.parent),
+         "--nbval-sanitize-with", str(ROOT / "tests/sanitize-notebook.cfg"),
+         "--rootdir", str(detection.notebook.parent),
          "--nbval-cell-timeout", "500", "-c", os.devnull],
-        cwd=ROOT, capture_output=True, text=True, timeout=600,
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:]
     assert len(detection.refs()) == before + 1

@@ -845,7 +845,7 @@ def test_a_renewal_whose_answer_is_lost_does_not_fence_its_owner(
     """The intent stands at our own new commit: it is still ours, whatever became of the answer."""
     monkeypatch.setattr(journal, "RENEWAL", 0.02)
     renewed = threading.Event()
-    lost: list[bool] = []
+    pushes: list[list[str]] = []
     copy = shutil.copyfile
 
     def copy_after_renewals(source: Path, target: Path) -> None:
@@ -853,11 +853,13 @@ def test_a_renewal_whose_answer_is_lost_does_not_fence_its_owner(
         copy(source, target)
 
     def fault(words: list[str]) -> str:
-        if words[1] == "push" and not created_branch(words):
-            lost.append(True)  # the first declares, the second is the first renewal
-            if len(lost) > 3:
-                renewed.set()
-            return "lost" if len(lost) == 2 else ""
+        if words[1] != "push" or created_branch(words):
+            return ""
+        pushes.append(words)  # the first declares, the second is a renewal; there is no third one that could mend it
+        if len(pushes) == 2:
+            monkeypatch.setattr(journal, "RENEWAL", 100.0)
+            renewed.set()
+            return "lost"
         return ""
 
     monkeypatch.setattr(shutil, "copyfile", copy_after_renewals)
@@ -1097,7 +1099,19 @@ def test_a_termination_signal_undoes_a_publication(stores: Stores) -> None:
 # ── others ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("text", ['{"protocol": 99, "state": "uploading"}', "{}", "no JSON", "[]"])
+NEWER = {
+    "protocol": 99,
+    "id": "planted",
+    "state": "uploading",
+    "branch": "kaggle-train-x",
+    "base": "0" * 40,
+    "owner": {"clone": "another", "process": "1-1"},
+    "objects": [],
+    "renewals": 0,
+}
+
+
+@pytest.mark.parametrize("text", [json.dumps(NEWER), '{"protocol": 1}', "no JSON", "[]"])
 def test_an_intent_of_another_version_is_left_alone_and_said(stores: Stores, text: str) -> None:
     """Its owner may be newer than this, and alive; it is in nobody's way."""
     ref = plant_intent(stores, text)

@@ -456,7 +456,7 @@ class _Publishing:
                     f"{self.run.branch} is published, or it is not.\n{error}",
                     state="everything is kept: the models here, the objects on the DVC remote, the intent "
                     f"{self.ref} on the Git remote if it was not published.",
-                    remedy="when the Git remote answers, run sync_outputs() again, or `python -m lib recover` in any clone.",
+                    remedy="when the Git remote answers, run sync_outputs() again, or `python -m lib recover`.",
                 ) from unreachable
             self._committed = standing == commit
             if not (self._committed and isinstance(error, Exception)):
