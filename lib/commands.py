@@ -18,6 +18,7 @@ from pathlib import Path
 from lib.errors import CommandError
 
 MINUTE = 60.0
+LONG = 200  # characters of a word that an error shows
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ def run_command(
     `CommandError` when the program cannot be started.
     """
     words = [str(word) for word in command]
-    shown = redact(" ".join(words[:1] + [word if len(word) < 200 else word[:200] + "…" for word in words[1:]]))  # noqa: PLR2004
+    # redacted before they are shortened: part of a credential is one too
+    shown = " ".join(word if len(word) < LONG else word[:LONG] + "…" for word in map(redact, words))
     try:
         process = subprocess.Popen(
             words,
@@ -80,9 +82,10 @@ def run_command(
             start_new_session=True,  # so that its children (git's ssh, git-remote-https) can be stopped with it
         )
     except OSError as error:
+        folder = cwd is not None and not cwd.is_dir()
         raise CommandError(
-            f"`{words[0]}` cannot be started: {error.strerror}.",
-            remedy=f"install {words[0]} and put it on the PATH.",
+            f"`{words[0]}` cannot be started{f' in {cwd}' if folder else ''}: {error.strerror}.",
+            remedy=f"make the folder {cwd}." if folder else f"install {words[0]} and put it on the PATH.",
         ) from None
     try:
         output, errors = process.communicate(text, timeout=timeout)

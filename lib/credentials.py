@@ -40,8 +40,9 @@ class Credentials:
         forms: set[str] = set()
         for value in filter(None, secret):
             forms |= {value, quote(value, safe=""), json.dumps(value)[1:-1]}
-        if self.github_token:
-            forms.add(_basic(self.github_token))
+        # as HTTP's basic authentication sends them: git its token, wandb its key
+        accounts = (("x-access-token", self.github_token), ("api", self.wandb_api_key))
+        forms |= {_basic(user, value) for user, value in accounts if value}
         # longest first: a value may contain another
         hidden = sorted((form for form in forms if len(form) >= SHORTEST_SECRET), key=len, reverse=True)
         object.__setattr__(self, "_hidden", tuple(hidden))
@@ -69,12 +70,12 @@ class Credentials:
         if not self.github_token or urlsplit(url).scheme not in ("http", "https"):
             return {}
         parts = urlsplit(url)
-        host = f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")
+        host = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
         return {
             "GIT_CONFIG_COUNT": "1",
             # for this host alone: a redirect elsewhere must not carry the token along
             "GIT_CONFIG_KEY_0": f"http.{host}/.extraHeader",
-            "GIT_CONFIG_VALUE_0": f"Authorization: Basic {_basic(self.github_token)}",
+            "GIT_CONFIG_VALUE_0": f"Authorization: Basic {_basic('x-access-token', self.github_token)}",
         }
 
     def write_drive_file(self, path: Path) -> None:
@@ -97,13 +98,16 @@ class Credentials:
             "_module": "oauth2client.client",
             "_class": "OAuth2Credentials",
         }
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        part = path.with_name(f".{path.name}.part")
+        part.unlink(missing_ok=True)
+        # made private, then written, then put in its place: an older file of other rights is replaced with it
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             json.dump(complete, file)
+        part.replace(path)
 
 
-def _basic(token: str) -> str:
-    return base64.b64encode(f"x-access-token:{token}".encode()).decode()
+def _basic(user: str, secret: str) -> str:
+    return base64.b64encode(f"{user}:{secret}".encode()).decode()
 
 
 def load_credentials(path: str = "", *, inputs: Path = Path("/kaggle/input")) -> Credentials:

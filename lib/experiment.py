@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
 
 from lib.errors import ExperimentError
 
@@ -166,7 +166,7 @@ class Wandb(_Section):
     enabled: bool = True
     project: str = Field(default="kaggle-training", pattern=r"^[A-Za-z0-9_.-]{1,128}$")
     entity: str | None = None
-    tags: list[str] = Field(default_factory=list)
+    tags: Annotated[tuple[str, ...], Strict(False)] = ()
 
 
 class Experiment(_Section):
@@ -203,21 +203,23 @@ class Experiment(_Section):
     @model_validator(mode="after")
     def _suits_its_module(self) -> Self:
         module = MODULES[self.module]
+        wrong = []
         poses = self.model.architecture.endswith("-pose")
         if poses != bool(module.keypoints):
             size = self.model.architecture.removesuffix("-pose")
             wanted = f"{size}-pose" if module.keypoints else size
-            raise _Unsuitable("model.architecture", self.model.architecture, f"{self.module} needs {wanted}")
+            wrong.append(f"model.architecture is {self.model.architecture!r}: {self.module} needs {wanted}")
         if not module.mirrors:
             for key in ("fliplr", "flipud"):
                 value = getattr(self.augmentation, key)
                 if value > 0:
-                    raise _Unsuitable(
-                        f"augmentation.{key}",
-                        value,
-                        "flipping makes mirrored text: nobody could read the ID, and its corners would keep their "
-                        "names (flip_idx 0 1 2 3) on the wrong sides; only 0.0 is allowed for localization",
+                    wrong.append(
+                        f"augmentation.{key} is {value!r}: flipping makes mirrored text: nobody could read the ID, and "
+                        "its corners would keep their names (flip_idx 0 1 2 3) on the wrong sides; only 0.0 is allowed "
+                        f"for {self.module}"
                     )
+        if wrong:
+            raise _UnsuitableError("; ".join(wrong))
         return self
 
     @property
@@ -236,12 +238,8 @@ class Experiment(_Section):
         return f"artifacts/{self.module}/{self.name}"
 
 
-class _Unsuitable(ValueError):
-    """A value that is possible, but not for this module."""
-
-    def __init__(self, key: str, value: object, allowed: str) -> None:
-        self.key, self.value, self.allowed = key, value, allowed
-        super().__init__(allowed)
+class _UnsuitableError(ValueError):
+    """Values that are possible, but not for this module."""
 
 
 def load_experiment(
@@ -283,13 +281,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     from ruamel.yaml.error import YAMLError
 
     if not path.is_file():
-        there = sorted(p.as_posix() for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        meant = difflib.get_close_matches(path.as_posix(), there, n=1)
-        hint = f"did you mean {meant[0]}?" if meant else f"the experiments here are: {', '.join(there) or 'none'}."
+        there = sorted(found.name for found in path.parent.glob("*.yaml"))
+        meant = difflib.get_close_matches(path.name, there, n=1)
+        listed = f"the experiments in {path.parent} are: {', '.join(there) or 'none'}."
+        hint = f"did you mean {(path.parent / meant[0]).as_posix()}?" if meant else listed
         raise ExperimentError(f"{path}: there is no such file.", state="nothing was started.", remedy=hint)
     try:
         values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (YAMLError, UnicodeDecodeError) as error:
+    except (YAMLError, ValueError, KeyError) as error:  # the last two: a date or number that is none
         told = re.sub(r"\s+", " ", str(error)).split(" To suppress this check")[0]
         raise ExperimentError(
             f"{path}: this is no YAML: {told}",
@@ -308,21 +307,22 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _set(values: dict[str, Any], dotted: str, value: object) -> None:
     *path, key = dotted.split(".")
     for part in path:
-        inner = values.get(part)
-        # a copy: the mapping handed in by a notebook stays as it was
-        values[part] = dict(inner) if isinstance(inner, Mapping) else {}
+        inner = values.get(part, {})
+        if not isinstance(inner, Mapping):
+            return  # no section to set a value in: validation names it
+        values[part] = dict(inner)  # a copy: the mapping handed in by a notebook stays as it was
         values = values[part]
     values[key] = value
 
 
 def _complaint(problem: Any) -> str:  # noqa: ANN401  pydantic's ErrorDetails
     """One sentence on one thing that is wrong: key, value, what is allowed, and the key that was meant."""
-    location = [str(part) for part in problem["loc"] if not _names_a_union_arm(part)]
+    location = _location(problem["loc"])
     key = ".".join(location)
     value = problem["input"]
     cause = problem.get("ctx", {}).get("error")
-    if isinstance(cause, _Unsuitable):
-        return f"{cause.key} is {cause.value!r}: {cause.allowed}"
+    if isinstance(cause, _UnsuitableError):
+        return str(cause)
     if problem["type"] == "extra_forbidden":
         section: Any = Experiment
         for part in location[:-1]:
@@ -333,13 +333,24 @@ def _complaint(problem: Any) -> str:  # noqa: ANN401  pydantic's ErrorDetails
         return f"{key} is no key of an experiment ({key}: {value!r}); {hint}"
     if problem["type"] == "missing":
         return f"{key} is missing; it must be given"
-    allowed = problem["msg"].removeprefix("Input ").removeprefix("Value error, ")
+    allowed = problem["msg"].removeprefix("Input ").removeprefix("Value error, ").replace("valid tuple", "valid list")
     return f"{key} is {value!r}: it {allowed}" if allowed.startswith("should") else f"{key} is {value!r}: {allowed}"
 
 
-def _names_a_union_arm(part: object) -> bool:
-    """Whether pydantic added this to a location only to say which type of a union it tried."""
-    return part in ("bool", "str", "function-after[_names_a_checkpoint(), union[bool,str]]")
+def _location(parts: tuple[int | str, ...]) -> list[str]:
+    """Give the keys of a location; behind a value pydantic names the types of the union that it tried."""
+    section: Any = Experiment
+    keys_of_it = []
+    for part in parts:
+        inside = isinstance(section, type) and issubclass(section, BaseModel)
+        if not inside and not isinstance(part, int):
+            break
+        keys_of_it.append(str(part))
+        if not inside:
+            continue
+        field = section.model_fields.get(str(part))
+        section = field.annotation if field else None
+    return keys_of_it
 
 
 def _elsewhere(key: str) -> list[str]:

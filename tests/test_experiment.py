@@ -155,7 +155,7 @@ def test_an_override_of_an_unknown_key_is_refused(write: Write, override: str) -
 
 def test_an_override_does_not_hide_a_section_that_is_no_mapping(write: Write) -> None:
     """`hardware: 7` is a mistake, also where a parameter sets one key of hardware."""
-    with pytest.raises(ExperimentError, match="training"):
+    with pytest.raises(ExperimentError, match="hardware is 7"):
         load_experiment(write(changed(DETECTION, hardware=7)), {"hardware.num_workers": 2})
 
 
@@ -314,7 +314,7 @@ def test_a_missing_file_like_no_other_is_told_with_all_that_are_there(write: Wri
     message = refusal(there[0].with_name("qqqqqqqqqqqqqqqq.yaml"))
     assert "did you mean" not in message
     for path in there:
-        assert str(path) in message
+        assert path.name in message
 
 
 def test_a_file_in_a_missing_folder_is_told(tmp_path: Path) -> None:

@@ -137,9 +137,9 @@ def test_the_published_model_predicts_on_a_picture(detection: Run, second_clone:
 
     model = YOLO(str(second_clone / detection.artifacts / "train/weights/best.pt"))
     picture = next((second_clone / "data/detection/images/test").glob("*.jpg"))
-    result: Any = model.predict(str(picture), imgsz=160, device="cpu", conf=0.0001, verbose=False)[0]
-    assert result.names == {0: "container_door"}
-    assert result.orig_shape == (320, 320)
+    results: Any = model.predict(str(picture), imgsz=160, device="cpu", conf=0.0001, verbose=False)
+    assert results[0].names == {0: "container_door"}
+    assert results[0].orig_shape == (320, 320)
 
 
 def test_the_learning_rate_is_what_the_experiment_says(detection: Run) -> None:

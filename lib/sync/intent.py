@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import socket
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +34,7 @@ class Owner:
     """The process that answers for an intent."""
 
     clone: str
-    """A random name that the clone keeps: two machines never share one."""
+    """The clone's own random name, with the machine and its boot: a copied clone is another."""
     process: str
     """Process number and start time: a number alone is given out again."""
 
@@ -90,6 +91,18 @@ class Intent:
     def to_json(self) -> str:
         """Give the record as it stands in the ref's commit."""
         return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+
+
+def clone_name(file: Path) -> str:
+    """Name the clone that keeps `file`, on this machine and for as long as it runs."""
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(secrets.token_hex(8), encoding="utf-8")
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    except OSError:  # no Linux
+        boot = "unknown"
+    return f"{file.read_text(encoding='utf-8')}@{socket.gethostname()}/{boot}"
 
 
 def new_intent_id() -> str:

@@ -1,12 +1,13 @@
 """The DVC remote as the transaction sees it: identities under the paths of objects.
 
-A kind of store joins by one class with four methods, `look`, `upload`, `delete` and `close`:
+A kind of store joins by one class with five methods, `look`, `upload`, `delete`, `discard` and `close`:
 
 - `look(oids)` gives, for each object that is there, its identities with their size in bytes. An identity names one
   stored copy for ever: whoever stores the object again makes another one. It asks the store, never a cache.
-- `upload(oid, source)` stores one more copy and returns when it is whole; a cut one is never seen under the path. After
-  an error the copy may be there or not. May run in several threads.
+- `upload(oid, source, label)` stores one more copy and returns when it is whole; a cut one is not seen under the path.
+  After an error the copy may be there or not. May run in several threads. `label` is the intent that pays for it.
 - `delete(oid, identity)` removes that one copy, if it still stands there. May be repeated.
+- `discard(oid, label)` removes what a cut upload of that label left elsewhere, if the store keeps such things.
 - `close()` gives back what it holds.
 
 Nothing here decides what may be deleted: `transaction.py` does.
@@ -16,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 import socket
 from collections.abc import Callable, Iterable, Mapping
@@ -51,11 +51,14 @@ class Objects(Protocol):
     def look(self, oids: Iterable[str]) -> dict[str, dict[str, Copy]]:
         """Give the identities that stand under each object's path."""
 
-    def upload(self, oid: str, source: Path, progress: Progress) -> None:
+    def upload(self, oid: str, source: Path, label: str, progress: Progress) -> None:
         """Store one more copy of the object."""
 
     def delete(self, oid: str, identity: str) -> None:
         """Remove that one copy."""
+
+    def discard(self, oid: str, label: str) -> None:
+        """Remove what a cut upload left."""
 
     def close(self) -> None:
         """Give back connections and locks."""
@@ -77,14 +80,12 @@ class DirectoryObjects:
                 found[oid] = {f"{status.st_mtime_ns}-{status.st_ino}": Copy(status.st_size)}
         return found
 
-    def upload(self, oid: str, source: Path, progress: Progress) -> None:
+    def upload(self, oid: str, source: Path, label: str, progress: Progress) -> None:
         """Write beside the path, then rename: a reader never sees half an object."""
-        target = Path(self._path_of(oid))
+        target, part = Path(self._path_of(oid)), self._part(oid, label)
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.parent / f".{target.name}.{secrets.token_hex(8)}.tmp"
         try:
             shutil.copyfile(source, part)
-            # an upload's time of writing is now: two uploads of one content must differ
             with part.open("rb+") as file:
                 os.fsync(file.fileno())
             part.chmod(0o444)  # as DVC keeps its objects
@@ -98,6 +99,14 @@ class DirectoryObjects:
         """Remove the file if it is still that copy."""
         if identity in self.look([oid]).get(oid, {}):
             Path(self._path_of(oid)).unlink(missing_ok=True)
+
+    def discard(self, oid: str, label: str) -> None:
+        """Remove the file that the upload was writing to."""
+        self._part(oid, label).unlink(missing_ok=True)
+
+    def _part(self, oid: str, label: str) -> Path:
+        target = Path(self._path_of(oid))
+        return target.with_name(f".{target.name}.{label}.tmp")
 
     def close(self) -> None:
         """Nothing is held."""
@@ -137,7 +146,7 @@ class DriveObjects:
                 found[oid] = copies
         return found
 
-    def upload(self, oid: str, source: Path, progress: Progress) -> None:
+    def upload(self, oid: str, source: Path, label: str, progress: Progress) -> None:  # noqa: ARG002
         """Insert one more file; Drive shows it when it is whole."""
         from fsspec.callbacks import Callback
 
@@ -156,6 +165,9 @@ class DriveObjects:
         except ApiRequestError as error:
             if error.error.get("code") != 404:  # noqa: PLR2004  not there any more is what was wanted
                 raise
+
+    def discard(self, oid: str, label: str) -> None:
+        """Drive keeps nothing of a cut upload that could be seen."""
 
     def close(self) -> None:
         """Nothing is held."""

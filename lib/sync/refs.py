@@ -7,16 +7,17 @@ clone's `.git`; the user's refs, index, HEAD and work tree are never touched.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lib.commands import MINUTE, Answer, run_command
 from lib.credentials import Credentials
-from lib.errors import GitPushError
+from lib.errors import CommandError, GitPushError
 from lib.sync.intent import Intent, read_intent
 
 INTENTS = "refs/intents/"
@@ -48,11 +49,14 @@ class Refs:
     def __init__(self, root: Path, credentials: Credentials) -> None:
         self.root = root
         self._redact = credentials.redact
-        self.url = self._git("remote", "get-url", "origin").output.strip()
-        self._environment = credentials.git_environment(self.url)
+        self._url = self._git("remote", "get-url", "origin").output.strip()
+        self._environment = credentials.git_environment(self._url)
+        # what is shown has no user name or token that somebody put into the address
+        self.url = re.sub(r"://[^/@]*@", "://", self._url)
         git_dir = Path(self._git("rev-parse", "--path-format=absolute", "--git-common-dir").output.strip())
         self.private = git_dir / "kaggle-sync"
-        self._mirror = self.private / "mirror.git"
+        # one for each address: what the old one had says nothing about the new one
+        self._mirror = self.private / f"mirror-{hashlib.sha256(self._url.encode()).hexdigest()[:12]}.git"
 
     def _git(
         self,
@@ -75,8 +79,14 @@ class Refs:
         text: str | None = None,
         check: bool = True,
     ) -> Answer:
-        """Run a command that may speak to the remote: only these are given the token."""
-        return self._git(*words, cwd=cwd, env=self._environment, timeout=timeout, text=text, check=check)
+        """Run a command that may speak to the remote: only these are given the token. Raises `GitPushError`."""
+        try:
+            return self._git(*words, cwd=cwd, env=self._environment, timeout=timeout, text=text, check=check)
+        except CommandError as error:
+            raise GitPushError(
+                f"the Git remote {self.url} does not answer: {error.what}",
+                remedy=_remedy(error.what, "check the network and GITHUB_TOKEN, then run sync_outputs() again."),
+            ) from error
 
     # ── reading ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -118,7 +128,7 @@ class Refs:
         if not (self._mirror / "HEAD").exists():
             self._git("init", "--quiet", "--bare", str(self._mirror))
             # a partial clone: what the filter left out can be had later, one by one
-            for key, value in (("url", self.url), ("promisor", "true"), ("partialclonefilter", f"blob:limit={BLOBS}")):
+            for key, value in (("url", self._url), ("promisor", "true"), ("partialclonefilter", f"blob:limit={BLOBS}")):
                 self._git("config", f"remote.origin.{key}", value, cwd=self._mirror)
         self._remote(
             "fetch", "--quiet", "--prune", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance",
@@ -162,9 +172,12 @@ class Refs:
         words = ["--atomic", "--no-verify", "--no-signed", "--no-follow-tags", "--recurse-submodules=no", "--quiet"]
         words += [f"--force-with-lease={move.ref}:{move.old or ''}" for move in moves]
         words += ["origin"] + [f"{move.new or ''}:{move.ref}" for move in moves]
-        answer = self._remote("push", *words, timeout=PUSH_TIMEOUT, check=False)
+        try:
+            answer = self._remote("push", *words, timeout=PUSH_TIMEOUT, check=False)
+        except GitPushError as error:
+            raise GitPushError(f"Git push failed: {error.what}", remedy=error.remedy) from error
         if answer.status != 0:
-            raise _refusal(answer, self._redact(self.url), [move.ref for move in moves])
+            raise _refusal(answer, self.url, [move.ref for move in moves])
 
 
 def _signature(date: str) -> dict[str, str]:
@@ -174,6 +187,7 @@ def _signature(date: str) -> dict[str, str]:
 
 
 _CAUSES: Iterable[tuple[str, str]] = (
+    (r"stale info|fetch first", "somebody else moved the same ref; run sync_outputs() again."),
     (
         r"Authentication failed|could not read Username|Invalid username|HTTP Basic: Access denied|\b401\b",
         "check that GITHUB_TOKEN in secrets.json is right and not expired, and has the `repo` scope.",
@@ -184,8 +198,10 @@ _CAUSES: Iterable[tuple[str, str]] = (
     ),
     (r"workflow", "give GITHUB_TOKEN the `workflow` scope: the branch holds workflow files."),
     (r"protected|GH006|hook declined|rule violations", "allow new branches named kaggle-* in the host's branch rules."),
-    (r"atomic", "use a Git host that supports atomic pushes (GitHub, GitLab, Gitea and plain Git do)."),
-    (r"stale info|fetch first|rejected", "somebody else moved the same ref; run sync_outputs() again."),
+    (
+        r"does not support .*atomic",
+        "use a Git host that supports atomic pushes (GitHub, GitLab, Gitea and plain Git do).",
+    ),
     (
         r"Could not resolve|unable to access|Connection|timed out|does not appear to be a git repository",
         "check the network and the repository's address, then run sync_outputs() again.",
@@ -195,8 +211,11 @@ _CAUSES: Iterable[tuple[str, str]] = (
 
 def _refusal(answer: Answer, url: str, refs: Iterable[str]) -> GitPushError:
     told = (answer.errors.strip() or answer.output.strip() or "no reason given")[-2000:]
-    remedies: Iterator[str] = (remedy for pattern, remedy in _CAUSES if re.search(pattern, told, re.IGNORECASE))
     return GitPushError(
         f"Git push failed: {url} did not take {', '.join(refs)}:\n{told}",
-        remedy=next(remedies, "read the host's answer above, mend its cause and run sync_outputs() again."),
+        remedy=_remedy(told, "read the host's answer above, mend its cause and run sync_outputs() again."),
     )
+
+
+def _remedy(told: str, otherwise: str) -> str:
+    return next((remedy for pattern, remedy in _CAUSES if re.search(pattern, told, re.IGNORECASE)), otherwise)

@@ -1,25 +1,24 @@
 """Publishing, undoing and recovering; the protocol stands in the package's docstring.
 
-All the difficulty is in `_Transaction.undo`: it is the same for an owner whose upload failed and for a stranger who
+All the difficulty is in `_Vault.undo`: it is the same for an owner whose upload failed and for a stranger who
 finds a dead machine's intent, it may die after any line and be run again, and it deletes only what it must.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
-import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 from lib.credentials import Credentials
 from lib.errors import DvcPushError, GitPushError, InDoubt, RunError, SyncError
@@ -117,79 +116,87 @@ class _Vault:
 
     def __init__(self, repo: Any, refs: Refs, objects: Objects, redact: Callable[[str], str]) -> None:  # noqa: ANN401
         self.repo, self.refs, self.objects, self.redact = repo, refs, objects, redact
-        name = refs.private / "clone"
-        if not name.exists():
-            refs.private.mkdir(parents=True, exist_ok=True)
-            name.write_text(f"{socket.gethostname()}-{uuid.uuid4().hex[:12]}", encoding="utf-8")
-        self.me = Owner(name.read_text(encoding="utf-8"), journal.process_name(os.getpid()))
+        self.me = Owner(journal.clone_name(refs.private / "clone"), journal.process_name(os.getpid()))
 
     def recover(self, older_than: float, say: Say) -> int:
         """Settle what may be settled; see `recover()`."""
         left, first = 0, None
-        now = time.monotonic()
         for seen in self.refs.read_intents():
-            key = (self.refs.url, seen.ref)
-            commit, since = _SEEN.get(key, ("", now))
-            if commit != seen.commit:
-                since = now
-                _SEEN[key] = (seen.commit, now)
             if seen.record is None:
                 say(f"{seen.ref} was written by another version of this project and is left alone.")
                 left += 1
-            elif self._is_settleable(seen.record, since, now, older_than):
+            elif not self.may_settle(seen, older_than):
+                left += 1
+            else:
                 try:
                     if self.undo(seen):
                         say(f"Settled {seen.ref}: the unfinished publication of {seen.record.branch} is undone.")
                 except Exception as error:  # noqa: BLE001  the others are settled all the same
                     first = first or error
                     left += 1
-            else:
-                left += 1
         if first is not None:
             raise first
         return left
 
-    def _is_settleable(self, record: Intent, since: float, now: float, older_than: float) -> bool:
-        if record.id in _ALIVE:
+    def may_settle(self, seen: SeenIntent, older_than: float = journal.LEASE) -> bool:
+        """Whether the intent is ours, its process has ended on this machine, or it has not moved for so many seconds.
+
+        An intent that is seen for the first time is only noted: two machines' clocks are never compared.
+        """
+        now, key = time.monotonic(), (self.refs.url, seen.ref)
+        commit, since = _SEEN.get(key, ("", now))
+        if commit != seen.commit:
+            since = now
+            _SEEN[key] = (seen.commit, now)
+        if seen.record is None or seen.record.id in _ALIVE:
             return False
-        mine = record.owner == self.me  # an earlier attempt of this process, given up
-        return mine or record.owner.is_dead_here(self.me.clone) or now - since >= older_than
+        owner = seen.record.owner  # ours: an earlier attempt of this process, given up
+        return owner == self.me or owner.is_dead_here(self.me.clone) or now - since >= older_than
 
     def undo(self, seen: SeenIntent) -> bool:
         """Undo an unfinished publication; whether an intent was there to undo.
 
-        False means that it was settled by somebody else, or committed: the branch decides. Raises `GitPushError` or
-        `DvcPushError` where a remote cannot be reached; the intent then stands, and the same may be called again.
+        False means that it was settled by somebody else, or committed: the branch decides. Raises `SyncError` where a
+        remote cannot be reached or the mark is lost; the intent then stands, and the same may be called again.
         """
-        if seen.record is None:
-            raise SyncError(
-                f"{seen.ref} was written by another version of this project.",
-                state="it is left alone.",
-                remedy="update this project and run `python -m lib recover`.",
-            )
+        assert seen.record is not None, "an intent of another version is never touched"
         record = seen.record.marked(self.me)
-        with _Lease(self.refs, seen.ref, record, seen.commit) as mark:
+        with contextlib.ExitStack() as stack:
+            try:
+                mark = stack.enter_context(_Lease(self.refs, seen.ref, record, seen.commit))
+            except GitPushError:
+                if seen.ref in self.refs.list_refs(seen.ref):
+                    raise
+                return False
             # From here on the owner's commit push is refused whole. Publications that are still uploading are read
             # before the branches: one that commits in between is then seen as an intent, and else as a branch.
             others = [item for item in self.refs.read_intents() if item.ref != seen.ref]
             named = self.refs.named_objects(*EVERYTHING)
             # a directory's listing goes first: clients take it as proof that its files are there
             for item in sorted(record.objects, key=lambda item: not item.oid.endswith(".dir")):
-                kept = item.oid in named or any(
-                    other.record is None or (other.record.state == "uploading" and other.record.names(item.oid))
-                    for other in others
-                )
-                if not kept:
-                    self._delete_new(item, mark)
-            mark.close_by(Move(seen.ref, mark.commit, None))
+                self.objects.discard(item.oid, record.id)
+                if item.oid not in named and not _named_by(others, item.oid):
+                    self._delete_new(item, mark, others)
+            try:
+                mark.close_by(Move(seen.ref, mark.commit, None))
+            except GitPushError:
+                if seen.ref in self.refs.list_refs(seen.ref):
+                    raise
         _SEEN.pop((self.refs.url, seen.ref), None)
         return True
 
-    def _delete_new(self, item: StoredObject, mark: _Lease) -> None:
-        for identity in self.objects.look([item.oid]).get(item.oid, {}):
-            if identity not in item.before:
-                mark.confirm()
-                self.objects.delete(item.oid, identity)
+    def _delete_new(self, item: StoredObject, mark: _Lease, others: Sequence[SeenIntent]) -> None:
+        """Delete every copy that was not there before, asking right before each whether the mark is still ours."""
+        for identity in set(self.objects.look([item.oid]).get(item.oid, {})) - set(item.before):
+            unreadable = [other.ref for other in others if other.record is None]
+            if unreadable:
+                raise SyncError(
+                    f"{', '.join(unreadable)} was written by another version of this project, and may name {item.oid}.",
+                    state=f"the object and {mark.ref} are kept.",
+                    remedy="update this project, then run `python -m lib recover`.",
+                )
+            mark.reread()
+            self.objects.delete(item.oid, identity)
         left = set(self.objects.look([item.oid]).get(item.oid, {})) - set(item.before)
         if left:
             raise DvcPushError(
@@ -197,6 +204,13 @@ class _Vault:
                 state="the intent stands on the Git remote.",
                 remedy="run `python -m lib recover` again in a minute.",
             )
+
+
+def _named_by(others: Sequence[SeenIntent], oid: str) -> bool:
+    """Whether a publication that may still commit names the object, whatever its lease."""
+    return any(
+        other.record is not None and other.record.state == "uploading" and other.record.names(oid) for other in others
+    )
 
 
 class _Lease:
@@ -211,13 +225,14 @@ class _Lease:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name=f"lease of {ref}", daemon=True)
         self._renewed = 0.0
+        self._moving = threading.Lock()
 
     def __enter__(self) -> Self:
         _ALIVE.add(self._record.id)
         try:
             self._renewed = time.monotonic()
             self.commit = self._refs.write_intent(self._record)
-            self._refs.push(Move(self.ref, self._old, self.commit))
+            self._move(self._old, self.commit)
         except BaseException:
             _ALIVE.discard(self._record.id)
             raise
@@ -250,20 +265,35 @@ class _Lease:
             remedy="check the network and run sync_outputs() again.",
         )
 
+    def reread(self) -> None:
+        """Raise `GitPushError` unless the ref stands on the remote as we wrote it, now."""
+        self.confirm()
+        with self._moving:
+            if self._refs.list_refs(self.ref).get(self.ref) == self.commit:
+                return
+        raise GitPushError(
+            f"{self.ref} was taken over by somebody else.",
+            state="nothing more is deleted by this process.",
+            remedy="let the other finish, or run `python -m lib recover`.",
+        )
+
     def _renew(self) -> None:
         while not self._stop.wait(journal.RENEWAL):
             began = time.monotonic()
             record = self._record.renewed()
             # a failed renewal is tried again in two minutes; `confirm` says when it is too late
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception), self._moving:
                 commit = self._refs.write_intent(record)
-                try:
-                    self._refs.push(Move(self.ref, self.commit, commit))
-                except GitPushError:
-                    # the push may have happened and only its answer be lost
-                    if self._refs.list_refs(self.ref).get(self.ref) != commit:
-                        continue
+                self._move(self.commit, commit)
                 self._record, self.commit, self._renewed = record, commit, began
+
+    def _move(self, old: str | None, new: str) -> None:
+        """Move the ref; a push whose answer was lost counts when the remote says that it happened."""
+        try:
+            self._refs.push(Move(self.ref, old, new))
+        except GitPushError:
+            if self._refs.list_refs(self.ref).get(self.ref) != new:
+                raise
 
 
 class _Publishing:
@@ -272,10 +302,11 @@ class _Publishing:
     def __init__(self, vault: _Vault, run: Publication, say: Say) -> None:
         self.vault, self.run, self.say = vault, run, say
         self.ref = ""
+        self.commit = ""
         self.uploaded = 0
         self._head = f"refs/heads/{run.branch}"
-        self._committed = False
-        self._local = _LocalChanges(run)
+        self._pushed = False
+        self._local = _LocalChanges(run, vault.refs.private)
 
     def publish(self) -> Published:
         """Go through the protocol, and undo it all when a step fails."""
@@ -290,30 +321,27 @@ class _Publishing:
             standing = self.vault.refs.list_refs(self._head).get(self._head)
             if standing is not None:
                 return self._published_before(standing)
-            self.vault.recover(journal.LEASE, say)
+            self._settle_others()
             say(f"Phase 2: DVC push ({_mebibytes(sum(item.size for item, _ in sources))} to {self.vault.objects.name})")
             step = "DVC push"
             intent = self._plan([item for item, _ in sources])
             self.ref = f"{INTENTS}{intent.id}"
             with _Lease(self.vault.refs, self.ref, intent, None) as lease:
                 self._listen(intent)
-                self._upload(sources, lease)
+                self._upload(sources, intent.id, lease)
                 self._verify([item for item, _ in sources])
                 say("Phase 3: Git staging (artifacts + .dvc files)")
                 step = "Git staging"
-                commit = self._stage()
+                self.commit = self._stage()
                 say(f"Phase 4: Git push (create branch {run.branch})")
                 step = "Git push"
                 lease.join()
-                self._commit(lease, commit)
-        except InDoubt:
-            raise
-        except BaseException as error:
-            if self._committed:  # Ctrl-C in the very push that decided: there is nothing to undo
-                say(f"{run.branch} is published.")
-                raise
+                self._pushed = True
+                lease.close_by(Move(self._head, None, self.commit), Move(self.ref, lease.commit, None))
+        except BaseException as error:  # noqa: BLE001  raised again by _undo, unless only the answer was lost
             self._undo(error, step)
-        return Published(run.branch, commit, self.uploaded)
+        self._local.keep()
+        return Published(run.branch, self.commit, self.uploaded)
 
     # ── the steps ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -333,7 +361,15 @@ class _Publishing:
                 remedy="publish under another name: a new run has a new time stamp.",
             )
         self.say(f"{self.run.branch} is published already, with all of this run; there is nothing to do.")
+        self._local.keep()
         return Published(self.run.branch, standing, 0, before=True)
+
+    def _settle_others(self) -> None:
+        """Settle what the dead have left; what cannot be settled now does not stop this publication."""
+        try:
+            self.vault.recover(journal.LEASE, self.say)
+        except RunError as error:
+            self.say(f"Warning: an unfinished publication could not be settled: {error.what}")
 
     def _plan(self, items: Sequence[StoredObject]) -> Intent:
         """Probe and adopt: give the intent that says what stood there before."""
@@ -378,7 +414,7 @@ class _Publishing:
             if not told:
                 self.say("Another run is cleaning up objects of the same content; waiting for it.")
                 told = True
-            self.vault.recover(journal.LEASE, self.say)
+            self._settle_others()
             if time.monotonic() > deadline:
                 raise DvcPushError(
                     f"{busy[0].ref} has been cleaning up the same objects for {PATIENCE:.0f} s.",
@@ -387,7 +423,7 @@ class _Publishing:
             time.sleep(pause)
             pause = min(2 * pause, 10)
 
-    def _upload(self, sources: Sequence[tuple[StoredObject, Path]], lease: _Lease) -> None:
+    def _upload(self, sources: Sequence[tuple[StoredObject, Path]], label: str, lease: _Lease) -> None:
         """Probe again and send what is missing, side by side; a directory's listing after its files."""
         there = self.vault.objects.look([item.oid for item, _ in sources])
         missing = [(item, path) for item, path in {s[0].oid: s for s in sources}.values() if item.oid not in there]
@@ -396,7 +432,7 @@ class _Publishing:
                 batch = [(item, path) for item, path in missing if item.oid.endswith(".dir") == listings]
                 with ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix="upload") as pool:
                     lease.confirm()
-                    jobs = [pool.submit(self._send, item, path, progress) for item, path in batch]
+                    jobs = [pool.submit(self._send, item, path, label, progress) for item, path in batch]
                     try:
                         for job in as_completed(jobs):
                             job.result()
@@ -406,9 +442,9 @@ class _Publishing:
                         raise
         self.uploaded = sum(item.size for item, _ in missing)
 
-    def _send(self, item: StoredObject, path: Path, progress: Callable[[int], object]) -> None:
+    def _send(self, item: StoredObject, path: Path, label: str, progress: Callable[[int], object]) -> None:
         before = path.stat()
-        self.vault.objects.upload(item.oid, path, progress)
+        self.vault.objects.upload(item.oid, path, label, progress)
         after = path.stat()
         if (after.st_mtime_ns, after.st_size) != (before.st_mtime_ns, item.size):
             raise SyncError(
@@ -442,36 +478,31 @@ class _Publishing:
         with git.Repo(self.run.root) as repo:
             return repo.head.commit.hexsha
 
-    def _commit(self, lease: _Lease, commit: str) -> None:
-        """Make the one push that decides; when its answer is lost, ask the remote."""
-        moves = (Move(self._head, None, commit), Move(self.ref, lease.commit, None))
-        try:
-            lease.close_by(*moves)
-        except BaseException as error:
-            try:
-                standing = self.vault.refs.list_refs(self._head).get(self._head)
-            except RunError as unreachable:
-                raise InDoubt(
-                    f"the answer to the last push was lost, and {self.vault.refs.url} cannot be asked: "
-                    f"{self.run.branch} is published, or it is not.\n{error}",
-                    state="everything is kept: the models here, the objects on the DVC remote, the intent "
-                    f"{self.ref} on the Git remote if it was not published.",
-                    remedy="when the Git remote answers, run sync_outputs() again, or `python -m lib recover`.",
-                ) from unreachable
-            self._committed = standing == commit
-            if not (self._committed and isinstance(error, Exception)):
-                raise
-
     # ── undoing ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _undo(self, error: BaseException, step: str) -> NoReturn:
-        """Undo everything, whatever fails on the way, and raise the first error with what is true now."""
+    def _undo(self, error: BaseException, step: str) -> None:
+        """Undo everything, whatever fails on the way, and raise the first error with what is true now.
+
+        Returns when there is nothing to undo: the last push had happened, and only its answer was lost.
+        """
         failures: list[str] = []
-        for attempt in (self._undo_remotely, self._local.undo):
-            try:
-                attempt()
-            except Exception as trouble:  # noqa: BLE001  each is tried, and the first error is the one shown
-                failures.append(self.vault.redact(f"{type(trouble).__name__}: {trouble}"))
+        try:
+            published = self._undo_remotely()
+        except Exception as trouble:  # noqa: BLE001  the first error is the one shown
+            if self._pushed and not self._is_fenced():
+                raise self._in_doubt(error, trouble) from error
+            published = False
+            failures.append(self._short(trouble))
+        if published:
+            if isinstance(error, Exception):
+                return
+            self._local.keep()
+            self.say(f"{self.run.branch} is published.")
+            raise error
+        try:
+            self._local.undo()
+        except Exception as trouble:  # noqa: BLE001
+            failures.append(self._short(trouble))
         models = ", ".join(self.run.objects)
         if failures:
             state = (
@@ -482,48 +513,86 @@ class _Publishing:
             state = f"everything is undone: no branch, no new object, no .dvc file. The models are in place: {models}."
         raise _told(error, step, state, self.vault.redact) from error
 
-    def _undo_remotely(self) -> None:
+    def _undo_remotely(self) -> bool:
+        """Undo our intent, or wait for who is undoing it already; whether it turns out to be committed."""
         if not self.ref:
-            return
-        for seen in self.vault.refs.read_intents():
-            if seen.ref == self.ref:
+            return False
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            seen = next((seen for seen in self.vault.refs.read_intents() if seen.ref == self.ref), None)
+            if seen is None:
+                # only now: a push that arrives late is refused once the intent is marked or gone
+                standing = self.vault.refs.list_refs(self._head).get(self._head)
+                return self._pushed and standing == self.commit
+            if self.vault.may_settle(seen):
                 self.vault.undo(seen)
+            elif time.monotonic() >= deadline:
+                raise GitPushError(f"{self.ref} is being undone by another machine.", remedy="let it finish.")
+            else:
+                time.sleep(1)
+
+    def _is_fenced(self) -> bool:
+        """Whether the intent is certainly marked, so that our last push cannot happen any more."""
+        with contextlib.suppress(RunError):
+            for seen in self.vault.refs.read_intents():
+                if seen.ref == self.ref and seen.record is not None:
+                    return seen.record.state == "aborting"
+        return False
+
+    def _in_doubt(self, error: BaseException, trouble: Exception) -> InDoubt:
+        return InDoubt(
+            f"the answer to the last push was lost, and {self.vault.refs.url} cannot be asked: "
+            f"{self.run.branch} is published, or it is not.\n{self._short(error)}\n{self._short(trouble)}",
+            state="everything is kept: the models here, the objects on the DVC remote, and the intent "
+            f"{self.ref} on the Git remote if it was not published.",
+            remedy="when the Git remote answers, run sync_outputs() again, or `python -m lib recover`.",
+        )
+
+    def _short(self, error: BaseException) -> str:
+        told = error.what if isinstance(error, RunError) else str(error)
+        return self.vault.redact(f"{type(error).__name__}: {told}")
 
 
 def _told(error: BaseException, step: str, state: str, redact: Callable[[str], str]) -> BaseException:
     """Give the error to raise: the first one, with the step it broke and the state after undoing."""
     if not isinstance(error, Exception):
-        return type(error)(*error.args, state) if isinstance(error, KeyboardInterrupt) else error
+        error.add_note(state)
+        return error
+    kind: type[SyncError] = DvcPushError if step == "DVC push" else SyncError
+    what, remedy = redact(f"{type(error).__name__}: {error}"), ""
     if isinstance(error, RunError):
-        kind: type[SyncError] = type(error) if isinstance(error, SyncError) else SyncError
-        if step == "DVC push" and kind is SyncError:
-            kind = DvcPushError
+        kind = type(error) if isinstance(error, SyncError) else kind
         what, remedy = error.what, error.remedy
-    else:
-        kind = {"DVC push": DvcPushError, "Git push": GitPushError}.get(step, SyncError)
-        what = redact(f"{type(error).__name__}: {error}")
-        remedy = ""
-    hint = {
-        DvcPushError: "check that the Google Drive credentials are valid and the folder is writable, then run sync_outputs() again.",  # noqa: E501
-        GitPushError: "verify GITHUB_TOKEN and the network, then run sync_outputs() again.",
-    }.get(kind, "mend the cause named above and run sync_outputs() again.")
-    what = what if what.startswith(f"{step} failed") else f"{step} failed: {what}"
-    return kind(what, state=state, remedy=remedy or hint)
+    if kind is DvcPushError:
+        remedy = remedy or "check that the Drive credentials are valid and the folder is writable, then publish again."
+    if kind is not GitPushError:  # which says itself what was pushed
+        what = f"{step} failed: {what}"
+    return kind(what, state=state, remedy=remedy or "mend the cause named above and run sync_outputs() again.")
 
 
 class _LocalChanges:
-    """What a publication writes into the work tree: `.dvc` files and ignore lines; undone by bytes."""
+    """What a publication writes into the work tree: `.dvc` files and ignore lines; undone by bytes.
 
-    def __init__(self, run: Publication) -> None:
+    What stood there before is kept in the clone's `.git` until the publication has ended, so that a later call can
+    still undo what one that died or was left in doubt has written.
+    """
+
+    def __init__(self, run: Publication, private: Path) -> None:
         self._run = run
-        self._before: dict[Path, bytes | None] = {}
+        self._note = private / f"before-{run.branch}.json"
 
     def add_to_dvc(self, repo: Any) -> list[tuple[StoredObject, Path]]:  # noqa: ANN401  dvc.repo.Repo
         """Let DVC hash the objects and write their `.dvc` files; nothing is copied into its cache."""
-        for name in self._run.objects:
-            path = self._run.root / name
-            for file in (path.with_name(path.name + ".dvc"), path.parent / ".gitignore"):
-                self._before[file] = file.read_bytes() if file.exists() else None
+        if not self._note.exists():
+            paths = [self._run.root / name for name in self._run.objects]
+            files = {
+                file for path in paths for file in (path.with_name(path.name + ".dvc"), path.parent / ".gitignore")
+            }
+            before = {str(file): file.read_bytes().hex() if file.exists() else None for file in sorted(files)}
+            part = self._note.with_suffix(".part")
+            part.parent.mkdir(parents=True, exist_ok=True)
+            part.write_text(json.dumps(before), encoding="utf-8")
+            part.replace(self._note)
         repo.scm_context.quiet = True  # without the advice to `git add`: the publication's own index does that
         stages = repo.add([str(self._run.root / name) for name in self._run.objects], no_commit=True)
         found = {}
@@ -535,11 +604,19 @@ class _LocalChanges:
 
     def undo(self) -> None:
         """Put every file back to what it was."""
-        for file, content in self._before.items():
+        if not self._note.exists():
+            return
+        for name, content in json.loads(self._note.read_text(encoding="utf-8")).items():
+            file = Path(name)
             if content is None:
                 file.unlink(missing_ok=True)
-            elif file.read_bytes() != content:
-                file.write_bytes(content)
+            elif not file.exists() or file.read_bytes().hex() != content:
+                file.write_bytes(bytes.fromhex(content))
+        self._note.unlink()
+
+    def keep(self) -> None:
+        """End the publication with its files in place."""
+        self._note.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
