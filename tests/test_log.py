@@ -1,0 +1,81 @@
+"""`run.log` holds what was printed and why a run stopped, and no credential."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from lib.log import RunLog
+
+TOKEN = "ghp_0123456789abcdef"
+
+
+def hide(text: str) -> str:
+    """Redact as credentials do."""
+    return text.replace(TOKEN, "***")
+
+
+def test_what_is_printed_goes_to_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The screen and the file show the same, redacted."""
+    log = RunLog(tmp_path / "run.log", hide)
+    print(f"hello {TOKEN}")
+    print("trouble", file=sys.stderr)
+    log.close()
+    assert capsys.readouterr() == ("hello ***\n", "trouble\n")
+    assert (tmp_path / "run.log").read_text() == "hello ***\ntrouble\n"
+
+
+def test_a_progress_bar_takes_one_line(tmp_path: Path) -> None:
+    """Its last state, however often it was redrawn."""
+    log = RunLog(tmp_path / "run.log", hide)
+    for part in ("  0%", "\r 50%", "\r100%", "\n", "next\n"):
+        sys.stdout.write(part)
+    log.close()
+    assert (tmp_path / "run.log").read_text() == "100%\nnext\n"
+
+
+def test_what_stood_in_the_file_stays(tmp_path: Path) -> None:
+    """The first steps write it before the log is opened."""
+    (tmp_path / "run.log").write_text("0/10\n")
+    log = RunLog(tmp_path / "run.log", hide)
+    print("1/10")
+    log.close()
+    assert (tmp_path / "run.log").read_text() == "0/10\n1/10\n"
+
+
+def test_a_copy_stands_with_the_artifacts(tmp_path: Path) -> None:
+    """Where the folder is there by the end; it is never made for the log alone."""
+    for name in ("made", "missing"):
+        log = RunLog(tmp_path / f"{name}.log", hide)
+        log.also_in(tmp_path / name)
+        print(name)
+        (tmp_path / "made").mkdir(exist_ok=True)
+        log.close()
+    assert (tmp_path / "made" / "made.log").read_text() == "made\n"
+    assert not (tmp_path / "missing").exists()
+
+
+def test_streams_are_given_back(tmp_path: Path) -> None:
+    """After closing nothing is redirected."""
+    before = sys.stdout, sys.stderr, sys.excepthook
+    RunLog(tmp_path / "run.log", hide).close()
+    assert (sys.stdout, sys.stderr, sys.excepthook) == before
+
+
+def test_the_error_that_ends_a_script_is_logged_and_copied(tmp_path: Path) -> None:
+    """The one-cell form may be run as a script: its traceback is in the log, redacted."""
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom lib.log import RunLog\nfolder = Path(sys.argv[1])\n"
+        f"log = RunLog(folder / 'run.log', lambda text: text.replace({TOKEN!r}, '***'))\n"
+        f"(folder / 'artifacts').mkdir()\nlog.also_in(folder / 'artifacts')\nraise ValueError('no {TOKEN}')"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    for place in (tmp_path, tmp_path / "artifacts"):
+        told = (place / "run.log").read_text()
+        assert "ValueError: no ***" in told
+        assert "Traceback" in told

@@ -1,0 +1,140 @@
+"""What training is started with, and what happens to what was there before."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from lib.errors import WeightsError
+from lib.experiment import Experiment, keys, load_experiment
+from lib.training import fetch_weights, keep_earlier, prepare_library, ultralytics_arguments
+
+BASELINE = ROOT / "experiments/001_det_baseline.yaml"
+
+# Every key of an experiment, and the argument of ultralytics that it becomes; None: it is used elsewhere.
+BECOMES = {
+    "training.epochs": "epochs",
+    "training.batch_size": "batch",
+    "training.image_size": "imgsz",
+    "training.learning_rate": "lr0",
+    "training.final_learning_rate_ratio": "lrf",
+    "training.cosine_schedule": "cos_lr",
+    "training.optimizer": "optimizer",
+    "training.momentum": "momentum",
+    "training.weight_decay": "weight_decay",
+    "training.warmup_epochs": "warmup_epochs",
+    "training.nominal_batch_size": "nbs",
+    "training.patience": "patience",
+    "hardware.num_workers": "workers",
+    "hardware.mixed_precision": "amp",
+    "seed": "seed",
+}
+
+
+@pytest.mark.parametrize("key", [key for key in keys() if key in BECOMES or key.startswith("augmentation.")])
+def test_every_value_reaches_ultralytics_under_its_name(key: str) -> None:
+    """Two experiments that differ in one key differ in one argument, by these values."""
+    other = {"cosine_schedule": False, "optimizer": "SGD", "mixed_precision": False, "perspective": 0.0005}
+    first = load_experiment(BASELINE)
+    name = key.rpartition(".")[2]
+    value = other.get(name, 96 if name == "image_size" else 17 if name in {"close_mosaic", "epochs"} else None)
+    if value is None:
+        now = first.model_dump()[key.partition(".")[0]]
+        now = now[name] if isinstance(now, dict) else now
+        value = now + 1 if isinstance(now, int) else 0.125
+    second = load_experiment(BASELINE, {key: value})
+    one, two = ultralytics_arguments(first), ultralytics_arguments(second)
+    assert {name for name in one if one[name] != two[name]} == {BECOMES.get(key, name)}
+    assert two[BECOMES.get(key, name)] == value
+
+
+def test_ultralytics_knows_every_argument(tmp_path: Path) -> None:
+    """The library's own check of names and types accepts them all."""
+    from ultralytics.cfg import DEFAULT_CFG, get_cfg
+
+    arguments = ultralytics_arguments(load_experiment(BASELINE))
+    checked = vars(get_cfg(DEFAULT_CFG, arguments))
+    assert {name: checked[name] for name in arguments} == arguments
+
+
+def test_random_weights_are_no_file() -> None:
+    """`pretrained: false` asks for nothing."""
+    assert fetch_weights(load_experiment(BASELINE, {"model.pretrained": False}), ROOT) is None
+
+
+@pytest.mark.parametrize("key", ["model.pretrained", "model.resume_from"])
+def test_a_checkpoint_that_is_not_there_is_named(key: str) -> None:
+    """Key, value, and where Kaggle keeps files."""
+    with pytest.raises(WeightsError, match=rf"{key} is 'nowhere/last.pt'") as caught:
+        fetch_weights(load_experiment(BASELINE, {key: "nowhere/last.pt"}), ROOT)
+    assert "/kaggle/input" in caught.value.remedy
+
+
+@pytest.mark.parametrize("key", ["model.pretrained", "model.resume_from"])
+def test_a_path_may_be_absolute_or_in_the_repository(tmp_path: Path, key: str) -> None:
+    """Kaggle's inputs are elsewhere, artifacts are inside."""
+    (tmp_path / "a.pt").touch()
+    for given in ("a.pt", str(tmp_path / "a.pt")):
+        assert fetch_weights(load_experiment(BASELINE, {key: given}), tmp_path) == tmp_path / "a.pt"
+
+
+def test_published_weights_that_cannot_be_had_are_told_with_the_three_ways_out(tmp_path: Path) -> None:
+    """Without a network the library's own download fails; in a process of its own, since settings are read once."""
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom lib.experiment import load_experiment\n"
+        "from lib.training import fetch_weights, prepare_library\nprepare_library(Path(sys.argv[1]))\n"
+        "fetch_weights(load_experiment('experiments/001_det_baseline.yaml'), Path('.'))"
+    )
+    nowhere = "http://127.0.0.1:9"  # a proxy that is not there: no request leaves the machine
+    env = {**os.environ, "HTTPS_PROXY": nowhere, "HTTP_PROXY": nowhere, "NO_PROXY": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 1
+    told = done.stderr[done.stderr.index("WeightsError") :]
+    assert "yolo11s.pt could not be downloaded" in told
+    assert all(way in told for way in ("internet on", "model.pretrained", "pretrained: false"))
+
+
+def test_the_library_is_kept_from_installing_and_tracking(tmp_path: Path) -> None:
+    """Settings of the run's own, every tracker off, no installs; the user's settings are not read."""
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom lib.training import prepare_library\nprepare_library(Path(sys.argv[1]))\n"
+        "from ultralytics import settings\nfrom ultralytics.utils import AUTOINSTALL\n"
+        "print(AUTOINSTALL, settings.file, [k for k in ('wandb','dvc','mlflow','clearml','comet','sync') if settings[k]])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == f"False {tmp_path}/ultralytics/Ultralytics/settings.json []"
+
+
+def test_what_an_earlier_run_left_is_moved_aside(tmp_path: Path) -> None:
+    """An unpublished model is never written over, however often one runs."""
+    folder = tmp_path / "exp"
+    for number in range(3):
+        (folder / "train").mkdir(parents=True)
+        (folder / "train" / "best.pt").write_text(str(number))
+        aside = keep_earlier(folder)
+        assert aside is not None
+        assert not folder.exists()
+    kept = sorted(path.read_text() for path in tmp_path.glob("exp.until-*/train/best.pt"))
+    assert kept == ["0", "1", "2"]
+
+
+def test_an_empty_folder_needs_no_keeping(tmp_path: Path) -> None:
+    """Nothing is made where nothing was."""
+    assert keep_earlier(tmp_path / "nowhere") is None
+    assert keep_earlier(tmp_path) is None
+
+
+def test_an_experiment_is_what_every_documented_key_says() -> None:
+    """The baseline gives every key: it is where people look them up."""
+    written = BASELINE.read_text(encoding="utf-8")
+    assert [key for key in keys() if f"{key.rpartition('.')[2]}:" not in written] == []
+    assert isinstance(load_experiment(BASELINE), Experiment)
