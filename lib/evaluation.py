@@ -137,8 +137,9 @@ def draw_predictions(dataset: Dataset, predictions: Path, picture: Path, *, most
     pictures = dataset.pictures("test")
     chosen = pictures[:: max(1, len(pictures) // most)][:most]
     columns = min(4, len(chosen))
-    cell, header = 320, 28
-    sheet = Image.new("RGB", (columns * cell, header + math.ceil(len(chosen) / columns) * cell), (24, 26, 30))
+    cell, header = 1280 // max(2, columns), 28
+    size = max(2, columns) * cell, header + math.ceil(len(chosen) / columns) * cell
+    sheet = Image.new("RGB", size, (24, 26, 30))
     font = ImageFont.load_default(13)
     ImageDraw.Draw(sheet).text(
         (8, 6), f"{len(chosen)} of {len(pictures)} test pictures: labels white, predictions in colour with their score",

@@ -21,7 +21,7 @@ DETECTION = load_experiment(ROOT / "experiments/000_det_sandbox.yaml")
 
 @pytest.fixture
 def drawn(tmp_path: Path) -> Path:
-    """A small drawn dataset of localization."""
+    """Draw a small dataset of localization."""
     draw_dataset(tmp_path / "drawn", "localization", counts={"train": 2, "val": 1, "test": 1}, size=64)
     return tmp_path / "drawn"
 

@@ -16,7 +16,7 @@ MODULES = sorted((ROOT / "lib").rglob("*.py"))
 def imports_of(path: Path) -> dict[str, bool]:
     """Give the modules a file imports, and whether it does so at its top."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    found = {}
+    found: dict[str, bool] = {}
     for node in ast.walk(tree):
         names = []
         if isinstance(node, ast.Import):

@@ -12,7 +12,7 @@ from conftest import ROOT
 
 from lib.errors import WeightsError
 from lib.experiment import Experiment, keys, load_experiment
-from lib.training import fetch_weights, keep_earlier, prepare_library, ultralytics_arguments
+from lib.training import fetch_weights, keep_earlier, ultralytics_arguments
 
 BASELINE = ROOT / "experiments/001_det_baseline.yaml"
 
@@ -55,7 +55,8 @@ def test_every_value_reaches_ultralytics_under_its_name(key: str) -> None:
 
 def test_ultralytics_knows_every_argument(tmp_path: Path) -> None:
     """The library's own check of names and types accepts them all."""
-    from ultralytics.cfg import DEFAULT_CFG, get_cfg
+    from ultralytics.cfg import get_cfg
+    from ultralytics.utils import DEFAULT_CFG
 
     arguments = ultralytics_arguments(load_experiment(BASELINE))
     checked = vars(get_cfg(DEFAULT_CFG, arguments))
@@ -104,9 +105,11 @@ def test_published_weights_that_cannot_be_had_are_told_with_the_three_ways_out(t
 def test_the_library_is_kept_from_installing_and_tracking(tmp_path: Path) -> None:
     """Settings of the run's own, every tracker off, no installs; the user's settings are not read."""
     script = (
-        "import sys\nfrom pathlib import Path\nfrom lib.training import prepare_library\nprepare_library(Path(sys.argv[1]))\n"
+        "import sys\nfrom pathlib import Path\nfrom lib.training import prepare_library\n"
+        "prepare_library(Path(sys.argv[1]))\n"
         "from ultralytics import settings\nfrom ultralytics.utils import AUTOINSTALL\n"
-        "print(AUTOINSTALL, settings.file, [k for k in ('wandb','dvc','mlflow','clearml','comet','sync') if settings[k]])"
+        "on = [name for name in ('wandb', 'dvc', 'mlflow', 'clearml', 'comet', 'sync') if settings[name]]\n"
+        "print(AUTOINSTALL, settings.file, on)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True
