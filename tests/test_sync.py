@@ -477,6 +477,26 @@ def test_a_git_remote_that_takes_no_intent_leaves_nothing_and_is_blamed(stores: 
     assert "DVC push failed" not in str(caught.value)
 
 
+def test_where_a_host_takes_branches_alone_the_intent_is_a_branch_and_gone_afterwards(stores: Stores) -> None:
+    """Chosen by itself, said, and seen by who recovers; nothing of it is left beside the publication."""
+    stores.write_hook(
+        "pre-receive", "while read old new ref; do case $ref in refs/heads/*|refs/tags/*) ;; *) exit 1;; esac; done"
+    )
+    said: list[str] = []
+    publish(stores.clone, say=said.append)
+    assert_published(stores, stores.clone)
+    assert any("refuses refs/intents/" in line for line in said)
+
+
+def test_a_failure_is_undone_where_the_intent_is_a_branch(stores: Stores) -> None:
+    """The place is another, the protocol is not."""
+    stores.write_hook(
+        "pre-receive", "while read old new ref; do case $ref in refs/heads/kaggle-intents/*) ;; *) exit 1;; esac; done"
+    )
+    with nothing_changes(stores), pytest.raises(GitPushError, match="Git push failed"):
+        publish(stores.clone)
+
+
 def test_a_git_remote_that_cannot_be_read_is_not_told_as_a_failure_of_the_dvc_remote(
     stores: Stores, wire: Wire
 ) -> None:

@@ -20,7 +20,8 @@ from lib.credentials import Credentials
 from lib.errors import CommandError, GitPushError
 from lib.sync.intent import Intent, read_intent
 
-INTENTS = "refs/intents/"
+INTENT_PLACES = ("refs/intents/", "refs/heads/kaggle-intents/")
+"""Where intents live; the second is for hosts that take branches and tags alone. Readers always read both."""
 BLOBS = "64k"  # `.dvc` files are below this, pictures and weights above: they stay on the remote
 PUSH_TIMEOUT = 10 * MINUTE
 
@@ -41,6 +42,10 @@ class SeenIntent:
     ref: str
     commit: str
     record: Intent | None
+
+
+class RefusedByHostError(GitPushError):
+    """The host was reached, knew who asked, and did not want these refs."""
 
 
 class Refs:
@@ -97,8 +102,9 @@ class Refs:
 
     def read_intents(self) -> list[SeenIntent]:
         """Read every intent on the remote in one request."""
-        self._fetch(f"+{INTENTS}*:{INTENTS}*")
-        listed = self._git("for-each-ref", "--format=%(objectname) %(refname)", INTENTS, cwd=self._mirror).output
+        self._fetch(*(f"+{place}*:{place}*" for place in INTENT_PLACES))
+        shown = "--format=%(objectname) %(refname)"
+        listed = self._git("for-each-ref", shown, *INTENT_PLACES, cwd=self._mirror).output
         intents = []
         for line in listed.splitlines():
             commit, _, ref = line.partition(" ")
@@ -211,7 +217,8 @@ _CAUSES: Iterable[tuple[str, str]] = (
 
 def _refusal(answer: Answer, url: str, refs: Iterable[str]) -> GitPushError:
     told = (answer.errors.strip() or answer.output.strip() or "no reason given")[-2000:]
-    return GitPushError(
+    kind = RefusedByHostError if "[remote rejected]" in told else GitPushError
+    return kind(
         f"Git push failed: {url} did not take {', '.join(refs)}:\n{told}",
         remedy=_remedy(told, "read the host's answer above, mend its cause and run sync_outputs() again."),
     )

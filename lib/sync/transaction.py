@@ -25,7 +25,7 @@ from lib.errors import DvcPushError, GitPushError, InDoubt, RunError, SyncError
 from lib.sync import intent as journal
 from lib.sync.intent import Intent, Owner, StoredObject
 from lib.sync.objects import Objects, damaged, open_objects
-from lib.sync.refs import INTENTS, Move, Refs, SeenIntent
+from lib.sync.refs import INTENT_PLACES, Move, Refs, RefusedByHostError, SeenIntent
 
 CHECKPOINTS = "refs/heads/kaggle-checkpoint-*"
 EVERYTHING = ("refs/heads/*", "refs/tags/*")
@@ -325,8 +325,7 @@ class _Publishing:
             say(f"Phase 2: DVC push ({_mebibytes(sum(item.size for item, _ in sources))} to {self.vault.objects.name})")
             step = "DVC push"
             intent = self._plan([item for item, _ in sources])
-            self.ref = f"{INTENTS}{intent.id}"
-            with _Lease(self.vault.refs, self.ref, intent, None) as lease:
+            with self._declare(intent) as lease:
                 self._listen(intent)
                 self._upload(sources, intent.id, lease)
                 self._verify([item for item, _ in sources])
@@ -394,6 +393,25 @@ class _Publishing:
                 for item in items
             ),
         )
+
+    @contextlib.contextmanager
+    def _declare(self, intent: Intent) -> Iterator[_Lease]:
+        """Create the intent where the host takes it; this proves too that the token may write."""
+        with contextlib.ExitStack() as stack:
+            first: RefusedByHostError | None = None
+            for place in INTENT_PLACES:
+                self.ref = f"{place}{intent.id}"
+                try:
+                    lease = stack.enter_context(_Lease(self.vault.refs, self.ref, intent, None))
+                except RefusedByHostError as error:
+                    if first is not None:
+                        raise first from error
+                    first = error
+                else:
+                    break
+            if first is not None:
+                self.say(f"The Git host refuses {INTENT_PLACES[0]}; the intent is the branch {self.ref} for now.")
+            yield lease
 
     def _listen(self, intent: Intent) -> None:
         """Wait for whoever may be about to delete an object of ours; take over from those that died at it."""
@@ -561,7 +579,9 @@ def _told(error: BaseException, step: str, state: str, redact: Callable[[str], s
     kind: type[SyncError] = DvcPushError if step == "DVC push" else SyncError
     what, remedy = redact(f"{type(error).__name__}: {error}"), ""
     if isinstance(error, RunError):
-        kind = type(error) if isinstance(error, SyncError) else kind
+        kind = (
+            GitPushError if isinstance(error, GitPushError) else type(error) if isinstance(error, SyncError) else kind
+        )
         what, remedy = error.what, error.remedy
     if kind is DvcPushError:
         remedy = remedy or "check that the Drive credentials are valid and the folder is writable, then publish again."
