@@ -11,14 +11,14 @@ import hashlib
 import os
 import re
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lib.commands import MINUTE, Answer, run_command
 from lib.credentials import Credentials
 from lib.errors import CommandError, GitPushError
-from lib.sync.intent import Intent, read_intent
+from lib.sync.intent import Intent, StoredObject, read_intent
 
 INTENT_PLACES = ("refs/intents/", "refs/heads/kaggle-intents/")
 """Where intents live; the second is for hosts that take branches and tags alone. Readers always read both."""
@@ -125,10 +125,41 @@ class Refs:
         shown = ("--format=", "--raw", "-m", "--root", "--no-abbrev", "--no-renames")
         raw = self._git("log", *shown, *globs, "--", *pointers, cwd=self._mirror).output
         blobs = {line.split()[3] for line in raw.splitlines() if line.startswith(":")} - {"0" * 40}
-        if not blobs:
-            return set()
-        texts = self._remote("cat-file", "--batch", cwd=self._mirror, text="\n".join(sorted(blobs)) + "\n").output
+        texts = "\n".join(self._read_blobs(blobs).values())
         return set(re.findall(r"\bmd5:\s*['\"]?([0-9a-f]{32}(?:\.dir)?)", texts))
+
+    def published_objects(self, *patterns: str) -> dict[str, dict[str, StoredObject]]:
+        """Give, for each ref that matches, what the `.dvc` files of its commit name: object by path."""
+        self._fetch(*(f"+{pattern}:{pattern}" for pattern in patterns))
+        refs = self._git("for-each-ref", "--format=%(refname)", *patterns, cwd=self._mirror).output.split()
+        pointers: dict[str, dict[str, str]] = {}
+        for ref in refs:
+            lines = self._git("ls-tree", "-r", "-z", ref, cwd=self._mirror).output.split("\0")
+            entries = [line.partition("\t") for line in lines if line.endswith(".dvc")]
+            pointers[ref] = {path: entry.split()[2] for entry, _, path in entries}
+        texts = self._read_blobs({blob for found in pointers.values() for blob in found.values()})
+        return {
+            ref: {name: item for path, blob in found.items() for name, item in _outputs(path, texts[blob])}
+            for ref, found in pointers.items()
+        }
+
+    def _read_blobs(self, blobs: set[str]) -> dict[str, str]:
+        """Read many small files at once; what the mirror lacks comes from the remote."""
+        if not blobs:
+            return {}
+        ordered = sorted(blobs)
+        output = self._remote("cat-file", "--batch", cwd=self._mirror, text="\n".join(ordered) + "\n").output
+        texts, rest = {}, output.encode()
+        for blob in ordered:
+            header, _, rest = rest.partition(b"\n")
+            size = int(header.split()[2])
+            texts[blob], rest = rest[:size].decode(), rest[size + 1 :]
+        return texts
+
+    def root_commits(self) -> list[str]:
+        """Give the first commits of the remote's branches, sorted: they name the repository, whatever its address."""
+        self._fetch("+refs/heads/*:refs/heads/*")
+        return sorted(self._git("rev-list", "--max-parents=0", "--glob=refs/heads/*", cwd=self._mirror).output.split())
 
     def _fetch(self, *refspecs: str) -> None:
         if not (self._mirror / "HEAD").exists():
@@ -184,6 +215,15 @@ class Refs:
             raise GitPushError(f"Git push failed: {error.what}", remedy=error.remedy) from error
         if answer.status != 0:
             raise _refusal(answer, self.url, [move.ref for move in moves])
+
+
+def _outputs(path: str, text: str) -> Iterator[tuple[str, StoredObject]]:
+    """Read a `.dvc` file: each output's path in the repository and its object."""
+    from ruamel.yaml import YAML
+
+    for out in YAML(typ="safe", pure=True).load(text).get("outs", []):
+        if "md5" in out:
+            yield str(Path(path).parent / out["path"]), StoredObject(out["md5"], int(out.get("size", -1)))
 
 
 def _signature(date: str) -> dict[str, str]:

@@ -1,0 +1,120 @@
+"""The sandbox is made once, kept, and holds what a run needs and nothing of the user's."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run_git
+
+from lib.errors import SandboxError
+from lib.experiment import Experiment, load_experiment
+from lib.sandbox import Sandbox, find_project, make_sandbox
+
+DETECTION = load_experiment(ROOT / "experiments/000_det_sandbox.yaml")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """Make a project of a few files, one of them ignored, one not committed, with a remote of its own."""
+    folder = tmp_path / "project"
+    run_git("init", "--quiet", "--initial-branch=main", folder, cwd=tmp_path)
+    files = {"render.py": "", "uv.lock": "", "lib/a.py": "A = 1\n", ".gitignore": "/build/\n", "build/out": "x"}
+    files |= {"data/other.dvc": "outs: []\n", ".dvc/config": "[core]\n    remote = drive\n"}
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    run_git("add", "--all", cwd=folder)
+    run_git("commit", "--quiet", "--message=project", cwd=folder)
+    (folder / "new.py").write_text("not committed yet\n")
+    return folder
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """Make a dataset of three pictures that stands for the user's own."""
+    from lib.drawing import draw_dataset
+
+    draw_dataset(tmp_path / "tiny", "detection", counts={"train": 1, "val": 1, "test": 1}, size=64)
+    return tmp_path / "tiny"
+
+
+def make(project: Path, data: Path, experiment: Experiment = DETECTION) -> Sandbox:
+    """Make the sandbox beside the project."""
+    return make_sandbox(project, project.parent / "sandbox", experiment, data)
+
+
+def tree(sandbox: Sandbox) -> list[str]:
+    """Give the files of the sandbox's newest commit."""
+    return run_git("ls-tree", "-r", "--name-only", "main", cwd=sandbox.origin).splitlines()
+
+
+def test_it_is_the_project_as_it_stands(project: Path, tiny: Path) -> None:
+    """With what is not committed yet, without what Git ignores, and with pointers to its own remote alone."""
+    sandbox = make(project, tiny)
+    assert tree(sandbox) == [
+        ".dvc/.gitignore", ".dvc/config", ".gitignore", "data/.gitignore", "data/detection.dvc",
+        "lib/a.py", "new.py", "render.py", "uv.lock",
+    ]  # fmt: skip
+    assert str(sandbox.remote) in run_git("show", "main:.dvc/config", cwd=sandbox.origin)
+    assert sandbox.commit == run_git("rev-parse", "main", cwd=sandbox.origin)
+
+
+def test_a_plain_dvc_pull_in_any_clone_brings_the_dataset(project: Path, tiny: Path, tmp_path: Path) -> None:
+    """Nothing but the clone is needed."""
+    sandbox = make(project, tiny)
+    clone = tmp_path / "clone"
+    run_git("clone", "--quiet", sandbox.origin, clone, cwd=tmp_path)
+    subprocess.run([sys.executable, "-m", "dvc", "pull", "--quiet"], cwd=clone, check=True)
+    for path in tiny.rglob("*.*"):
+        assert (clone / "data/detection" / path.relative_to(tiny)).read_bytes() == path.read_bytes()
+
+
+def test_it_is_kept_when_it_is_made_again(project: Path, tiny: Path) -> None:
+    """Nothing changed: the same commit. A file changed, another went: one more commit, and branches stay."""
+    first = make(project, tiny)
+    run_git("branch", "kaggle-train-x", "main", cwd=first.origin)
+    assert make(project, tiny).commit == first.commit
+    (project / "lib/a.py").write_text("A = 2\n")
+    (project / "new.py").unlink()
+    second = make(project, tiny)
+    assert run_git("rev-parse", "main^", cwd=second.origin) == first.commit
+    assert run_git("show", "main:lib/a.py", cwd=second.origin) == "A = 2"
+    assert "new.py" not in tree(second)
+    assert run_git("rev-parse", "kaggle-train-x", cwd=second.origin) == first.commit
+
+
+def test_the_user_s_checkout_is_not_touched(project: Path, tiny: Path) -> None:
+    """Status and branches are what they were."""
+    before = run_git("status", "--porcelain", cwd=project), run_git("for-each-ref", cwd=project)
+    make(project, tiny)
+    assert (run_git("status", "--porcelain", cwd=project), run_git("for-each-ref", cwd=project)) == before
+
+
+def test_the_sheet_shows_the_dataset(project: Path, tiny: Path) -> None:
+    """A picture where a person can look."""
+    from PIL import Image
+
+    with Image.open(make(project, tiny).sheet) as sheet:
+        assert sheet.width > 500
+
+
+def test_data_that_is_no_dataset_is_refused(project: Path, tmp_path: Path) -> None:
+    """Before anything is made."""
+    with pytest.raises(SandboxError, match=r"no data\.yaml"):
+        make(project, tmp_path)
+    assert not (tmp_path / "sandbox").exists()
+
+
+def test_outside_of_a_checkout_there_is_no_sandbox(tmp_path: Path) -> None:
+    """The error names the way out."""
+    with pytest.raises(SandboxError) as caught:
+        find_project(tmp_path)
+    assert "-p repository URL" in caught.value.remedy
+
+
+def test_the_project_is_found_from_any_folder_of_it() -> None:
+    """Jupyter opens the notebook in its own folder."""
+    assert find_project(ROOT / "notebooks") == ROOT
