@@ -144,8 +144,8 @@ def train(
     try:
         model.train(
             data=str(data_file),
-            project=str(folder),
-            name="train",
+            # said as it is: on resuming, the library would go on writing where the checkpoint was made
+            save_dir=str(folder / "train"),
             exist_ok=True,
             device=device,
             pretrained=str(weights) if weights is not None else False,
