@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # `pytest` by itself puts only this folder there
     sys.path.insert(0, str(ROOT))
+
+tqdm.monitor_interval = 0  # its thread would not survive the forks of test_sync_faults.py
 
 RUN = "artifacts/detection/exp001"
 WEIGHTS = (f"{RUN}/train/weights/best.pt", f"{RUN}/train/weights/last.pt")

@@ -230,7 +230,7 @@ def test_the_text_form_names_the_accounts_that_are_given(tmp_path: Path) -> None
     [str, lambda value: quote(value, safe=""), lambda value: json.dumps({"key": value})],
     ids=["plain", "url", "json"],
 )
-def test_redacting_removes_every_form_of_a_value(credentials: Credentials, value: str, send: Any) -> None:  # noqa: ANN401
+def test_redacting_removes_every_form_of_a_value(credentials: Credentials, value: str, send: Any) -> None:
     """As it is, as a URL carries it and as JSON writes it; the text around it stays."""
     text = f"fatal: {send(value)} was refused"
     redacted = credentials.redact(text)

@@ -31,6 +31,7 @@ from lib.errors import DvcPushError, GitPushError, InDoubt, RunError, SyncError
 from lib.sync import Publication, Published, recover, sync_outputs, transaction
 from lib.sync import intent as journal
 from lib.sync import refs as refs_module
+from lib.sync.refs import Refs
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of DVC's own
 
@@ -134,7 +135,7 @@ class Wire:
         self.before_commit: dict[str, Callable[[], object]] = {}
         self.spoken: list[list[str]] = []
 
-    def run_command(self, command: Sequence[str | Path], **options: Any) -> Answer:  # noqa: ANN401  run_command's own
+    def run_command(self, command: Sequence[str | Path], **options: Any) -> Answer:
         """Run a command with the fault that was set."""
         words = [str(word) for word in command]
         if words[1] not in ("push", "ls-remote", "fetch"):
@@ -1012,7 +1013,7 @@ def test_undoing_deletes_nothing_after_somebody_took_it_over(stores: Stores, wir
         (seen,) = vault.refs.read_intents()
         look = vault.objects.look
 
-        def look_after_a_sleep(oids: Any) -> Any:  # noqa: ANN401  as the store's own
+        def look_after_a_sleep(oids: Any) -> Any:
             if stores.refs()[ref] != taken:
                 with transaction._opened(third, Credentials()) as another:
                     (marked,) = another.refs.read_intents()
@@ -1063,7 +1064,7 @@ def test_an_intent_that_moves_does_not_expire(stores: Stores, wire: Wire, clock:
     assert recover(other, say=str) == 1
     clock.ahead += journal.LEASE - 1
     record = show_json(stores, ref)
-    plant_intent(stores, json.dumps({**record, "renewals": record["renewals"] + 1}), name=record["id"])
+    plant_intent(stores, json.dumps({**record, "nonce": "another"}), name=record["id"])
     clock.ahead += 2
     assert recover(other, say=str) == 1
     assert len(stores.objects()) == 2
@@ -1264,3 +1265,89 @@ def test_who_waits_for_a_dead_undoing_takes_it_over(
     assert any("waiting" in line for line in said)
     assert_published(stores, second, OTHER)
     assert list(stores.refs()) == [f"refs/heads/{OTHER}"]
+
+
+def test_a_folder_that_a_branch_names_keeps_its_files(stores: Stores, wire: Wire) -> None:
+    """While a dead run waits for recovery, a user pushes a folder with the same file by DVC itself."""
+    from dvc.repo import Repo
+
+    leave_an_intent(stores, wire, stores.clone)
+    other = stores.clone_again()
+    file = other / "models" / "best.pt"
+    file.parent.mkdir()
+    shutil.copyfile(stores.clone / WEIGHTS[0], file)
+    with Repo(str(other)) as repo:
+        repo.add([str(file.parent)])
+        repo.push()
+    run_git("switch", "--quiet", "--create", "mine", cwd=other)
+    run_git("add", "models.dvc", ".gitignore", cwd=other)
+    run_git("commit", "--quiet", "--message=models", cwd=other)
+    run_git("push", "--quiet", "origin", "mine", cwd=other)
+    assert recover(stores.clone_again("third"), older_than=0, say=str) == 0
+    assert stores.object_path(md5(file)).exists()
+    assert not stores.object_path(md5(stores.clone / WEIGHTS[1])).exists()
+
+
+def test_what_is_uploaded_after_others_undid_the_run_is_removed_too(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken for dead in the middle of an upload: the owner cleans up what they could not see."""
+    other = stores.clone_again()
+    copy = shutil.copyfile
+    copied: list[str] = []
+
+    def slow(source: Path, target: Path) -> None:
+        copy(source, target)
+        copied.append(str(target))
+        if len(copied) == 2:
+            kept = Path(target).read_bytes()
+            alive = set(transaction._ALIVE)
+            transaction._ALIVE.clear()  # the other machine knows nothing of this process
+            assert recover(other, older_than=0, say=str) == 0
+            transaction._ALIVE.update(alive)
+            Path(target).write_bytes(kept)  # Drive has no temporary file that a recovery could take away
+
+    monkeypatch.setattr(transaction, "SIDE_BY_SIDE", 1)
+    monkeypatch.setattr(shutil, "copyfile", slow)
+    with nothing_changes(stores), pytest.raises(SyncError):
+        publish(stores.clone)
+
+
+def test_half_a_mirror_is_not_taken_for_a_whole_one(stores: Stores) -> None:
+    """A kill while it is made leaves a folder that the next call makes anew."""
+    refs = Refs(stores.clone, Credentials())
+    run_git("init", "--quiet", "--bare", refs._mirror.with_suffix(".part"), cwd=stores.clone)
+    publish(stores.clone)
+    assert_published(stores, stores.clone)
+
+
+def test_two_processes_of_one_clone_read_one_after_the_other(stores: Stores) -> None:
+    """An older fetch of the one could take away from the mirror what the other has just seen there."""
+    plant_intent(stores, "{}")
+    first, second = Refs(stores.clone, Credentials()), Refs(stores.clone, Credentials())
+    seen: list[str] = []
+    thread = threading.Thread(target=lambda: seen.extend(item.ref for item in second.read_intents()))
+    with first._fetched("refs/intents/*"):
+        thread.start()
+        thread.join(1)
+        assert thread.is_alive()
+        assert seen == []
+    thread.join(60)
+    assert seen == stores.intents()
+
+
+def test_a_renewal_on_its_way_does_not_spoil_the_end_of_a_lease(
+    stores: Stores, wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ref is deleted from where the last renewal has left it."""
+    ref = leave_an_intent(stores, wire, stores.clone)
+    with transaction._opened(stores.clone_again(), Credentials()) as vault:
+        (seen,) = vault.refs.read_intents()
+        assert seen.record is not None
+        monkeypatch.setattr(journal, "RENEWAL", 0.01)
+        with transaction._Lease(vault.refs, seen.ref, seen.record.marked(vault.me), seen.commit) as lease:
+            first = lease.commit
+            while lease.commit == first:
+                threading.Event().wait(0.01)
+            lease.end()
+    assert ref not in stores.refs()

@@ -146,7 +146,7 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint(tmp_path: Path, mon
         monkeypatch.setenv(name, "")  # put back afterwards
     prepare_library(tmp_path / "scratch")
     draw_dataset(tmp_path / "data", "detection", counts={"train": 8, "val": 4, "test": 4}, size=64)
-    keys = {"training.epochs": 4, "training.image_size": 64}
+    keys: dict[str, Any] = {"training.epochs": 4, "training.image_size": 64}
     experiment = load_experiment(ROOT / "experiments/000_det_sandbox.yaml", keys)
     dataset = check_dataset(tmp_path / "data", experiment, tmp_path / "scratch", md5="0" * 32)
 

@@ -61,7 +61,7 @@ def process_name(pid: int) -> str:
 
 @dataclass(frozen=True)
 class Intent:
-    """`intent.json`. `renewals` only makes each renewal another commit, so that observers see it move."""
+    """`intent.json`. `nonce` makes each writing another commit: observers see it move, and no two writers agree."""
 
     id: str
     state: State
@@ -69,16 +69,16 @@ class Intent:
     base: str
     owner: Owner
     objects: tuple[StoredObject, ...]
-    renewals: int = 0
+    nonce: str = ""
     protocol: int = PROTOCOL
 
     def renewed(self) -> Intent:
         """Give the same intent as another record."""
-        return replace(self, renewals=self.renewals + 1)
+        return replace(self, nonce=secrets.token_hex(4))
 
     def marked(self, owner: Owner) -> Intent:
         """Give the intent in the hands of who undoes it."""
-        return replace(self, state="aborting", owner=owner, renewals=self.renewals + 1)
+        return replace(self, state="aborting", owner=owner, nonce=secrets.token_hex(4))
 
     def may_delete(self, oid: str, identity: str) -> bool:
         """Whether undoing this intent would delete the identity."""

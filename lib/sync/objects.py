@@ -210,24 +210,19 @@ class DriveObjects:
             )
             whole = None
             while whole is None:  # after an error the client asks the session how far it came, and goes on from there
-                _, whole = _patiently(lambda: request.next_chunk(http=self._http()), self._hang_up)
+                _, whole = _patiently(lambda: request.next_chunk(http=self._http()))
 
     def delete(self, oid: str, identity: str) -> None:  # noqa: ARG002  a file id needs no path
         """Delete by file id: another copy of the same path is another id."""
+        # in a shared drive most members may put away, and only managers destroy
+        ways = [self._files.trash] if self._trash_only else [self._files.delete, self._files.trash]
         with self._told():
-            try:
-                if self._trash_only:
-                    self._ask(self._files.trash(fileId=identity, supportsAllDrives=True))
-                else:
-                    self._ask(self._files.delete(fileId=identity, supportsAllDrives=True))
-            except Exception as error:
-                refusal = _Refusal.of(error)
-                if refusal and refusal.status == HTTPStatus.NOT_FOUND:
+            for way in ways:
+                refusal = self._refusal_of(way(fileId=identity, supportsAllDrives=True))
+                if refusal is None or refusal.status == HTTPStatus.NOT_FOUND:
                     return  # not there any more is what was wanted
-                if self._trash_only or not refusal or refusal.reason != "insufficientFilePermissions":
-                    raise
-                # in a shared drive most members may put away, and only managers destroy
-                self._ask(self._files.trash(fileId=identity, supportsAllDrives=True))
+                if way is ways[-1] or refusal.reason != "insufficientFilePermissions":
+                    raise refusal.error
 
     def discard(self, oid: str, label: str) -> None:
         """Drive keeps nothing of a cut upload that could be seen; a session that is not ended expires in a week."""
@@ -303,7 +298,17 @@ class DriveObjects:
                 return found
 
     def _ask(self, request: Any) -> Any:  # noqa: ANN401  what Google's client gives
-        return _patiently(lambda: request.execute(http=self._http()), self._hang_up)
+        return _patiently(lambda: request.execute(http=self._http()))
+
+    def _refusal_of(self, request: Any) -> _Refusal | None:  # noqa: ANN401
+        """Ask, and give Drive's refusal instead of raising it; None when it was done."""
+        from googleapiclient.errors import HttpError
+
+        try:
+            self._ask(request)
+        except HttpError as error:
+            return _Refusal.of(error)
+        return None
 
     def _http(self) -> Any:  # noqa: ANN401  httplib2.Http
         http = getattr(self._mine, "http", None)
@@ -311,13 +316,6 @@ class DriveObjects:
             http = self._mine.http = self._auth.Get_Http_Object()
             self._connections.append(http)
         return http
-
-    def _hang_up(self) -> None:
-        """Give up this thread's connection: after a silence the late answer would be taken for the next one's."""
-        http = getattr(self._mine, "http", None)
-        if http is not None:
-            self._mine.http = None
-            http.close()
 
     @contextlib.contextmanager
     def _told(self, state: str = "") -> Iterator[None]:
@@ -335,6 +333,7 @@ class DriveObjects:
 class _Refusal:
     """What Drive said when it did not do something."""
 
+    error: Exception
     status: int
     reason: str
     message: str
@@ -348,9 +347,9 @@ class _Refusal:
             if isinstance(cause, HttpError):
                 try:
                     told = json.loads(cause.content)["error"]
-                    return cls(int(cause.resp.status), told["errors"][0]["reason"], told["message"])
+                    return cls(cause, int(cause.resp.status), told["errors"][0]["reason"], told["message"])
                 except (ValueError, KeyError, TypeError, IndexError):  # a front end's page instead of Drive's answer
-                    return cls(int(cause.resp.status), "", f"HTTP {cause.resp.status}")
+                    return cls(cause, int(cause.resp.status), "", f"HTTP {cause.resp.status}")
         return None
 
     @property
@@ -390,13 +389,12 @@ def _passes(error: BaseException) -> bool:
     return _is_cut(error)
 
 
-def _patiently(act: Callable[[], Any], hang_up: Callable[[], object] = lambda: None) -> Any:  # noqa: ANN401
+def _patiently(act: Callable[[], Any]) -> Any:  # noqa: ANN401
     """Do something with Drive, again after each pause while its trouble is one that passes."""
     for pause in (*PAUSES, None):
         try:
             return act()
         except Exception as error:
-            hang_up()
             if pause is None or not _passes(error):
                 raise
         time.sleep(pause * random.uniform(0.5, 1.0))  # not all machines again at the same moment
@@ -567,7 +565,7 @@ class S3Objects:
                 return
             with contextlib.suppress(FileNotFoundError):
                 self._call("abort_multipart_upload", oid, UploadId=answer["Metadata"]["upload"])
-            self._call("delete_object", oid, note)
+            self._call("delete_object", oid, note, **_version(answer))
 
     def close(self) -> None:
         """DVC's client closes itself."""
@@ -584,10 +582,9 @@ class S3Objects:
         newest = self._head(oid)
         if newest is None:
             return
-        version = newest.get("VersionId")
-        yield _identity(newest), _copy(newest), {"VersionId": version} if version else {}
-        if version:
-            for older in self._versions(oid, version):
+        yield _identity(newest), _copy(newest), _version(newest)
+        if newest.get("VersionId"):
+            for older in self._versions(oid, newest["VersionId"]):
                 about = self._head(oid, VersionId=older)
                 if about is not None:
                     yield _identity(about), _copy(about), {"VersionId": older}
@@ -627,9 +624,10 @@ class S3Objects:
     def _upload_parts(self, oid: str, source: Path, label: str, progress: Progress, mark: Mapping[str, str]) -> None:
         note = f".{label}.upload"
         upload = {"UploadId": self._call("create_multipart_upload", oid, Metadata=mark)["UploadId"]}
+        noted = {}
         try:
             # before the first part: a machine that dies later leaves this behind
-            self._call("put_object", oid, note, Body=b"", Metadata={"upload": upload["UploadId"]})
+            noted = _version(self._call("put_object", oid, note, Body=b"", Metadata={"upload": upload["UploadId"]}))
             parts = []
             with source.open("rb") as file:
                 for number, part in enumerate(iter(lambda: file.read(PART), b""), 1):
@@ -641,11 +639,11 @@ class S3Objects:
             try:
                 with contextlib.suppress(FileNotFoundError):  # it is whole, only the answer was lost
                     self._call("abort_multipart_upload", oid, **upload)
-                self._call("delete_object", oid, note)
+                self._call("delete_object", oid, note, **noted)
             except Exception as trouble:  # noqa: BLE001  the first error is the one shown; `discard` tries again
                 error.add_note(f"its parts could not be removed: {type(trouble).__name__}")
             raise
-        self._call("delete_object", oid, note)
+        self._call("delete_object", oid, note, **noted)
 
     @contextlib.contextmanager
     def _told(self, state: str = "") -> Iterator[None]:
@@ -660,6 +658,11 @@ class S3Objects:
 
 
 _WRITTEN = "written "
+
+
+def _version(answer: Mapping[str, Any]) -> dict[str, str]:
+    """Give what names this version in a request; nothing where the bucket keeps none."""
+    return {"VersionId": answer["VersionId"]} if answer.get("VersionId") else {}
 
 
 def _identity(head: Mapping[str, Any]) -> str:
@@ -716,6 +719,9 @@ def _s3_trouble(error: BaseException) -> tuple[str, str]:
         HTTPClientError,
         NoCredentialsError,
     )
+    from botocore.exceptions import (
+        ConnectionError as NoConnection,
+    )
 
     what, remedy = f"{type(error).__name__}: {error}", "check the file and the bucket named above"
     for cause in _causes(error):
@@ -729,7 +735,7 @@ def _s3_trouble(error: BaseException) -> tuple[str, str]:
         if isinstance(cause, NoCredentialsError):
             what, remedy = "no S3 keys were found.", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             break
-        if isinstance(cause, HTTPClientError):
+        if isinstance(cause, (HTTPClientError, NoConnection)):
             what, remedy = f"the connection to S3 broke ({cause}).", "check that internet is on"
             break
         if isinstance(cause, BotoCoreError):

@@ -7,9 +7,12 @@ clone's `.git`; the user's refs, index, HEAD and work tree are never touched.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import re
+import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +21,7 @@ from pathlib import Path
 from lib.commands import MINUTE, Answer, run_command
 from lib.credentials import Credentials
 from lib.errors import CommandError, GitPushError
-from lib.sync.intent import Intent, StoredObject, read_intent
+from lib.sync.intent import Intent, read_intent
 
 INTENT_PLACES = ("refs/intents/", "refs/heads/kaggle-intents/")
 """Where intents live; the second is for hosts that take branches and tags alone. Readers always read both."""
@@ -102,14 +105,18 @@ class Refs:
 
     def read_intents(self) -> list[SeenIntent]:
         """Read every intent on the remote in one request."""
-        self._fetch(*(f"+{place}*:{place}*" for place in INTENT_PLACES))
-        shown = "--format=%(objectname) %(refname)"
-        listed = self._git("for-each-ref", shown, *INTENT_PLACES, cwd=self._mirror).output
         intents = []
-        for line in listed.splitlines():
-            commit, _, ref = line.partition(" ")
-            text = self._git("cat-file", "blob", f"{commit}:intent.json", cwd=self._mirror, check=False).output
-            intents.append(SeenIntent(ref, commit, read_intent(text)))
+        with self._fetched(*(f"{place}*" for place in INTENT_PLACES)):
+            shown = "--format=%(objectname) %(refname)"
+            listed = self._git("for-each-ref", shown, *INTENT_PLACES, cwd=self._mirror).output
+            for line in listed.splitlines():
+                commit, _, ref = line.partition(" ")
+                # only what was really read may be another version's: a failed read must not hide a living intent
+                record = None
+                if self._git("ls-tree", commit, "intent.json", cwd=self._mirror).output:
+                    text = self._git("cat-file", "blob", f"{commit}:intent.json", cwd=self._mirror).output
+                    record = read_intent(text)
+                intents.append(SeenIntent(ref, commit, record))
         return intents
 
     def named_objects(self, *patterns: str) -> set[str]:
@@ -118,59 +125,46 @@ class Refs:
         `patterns` are the refs that count, for instance `refs/heads/*`. History counts too: a commit on top of a
         publication that removes its `.dvc` files does not make it disappear.
         """
-        self._fetch(*(f"+{pattern}:{pattern}" for pattern in patterns))
         globs = [f"--glob={pattern}" for pattern in patterns]
         # -m shows a merge against each of its parents: a file that only the merge has is seen too
         pointers = ("*.dvc", "**/dvc.lock", "dvc.lock")
         shown = ("--format=", "--raw", "-m", "--root", "--no-abbrev", "--no-renames")
-        raw = self._git("log", *shown, *globs, "--", *pointers, cwd=self._mirror).output
-        blobs = {line.split()[3] for line in raw.splitlines() if line.startswith(":")} - {"0" * 40}
-        texts = "\n".join(self._read_blobs(blobs).values())
+        with self._fetched(*patterns):
+            raw = self._git("log", *shown, *globs, "--", *pointers, cwd=self._mirror).output
+            blobs = {line.split()[3] for line in raw.splitlines() if line.startswith(":")} - {"0" * 40}
+            if not blobs:
+                return set()
+            # what the filter left out of the mirror comes from the remote
+            texts = self._remote("cat-file", "--batch", cwd=self._mirror, text="\n".join(sorted(blobs)) + "\n").output
         return set(re.findall(r"\bmd5:\s*['\"]?([0-9a-f]{32}(?:\.dir)?)", texts))
 
-    def published_objects(self, *patterns: str) -> dict[str, dict[str, StoredObject]]:
-        """Give, for each ref that matches, what the `.dvc` files of its commit name: object by path."""
-        self._fetch(*(f"+{pattern}:{pattern}" for pattern in patterns))
-        refs = self._git("for-each-ref", "--format=%(refname)", *patterns, cwd=self._mirror).output.split()
-        pointers: dict[str, dict[str, str]] = {}
-        for ref in refs:
-            lines = self._git("ls-tree", "-r", "-z", ref, cwd=self._mirror).output.split("\0")
-            entries = [line.partition("\t") for line in lines if line.endswith(".dvc")]
-            pointers[ref] = {path: entry.split()[2] for entry, _, path in entries}
-        texts = self._read_blobs({blob for found in pointers.values() for blob in found.values()})
-        return {
-            ref: {name: item for path, blob in found.items() for name, item in _outputs(path, texts[blob])}
-            for ref, found in pointers.items()
-        }
+    @contextlib.contextmanager
+    def _fetched(self, *patterns: str) -> Iterator[None]:
+        """Bring the mirror's refs of these patterns to where the remote's stand, and keep them there meanwhile.
 
-    def _read_blobs(self, blobs: set[str]) -> dict[str, str]:
-        """Read many small files at once; what the mirror lacks comes from the remote."""
-        if not blobs:
-            return {}
-        ordered = sorted(blobs)
-        output = self._remote("cat-file", "--batch", cwd=self._mirror, text="\n".join(ordered) + "\n").output
-        texts, rest = {}, output.encode()
-        for blob in ordered:
-            header, _, rest = rest.partition(b"\n")
-            size = int(header.split()[2])
-            texts[blob], rest = rest[:size].decode(), rest[size + 1 :]
-        return texts
+        Locked against other processes of this clone: an older fetch of theirs could take away what ours has seen.
+        """
+        self.private.mkdir(parents=True, exist_ok=True)
+        with (self.private / "mirror.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not self._mirror.exists():
+                self._make_mirror()
+            self._remote(
+                "fetch", "--quiet", "--prune", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance",
+                f"--filter=blob:limit={BLOBS}", "origin", *(f"+{pattern}:{pattern}" for pattern in patterns),
+                cwd=self._mirror, timeout=10 * MINUTE,
+            )  # fmt: skip
+            yield
 
-    def root_commits(self) -> list[str]:
-        """Give the first commits of the remote's branches, sorted: they name the repository, whatever its address."""
-        self._fetch("+refs/heads/*:refs/heads/*")
-        return sorted(self._git("rev-list", "--max-parents=0", "--glob=refs/heads/*", cwd=self._mirror).output.split())
-
-    def _fetch(self, *refspecs: str) -> None:
-        if not (self._mirror / "HEAD").exists():
-            self._git("init", "--quiet", "--bare", str(self._mirror))
-            # a partial clone: what the filter left out can be had later, one by one
-            for key, value in (("url", self._url), ("promisor", "true"), ("partialclonefilter", f"blob:limit={BLOBS}")):
-                self._git("config", f"remote.origin.{key}", value, cwd=self._mirror)
-        self._remote(
-            "fetch", "--quiet", "--prune", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance",
-            f"--filter=blob:limit={BLOBS}", "origin", *refspecs, cwd=self._mirror, timeout=10 * MINUTE,
-        )  # fmt: skip
+    def _make_mirror(self) -> None:
+        """Make the mirror elsewhere and rename it: half a one would be taken for a whole one for ever."""
+        part = self._mirror.with_suffix(".part")
+        shutil.rmtree(part, ignore_errors=True)
+        self._git("init", "--quiet", "--bare", str(part))
+        # a partial clone: what the filter left out can be had later, one by one
+        for key, value in (("url", self._url), ("promisor", "true"), ("partialclonefilter", f"blob:limit={BLOBS}")):
+            self._git("config", f"remote.origin.{key}", value, cwd=part)
+        part.rename(self._mirror)
 
     # ── writing ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -215,15 +209,6 @@ class Refs:
             raise GitPushError(f"Git push failed: {error.what}", remedy=error.remedy) from error
         if answer.status != 0:
             raise _refusal(answer, self.url, [move.ref for move in moves])
-
-
-def _outputs(path: str, text: str) -> Iterator[tuple[str, StoredObject]]:
-    """Read a `.dvc` file: each output's path in the repository and its object."""
-    from ruamel.yaml import YAML
-
-    for out in YAML(typ="safe", pure=True).load(text).get("outs", []):
-        if "md5" in out:
-            yield str(Path(path).parent / out["path"]), StoredObject(out["md5"], int(out.get("size", -1)))
 
 
 def _signature(date: str) -> dict[str, str]:

@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any, Self
 
 from lib.credentials import Credentials
-from lib.errors import DvcPushError, GitPushError, InDoubt, RunError, SyncError
+from lib.errors import CommandError, DvcPushError, GitPushError, InDoubt, RunError, SyncError
 from lib.sync import intent as journal
 from lib.sync.intent import Intent, Owner, StoredObject
 from lib.sync.objects import Objects, damaged, open_objects
@@ -73,7 +73,7 @@ def sync_outputs(run: Publication, credentials: Credentials | None = None, *, sa
     May be called again after any failure, and publishes once. Raises `DvcPushError` or `GitPushError` when a remote
     refused (everything is undone), `SyncError` when this machine stopped it, `InDoubt` when the answer to the last
     push was lost and the Git remote cannot be asked: then nothing is deleted, and `recover()` or another call settles
-    it. Clean-up that failed too is told in the notes of the error that came first.
+    it. The error that came first is the one raised; clean-up that failed too is told in its state.
     """
     credentials = credentials or Credentials()
     with _signals_as_exceptions(), _opened(run.root, credentials) as vault:
@@ -95,14 +95,29 @@ def recover(
 
 @contextlib.contextmanager
 def _opened(root: Path, credentials: Credentials) -> Iterator[_Vault]:
+    from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
-    with Repo(str(root)) as repo:
-        objects = open_objects(repo)
+    with contextlib.ExitStack() as stack:
         try:
-            yield _Vault(repo, Refs(root, credentials), objects, credentials.redact)
-        finally:
-            objects.close()
+            repo = stack.enter_context(Repo(str(root)))
+            objects = open_objects(repo)
+            stack.callback(_close, objects)
+            vault = _Vault(repo, Refs(root, credentials), objects, credentials.redact)
+        except (CommandError, DvcException, OSError) as error:
+            told = error.what if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
+            raise SyncError(
+                credentials.redact(f"{root} cannot be published from: {told}"),
+                state="nothing was changed.",
+                remedy="run it in a clone with Git and DVC set up, whose disk is not full.",
+            ) from error
+        yield vault
+
+
+def _close(objects: Objects) -> None:
+    # what closing cannot do is no reason to hide an error, or to doubt a success
+    with contextlib.suppress(Exception):
+        objects.close()
 
 
 # What this process has seen on any Git remote: (url, ref) → commit and when it was first seen there, monotonic.
@@ -165,25 +180,57 @@ class _Vault:
             try:
                 mark = stack.enter_context(_Lease(self.refs, seen.ref, record, seen.commit))
             except GitPushError:
-                if seen.ref in self.refs.list_refs(seen.ref):
+                if self.refs.list_refs(seen.ref).get(seen.ref) == seen.commit:
                     raise
                 return False
             # From here on the owner's commit push is refused whole. Publications that are still uploading are read
             # before the branches: one that commits in between is then seen as an intent, and else as a branch.
             others = [item for item in self.refs.read_intents() if item.ref != seen.ref]
-            named = self.refs.named_objects(*EVERYTHING)
+            named = self._with_parts(self.refs.named_objects(*EVERYTHING), record)
             # a directory's listing goes first: clients take it as proof that its files are there
             for item in sorted(record.objects, key=lambda item: not item.oid.endswith(".dir")):
-                self.objects.discard(item.oid, record.id)
-                if item.oid not in named and not _named_by(others, item.oid):
-                    self._delete_new(item, mark, others)
+                try:
+                    self.objects.discard(item.oid, record.id)
+                    if item.oid not in named and not _named_by(others, item.oid):
+                        self._delete_new(item, mark, others)
+                except OSError as error:
+                    raise DvcPushError(
+                        f"{self.objects.name}: {item.oid} could not be deleted ({type(error).__name__}: {error}).",
+                        state=f"{seen.ref} stands on the Git remote.",
+                        remedy="run `python -m lib recover` when the DVC remote answers.",
+                    ) from error
             try:
-                mark.close_by(Move(seen.ref, mark.commit, None))
+                mark.end()
             except GitPushError:
                 if seen.ref in self.refs.list_refs(seen.ref):
                     raise
         _SEEN.pop((self.refs.url, seen.ref), None)
         return True
+
+    def _with_parts(self, named: set[str], record: Intent) -> set[str]:
+        """Add the files that the named listings of folders hold; read only where something of the intent is unnamed.
+
+        Raises `DvcPushError` for a listing that stands on the remote and cannot be read: what it names must be kept.
+        """
+        if all(item.oid in named for item in record.objects):
+            return named
+        from dvc_data.hashfile.hash_info import HashInfo
+        from dvc_data.hashfile.tree import Tree
+
+        listings = self.objects.look([oid for oid in sorted(named) if oid.endswith(".dir")])
+        odb = self.repo.cloud.get_remote_odb()
+        parts = set()
+        for oid in listings:
+            try:
+                tree = Tree.load(odb, HashInfo("md5", oid))
+            except Exception as error:
+                raise DvcPushError(
+                    f"{self.objects.name}: the listing {oid} of a folder cannot be read ({type(error).__name__}).",
+                    state="nothing was deleted, since it may name what would be; the intent stands on the Git remote.",
+                    remedy="run `python -m lib recover` again in a minute.",
+                ) from error
+            parts |= {info.value for _, (_, info) in tree.iteritems()}
+        return named | parts
 
     def _delete_new(self, item: StoredObject, mark: _Lease, others: Sequence[SeenIntent]) -> None:
         """Delete every copy that was not there before, asking right before each whether the mark is still ours."""
@@ -221,7 +268,7 @@ class _Lease:
 
     def __init__(self, refs: Refs, ref: str, record: Intent, old: str | None) -> None:
         self._refs, self.ref, self._record, self._old = refs, ref, record, old
-        self.commit = ""
+        self.commit = self._tried = ""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name=f"lease of {ref}", daemon=True)
         self._renewed = 0.0
@@ -231,8 +278,7 @@ class _Lease:
         _ALIVE.add(self._record.id)
         try:
             self._renewed = time.monotonic()
-            self.commit = self._refs.write_intent(self._record)
-            self._move(self._old, self.commit)
+            self._move(self._old, self._refs.write_intent(self._record))
         except BaseException:
             _ALIVE.discard(self._record.id)
             raise
@@ -249,11 +295,11 @@ class _Lease:
         if self._thread.is_alive():
             self._thread.join()
 
-    def close_by(self, *moves: Move) -> None:
-        """Make the push that ends the lease."""
-        self.join()
+    def end(self, *moves: Move) -> None:
+        """Make the push that ends the lease: these moves, and the ref goes with them."""
+        self.join()  # before its commit is read: a renewal may be on its way
         self.confirm()
-        self._refs.push(*moves)
+        self._refs.push(*moves, Move(self.ref, self._commit_on_remote(), None))
 
     def confirm(self) -> None:
         """Raise `GitPushError` unless the ref is ours for certain: the last renewal is younger than the lease."""
@@ -269,7 +315,7 @@ class _Lease:
         """Raise `GitPushError` unless the ref stands on the remote as we wrote it, now."""
         self.confirm()
         with self._moving:
-            if self._refs.list_refs(self.ref).get(self.ref) == self.commit:
+            if self._refs.list_refs(self.ref).get(self.ref) in (self.commit, self._tried or self.commit):
                 return
         raise GitPushError(
             f"{self.ref} was taken over by somebody else.",
@@ -280,20 +326,27 @@ class _Lease:
     def _renew(self) -> None:
         while not self._stop.wait(journal.RENEWAL):
             began = time.monotonic()
-            record = self._record.renewed()
             # a failed renewal is tried again in two minutes; `confirm` says when it is too late
             with contextlib.suppress(Exception), self._moving:
-                commit = self._refs.write_intent(record)
-                self._move(self.commit, commit)
-                self._record, self.commit, self._renewed = record, commit, began
+                self._record = self._record.renewed()
+                self._move(self._commit_on_remote(), self._refs.write_intent(self._record))
+                self._renewed = began
+
+    def _commit_on_remote(self) -> str:
+        """Give our newest commit there: the one tried last counts if its push happened and nobody could say so."""
+        if self._tried and self._refs.list_refs(self.ref).get(self.ref) == self._tried:
+            self.commit = self._tried
+        return self.commit
 
     def _move(self, old: str | None, new: str) -> None:
         """Move the ref; a push whose answer was lost counts when the remote says that it happened."""
+        self._tried = new
         try:
             self._refs.push(Move(self.ref, old, new))
         except GitPushError:
             if self._refs.list_refs(self.ref).get(self.ref) != new:
                 raise
+        self.commit, self._tried = new, ""
 
 
 class _Publishing:
@@ -306,6 +359,8 @@ class _Publishing:
         self.uploaded = 0
         self._head = f"refs/heads/{run.branch}"
         self._pushed = False
+        self._intent: Intent | None = None
+        self._stood: dict[str, set[str]] = {}
         self._local = _LocalChanges(run, vault.refs.private)
 
     def publish(self) -> Published:
@@ -327,6 +382,7 @@ class _Publishing:
             intent = self._plan([item for item, _ in sources])
             with self._declare(intent) as lease:
                 self._listen(intent)
+                self._intent = intent
                 self._upload(sources, intent.id, lease)
                 self._verify([item for item, _ in sources])
                 say("Phase 3: Git staging (artifacts + .dvc files)")
@@ -334,9 +390,8 @@ class _Publishing:
                 self.commit = self._stage()
                 say(f"Phase 4: Git push (create branch {run.branch})")
                 step = "Git push"
-                lease.join()
                 self._pushed = True
-                lease.close_by(Move(self._head, None, self.commit), Move(self.ref, lease.commit, None))
+                lease.end(Move(self._head, None, self.commit))
         except BaseException as error:  # noqa: BLE001  raised again by _undo, unless only the answer was lost
             self._undo(error, step)
         self._local.keep()
@@ -444,8 +499,9 @@ class _Publishing:
     def _upload(self, sources: Sequence[tuple[StoredObject, Path]], label: str, lease: _Lease) -> None:
         """Probe again and send what is missing, side by side; a directory's listing after its files."""
         there = self.vault.objects.look([item.oid for item, _ in sources])
+        self._stood = {item.oid: set(there.get(item.oid, {})) for item, _ in sources}
         missing = [(item, path) for item, path in {s[0].oid: s for s in sources}.values() if item.oid not in there]
-        with _progress(sum(item.size for item, _ in missing)) as progress:
+        with _Progress(sum(item.size for item, _ in missing)) as progress:
             for listings in (False, True):
                 batch = [(item, path) for item, path in missing if item.oid.endswith(".dir") == listings]
                 with ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix="upload") as pool:
@@ -456,11 +512,12 @@ class _Publishing:
                             job.result()
                             lease.confirm()
                     except BaseException:
+                        progress.stop()
                         pool.shutdown(wait=True, cancel_futures=True)
                         raise
         self.uploaded = sum(item.size for item, _ in missing)
 
-    def _send(self, item: StoredObject, path: Path, label: str, progress: Callable[[int], object]) -> None:
+    def _send(self, item: StoredObject, path: Path, label: str, progress: _Progress) -> None:
         before = path.stat()
         self.vault.objects.upload(item.oid, path, label, progress)
         after = path.stat()
@@ -476,7 +533,7 @@ class _Publishing:
             if fault:
                 raise DvcPushError(
                     f"{self.vault.objects.name} does not hold {item.oid} as it should: {fault}.",
-                    remedy="remove that damaged copy by hand if it is older than this run, then publish again.",
+                    remedy="publish again; a damaged copy that is older than this run must be removed by hand first.",
                 )
 
     def _stage(self) -> str:
@@ -541,13 +598,33 @@ class _Publishing:
             if seen is None:
                 # only now: a push that arrives late is refused once the intent is marked or gone
                 standing = self.vault.refs.list_refs(self._head).get(self._head)
-                return self._pushed and standing == self.commit
+                if self._pushed and standing == self.commit:
+                    return True
+                self._undo_late_uploads()
+                return False
             if self.vault.may_settle(seen):
                 self.vault.undo(seen)
             elif time.monotonic() >= deadline:
                 raise GitPushError(f"{self.ref} is being undone by another machine.", remedy="let it finish.")
             else:
                 time.sleep(1)
+
+    def _undo_late_uploads(self) -> None:
+        """Remove what we uploaded after somebody else had undone us, taking us for dead: they could not see it."""
+        if self._intent is None or not self._stood:
+            return  # nothing was uploaded
+        standing = self.vault.objects.look([item.oid for item in self._intent.objects])
+        late = [
+            replace(item, before=tuple(sorted(standing[item.oid].keys() & self._stood[item.oid] | set(item.before))))
+            for item in self._intent.objects
+            if standing.get(item.oid, {}).keys() - self._stood[item.oid] - set(item.before)
+        ]
+        if late:
+            again = replace(self._intent, id=journal.new_intent_id(), objects=tuple(late)).marked(self.vault.me)
+            ref = f"{self.ref.rpartition('/')[0]}/{again.id}"
+            with _Lease(self.vault.refs, ref, again, None) as declared:
+                declared.join()
+            self.vault.undo(SeenIntent(ref, declared.commit, again))
 
     def _is_fenced(self) -> bool:
         """Whether the intent is certainly marked, so that our last push cannot happen any more."""
@@ -636,23 +713,43 @@ class _LocalChanges:
 
     def keep(self) -> None:
         """End the publication with its files in place."""
-        self._note.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is published, whatever becomes of the note
+            self._note.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], object]]:
-    """Show bytes, rate and time left while uploading; one line when there is nothing to send."""
-    from tqdm import tqdm
+class _Progress:
+    """Bytes, rate and time left of all uploads together; also the way to stop those that are under way."""
 
-    lock = threading.Lock()
-    with tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, desc="  uploading", disable=total == 0,
-              mininterval=5) as bar:  # fmt: skip
+    def __init__(self, total: int) -> None:
+        from tqdm import tqdm
 
-        def advance(count: int) -> None:
-            with lock:
-                bar.update(count)
+        self._bar: Any = tqdm(
+            total=total,
+            unit="B",
+            unit_scale=True,
+            unit_divisor=1024,
+            desc="  uploading",
+            disable=total == 0,
+            mininterval=5,
+        )
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
 
-        yield advance
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def __call__(self, count: int) -> None:
+        if self._stopped.is_set():
+            raise SyncError("the upload was stopped, since another one failed.")
+        with self._lock:
+            self._bar.update(count)
+
+    def stop(self) -> None:
+        """Let every upload end at its next block."""
+        self._stopped.set()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,620 @@
+"""A Google Drive on loopback, over real HTTP, for the real client: what the tests need of Drive v2 and of its tokens.
+
+It behaves as Drive does where that has hurt: a title may stand many times in a folder, also for folders; searching
+titles ignores case; a trashed folder hides what is in it; listings come in pages; an upload is seen when its last
+byte has come, and a finished one can still be asked for. It cannot tell what Google changes, and knows only My Drive.
+
+    with DriveEmulator() as drive, client_pointed_at(drive):
+        configure_clone(clone, drive, scratch)
+        drive.add_fault("PUT /upload", "lost answer")
+        ...
+        assert drive.files() == {"files/md5/ab/cdef": [("id-000004", b"...")]}
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Literal, Self
+from urllib.parse import parse_qsl, unquote_plus, urlsplit
+
+from lib.credentials import Credentials
+
+FOLDER = "application/vnd.google-apps.folder"
+STEP = 256 * 1024  # of a resumable upload: only the last piece may be something else than a multiple of it
+
+CANARIES = {
+    "access_token": "ya29.canary-access-token",
+    "refresh_token": "1//canary-refresh-token",
+    "client_id": "canary-client-id.apps.googleusercontent.com",
+    "client_secret": "GOCSPX-canary-client-secret",
+    "token_expiry": "2099-01-01T00:00:00Z",
+}
+"""The five fields of the users' file; the emulator accepts these."""
+SECRETS = tuple(CANARIES[name] for name in ("access_token", "refresh_token", "client_secret"))
+
+Kind = Literal[
+    "quota",  # 403 storageQuotaExceeded
+    "rate limit",  # 403 userRateLimitExceeded
+    "too many",  # 429, from a front end: its body is no JSON
+    "unavailable",  # 503, the same
+    "forbidden",  # 403 insufficientFilePermissions
+    "late",  # done and answered, a second later
+    "cut",  # the connection ends before anything is done
+    "cut body",  # the connection ends in the middle of what the client sends
+    "cut answer",  # it is done, and the connection ends in the middle of the answer
+    "lost answer",  # it is done, and no answer comes
+]
+PAGES = {"too many": (429, "Too Many Requests"), "unavailable": (503, "Service Unavailable")}
+REFUSALS: Mapping[str, tuple[int, str, str]] = {
+    "quota": (403, "storageQuotaExceeded", "The user's Drive storage quota has been exceeded."),
+    "rate limit": (403, "userRateLimitExceeded", "User Rate Limit Exceeded"),
+    "forbidden": (403, "insufficientFilePermissions", "The user does not have sufficient permissions for this file."),
+}
+
+
+@dataclass
+class _Item:
+    """A file or folder."""
+
+    id: str
+    title: str
+    mime_type: str
+    parents: list[str]
+    data: bytes = b""
+    trashed: bool = False
+
+
+@dataclass
+class _Session:
+    """A resumable upload; `item` is there when it is whole."""
+
+    body: dict[str, Any]
+    size: int
+    data: bytearray = field(default_factory=bytearray)
+    item: _Item | None = None
+
+
+@dataclass
+class _Fault:
+    match: str
+    kind: Kind
+    times: int
+
+
+class DriveEmulator:
+    """One account's Drive with one folder to start from. A context manager: it serves while it is entered."""
+
+    root_id = "root-folder"
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self.reset()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"drive": self}))
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def reset(self) -> None:
+        """Forget everything: an empty folder, no fault, the permission as given."""
+        with self._lock:
+            self.requests: list[str] = []
+            """Every request as it came: method, path, query, and the range of what was sent."""
+            self.largest_page = 1000
+            self.capacity: int | None = None
+            """Bytes that the account may hold; None is without end."""
+            self.latency = 0.0
+            """Seconds before each answer."""
+            self._items = {self.root_id: _Item(self.root_id, "remote", FOLDER, [])}
+            self._sessions: dict[str, _Session] = {}
+            self._faults: list[_Fault] = []
+            self._access = {CANARIES["access_token"]}
+            self._refresh = {CANARIES["refresh_token"]}
+            self._numbers = iter(range(1, 10**6))
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), name="drive", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    # ── what a test sees and does ──────────────────────────────────────────────────────────────────────────────────
+
+    def files(self) -> dict[str, list[tuple[str, bytes]]]:
+        """Give every file that is not in the trash by its path below the root folder: ids and bytes, oldest first."""
+        found: dict[str, list[tuple[str, bytes]]] = {}
+        with self._lock:
+            for item in self._items.values():
+                if item.mime_type != FOLDER and not self._is_trashed(item):
+                    found.setdefault(self._path(item), []).append((item.id, item.data))
+        return found
+
+    def folders(self) -> dict[str, list[str]]:
+        """Give every folder below the root that is not in the trash by its path: ids, oldest first."""
+        found: dict[str, list[str]] = {}
+        with self._lock:
+            for item in self._items.values():
+                if item.mime_type == FOLDER and item.parents and not self._is_trashed(item):
+                    found.setdefault(self._path(item), []).append(item.id)
+        return found
+
+    def count(self, match: str) -> int:
+        """Give the number of requests so far in which the pattern occurs."""
+        return sum(bool(re.search(match, line)) for line in list(self.requests))
+
+    def add_fault(self, match: str, kind: Kind, times: int = 1) -> None:
+        """Let the next `times` requests in which the pattern occurs go wrong."""
+        with self._lock:
+            self._faults.append(_Fault(match, kind, times))
+
+    def clear_faults(self) -> None:
+        """Let everything work again."""
+        with self._lock:
+            self._faults.clear()
+
+    def revoke(self) -> None:
+        """Do as when the user takes the permission back: no token works any more, and none is given."""
+        with self._lock:
+            self._access.clear()
+            self._refresh.clear()
+
+    def restore(self) -> None:
+        """Give the permission again, under the same tokens."""
+        with self._lock:
+            self._access.add(CANARIES["access_token"])
+            self._refresh.add(CANARIES["refresh_token"])
+
+    def expire(self) -> None:
+        """End every access token's life; the refresh token gives new ones."""
+        with self._lock:
+            self._access.clear()
+
+    def put(self, path: str, data: bytes, *, folder: str | None = None) -> str:
+        """Store one more file as another client would, in the folder of this id or the first of that path. Its id."""
+        parents, _, title = path.rpartition("/")
+        with self._lock:
+            return self._add({"title": title, "parents": [{"id": folder or self.make_folder(parents)}]}, data).id
+
+    def make_folder(self, path: str, *, twin: bool = False) -> str:
+        """Give the folder of that path, made where there is none; with `twin`, one more of the last name."""
+        with self._lock:
+            here = self.root_id
+            for depth, title in enumerate(names := path.split("/"), 1):
+                standing = [item.id for item in self._children(here) if item.title == title]
+                if standing and not (twin and depth == len(names)):
+                    here = standing[0]
+                else:
+                    here = self._add({"title": title, "parents": [{"id": here}], "mimeType": FOLDER}, b"").id
+            return here
+
+    def trash(self, item_id: str) -> None:
+        """Put a file or folder into the trash."""
+        with self._lock:
+            self._items[item_id].trashed = True
+
+    # ── what it holds ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _add(self, body: Mapping[str, Any], data: bytes) -> _Item:
+        item = _Item(
+            f"id-{next(self._numbers):06d}",
+            body.get("title") or "Untitled",
+            body.get("mimeType") or "application/octet-stream",
+            [parent["id"] for parent in body.get("parents") or [{"id": self.root_id}]],
+            data,
+        )
+        self._items[item.id] = item
+        return item
+
+    def _children(self, folder: str) -> list[_Item]:
+        return [item for item in self._items.values() if folder in item.parents]
+
+    def _is_trashed(self, item: _Item) -> bool:
+        above = [self._items[parent] for parent in item.parents if parent in self._items]
+        return item.trashed or any(self._is_trashed(parent) for parent in above)
+
+    def _path(self, item: _Item) -> str:
+        names = []
+        while item.parents:
+            names.append(item.title)
+            item = self._items[item.parents[0]]
+        return "/".join(reversed(names))
+
+    def _used(self) -> int:
+        return sum(len(item.data) for item in self._items.values())
+
+    def _describe(self, item: _Item) -> dict[str, Any]:
+        about: dict[str, Any] = {
+            "kind": "drive#file",
+            "id": item.id,
+            "title": item.title,
+            "mimeType": item.mime_type,
+            "parents": [{"id": parent} for parent in item.parents],
+            "labels": {"trashed": self._is_trashed(item)},
+        }
+        if item.mime_type != FOLDER:
+            about |= {"fileSize": str(len(item.data)), "md5Checksum": hashlib.md5(item.data).hexdigest()}
+        return about
+
+    def _remove(self, item_id: str) -> None:
+        for child in self._children(item_id):
+            self._remove(child.id)
+        self._items.pop(item_id, None)
+
+    def _take_fault(self, line: str) -> Kind | None:
+        with self._lock:
+            for fault in self._faults:
+                if fault.times and re.search(fault.match, line):
+                    fault.times -= 1
+                    return fault.kind
+        return None
+
+
+class _Refusal(Exception):
+    """An answer that is an error of Drive."""
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        self.status = status
+        self.body = {
+            "error": {
+                "code": status,
+                "message": message,
+                "errors": [{"domain": "global", "reason": reason, "message": message}],
+            }
+        }
+        super().__init__(message)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    status: int
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def _json(content: object, status: int = 200) -> _Answer:
+    return _Answer(status, json.dumps(content).encode(), {"Content-Type": "application/json; charset=UTF-8"})
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """One connection of a client."""
+
+    drive: DriveEmulator
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1  # one packet an answer: without it each waits 40 ms for the other side's acknowledgement
+    disable_nagle_algorithm = True
+    timeout = 60
+
+    def log_message(self, *_: object) -> None:
+        """Stay quiet: `requests` is the log."""
+
+    def _handle(self) -> None:
+        drive = self.drive
+        parts = urlsplit(self.path)
+        sent_range = self.headers.get("Content-Range")
+        line = f"{self.command} {parts.path}?{unquote_plus(parts.query)}{f' [{sent_range}]' if sent_range else ''}"
+        drive.requests.append(line)
+        time.sleep(drive.latency)
+        length = int(self.headers.get("Content-Length") or 0)
+        kind = drive._take_fault(line)
+        if kind in ("cut", "cut body"):
+            if kind == "cut body":
+                self.rfile.read(length // 2)
+            self._hang_up()
+            return
+        body = self.rfile.read(length)
+        if kind in PAGES:
+            status, title = PAGES[kind]
+            self._send(_Answer(status, f"<html>{title}</html>".encode(), {"Content-Type": "text/html"}))
+            return
+        refused = REFUSALS.get(kind or "")
+        try:
+            with drive._lock:
+                answer = self._refuse(*refused) if refused else self._route(parts.path, parts.query, body)
+        except _Refusal as refusal:
+            answer = _json(refusal.body, refusal.status)
+        if kind == "late":
+            time.sleep(1)
+        if kind == "lost answer":
+            self._hang_up()
+        else:
+            self._send(answer, cut=kind == "cut answer")
+
+    do_GET = do_POST = do_PUT = do_DELETE = _handle  # noqa: N815  the names that http.server looks for
+
+    def _hang_up(self) -> None:
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    def _send(self, answer: _Answer, *, cut: bool = False) -> None:
+        self.send_response(answer.status)
+        for name, value in answer.headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(answer.body)))
+        self.end_headers()
+        self.wfile.write(answer.body[: len(answer.body) // 2] if cut else answer.body)
+        if cut:
+            self.wfile.flush()
+            self._hang_up()
+
+    # ── what is asked for ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def _refuse(self, status: int, reason: str, message: str) -> _Answer:
+        return _json(_Refusal(status, reason, message).body, status)
+
+    def _route(self, path: str, query_string: str, body: bytes) -> _Answer:
+        method, query = self.command, dict(parse_qsl(query_string))
+        if self.headers.get("X-HTTP-Method-Override"):  # how the client sends a query that is too long for an address
+            method, query = self.headers["X-HTTP-Method-Override"], dict(parse_qsl(body.decode()))
+        if path == "/token" and method == "POST":
+            return self._give_token(dict(parse_qsl(body.decode())))
+        if (self.headers.get("Authorization") or "").removeprefix("Bearer ") not in self.drive._access:
+            raise _Refusal(401, "authError", "Invalid Credentials")
+        if path == "/upload/drive/v2/files":
+            return self._upload(method, query, body)
+        if path == "/drive/v2/about":
+            return self._tell_quota()
+        if path == "/drive/v2/files":
+            return self._list(query) if method == "GET" else self._insert(json.loads(body), query)
+        return self._treat(path, method, query)
+
+    def _tell_quota(self) -> _Answer:
+        total = self.drive.capacity
+        about = {"quotaBytesUsed": str(self.drive._used()), "quotaType": "UNLIMITED" if total is None else "LIMITED"}
+        return _json(about | ({} if total is None else {"quotaBytesTotal": str(total)}))
+
+    def _treat(self, path: str, method: str, query: Mapping[str, str]) -> _Answer:
+        """Do what is asked with one file."""
+        found = re.fullmatch(r"/drive/v2/files/([\w-]+)(/trash)?", path)
+        if not found or found[1] not in self.drive._items:
+            raise _Refusal(404, "notFound", f"File not found: {found[1] if found else path}")
+        item = self.drive._items[found[1]]
+        if found[2]:
+            item.trashed = True
+        elif method == "DELETE":
+            self.drive._remove(item.id)
+            return _Answer(204)
+        elif query.get("alt") == "media":
+            return self._download(item.data)
+        return _json(_project(self.drive._describe(item), query.get("fields")))
+
+    def _give_token(self, form: Mapping[str, str]) -> _Answer:
+        known = (CANARIES["client_id"], CANARIES["client_secret"])
+        if (form.get("client_id"), form.get("client_secret")) != known:
+            return _json({"error": "invalid_client", "error_description": "The OAuth client was not found."}, 401)
+        if form.get("refresh_token") not in self.drive._refresh:
+            return _json({"error": "invalid_grant", "error_description": "Token has been expired or revoked."}, 400)
+        token = f"ya29.{secrets.token_hex(8)}"
+        self.drive._access.add(token)
+        return _json({"access_token": token, "expires_in": 3599, "token_type": "Bearer"})
+
+    def _list(self, query: Mapping[str, str]) -> _Answer:
+        fits = _Search(query.get("q", ""), self.drive).read()
+        found = [item for item in self.drive._items.values() if fits(item)]
+        first = int(query.get("pageToken", "0"))
+        end = first + min(int(query.get("maxResults", "100")), self.drive.largest_page)
+        page: dict[str, Any] = {"kind": "drive#fileList", "items": [self.drive._describe(i) for i in found[first:end]]}
+        if end < len(found):
+            page["nextPageToken"] = str(end)
+        return _json(_project(page, query.get("fields")))
+
+    def _insert(self, body: dict[str, Any], query: Mapping[str, str]) -> _Answer:
+        self._check_parents(body)
+        return _json(_project(self.drive._describe(self.drive._add(body, b"")), query.get("fields")))
+
+    def _check_parents(self, body: Mapping[str, Any]) -> None:
+        for parent in body.get("parents") or ():
+            if parent["id"] not in self.drive._items:
+                raise _Refusal(404, "notFound", f"File not found: {parent['id']}")
+
+    def _upload(self, method: str, query: Mapping[str, str], body: bytes) -> _Answer:
+        if query.get("uploadType") != "resumable":
+            raise _Refusal(400, "badRequest", "this emulator takes resumable uploads alone")
+        if method == "POST":
+            size = int(self.headers.get("X-Upload-Content-Length") or 0)
+            if self.drive.capacity is not None and self.drive._used() + size > self.drive.capacity:
+                raise _Refusal(*REFUSALS["quota"])
+            wanted = json.loads(body)
+            self._check_parents(wanted)
+            name = secrets.token_hex(8)
+            self.drive._sessions[name] = _Session(wanted, size)
+            return _Answer(200, headers={"Location": f"{self.drive.url}{self.path}&upload_id={name}"})
+        session = self.drive._sessions.get(query.get("upload_id", ""))
+        if session is None:
+            raise _Refusal(404, "notFound", "no such upload")
+        if session.item is None:
+            self._receive(session, body)
+        if session.item is None:
+            return _Answer(308, headers={"Range": f"bytes=0-{len(session.data) - 1}"} if session.data else {})
+        return _json(_project(self.drive._describe(session.item), query.get("fields")))
+
+    def _receive(self, session: _Session, body: bytes) -> None:
+        sent = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", self.headers.get("Content-Range") or "")
+        if sent:
+            first, last, size = map(int, sent.groups())
+            short = last + 1 < size and (last + 1 - first) % STEP
+            if first > len(session.data) or len(body) != last + 1 - first or size != session.size or short:
+                raise _Refusal(400, "badRequest", f"these bytes were not expected: {sent[0]}")
+            session.data[first:] = body
+        if len(session.data) == session.size:
+            session.item = self.drive._add(session.body, bytes(session.data))
+
+    def _download(self, data: bytes) -> _Answer:
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        if not wanted:
+            return _Answer(200, data)
+        first = int(wanted[1])
+        last = min(int(wanted[2] or len(data)), len(data) - 1)
+        if first >= len(data):
+            return _Answer(416, headers={"Content-Range": f"bytes */{len(data)}"})
+        return _Answer(206, data[first : last + 1], {"Content-Range": f"bytes {first}-{last}/{len(data)}"})
+
+
+# ── Drive's two little languages ──────────────────────────────────────────────────────────────────────────────────────
+
+_TOKENS = re.compile(r"\s*(?:('(?:[^'\\]|\\.)*')|([()=])|(\w+))")
+
+
+Fits = Callable[[_Item], bool]
+
+
+class _Search:
+    """The language of a search: titles, parents, kinds and the trash, with `and`, `or`, `not` and parentheses."""
+
+    def __init__(self, query: str, drive: DriveEmulator) -> None:
+        self._query, self._drive = query, drive
+        self._tokens: list[str] = []
+        end = 0
+        while end < len(query.rstrip()):
+            found = _TOKENS.match(query, end)
+            if not found:
+                raise self._invalid()
+            self._tokens.append(found[0].strip())
+            end = found.end()
+
+    def read(self) -> Fits:
+        """Give the predicate that it stands for."""
+        fits = self._either() if self._tokens else (lambda _item: True)
+        if self._tokens:
+            raise self._invalid()
+        return fits
+
+    def _invalid(self) -> _Refusal:
+        return _Refusal(400, "invalid", f"Invalid query: {self._query}")
+
+    def _take(self, *expected: str) -> str:
+        """Take one token, or these."""
+        for wanted in expected or ("",):
+            if not self._tokens or (wanted and self._tokens[0] != wanted):
+                raise self._invalid()
+            token = self._tokens.pop(0)
+        return token
+
+    def _either(self) -> Fits:
+        terms = [self._both()]
+        while self._tokens[:1] == ["or"]:
+            self._take()
+            terms.append(self._both())
+        return lambda item: any(term(item) for term in terms)
+
+    def _both(self) -> Fits:
+        terms = [self._term()]
+        while self._tokens[:1] == ["and"]:
+            self._take()
+            terms.append(self._term())
+        return lambda item: all(term(item) for term in terms)
+
+    def _term(self) -> Fits:
+        token = self._take()
+        if token == "not":
+            inner = self._term()
+            return lambda item: not inner(item)
+        if token == "(":
+            inner = self._either()
+            self._take(")")
+            return inner
+        if token.startswith("'"):
+            self._take("in", "parents")
+            return lambda item: _text(token) in item.parents
+        self._take("=")
+        return self._comparison(token, self._take())
+
+    def _comparison(self, name: str, value: str) -> Fits:
+        kinds: dict[str, Fits] = {
+            "trashed": lambda item: self._drive._is_trashed(item) == (value == "true"),
+            "title": lambda item: item.title.lower() == _text(value).lower(),
+            "mimeType": lambda item: item.mime_type == _text(value),
+        }
+        if name not in kinds:
+            raise self._invalid()
+        return kinds[name]
+
+
+def _text(token: str) -> str:
+    return re.sub(r"\\(.)", r"\1", token[1:-1])
+
+
+def _project(content: Any, fields: str | None) -> Any:
+    """Keep what `fields` names: `id,title` or `nextPageToken,items(id,title)`."""
+    if not fields or fields == "*":
+        return content
+    if isinstance(content, list):
+        return [_project(item, fields) for item in content]
+    kept = {}
+    for name, inner in re.findall(r"(\w+)(?:\(([^()]*)\))?", fields):
+        if name in content:
+            kept[name] = _project(content[name], inner)
+    return kept
+
+
+# ── pointing the real client at it ────────────────────────────────────────────────────────────────────────────────────
+
+SITECUSTOMIZE = """
+import json
+import googleapiclient.discovery_cache as cache
+
+_real = cache.get_static_doc
+
+def get_static_doc(*words):
+    text = _real(*words)
+    if text is None:
+        return None
+    document = json.loads(text)
+    document.update(rootUrl="{url}/", baseUrl="{url}/")
+    document.pop("mtlsRootUrl", None)
+    return json.dumps(document)
+
+cache.get_static_doc = get_static_doc
+"""
+
+
+@contextlib.contextmanager
+def client_pointed_at(drive: DriveEmulator) -> Iterator[None]:
+    """Let Google's client speak to the emulator instead, in this process."""
+    import googleapiclient.discovery_cache as cache
+
+    real = cache.get_static_doc
+    exec(SITECUSTOMIZE.format(url=drive.url), {})
+    try:
+        yield
+    finally:
+        cache.get_static_doc = real
+
+
+def write_sitecustomize(folder: Path, drive: DriveEmulator) -> Path:
+    """Write a folder that, first on PYTHONPATH, lets child processes speak to the emulator. Give the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sitecustomize.py").write_text(SITECUSTOMIZE.format(url=drive.url), encoding="utf-8")
+    return folder
+
+
+def write_credentials(file: Path, drive: DriveEmulator, **changed: str) -> Path:
+    """Write the credentials as the project does, with the address where the emulator gives tokens."""
+    Credentials(drive={**CANARIES, **changed}, source="the test").write_drive_file(file)
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["token_uri"] = f"{drive.url}/token"
+    file.write_text(json.dumps(content), encoding="utf-8")
+    return file
+
+
+def configure_clone(clone: Path, drive: DriveEmulator, scratch: Path, **changed: str) -> None:
+    """Name the emulator as the clone's default DVC remote, with a credentials file in `scratch`."""
+    file = write_credentials(scratch / "gdrive.json", drive, **changed)
+    (clone / ".dvc").mkdir(exist_ok=True)
+    (clone / ".dvc" / "config").write_text(
+        f"[core]\n    remote = storage\n['remote \"storage\"']\n    url = gdrive://{drive.root_id}\n", encoding="utf-8"
+    )
+    (clone / ".dvc" / "config.local").write_text(
+        f"['remote \"storage\"']\n    gdrive_user_credentials_file = {file}\n", encoding="utf-8"
+    )

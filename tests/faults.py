@@ -1,0 +1,912 @@
+"""Fault injection in the manner of SQLite: the Nth external call of a publication breaks, for every N.
+
+`Doors` stands at every way out of the vault: git commands, operations on the DVC remote, DVC's and GitPython's own
+work, and durable local writes. It numbers what passes and breaks one passage. `sweep` plays one scenario with one kind
+of fault for N = 1, 2, … until a run is through without reaching it, and examines the world after each: at once, after
+recovery from another clone, and after a retry.
+
+It cannot break what never leaves Python (memory, clocks), a write inside git, or the order of two uploads side by side:
+one is made after the other here, so that a number means the same call in each run.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import errno
+import functools
+import hashlib
+import io
+import itertools
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+import pytest
+from conftest import ROOT, RUN, WEIGHTS, Stores, run_git, write_run
+
+from lib import commands
+from lib.commands import Answer, CommandFailed
+from lib.errors import InDoubt, RunError, SyncError
+from lib.sync import Publication, Published, recover, sync_outputs, transaction
+from lib.sync import intent as journal
+from lib.sync.objects import open_objects
+
+BRANCH = "kaggle-train-detection-exp001-20250102-030405"
+HEAD = f"refs/heads/{BRANCH}"
+OTHER = "kaggle-train-detection-exp001-20250102-040506"
+STAMP = datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC)
+OURS, THEIRS = "f" * 8, "0" * 8  # how intents begin: those of the faulted clone are settled last
+SYNC = str(ROOT / "lib" / "sync")
+MARK = "FAULT_SWEEP"  # in the environment of whatever a process that is killed has started
+KILLED = "\nkilled at "
+MANY = 400  # more calls than a publication makes
+
+REFUSE = f"""
+while read old new ref; do
+  case "$ref" in refs/heads/{BRANCH}) echo "no new branches today" >&2; exit 1;; esac
+done
+"""
+
+
+def publish(clone: Path, branch: str = BRANCH) -> Published:
+    """Publish the run in a clone."""
+    run = Publication(clone, branch, "Training of exp001\n", RUN, WEIGHTS, STAMP)
+    return sync_outputs(run, say=str)
+
+
+# ── the doors ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Call:
+    """One passage: what it does, what its failure looks like, and half of it where it has a middle."""
+
+    door: str
+    name: str
+    act: Callable[[], Any]
+    fail: Callable[[], Any]
+    words: tuple[str, ...] = ()
+    half: Callable[[], object] | None = None
+
+    def lose(self) -> Any:
+        """Do the work and give the answer of a failure."""
+        given = self.act()
+        if hasattr(given, "close"):
+            given.close()
+        return self.fail()
+
+
+class Doors:
+    """Every way out of a publication. Counts the calls that the kind of fault applies to, and breaks at number `at`."""
+
+    def __init__(
+        self, kind: Kind, at: int, *, from_refusal: bool = False, guest: Guest | None = None, ids: str = OURS
+    ) -> None:
+        self.kind, self.at, self.guest, self._ids = kind, at, guest, ids
+        self.counting = not from_refusal
+        self.passed: list[str] = []
+        self.broken: Call | None = None
+        self.late: list[tuple[tuple[str, ...], dict[str, Any]]] = []
+        self._lock = threading.Lock()
+        self._in_library = 0
+
+    @property
+    def reached(self) -> bool:
+        """Whether the fault has happened."""
+        return self.broken is not None
+
+    def through(self, call: Call) -> Any:
+        """Let a call pass, or break it."""
+        with self._lock:
+            counts = self.counting and self.kind.applies(call)
+            if counts:
+                self.passed.append(f"{call.door}: {call.name}")
+            first = self.broken is None and counts and len(self.passed) == self.at
+            if first:
+                self.broken = call
+        return self.kind.strike(self, call, first=first) if self.broken is not None else call.act()
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Stand at every way out for as long as the block lasts."""
+        import dvc.repo
+        import git
+        from dvc.exceptions import DvcException
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(transaction, "SIDE_BY_SIDE", 1)
+            patch.setattr(journal, "new_intent_id", lambda: self._ids + secrets.token_hex(4))
+            run = commands.run_command
+            for module in list(sys.modules.values()):
+                if getattr(module, "__name__", "").startswith("lib") and getattr(module, "run_command", None) is run:
+                    patch.setattr(module, "run_command", functools.partial(self._git, run))
+            patch.setattr(transaction, "open_objects", functools.partial(self._open_objects, open_objects))
+            for name in ("__init__", *PUBLIC_OF_DVC):
+                self._guard(patch, dvc.repo.Repo, name, "dvc", lambda: DvcException("no space left on device"))
+            self._guard(patch, git.Repo, "__init__", "gitpython", lambda: git.exc.InvalidGitRepositoryError("cut"))
+            for owner, names in LOCAL_WRITES:
+                for name in names:
+                    self._guard(patch, owner, name, "local", _no_space)
+            self._guard_library_writes(patch)
+            self._wait_for_the_guest(patch)
+            yield
+
+    def deliver(self) -> None:
+        """Let pushes arrive that were under way when their answers were given up."""
+        while self.late:
+            words, options = self.late.pop()
+            environment = {**os.environ, **(options.get("env") or {})}
+            subprocess.run(words, cwd=options["cwd"], env=environment, capture_output=True)
+
+    def _git(self, run: Callable[..., Answer], command: Sequence[str | Path], **options: Any) -> Answer:
+        words = tuple(str(word) for word in command)
+
+        def act() -> Answer:
+            answer = run(command, **{**options, "check": False})
+            if words[1] == "push" and answer.status != 0:
+                self.counting = True  # the refusal from which an undoing is counted
+            return given(answer)
+
+        def given(answer: Answer) -> Answer:
+            if answer.status != 0 and options.get("check", True):
+                raise CommandFailed(" ".join(words[:3]), answer)
+            return answer
+
+        def fail() -> Answer:
+            if words[1] == "push":
+                self.counting = True
+            return given(Answer(128, "", "fatal: unable to access the remote: Connection reset by peer"))
+
+        def keep_for_later() -> None:
+            self.late.append((words, options))
+
+        name = " ".join(word for word in words[1:] if not word.startswith("--"))[:90]
+        return self.through(Call("git", name, act, fail, words, keep_for_later))  # type: ignore[no-any-return]
+
+    def _open_objects(self, opener: Callable[[Any], Any], repo: object) -> object:
+        return _Store(opener(repo), self)
+
+    def _guard(
+        self, patch: pytest.MonkeyPatch, owner: Any, name: str, door: str, error: Callable[[], Exception]
+    ) -> None:  # fmt: skip
+        """Put a function of a library under guard where the vault calls it; for everybody else it stays."""
+        real = getattr(owner, name)
+
+        @functools.wraps(real)
+        def passage(*args: Any, **options: Any) -> Any:
+            if not sys._getframe(1).f_code.co_filename.startswith(SYNC) or not _writes(name, args, options):
+                return real(*args, **options)
+
+            def act() -> Any:
+                self._in_library += door == "dvc"
+                try:
+                    return real(*args, **options)
+                finally:
+                    self._in_library -= door == "dvc"
+
+            shown = [Path(arg).name for arg in args[:2] if isinstance(arg, (str, Path))]
+            half = functools.partial(_write_half, name, args) if name in HALVES else None
+            return self.through(Call(door, f"{name} {' '.join(shown)}", act, _raising(error), half=half))
+
+        patch.setattr(owner, name, passage)
+
+    def _guard_library_writes(self, patch: pytest.MonkeyPatch) -> None:
+        """Guard what DVC writes into the work tree while it works for the vault: `.dvc` files and ignore lines."""
+        real = builtins.open
+
+        def passage(file: Any, mode: str = "r", *args: Any, **options: Any) -> Any:
+            name = str(file)
+            if not self._in_library or mode[0] in "rb" or not name.endswith((".dvc", ".gitignore")):
+                return real(file, mode, *args, **options)
+            act = functools.partial(real, file, mode, *args, **options)
+            return self.through(Call("dvc", f"writes {Path(name).name}", act, _raising(_no_space)))
+
+        patch.setattr(builtins, "open", passage)
+
+    def _wait_for_the_guest(self, patch: pytest.MonkeyPatch) -> None:
+        """Who waits gives the guest its time: nothing here sleeps."""
+        real = time.sleep
+
+        def sleep(seconds: float) -> None:
+            if not sys._getframe(1).f_code.co_filename.startswith(SYNC):
+                real(seconds)
+            elif self.guest is not None:
+                self.guest.go_on()
+
+        patch.setattr(time, "sleep", sleep)
+
+
+class _Store:
+    """The DVC remote behind a door, whatever methods it has."""
+
+    def __init__(self, store: Any, doors: Doors) -> None:
+        self._store, self._doors = store, doors
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._store, name)
+        if not callable(value):
+            return value
+
+        def passage(*args: Any, **options: Any) -> Any:
+            shown = str(args[0])[:6] if args and isinstance(args[0], str) else ""
+            act = functools.partial(value, *args, **options)
+            return self._doors.through(Call("store", f"{name} {shown}", act, _raising(_no_answer)))
+
+        return passage
+
+
+PUBLIC_OF_DVC = ("add", "push", "pull", "fetch", "gc", "close")
+LOCAL_WRITES: tuple[tuple[Any, tuple[str, ...]], ...] = (
+    (
+        Path,
+        ("write_text", "write_bytes", "replace", "rename", "unlink", "open", "mkdir", "rmdir", "chmod", "touch",
+         "symlink_to", "hardlink_to"),
+    ),
+    (os, ("fsync", "replace", "rename", "unlink", "remove", "link", "symlink", "makedirs", "mkdir", "write")),
+    (shutil, ("copyfile", "copy", "copy2", "copytree", "move", "rmtree")),
+)  # fmt: skip
+HALVES = ("write_text", "write_bytes", "copyfile")
+
+
+def _writes(name: str, args: Sequence[Any], options: dict[str, Any]) -> bool:
+    return name != "open" or any(letter in (options.get("mode") or (*args, "r")[1]) for letter in "wax+")
+
+
+def _write_half(name: str, args: Sequence[Any]) -> None:
+    """Leave what a write leaves that was cut in the middle."""
+    if name == "copyfile":
+        content, target = Path(args[0]).read_bytes(), Path(args[1])
+    else:
+        content, target = (args[1].encode() if isinstance(args[1], str) else args[1]), args[0]
+    with open(target, "wb") as file:  # noqa: PTH123  Path's own methods are guarded
+        file.write(content[: len(content) // 2])
+
+
+def _no_space() -> OSError:
+    return OSError(errno.ENOSPC, "No space left on device")
+
+
+def _no_answer() -> OSError:
+    return OSError(errno.ECONNRESET, "Connection reset by peer")
+
+
+def _raising(error: Callable[[], Exception]) -> Callable[[], NoReturn]:
+    def fail() -> NoReturn:
+        raise error()
+
+    return fail
+
+
+# ── the kinds of fault ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What happens to the Nth call, and to those after it. `kills` ends the process: it is played in a child."""
+
+    name: str
+    strike: Strike
+    applies: Callable[[Call], bool] = lambda _call: True
+    kills: bool = False
+    arrives: str = ""
+    """When a push that was under way arrives: before or after the recovery."""
+
+
+class Strike:
+    """What a kind of fault does to a call that is number N (`first`) or a later one."""
+
+    def __init__(self, first: Callable[[Doors, Call], Any], later: Callable[[Doors, Call], Any] | None = None) -> None:
+        self._first, self._later = first, later or (lambda _doors, call: call.act())
+
+    def __call__(self, doors: Doors, call: Call, *, first: bool) -> Any:
+        """Break the call, or let it pass."""
+        return (self._first if first else self._later)(doors, call)
+
+
+def _kill_now(call: Call) -> NoReturn:
+    os.write(2, f"{KILLED}{call.door}: {call.name}".encode())
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("SIGKILL was survived")
+
+
+def _kill_before(_doors: Doors, call: Call) -> NoReturn:
+    _kill_now(call)
+
+
+def _kill_after(_doors: Doors, call: Call) -> NoReturn:
+    with contextlib.suppress(Exception):
+        call.act()
+    _kill_now(call)
+
+
+def _kill_midway(_doors: Doors, call: Call) -> NoReturn:
+    assert call.half is not None
+    call.half()
+    _kill_now(call)
+
+
+def _fail_at_this_door(doors: Doors, call: Call) -> Any:
+    assert doors.broken is not None
+    return call.fail() if call.door == doors.broken.door else call.act()
+
+
+def _hold_back(_doors: Doors, call: Call) -> Any:
+    assert call.half is not None
+    call.half()
+    return call.fail()
+
+
+def _let_the_guest_go_on(doors: Doors, call: Call) -> Any:
+    assert doors.guest is not None
+    doors.guest.go_on()
+    return call.act()
+
+
+def is_push(call: Call) -> bool:
+    """Whether it moves refs of the Git remote."""
+    return call.words[1:2] == ("push",)
+
+
+ONCE = Kind("fails once", Strike(lambda _doors, call: call.fail()))
+ON = Kind("fails from then on", Strike(lambda _doors, call: call.fail(), lambda _doors, call: call.fail()))
+DOOR = Kind("fails with all of its door", Strike(lambda _doors, call: call.fail(), _fail_at_this_door))
+LOST = Kind("happens and its answer is lost", Strike(lambda _doors, call: call.lose()))
+LATE = Kind("arrives before the recovery", Strike(_hold_back), is_push, arrives="before")
+VERY_LATE = Kind("arrives after the recovery", Strike(_hold_back), is_push, arrives="after")
+LIES = Kind(
+    "says it happened", Strike(lambda _doors, _call: None),
+    lambda call: call.door == "store" and call.name.startswith("upload"),
+)  # fmt: skip
+MEANWHILE = Kind("the other goes on right before it", Strike(_let_the_guest_go_on))
+KILLED_BEFORE = Kind("killed right before", Strike(_kill_before), kills=True)
+KILLED_AFTER = Kind("killed right after", Strike(_kill_after), kills=True)
+KILLED_MIDWAY = Kind(
+    "killed midway", Strike(_kill_midway), lambda call: call.door == "local" and call.half is not None, kills=True
+)
+
+
+# ── processes ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def start(action: Callable[[], object], report: Path) -> int:
+    """Run an action in a child of its own and give its number; it exits with 0, or 1 after an error."""
+    alive = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    assert not alive, f"threads do not survive a fork: {alive}"
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        os.setsid()
+        os.environ[MARK] = str(report)
+        output = os.open(report, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for stream in (1, 2):
+            os.dup2(output, stream)
+        sys.stdout = sys.stderr = os.fdopen(os.dup(output), "w")
+        action()
+        status = 0
+    except BaseException:  # noqa: BLE001  the parent reads it
+        os.write(2, traceback.format_exc().encode())
+    finally:
+        os._exit(status)
+
+
+def end(pid: int, report: Path) -> int:
+    """Return the exit status of a child (negative: its signal) after the end of everything that it started."""
+    _, status = os.waitpid(pid, 0)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    mark = f"{MARK}={report}".encode()
+    while left := [number for number in _processes() if mark in _environment(number)]:
+        for number in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        time.sleep(0.005)
+    return os.waitstatus_to_exitcode(status)
+
+
+def _processes() -> list[int]:
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
+
+
+def _environment(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:  # ended meanwhile, or another user's
+        return []
+
+
+class Guest:
+    """Another clone's process, held in the middle of its work until `go_on`; it is over when that returns."""
+
+    def __init__(self, work: Callable[[Callable[[], None]], object], report: Path) -> None:
+        ready, self._ready = os.pipe()
+        self._go, go = os.pipe()
+        self._report = report
+
+        def pause() -> None:
+            os.write(self._ready, b"1")
+            os.read(self._go, 1)
+
+        self._pid = start(lambda: work(pause), report)
+        os.close(self._ready)
+        os.close(self._go)
+        self._ready, self._go = ready, go
+        assert os.read(ready, 1) == b"1", report.read_text(encoding="utf-8")
+
+    def go_on(self) -> None:
+        """Let it work to its end."""
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._go, b"1")
+        while os.read(self._ready, 1):
+            pass
+
+    def finish(self) -> int:
+        """Let it work to its end and give its exit status."""
+        self.go_on()
+        for descriptor in (self._ready, self._go):
+            os.close(descriptor)
+        return end(self._pid, self._report)
+
+
+def publish_and_pause(clone: Path, pause: Callable[[], None]) -> None:
+    """Publish the same content under another name, and pause right before the commit push."""
+    with Doors(replace(ONCE, strike=_pausing(pause), applies=_creates_a_branch), 1, ids=THEIRS).installed():
+        publish(clone, OTHER)
+
+
+def recover_and_pause(clone: Path, pause: Callable[[], None]) -> None:
+    """Undo what the dead have left, and pause right before the first object is deleted."""
+    kind = replace(ONCE, strike=_pausing(pause), applies=lambda call: call.name.startswith("delete "))
+    with Doors(kind, 1).installed():
+        recover(clone, older_than=0, say=str)
+
+
+def _pausing(pause: Callable[[], None]) -> Strike:
+    def strike(_doors: Doors, call: Call) -> Any:
+        pause()
+        return call.act()
+
+    return Strike(strike)
+
+
+def _creates_a_branch(call: Call) -> bool:
+    return is_push(call) and any(":refs/heads/kaggle-train-" in word and word[0] not in "-:" for word in call.words)
+
+
+# ── scenarios ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What stands on the remotes, who else works there, what is done, and whether its branch is refused."""
+
+    name: str
+    prepare: Callable[[Stores], object] = lambda _stores: None
+    guest: Callable[[Path, Callable[[], None]], object] | None = None
+    refused: bool = False
+    """The branch is refused, and calls are counted from there: the undoing."""
+    recovers: bool = False
+    """Not the publication is broken but the recovery of one that died."""
+    whole: bool = False
+    """Refused, but counted from the first call."""
+    cold: bool = False
+    """The clone has never spoken to the remotes: what it keeps of them under `.git` must be made first."""
+
+
+def one_object_stood_there(stores: Stores) -> None:
+    """Put a stranger's copy of one of the two objects there, which no branch names."""
+    path = stores.object_path(_md5((stores.clone / WEIGHTS[0]).read_bytes()))
+    path.parent.mkdir(parents=True)
+    shutil.copyfile(stores.clone / WEIGHTS[0], path)
+
+
+def the_same_is_published(stores: Stores) -> None:
+    """Let another clone publish the same content."""
+    publish(stores.folder / "guest", OTHER)
+
+
+def another_died_before_its_push(stores: Stores) -> None:
+    """Let another clone declare and send the same objects, and kill it right before its branch."""
+    _die_before_the_push(stores, stores.folder / "guest", OTHER, THEIRS)
+
+
+def we_died_before_our_push(stores: Stores) -> None:
+    """Let the clone itself do so: its objects and its intent stand there."""
+    _die_before_the_push(stores, stores.clone, BRANCH, OURS)
+
+
+def _die_before_the_push(stores: Stores, clone: Path, branch: str, ids: str) -> None:
+    def play() -> None:
+        with Doors(replace(KILLED_BEFORE, applies=_creates_a_branch), 1, ids=ids).installed():
+            publish(clone, branch)
+
+    report = stores.folder / "died.txt"
+    assert end(start(play, report), report) == -signal.SIGKILL, report.read_text(encoding="utf-8")
+
+
+ALONE = Scenario("alone")
+COLD = Scenario("alone, for the first time", cold=True)
+STRANGER = Scenario("an object stood there", one_object_stood_there)
+PUBLISHED = Scenario("the same is published", the_same_is_published)
+DEAD = Scenario("another died", another_died_before_its_push)
+BESIDE = Scenario("another publishes", guest=publish_and_pause)
+CLEANING = Scenario("another is undone", another_died_before_its_push, recover_and_pause)
+
+
+def refused(scenario: Scenario, *, whole: bool = False) -> Scenario:
+    """Give the scenario in which the branch is refused: what is counted is the undoing, or all with `whole`."""
+    return replace(scenario, name=f"{scenario.name}, refused", refused=True, whole=whole)
+
+
+RECOVERY = Scenario("recovery", we_died_before_our_push, recovers=True)
+
+
+# ── looking ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class HalfState(AssertionError):
+    """The remotes hold part of a publication, or lack part of it."""
+
+
+class Untrue(AssertionError):
+    """The world is right, but what was said of it, or what comes next, is not."""
+
+
+@dataclass
+class Tally:
+    """What the sweeps of one session found."""
+
+    points: int = 0
+    half_states: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+
+    def add(self, other: Tally) -> None:
+        """Count what another has gathered."""
+        self.points += other.points
+        self.half_states += other.half_states
+        self.others += other.others
+
+    def line(self) -> str:
+        """Give the sum."""
+        return f"{self.points} fault points, {len(self.half_states)} half-states"
+
+    def findings(self) -> list[str]:
+        """Give everything that should not be."""
+        return self.half_states + self.others
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content).hexdigest()
+
+
+class World:
+    """The remotes and clones as they were prepared, for one fault, and what is to be seen there."""
+
+    def __init__(self, stores: Stores, scenario: Scenario) -> None:
+        # always at one path: what a clone keeps of its remotes is found again
+        shutil.rmtree(stores.folder)
+        shutil.copytree(_template(stores), stores.folder)
+        transaction._SEEN.clear()
+        self.scenario, self.stores = scenario, stores
+        self.rescuer = stores.folder / "rescuer"
+        self.models = {name: (self.stores.clone / name).read_bytes() for name in WEIGHTS}
+        self.mine = {_object_name(_md5(content)): content for content in self.models.values()}
+        named = self.whole_branches()
+        dead = {name for ref in self.stores.intents() for name in self._named_by_intent(ref)}
+        self.kept = {name: key for name, key in self.identities().items() if name in named or name not in dead}
+        self.refs = {ref: commit for ref, commit in self.stores.refs().items() if ref.startswith("refs/heads/")}
+        self.index = (self.stores.clone / ".git" / "index").read_bytes()
+        self.guest: Guest | None = None
+
+    def __enter__(self) -> Self:
+        if work := self.scenario.guest:
+            clone = self.stores.folder / "guest"
+            self.guest = Guest(functools.partial(work, clone), self.stores.folder / "guest.txt")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.guest is not None:
+            self.guest.finish()
+
+    def identities(self) -> dict[str, tuple[int, int]]:
+        """Give every file of the DVC remote with what changes when it is written again."""
+        found = {}
+        for name in self.stores.objects():
+            status = (self.stores.storage / name).stat()
+            found[name] = (status.st_mtime_ns, status.st_ino)
+        return found
+
+    def whole_branches(self) -> set[str]:
+        """Give the objects that visible branches name, after checking that each is there, whole."""
+        named = set()
+        origin = self.stores.origin
+        for ref in self.stores.refs():
+            if not ref.startswith("refs/heads/kaggle-train-"):
+                continue
+            files = [line for line in run_git("ls-tree", "-r", ref, cwd=origin).splitlines() if line.endswith(".dvc")]
+            for line in files:
+                text = run_git("cat-file", "blob", line.split()[2], cwd=origin)
+                (md5,), (size,) = re.findall(r"md5: (\w+)", text), re.findall(r"size: (\d+)", text)
+                path = self.stores.object_path(md5)
+                if not path.is_file():
+                    raise HalfState(f"{ref} names {md5}, whose object is not there")
+                content = path.read_bytes()
+                if len(content) != int(size) or _md5(content) != md5:
+                    raise HalfState(f"{ref} names {md5}, whose object has other content")
+                named.add(_object_name(md5))
+            if len(files) != len(WEIGHTS):
+                raise HalfState(f"{ref} names {len(files)} objects")
+        return named
+
+    def _named_by_intent(self, ref: str) -> set[str]:
+        text = run_git("cat-file", "blob", f"{ref}:intent.json", cwd=self.stores.origin)
+        return {_object_name(md5) for md5 in re.findall(r'"oid": "(\w+)"', text)}
+
+    def look_at_models(self) -> None:
+        """Check that the models are in place, unchanged, and the user's index too."""
+        for name, content in self.models.items():
+            path = self.stores.clone / name
+            if not path.is_file() or path.read_bytes() != content:
+                raise HalfState(f"{name} is not what it was")
+        if (self.stores.clone / ".git" / "index").read_bytes() != self.index:
+            raise HalfState("the user's index has changed")
+
+    def look_at_error(self, error: Exception) -> None:
+        """Check that an error is one of the vault's, says what to do, and that what it says of the world is so."""
+        wanted = (RunError,) if self.scenario.recovers else (SyncError, InDoubt)
+        if not isinstance(error, wanted):
+            raise Untrue(f"it raises {type(error).__name__}: {str(error)[:300]}")
+        for part in ("state", "remedy"):
+            if not getattr(error, part) and not self.scenario.recovers:
+                raise Untrue(f"{type(error).__name__} has no {part}: {str(error)[:300]}")
+        if "everything is undone" in str(error):
+            self._look_undone()
+
+    def _look_undone(self) -> None:
+        said = "it says that everything is undone, and"
+        refs, named = self.stores.refs(), self.whole_branches()
+        if HEAD in refs:
+            raise Untrue(f"{said} the branch is there")
+        for ref in self.stores.intents():
+            if OURS in ref:
+                raise Untrue(f"{said} {ref} is there")
+            named |= self._named_by_intent(ref)
+        left = set(self.stores.objects()) - named - set(self.kept)
+        if left:
+            raise Untrue(f"{said} {sorted(left)} are there")
+        for name in WEIGHTS:
+            if (self.stores.clone / f"{name}.dvc").exists():
+                raise Untrue(f"{said} {name}.dvc is there")
+
+    def look_settled(self) -> bool:
+        """Check that no half of anything is left; whether our branch is there."""
+        refs, named = self.stores.refs(), self.whole_branches()
+        if intents := self.stores.intents():
+            raise HalfState(f"after recovery {intents} are left")
+        strange = set(refs) - set(self.refs) - {HEAD, f"refs/heads/{OTHER}"}
+        if strange or any(refs.get(ref) != commit for ref, commit in self.refs.items()):
+            raise HalfState(f"refs have changed: {sorted(strange)}")
+        standing = self.identities()
+        if left := set(standing) - named - set(self.kept):
+            raise HalfState(f"objects are left that nobody names: {sorted(left)}")
+        for name, key in self.kept.items():
+            if standing.get(name) != key:
+                raise HalfState(f"{name} stood there before and is {'not the same' if name in standing else 'gone'}")
+        if HEAD in refs and not set(self.mine) <= set(standing):
+            raise HalfState("the branch lacks an object")
+        return HEAD in refs
+
+
+def _object_name(md5: str) -> str:
+    return f"files/md5/{md5[:2]}/{md5[2:]}"
+
+
+# ── playing ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def prepare(stores: Stores, scenario: Scenario) -> None:
+    """Make the template that each fault of a sweep gets a copy of, and load what a child must not load again."""
+    import tqdm
+
+    tqdm.tqdm.monitor_interval = 0  # its thread would not survive a fork
+    for name in ("rescuer", "guest"):
+        write_run(stores.clone_again(name))
+    clones = (stores.folder / "rescuer", stores.folder / "guest", stores.clone)
+    for clone in clones:
+        shutil.rmtree(clone / ".git" / "hooks", ignore_errors=True)
+        shutil.rmtree(clone / ".git" / "logs", ignore_errors=True)
+    for clone in clones[: 2 if scenario.cold else 3]:
+        recover(clone, say=str)
+    _load_everything(stores)
+    scenario.prepare(stores)
+    if scenario.refused:
+        stores.write_hook("pre-receive", REFUSE)
+    shutil.rmtree(_template(stores), ignore_errors=True)
+    shutil.copytree(stores.folder, _template(stores))
+
+
+def _template(stores: Stores) -> Path:
+    return stores.folder.with_name(f"{stores.folder.name}-template")
+
+
+def _load_everything(stores: Stores) -> None:
+    """Publish once and take it back, so that every library is loaded before the first fork."""
+    clone = stores.clone_again("warm")
+    write_run(clone)
+    publish(clone)
+    run_git("update-ref", "-d", HEAD, cwd=stores.origin)
+    shutil.rmtree(clone)
+    shutil.rmtree(stores.storage)
+    stores.storage.mkdir()
+
+
+Switch = Callable[[pytest.MonkeyPatch], None]
+
+
+def sweep(
+    stores: Stores,
+    scenario: Scenario,
+    kind: Kind,
+    tally: Tally,
+    *,
+    until_found: bool = False,
+    switch: Switch | None = None,
+) -> int:
+    """Break call 1, 2, … until a run is through without reaching the fault. Give the number of faults.
+
+    `switch` turns a rule of the protocol off after everything is prepared; `until_found` stops at the first finding.
+    """
+    prepare(stores, scenario)
+    with pytest.MonkeyPatch.context() as patch:
+        if switch:
+            switch(patch)
+        patch.setattr(sys, "stderr", io.StringIO())  # progress bars
+        return _sweep(stores, scenario, kind, tally, until_found=until_found)
+
+
+def _sweep(stores: Stores, scenario: Scenario, kind: Kind, tally: Tally, *, until_found: bool) -> int:
+    for at in itertools.count(1):
+        assert at < MANY, "a publication makes that many calls?"
+        with World(stores, scenario) as world:
+            played = Play(world, kind, at)
+            where = f"[{scenario.name}; {kind.name}] "
+            try:
+                reached = played.play()
+            except (HalfState, Untrue) as found:
+                reached = played.reached
+                told = f"{where}{at} {played.call}: {found}"
+                (tally.half_states if isinstance(found, HalfState) else tally.others).append(told)
+            if not reached:
+                return at - 1
+            tally.points += 1
+            if until_found and tally.findings():
+                return at
+    raise AssertionError
+
+
+class Play:
+    """One run of a scenario with one fault, and all that must hold after it."""
+
+    def __init__(self, world: World, kind: Kind, at: int) -> None:
+        self.world, self.kind = world, kind
+        scenario = world.scenario
+        self.doors = Doors(kind, at, from_refusal=scenario.refused and not scenario.whole, guest=world.guest)
+        self.reached = False
+        self._report = world.stores.folder / "child.txt"
+
+    @property
+    def call(self) -> str:
+        """What was broken."""
+        if self.kind.kills and self._report.exists():
+            return self._report.read_text(encoding="utf-8").rpartition(KILLED)[2]
+        return self.doors.passed[self.doors.at - 1] if self.doors.reached else ""
+
+    def play(self) -> bool:
+        """Do it all; whether the fault was reached."""
+        world, scenario = self.world, self.world.scenario
+        error = self._do()
+        world.look_at_models()
+        world.whole_branches()
+        told: Untrue | None = None
+        try:
+            self._look_at_outcome(error)
+        except Untrue as untrue:  # a half-state found later is worse
+            told = untrue
+        if self.kind.arrives == "before":
+            self.doors.deliver()
+            world.whole_branches()
+        if world.guest is not None:
+            status, world.guest = world.guest.finish(), None
+            world.whole_branches()
+            if status != 0:
+                report = (world.stores.folder / "guest.txt").read_text(encoding="utf-8")
+                told = told or Untrue(f"the other run failed: {report[-500:]}")
+        self._recover()
+        standing = world.look_settled()
+        if self.kind.arrives == "after":
+            self.doors.deliver()
+            world.whole_branches()
+            self._recover()
+            standing = world.look_settled()
+        if scenario.refused:
+            world.stores.remove_hook("pre-receive")
+        self._retry(standing)
+        if told is not None:
+            raise told
+        return self.reached
+
+    def _do(self) -> Exception | None:
+        world, scenario = self.world, self.world.scenario
+
+        def act() -> None:
+            with self.doors.installed():
+                if scenario.recovers:
+                    recover(world.rescuer, older_than=0, say=str)
+                else:
+                    publish(world.stores.clone)
+
+        if self.kind.kills:
+            report = self._report
+            status = end(start(act, report), report)
+            self.reached = status == -signal.SIGKILL
+            if not self.reached and status != int(scenario.refused):
+                raise Untrue(f"without a fault: {report.read_text(encoding='utf-8')[-2000:]}")
+            return None
+        error = None
+        try:
+            act()
+        except Exception as caught:  # noqa: BLE001  what it may be is looked at
+            error = caught
+        self.reached = self.doors.reached
+        return error
+
+    def _look_at_outcome(self, error: Exception | None) -> None:
+        world, scenario = self.world, self.world.scenario
+        if error is not None:
+            if not self.reached and not scenario.refused:
+                raise Untrue(f"without a fault it raises {error!r}")
+            if self.kind.name == MEANWHILE.name and not scenario.refused:
+                raise Untrue(f"nothing failed, and it raises {error!r}")
+            world.look_at_error(error)
+        elif self.kind.kills or scenario.recovers:
+            pass
+        elif HEAD not in world.stores.refs():
+            raise Untrue("it says that it is published, and there is no branch")
+        elif any(OURS in ref for ref in world.stores.intents()):
+            raise HalfState("it says that it is published, and its intent is left")
+
+    def _recover(self) -> None:
+        try:
+            left = recover(self.world.rescuer, older_than=0, say=str)
+        except RunError as error:
+            raise HalfState(f"it cannot be recovered: {str(error)[:500]}") from error
+        if left:
+            raise HalfState(f"recovery leaves {left} intents")
+
+    def _retry(self, standing: bool) -> None:
+        world = self.world
+        for before in sorted({standing, True}):
+            try:
+                published = publish(world.stores.clone)
+            except Exception as error:
+                raise HalfState(f"a retry fails: {type(error).__name__}: {str(error)[:500]}") from error
+            if published.before is not before:
+                raise Untrue(f"a retry says that it was {'' if published.before else 'not '}published before")
+        if not world.look_settled():
+            raise HalfState("a retry does not publish")
+        world.look_at_models()

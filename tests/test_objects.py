@@ -1,0 +1,904 @@
+"""Claims on the three kinds of DVC remote: what each promises to the transaction, over DVC's own clients.
+
+Drive is an emulator and S3 is moto's server, both spoken to over HTTP on loopback. Every test stores content of its
+own, so that the stores may be shared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import random
+import socket
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import drive_emulator
+import pytest
+import s3_emulator
+from conftest import run_git
+from drive_emulator import DriveEmulator, client_pointed_at
+from s3_emulator import S3Emulator
+
+from lib.errors import DvcPushError
+from lib.sync import objects as objects_module
+from lib.sync.intent import StoredObject
+from lib.sync.objects import Copy, Objects, S3Objects, damaged, open_objects
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of DVC's own
+
+_SEEDS = count()
+
+
+@dataclass(frozen=True)
+class Blob:
+    """Something to store: DVC's name of it, and the file that holds it."""
+
+    oid: str
+    path: Path
+
+    @property
+    def size(self) -> int:
+        """Give its bytes."""
+        return self.path.stat().st_size
+
+    @property
+    def key(self) -> str:
+        """Give its path on a remote."""
+        return f"files/md5/{self.oid[:2]}/{self.oid[2:]}"
+
+
+@dataclass(frozen=True)
+class Shop:
+    """One kind of store, with a clone that names it as its DVC remote."""
+
+    kind: str
+    clone: Path
+    keeps_twins: bool
+    cut_uploads: Callable[[], contextlib.AbstractContextManager[object]]
+    """While it is entered, no upload gets further than its middle."""
+    drop_remains: Callable[[Objects, Blob], object]
+    """Leave what a machine leaves that dies in the middle of an upload of the intent `dead`."""
+    remains: Callable[[Blob], bool]
+    """Whether such a thing is there."""
+    opened: list[Objects] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def opened(clone: Path) -> Iterator[Any]:
+    """Open a clone's DVC remote as a new process would."""
+    from dvc.repo import Repo
+
+    with Repo(str(clone)) as repo:
+        store = open_objects(repo)
+        try:
+            yield store
+        finally:
+            store.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _clients() -> Iterator[None]:
+    """No waiting between attempts, no browser, and this test's own keys."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(objects_module, "PAUSES", tuple(0.0 for _ in objects_module.PAUSES))
+        patch.setenv("GDRIVE_NON_INTERACTIVE", "1")
+        for name, value in s3_emulator.ENVIRONMENT.items():
+            patch.setenv(name, value)
+        yield
+
+
+@pytest.fixture(scope="module")
+def drive() -> Iterator[DriveEmulator]:
+    """Give one Drive for all tests that do not change what it can do."""
+    with DriveEmulator() as drive, client_pointed_at(drive):
+        yield drive
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3Emulator]:
+    """Give an S3 server."""
+    with S3Emulator() as s3:
+        yield s3
+
+
+def new_clone(folder: Path) -> Path:
+    """Give a repository that DVC can open."""
+    folder.mkdir()
+    run_git("init", "--quiet", folder, cwd=folder)
+    (folder / ".dvc").mkdir()
+    return folder
+
+
+@contextlib.contextmanager
+def faulty(emulator: Any, match: str, kind: str, times: int = 100) -> Iterator[None]:
+    """Let requests go wrong."""
+    emulator.add_fault(match, kind, times)
+    try:
+        yield
+    finally:
+        emulator.clear_faults()
+
+
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    """Let no file be written to its end."""
+
+    def fsync(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        yield
+
+
+def folder_shop(folder: Path) -> Shop:
+    """Give a folder as DVC remote."""
+    clone, storage = new_clone(folder / "clone"), folder / "storage"
+    (clone / ".dvc" / "config").write_text(
+        f"[core]\n    remote = storage\n['remote \"storage\"']\n    url = {storage}\n", encoding="utf-8"
+    )
+
+    def drop(store: Any, blob: Blob) -> None:
+        part = store._part(blob.oid, "dead")
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(b"half")
+
+    return Shop(
+        "folder",
+        clone,
+        keeps_twins=False,
+        cut_uploads=full_disk,
+        drop_remains=drop,
+        remains=lambda blob: len(list((storage / blob.key).parent.glob(f".{blob.oid[2:]}*"))) > 0,
+    )
+
+
+def drive_shop(folder: Path, drive: DriveEmulator) -> Shop:
+    """Give a Drive as DVC remote."""
+    clone = new_clone(folder / "clone")
+    drive_emulator.configure_clone(clone, drive, folder)
+    return Shop(
+        "drive",
+        clone,
+        keeps_twins=True,
+        cut_uploads=lambda: faulty(drive, "^PUT /upload", "cut body"),
+        drop_remains=lambda _store, _blob: None,
+        remains=lambda _blob: False,
+    )
+
+
+def s3_shop(folder: Path, s3: S3Emulator, *, versions: bool) -> Shop:
+    """Give a bucket as DVC remote; in this shop every object goes in parts when it is dropped."""
+    clone, bucket = new_clone(folder / "clone"), "versions" if versions else "plain"
+    s3.make_bucket(bucket, versions=versions)
+    s3.configure_clone(clone, bucket)
+
+    def drop(store: Objects, blob: Blob) -> None:
+        with pytest.MonkeyPatch.context() as patch, faulty(s3, "partNumber|^DELETE", "denied"):
+            patch.setattr(objects_module, "WHOLE", 0)
+            with pytest.raises(DvcPushError):
+                store.upload(blob.oid, blob.path, "dead", int)
+
+    return Shop(
+        bucket,
+        clone,
+        keeps_twins=versions,
+        cut_uploads=lambda: faulty(s3, "^PUT ", "cut body"),
+        drop_remains=drop,
+        remains=lambda blob: any(blob.key in key for key in (*s3.remains(bucket), *s3.files(bucket))),
+    )
+
+
+@pytest.fixture(scope="module", params=["folder", "drive", "s3", "s3 with versions"])
+def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    """Give each kind of store, and two clients of it: two machines."""
+    folder = tmp_path_factory.mktemp(request.param.replace(" ", "-"))
+    if request.param == "folder":
+        shop = folder_shop(folder)
+    elif request.param == "drive":
+        shop = drive_shop(folder, request.getfixturevalue("drive"))
+    else:
+        shop = s3_shop(folder, request.getfixturevalue("s3"), versions="versions" in request.param)
+    with opened(shop.clone) as one, opened(shop.clone) as two:
+        shop.opened.extend((one, two))
+        yield shop
+
+
+@pytest.fixture
+def store(shop: Shop) -> Objects:
+    """Give this machine's client."""
+    return shop.opened[0]
+
+
+@pytest.fixture
+def other(shop: Shop) -> Objects:
+    """Give another machine's client."""
+    return shop.opened[1]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., Blob]:
+    """Give a function that makes new content."""
+
+    def make(size: int = 2000, *, listing: bool = False, prefix: str = "") -> Blob:
+        chance = random.Random(next(_SEEDS))
+        while True:
+            content = chance.randbytes(size)
+            oid = hashlib.md5(content).hexdigest()
+            if oid.startswith(prefix):
+                break
+        path = tmp_path / oid
+        path.write_bytes(content)
+        return Blob(oid + (".dir" if listing else ""), path)
+
+    return make
+
+
+def send(store: Objects, blob: Blob) -> None:
+    """Upload it."""
+    store.upload(blob.oid, blob.path, "label", int)
+
+
+def look(store: Objects, blob: Blob) -> dict[str, Copy]:
+    """Look for one object."""
+    return store.look([blob.oid]).get(blob.oid, {})
+
+
+class TestContract:
+    """What every kind of store promises."""
+
+    def test_what_is_not_there_is_not_found(self, store: Objects, make: Callable[..., Blob]) -> None:
+        """An object nobody stored has no entry at all, and asking for nothing gives nothing."""
+        assert store.look([make().oid]) == {}
+        assert store.look([]) == {}
+
+    def test_an_upload_makes_one_copy_of_the_right_size_and_content(
+        self, store: Objects, make: Callable[..., Blob]
+    ) -> None:
+        """The size is told, and the MD5 is the content's where the store tells one."""
+        blob = make()
+        send(store, blob)
+        (copy,) = look(store, blob).values()
+        assert copy.size == blob.size
+        assert copy.md5 in (None, blob.oid)
+        assert damaged(StoredObject(blob.oid, blob.size), look(store, blob)) is None
+
+    def test_progress_adds_up_to_the_size(self, store: Objects, make: Callable[..., Blob]) -> None:
+        """Every byte is told once."""
+        blob, told = make(300_000), [0]
+        store.upload(blob.oid, blob.path, "label", told.append)
+        assert sum(told) == blob.size
+
+    def test_storing_it_again_makes_another_identity(
+        self, shop: Shop, store: Objects, make: Callable[..., Blob]
+    ) -> None:
+        """The first stays beside it where the store keeps twins, and is replaced elsewhere."""
+        blob = make()
+        send(store, blob)
+        first = set(look(store, blob))
+        send(store, blob)
+        both = set(look(store, blob))
+        assert both - first
+        assert (first <= both) is shop.keeps_twins
+
+    def test_deleting_one_identity_leaves_the_other_copy(self, store: Objects, make: Callable[..., Blob]) -> None:
+        """The second copy stays: a twin, or what replaced the first."""
+        blob = make()
+        send(store, blob)
+        (first,) = look(store, blob)
+        send(store, blob)
+        rest = {identity: copy for identity, copy in look(store, blob).items() if identity != first}
+        store.delete(blob.oid, first)
+        assert look(store, blob) == rest
+
+    def test_deleting_the_last_copy_of_several_leaves_nothing(self, store: Objects, make: Callable[..., Blob]) -> None:
+        """Deleting all that a look gave leaves the path empty, and it may be stored again."""
+        blob = make()
+        for _ in range(2):
+            send(store, blob)
+        for identity in look(store, blob):
+            store.delete(blob.oid, identity)
+        assert look(store, blob) == {}
+        send(store, blob)
+        assert len(look(store, blob)) == 1
+
+    def test_deleting_twice_is_no_error(self, store: Objects, other: Objects, make: Callable[..., Blob]) -> None:
+        """Neither from the same machine nor from another."""
+        blob = make()
+        send(store, blob)
+        (identity,) = look(store, blob)
+        for client in (store, store, other):
+            client.delete(blob.oid, identity)
+        assert look(store, blob) == {}
+
+    def test_a_cut_upload_is_never_seen(
+        self, shop: Shop, store: Objects, other: Objects, make: Callable[..., Blob]
+    ) -> None:
+        """Not by this machine, not by another, and uploading again works."""
+        blob = make(400_000)
+        with shop.cut_uploads(), pytest.raises((DvcPushError, OSError)):
+            send(store, blob)
+        assert look(store, blob) == look(other, blob) == {}
+        assert not shop.remains(blob)
+        send(store, blob)
+        assert len(look(other, blob)) == 1
+
+    def test_discard_removes_what_a_dead_machine_left(
+        self, shop: Shop, store: Objects, other: Objects, make: Callable[..., Blob]
+    ) -> None:
+        """Of that intent alone, from any machine, and any number of times."""
+        blob = make()
+        shop.drop_remains(store, blob)
+        assert shop.remains(blob) is (shop.kind != "drive")
+        other.discard(blob.oid, "alive")
+        assert shop.remains(blob) is (shop.kind != "drive")
+        for _ in range(2):
+            other.discard(blob.oid, "dead")
+        assert not shop.remains(blob)
+
+    def test_a_look_sees_what_another_machine_did_since_the_last_one(
+        self, store: Objects, other: Objects, make: Callable[..., Blob]
+    ) -> None:
+        """No cache answers: neither that it is missing nor that it is there."""
+        blob = make()
+        assert look(store, blob) == {}
+        send(other, blob)
+        (identity,) = look(store, blob)
+        other.delete(blob.oid, identity)
+        assert look(store, blob) == {}
+
+    def test_many_objects_are_told_apart(self, store: Objects, make: Callable[..., Blob]) -> None:
+        """Files and directories' listings, those that are there and those that are not, uploaded side by side."""
+        there = [make(100 + number, listing=number % 5 == 0) for number in range(30)]
+        missing = [make(100) for _ in range(10)]
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda blob: send(store, blob), there))
+        found = store.look([blob.oid for blob in (*missing, *there)])
+        assert {oid: [copy.size for copy in copies.values()] for oid, copies in found.items()} == {
+            blob.oid: [blob.size] for blob in there
+        }
+
+    def test_dvc_itself_reads_what_was_stored(self, shop: Shop, store: Objects, make: Callable[..., Blob]) -> None:
+        """The object stands where DVC looks for it, byte for byte."""
+        from dvc.repo import Repo
+
+        blob = make()
+        send(store, blob)
+        with Repo(str(shop.clone)) as repo:
+            odb = repo.cloud.get_remote_odb()
+            target = blob.path.with_suffix(".read")
+            odb.fs.get_file(odb.oid_to_path(blob.oid), str(target))
+        assert target.read_bytes() == blob.path.read_bytes()
+
+
+# ── Drive ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def lone_drive() -> Iterator[DriveEmulator]:
+    """Give a Drive that only these tests use, one after the other."""
+    with DriveEmulator() as drive:
+        yield drive
+
+
+@pytest.fixture(scope="module")
+def drive_repo(lone_drive: DriveEmulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Give the repository that names it."""
+    from dvc.repo import Repo
+
+    folder = tmp_path_factory.mktemp("lone")
+    clone = new_clone(folder / "clone")
+    drive_emulator.configure_clone(clone, lone_drive, folder)
+    with Repo(str(clone)) as repo:
+        yield repo
+
+
+@pytest.fixture
+def own_drive(lone_drive: DriveEmulator) -> Iterator[DriveEmulator]:
+    """Give a Drive for one test: empty, without faults."""
+    lone_drive.reset()
+    with client_pointed_at(lone_drive):
+        yield lone_drive
+
+
+@pytest.fixture
+def on_drive(own_drive: DriveEmulator, drive_repo: Any) -> Iterator[Objects]:
+    """Give a client of that Drive."""
+    clone = Path(drive_repo.root_dir)
+    drive_emulator.configure_clone(clone, own_drive, clone.parent)  # the last test may have renewed its token
+    store = open_objects(drive_repo)
+    yield store
+    store.close()
+
+
+def assert_no_secret(error: BaseException, secrets: tuple[str, ...]) -> None:
+    """Check that neither the error nor anything it was raised for shows a credential."""
+    shown = "".join(traceback.format_exception(error))
+    assert not [secret for secret in secrets if secret in shown]
+
+
+class TestDrive:
+    """What is Drive's own."""
+
+    def test_objects_in_twin_folders_are_all_found(
+        self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob]
+    ) -> None:
+        """Twins of each folder on the way, made by another machine after the first look."""
+        blob = make()
+        send(on_drive, blob)
+        (first,) = look(on_drive, blob)
+        ids = {first}
+        for path in ("files", "files/md5", f"files/md5/{blob.oid[:2]}"):
+            here, rest = own_drive.make_folder(path, twin=True), blob.key.removeprefix(f"{path}/")
+            for title in rest.split("/")[:-1]:
+                with own_drive._lock:
+                    here = own_drive._add(
+                        {"title": title, "parents": [{"id": here}], "mimeType": drive_emulator.FOLDER}, b""
+                    ).id
+            ids.add(own_drive.put(blob.key, blob.path.read_bytes(), folder=here))
+        assert set(look(on_drive, blob)) == ids
+        on_drive.delete(blob.oid, first)
+        assert set(look(on_drive, blob)) == ids - {first}
+
+    def test_what_lies_in_the_trash_is_not_there(
+        self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob]
+    ) -> None:
+        """Neither a file in the trash nor one whose folder is; the next upload makes a folder anew."""
+        blob, twin = make(), make(prefix="a")
+        for item in (blob, twin):
+            send(on_drive, item)
+        (identity,) = look(on_drive, blob)
+        own_drive.trash(identity)
+        own_drive.trash(own_drive.folders()[twin.key.rpartition("/")[0]][0])
+        assert on_drive.look([blob.oid, twin.oid]) == {}
+        send(on_drive, twin)
+        assert len(look(on_drive, twin)) == 1
+
+    def test_every_page_of_a_listing_is_read(
+        self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob]
+    ) -> None:
+        """Also where folders and files need several."""
+        blobs = [make(prefix=prefix) for prefix in ("1", "1", "1", "2", "3", "4")]
+        for blob in blobs:
+            send(on_drive, blob)
+        own_drive.largest_page = 1
+        assert set(on_drive.look([blob.oid for blob in blobs])) == {blob.oid for blob in blobs}
+
+    def test_titles_that_differ_in_case_are_others(
+        self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob]
+    ) -> None:
+        """Drive's search finds `FILES` for `files`."""
+        blob = make(prefix="a")
+        own_drive.put(blob.key.upper(), b"another")
+        folder, _, title = blob.key.rpartition("/")
+        own_drive.put(f"{folder.replace('a', 'A')}/{title}", b"another")
+        own_drive.put(f"{folder}/{title.upper()}", b"another")
+        assert look(on_drive, blob) == {}
+        send(on_drive, blob)
+        assert blob.key in own_drive.files()
+
+    def test_a_look_costs_a_listing_for_each_folder_and_three(
+        self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob]
+    ) -> None:
+        """Not one for each object; an upload after it costs no listing at all."""
+        blobs = [make(prefix=prefix) for prefix in "11112222"]
+        for blob in blobs:
+            send(on_drive, blob)
+        folders = {blob.oid[:2] for blob in blobs}
+        before = own_drive.count("^GET")
+        on_drive.look([blob.oid for blob in blobs])
+        assert own_drive.count("^GET") - before == len(folders) + 3
+        assert own_drive.count(r" in parents or ") == 0
+        send(on_drive, blobs[0])
+        assert own_drive.count("^GET") - before == len(folders) + 3
+
+    def test_a_lost_answer_after_an_upload_is_asked_for(
+        self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob]
+    ) -> None:
+        """The session says that the file is whole: one copy, no twin, no error."""
+        blob = make()
+        own_drive.add_fault("^PUT /upload", "lost answer", 2)
+        send(on_drive, blob)
+        assert len(own_drive.files()[blob.key]) == len(look(on_drive, blob)) == 1
+
+    def test_an_upload_that_never_gets_an_answer_is_an_error_and_there(
+        self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob]
+    ) -> None:
+        """After an error the copy may stand there: looking tells."""
+        blob = make()
+        with faulty(own_drive, "^PUT /upload", "lost answer"), pytest.raises(DvcPushError, match="connection"):
+            send(on_drive, blob)
+        assert len(look(on_drive, blob)) == 1
+
+    def test_a_lost_answer_to_a_new_folder_leaves_twins_that_work(
+        self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob]
+    ) -> None:
+        """The client repeats it, and Drive makes two; objects are found in both."""
+        blob = make()
+        own_drive.add_fault("^POST /drive/v2/files", "lost answer", 6)
+        send(on_drive, blob)
+        assert max(len(ids) for ids in own_drive.folders().values()) > 1
+        assert len(look(on_drive, blob)) == 1
+        send(on_drive, blob)
+        assert len(look(on_drive, blob)) == 2
+
+    def test_a_large_file_goes_on_where_it_was_cut(
+        self,
+        own_drive: DriveEmulator,
+        on_drive: Objects,
+        make: Callable[..., Blob],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Pieces that have arrived are not sent again, and every byte is told once."""
+        monkeypatch.setattr(objects_module, "PIECE", drive_emulator.STEP)
+        blob, told = make(4 * drive_emulator.STEP + 1), [0]
+        own_drive.add_fault(r"^PUT .*\[bytes 524288-", "cut body", 2)
+        on_drive.upload(blob.oid, blob.path, "label", told.append)
+        assert own_drive.files()[blob.key][0][1] == blob.path.read_bytes()
+        assert own_drive.count(r"\[bytes 0-") == own_drive.count(r"\[bytes 262144-") == 1
+        assert sum(told) == blob.size
+
+    def test_a_token_that_ends_in_the_middle_of_uploads_is_renewed(
+        self,
+        own_drive: DriveEmulator,
+        on_drive: Objects,
+        make: Callable[..., Blob],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """In four threads at once, with all bytes of the piece that was refused sent again."""
+        monkeypatch.setattr(objects_module, "PIECE", drive_emulator.STEP)
+        blobs = [make(3 * drive_emulator.STEP) for _ in range(4)]
+        ended = iter([own_drive.expire])
+
+        def progress(_count: int) -> None:
+            next(ended, lambda: None)()
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda blob: on_drive.upload(blob.oid, blob.path, "label", progress), blobs))
+        files = own_drive.files()
+        assert [files[blob.key][0][1] for blob in blobs] == [blob.path.read_bytes() for blob in blobs]
+        assert own_drive.count("^POST /token") > 0
+
+    @pytest.mark.parametrize("kind", ["rate limit", "too many", "unavailable", "cut", "cut answer", "lost answer"])
+    def test_trouble_that_passes_is_waited_for(
+        self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob], kind: drive_emulator.Kind
+    ) -> None:
+        """In every kind of request: listing, making folders, starting and sending an upload, deleting."""
+        blob = make()
+        for match in ("^GET .*in parents", "^POST /drive", "^POST /upload", "^PUT", "^DELETE"):
+            own_drive.add_fault(match, kind, 2)
+        send(on_drive, blob)
+        assert len(own_drive.files()[blob.key]) == 1
+        (identity,) = look(on_drive, blob)
+        on_drive.delete(blob.oid, identity)
+        assert own_drive.files() == {}
+
+    @pytest.mark.parametrize(
+        ("kind", "match", "remedy"),
+        [
+            ("quota", "quota", "free space"),
+            ("rate limit", "userRateLimitExceeded", "rate limit"),
+            ("too many", "429", "rate limit"),
+            ("forbidden", "insufficientFilePermissions", "share it as Editor"),
+            ("unavailable", "503", "again in some minutes"),
+            ("cut", "connection", "internet"),
+        ],
+    )
+    def test_trouble_that_stays_says_what_to_do(
+        self,
+        own_drive: DriveEmulator,
+        on_drive: Objects,
+        make: Callable[..., Blob],
+        kind: drive_emulator.Kind,
+        match: str,
+        remedy: str,
+    ) -> None:
+        """And shows no credential."""
+        with faulty(own_drive, "^POST /upload", kind), pytest.raises(DvcPushError, match=match) as caught:
+            send(on_drive, make())
+        assert remedy in caught.value.remedy
+        assert_no_secret(caught.value, drive_emulator.SECRETS)
+
+    def test_a_full_account_is_not_asked_twice(
+        self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob]
+    ) -> None:
+        """Quota does not come back by waiting."""
+        own_drive.capacity = 100
+        with pytest.raises(DvcPushError, match="storageQuotaExceeded"):
+            send(on_drive, make())
+        assert own_drive.count("^POST /upload") == 1
+        assert own_drive.files() == {}
+
+    @pytest.mark.parametrize("expiry", ["2099-01-01T00:00:00Z", "2020-01-01T00:00:00Z"])
+    def test_revoked_credentials_are_said_when_the_remote_is_opened(
+        self, own_drive: DriveEmulator, tmp_path: Path, expiry: str
+    ) -> None:
+        """Whether the client finds out by itself that the token has ended, or by the refusal of a request."""
+        clone = new_clone(tmp_path / "revoked")
+        drive_emulator.configure_clone(clone, own_drive, tmp_path, token_expiry=expiry)
+        own_drive.revoke()
+        with pytest.raises(DvcPushError, match="invalid_grant") as caught, opened(clone):
+            pass
+        assert "GDRIVE_USER_CREDENTIALS" in caught.value.remedy
+        assert "nothing was uploaded" in caught.value.state
+        assert_no_secret(caught.value, drive_emulator.SECRETS)
+
+    def test_credentials_revoked_in_the_middle_say_so(
+        self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob]
+    ) -> None:
+        """The request that is refused brings the same error and remedy."""
+        own_drive.revoke()
+        with pytest.raises(DvcPushError, match="invalid_grant") as caught:
+            send(on_drive, make())
+        assert "GDRIVE_USER_CREDENTIALS" in caught.value.remedy
+        assert_no_secret(caught.value, drive_emulator.SECRETS)
+
+    def test_a_folder_that_cannot_be_opened_is_said_at_once(self, own_drive: DriveEmulator, tmp_path: Path) -> None:
+        """A wrong id, or an account that the folder is not shared with."""
+        clone = new_clone(tmp_path / "wrong")
+        drive_emulator.configure_clone(clone, own_drive, tmp_path)
+        config = clone / ".dvc" / "config"
+        config.write_text(config.read_text(encoding="utf-8").replace(own_drive.root_id, "nowhere"), encoding="utf-8")
+        with pytest.raises(DvcPushError, match="notFound") as caught, opened(clone):
+            pass
+        assert ".dvc/config" in caught.value.remedy
+
+    def test_who_may_not_destroy_puts_into_the_trash(
+        self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob]
+    ) -> None:
+        """As most members of a shared drive may."""
+        blob = make()
+        send(on_drive, blob)
+        (identity,) = look(on_drive, blob)
+        own_drive.add_fault("^DELETE", "forbidden")
+        on_drive.delete(blob.oid, identity)
+        assert look(on_drive, blob) == {}
+        assert own_drive.count("/trash") == 1
+
+    def test_a_late_answer_is_not_taken_for_the_next_one(
+        self,
+        own_drive: DriveEmulator,
+        on_drive: Objects,
+        make: Callable[..., Blob],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """After a request that was given up the next goes over another connection."""
+        blob = make()
+        send(on_drive, blob)
+        on_drive.close()
+        monkeypatch.setattr(objects_module, "PAUSES", ())
+        limit = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(0.5)
+        try:
+            own_drive.add_fault("title='md5'", "late")
+            with pytest.raises(DvcPushError, match="timed out"):
+                look(on_drive, blob)
+        finally:
+            socket.setdefaulttimeout(limit)
+        assert len(look(on_drive, blob)) == 1
+
+    @pytest.mark.usefixtures("on_drive")
+    def test_a_silent_connection_is_given_up(self) -> None:
+        """The client has no limit of its own, so every socket of the process gets one."""
+        assert socket.getdefaulttimeout() == objects_module.SILENCE
+
+    def test_a_piece_is_read_in_blocks_and_may_be_sent_again(self, make: Callable[..., Blob]) -> None:
+        """Memory stays flat, and a second sending starts where the first did."""
+        blob = make(10 * objects_module.BLOCK + 1)
+        piece = objects_module._Piece(blob.path, 5, 9 * objects_module.BLOCK, int)
+        wanted = blob.path.read_bytes()[5 : 5 + len(piece)]
+        for _ in range(2):
+            blocks = list(piece)
+            assert b"".join(blocks) == wanted
+            assert max(map(len, blocks)) <= objects_module.BLOCK
+
+
+# ── S3 ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+_BUCKETS = count()
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A bucket of one test and a client of it."""
+
+    name: str
+    s3: S3Emulator
+    objects: S3Objects
+
+    def key(self, blob: Blob) -> str:
+        """Give an object's key."""
+        return f"dvc/{blob.key}"
+
+
+@pytest.fixture
+def bucket(request: pytest.FixtureRequest, s3: S3Emulator, tmp_path: Path) -> Iterator[Bucket]:
+    """Give an empty bucket; with the parameter True it keeps versions."""
+    name, clone = f"bucket-{next(_BUCKETS)}", new_clone(tmp_path / "clone")
+    s3.make_bucket(name, versions=getattr(request, "param", False))
+    s3.configure_clone(clone, name)
+    with opened(clone) as store:
+        yield Bucket(name, s3, store)
+
+
+with_versions = pytest.mark.parametrize("bucket", [True], indirect=True, ids=["versions"])
+
+
+class TestS3:
+    """What is S3's own."""
+
+    @with_versions
+    def test_deleting_the_newest_version_brings_back_the_one_before(
+        self, bucket: Bucket, make: Callable[..., Blob]
+    ) -> None:
+        """A reader sees what stood there before, and no delete marker hides it."""
+        blob = make()
+        bucket.s3.client().put_object(Bucket=bucket.name, Key=bucket.key(blob), Body=b"before")
+        (before,) = look(bucket.objects, blob)
+        send(bucket.objects, blob)
+        (new,) = set(look(bucket.objects, blob)) - {before}
+        bucket.objects.delete(blob.oid, new)
+        assert set(look(bucket.objects, blob)) == {before}
+        assert bucket.s3.files(bucket.name) == {bucket.key(blob): b"before"}
+
+    @with_versions
+    def test_what_a_delete_marker_hides_is_not_there_and_stays(self, bucket: Bucket, make: Callable[..., Blob]) -> None:
+        """Somebody deleted it as DVC does: the upload is seen alone, and undoing it touches nothing older."""
+        blob, client = make(), bucket.s3.client()
+        hidden = client.put_object(Bucket=bucket.name, Key=bucket.key(blob), Body=b"hidden")["VersionId"]
+        client.delete_object(Bucket=bucket.name, Key=bucket.key(blob))
+        assert look(bucket.objects, blob) == {}
+        send(bucket.objects, blob)
+        (new,) = look(bucket.objects, blob)
+        bucket.objects.delete(blob.oid, new)
+        assert look(bucket.objects, blob) == {}
+        left = client.list_object_versions(Bucket=bucket.name)["Versions"]
+        assert [version["VersionId"] for version in left] == [hidden]
+
+    @with_versions
+    def test_where_versions_may_not_be_listed_the_newest_is_seen(
+        self, bucket: Bucket, make: Callable[..., Blob]
+    ) -> None:
+        """Keys that may do no more than read and write are enough."""
+        blob = make()
+        for _ in range(2):
+            send(bucket.objects, blob)
+        with faulty(bucket.s3, r"^GET .*versions", "denied"):
+            assert len(look(bucket.objects, blob)) == 1
+        assert len(look(bucket.objects, blob)) == 2
+
+    @with_versions
+    def test_notes_of_uploads_in_parts_leave_no_versions(
+        self, bucket: Bucket, make: Callable[..., Blob], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The bucket holds the object's version and nothing else, no delete marker either."""
+        monkeypatch.setattr(objects_module, "WHOLE", 0)
+        send(bucket.objects, make())
+        listed = bucket.s3.client().list_object_versions(Bucket=bucket.name)
+        assert len(listed["Versions"]) == 1
+        assert "DeleteMarkers" not in listed
+
+    @pytest.mark.parametrize("bucket", [False, True], indirect=True, ids=["plain", "versions"])
+    def test_a_version_older_than_versioning_is_one_identity(self, bucket: Bucket, make: Callable[..., Blob]) -> None:
+        """The copy that a bucket held before it kept versions is the same as newest and as an older version."""
+        blob, client = make(), bucket.s3.client()
+        send(bucket.objects, blob)
+        before = set(look(bucket.objects, blob))
+        client.put_bucket_versioning(Bucket=bucket.name, VersioningConfiguration={"Status": "Enabled"})
+        send(bucket.objects, blob)
+        after = set(look(bucket.objects, blob))
+        assert before < after
+        for identity in after - before:
+            bucket.objects.delete(blob.oid, identity)
+        assert set(look(bucket.objects, blob)) == before
+        for identity in before:
+            bucket.objects.delete(blob.oid, identity)
+        assert look(bucket.objects, blob) == {}
+
+    def test_a_large_file_goes_in_parts_and_its_md5_is_not_known(
+        self, bucket: Bucket, make: Callable[..., Blob], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whole, with no part and no note left."""
+        monkeypatch.setattr(objects_module, "WHOLE", 2**20)
+        monkeypatch.setattr(objects_module, "PART", 5 * 2**20)
+        blob, told = make(5 * 2**20 + 7), [0]
+        bucket.objects.upload(blob.oid, blob.path, "label", told.append)
+        assert list(look(bucket.objects, blob).values()) == [Copy(blob.size, None)]
+        assert bucket.s3.files(bucket.name) == {bucket.key(blob): blob.path.read_bytes()}
+        assert bucket.s3.remains(bucket.name) == []
+        assert sum(told) == blob.size
+
+    @pytest.mark.parametrize("match", [r"partNumber=2", r"^POST .*uploadId", r"^PUT .*\.upload\?"])
+    def test_a_cut_upload_in_parts_is_aborted(
+        self, bucket: Bucket, make: Callable[..., Blob], monkeypatch: pytest.MonkeyPatch, match: str
+    ) -> None:
+        """Wherever it is cut: nothing is stored, seen or not seen."""
+        monkeypatch.setattr(objects_module, "WHOLE", 2**20)
+        monkeypatch.setattr(objects_module, "PART", 5 * 2**20)
+        blob = make(5 * 2**20 + 7)
+        with faulty(bucket.s3, match, "cut body"), pytest.raises(DvcPushError):
+            send(bucket.objects, blob)
+        assert bucket.s3.files(bucket.name) == {}
+        assert bucket.s3.remains(bucket.name) == []
+
+    def test_discard_leaves_another_publications_parts_alone(self, bucket: Bucket, make: Callable[..., Blob]) -> None:
+        """Parts of the same object that somebody else is sending right now."""
+        blob, client = make(), bucket.s3.client()
+        client.create_multipart_upload(Bucket=bucket.name, Key=bucket.key(blob))
+        bucket.objects.discard(blob.oid, "label")
+        assert bucket.s3.remains(bucket.name) == [bucket.key(blob)]
+
+    def test_a_file_that_was_cut_once_is_sent_whole(self, bucket: Bucket, make: Callable[..., Blob]) -> None:
+        """The client rewinds it."""
+        blob = make(400_000)
+        bucket.s3.add_fault("^PUT", "cut body")
+        send(bucket.objects, blob)
+        assert bucket.s3.files(bucket.name) == {bucket.key(blob): blob.path.read_bytes()}
+
+    def test_no_rest_of_a_file_is_ever_sent(self, bucket: Bucket, make: Callable[..., Blob]) -> None:
+        """s3fs' own repetition would go on where the file was left; only botocore's is used, which rewinds."""
+        before = len(bucket.s3.requests)
+        with faulty(bucket.s3, "^PUT", "cut body"), pytest.raises(DvcPushError, match="connection"):
+            send(bucket.objects, make(400_000))
+        assert bucket.s3.files(bucket.name) == {}
+        assert sum(line.startswith("PUT") for line in bucket.s3.requests[before:]) <= 4
+
+    def test_a_lost_answer_leaves_the_copy_to_be_found(self, bucket: Bucket, make: Callable[..., Blob]) -> None:
+        """After an error the copy may stand there: looking tells."""
+        blob = make()
+        with faulty(bucket.s3, "^PUT", "lost answer"), pytest.raises(DvcPushError, match="connection"):
+            send(bucket.objects, blob)
+        assert len(look(bucket.objects, blob)) == 1
+
+    def test_an_etag_of_a_key_service_is_no_md5(self, bucket: Bucket, make: Callable[..., Blob]) -> None:
+        """Such a copy has a size alone; a plain one tells its content."""
+        blob, client = make(), bucket.s3.client()
+        words = {"Bucket": bucket.name, "Key": bucket.key(blob), "Body": blob.path.read_bytes()}
+        client.put_object(**words, ServerSideEncryption="aws:kms")
+        assert list(look(bucket.objects, blob).values()) == [Copy(blob.size, None)]
+        client.put_object(**words)
+        assert list(look(bucket.objects, blob).values()) == [Copy(blob.size, blob.oid)]
+
+    @pytest.mark.parametrize(
+        ("kind", "match", "remedy"),
+        [
+            ("denied", "AccessDenied", "let these keys"),
+            ("full", "StorageFull", "free space"),
+            ("cut body", "connection", "internet"),
+        ],
+    )
+    def test_trouble_that_stays_says_what_to_do(
+        self, bucket: Bucket, make: Callable[..., Blob], kind: s3_emulator.Kind, match: str, remedy: str
+    ) -> None:
+        """And shows no credential."""
+        with faulty(bucket.s3, "^PUT", kind), pytest.raises(DvcPushError, match=match) as caught:
+            send(bucket.objects, make())
+        assert remedy in caught.value.remedy
+        assert_no_secret(caught.value, s3_emulator.SECRETS)
+
+    def test_a_missing_bucket_is_said(self, s3: S3Emulator, tmp_path: Path, make: Callable[..., Blob]) -> None:
+        """By the first upload at the latest."""
+        clone = new_clone(tmp_path / "clone")
+        s3.configure_clone(clone, "nowhere")
+        with opened(clone) as store, pytest.raises(DvcPushError, match="NoSuchBucket") as caught:
+            send(store, make())
+        assert ".dvc/config" in caught.value.remedy
+
+    def test_missing_keys_are_said(
+        self, s3: S3Emulator, tmp_path: Path, make: Callable[..., Blob], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With the names of what is missing."""
+        for name in s3_emulator.KEYS:
+            monkeypatch.delenv(name)
+        clone = new_clone(tmp_path / "clone")
+        s3.configure_clone(clone, "nowhere")
+        with pytest.raises(DvcPushError, match="keys") as caught, opened(clone) as store:
+            look(store, make())
+        assert "AWS_SECRET_ACCESS_KEY" in caught.value.remedy

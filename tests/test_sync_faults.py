@@ -1,0 +1,307 @@
+"""Every external call of a publication, of an undoing and of a recovery breaks, in every way; see `faults.py`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Stores
+from faults import (
+    ALONE,
+    BESIDE,
+    CLEANING,
+    COLD,
+    DEAD,
+    DOOR,
+    KILLED_AFTER,
+    KILLED_BEFORE,
+    KILLED_MIDWAY,
+    LATE,
+    LIES,
+    LOST,
+    MEANWHILE,
+    ON,
+    ONCE,
+    PUBLISHED,
+    RECOVERY,
+    STRANGER,
+    VERY_LATE,
+    Kind,
+    Scenario,
+    Switch,
+    Tally,
+    is_push,
+    refused,
+    sweep,
+)
+
+from lib.sync import transaction
+from lib.sync.intent import Intent, StoredObject
+from lib.sync.refs import Move, Refs
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of DVC's own
+
+Pairs = tuple[tuple[Scenario, tuple[Kind, ...]], ...]
+
+# parts of two slow sweeps that are worth their few seconds each time
+READING = replace(ONCE, name="fails once to read", applies=lambda call: call.words[1:2] == ("cat-file",))
+MIRRORING = replace(ONCE, name="fails once to mirror", applies=lambda call: call.words[1:2] in (("init",), ("config",)))
+
+PUBLICATIONS: Pairs = (
+    (COLD, (ONCE, ON, LOST, MIRRORING)),
+    (ALONE, (ONCE, DOOR)),
+    (STRANGER, (ON, LOST)),
+    (PUBLISHED, (ON,)),
+    (DEAD, (ON, LOST)),
+    (BESIDE, (ON, DOOR, LOST)),
+    (CLEANING, (ONCE, DOOR, READING)),
+)
+UNDOINGS: Pairs = (
+    (refused(ALONE), (ONCE, ON, DOOR, LOST)),
+    (refused(STRANGER), (ONCE,)),
+    (refused(PUBLISHED), (ONCE,)),
+    (refused(DEAD), (ONCE, LOST)),
+    (refused(BESIDE), (ONCE, DOOR)),
+    (refused(CLEANING), (ONCE,)),
+    (RECOVERY, (ONCE, ON, DOOR, LOST)),
+)
+DELAYS: Pairs = tuple((scenario, (LATE, VERY_LATE)) for scenario in (ALONE, DEAD, BESIDE, refused(ALONE)))
+MEANWHILES: Pairs = tuple(
+    (scenario, (MEANWHILE,)) for scenario in (BESIDE, CLEANING, refused(BESIDE), refused(CLEANING, whole=True))
+)
+KILLS: Pairs = (
+    (COLD, (KILLED_BEFORE, KILLED_AFTER, KILLED_MIDWAY)),
+    *((scenario, (KILLED_AFTER,)) for scenario in (STRANGER, DEAD, BESIDE, CLEANING)),
+    *((refused(scenario), (KILLED_AFTER,)) for scenario in (ALONE, STRANGER, DEAD, BESIDE)),
+    (RECOVERY, (KILLED_AFTER,)),
+)
+QUICK = {(ALONE, ONCE), (refused(ALONE), ONCE), (refused(BESIDE), MEANWHILE), (ALONE, LATE), (ALONE, VERY_LATE),
+         (ALONE, LIES), (CLEANING, READING), (COLD, MIRRORING)}  # fmt: skip
+"""What two minutes have room for; all of the rest is slow."""
+
+
+@pytest.fixture
+def tmp_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Give a folder in memory, where the machine has one: each fault gets remotes and clones of its own."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
+        monkeypatch.setenv("DVC_SITE_CACHE_DIR", f"{folder}/dvc")
+        world = Path(folder) / "world"
+        world.mkdir()
+        yield world
+
+
+@pytest.fixture(scope="module")
+def tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
+    """Gather what the sweeps find, and tell the sum at the end."""
+    tally = Tally()
+    yield tally
+    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
+    capture = request.config.pluginmanager.get_plugin("capturemanager")
+    with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
+        if reporter:
+            reporter.ensure_newline()
+            reporter.write_line(tally.line())
+
+
+def each(pairs: Pairs) -> pytest.MarkDecorator:
+    """Give every scenario with its kinds of fault to a test; what takes long is marked slow."""
+    found = []
+    for scenario, kinds in pairs:
+        for kind in kinds:
+            marks = () if (scenario, kind) in QUICK else (pytest.mark.slow,)
+            found.append(pytest.param(scenario, kind, id=f"{scenario.name}-{kind.name}", marks=marks))
+    return pytest.mark.parametrize(("scenario", "kind"), found)
+
+
+def assert_nothing_is_found(stores: Stores, scenario: Scenario, kind: Kind, tally: Tally) -> None:
+    """Sweep, and show everything that should not be."""
+    own = Tally()
+    try:
+        assert sweep(stores, scenario, kind, own) > 0
+    finally:
+        tally.add(own)
+    assert not own.findings(), "\n".join(["", *own.findings()])
+
+
+@each(PUBLICATIONS)
+def test_a_fault_at_any_call_of_a_publication_ends_in_all_or_nothing(
+    stores: Stores, tally: Tally, scenario: Scenario, kind: Kind
+) -> None:
+    """A call fails once, from then on, with all of its kind, or does its work and loses its answer."""
+    assert_nothing_is_found(stores, scenario, kind, tally)
+
+
+@each(UNDOINGS)
+def test_a_fault_at_any_call_of_an_undoing_ends_in_all_or_nothing(
+    stores: Stores, tally: Tally, scenario: Scenario, kind: Kind
+) -> None:
+    """The branch is refused, or a machine died before it, and then a call of the clean-up breaks too."""
+    assert_nothing_is_found(stores, scenario, kind, tally)
+
+
+@each(DELAYS)
+def test_a_fault_that_delays_a_push_ends_in_all_or_nothing(
+    stores: Stores, tally: Tally, scenario: Scenario, kind: Kind
+) -> None:
+    """It was given up, and arrives after all: before somebody recovers, or when all is settled."""
+    assert_nothing_is_found(stores, scenario, kind, tally)
+
+
+@each(((ALONE, (LIES,)), (STRANGER, (LIES,))))
+def test_a_fault_of_a_store_that_says_yes_and_keeps_nothing_is_found_before_the_branch(
+    stores: Stores, tally: Tally, scenario: Scenario, kind: Kind
+) -> None:
+    """An upload that did not happen, without an error."""
+    assert_nothing_is_found(stores, scenario, kind, tally)
+
+
+@each(MEANWHILES)
+def test_without_a_fault_what_another_does_right_before_any_call_leaves_both_whole(
+    stores: Stores, tally: Tally, scenario: Scenario, kind: Kind
+) -> None:
+    """Another run of the same content ends its publication, or its undoing, between any two calls of this one."""
+    assert_nothing_is_found(stores, scenario, kind, tally)
+
+
+@each(KILLS)
+def test_a_fault_that_kills_the_process_at_any_call_ends_in_all_or_nothing(
+    stores: Stores, tally: Tally, scenario: Scenario, kind: Kind
+) -> None:
+    """Kill -9 right before each call, right after it, in the middle of a write; all that it had started goes too."""
+    assert_nothing_is_found(stores, scenario, kind, tally)
+
+
+# ── with one rule switched off ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def adopts_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Let what another's intent answers for count as standing there before."""
+    patch.setattr(Intent, "may_delete", lambda *_: False)
+
+
+def ignores_what_branches_name(patch: pytest.MonkeyPatch) -> None:
+    """Delete what a branch names."""
+    patch.setattr(Refs, "named_objects", lambda *_: set())
+
+
+def ignores_what_others_name(patch: pytest.MonkeyPatch) -> None:
+    """Delete what another run is about to publish."""
+    patch.setattr(transaction, "_named_by", lambda *_: False)
+
+
+def looks_at_branches_first(patch: pytest.MonkeyPatch) -> None:
+    """Look at the intents last: a publication between the two looks is seen in neither."""
+    enter, named = transaction._Lease.__enter__, Refs.named_objects
+    seen: dict[int, set[str]] = {}
+
+    def look_early(lease: transaction._Lease) -> transaction._Lease:
+        entered = enter(lease)
+        if lease._record.state == "aborting":
+            seen[id(lease._refs)] = named(lease._refs, *transaction.EVERYTHING)
+        return entered
+
+    def look_once(refs: Refs, *patterns: str) -> set[str]:
+        return seen.pop(id(refs)) if id(refs) in seen else named(refs, *patterns)
+
+    patch.setattr(transaction._Lease, "__enter__", look_early)
+    patch.setattr(Refs, "named_objects", look_once)
+
+
+def takes_identities_for_yes_or_no(patch: pytest.MonkeyPatch) -> None:
+    """Delete nothing where anything stood before, whoever stored it again."""
+    delete = transaction._Vault._delete_new
+
+    def delete_where_nothing_stood(vault: transaction._Vault, item: StoredObject, *rest: Any) -> None:
+        if not item.before:
+            delete(vault, item, *rest)
+
+    patch.setattr(transaction._Vault, "_delete_new", delete_where_nothing_stood)
+
+
+def deletes_its_intent_first(patch: pytest.MonkeyPatch) -> None:
+    """Lose the journal before the work is done."""
+    undo = transaction._Vault.undo
+
+    def undo_afterwards(vault: transaction._Vault, seen: Any) -> bool:
+        waiting: list[StoredObject] = []
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(transaction._Vault, "_delete_new", lambda _vault, item, *_: waiting.append(item))
+            done = undo(vault, seen)
+        for item in waiting:
+            for identity in set(vault.objects.look([item.oid]).get(item.oid, {})) - set(item.before):
+                vault.objects.delete(item.oid, identity)
+        return done
+
+    patch.setattr(transaction._Vault, "undo", undo_afterwards)
+
+
+def pushes_without_the_fence(patch: pytest.MonkeyPatch) -> None:
+    """Create the branch whatever has become of the intent."""
+    push = Refs.push
+
+    def push_one_by_one(refs: Refs, *moves: Move) -> None:
+        for move in moves:
+            push(refs, move)
+
+    patch.setattr(Refs, "push", push_one_by_one)
+
+
+def does_not_verify(patch: pytest.MonkeyPatch) -> None:
+    """Push the branch without a look at the objects."""
+    patch.setattr(transaction._Publishing, "_verify", lambda *_: None)
+
+
+def does_not_listen(patch: pytest.MonkeyPatch) -> None:
+    """Pass by who is deleting the same objects."""
+    patch.setattr(transaction._Publishing, "_listen", lambda *_: None)
+
+
+def does_not_probe_again(patch: pytest.MonkeyPatch) -> None:
+    """Let count at the upload what the first look saw."""
+    upload = transaction._Publishing._upload
+    plan = transaction._Publishing._plan
+    kept: dict[str, Any] = {}
+
+    def plan_and_keep(publishing: transaction._Publishing, items: Sequence[StoredObject]) -> Intent:
+        look = publishing.vault.objects.look
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(publishing.vault.objects, "look", lambda oids: kept.setdefault("seen", look(oids)))
+            return plan(publishing, items)
+
+    def upload_blindly(publishing: transaction._Publishing, *given: Any) -> None:
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(publishing.vault.objects, "look", lambda _oids: kept.pop("seen"))
+            upload(publishing, *given)
+
+    patch.setattr(transaction._Publishing, "_plan", plan_and_keep)
+    patch.setattr(transaction._Publishing, "_upload", upload_blindly)
+
+
+AT_A_FETCH = replace(MEANWHILE, applies=lambda call: call.words[1:2] == ("fetch",))
+RULES = [
+    (adopts_nothing, DEAD, replace(ON, applies=is_push)),
+    (ignores_what_branches_name, refused(BESIDE), MEANWHILE),
+    (ignores_what_others_name, refused(BESIDE), LIES),
+    (looks_at_branches_first, refused(BESIDE), AT_A_FETCH),
+    (takes_identities_for_yes_or_no, refused(CLEANING, whole=True), AT_A_FETCH),
+    (deletes_its_intent_first, refused(ALONE), ON),
+    (pushes_without_the_fence, ALONE, VERY_LATE),
+    (does_not_verify, ALONE, LIES),
+    (does_not_listen, CLEANING, replace(ONCE, applies=is_push)),
+    (does_not_probe_again, CLEANING, AT_A_FETCH),
+]
+
+
+@pytest.mark.parametrize(("switch", "scenario", "kind"), RULES, ids=[rule[0].__name__ for rule in RULES])
+def test_a_fault_sweep_finds_a_publication_that(stores: Stores, switch: Switch, scenario: Scenario, kind: Kind) -> None:
+    """The suite bites: with one rule of the protocol switched off it finds what the rule is there for."""
+    tally = Tally()
+    sweep(stores, scenario, kind, tally, until_found=True, switch=switch)
+    assert tally.findings()
