@@ -79,7 +79,7 @@ class S3Emulator:
     def client(self) -> Any:
         """Give a client of the store that has nothing to do with DVC."""
         if self._client is None:
-            import boto3  # type: ignore[import-untyped]
+            import boto3
 
             self._client = boto3.client(
                 "s3",

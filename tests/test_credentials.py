@@ -365,8 +365,8 @@ def test_the_drive_file_becomes_private_where_an_open_one_stood(credentials: Cre
 
 def test_googles_client_reads_the_drive_file(credentials: Credentials, tmp_path: Path) -> None:
     """The very classes that pydrive2 uses, both ways in."""
-    from oauth2client.client import OAuth2Credentials  # type: ignore[import-untyped]
-    from oauth2client.file import Storage  # type: ignore[import-untyped]
+    from oauth2client.client import OAuth2Credentials
+    from oauth2client.file import Storage
 
     path = tmp_path / "drive.json"
     credentials.write_drive_file(path)

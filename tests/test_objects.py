@@ -27,9 +27,11 @@ from drive_emulator import DriveEmulator, client_pointed_at
 from s3_emulator import S3Emulator
 
 from lib.errors import DvcPushError
-from lib.sync import objects as objects_module
+from lib.sync import drive as drive_module
+from lib.sync import s3 as s3_module
 from lib.sync.intent import StoredObject
-from lib.sync.objects import Copy, Objects, S3Objects, damaged, open_objects
+from lib.sync.objects import Copy, Objects, damaged, open_objects
+from lib.sync.s3 import S3Objects
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of DVC's own
 
@@ -87,7 +89,7 @@ def opened(clone: Path) -> Iterator[Any]:
 def _clients() -> Iterator[None]:
     """No waiting between attempts, no browser, and this test's own keys."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(objects_module, "PAUSES", tuple(0.0 for _ in objects_module.PAUSES))
+        patch.setattr(drive_module, "PAUSES", tuple(0.0 for _ in drive_module.PAUSES))
         patch.setenv("GDRIVE_NON_INTERACTIVE", "1")
         for name, value in s3_emulator.ENVIRONMENT.items():
             patch.setenv(name, value)
@@ -182,7 +184,7 @@ def s3_shop(folder: Path, s3: S3Emulator, *, versions: bool) -> Shop:
 
     def drop(store: Objects, blob: Blob) -> None:
         with pytest.MonkeyPatch.context() as patch, faulty(s3, "partNumber|^DELETE", "denied"):
-            patch.setattr(objects_module, "WHOLE", 0)
+            patch.setattr(s3_module, "WHOLE", 0)
             with pytest.raises(DvcPushError):
                 store.upload(blob.oid, blob.path, "dead", int)
 
@@ -537,7 +539,7 @@ class TestDrive:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """Pieces that have arrived are not sent again, and every byte is told once."""
-        monkeypatch.setattr(objects_module, "PIECE", drive_emulator.STEP)
+        monkeypatch.setattr(drive_module, "PIECE", drive_emulator.STEP)
         blob, told = make(4 * drive_emulator.STEP + 1), [0]
         own_drive.add_fault(r"^PUT .*\[bytes 524288-", "cut body", 2)
         on_drive.upload(blob.oid, blob.path, "label", told.append)
@@ -553,7 +555,7 @@ class TestDrive:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """In four threads at once, with all bytes of the piece that was refused sent again."""
-        monkeypatch.setattr(objects_module, "PIECE", drive_emulator.STEP)
+        monkeypatch.setattr(drive_module, "PIECE", drive_emulator.STEP)
         blobs = [make(3 * drive_emulator.STEP) for _ in range(4)]
         ended = iter([own_drive.expire])
 
@@ -673,7 +675,7 @@ class TestDrive:
         blob = make()
         send(on_drive, blob)
         on_drive.close()
-        monkeypatch.setattr(objects_module, "PAUSES", ())
+        monkeypatch.setattr(drive_module, "PAUSES", ())
         limit = socket.getdefaulttimeout()
         socket.setdefaulttimeout(0.5)
         try:
@@ -687,17 +689,17 @@ class TestDrive:
     @pytest.mark.usefixtures("on_drive")
     def test_a_silent_connection_is_given_up(self) -> None:
         """The client has no limit of its own, so every socket of the process gets one."""
-        assert socket.getdefaulttimeout() == objects_module.SILENCE
+        assert socket.getdefaulttimeout() == drive_module.SILENCE
 
     def test_a_piece_is_read_in_blocks_and_may_be_sent_again(self, make: Callable[..., Blob]) -> None:
         """Memory stays flat, and a second sending starts where the first did."""
-        blob = make(10 * objects_module.BLOCK + 1)
-        piece = objects_module._Piece(blob.path, 5, 9 * objects_module.BLOCK, int)
+        blob = make(10 * drive_module.BLOCK + 1)
+        piece = drive_module._Piece(blob.path, 5, 9 * drive_module.BLOCK, int)
         wanted = blob.path.read_bytes()[5 : 5 + len(piece)]
         for _ in range(2):
             blocks = list(piece)
             assert b"".join(blocks) == wanted
-            assert max(map(len, blocks)) <= objects_module.BLOCK
+            assert max(map(len, blocks)) <= drive_module.BLOCK
 
 
 # ── S3 ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -779,7 +781,7 @@ class TestS3:
         self, bucket: Bucket, make: Callable[..., Blob], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The bucket holds the object's version and nothing else, no delete marker either."""
-        monkeypatch.setattr(objects_module, "WHOLE", 0)
+        monkeypatch.setattr(s3_module, "WHOLE", 0)
         send(bucket.objects, make())
         listed = bucket.s3.client().list_object_versions(Bucket=bucket.name)
         assert len(listed["Versions"]) == 1
@@ -806,8 +808,8 @@ class TestS3:
         self, bucket: Bucket, make: Callable[..., Blob], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Whole, with no part and no note left."""
-        monkeypatch.setattr(objects_module, "WHOLE", 2**20)
-        monkeypatch.setattr(objects_module, "PART", 5 * 2**20)
+        monkeypatch.setattr(s3_module, "WHOLE", 2**20)
+        monkeypatch.setattr(s3_module, "PART", 5 * 2**20)
         blob, told = make(5 * 2**20 + 7), [0]
         bucket.objects.upload(blob.oid, blob.path, "label", told.append)
         assert list(look(bucket.objects, blob).values()) == [Copy(blob.size, None)]
@@ -820,8 +822,8 @@ class TestS3:
         self, bucket: Bucket, make: Callable[..., Blob], monkeypatch: pytest.MonkeyPatch, match: str
     ) -> None:
         """Wherever it is cut: nothing is stored, seen or not seen."""
-        monkeypatch.setattr(objects_module, "WHOLE", 2**20)
-        monkeypatch.setattr(objects_module, "PART", 5 * 2**20)
+        monkeypatch.setattr(s3_module, "WHOLE", 2**20)
+        monkeypatch.setattr(s3_module, "PART", 5 * 2**20)
         blob = make(5 * 2**20 + 7)
         with faulty(bucket.s3, match, "cut body"), pytest.raises(DvcPushError):
             send(bucket.objects, blob)

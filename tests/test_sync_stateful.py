@@ -36,8 +36,9 @@ from hypothesis.stateful import (
 
 from lib.errors import DvcPushError, GitPushError, RunError
 from lib.sync import Publication, Published, recover, sync_outputs, transaction
+from lib.sync.directory import DirectoryObjects
 from lib.sync.intent import LEASE, Intent, StoredObject, clone_name
-from lib.sync.objects import DirectoryObjects, Objects, open_objects
+from lib.sync.objects import Objects, open_objects
 from lib.sync.refs import Move, Refs, SeenIntent
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of DVC's own

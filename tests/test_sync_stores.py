@@ -26,7 +26,8 @@ from s3_emulator import S3Emulator
 from lib.credentials import Credentials
 from lib.errors import DvcPushError, GitPushError, SyncError
 from lib.sync import Publication, Published, recover, sync_outputs
-from lib.sync import objects as objects_module
+from lib.sync import drive as drive_module
+from lib.sync import s3 as s3_module
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of DVC's own
 
@@ -99,7 +100,7 @@ def remote(
     request: pytest.FixtureRequest, stores: Stores, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[Remote]:
     """Give each kind of DVC remote, named by the clone of `stores` and by every clone made from now on."""
-    monkeypatch.setattr(objects_module, "PAUSES", tuple(0.0 for _ in objects_module.PAUSES))
+    monkeypatch.setattr(drive_module, "PAUSES", tuple(0.0 for _ in drive_module.PAUSES))
     monkeypatch.setenv("GDRIVE_NON_INTERACTIVE", "1")
     for name, value in s3_emulator.ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
@@ -261,7 +262,7 @@ def test_what_cannot_be_taken_back_is_left_to_recover(stores: Stores, remote: Re
         assert recover(stores.clone, older_than=0, say=str) == 0
 
 
-DELETING = {"drive": objects_module.DriveObjects, "s3": objects_module.S3Objects}
+DELETING = {"drive": drive_module.DriveObjects, "s3": s3_module.S3Objects}
 
 
 def refuse(*_: object) -> None:
@@ -275,7 +276,7 @@ class TestRevoked:
     @pytest.fixture
     def drive(self, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> Iterator[DriveEmulator]:
         """Give a Drive that the clone names."""
-        monkeypatch.setattr(objects_module, "PAUSES", (0.0,))
+        monkeypatch.setattr(drive_module, "PAUSES", (0.0,))
         monkeypatch.setenv("GDRIVE_NON_INTERACTIVE", "1")
         with DriveEmulator() as drive, client_pointed_at(drive):
             drive_emulator.configure_clone(stores.clone, drive, stores.folder / "credentials")

@@ -1,0 +1,73 @@
+"""A DVC remote that is a folder of this machine or of a mounted disk."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from lib.sync.objects import Copy, Progress
+
+
+class DirectoryObjects:
+    """A folder. The identity of a copy is its time of writing and its inode: replacing the file makes another."""
+
+    def __init__(self, odb: Any) -> None:  # noqa: ANN401  DVC's object database
+        self.name = str(odb.path)
+        self._path_of: Callable[[str], str] = odb.oid_to_path
+
+    def look(self, oids: Iterable[str]) -> dict[str, dict[str, Copy]]:
+        """Give the one copy that a path can hold."""
+        found = {}
+        for oid in oids:
+            with contextlib.suppress(FileNotFoundError):
+                status = Path(self._path_of(oid)).stat()
+                found[oid] = {f"{status.st_mtime_ns}-{status.st_ino}": Copy(status.st_size)}
+        return found
+
+    def upload(self, oid: str, source: Path, label: str, progress: Progress) -> None:
+        """Write beside the path, then rename: a reader never sees half an object."""
+        target, part = Path(self._path_of(oid)), self._part(oid, label)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.copyfile(source, part)
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
+            part.chmod(0o444)  # as DVC keeps its objects
+            part.replace(target)
+            _fsync_folder(target.parent)
+        finally:
+            part.unlink(missing_ok=True)
+        progress(source.stat().st_size)
+
+    def delete(self, oid: str, identity: str) -> None:
+        """Remove the file if it is still that copy."""
+        if identity in self.look([oid]).get(oid, {}):
+            Path(self._path_of(oid)).unlink(missing_ok=True)
+
+    def discard(self, oid: str, label: str) -> None:
+        """Remove the file that the upload was writing to."""
+        self._part(oid, label).unlink(missing_ok=True)
+
+    def _part(self, oid: str, label: str) -> Path:
+        target = Path(self._path_of(oid))
+        return target.with_name(f".{target.name}.{label}.tmp")
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def open_remote(odb: Any) -> DirectoryObjects:  # noqa: ANN401  DVC's object database
+    """Open the remote that DVC has configured."""
+    return DirectoryObjects(odb)
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,386 @@
+"""A DVC remote on Google Drive, through the credentials and the service of DVC's own client."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import random
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from lib.errors import DvcPushError, RunError
+from lib.sync.objects import Copy, Progress, causes
+
+SILENCE = 120.0  # seconds without a byte after which a connection is given up: Google's client would wait for ever
+PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds before Drive is asked again: its limits are counted by the minute
+PIECE = 64 * 2**20  # bytes in one request of a Drive upload; at most this much is sent again after a cut
+BLOCK = 2**16
+_FOLDER = "application/vnd.google-apps.folder"
+
+
+class DriveObjects:
+    """A Google Drive folder. The identity of a copy is its file id; two copies of one path may stand side by side.
+
+    DVC's client signs in and builds the requests; asking is done here, because of what that client does not do:
+
+    - It remembers folder ids for its whole life. Here every look begins at the root folder. Another machine's folders
+      are seen, twin folders (made at the same time, or by an answer that was lost) are all looked into, and what
+      lies in the trash is not there. A look costs a listing for each folder, whatever the number of objects: base
+      folders, base's folders, and those that may hold an object. Never more than one parent in a search: Drive's
+      answers to `A in parents or B in parents` may leave out one of the two without saying so (rclone#9810).
+    - It repeats 5xx and rate limits alone. Here dropped connections and 429 are repeated too (`PAUSES`).
+    - It starts a cut upload anew, which makes a twin where only the answer was lost. Here the upload's session is
+      asked how far it came, and a file whose answer was lost is found to be whole.
+
+    Threads: an `httplib2.Http` serves one thread at a time, so each thread has its own; the tokens are shared, and
+    renewed under the lock of their file. Memory: a file leaves in blocks, whatever its size.
+
+    Cannot: know of folders that another machine makes between our look and our upload; then there are twin folders,
+    which harm nobody. Not promised: an upload into a folder that somebody puts into the trash meanwhile.
+    """
+
+    def __init__(self, odb: Any) -> None:  # noqa: ANN401  DVC's object database
+        # the client sets no limit of its own, and one cut connection would hold the run for ever
+        if socket.getdefaulttimeout() is None:
+            socket.setdefaulttimeout(SILENCE)
+        self.name = f"gdrive://{odb.path}"
+        self._path_of: Callable[[str], str] = odb.oid_to_path
+        self._root, *self._base = odb.path.strip("/").split("/")
+        self._trash_only = bool(odb.fs.config.get("gdrive_trash_only"))
+        self._mine = threading.local()
+        self._connections: list[Any] = []
+        self._making = threading.Lock()
+        self._folders: dict[tuple[str, ...], list[str]] = {}  # path below the root → ids, as the latest look saw them
+        with self._told(state="nothing was uploaded or changed."):
+            self._auth = _patiently(lambda: odb.fs.fs.client.auth)  # pydrive2 signs in here
+            if self._auth.service is None:
+                _patiently(self._auth.Authorize)
+            self._files = self._auth.service.files()
+            self._scope = self._search_scope()
+
+    def _search_scope(self) -> dict[str, str]:
+        """Give what a search needs to know where the root folder is: in a shared drive, or among the user's own."""
+        if self._root in ("root", "appDataFolder"):
+            return {"corpora": "default"}
+        about = self._ask(self._files.get(fileId=self._root, fields="driveId", supportsAllDrives=True))
+        return {"driveId": about["driveId"], "corpora": "drive"} if about.get("driveId") else {"corpora": "default"}
+
+    # ── the five methods ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def look(self, oids: Iterable[str]) -> dict[str, dict[str, Copy]]:
+        """List the folders of the objects, twins too, and keep the files of their names."""
+        wanted: dict[tuple[str, ...], dict[str, str]] = {}
+        for oid in oids:
+            folder, title = self._place(oid)
+            wanted.setdefault(folder, {})[title] = oid
+        found: dict[str, dict[str, Copy]] = {}
+        if not wanted:
+            return found
+        with self._told():
+            self._find_folders()
+            for folder, titles in wanted.items():
+                for item in (item for parent in self._folders.get(folder, ()) for item in self._list(parent)):
+                    if item["title"] in titles and item["mimeType"] != _FOLDER:
+                        copy = Copy(int(item.get("fileSize") or 0), item.get("md5Checksum"))
+                        found.setdefault(titles[item["title"]], {})[item["id"]] = copy
+        return found
+
+    def upload(self, oid: str, source: Path, label: str, progress: Progress) -> None:  # noqa: ARG002
+        """Insert one more file through a resumable session; Drive shows it when it is whole."""
+        folder, title = self._place(oid)
+        with self._told():
+            parent = self._make_folder(folder)
+            request = self._files.insert(
+                body={"title": title, "parents": [{"id": parent}]},
+                media_body=_media(source, progress),
+                supportsAllDrives=True,
+                fields="id",
+            )
+            whole = None
+            while whole is None:  # after an error the client asks the session how far it came, and goes on from there
+                _, whole = _patiently(lambda: request.next_chunk(http=self._http()))
+
+    def delete(self, oid: str, identity: str) -> None:  # noqa: ARG002  a file id needs no path
+        """Delete by file id: another copy of the same path is another id."""
+        # in a shared drive most members may put away, and only managers destroy
+        ways = [self._files.trash] if self._trash_only else [self._files.delete, self._files.trash]
+        with self._told():
+            for way in ways:
+                refusal = self._refusal_of(way(fileId=identity, supportsAllDrives=True))
+                if refusal is None or refusal.status == HTTPStatus.NOT_FOUND:
+                    return  # not there any more is what was wanted
+                if way is ways[-1] or refusal.reason != "insufficientFilePermissions":
+                    raise refusal.error
+
+    def discard(self, oid: str, label: str) -> None:
+        """Drive keeps nothing of a cut upload that could be seen; a session that is not ended expires in a week."""
+
+    def close(self) -> None:
+        """Close the connections of all threads."""
+        while self._connections:
+            self._connections.pop().close()
+        self._mine = threading.local()
+
+    # ── folders ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _place(self, oid: str) -> tuple[tuple[str, ...], str]:
+        """Give the object's folder below the root, and its title."""
+        _, *folders, title = self._path_of(oid).strip("/").split("/")
+        return tuple(folders), title
+
+    def _find_folders(self) -> None:
+        """Note the ids of the base folders and of every folder in them; nothing that was known before counts."""
+        folders: dict[tuple[str, ...], list[str]] = {(): [self._root]}
+        path: tuple[str, ...] = ()
+        for title in self._base:
+            quoted = title.replace("\\", "\\\\").replace("'", "\\'")
+            items = [
+                item
+                for parent in folders[path]
+                for item in self._list(parent, f"mimeType='{_FOLDER}' and title='{quoted}'")
+                if item["title"] == title  # Drive's search ignores case
+            ]
+            path = (*path, title)
+            folders[path] = [item["id"] for item in items]
+        for parent in list(folders[path]):
+            for item in self._list(parent, f"mimeType='{_FOLDER}'"):
+                folders.setdefault((*path, item["title"]), []).append(item["id"])
+        self._folders = folders
+
+    def _make_folder(self, path: tuple[str, ...]) -> str:
+        """Give the folder to upload into, made where there is none; of twins the one that DVC takes too."""
+        with self._making:
+            if not self._folders:
+                self._find_folders()
+            folders = self._folders
+            for depth in range(1, len(path) + 1):
+                here, above = path[:depth], path[: depth - 1]
+                if not folders.get(here):
+                    body = {"title": here[-1], "parents": [{"id": min(folders[above])}], "mimeType": _FOLDER}
+                    made = self._ask(self._files.insert(body=body, supportsAllDrives=True, fields="id"))
+                    folders[here] = [made["id"]]
+            return min(folders[path])
+
+    # ── asking ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _list(self, parent: str, which: str = "") -> list[dict[str, Any]]:
+        """Give what a folder holds outside of the trash, all pages of it."""
+        query = f"'{parent}' in parents and trashed=false" + (f" and {which}" if which else "")
+        found: list[dict[str, Any]] = []
+        page = None
+        while True:
+            answer = self._ask(
+                self._files.list(
+                    q=query,
+                    maxResults=1000,
+                    pageToken=page,
+                    supportsAllDrives=True,
+                    includeItemsFromAllDrives=True,
+                    fields="nextPageToken,items(id,title,mimeType,fileSize,md5Checksum)",
+                    **self._scope,
+                )
+            )
+            found += answer["items"]
+            page = answer.get("nextPageToken")
+            if not page:
+                return found
+
+    def _ask(self, request: Any) -> Any:  # noqa: ANN401  what Google's client gives
+        return _patiently(lambda: request.execute(http=self._http()))
+
+    def _refusal_of(self, request: Any) -> _Refusal | None:  # noqa: ANN401
+        """Ask, and give Drive's refusal instead of raising it; None when it was done."""
+        from googleapiclient.errors import HttpError
+
+        try:
+            self._ask(request)
+        except HttpError as error:
+            return _Refusal.of(error)
+        return None
+
+    def _http(self) -> Any:  # noqa: ANN401  httplib2.Http
+        http = getattr(self._mine, "http", None)
+        if http is None:
+            http = self._mine.http = self._auth.Get_Http_Object()
+            self._connections.append(http)
+        return http
+
+    @contextlib.contextmanager
+    def _told(self, state: str = "") -> Iterator[None]:
+        """Turn what Google's clients raise into an error that says what to do."""
+        try:
+            yield
+        except RunError:
+            raise
+        except Exception as error:
+            what, remedy = _drive_trouble(error)
+            raise DvcPushError(f"{self.name}: {what}", state=state, remedy=remedy) from error
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """What Drive said when it did not do something."""
+
+    error: Exception
+    status: int
+    reason: str
+    message: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> _Refusal | None:
+        """Read it out of an error of Google's client; None where Drive did not answer."""
+        from googleapiclient.errors import HttpError
+
+        for cause in causes(error):
+            if isinstance(cause, HttpError):
+                try:
+                    told = json.loads(cause.content)["error"]
+                    return cls(cause, int(cause.resp.status), told["errors"][0]["reason"], told["message"])
+                except (ValueError, KeyError, TypeError, IndexError):  # a front end's page instead of Drive's answer
+                    return cls(cause, int(cause.resp.status), "", f"HTTP {cause.resp.status}")
+        return None
+
+    @property
+    def is_rate_limit(self) -> bool:
+        """Whether the same request may be taken in a while."""
+        limits = ("userRateLimitExceeded", "rateLimitExceeded")
+        return self.status == HTTPStatus.TOO_MANY_REQUESTS or self.reason in limits
+
+
+def _is_cut(error: BaseException) -> bool:
+    """Whether the connection broke, or none came about."""
+    from httplib2 import HttpLib2Error
+
+    kinds = (ConnectionError, TimeoutError, ssl.SSLError, socket.gaierror, http.client.HTTPException, HttpLib2Error)
+    return any(isinstance(cause, kinds) for cause in causes(error))
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether the same request may succeed a little later."""
+    from oauth2client.client import HttpAccessTokenRefreshError
+
+    refusal = _Refusal.of(error)
+    if refusal is not None:
+        return refusal.is_rate_limit or refusal.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    for cause in causes(error):
+        if isinstance(cause, HttpAccessTokenRefreshError):
+            status = int(cause.status or 0)
+            return status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    return _is_cut(error)
+
+
+def _patiently(act: Callable[[], Any]) -> Any:  # noqa: ANN401
+    """Do something with Drive, again after each pause while its trouble is one that passes."""
+    for pause in (*PAUSES, None):
+        try:
+            return act()
+        except Exception as error:
+            if pause is None or not _passes(error):
+                raise
+        time.sleep(pause * random.uniform(0.5, 1.0))  # not all machines again at the same moment
+    raise AssertionError
+
+
+def _drive_trouble(error: BaseException) -> tuple[str, str]:
+    """Say what Drive's trouble is, and what to do about it."""
+    from oauth2client.client import AccessTokenRefreshError
+    from pydrive2.auth import AuthError
+
+    refusal = _Refusal.of(error)
+    if refusal is not None:
+        what = f"Google Drive refused: {refusal.message} ({refusal.reason or refusal.status})."
+        return what, _remedy(refusal)
+    told = next((cause for cause in causes(error) if isinstance(cause, AccessTokenRefreshError)), None)
+    if told is not None or any(isinstance(cause, AuthError) for cause in causes(error)):
+        what = f"Google does not accept the Drive credentials ({told or 'none are there'})."
+        return what, (
+            "make new ones, put them into secrets.json as GDRIVE_USER_CREDENTIALS (README, Prerequisites) and run "
+            "again. Refresh tokens of an OAuth app in state Testing end after 7 days: publish the app."
+        )
+    if _is_cut(error):
+        what = f"the connection to Google Drive broke ({type(error).__name__}: {error})."
+        return what, "check that internet is on, then run sync_outputs() again."
+    return f"{type(error).__name__}: {error}", "check the file and the folder named above, then run again."
+
+
+def _remedy(refusal: _Refusal) -> str:
+    if refusal.is_rate_limit:
+        return "wait some minutes for Drive's rate limit, then run sync_outputs() again."
+    if refusal.reason in ("storageQuotaExceeded", "quotaExceeded", "teamDriveFileLimitExceeded"):
+        return "free space in that Google account, also in its trash, which counts; then run sync_outputs() again."
+    remedies: Mapping[int, str] = {
+        HTTPStatus.NOT_FOUND: "check the folder's id in .dvc/config, and that the account can open it.",
+        HTTPStatus.UNAUTHORIZED: "make new Drive credentials and put them into secrets.json (README, Prerequisites).",
+        HTTPStatus.FORBIDDEN: "let the account write to the folder (share it as Editor), then run again.",
+    }
+    return remedies.get(refusal.status, "run sync_outputs() again in some minutes.")
+
+
+class _Piece:
+    """A range of a file as the body of a request.
+
+    Each iteration starts anew: a layer that sends the body a second time (after 401, or over a fresh connection) sends
+    all of it, where an open file would go on from where it stopped and the server wait for the rest.
+    """
+
+    def __init__(self, source: Path, begin: int, length: int, reached: Callable[[int], object]) -> None:
+        self._source, self._begin, self._length, self._reached = source, begin, length, reached
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[bytes]:
+        left = self._length
+        with self._source.open("rb") as file:
+            file.seek(self._begin)
+            while left and (block := file.read(min(left, BLOCK))):
+                yield block
+                left -= len(block)
+                self._reached(self._begin + self._length - left)
+
+
+def _media(source: Path, progress: Progress) -> Any:  # noqa: ANN401  googleapiclient has no types
+    """Give a file as Google's client uploads it, piece by piece."""
+    from googleapiclient.http import MediaUpload
+
+    furthest = 0
+
+    def reached(position: int) -> None:
+        nonlocal furthest
+        if position > furthest:  # what is sent again is not told again
+            progress(position - furthest)
+            furthest = position
+
+    class Pieces(MediaUpload):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._size = source.stat().st_size
+
+        def chunksize(self) -> int:
+            return PIECE
+
+        def mimetype(self) -> str:
+            return "application/octet-stream"
+
+        def size(self) -> int:
+            return self._size
+
+        def resumable(self) -> bool:
+            return True
+
+        def getbytes(self, begin: int, length: int) -> _Piece:
+            return _Piece(source, begin, max(0, min(length, self._size - begin)), reached)
+
+    return Pieces()
+
+
+def open_remote(odb: Any) -> DriveObjects:  # noqa: ANN401  DVC's object database
+    """Open the remote that DVC has configured."""
+    return DriveObjects(odb)

@@ -1,0 +1,275 @@
+"""A DVC remote on S3 or what speaks its protocol, through DVC's own client."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import errno
+import io
+import re
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lib.errors import DvcPushError, RunError
+from lib.sync.objects import Copy, Progress, causes
+
+WHOLE = 2**30  # bytes up to which a file goes to S3 in one request, which cannot be seen half done
+PART = 64 * 2**20  # bytes of a larger one's parts, each held in memory
+
+
+class S3Objects:
+    """An S3 bucket, through the client that DVC has set up; its cache of listings is never read.
+
+    The identity of a copy is its version id where the bucket keeps versions. Elsewhere, and for the version `null`, it
+    is the time of writing, the ETag and a random mark that every upload from here puts into the object's metadata.
+    Limit: two copies of the same bytes that DVC itself (which sets no mark) writes within one second are one identity.
+    That can keep an object, never lose one: the second of the two is written only where the first is missing, so a
+    publication that takes it for what stood there before leaves a copy behind that nobody names; and one that would
+    delete the first has marked its intent, for which whoever is about to write the second waits.
+
+    With versions, a copy under a delete marker is not there, for DVC neither. All versions above it are, the older
+    ones too, as twins; deleting the newest brings the next one back. Where listing versions is not allowed or not
+    offered (R2), only the newest can be seen.
+
+    A file of up to `WHOLE` bytes is one request: it is there or not, nothing remains of a cut one, S3 checks its MD5
+    on arrival, and its ETag tells it. A larger one goes in parts; the upload's id stands beside the object as long as
+    it lasts, so that any machine can remove the parts of a dead one. The MD5 is unknown of what went in parts or is
+    encrypted by a key service.
+
+    Cannot: without versions, delete in the same request that looks; in between somebody may replace the copy. Time
+    limits are those of DVC's configuration (`read_timeout`, `connect_timeout`); s3fs sets 15 s and 5 s by itself.
+    """
+
+    def __init__(self, odb: Any) -> None:  # noqa: ANN401  DVC's object database
+        self.name = f"s3://{odb.path}"
+        self._path_of: Callable[[str], str] = odb.oid_to_path
+        with self._told(state="nothing was uploaded or changed."):
+            self._s3 = odb.fs.fs  # connects
+        # botocore repeats by itself and rewinds the file first; s3fs would go on from where it stopped
+        self._s3.retries = 1
+
+    def look(self, oids: Iterable[str]) -> dict[str, dict[str, Copy]]:
+        """Ask for each object's newest copy, and for older versions where the bucket keeps them."""
+        found = {}
+        with self._told():
+            for oid in oids:
+                copies = {identity: copy for identity, copy, _ in self._copies(oid)}
+                if copies:
+                    found[oid] = copies
+        return found
+
+    def upload(self, oid: str, source: Path, label: str, progress: Progress) -> None:
+        """Put the file in one request, or a large one in parts that become the object when the last is there."""
+        mark = {"copy": secrets.token_hex(8)}
+        with self._told():
+            if source.stat().st_size <= WHOLE:
+                digest = base64.b64encode(bytes.fromhex(oid.removesuffix(".dir"))).decode()
+                with _Told(source, progress) as file:
+                    self._call("put_object", oid, Body=file, ContentMD5=digest, Metadata=mark)
+            else:
+                self._upload_parts(oid, source, label, progress, mark)
+
+    def delete(self, oid: str, identity: str) -> None:
+        """Delete that version; without versions, the object if it is still that copy."""
+        with self._told():
+            if not identity.startswith(_WRITTEN):
+                self._call("delete_object", oid, VersionId=identity)
+                return
+            for standing, _, version in self._copies(oid):
+                if standing == identity:
+                    self._call("delete_object", oid, **version)
+
+    def discard(self, oid: str, label: str) -> None:
+        """Remove the parts of a large file's upload, by the id that it has left beside the object."""
+        note = f".{label}.upload"
+        with self._told():
+            try:
+                answer = self._call("head_object", oid, note)
+            except FileNotFoundError:
+                return
+            with contextlib.suppress(FileNotFoundError):
+                self._call("abort_multipart_upload", oid, UploadId=answer["Metadata"]["upload"])
+            self._call("delete_object", oid, note, **_version(answer))
+
+    def close(self) -> None:
+        """DVC's client closes itself."""
+
+    def _call(self, method: str, oid: str, suffix: str = "", **words: object) -> Any:  # noqa: ANN401
+        bucket, key, _ = self._s3.split_path(self._path_of(oid))
+        answer = self._s3.call_s3(method, Bucket=bucket, Key=key + suffix, **words)
+        if method in ("put_object", "complete_multipart_upload", "delete_object"):
+            self._s3.invalidate_cache()  # DVC reads it
+        return answer
+
+    def _copies(self, oid: str) -> Iterator[tuple[str, Copy, dict[str, str]]]:
+        """Give identity, copy and how to name it in a request, of each copy under the object's path."""
+        newest = self._head(oid)
+        if newest is None:
+            return
+        yield _identity(newest), _copy(newest), _version(newest)
+        if newest.get("VersionId"):
+            for older in self._versions(oid, newest["VersionId"]):
+                about = self._head(oid, VersionId=older)
+                if about is not None:
+                    yield _identity(about), _copy(about), {"VersionId": older}
+
+    def _head(self, oid: str, **version: str) -> dict[str, Any] | None:
+        try:
+            head: dict[str, Any] = self._call("head_object", oid, **version)
+        except FileNotFoundError:
+            return None
+        return head
+
+    def _versions(self, oid: str, newest: str) -> list[str]:
+        """Give the ids of the other versions that no delete marker hides."""
+        bucket, key, _ = self._s3.split_path(self._path_of(oid))
+        versions, markers = [], []
+        page: dict[str, Any] = {}
+        while True:
+            following = {k: v for k, v in (("KeyMarker", page.get("NextKeyMarker")),
+                                           ("VersionIdMarker", page.get("NextVersionIdMarker"))) if v}  # fmt: skip
+            try:
+                page = self._s3.call_s3("list_object_versions", Bucket=bucket, Prefix=key, **following)
+            except OSError as error:
+                if isinstance(error, PermissionError) or error.errno in (errno.ENOSYS, errno.EPERM):
+                    return []
+                raise
+            versions += [item for item in page.get("Versions", ()) if item["Key"] == key]
+            markers += [item["LastModified"] for item in page.get("DeleteMarkers", ()) if item["Key"] == key]
+            if not page.get("IsTruncated"):
+                break
+        # in doubt, within one second, a version counts as hidden: what is not seen is not deleted
+        return [
+            item["VersionId"]
+            for item in versions
+            if item["VersionId"] != newest and all(item["LastModified"] > marker for marker in markers)
+        ]
+
+    def _upload_parts(self, oid: str, source: Path, label: str, progress: Progress, mark: Mapping[str, str]) -> None:
+        note = f".{label}.upload"
+        upload = {"UploadId": self._call("create_multipart_upload", oid, Metadata=mark)["UploadId"]}
+        noted = {}
+        try:
+            # before the first part: a machine that dies later leaves this behind
+            noted = _version(self._call("put_object", oid, note, Body=b"", Metadata={"upload": upload["UploadId"]}))
+            parts = []
+            with source.open("rb") as file:
+                for number, part in enumerate(iter(lambda: file.read(PART), b""), 1):
+                    answer = self._call("upload_part", oid, PartNumber=number, Body=part, **upload)
+                    parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+                    progress(len(part))
+            self._call("complete_multipart_upload", oid, MultipartUpload={"Parts": parts}, **upload)
+        except BaseException as error:
+            try:
+                with contextlib.suppress(FileNotFoundError):  # it is whole, only the answer was lost
+                    self._call("abort_multipart_upload", oid, **upload)
+                self._call("delete_object", oid, note, **noted)
+            except Exception as trouble:  # noqa: BLE001  the first error is the one shown; `discard` tries again
+                error.add_note(f"its parts could not be removed: {type(trouble).__name__}")
+            raise
+        self._call("delete_object", oid, note, **noted)
+
+    @contextlib.contextmanager
+    def _told(self, state: str = "") -> Iterator[None]:
+        """Turn what S3's clients raise into an error that says what to do."""
+        try:
+            yield
+        except RunError:
+            raise
+        except Exception as error:
+            what, remedy = _s3_trouble(error)
+            raise DvcPushError(f"{self.name}: {what}", state=state, remedy=remedy) from error
+
+
+_WRITTEN = "written "
+
+
+def _version(answer: Mapping[str, Any]) -> dict[str, str]:
+    """Give what names this version in a request; nothing where the bucket keeps none."""
+    return {"VersionId": answer["VersionId"]} if answer.get("VersionId") else {}
+
+
+def _identity(head: Mapping[str, Any]) -> str:
+    version = head.get("VersionId")
+    if version and version != "null":
+        return str(version)
+    mark = head.get("Metadata", {}).get("copy", "")
+    return f"{_WRITTEN}{head['LastModified']:%Y%m%dT%H%M%SZ} {head['ETag'].strip(chr(34))} {mark}".strip()
+
+
+def _copy(head: Mapping[str, Any]) -> Copy:
+    etag = head["ETag"].strip('"')
+    by_key_service = head.get("ServerSideEncryption") not in (None, "AES256") or head.get("SSECustomerAlgorithm")
+    is_md5 = not by_key_service and len(etag) == 32 and set(etag) <= set("0123456789abcdef")  # noqa: PLR2004
+    return Copy(head["ContentLength"], etag if is_md5 else None)
+
+
+class _Told(io.FileIO):
+    """A file that tells how much more of it was read than ever before: a client may read it twice."""
+
+    def __init__(self, path: Path, progress: Progress) -> None:
+        super().__init__(path)
+        self._progress = progress
+        self._furthest = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read, and tell."""
+        block = super().read(-1 if size is None else size)
+        if self.tell() > self._furthest:
+            self._progress(self.tell() - self._furthest)
+            self._furthest = self.tell()
+        return block or b""
+
+
+_S3_REMEDIES = (  # by the code of the refusal
+    (
+        r"InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|InvalidToken|TokenRefreshRequired",
+        "put valid keys where DVC looks for them (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)",
+    ),
+    (
+        r"AccessDenied|403|AllAccessDisabled|AccountProblem",
+        "let these keys list the bucket, and get, put and delete its objects",
+    ),
+    (r"NoSuchBucket", "check the bucket's name in .dvc/config"),
+    (r"Quota|StorageFull", "free space in the bucket or raise its quota"),
+)
+
+
+def _s3_trouble(error: BaseException) -> tuple[str, str]:
+    """Say what S3's trouble is, and what to do about it."""
+    from botocore.exceptions import (
+        BotoCoreError,
+        ClientError,
+        HTTPClientError,
+        NoCredentialsError,
+    )
+    from botocore.exceptions import (
+        ConnectionError as NoConnection,
+    )
+
+    what, remedy = f"{type(error).__name__}: {error}", "check the file and the bucket named above"
+    for cause in causes(error):
+        if isinstance(cause, ClientError):
+            told = cause.response.get("Error", {})
+            code = str(told.get("Code", ""))
+            what = f"S3 refused {cause.operation_name}: {told.get('Message') or 'no reason given'} ({code})."
+            fitting = (text for pattern, text in _S3_REMEDIES if re.search(pattern, code))
+            remedy = next(fitting, "mend the cause named above")
+            break
+        if isinstance(cause, NoCredentialsError):
+            what, remedy = "no S3 keys were found.", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            break
+        if isinstance(cause, (HTTPClientError, NoConnection)):
+            what, remedy = f"the connection to S3 broke ({cause}).", "check that internet is on"
+            break
+        if isinstance(cause, BotoCoreError):
+            what, remedy = f"{type(cause).__name__}: {cause}", "check the remote's settings in .dvc/config"
+            break
+    return what, f"{remedy}, then run sync_outputs() again."
+
+
+def open_remote(odb: Any) -> S3Objects:  # noqa: ANN401  DVC's object database
+    """Open the remote that DVC has configured."""
+    return S3Objects(odb)
