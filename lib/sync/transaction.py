@@ -628,7 +628,7 @@ class _Publishing:
 
     def _is_fenced(self) -> bool:
         """Whether the intent is certainly marked, so that our last push cannot happen any more."""
-        with contextlib.suppress(RunError):
+        with contextlib.suppress(Exception):
             for seen in self.vault.refs.read_intents():
                 if seen.ref == self.ref and seen.record is not None:
                     return seen.record.state == "aborting"
