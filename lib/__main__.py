@@ -10,6 +10,11 @@ import click
 
 from lib.errors import RunError
 
+OLDER_THAN = click.option(
+    "--older-than", type=float, metavar="SECONDS", default=600.0, help="A run that has not moved for so long is dead."
+)
+SECRETS = click.option("--secrets", metavar="FILE", default="", help="Path of secrets.json.")
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 def app() -> None:
@@ -37,10 +42,8 @@ def sandbox(*, module: str, folder: Path, data: Path | None, as_json: bool) -> N
 
 
 @app.command()
-@click.option(
-    "--older-than", type=float, metavar="SECONDS", default=600.0, help="What has not moved for so long is dead."
-)
-@click.option("--secrets", metavar="FILE", default="", help="Path of secrets.json.")
+@OLDER_THAN
+@SECRETS
 def recover(*, older_than: float, secrets: str) -> None:
     """Undo what dead runs left unfinished on the two remotes of this clone; waits until their lease is over."""
     import time
@@ -57,6 +60,31 @@ def recover(*, older_than: float, secrets: str) -> None:
         print(f"Waiting for {left} unfinished publications to end or to expire …", flush=True)
         time.sleep(min(15, max(1, older_than / 10)))
     print("No unfinished publication is left.")
+
+
+@app.command()
+@OLDER_THAN
+@SECRETS
+@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
+def check(*, older_than: float, secrets: str, as_json: bool) -> None:
+    """Look at both remotes of this clone and say what is wrong; nothing is deleted. Exits with 1 if something is."""
+    from lib.credentials import load_credentials
+    from lib.sync import check as look
+
+    def note(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    checked = look(Path.cwd(), load_credentials(secrets), older_than=older_than, say=note)
+    if as_json:
+        print(checked.to_json())
+    else:
+        for finding in checked.findings:
+            print(f"{finding.kind}: {finding.what}.\n  What to do: {finding.remedy}.")
+        print(
+            f"{checked.refs} branches and tags, {checked.objects} objects, {checked.intents} unfinished publications:"
+        )
+        print("Nothing is wrong." if checked.is_healthy else "Something is wrong.")
+    raise SystemExit(0 if checked.is_healthy else 1)
 
 
 def main() -> None:

@@ -15,9 +15,9 @@ uploads                           transaction._Publishing._send               Ob
 verifies                          transaction._Publishing._verify             Objects.look
 COMMITS, or its push is late      transaction._Lease.close_by                 Refs.push
 wants to undo its own             transaction._Publishing._undo_remotely      Refs.read_intents
-marks                             transaction._Vault.undo, _Lease.__enter__   Refs.push
-looks at intents, at branches     transaction._Vault.undo                     Refs.read_intents, Refs.named_objects
-looks at an object                transaction._Vault._delete_new              Objects.look
+marks                             transaction.Vault.undo, _Lease.__enter__   Refs.push
+looks at intents, at branches     transaction.Vault.undo                     Refs.read_intents, Refs.named_objects
+looks at an object                transaction.Vault._delete_new              Objects.look
 reads its mark again, deletes     transaction._Lease.reread, _delete_new      Refs.list_refs, Objects.delete
 removes the intent                transaction._Lease.close_by                 Refs.push
 
@@ -327,7 +327,7 @@ class Model:
         return bytes(new)
 
     def _may_settle(self, state: State, k: int, run: int) -> bool:
-        """As `_Vault.may_settle`: the intent is ours, or its holder's lease has expired."""
+        """As `Vault.may_settle`: the intent is ours, or its holder's lease has expired."""
         phase, holder = state[self.slot[run]] & 3, state[self.slot[run] + 1]
         if holder == k or state[self.seat[holder]] in (GONE, IDLE):
             return True

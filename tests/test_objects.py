@@ -367,6 +367,18 @@ class TestContract:
             blob.oid: [blob.size] for blob in there
         }
 
+    def test_a_survey_gives_every_object_and_nothing_else(self, store: Objects, make: Callable[..., Blob]) -> None:
+        """Files and listings under the names that `look` takes, with their sizes."""
+        before = store.survey()
+        there = [make(100 + number, listing=number == 2) for number in range(4)]
+        for blob in there:
+            send(store, blob)
+        after = store.survey()
+        assert {oid: after.pop(oid)[0].size for oid in [blob.oid for blob in there]} == {
+            blob.oid: blob.size for blob in there
+        }
+        assert after == before
+
     def test_dvc_itself_reads_what_was_stored(self, shop: Shop, store: Objects, make: Callable[..., Blob]) -> None:
         """The object stands where DVC looks for it, byte for byte."""
         from dvc.repo import Repo

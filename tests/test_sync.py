@@ -986,7 +986,7 @@ def test_an_owner_does_not_take_over_the_living_who_undoes_it(
     """Two that delete for one intent could each delete what a third has published since (`protocol_model.py`)."""
     monkeypatch.setattr(transaction, "PATIENCE", 0.0)
     marks: list[transaction._Lease] = []
-    with transaction._opened(stores.clone_again(), Credentials()) as vault:
+    with transaction.open_vault(stores.clone_again(), Credentials()) as vault:
 
         def mark() -> None:
             (seen,) = vault.refs.read_intents()
@@ -1009,13 +1009,13 @@ def test_undoing_deletes_nothing_after_somebody_took_it_over(stores: Stores, wir
     ref = leave_an_intent(stores, wire, stores.clone)
     before = identities(stores)
     other, third = stores.clone_again("other"), stores.clone_again("third")
-    with transaction._opened(other, Credentials()) as vault:
+    with transaction.open_vault(other, Credentials()) as vault:
         (seen,) = vault.refs.read_intents()
         look = vault.objects.look
 
         def look_after_a_sleep(oids: Any) -> Any:
             if stores.refs()[ref] != taken:
-                with transaction._opened(third, Credentials()) as another:
+                with transaction.open_vault(third, Credentials()) as another:
                     (marked,) = another.refs.read_intents()
                     assert marked.record is not None
                     another.refs.push(
@@ -1035,7 +1035,7 @@ def test_undoing_deletes_nothing_after_somebody_took_it_over(stores: Stores, wir
 
 def test_undoing_what_has_been_published_meanwhile_is_no_error(stores: Stores, wire: Wire) -> None:
     """Who looked at an intent a moment too early finds it gone: the branch decides, and everything stays."""
-    with transaction._opened(stores.clone_again(), Credentials()) as vault:
+    with transaction.open_vault(stores.clone_again(), Credentials()) as vault:
         seen: list[Any] = []
         wire.before_commit[BRANCH] = lambda: seen.extend(vault.refs.read_intents())
         publish(stores.clone)
@@ -1341,7 +1341,7 @@ def test_a_renewal_on_its_way_does_not_spoil_the_end_of_a_lease(
 ) -> None:
     """The ref is deleted from where the last renewal has left it."""
     ref = leave_an_intent(stores, wire, stores.clone)
-    with transaction._opened(stores.clone_again(), Credentials()) as vault:
+    with transaction.open_vault(stores.clone_again(), Credentials()) as vault:
         (seen,) = vault.refs.read_intents()
         assert seen.record is not None
         monkeypatch.setattr(journal, "RENEWAL", 0.01)

@@ -216,30 +216,30 @@ def looks_at_branches_first(patch: pytest.MonkeyPatch) -> None:
 
 def takes_identities_for_yes_or_no(patch: pytest.MonkeyPatch) -> None:
     """Delete nothing where anything stood before, whoever stored it again."""
-    delete = transaction._Vault._delete_new
+    delete = transaction.Vault._delete_new
 
-    def delete_where_nothing_stood(vault: transaction._Vault, item: StoredObject, *rest: Any) -> None:
+    def delete_where_nothing_stood(vault: transaction.Vault, item: StoredObject, *rest: Any) -> None:
         if not item.before:
             delete(vault, item, *rest)
 
-    patch.setattr(transaction._Vault, "_delete_new", delete_where_nothing_stood)
+    patch.setattr(transaction.Vault, "_delete_new", delete_where_nothing_stood)
 
 
 def deletes_its_intent_first(patch: pytest.MonkeyPatch) -> None:
     """Lose the journal before the work is done."""
-    undo = transaction._Vault.undo
+    undo = transaction.Vault.undo
 
-    def undo_afterwards(vault: transaction._Vault, seen: Any) -> bool:
+    def undo_afterwards(vault: transaction.Vault, seen: Any) -> bool:
         waiting: list[StoredObject] = []
         with pytest.MonkeyPatch.context() as inner:
-            inner.setattr(transaction._Vault, "_delete_new", lambda _vault, item, *_: waiting.append(item))
+            inner.setattr(transaction.Vault, "_delete_new", lambda _vault, item, *_: waiting.append(item))
             done = undo(vault, seen)
         for item in waiting:
             for identity in set(vault.objects.look([item.oid]).get(item.oid, {})) - set(item.before):
                 vault.objects.delete(item.oid, identity)
         return done
 
-    patch.setattr(transaction._Vault, "undo", undo_afterwards)
+    patch.setattr(transaction.Vault, "undo", undo_afterwards)
 
 
 def pushes_without_the_fence(patch: pytest.MonkeyPatch) -> None:

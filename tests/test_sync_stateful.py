@@ -344,7 +344,7 @@ def standing_between(world: World) -> Iterator[None]:  # noqa: C901  a wrapper a
         by_objects[id(objects)] = by_clone[Path(repo.root_dir)]
         return objects
 
-    def may_settle(vault: transaction._Vault, seen: SeenIntent, _older_than: float = LEASE) -> bool:
+    def may_settle(vault: transaction.Vault, seen: SeenIntent, _older_than: float = LEASE) -> bool:
         if seen.record is None or seen.record.id in transaction._ALIVE:
             return False
         holder = by_owner[seen.record.owner.clone]
@@ -358,7 +358,7 @@ def standing_between(world: World) -> Iterator[None]:  # noqa: C901  a wrapper a
         patch.setattr(transaction, "open_objects", opened)
         patch.setattr(transaction, "SIDE_BY_SIDE", 1)
         patch.setattr(transaction, "time", Timeless(world))
-        patch.setattr(transaction._Vault, "may_settle", may_settle)
+        patch.setattr(transaction.Vault, "may_settle", may_settle)
         yield
 
 
@@ -516,11 +516,11 @@ def listen_to_nobody(patch: pytest.MonkeyPatch) -> None:
 
 def look_at_branches_first(patch: pytest.MonkeyPatch) -> None:
     """Let an undoing read the branches, and the intents after them."""
-    read_intents, named_objects, undo = Refs.read_intents, Refs.named_objects, transaction._Vault.undo
+    read_intents, named_objects, undo = Refs.read_intents, Refs.named_objects, transaction.Vault.undo
     read: dict[Refs, set[str]] = {}
     undoing: set[Refs] = set()
 
-    def undo_so(vault: transaction._Vault, seen: SeenIntent) -> bool:
+    def undo_so(vault: transaction.Vault, seen: SeenIntent) -> bool:
         undoing.add(vault.refs)
         return undo(vault, seen)
 
@@ -530,7 +530,7 @@ def look_at_branches_first(patch: pytest.MonkeyPatch) -> None:
             undoing.discard(refs)
         return read_intents(refs)
 
-    patch.setattr(transaction._Vault, "undo", undo_so)
+    patch.setattr(transaction.Vault, "undo", undo_so)
     patch.setattr(Refs, "read_intents", read_intents_second)
     patch.setattr(
         Refs, "named_objects", lambda refs, *which: read.pop(refs) if refs in read else named_objects(refs, *which)
@@ -549,15 +549,15 @@ def push_without_the_intent(patch: pytest.MonkeyPatch) -> None:
 
 def remove_the_intent_first(patch: pytest.MonkeyPatch) -> None:
     """Let an undoing remove its intent before it deletes."""
-    delete_new = transaction._Vault._delete_new
+    delete_new = transaction.Vault._delete_new
 
-    def late(vault: transaction._Vault, item: StoredObject, mark: transaction._Lease, others: Any) -> None:
+    def late(vault: transaction.Vault, item: StoredObject, mark: transaction._Lease, others: Any) -> None:
         with suppress(RunError):
             vault.refs.push(Move(mark.ref, mark.commit, None))
         patch.setattr(mark, "reread", lambda: None)
         delete_new(vault, item, mark, others)
 
-    patch.setattr(transaction._Vault, "_delete_new", late)
+    patch.setattr(transaction.Vault, "_delete_new", late)
 
 
 def two_are_about_to_commit(world: World, dying: str = "three", living: str = "one") -> None:

@@ -23,9 +23,10 @@ Always true: a branch that can be seen has all its objects. True after recovery:
 branch, no new object and no intent. Not promised: against somebody who deletes objects by hand, or a process that
 sleeps past its lease between a look and the one request that follows it.
 
-`sync_outputs()` publishes, `recover()` settles what others left. Nothing else is public, and nothing here knows YOLO.
+`sync_outputs()` publishes, `recover()` settles what others left, `check()` looks. Nothing here knows YOLO.
 """
 
+from lib.sync.check import Checked, check
 from lib.sync.transaction import Publication, Published, recover, sync_outputs
 
-__all__ = ["Publication", "Published", "recover", "sync_outputs"]
+__all__ = ["Checked", "Publication", "Published", "check", "recover", "sync_outputs"]

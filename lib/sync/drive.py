@@ -123,6 +123,20 @@ class DriveObjects:
     def discard(self, oid: str, label: str) -> None:
         """Drive keeps nothing of a cut upload that could be seen; a session that is not ended expires in a week."""
 
+    def survey(self) -> dict[str, list[Copy]]:
+        """List every folder of objects once, twins too."""
+        found: dict[str, list[Copy]] = {}
+        with self._told():
+            self._find_folders()
+            for path, parents in self._folders.items():
+                if len(path) != len(self._base) + 1:
+                    continue
+                for item in (item for parent in parents for item in self._list(parent)):
+                    if item["mimeType"] != _FOLDER:
+                        copy = Copy(int(item.get("fileSize") or 0), item.get("md5Checksum"))
+                        found.setdefault(path[-1] + item["title"], []).append(copy)
+        return found
+
     def close(self) -> None:
         """Close the connections of all threads."""
         while self._connections:

@@ -1,6 +1,6 @@
 """The DVC remote as the transaction sees it: identities under the paths of objects.
 
-A kind of store joins by one class with five methods, `look`, `upload`, `delete`, `discard` and `close`:
+A kind of store joins by one class with six methods, `look`, `upload`, `delete`, `discard`, `survey` and `close`:
 
 - `look(oids)` gives, for each object that is there, its identities with their size in bytes. An identity names one
   stored copy for ever: whoever stores the object again makes another one. It asks the store, never a cache.
@@ -8,6 +8,7 @@ A kind of store joins by one class with five methods, `look`, `upload`, `delete`
   After an error the copy may be there or not. May run in several threads. `label` is the intent that pays for it.
 - `delete(oid, identity)` removes that one copy, if it still stands there. May be repeated.
 - `discard(oid, label)` removes what a cut upload of that label left elsewhere, if the store keeps such things.
+- `survey()` gives every object of the store with its copies, in requests that grow with the pages, not the objects.
 - `close()` gives back what it holds.
 
 Nothing here decides what may be deleted: `transaction.py` does.
@@ -56,6 +57,9 @@ class Objects(Protocol):
     def discard(self, oid: str, label: str) -> None:
         """Remove what a cut upload left."""
 
+    def survey(self) -> dict[str, list[Copy]]:
+        """Give every object of the store with its copies."""
+
     def close(self) -> None:
         """Give back connections and locks."""
 
@@ -93,10 +97,18 @@ def damaged(wanted: StoredObject, copies: Mapping[str, Copy]) -> str | None:
     if not copies:
         return "it is not there"
     for identity, copy in copies.items():
-        if copy.size != wanted.size:
-            return f"its copy {identity} has {copy.size} bytes instead of {wanted.size}"
-        if copy.md5 is not None and copy.md5 != wanted.oid.removesuffix(".dir"):
-            return f"its copy {identity} has other content (MD5 {copy.md5})"
+        wrong = mismatch(wanted, copy)
+        if wrong:
+            return f"its copy {identity} {wrong}"
+    return None
+
+
+def mismatch(wanted: StoredObject, copy: Copy) -> str | None:
+    """Say in what a copy is not the object; a size below 0 is not known (a folder's listing: of its files together)."""
+    if 0 <= wanted.size != copy.size and not wanted.oid.endswith(".dir"):
+        return f"has {copy.size} bytes instead of {wanted.size}"
+    if copy.md5 is not None and copy.md5 != wanted.oid.removesuffix(".dir"):
+        return f"has other content (MD5 {copy.md5})"
     return None
 
 

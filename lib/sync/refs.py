@@ -21,7 +21,7 @@ from pathlib import Path
 from lib.commands import MINUTE, Answer, run_command
 from lib.credentials import Credentials
 from lib.errors import CommandError, GitPushError
-from lib.sync.intent import Intent, read_intent
+from lib.sync.intent import Intent, StoredObject, read_intent
 
 INTENT_PLACES = ("refs/intents/", "refs/heads/kaggle-intents/")
 """Where intents live; the second is for hosts that take branches and tags alone. Readers always read both."""
@@ -138,6 +138,27 @@ class Refs:
             texts = self._remote("cat-file", "--batch", cwd=self._mirror, text="\n".join(sorted(blobs)) + "\n").output
         return set(re.findall(r"\bmd5:\s*['\"]?([0-9a-f]{32}(?:\.dir)?)", texts))
 
+    def published_objects(self, *patterns: str) -> dict[str, dict[str, StoredObject]]:
+        """Give, for each ref that matches, what the `.dvc` files of its commit name: object by path in the repository.
+
+        A file that is no `.dvc` file of DVC's form is passed by: DVC could not pull it either.
+        """
+        with self._fetched(*patterns):
+            refs = self._git("for-each-ref", "--format=%(refname)", *patterns, cwd=self._mirror).output.split()
+            found = {}
+            for ref in refs:
+                listed = self._git("ls-tree", "-r", "-z", ref, cwd=self._mirror).output.split("\0")
+                pointers = [entry.partition("\t") for entry in listed if entry.endswith(".dvc")]
+                found[ref] = {path: about.split()[2] for about, _, path in pointers}
+            texts = {
+                blob: self._remote("cat-file", "blob", blob, cwd=self._mirror).output
+                for blob in {blob for pointers_of in found.values() for blob in pointers_of.values()}
+            }
+        return {
+            ref: {name: item for path, blob in pointers_of.items() for name, item in _outputs(path, texts[blob])}
+            for ref, pointers_of in found.items()
+        }
+
     @contextlib.contextmanager
     def _fetched(self, *patterns: str) -> Iterator[None]:
         """Bring the mirror's refs of these patterns to where the remote's stand, and keep them there meanwhile.
@@ -209,6 +230,19 @@ class Refs:
             raise GitPushError(f"Git push failed: {error.what}", remedy=error.remedy) from error
         if answer.status != 0:
             raise _refusal(answer, self.url, [move.ref for move in moves])
+
+
+def _outputs(path: str, text: str) -> Iterator[tuple[str, StoredObject]]:
+    """Read a `.dvc` file: each output's path in the repository and its object; a size of -1 is not known."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        outs = YAML(typ="safe", pure=True).load(text)["outs"]
+        for out in outs:
+            yield str(Path(path).parent / out["path"]), StoredObject(str(out["md5"]), int(out.get("size", -1)))
+    except (YAMLError, ValueError, KeyError, TypeError):
+        return
 
 
 def _signature(date: str) -> dict[str, str]:

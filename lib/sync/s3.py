@@ -93,6 +93,22 @@ class S3Objects:
                 self._call("abort_multipart_upload", oid, UploadId=answer["Metadata"]["upload"])
             self._call("delete_object", oid, note, **_version(answer))
 
+    def survey(self) -> dict[str, list[Copy]]:
+        """List the bucket below the remote's path; no MD5, since a listing does not say what is encrypted."""
+        found: dict[str, list[Copy]] = {}
+        bucket, prefix, _ = self._s3.split_path(self.name.removeprefix("s3://"))
+        page: dict[str, Any] = {}
+        with self._told():
+            while True:
+                following = {"ContinuationToken": page["NextContinuationToken"]} if page else {}
+                page = self._s3.call_s3("list_objects_v2", Bucket=bucket, Prefix=f"{prefix}/", **following)
+                for item in page.get("Contents", ()):
+                    oid = item["Key"].removeprefix(f"{prefix}/").replace("/", "", 1)
+                    if not oid.endswith(".upload"):  # the note of a large file under way
+                        found[oid] = [Copy(int(item["Size"]))]
+                if not page.get("IsTruncated"):
+                    return found
+
     def close(self) -> None:
         """DVC's client closes itself."""
 

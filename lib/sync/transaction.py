@@ -1,6 +1,6 @@
 """Publishing, undoing and recovering; the protocol stands in the package's docstring.
 
-All the difficulty is in `_Vault.undo`: it is the same for an owner whose upload failed and for a stranger who
+All the difficulty is in `Vault.undo`: it is the same for an owner whose upload failed and for a stranger who
 finds a dead machine's intent, it may die after any line and be run again, and it deletes only what it must.
 """
 
@@ -76,7 +76,7 @@ def sync_outputs(run: Publication, credentials: Credentials | None = None, *, sa
     it. The error that came first is the one raised; clean-up that failed too is told in its state.
     """
     credentials = credentials or Credentials()
-    with _signals_as_exceptions(), _opened(run.root, credentials) as vault:
+    with _signals_as_exceptions(), open_vault(run.root, credentials) as vault:
         return _Publishing(vault, run, say).publish()
 
 
@@ -89,12 +89,13 @@ def recover(
     call. Give the number of intents that are left. Raises the error of the first one that could not be settled, after
     trying all.
     """
-    with _opened(root, credentials or Credentials()) as vault:
+    with open_vault(root, credentials or Credentials()) as vault:
         return vault.recover(older_than, say)
 
 
 @contextlib.contextmanager
-def _opened(root: Path, credentials: Credentials) -> Iterator[_Vault]:
+def open_vault(root: Path, credentials: Credentials) -> Iterator[Vault]:
+    """Open both remotes of the clone at `root`. Raises `SyncError` where that cannot be done."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
@@ -103,7 +104,7 @@ def _opened(root: Path, credentials: Credentials) -> Iterator[_Vault]:
             repo = stack.enter_context(Repo(str(root)))
             objects = open_objects(repo)
             stack.callback(_close, objects)
-            vault = _Vault(repo, Refs(root, credentials), objects, credentials.redact)
+            vault = Vault(repo, Refs(root, credentials), objects, credentials.redact)
         except (CommandError, DvcException, OSError) as error:
             told = error.what if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
             raise SyncError(
@@ -126,7 +127,7 @@ _SEEN: dict[tuple[str, str], tuple[str, float]] = {}
 _ALIVE: set[str] = set()
 
 
-class _Vault:
+class Vault:
     """Both remotes, and the undoing that every role shares."""
 
     def __init__(self, repo: Any, refs: Refs, objects: Objects, redact: Callable[[str], str]) -> None:  # noqa: ANN401
@@ -208,29 +209,29 @@ class _Vault:
         return True
 
     def _with_parts(self, named: set[str], record: Intent) -> set[str]:
-        """Add the files that the named listings of folders hold; read only where something of the intent is unnamed.
-
-        Raises `DvcPushError` for a listing that stands on the remote and cannot be read: what it names must be kept.
-        """
+        """Add the files that the named listings of folders hold; read only where something of the intent is unnamed."""
         if all(item.oid in named for item in record.objects):
             return named
+        listings = self.objects.look([oid for oid in sorted(named) if oid.endswith(".dir")])
+        return named.union(*(self.parts_of(oid) for oid in listings))
+
+    def parts_of(self, listing: str) -> set[str]:
+        """Give the objects that the listing of a folder names (DVC's `.dir` objects are JSON, read by DVC).
+
+        Raises `DvcPushError` for a listing that cannot be read: what it names must be kept.
+        """
         from dvc_data.hashfile.hash_info import HashInfo
         from dvc_data.hashfile.tree import Tree
 
-        listings = self.objects.look([oid for oid in sorted(named) if oid.endswith(".dir")])
-        odb = self.repo.cloud.get_remote_odb()
-        parts = set()
-        for oid in listings:
-            try:
-                tree = Tree.load(odb, HashInfo("md5", oid))
-            except Exception as error:
-                raise DvcPushError(
-                    f"{self.objects.name}: the listing {oid} of a folder cannot be read ({type(error).__name__}).",
-                    state="nothing was deleted, since it may name what would be; the intent stands on the Git remote.",
-                    remedy="run `python -m lib recover` again in a minute.",
-                ) from error
-            parts |= {info.value for _, (_, info) in tree.iteritems()}
-        return named | parts
+        try:
+            tree = Tree.load(self.repo.cloud.get_remote_odb(), HashInfo("md5", listing))
+        except Exception as error:
+            raise DvcPushError(
+                f"{self.objects.name}: the listing {listing} of a folder cannot be read ({type(error).__name__}).",
+                state="nothing was deleted, since it may name what would be.",
+                remedy="run the same again in a minute.",
+            ) from error
+        return {info.value for _, (_, info) in tree.iteritems()}
 
     def _delete_new(self, item: StoredObject, mark: _Lease, others: Sequence[SeenIntent]) -> None:
         """Delete every copy that was not there before, asking right before each whether the mark is still ours."""
@@ -352,7 +353,7 @@ class _Lease:
 class _Publishing:
     """One call of `sync_outputs`."""
 
-    def __init__(self, vault: _Vault, run: Publication, say: Say) -> None:
+    def __init__(self, vault: Vault, run: Publication, say: Say) -> None:
         self.vault, self.run, self.say = vault, run, say
         self.ref = ""
         self.commit = ""

@@ -1,0 +1,129 @@
+"""Look at both remotes and say what is wrong with them; nothing is written or deleted there.
+
+What is looked at: every branch and tag with all its history, every intent, and every object on the DVC remote. Cannot
+see: an object that is replaced while it is looked at, and what another repository of the same DVC remote names; its
+objects are told as unnamed, and only that repository can say more.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from lib.credentials import Credentials
+from lib.sync import intent as journal
+from lib.sync.intent import StoredObject
+from lib.sync.objects import Copy, mismatch
+from lib.sync.refs import SeenIntent
+from lib.sync.transaction import EVERYTHING, Vault, open_vault
+
+Kind = Literal["missing", "damaged", "unnamed", "twins", "expired", "unreadable"]
+Standing = Mapping[str, Sequence[Copy]]
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a person may want to know: what it is, where, and what to do."""
+
+    kind: Kind
+    what: str
+    remedy: str
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether it is more than a remark: twins are two right copies of one object."""
+        return self.kind != "twins"
+
+
+@dataclass(frozen=True)
+class Checked:
+    """How much was looked at, and what was found."""
+
+    refs: int
+    objects: int
+    intents: int
+    findings: tuple[Finding, ...]
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether nothing is wrong."""
+        return not any(finding.is_wrong for finding in self.findings)
+
+    def to_json(self) -> str:
+        """Give all of it for a machine to read."""
+        return json.dumps({"healthy": self.is_healthy, **asdict(self)}, indent=2)
+
+
+def check(
+    root: Path, credentials: Credentials | None = None, *, older_than: float = journal.LEASE, say: Say = print
+) -> Checked:
+    """Check both remotes of the clone at `root`.
+
+    Intents are watched for `older_than` seconds: one that moves belongs to a living run. Raises `SyncError` where a
+    remote cannot be read.
+    """
+    with open_vault(root, credentials or Credentials()) as vault:
+        intents = _watch(vault, older_than, say)
+        # branches after intents: a publication that commits in between is seen as a branch
+        published = vault.refs.published_objects(*EVERYTHING)
+        named = vault.refs.named_objects(*EVERYTHING)
+        standing = vault.objects.survey()
+        parts = {oid: vault.parts_of(oid) for oid in named if oid.endswith(".dir") and oid in standing}
+        named = named.union(*parts.values())
+        named |= {item.oid for seen, _ in intents if seen.record is not None for item in seen.record.objects}
+        findings = [
+            *_check_branches(published, parts, standing),
+            *_check_objects(named, standing),
+            *_check_intents(intents),
+        ]
+        return Checked(len(published), len(standing), len(intents), tuple(findings))
+
+
+def _watch(vault: Vault, seconds: float, say: Say) -> list[tuple[SeenIntent, bool]]:
+    """Give the intents, and of each whether it has not moved for so long."""
+    first = {seen.ref: seen.commit for seen in vault.refs.read_intents()}
+    if not first:
+        return []
+    say(f"Watching {len(first)} unfinished publications for {seconds:.0f} s: those of living runs move …")
+    time.sleep(seconds)
+    return [(seen, first.get(seen.ref) == seen.commit) for seen in vault.refs.read_intents()]
+
+
+def _check_branches(
+    published: Mapping[str, Mapping[str, StoredObject]], parts: Mapping[str, set[str]], standing: Standing
+) -> Iterator[Finding]:
+    push = "push it from a clone that has it (`dvc push`), or delete the branch"
+    for ref, items in published.items():
+        for path, item in sorted(items.items()):
+            # a folder's listing holds no sizes: that its files are there is what can be said
+            files = [StoredObject(oid, -1) for oid in sorted(parts.get(item.oid, ()))]
+            for wanted in (item, *files):
+                if wanted.oid not in standing:
+                    yield Finding("missing", f"{ref}: {path} needs {wanted.oid}, which is not there", push)
+                for wrong in filter(None, (mismatch(wanted, copy) for copy in standing.get(wanted.oid, ()))):
+                    yield Finding("damaged", f"{ref}: {path} needs {wanted.oid}, and a copy of it {wrong}", push)
+
+
+def _check_objects(named: set[str], standing: Standing) -> Iterator[Finding]:
+    for oid, copies in sorted(standing.items()):
+        if oid not in named:
+            size = sum(copy.size for copy in copies)
+            remedy = "if no other repository uses this DVC remote, delete it by hand"
+            yield Finding("unnamed", f"{oid} ({size} bytes) is named by no commit and no intent", remedy)
+        if len(copies) > 1:
+            yield Finding("twins", f"{oid} stands {len(copies)} times", "nothing: both are right")
+
+
+def _check_intents(intents: Sequence[tuple[SeenIntent, bool]]) -> Iterator[Finding]:
+    for seen, is_still in intents:
+        if seen.record is None:
+            remedy = "update this project and check again"
+            yield Finding("unreadable", f"{seen.ref} was written by another version of this project", remedy)
+        elif is_still:
+            died = f"{seen.ref}: the publication of {seen.record.branch} has died"
+            yield Finding("expired", died, "run `python -m lib recover`")
