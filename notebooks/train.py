@@ -74,6 +74,8 @@ def step(title):
 
 
 def stop(what, remedy):
+    with (working / "run.log").open("a", encoding="utf-8") as log_file:
+        log_file.write(f"{what}\nWhat to do: {remedy}\n")
     raise SystemExit(f"{what}\nWhat to do: {remedy}")
 
 
@@ -86,12 +88,14 @@ found = subprocess.run(asked, capture_output=True, text=True).stdout.splitlines(
 say(f"GPUs: {', '.join(found) or 'none'}")
 if on_kaggle and wanted[accelerator] and not found:
     stop(f"Rendered for {accelerator}, and there is no GPU.", "choose GPU T4 x2 in the notebook's settings, run again.")
-if on_kaggle and sorted(name.removeprefix("Tesla ") for name in found) != wanted[accelerator]:
+right = [word for name, word in zip(found, wanted[accelerator], strict=False) if word in name]
+if on_kaggle and right != wanted[accelerator]:
     say(f"Warning: rendered for {accelerator}; training takes what is here.")
 
 # %% [markdown]
 # ## 1/10: Clone repository from GitHub
-# The exact commit, as shallow as it can be. The token goes into the environment of these commands alone.
+# The exact commit, as shallow as it can be. The token goes into the environment of these commands alone. From the end
+# of this step on everything printed goes to `run.log` as well, without credentials.
 
 # %%
 step("1/10: Clone repository from GitHub")
@@ -105,13 +109,18 @@ if not repository:
     make = [sys.executable, "-m", "lib", "sandbox", module, "--folder", str(sandbox), "--json"]
     made = subprocess.run(make, cwd=projects[0], capture_output=True, text=True)
     if made.returncode:
-        raise SystemExit(made.stderr)
-    repository, commit = (json.loads(made.stdout)[key] for key in ("repository", "commit"))
+        stop(made.stderr, "as it says above.")
+    repository, commit = (json.loads(made.stdout.splitlines()[-1])[key] for key in ("repository", "commit"))
 
 token = os.environ.get("GITHUB_TOKEN", "")
 inputs = Path("/kaggle/input")
 for file in [Path(secrets)] if secrets else [*inputs.glob("*/secrets.json"), *inputs.glob("datasets/*/*/secrets.json")]:
-    token = json.loads(file.read_text(encoding="utf-8")).get("GITHUB_TOKEN", token)
+    try:
+        token = json.loads(file.read_text(encoding="utf-8")).get("GITHUB_TOKEN", token)
+    except (OSError, ValueError, AttributeError) as error:  # never with what stands in it
+        stop(
+            f"{file} cannot be read as a JSON object ({type(error).__name__}).", "correct it, or the parameter secrets."
+        )
 git_environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
 if token and repository.startswith("http"):
     import base64
@@ -129,9 +138,9 @@ def git(*words):
 
 root = working / repository.rstrip("/").rpartition("/")[2].removesuffix(".git")
 root.mkdir(exist_ok=True)
-if not (root / ".git").is_dir():
-    git("init", "--quiet")
-    git("remote", "add", "origin", repository)
+git("init", "--quiet")  # run again in the same session, it keeps what is there
+git("remote", "remove", "origin")
+git("remote", "add", "origin", repository)
 fetched = git("fetch", "--quiet", "--depth=1", "origin", commit or "HEAD")
 if fetched.returncode:  # a host that gives no single commits
     fetched = git("fetch", "--quiet", "origin")
@@ -147,6 +156,12 @@ os.chdir(root)
 sys.path.insert(0, str(root))
 say(f"{repository} at {commit} is in {root}")
 
+from lib.credentials import load_credentials
+from lib.log import RunLog
+
+credentials = load_credentials(secrets)
+log = RunLog(working / "run.log", credentials.redact)
+
 # %% [markdown]
 # ## 2/10: Install dependencies (Hybrid Strategy)
 # Hardware: the host's own torch and CUDA stay. Logic: everything else as `uv.lock` says, in a folder of its own.
@@ -155,22 +170,17 @@ say(f"{repository} at {commit} is in {root}")
 step("2/10: Install dependencies (Hybrid Strategy)")
 from lib.install import install
 
-say(install(root, scratch / "packages"))
+print(install(root, scratch / "packages"))
 
 # %% [markdown]
 # ## 3/10: Configure DVC with Google Drive
-# From here on everything printed goes to `run.log` as well, without credentials.
 
 # %%
 step("3/10: Configure DVC with Google Drive")
-from lib.credentials import load_credentials
 from lib.experiment import find_module, load_experiment
 from lib.host import find_host
-from lib.log import RunLog
 from lib.remotes import configure_dvc, configure_git
 
-credentials = load_credentials(secrets)
-log = RunLog(working / "run.log", credentials.redact)
 overrides = {
     "training.epochs": epochs,
     "training.batch_size": batch_size,
