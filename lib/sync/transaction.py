@@ -89,8 +89,16 @@ def recover(
     call. Give the number of intents that are left. Raises the error of the first one that could not be settled, after
     trying all.
     """
-    with open_vault(root, credentials or Credentials()) as vault:
-        return vault.recover(older_than, say)
+    credentials = credentials or Credentials()
+    with open_vault(root, credentials) as vault:
+        try:
+            return vault.recover(older_than, say)
+        except OSError as error:
+            raise SyncError(
+                credentials.redact(f"recovering stopped: {type(error).__name__}: {error}"),
+                state="what is not settled yet stands on the Git remote as an intent.",
+                remedy="free some space if the disk is full, check the DVC remote, and run the same again.",
+            ) from error
 
 
 @contextlib.contextmanager
@@ -423,8 +431,8 @@ class _Publishing:
         """Settle what the dead have left; what cannot be settled now does not stop this publication."""
         try:
             self.vault.recover(journal.LEASE, self.say)
-        except RunError as error:
-            self.say(f"Warning: an unfinished publication could not be settled: {error.what}")
+        except (RunError, OSError) as error:
+            self.say(f"Warning: an unfinished publication could not be settled: {self._short(error)}")
 
     def _plan(self, items: Sequence[StoredObject]) -> Intent:
         """Probe and adopt: give the intent that says what stood there before."""
