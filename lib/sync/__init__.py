@@ -20,8 +20,10 @@ Undoing, the same from an exception, a retry or a stranger's machine, and safe t
 identities that were not there before and that nobody else names; delete the intent last.
 
 Always true: a branch that can be seen has all its objects. True after recovery: the branch with every object, or no
-branch, no new object and no intent. Not promised: against somebody who deletes objects by hand, or a process that
-sleeps past its lease between a look and the one request that follows it.
+branch, no new object and no intent. Not promised: against somebody who deletes objects by hand, or pushes the same
+content by hand while a run of it is undone; against an upload that reaches the store after its run has given it up; and
+for a process that sleeps past its lease between a look and the one request that follows it. `check()` finds what these
+leave.
 
 `sync_outputs()` publishes, `recover()` settles what others left, `check()` looks. Nothing here knows YOLO.
 """

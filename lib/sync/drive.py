@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import random
@@ -11,13 +10,13 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from lib.errors import DvcPushError, RunError
-from lib.sync.objects import Copy, Progress, causes
+from lib.sync.objects import Copy, Progress, causes, told
 
 SILENCE = 120.0  # seconds without a byte after which a connection is given up: Google's client would wait for ever
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds before Drive is asked again: its limits are counted by the minute
@@ -227,16 +226,8 @@ class DriveObjects:
             self._connections.append(http)
         return http
 
-    @contextlib.contextmanager
-    def _told(self, state: str = "") -> Iterator[None]:
-        """Turn what Google's clients raise into an error that says what to do."""
-        try:
-            yield
-        except RunError:
-            raise
-        except Exception as error:
-            what, remedy = _drive_trouble(error)
-            raise DvcPushError(f"{self.name}: {what}", state=state, remedy=remedy) from error
+    def _told(self, state: str = "") -> AbstractContextManager[None]:
+        return told(self.name, _drive_trouble, state)
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,14 @@ Nothing here decides what may be deleted: `transaction.py` does.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from lib.errors import SyncError
+from lib.errors import DvcPushError, RunError, SyncError
 
 if TYPE_CHECKING:
     from lib.sync.intent import StoredObject
@@ -118,3 +119,15 @@ def causes(error: BaseException) -> Iterator[BaseException]:
     while cause is not None:
         yield cause
         cause = cause.__cause__ or cause.__context__
+
+
+@contextlib.contextmanager
+def told(name: str, trouble: Callable[[BaseException], tuple[str, str]], state: str) -> Iterator[None]:
+    """Turn what a store's client raises into an error that says what happened and what to do; `trouble` knows both."""
+    try:
+        yield
+    except RunError:
+        raise
+    except Exception as error:
+        what, remedy = trouble(error)
+        raise DvcPushError(f"{name}: {what}", state=state, remedy=remedy) from error

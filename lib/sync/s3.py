@@ -9,11 +9,11 @@ import io
 import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from lib.errors import DvcPushError, RunError
-from lib.sync.objects import Copy, Progress, causes
+from lib.sync.objects import Copy, Progress, causes, told
 
 WHOLE = 2**30  # bytes up to which a file goes to S3 in one request, which cannot be seen half done
 PART = 64 * 2**20  # bytes of a larger one's parts, each held in memory
@@ -187,16 +187,8 @@ class S3Objects:
             raise
         self._call("delete_object", oid, note, **noted)
 
-    @contextlib.contextmanager
-    def _told(self, state: str = "") -> Iterator[None]:
-        """Turn what S3's clients raise into an error that says what to do."""
-        try:
-            yield
-        except RunError:
-            raise
-        except Exception as error:
-            what, remedy = _s3_trouble(error)
-            raise DvcPushError(f"{self.name}: {what}", state=state, remedy=remedy) from error
+    def _told(self, state: str = "") -> AbstractContextManager[None]:
+        return told(self.name, _s3_trouble, state)
 
 
 _WRITTEN = "written "
