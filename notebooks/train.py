@@ -29,7 +29,7 @@ commit = ""  # the exact commit to train; empty: the newest of the repository's 
 secrets = ""  # path of secrets.json; empty: looked for in both mounts of a Kaggle dataset, then in the environment
 accelerator = "t4x2"  # what the run was rendered for: "t4x2", "p100" or "none"; another one only warns
 working = ""  # folder for clone, artifacts and log; empty: /kaggle/working, or a new one in the sandbox
-sandbox = "build/sandbox"  # folder of the sandbox, where no repository is given
+sandbox = "build/sandbox"  # folder of the sandbox, below the checkout; used where no repository is given
 epochs = None  # training.epochs of the experiment; None leaves it as it is
 batch_size = None  # training.batch_size of the experiment; None leaves it as it is
 learning_rate = None  # training.learning_rate of the experiment; None leaves it as it is
@@ -52,7 +52,8 @@ from pathlib import Path
 started = datetime.now(UTC)
 steps = []  # (title, start) of every step, for run.json and the summary
 on_kaggle = Path("/kaggle/working").is_dir()
-sandbox = Path(sandbox).resolve()
+projects = [folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "render.py").is_file()]
+sandbox = Path(*projects[:1], sandbox).resolve()
 runs = Path("/kaggle/working") if on_kaggle else sandbox / "runs" / f"{module}-{started:%Y%m%d-%H%M%S}"
 working = Path(working).resolve() if working else runs
 scratch = Path("/kaggle/tmp/kaggle-training") if on_kaggle else working / "scratch"
@@ -100,7 +101,6 @@ if on_kaggle and right != wanted[accelerator]:
 # %%
 step("1/10: Clone repository from GitHub")
 if not repository:
-    projects = [folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "render.py").is_file()]
     if on_kaggle or not projects:
         stop(
             "No repository is given.",
