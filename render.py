@@ -113,7 +113,8 @@ def main(
     about = find_module(module)
     if data is not None and not run:
         raise RenderError("--data is for --run only.", remedy="add --run, or track the dataset with DVC for Kaggle.")
-    given = {name: _yaml_value(text) for name, text in parameter}
+    accelerator = "none" if run else accelerator
+    given = {name: _yaml_value(name, text) for name, text in parameter}
     notebook = read_notebook()
     unknown_or_reserved(given, notebook)
     dotted = {name: value for name, value in given.items() if "." in name}
@@ -125,16 +126,16 @@ def main(
     values = {
         "module": about.name,
         "experiment": chosen.model_dump(mode="json"),
-        "accelerator": "none" if run else accelerator,
+        "accelerator": accelerator,
         "sandbox": str(sandbox.resolve()) if run else "build/sandbox",
         **where,
         **baked,
     }
     folder = output or PROJECT / "build" / about.name
-    user, dataset = kaggle_user or _configured_user(), secrets_dataset
+    user = kaggle_user or _configured_user()
     rendered = write_rendered(
-        folder, about, bake(notebook, values, accelerator if not run else "none"),
-        None if run else kernel_metadata(about, accelerator, user, dataset),
+        folder, about, bake(notebook, values, accelerator),
+        None if run else kernel_metadata(about, accelerator, user, secrets_dataset),
     )  # fmt: skip
     print(f"Notebook: {rendered.notebook}\nOne cell: {rendered.script}")
     if run:
@@ -151,11 +152,17 @@ def main(
 # ── what is given ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _yaml_value(text: str) -> Any:  # noqa: ANN401
+def _yaml_value(name: str, text: str) -> Any:  # noqa: ANN401
     """Read a value as an experiment's YAML would: 3 is a number, true a truth value, null nothing."""
     from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
-    return YAML(typ="safe", pure=True).load(text)
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except (YAMLError, ValueError, KeyError):  # the last two: a date or number that is none
+        raise RenderError(
+            f"-p {name} {text!r}: this is no YAML value.", state="nothing was written.", remedy="put it in quotes."
+        ) from None
 
 
 def unknown_or_reserved(given: Mapping[str, Any], notebook: Any) -> None:  # noqa: ANN401  nbformat has no types

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,14 @@ from pathlib import Path
 from lib.errors import CommandError
 
 MINUTE = 60.0
+SILENCE = 2 * MINUTE  # without a byte, before a connection is given up
 LONG = 200  # characters of a word that an error shows
+
+
+def limit_silence() -> None:
+    """Give up connections of this process that say nothing for `SILENCE`: Google's client would wait for ever."""
+    if socket.getdefaulttimeout() is None:
+        socket.setdefaulttimeout(SILENCE)
 
 
 @dataclass(frozen=True)

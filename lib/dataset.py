@@ -6,17 +6,16 @@ changed: training reads a copy with absolute paths.
 
 from __future__ import annotations
 
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lib.commands import limit_silence
 from lib.credentials import Credentials
 from lib.errors import DatasetError
 from lib.experiment import Experiment
 
 PICTURES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-SILENCE = 120.0  # seconds without a byte after which a connection is given up
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,7 @@ def pull_dataset(root: Path, experiment: Experiment, scratch: Path, credentials:
             state="nothing was pulled or trained.",
             remedy=f"run `dvc add {experiment.dataset} && dvc push`, commit {target.name}, push and render again.",
         )
-    if socket.getdefaulttimeout() is None:
-        socket.setdefaulttimeout(SILENCE)
+    limit_silence()
     try:
         with Repo(str(root)) as repo:
             repo.pull(targets=[str(target)])

@@ -11,7 +11,7 @@ import importlib.metadata
 import json
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -152,13 +152,18 @@ def _start(experiment: Experiment) -> str:
 def metrics_table(metrics: dict[str, Any]) -> str:
     """Give the metrics as a Markdown table, a row a split and head."""
     rows = ["| Split | Head | Images | " + " | ".join(HEADERS.values()) + " |", "| --- " * (3 + len(HEADERS)) + "|"]
+    rows += [f"| {' | '.join(cells)} |" for cells in _metric_rows(metrics)]
+    return "\n".join(rows)
+
+
+def _metric_rows(metrics: dict[str, Any]) -> Iterator[list[str]]:
+    """Give the cells of each split and head that was measured: split, head, images, then the metrics of `HEADERS`."""
     for split in ("validation", "test"):
         for head in ("box", "pose"):
             values = metrics.get(split, {}).get(head)
             if values:
                 cells = [f"{values[key]:.3f}" if key in values else "not measured" for key in HEADERS]
-                rows.append(f"| {split} | {head} | {metrics[split]['images']} | {' | '.join(cells)} |")
-    return "\n".join(rows)
+                yield [split, head, str(metrics[split]["images"]), *cells]
 
 
 def commands_to_get(branch: str) -> list[str]:
@@ -214,12 +219,8 @@ def show_summary(
         f"\n[bold]{escape(experiment.about.title)}: {escape(experiment.name)} is trained and published.[/bold]\n"
     )
     table = Table("Split", "Head", "Images", *HEADERS.values(), title="Metrics of best.pt", title_justify="left")
-    for split in ("validation", "test"):
-        for head in ("box", "pose"):
-            values = evaluated.metrics[split].get(head)
-            if values:
-                cells = [f"{values[key]:.3f}" if key in values else "not measured" for key in HEADERS]
-                table.add_row(split, head, str(evaluated.metrics[split]["images"]), *cells)
+    for cells in _metric_rows(evaluated.metrics):
+        table.add_row(*cells)
     console.print(table)
     times = Table("Step", "Time", title="Where the time went", title_justify="left")
     for title, seconds in durations(steps, end).items():

@@ -26,6 +26,7 @@ from conftest import run_git
 from drive_emulator import DriveEmulator, client_pointed_at
 from s3_emulator import S3Emulator
 
+from lib.commands import SILENCE
 from lib.errors import DvcPushError
 from lib.sync import drive as drive_module
 from lib.sync import s3 as s3_module
@@ -701,7 +702,7 @@ class TestDrive:
     @pytest.mark.usefixtures("on_drive")
     def test_a_silent_connection_is_given_up(self) -> None:
         """The client has no limit of its own, so every socket of the process gets one."""
-        assert socket.getdefaulttimeout() == drive_module.SILENCE
+        assert socket.getdefaulttimeout() == SILENCE
 
     def test_a_piece_is_read_in_blocks_and_may_be_sent_again(self, make: Callable[..., Blob]) -> None:
         """Memory stays flat, and a second sending starts where the first did."""

@@ -16,9 +16,9 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from lib.commands import limit_silence
 from lib.sync.objects import Copy, Progress, causes, told
 
-SILENCE = 120.0  # seconds without a byte after which a connection is given up: Google's client would wait for ever
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds before Drive is asked again: its limits are counted by the minute
 PIECE = 64 * 2**20  # bytes in one request of a Drive upload; at most this much is sent again after a cut
 BLOCK = 2**16
@@ -48,8 +48,7 @@ class DriveObjects:
 
     def __init__(self, odb: Any) -> None:  # noqa: ANN401  DVC's object database
         # the client sets no limit of its own, and one cut connection would hold the run for ever
-        if socket.getdefaulttimeout() is None:
-            socket.setdefaulttimeout(SILENCE)
+        limit_silence()
         self.name = f"gdrive://{odb.path}"
         self._path_of: Callable[[str], str] = odb.oid_to_path
         self._root, *self._base = odb.path.strip("/").split("/")
