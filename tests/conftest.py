@@ -58,15 +58,20 @@ class Stores:
         found.pop("refs/heads/main", None)
         return found
 
+    def root(self) -> str:
+        """Give the first commit of the repository, which names it."""
+        return run_git("rev-list", "--max-parents=0", "main", cwd=self.origin)
+
     def intents(self) -> list[str]:
         """Give the refs of publications that are not finished."""
         return [ref for ref in self.refs() if ref.startswith("refs/intents/")]
 
     def objects(self) -> dict[str, bytes]:
-        """Give every file of the DVC remote, temporary ones too, and its bytes."""
+        """Give every file of the DVC remote, temporary ones too, and its bytes; but for the mark of its owner."""
         if not self.storage.is_dir():
             return {}
-        files = (path for path in self.storage.rglob("*") if path.is_file())
+        owner = self.storage / f"kaggle-training-owner-{self.root()}"
+        files = (path for path in self.storage.rglob("*") if path.is_file() and path != owner)
         return {path.relative_to(self.storage).as_posix(): path.read_bytes() for path in files}
 
     def object_path(self, md5: str) -> Path:

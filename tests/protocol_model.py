@@ -15,8 +15,8 @@ uploads                           transaction._Publishing._send               Ob
 verifies                          transaction._Publishing._verify             Objects.look
 COMMITS, or its push is late      transaction._Lease.close_by                 Refs.push
 wants to undo its own             transaction._Publishing._undo_remotely      Refs.read_intents
-marks                             transaction.Vault.undo, _Lease.__enter__   Refs.push
-looks at intents, at branches     transaction.Vault.undo                     Refs.read_intents, Refs.named_objects
+marks                             transaction.Vault.settle, _Lease.__enter__   Refs.push
+looks at intents, at branches     transaction.Vault.settle                     Refs.read_intents, Refs.named_objects
 looks at an object                transaction.Vault._delete_new              Objects.look
 reads its mark again, deletes     transaction._Lease.reread, _delete_new      Refs.list_refs, Objects.delete
 removes the intent                transaction._Lease.close_by                 Refs.push

@@ -204,7 +204,7 @@ def md5(path: Path) -> str:
 
 def identities(stores: Stores) -> dict[Path, tuple[int, int]]:
     """Give every file of the DVC remote with what changes when it is written again."""
-    files = [path for path in stores.storage.rglob("*") if path.is_file()]
+    files = [stores.storage / name for name in stores.objects()]
     return {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in files}
 
 
@@ -1029,7 +1029,7 @@ def test_undoing_deletes_nothing_after_somebody_took_it_over(stores: Stores, wir
         taken = ""
         vault.objects.look = look_after_a_sleep  # type: ignore[method-assign]
         with pytest.raises(RunError):
-            vault.undo(seen)
+            vault.settle(seen)
     assert identities(stores) == before
 
 
@@ -1039,7 +1039,7 @@ def test_undoing_what_has_been_published_meanwhile_is_no_error(stores: Stores, w
         seen: list[Any] = []
         wire.before_commit[BRANCH] = lambda: seen.extend(vault.refs.read_intents())
         publish(stores.clone)
-        assert vault.undo(seen[0]) is False
+        assert vault.settle(seen[0]) is False
     assert_published(stores, stores.clone)
 
 

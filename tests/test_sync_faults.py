@@ -218,28 +218,27 @@ def takes_identities_for_yes_or_no(patch: pytest.MonkeyPatch) -> None:
     """Delete nothing where anything stood before, whoever stored it again."""
     delete = transaction.Vault._delete_new
 
-    def delete_where_nothing_stood(vault: transaction.Vault, item: StoredObject, *rest: Any) -> None:
-        if not item.before:
-            delete(vault, item, *rest)
+    def delete_where_nothing_stood(vault: transaction.Vault, doomed: Sequence[StoredObject], *rest: Any) -> None:
+        delete(vault, [item for item in doomed if not item.before], *rest)
 
     patch.setattr(transaction.Vault, "_delete_new", delete_where_nothing_stood)
 
 
 def deletes_its_intent_first(patch: pytest.MonkeyPatch) -> None:
     """Lose the journal before the work is done."""
-    undo = transaction.Vault.undo
+    undo = transaction.Vault.settle
 
     def undo_afterwards(vault: transaction.Vault, seen: Any) -> bool:
         waiting: list[StoredObject] = []
         with pytest.MonkeyPatch.context() as inner:
-            inner.setattr(transaction.Vault, "_delete_new", lambda _vault, item, *_: waiting.append(item))
+            inner.setattr(transaction.Vault, "_delete_new", lambda _vault, doomed, *_: waiting.extend(doomed))
             done = undo(vault, seen)
         for item in waiting:
             for identity in set(vault.objects.look([item.oid]).get(item.oid, {})) - set(item.before):
                 vault.objects.delete(item.oid, identity)
         return done
 
-    patch.setattr(transaction.Vault, "undo", undo_afterwards)
+    patch.setattr(transaction.Vault, "settle", undo_afterwards)
 
 
 def pushes_without_the_fence(patch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import hashlib
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -293,7 +293,7 @@ class World:
         self.check()
         assert self.stores.intents() == [], f"an intent is left:\n{self}"
         allowed = {self.stores.object_path(oid) for oid in self.named()} | set(self.strangers)
-        left = {path for path in self.stores.storage.rglob("*") if path.is_file()} - allowed
+        left = {self.stores.storage / name for name in self.stores.objects()} - allowed
         assert not left, f"nobody names {left}:\n{self}"
 
     def stranger_puts(self, letter: str) -> None:
@@ -516,7 +516,7 @@ def listen_to_nobody(patch: pytest.MonkeyPatch) -> None:
 
 def look_at_branches_first(patch: pytest.MonkeyPatch) -> None:
     """Let an undoing read the branches, and the intents after them."""
-    read_intents, named_objects, undo = Refs.read_intents, Refs.named_objects, transaction.Vault.undo
+    read_intents, named_objects, undo = Refs.read_intents, Refs.named_objects, transaction.Vault.settle
     read: dict[Refs, set[str]] = {}
     undoing: set[Refs] = set()
 
@@ -530,7 +530,7 @@ def look_at_branches_first(patch: pytest.MonkeyPatch) -> None:
             undoing.discard(refs)
         return read_intents(refs)
 
-    patch.setattr(transaction.Vault, "undo", undo_so)
+    patch.setattr(transaction.Vault, "settle", undo_so)
     patch.setattr(Refs, "read_intents", read_intents_second)
     patch.setattr(
         Refs, "named_objects", lambda refs, *which: read.pop(refs) if refs in read else named_objects(refs, *which)
@@ -551,11 +551,11 @@ def remove_the_intent_first(patch: pytest.MonkeyPatch) -> None:
     """Let an undoing remove its intent before it deletes."""
     delete_new = transaction.Vault._delete_new
 
-    def late(vault: transaction.Vault, item: StoredObject, mark: transaction._Lease, others: Any) -> None:
+    def late(vault: transaction.Vault, doomed: Sequence[StoredObject], mark: transaction._Lease, others: Any) -> None:
         with suppress(RunError):
             vault.refs.push(Move(mark.ref, mark.commit, None))
         patch.setattr(mark, "reread", lambda: None)
-        delete_new(vault, item, mark, others)
+        delete_new(vault, doomed, mark, others)
 
     patch.setattr(transaction.Vault, "_delete_new", late)
 

@@ -33,6 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of DVC'
 
 BRANCH = "kaggle-train-detection-exp001-20250102-030405"
 STAMP = datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC)
+OBJECT = r"(?!.*kaggle-training-)"  # no mark
 SECRETS = (*drive_emulator.SECRETS, *s3_emulator.SECRETS)
 REFUSE_BRANCHES = """
 while read old new ref; do
@@ -48,7 +49,7 @@ class Remote:
     kind: str
     connect: Callable[[Path], object]
     objects: Callable[[], dict[str, list[bytes]]]
-    """Every object that can be seen: path from `files/`, and its copies."""
+    """Every file that can be seen but the owner's mark: path from `files/`, and its copies."""
     hidden: Callable[[], list[str]]
     """What is stored and cannot be seen."""
     plant: Callable[[str, bytes], object]
@@ -68,10 +69,12 @@ def drive_remote(folder: Path) -> Iterator[Remote]:
         yield Remote(
             "drive",
             lambda clone: drive_emulator.configure_clone(clone, drive, folder / "credentials"),
-            lambda: {path: [data for _, data in copies] for path, copies in drive.files().items()},
+            lambda: {p: [data for _, data in copies] for p, copies in drive.files().items() if "-owner-" not in p},
             list,
             drive.put,
-            lambda kind, times: drive.add_fault("^POST /upload" if kind == "full" else "^PUT", kinds[kind], times),
+            lambda kind, times: drive.add_fault(
+                f"^{'POST /upload' if kind == 'full' else f'PUT {OBJECT}'}", kinds[kind], times
+            ),
             drive.clear_faults,
             {"PYTHONPATH": str(drive_emulator.write_sitecustomize(folder / "site", drive))},
         )
@@ -86,10 +89,10 @@ def s3_remote(_folder: Path) -> Iterator[Remote]:
         yield Remote(
             "s3",
             lambda clone: s3.configure_clone(clone, "bucket"),
-            lambda: {key.removeprefix("dvc/"): [data] for key, data in s3.files("bucket").items()},
+            lambda: {k.removeprefix("dvc/"): [data] for k, data in s3.files("bucket").items() if "-owner-" not in k},
             lambda: s3.remains("bucket"),
             lambda path, data: s3.client().put_object(Bucket="bucket", Key=f"dvc/{path}", Body=data),
-            lambda kind, times: s3.add_fault("^PUT", kinds[kind], times),
+            lambda kind, times: s3.add_fault(f"^PUT {OBJECT}", kinds[kind], times),
             s3.clear_faults,
             {},
         )

@@ -1,15 +1,16 @@
 """Look at both remotes and say what is wrong with them; nothing is written or deleted there.
 
 What is looked at: every branch and tag with all its history, every intent, and every object on the DVC remote. Cannot
-see: an object that is replaced while it is looked at, and what another repository of the same DVC remote names; its
-objects are told as unnamed, and only that repository can say more.
+see: an object that is replaced while it is looked at, and what another repository of the same DVC remote names. Where
+the remote is marked as that one's, what no ref of this one names is passed by; where it is marked as this one's, the
+other's objects are told as unnamed, and only that repository can say more.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,7 +22,11 @@ from lib.sync.objects import Copy, mismatch
 from lib.sync.refs import SeenIntent
 from lib.sync.transaction import EVERYTHING, Vault, open_vault
 
-Kind = Literal["missing", "damaged", "unnamed", "twins", "expired", "unreadable"]
+Kind = Literal["missing", "damaged", "unnamed", "twins", "expired", "unreadable", "foreign"]
+FOREIGN = (
+    "what publications of this repository leave when they are undone stays there. If no other repository uses this "
+    "DVC remote any more, delete the files kaggle-training-owner-* in its folder"
+)
 Standing = Mapping[str, Sequence[Copy]]
 Say = Callable[[str], object]
 
@@ -36,8 +41,8 @@ class Finding:
 
     @property
     def is_wrong(self) -> bool:
-        """Whether it is more than a remark: twins are two right copies of one object."""
-        return self.kind != "twins"
+        """Whether it is more than a remark: twins are two right copies of one object, and a remote may be shared."""
+        return self.kind not in ("twins", "foreign")
 
 
 @dataclass(frozen=True)
@@ -75,10 +80,14 @@ def check(
         standing = vault.objects.survey()
         parts = {oid: vault.parts_of(oid) for oid in named if oid.endswith(".dir") and oid in standing}
         named = named.union(*parts.values())
-        named |= {item.oid for seen, _ in intents if seen.record is not None for item in seen.record.objects}
+        for seen, _ in intents:
+            if seen.record is not None:
+                named |= {item.oid for item in seen.record.objects} | set(seen.record.superseded)
+        foreign = vault.is_foreign()
         findings = [
+            *([Finding("foreign", vault.keeps, FOREIGN)] if foreign else ()),
             *_check_branches(published, parts, standing),
-            *_check_objects(named, standing),
+            *_check_objects(standing.keys() if foreign else named, standing),
             *_check_intents(intents),
         ]
         return Checked(len(published), len(standing), len(intents), tuple(findings))
@@ -109,7 +118,7 @@ def _check_branches(
                     yield Finding("damaged", f"{ref}: {path} needs {wanted.oid}, and a copy of it {wrong}", push)
 
 
-def _check_objects(named: set[str], standing: Standing) -> Iterator[Finding]:
+def _check_objects(named: Collection[str], standing: Standing) -> Iterator[Finding]:
     for oid, copies in sorted(standing.items()):
         if oid not in named:
             size = sum(copy.size for copy in copies)
@@ -125,5 +134,6 @@ def _check_intents(intents: Sequence[tuple[SeenIntent, bool]]) -> Iterator[Findi
             remedy = "update this project and check again"
             yield Finding("unreadable", f"{seen.ref} was written by another version of this project", remedy)
         elif is_still:
-            died = f"{seen.ref}: the publication of {seen.record.branch} has died"
+            what = "clean-up after" if seen.record.state == "cleaning" else "publication of"
+            died = f"{seen.ref}: the {what} {seen.record.branch} has died"
             yield Finding("expired", died, "run `python -m lib recover`")

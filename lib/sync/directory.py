@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from lib.sync.objects import Copy, Progress
+from lib.sync.objects import MARK, MARK_TEXT, Copy, Progress, home_of
 
 
 class DirectoryObjects:
@@ -18,6 +18,7 @@ class DirectoryObjects:
     def __init__(self, odb: Any) -> None:  # noqa: ANN401  DVC's object database
         self.name = str(odb.path)
         self._path_of: Callable[[str], str] = odb.oid_to_path
+        self._home = Path(home_of(self.name))
 
     def look(self, oids: Iterable[str]) -> dict[str, dict[str, Copy]]:
         """Give the one copy that a path can hold."""
@@ -63,6 +64,19 @@ class DirectoryObjects:
             if not path.name.startswith(".") and path.is_file():
                 found[path.parent.name + path.name] = [Copy(path.stat().st_size)]
         return found
+
+    def marks(self) -> set[str]:
+        """List the folder."""
+        return {path.name.removeprefix(MARK) for path in self._home.glob(f"{MARK}*")}
+
+    def mark(self, name: str) -> None:
+        """Write a file: its name is all that counts, so half of it is as good."""
+        self._home.mkdir(parents=True, exist_ok=True)
+        (self._home / f"{MARK}{name}").write_bytes(MARK_TEXT)
+
+    def unmark(self, name: str) -> None:
+        """Remove the file."""
+        (self._home / f"{MARK}{name}").unlink(missing_ok=True)
 
     def close(self) -> None:
         """Nothing is held."""

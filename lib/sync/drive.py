@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.commands import limit_silence
-from lib.sync.objects import Copy, Progress, causes, told
+from lib.sync.objects import MARK, MARK_TEXT, Copy, Progress, causes, home_of, told
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds before Drive is asked again: its limits are counted by the minute
 PIECE = 64 * 2**20  # bytes in one request of a Drive upload; at most this much is sent again after a cut
@@ -52,6 +52,7 @@ class DriveObjects:
         self.name = f"gdrive://{odb.path}"
         self._path_of: Callable[[str], str] = odb.oid_to_path
         self._root, *self._base = odb.path.strip("/").split("/")
+        self._home = tuple(home_of(odb.path).strip("/").split("/")[1:])
         self._trash_only = bool(odb.fs.config.get("gdrive_trash_only"))
         self._mine = threading.local()
         self._connections: list[Any] = []
@@ -71,7 +72,7 @@ class DriveObjects:
         about = self._ask(self._files.get(fileId=self._root, fields="driveId", supportsAllDrives=True))
         return {"driveId": about["driveId"], "corpora": "drive"} if about.get("driveId") else {"corpora": "default"}
 
-    # ── the five methods ───────────────────────────────────────────────────────────────────────────────────────────
+    # ── the store's methods ────────────────────────────────────────────────────────────────────────────────────────
 
     def look(self, oids: Iterable[str]) -> dict[str, dict[str, Copy]]:
         """List the folders of the objects, twins too, and keep the files of their names."""
@@ -95,28 +96,29 @@ class DriveObjects:
         """Insert one more file through a resumable session; Drive shows it when it is whole."""
         folder, title = self._place(oid)
         with self._told():
-            parent = self._make_folder(folder)
-            request = self._files.insert(
-                body={"title": title, "parents": [{"id": parent}]},
-                media_body=_media(source, progress),
-                supportsAllDrives=True,
-                fields="id",
-            )
-            whole = None
-            while whole is None:  # after an error the client asks the session how far it came, and goes on from there
-                _, whole = _patiently(lambda: request.next_chunk(http=self._http()))
+            self._insert(folder, title, _media(source, progress))
+
+    def _insert(self, folder: tuple[str, ...], title: str, media: Any) -> None:  # noqa: ANN401  a MediaUpload
+        body = {"title": title, "parents": [{"id": self._make_folder(folder)}]}
+        request = self._files.insert(body=body, media_body=media, supportsAllDrives=True, fields="id")
+        whole = None
+        while whole is None:  # after an error the client asks the session how far it came, and goes on from there
+            _, whole = _patiently(lambda: request.next_chunk(http=self._http()))
 
     def delete(self, oid: str, identity: str) -> None:  # noqa: ARG002  a file id needs no path
         """Delete by file id: another copy of the same path is another id."""
+        with self._told():
+            self._remove(identity)
+
+    def _remove(self, identity: str) -> None:
         # in a shared drive most members may put away, and only managers destroy
         ways = [self._files.trash] if self._trash_only else [self._files.delete, self._files.trash]
-        with self._told():
-            for way in ways:
-                refusal = self._refusal_of(way(fileId=identity, supportsAllDrives=True))
-                if refusal is None or refusal.status == HTTPStatus.NOT_FOUND:
-                    return  # not there any more is what was wanted
-                if way is ways[-1] or refusal.reason != "insufficientFilePermissions":
-                    raise refusal.error
+        for way in ways:
+            refusal = self._refusal_of(way(fileId=identity, supportsAllDrives=True))
+            if refusal is None or refusal.status == HTTPStatus.NOT_FOUND:
+                return  # not there any more is what was wanted
+            if way is ways[-1] or refusal.reason != "insufficientFilePermissions":
+                raise refusal.error
 
     def discard(self, oid: str, label: str) -> None:
         """Drive keeps nothing of a cut upload that could be seen; a session that is not ended expires in a week."""
@@ -135,6 +137,30 @@ class DriveObjects:
                         found.setdefault(path[-1] + item["title"], []).append(copy)
         return found
 
+    def marks(self) -> set[str]:
+        """List the remote's own folder."""
+        with self._told():
+            return {item["title"].removeprefix(MARK) for item in self._marks()}
+
+    def mark(self, name: str) -> None:
+        """Insert a small file, the way an object goes."""
+        from googleapiclient.http import MediaInMemoryUpload
+
+        with self._told():
+            self._insert(self._home, f"{MARK}{name}", MediaInMemoryUpload(MARK_TEXT, "text/plain", resumable=True))
+
+    def unmark(self, name: str) -> None:
+        """Remove every file of that name: a lost answer may have made two."""
+        with self._told():
+            for item in self._marks():
+                if item["title"] == f"{MARK}{name}":
+                    self._remove(item["id"])
+
+    def _marks(self) -> list[dict[str, Any]]:
+        parents = self._find_path(self._home)[self._home]
+        items = (item for parent in parents for item in self._list(parent))
+        return [item for item in items if item["title"].startswith(MARK) and item["mimeType"] != _FOLDER]
+
     def close(self) -> None:
         """Close the connections of all threads."""
         while self._connections:
@@ -150,9 +176,18 @@ class DriveObjects:
 
     def _find_folders(self) -> None:
         """Note the ids of the base folders and of every folder in them; nothing that was known before counts."""
+        path = tuple(self._base)
+        folders = self._find_path(path)
+        for parent in list(folders[path]):
+            for item in self._list(parent, f"mimeType='{_FOLDER}'"):
+                folders.setdefault((*path, item["title"]), []).append(item["id"])
+        self._folders = folders
+
+    def _find_path(self, titles: Iterable[str]) -> dict[tuple[str, ...], list[str]]:
+        """Give the ids of the folders on a path below the root, twins too; by path."""
         folders: dict[tuple[str, ...], list[str]] = {(): [self._root]}
         path: tuple[str, ...] = ()
-        for title in self._base:
+        for title in titles:
             quoted = title.replace("\\", "\\\\").replace("'", "\\'")
             items = [
                 item
@@ -162,10 +197,7 @@ class DriveObjects:
             ]
             path = (*path, title)
             folders[path] = [item["id"] for item in items]
-        for parent in list(folders[path]):
-            for item in self._list(parent, f"mimeType='{_FOLDER}'"):
-                folders.setdefault((*path, item["title"]), []).append(item["id"])
-        self._folders = folders
+        return folders
 
     def _make_folder(self, path: tuple[str, ...]) -> str:
         """Give the folder to upload into, made where there is none; of twins the one that DVC takes too."""

@@ -61,7 +61,11 @@ def process_name(pid: int) -> str:
 
 @dataclass(frozen=True)
 class Intent:
-    """`intent.json`. `nonce` makes each writing another commit: observers see it move, and no two writers agree."""
+    """`intent.json`. `nonce` makes each writing another commit: observers see it move, and no two writers agree.
+
+    `objects` are what the publication brings, `superseded` (MD5, hex) what only the branches name that it takes the
+    place of. Until it is committed the first may be deleted again; from then on, `cleaning`, the second are.
+    """
 
     id: str
     state: State
@@ -69,6 +73,7 @@ class Intent:
     base: str
     owner: Owner
     objects: tuple[StoredObject, ...]
+    superseded: tuple[str, ...] = ()
     nonce: str = ""
     protocol: int = PROTOCOL
 
@@ -77,16 +82,33 @@ class Intent:
         return replace(self, nonce=secrets.token_hex(4))
 
     def marked(self, owner: Owner) -> Intent:
-        """Give the intent in the hands of who undoes it."""
-        return replace(self, state="aborting", owner=owner, nonce=secrets.token_hex(4))
+        """Give the intent in the hands of who settles it: what is committed is cleaned up after, the rest undone."""
+        state: State = "cleaning" if self.state == "cleaning" else "aborting"
+        return replace(self, state=state, owner=owner, nonce=secrets.token_hex(4))
+
+    def committed(self) -> Intent:
+        """Give the intent as the commit push leaves it where there is something to clean up."""
+        return replace(self, state="cleaning", nonce=secrets.token_hex(4))
+
+    @property
+    def doomed(self) -> tuple[StoredObject, ...]:
+        """What settling this intent deletes, unless somebody else names it."""
+        if self.state == "cleaning":
+            return tuple(StoredObject(oid, -1) for oid in self.superseded)
+        return self.objects
 
     def may_delete(self, oid: str, identity: str) -> bool:
-        """Whether undoing this intent would delete the identity."""
-        return any(item.oid == oid and identity not in item.before for item in self.objects)
+        """Whether settling this intent, however it ends, may delete the identity."""
+        new = any(item.oid == oid and identity not in item.before for item in self.objects)
+        return new or oid in self.superseded
 
     def names(self, oid: str) -> bool:
         """Whether the object is one of its own."""
         return any(item.oid == oid for item in self.objects)
+
+    def is_deleting(self, oid: str) -> bool:
+        """Whether somebody may be about to delete the object for it."""
+        return self.state != "uploading" and any(item.oid == oid for item in self.doomed)
 
     def to_json(self) -> str:
         """Give the record as it stands in the ref's commit."""
@@ -122,6 +144,7 @@ def read_intent(text: str) -> Intent | None:
         objects = tuple(
             StoredObject(item["oid"], item["size"], tuple(item["before"])) for item in values.pop("objects")
         )
-        return Intent(objects=objects, owner=Owner(**values.pop("owner")), **values)
+        superseded = tuple(values.pop("superseded"))
+        return Intent(objects=objects, superseded=superseded, owner=Owner(**values.pop("owner")), **values)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -1,6 +1,6 @@
 """The DVC remote as the transaction sees it: identities under the paths of objects.
 
-A kind of store joins by one class with six methods, `look`, `upload`, `delete`, `discard`, `survey` and `close`:
+A kind of store joins by one class with nine methods:
 
 - `look(oids)` gives, for each object that is there, its identities with their size in bytes. An identity names one
   stored copy for ever: whoever stores the object again makes another one. It asks the store, never a cache.
@@ -9,6 +9,9 @@ A kind of store joins by one class with six methods, `look`, `upload`, `delete`,
 - `delete(oid, identity)` removes that one copy, if it still stands there. May be repeated.
 - `discard(oid, label)` removes what a cut upload of that label left elsewhere, if the store keeps such things.
 - `survey()` gives every object of the store with its copies, in requests that grow with the pages, not the objects.
+- `mark(name)`, `unmark(name)` and `marks()` make, remove and list small files in the remote's own folder, outside of
+  what DVC keeps, whose names (after `MARK`) say everything. Both may be repeated; a mark is written as an object would
+  be, so that making one proves what an upload needs.
 - `close()` gives back what it holds.
 
 Nothing here decides what may be deleted: `transaction.py` does.
@@ -27,6 +30,16 @@ from lib.errors import DvcPushError, RunError, SyncError
 
 if TYPE_CHECKING:
     from lib.sync.intent import StoredObject
+
+
+MARK = "kaggle-training-"
+"""How the files begin that `mark` makes."""
+MARK_TEXT = b"Kaggle Training keeps this file; its name says everything. `python -m lib check` tells more.\n"
+
+
+def home_of(path: str) -> str:
+    """Give the remote's own folder: DVC keeps objects some folders below it."""
+    return path.rstrip("/").removesuffix("/files/md5")
 
 
 Progress = Callable[[int], object]
@@ -60,6 +73,15 @@ class Objects(Protocol):
 
     def survey(self) -> dict[str, list[Copy]]:
         """Give every object of the store with its copies."""
+
+    def marks(self) -> set[str]:
+        """Give the names of the marks."""
+
+    def mark(self, name: str) -> None:
+        """Make a mark."""
+
+    def unmark(self, name: str) -> None:
+        """Remove a mark."""
 
     def close(self) -> None:
         """Give back connections and locks."""

@@ -159,10 +159,20 @@ class Refs:
             for ref, pointers_of in found.items()
         }
 
+    def roots(self) -> set[str]:
+        """Give the first commits of the repository, which name it in every clone, also in a shallow one.
+
+        What runs have published is passed by: a repository with a thousand runs has the same roots as without.
+        """
+        with self._fetched("refs/heads/*", "^refs/heads/kaggle-*"):
+            heads = ("--exclude=refs/heads/kaggle-*", "--glob=refs/heads/*")
+            return set(self._git("rev-list", "--max-parents=0", *heads, cwd=self._mirror).output.split())
+
     @contextlib.contextmanager
     def _fetched(self, *patterns: str) -> Iterator[None]:
         """Bring the mirror's refs of these patterns to where the remote's stand, and keep them there meanwhile.
 
+        A pattern that begins with ^ takes refs out of the others.
         Locked against other processes of this clone: an older fetch of theirs could take away what ours has seen.
         """
         self.private.mkdir(parents=True, exist_ok=True)
@@ -172,7 +182,8 @@ class Refs:
                 self._make_mirror()
             self._remote(
                 "fetch", "--quiet", "--prune", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance",
-                f"--filter=blob:limit={BLOBS}", "origin", *(f"+{pattern}:{pattern}" for pattern in patterns),
+                f"--filter=blob:limit={BLOBS}", "origin",
+                *(pattern if pattern.startswith("^") else f"+{pattern}:{pattern}" for pattern in patterns),
                 cwd=self._mirror, timeout=10 * MINUTE,
             )  # fmt: skip
             yield

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from lib.sync.objects import Copy, Progress, causes, told
+from lib.sync.objects import MARK, MARK_TEXT, Copy, Progress, causes, home_of, told
 
 WHOLE = 2**30  # bytes up to which a file goes to S3 in one request, which cannot be seen half done
 PART = 64 * 2**20  # bytes of a larger one's parts, each held in memory
@@ -44,6 +44,7 @@ class S3Objects:
 
     def __init__(self, odb: Any) -> None:  # noqa: ANN401  DVC's object database
         self.name = f"s3://{odb.path}"
+        self._home = home_of(self.name)
         self._path_of: Callable[[str], str] = odb.oid_to_path
         with self._told(state="nothing was uploaded or changed."):
             self._s3 = odb.fs.fs  # connects
@@ -96,28 +97,53 @@ class S3Objects:
     def survey(self) -> dict[str, list[Copy]]:
         """List the bucket below the remote's path; no MD5, since a listing does not say what is encrypted."""
         found: dict[str, list[Copy]] = {}
-        bucket, prefix, _ = self._s3.split_path(self.name.removeprefix("s3://"))
-        page: dict[str, Any] = {}
         with self._told():
-            while True:
-                following = {"ContinuationToken": page["NextContinuationToken"]} if page else {}
-                page = self._s3.call_s3("list_objects_v2", Bucket=bucket, Prefix=f"{prefix}/", **following)
-                for item in page.get("Contents", ()):
-                    oid = item["Key"].removeprefix(f"{prefix}/").replace("/", "", 1)
-                    if not oid.endswith(".upload"):  # the note of a large file under way
-                        found[oid] = [Copy(int(item["Size"]))]
-                if not page.get("IsTruncated"):
-                    return found
+            for name, size in self._list(f"{self.name}/"):
+                oid = name.replace("/", "", 1)
+                if not oid.endswith(".upload"):  # the note of a large file under way
+                    found[oid] = [Copy(size)]
+        return found
+
+    def marks(self) -> set[str]:
+        """List what begins as marks do."""
+        with self._told():
+            return {name for name, _ in self._list(f"{self._home}/{MARK}")}
+
+    def mark(self, name: str) -> None:
+        """Put a small file."""
+        with self._told():
+            self._ask("put_object", f"{self._home}/{MARK}{name}", Body=MARK_TEXT)
+
+    def unmark(self, name: str) -> None:
+        """Delete it; where the bucket keeps versions, that one."""
+        key = f"{self._home}/{MARK}{name}"
+        with self._told(), contextlib.suppress(FileNotFoundError):
+            self._ask("delete_object", key, **_version(self._ask("head_object", key)))
 
     def close(self) -> None:
         """DVC's client closes itself."""
 
     def _call(self, method: str, oid: str, suffix: str = "", **words: object) -> Any:  # noqa: ANN401
-        bucket, key, _ = self._s3.split_path(self._path_of(oid))
-        answer = self._s3.call_s3(method, Bucket=bucket, Key=key + suffix, **words)
+        return self._ask(method, self._path_of(oid) + suffix, **words)
+
+    def _ask(self, method: str, path: str, **words: object) -> Any:  # noqa: ANN401
+        bucket, key, _ = self._s3.split_path(path)
+        answer = self._s3.call_s3(method, Bucket=bucket, Key=key, **words)
         if method in ("put_object", "complete_multipart_upload", "delete_object"):
             self._s3.invalidate_cache()  # DVC reads it
         return answer
+
+    def _list(self, beginning: str) -> Iterator[tuple[str, int]]:
+        """Give the rest of the name, and the size, of everything whose path begins so; in as many requests as pages."""
+        bucket, prefix, _ = self._s3.split_path(beginning)
+        page: dict[str, Any] = {}
+        while True:
+            following = {"ContinuationToken": page["NextContinuationToken"]} if page else {}
+            page = self._s3.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **following)
+            for item in page.get("Contents", ()):
+                yield item["Key"].removeprefix(prefix), int(item["Size"])
+            if not page.get("IsTruncated"):
+                return
 
     def _copies(self, oid: str) -> Iterator[tuple[str, Copy, dict[str, str]]]:
         """Give identity, copy and how to name it in a request, of each copy under the object's path."""

@@ -1,6 +1,6 @@
 """Publishing, undoing and recovering; the protocol stands in the package's docstring.
 
-All the difficulty is in `Vault.undo`: it is the same for an owner whose upload failed and for a stranger who
+All the difficulty is in `Vault.settle`: it is the same for an owner whose upload failed and for a stranger who
 finds a dead machine's intent, it may die after any line and be run again, and it deletes only what it must.
 """
 
@@ -31,6 +31,7 @@ CHECKPOINTS = "refs/heads/kaggle-checkpoint-*"
 EVERYTHING = ("refs/heads/*", "refs/tags/*")
 SIDE_BY_SIDE = 4  # uploads at once: Drive takes two or three new files a second
 PATIENCE = 2 * journal.LEASE  # how long to wait for somebody else's undoing: it is dead or done by then
+OWNER, PROBE = "owner-", "probe-"  # marks on the DVC remote: the repository that may delete there; a proof of writing
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,9 @@ class Publication:
     stamp: datetime
     leave_out: frozenset[str] = frozenset()
     """Names of files in `folder` that stay on this machine."""
+    supersedes: tuple[str, ...] = ()
+    """Branches that this one takes the place of, in the same push: they are gone when it is visible, and after them
+    the objects that nothing else names. With `branch` itself among them the branch moves."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,8 @@ class Vault:
 
     def __init__(self, repo: Any, refs: Refs, objects: Objects, redact: Callable[[str], str]) -> None:  # noqa: ANN401
         self.repo, self.refs, self.objects, self.redact = repo, refs, objects, redact
+        self.keeps = ""
+        """Why nothing was deleted from the DVC remote, if that is so."""
         self.me = Owner(journal.clone_name(refs.private / "clone"), journal.process_name(os.getpid()))
 
     def recover(self, older_than: float, say: Say) -> int:
@@ -153,8 +159,8 @@ class Vault:
                 left += 1
             else:
                 try:
-                    if self.undo(seen):
-                        say(f"Settled {seen.ref}: the unfinished publication of {seen.record.branch} is undone.")
+                    if self.settle(seen):
+                        say(f"Settled {seen.ref}: {_outcome(seen.record, self.keeps)}")
                 except Exception as error:  # noqa: BLE001  the others are settled all the same
                     first = first or error
                     left += 1
@@ -177,8 +183,36 @@ class Vault:
         owner = seen.record.owner  # ours: an earlier attempt of this process, given up
         return owner == self.me or owner.is_dead_here(self.me.clone) or now - since >= older_than
 
-    def undo(self, seen: SeenIntent) -> bool:
-        """Undo an unfinished publication; whether an intent was there to undo.
+    def claim(self, label: str, say: Say) -> None:
+        """Prove that the DVC remote takes writes, and mark it as this repository's if nobody has.
+
+        What undoing will need is tried too: the proof is removed again. `label` is the intent that answers for it.
+        """
+        self.objects.mark(PROBE + label)
+        if not self._owners():
+            roots = self.refs.roots()
+            if not roots:
+                raise SyncError(
+                    f"{self.refs.url} has no branch that a run could have been trained from.",
+                    remedy="push the branch that was trained from, then publish again.",
+                )
+            self.objects.mark(OWNER + min(roots))
+        self.objects.unmark(PROBE + label)
+        if self.is_foreign():
+            say(f"Note: {self.keeps}. Should this publication fail, its objects stay there.")
+
+    def _owners(self) -> set[str]:
+        return {name.removeprefix(OWNER) for name in self.objects.marks() if name.startswith(OWNER)}
+
+    def is_foreign(self) -> bool:
+        """Whether another repository's objects may lie on the DVC remote, which no ref of ours could name."""
+        others = sorted(owners - self.refs.roots()) if (owners := self._owners()) else []
+        told = f"{self.objects.name} is marked as that of the repository with the first commit"
+        self.keeps = f"{told} {others[0]}" if others else ""
+        return bool(others)
+
+    def settle(self, seen: SeenIntent) -> bool:
+        """Undo an unfinished publication, or clean up after a committed one; whether an intent was there to settle.
 
         False means that it was settled by somebody else, or committed: the branch decides. Raises `SyncError` where a
         remote cannot be reached or the mark is lost; the intent then stands, and the same may be called again.
@@ -196,18 +230,19 @@ class Vault:
             # before the branches: one that commits in between is then seen as an intent, and else as a branch.
             others = [item for item in self.refs.read_intents() if item.ref != seen.ref]
             named = self._with_parts(self.refs.named_objects(*EVERYTHING), record)
-            # a directory's listing goes first: clients take it as proof that its files are there
-            for item in sorted(record.objects, key=lambda item: not item.oid.endswith(".dir")):
-                try:
+            try:
+                self.objects.unmark(PROBE + record.id)
+                for item in record.objects:
                     self.objects.discard(item.oid, record.id)
-                    if item.oid not in named and not _named_by(others, item.oid):
-                        self._delete_new(item, mark, others)
-                except OSError as error:
-                    raise DvcPushError(
-                        f"{self.objects.name}: {item.oid} could not be deleted ({type(error).__name__}: {error}).",
-                        state=f"{seen.ref} stands on the Git remote.",
-                        remedy="run `python -m lib recover` when the DVC remote answers.",
-                    ) from error
+                doomed = [i for i in record.doomed if i.oid not in named and not _named_by(others, i.oid)]
+                if doomed and not self.is_foreign():
+                    self._delete_new(doomed, mark, others)
+            except OSError as error:
+                raise DvcPushError(
+                    f"{self.objects.name}: objects could not be deleted ({type(error).__name__}: {error}).",
+                    state=f"{seen.ref} stands on the Git remote.",
+                    remedy="run `python -m lib recover` when the DVC remote answers.",
+                ) from error
             try:
                 mark.end()
             except GitPushError:
@@ -217,8 +252,8 @@ class Vault:
         return True
 
     def _with_parts(self, named: set[str], record: Intent) -> set[str]:
-        """Add the files that the named listings of folders hold; read only where something of the intent is unnamed."""
-        if all(item.oid in named for item in record.objects):
+        """Add the files that the named listings of folders hold; read only where something doomed is unnamed."""
+        if all(item.oid in named for item in record.doomed):
             return named
         listings = self.objects.look([oid for oid in sorted(named) if oid.endswith(".dir")])
         return named.union(*(self.parts_of(oid) for oid in listings))
@@ -241,25 +276,34 @@ class Vault:
             ) from error
         return {info.value for _, (_, info) in tree.iteritems()}
 
-    def _delete_new(self, item: StoredObject, mark: _Lease, others: Sequence[SeenIntent]) -> None:
+    def _delete_new(self, doomed: Sequence[StoredObject], mark: _Lease, others: Sequence[SeenIntent]) -> None:
         """Delete every copy that was not there before, asking right before each whether the mark is still ours."""
-        for identity in set(self.objects.look([item.oid]).get(item.oid, {})) - set(item.before):
-            unreadable = [other.ref for other in others if other.record is None]
-            if unreadable:
-                raise SyncError(
-                    f"{', '.join(unreadable)} was written by another version of this project, and may name {item.oid}.",
-                    state=f"the object and {mark.ref} are kept.",
-                    remedy="update this project, then run `python -m lib recover`.",
-                )
+        new = self._new_copies(doomed)
+        unreadable = [other.ref for other in others if other.record is None]
+        if new and unreadable:
+            raise SyncError(
+                f"{', '.join(unreadable)} was written by another version of this project, and may name {new[0][0]}.",
+                state=f"the object and {mark.ref} are kept.",
+                remedy="update this project, then run `python -m lib recover`.",
+            )
+        for oid, identity in new:
             mark.reread()
-            self.objects.delete(item.oid, identity)
-        left = set(self.objects.look([item.oid]).get(item.oid, {})) - set(item.before)
-        if left:
+            self.objects.delete(oid, identity)
+        if new and (left := self._new_copies(doomed)):
             raise DvcPushError(
-                f"{self.objects.name} still has {item.oid} after deleting it.",
+                f"{self.objects.name} still has {left[0][0]} after deleting it.",
                 state="the intent stands on the Git remote.",
                 remedy="run `python -m lib recover` again in a minute.",
             )
+
+    def _new_copies(self, items: Sequence[StoredObject]) -> list[tuple[str, str]]:
+        """Give name and identity of what was not there before; a directory's listing first, then its files.
+
+        Clients take the listing as proof that the files are there.
+        """
+        standing = self.objects.look([item.oid for item in items])
+        first = sorted(items, key=lambda item: not item.oid.endswith(".dir"))
+        return [(item.oid, key) for item in first for key in standing.get(item.oid, {}) if key not in item.before]
 
 
 def _named_by(others: Sequence[SeenIntent], oid: str) -> bool:
@@ -267,6 +311,15 @@ def _named_by(others: Sequence[SeenIntent], oid: str) -> bool:
     return any(
         other.record is not None and other.record.state == "uploading" and other.record.names(oid) for other in others
     )
+
+
+def _outcome(record: Intent, kept: str) -> str:
+    done = (
+        f"{record.branch} is published, and what it took the place of is deleted"
+        if record.state == "cleaning"
+        else f"the unfinished publication of {record.branch} is undone"
+    )
+    return f"{done}; its objects stay, since {kept}." if kept else f"{done}."
 
 
 class _Lease:
@@ -304,11 +357,12 @@ class _Lease:
         if self._thread.is_alive():
             self._thread.join()
 
-    def end(self, *moves: Move) -> None:
-        """Make the push that ends the lease: these moves, and the ref goes with them."""
+    def end(self, *moves: Move, after: Intent | None = None) -> None:
+        """Make the push that ends the lease: these moves, and the ref goes with them or tells what comes `after`."""
         self.join()  # before its commit is read: a renewal may be on its way
         self.confirm()
-        self._refs.push(*moves, Move(self.ref, self._commit_on_remote(), None))
+        rest = self._refs.write_intent(after) if after else None
+        self._refs.push(*moves, Move(self.ref, self._commit_on_remote(), rest))
 
     def confirm(self) -> None:
         """Raise `GitPushError` unless the ref is ours for certain: the last renewal is younger than the lease."""
@@ -367,6 +421,8 @@ class _Publishing:
         self.commit = ""
         self.uploaded = 0
         self._head = f"refs/heads/{run.branch}"
+        self._old: dict[str, str] = {}
+        """Commit by ref of what stands where this publication will, or is superseded by it."""
         self._pushed = False
         self._intent: Intent | None = None
         self._stood: dict[str, set[str]] = {}
@@ -382,28 +438,33 @@ class _Publishing:
             step = "DVC add"
             sources = self._local.add_to_dvc(self.vault.repo)
             step = "asking the Git remote"
-            standing = self.vault.refs.list_refs(self._head).get(self._head)
-            if standing is not None:
-                return self._published_before(standing)
+            self._old = self.vault.refs.list_refs(self._head, *(f"refs/heads/{name}" for name in run.supersedes))
+            if self._head in self._old and self._is_published(self._old[self._head]):
+                self._local.keep()
+                return Published(run.branch, self._old[self._head], 0, before=True)
             self._settle_others()
             say(f"Phase 2: DVC push ({_mebibytes(sum(item.size for item, _ in sources))} to {self.vault.objects.name})")
             step = "DVC push"
             intent = self._plan([item for item, _ in sources])
             with self._declare(intent) as lease:
-                self._listen(intent)
                 self._intent = intent
+                self.vault.claim(intent.id, say)
+                self._listen(intent)
                 self._upload(sources, intent.id, lease)
                 self._verify([item for item, _ in sources])
                 say("Phase 3: Git staging (artifacts + .dvc files)")
                 step = "Git staging"
                 self.commit = self._stage()
-                say(f"Phase 4: Git push (create branch {run.branch})")
+                say(f"Phase 4: Git push ({'move' if self._head in self._old else 'create'} branch {run.branch})")
                 step = "Git push"
                 self._pushed = True
-                lease.end(Move(self._head, None, self.commit))
+                taken = [Move(ref, commit, None) for ref, commit in self._old.items() if ref != self._head]
+                after = intent.committed() if intent.superseded else None
+                lease.end(Move(self._head, self._old.get(self._head), self.commit), *taken, after=after)
         except BaseException as error:  # noqa: BLE001  raised again by _undo, unless only the answer was lost
             self._undo(error, step)
         self._local.keep()
+        self._clean_up()
         return Published(run.branch, self.commit, self.uploaded)
 
     # ── the steps ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -416,16 +477,17 @@ class _Publishing:
                     f"{path} is missing or empty.", remedy="train again, or correct the publication's list."
                 )
 
-    def _published_before(self, standing: str) -> Published:
-        """Tell a retry that it has succeeded already, or that the name belongs to another run."""
-        if self._stage() != standing:
-            raise GitPushError(
-                f"the branch {self.run.branch} is there already, with other content.",
-                remedy="publish under another name: a new run has a new time stamp.",
-            )
-        self.say(f"{self.run.branch} is published already, with all of this run; there is nothing to do.")
-        self._local.keep()
-        return Published(self.run.branch, standing, 0, before=True)
+    def _is_published(self, standing: str) -> bool:
+        """Whether an earlier call has succeeded. Raises `GitPushError` where the name belongs to another run."""
+        if self._stage() == standing:
+            self.say(f"{self.run.branch} is published already, with all of this run; there is nothing to do.")
+            return True
+        if self.run.branch in self.run.supersedes:
+            return False
+        raise GitPushError(
+            f"the branch {self.run.branch} is there already, with other content.",
+            remedy="publish under another name: a new run has a new time stamp.",
+        )
 
     def _settle_others(self) -> None:
         """Settle what the dead have left; what cannot be settled now does not stop this publication."""
@@ -442,6 +504,8 @@ class _Publishing:
         checkpoints = self.vault.refs.list_refs(CHECKPOINTS)
         moving = self.vault.refs.named_objects(CHECKPOINTS) if checkpoints else set()
         others = [seen.record for seen in self.vault.refs.read_intents() if seen.record is not None]
+        replaced = self.vault.refs.published_objects(*self._old).values() if self._old else ()
+        superseded = {item.oid for outputs in replaced for item in outputs.values()}.difference(oids)
 
         def stays(oid: str, identity: str) -> bool:
             return oid not in moving and not any(other.may_delete(oid, identity) for other in others)
@@ -456,6 +520,7 @@ class _Publishing:
                 replace(item, before=tuple(i for i in standing.get(item.oid, {}) if stays(item.oid, i)))
                 for item in items
             ),
+            superseded=tuple(sorted(superseded)),
         )
 
     @contextlib.contextmanager
@@ -488,8 +553,7 @@ class _Publishing:
                 for seen in self.vault.refs.read_intents()
                 if seen.record is not None
                 and seen.record.id != intent.id
-                and seen.record.state in ("aborting", "cleaning")
-                and any(seen.record.names(item.oid) for item in intent.objects)
+                and any(seen.record.is_deleting(item.oid) for item in intent.objects)
             ]
             if not busy:
                 return
@@ -594,7 +658,8 @@ class _Publishing:
                 f"The models are in place: {models}. `python -m lib recover` finishes it."
             )
         else:
-            state = f"everything is undone: no branch, no new object, no .dvc file. The models are in place: {models}."
+            kept = f"but what was uploaded stays, since {self.vault.keeps}" if self.vault.keeps else "no new object"
+            state = f"everything is undone: no branch, {kept}, no .dvc file. The models are in place: {models}."
         raise _told(error, step, state, self.vault.redact) from error
 
     def _undo_remotely(self) -> bool:
@@ -604,6 +669,8 @@ class _Publishing:
         deadline = time.monotonic() + PATIENCE
         while True:
             seen = next((seen for seen in self.vault.refs.read_intents() if seen.ref == self.ref), None)
+            if seen is not None and seen.record is not None and seen.record.state == "cleaning":
+                return True
             if seen is None:
                 # only now: a push that arrives late is refused once the intent is marked or gone
                 standing = self.vault.refs.list_refs(self._head).get(self._head)
@@ -612,7 +679,7 @@ class _Publishing:
                 self._undo_late_uploads()
                 return False
             if self.vault.may_settle(seen):
-                self.vault.undo(seen)
+                self.vault.settle(seen)
             elif time.monotonic() >= deadline:
                 raise GitPushError(f"{self.ref} is being undone by another machine.", remedy="let it finish.")
             else:
@@ -620,7 +687,10 @@ class _Publishing:
 
     def _undo_late_uploads(self) -> None:
         """Remove what we uploaded after somebody else had undone us, taking us for dead: they could not see it."""
-        if self._intent is None or not self._stood:
+        if self._intent is None:
+            return  # nothing was written
+        self.vault.objects.unmark(PROBE + self._intent.id)
+        if not self._stood:
             return  # nothing was uploaded
         standing = self.vault.objects.look([item.oid for item in self._intent.objects])
         late = [
@@ -633,7 +703,18 @@ class _Publishing:
             ref = f"{self.ref.rpartition('/')[0]}/{again.id}"
             with _Lease(self.vault.refs, ref, again, None) as declared:
                 declared.join()
-            self.vault.undo(SeenIntent(ref, declared.commit, again))
+            self.vault.settle(SeenIntent(ref, declared.commit, again))
+
+    def _clean_up(self) -> None:
+        """Delete what the branches that are gone had; what cannot be done now, the next session or `recover` does."""
+        if self._intent is None or not self._intent.superseded:
+            return
+        try:
+            for seen in self.vault.refs.read_intents():
+                if seen.ref == self.ref:
+                    self.vault.settle(seen)
+        except (RunError, OSError) as trouble:
+            self.say(f"Warning: published, but not cleaned up after: {self._short(trouble)}. A later run does that.")
 
     def _is_fenced(self) -> bool:
         """Whether the intent is certainly marked, so that our last push cannot happen any more."""
