@@ -13,15 +13,15 @@ hears nobody deleting             transaction._Publishing._listen             Re
 probes again                      transaction._Publishing._upload             Objects.look
 uploads                           transaction._Publishing._send               Objects.upload
 verifies                          transaction._Publishing._verify             Objects.look
-COMMITS, or its push is late      transaction._Lease.close_by                 Refs.push
+COMMITS, or its push is late      transaction._Lease.end                      Refs.push
 wants to undo its own             transaction._Publishing._undo_remotely      Refs.read_intents
 marks                             transaction.Vault.settle, _Lease.__enter__   Refs.push
 looks at intents, at branches     transaction.Vault.settle                     Refs.read_intents, Refs.named_objects
 looks at an object                transaction.Vault._delete_new              Objects.look
 reads its mark again, deletes     transaction._Lease.reread, _delete_new      Refs.list_refs, Objects.delete
-removes the intent                transaction._Lease.close_by                 Refs.push
+removes the intent                transaction._Lease.end                      Refs.push
 
-A checkpoint that moves (`cleaning`, superseded objects) stands in the design and not yet in the code.
+A run of kind C moves the checkpoint branch: a publication that `supersedes` it, and cleans up after its commit.
 
 What is simplified. Reading an intent and marking it is one step: a mark on something stale is refused and changes
 nothing. A lease expires exactly when its holder is gone; `lease_owner` and `lease_undoer` switched off are a lease that

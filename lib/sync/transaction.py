@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -188,25 +188,31 @@ class Vault:
 
         What undoing will need is tried too: the proof is removed again. `label` is the intent that answers for it.
         """
-        self.objects.mark(PROBE + label)
-        if not self._owners():
-            roots = self.refs.roots()
-            if not roots:
-                raise SyncError(
-                    f"{self.refs.url} has no branch that a run could have been trained from.",
-                    remedy="push the branch that was trained from, then publish again.",
-                )
-            self.objects.mark(OWNER + min(roots))
-        self.objects.unmark(PROBE + label)
-        if self.is_foreign():
+        roots = self.refs.roots()
+        if not roots:
+            raise GitPushError(
+                f"{self.refs.url} has no branch that a run could have been trained from.",
+                remedy="push the branch that was trained from, then publish again.",
+            )
+        try:
+            self.objects.mark(PROBE + label)
+            if not self._owners():
+                self.objects.mark(OWNER + min(roots))
+            self.objects.unmark(PROBE + label)
+        except OSError as error:
+            raise DvcPushError(
+                f"{self.objects.name} takes no writes ({type(error).__name__}: {error}).",
+                remedy="make it writable, free some space on it, and run sync_outputs() again.",
+            ) from error
+        if self.is_foreign(roots):
             say(f"Note: {self.keeps}. Should this publication fail, its objects stay there.")
 
     def _owners(self) -> set[str]:
         return {name.removeprefix(OWNER) for name in self.objects.marks() if name.startswith(OWNER)}
 
-    def is_foreign(self) -> bool:
+    def is_foreign(self, roots: Collection[str] | None = None) -> bool:
         """Whether another repository's objects may lie on the DVC remote, which no ref of ours could name."""
-        others = sorted(owners - self.refs.roots()) if (owners := self._owners()) else []
+        others = sorted(self._owners().difference(self.refs.roots() if roots is None else roots))
         told = f"{self.objects.name} is marked as that of the repository with the first commit"
         self.keeps = f"{told} {others[0]}" if others else ""
         return bool(others)
