@@ -42,6 +42,21 @@ def sandbox(*, module: str, folder: Path, data: Path | None, as_json: bool) -> N
 
 
 @app.command()
+@click.argument("experiment", type=Path)
+@click.option("--accelerator", type=click.Choice(["t4x2", "p100", "none"]), default="none", help="What it must have.")
+@SECRETS
+def preflight(*, experiment: Path, accelerator: str, secrets: str) -> None:
+    """Try on this machine what a run of EXPERIMENT (a YAML) would need; nothing stays. Exits with 1 on errors."""
+    from lib.credentials import load_credentials
+    from lib.experiment import load_experiment
+    from lib.preflight import preflight_here, show_preflight, stop_on_errors
+
+    found = preflight_here(Path.cwd(), load_experiment(experiment), load_credentials(secrets), accelerator)
+    print(show_preflight(found))
+    stop_on_errors(found)
+
+
+@app.command()
 @OLDER_THAN
 @SECRETS
 def recover(*, older_than: float, secrets: str) -> None:

@@ -1,11 +1,13 @@
 """Fetch the dataset that the experiment names, and check that it is what the experiment needs.
 
-Guarantees: what is trained on has the hash that the commit's `.dvc` file names, and the tracked `data.yaml` is never
-changed: training reads a copy with absolute paths.
+Guarantees: what is trained on has the hash that the commit's `.dvc` file names; it lies outside of the clone, since all
+of that becomes the run's output on Kaggle; the tracked `data.yaml` is never changed: training reads a copy with
+absolute paths.
 """
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,14 +44,18 @@ class Dataset:
         return f"{counts} pictures; classes: {', '.join(self.names.values())}; MD5 {self.md5}"
 
 
-def pull_dataset(root: Path, experiment: Experiment, scratch: Path, credentials: Credentials) -> Dataset:
-    """Pull the experiment's dataset with DVC into the clone at `root` and check it.
+@dataclass(frozen=True)
+class Pointer:
+    """What a commit's `.dvc` file says of a dataset: DVC's hash of the folder, its bytes and its files."""
 
-    Raises `DatasetError` when the remote does not give it or it is not what the module needs.
-    """
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
+    file: Path
+    md5: str
+    size: int | None
+    files: int | None
 
+
+def read_pointer(root: Path, experiment: Experiment) -> Pointer:
+    """Read the `.dvc` file of the experiment's dataset in the clone at `root`. Raises `DatasetError`."""
     target = root / f"{experiment.dataset}.dvc"
     if not target.is_file():
         raise DatasetError(
@@ -57,10 +63,32 @@ def pull_dataset(root: Path, experiment: Experiment, scratch: Path, credentials:
             state="nothing was pulled or trained.",
             remedy=f"run `dvc add {experiment.dataset} && dvc push`, commit {target.name}, push and render again.",
         )
+    try:
+        out = _read(target)["outs"][0]
+        return Pointer(target, str(out["md5"]), out.get("size"), out.get("nfiles"))
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise DatasetError(
+            f"{target}: it names no hash of a folder.", remedy=f"run `dvc add {experiment.dataset}` and commit it."
+        ) from None
+
+
+def pull_dataset(root: Path, experiment: Experiment, scratch: Path, credentials: Credentials) -> Dataset:
+    """Pull the dataset that the clone at `root` names with DVC, into `scratch`, and check it.
+
+    Raises `DatasetError` when the remote does not give it or it is not what the module needs.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    pointer = read_pointer(root, experiment)
     limit_silence()
     try:
-        with Repo(str(root)) as repo:
-            repo.pull(targets=[str(target)])
+        place = _make_workspace(root, scratch / "dataset")
+        target = place / f"{experiment.dataset}.dvc"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(pointer.file, target)
+        with Repo(str(place)) as repo:
+            repo.pull(targets=[str(target)], force=True)
     except (DvcException, OSError) as error:
         raise DatasetError(
             credentials.redact(f"`dvc pull {experiment.dataset}.dvc` failed: {type(error).__name__}: {error}"),
@@ -68,7 +96,20 @@ def pull_dataset(root: Path, experiment: Experiment, scratch: Path, credentials:
             remedy="ensure the DVC remote is accessible and internet is on in the Kaggle settings; "
             f"run `dvc pull {experiment.dataset}.dvc` in a clone and inspect its errors.",
         ) from error
-    return check_dataset(root / experiment.dataset, experiment, scratch, md5=_read(target)["outs"][0]["md5"])
+    return check_dataset(place / experiment.dataset, experiment, scratch, md5=pointer.md5)
+
+
+def _make_workspace(root: Path, place: Path) -> Path:
+    """Give a DVC workspace without Git that has the remotes and the cache of the clone at `root`."""
+    from dvc.repo import Repo
+
+    (place / ".dvc").mkdir(parents=True, exist_ok=True)
+    (place / ".dvc" / "config").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
+    with Repo(str(root)) as clone, Repo(str(place)) as workspace, workspace.config.edit("local") as local:
+        local["core"] = {"remote": clone.config["core"]["remote"]}
+        local["remote"] = {name: dict(remote) for name, remote in clone.config["remote"].items()}
+        local["cache"] = {"dir": clone.cache.local_cache_dir}
+    return place
 
 
 def check_dataset(folder: Path, experiment: Experiment, scratch: Path, *, md5: str) -> Dataset:

@@ -47,6 +47,10 @@ class InstallError(RunError):
     """The locked packages could not be installed over the host's torch."""
 
 
+class PreflightError(RunError):
+    """Something that the run will need is not as it must be; found before the dataset was pulled."""
+
+
 class RenderError(RunError):
     """The notebook cannot be rendered from this checkout with these parameters."""
 

@@ -16,6 +16,7 @@ from lib.commands import run_command
 from lib.errors import CommandError, HostError
 
 KAGGLE = Path("/kaggle/working")
+SESSION = 12 * 3600.0  # seconds after which Kaggle ends a session
 
 
 @dataclass(frozen=True)

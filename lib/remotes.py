@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from lib.commands import run_command
@@ -11,39 +15,82 @@ from lib.credentials import Credentials
 from lib.errors import CommandError, CredentialsError, RemoteError
 
 
-def configure_dvc(root: Path, scratch: Path, credentials: Credentials) -> str:
-    """Give DVC a cache in `scratch` and, where the default remote is a Google Drive, its credentials there too.
-
-    One line on the remote. Raises `RemoteError` where the repository names none, `CredentialsError` where its
-    credentials are missing. Only paths are written into the clone (`.dvc/config.local`, which Git ignores).
-    """
-    from dvc.config import ConfigError
-    from dvc.exceptions import DvcException
+def find_dvc_remote(root: Path) -> tuple[str, str]:
+    """Give name and address of the repository's default DVC remote. Raises `RemoteError` where it names none."""
     from dvc.repo import Repo
 
+    with _config_told(), Repo(str(root)) as repo:
+        return _default_remote(repo)
+
+
+def configure_dvc(root: Path, scratch: Path, credentials: Credentials) -> str:
+    """Give DVC a cache in `scratch`, and the credentials of its default remote.
+
+    A Google Drive's go to a private file in `scratch`; S3's into this process's environment, where DVC looks for them.
+    Only paths are written into the clone (`.dvc/config.local`, which Git ignores). One line on the remote. Raises
+    `RemoteError` where the repository names none, `CredentialsError` where a Google Drive's credentials are missing.
+    """
+    from dvc.repo import Repo
+
+    with _config_told(), Repo(str(root)) as repo:
+        name, url = _default_remote(repo)
+        with repo.config.edit("local") as local:
+            local["cache"]["dir"] = str(scratch / "dvc-cache")
+            if url.startswith("gdrive://"):
+                local["remote"][name] = _configure_drive(scratch / "credentials" / "gdrive.json", credentials)
+        if url.startswith("s3://") and credentials.s3:
+            os.environ.pop("AWS_SESSION_TOKEN", None)  # another key's would make this one invalid
+            os.environ.update(credentials.s3)
+    return f"DVC remote: {name} at {url}"
+
+
+def _configure_drive(file: Path, credentials: Credentials) -> dict[str, object]:
+    # without this a missing or revoked token would wait for a browser for ever
+    os.environ["GDRIVE_NON_INTERACTIVE"] = "1"
+    os.environ.pop("GDRIVE_CREDENTIALS_DATA", None)  # DVC would take it in place of the file
+    credentials.write_drive_file(file)
+    is_service = credentials.service_account is not None
+    key = "gdrive_service_account_json_file_path" if is_service else "gdrive_user_credentials_file"
+    # said either way: .dvc/config may have been written for the other kind
+    return {"gdrive_use_service_account": is_service, key: str(file)}
+
+
+def _default_remote(repo: Any) -> tuple[str, str]:  # noqa: ANN401  dvc.repo.Repo
+    name = repo.config["core"].get("remote")
+    if not name or name not in repo.config["remote"]:
+        raise RemoteError(
+            "the repository names no default DVC remote in .dvc/config.",
+            state="nothing was pulled or trained.",
+            remedy="`dvc remote add -d storage gdrive://<folder id>`, commit .dvc/config, push, render again.",
+        )
+    return name, str(repo.config["remote"][name]["url"])
+
+
+@contextlib.contextmanager
+def _config_told() -> Iterator[None]:
+    """Turn what DVC raises on a configuration that it cannot use into a `RemoteError`."""
+    from dvc.config import ConfigError
+    from dvc.exceptions import DvcException
+
     try:
-        with Repo(str(root)) as repo:
-            name = repo.config["core"].get("remote")
-            if not name or name not in repo.config["remote"]:
-                raise RemoteError(
-                    "the repository names no default DVC remote in .dvc/config.",
-                    state="nothing was pulled or trained.",
-                    remedy="`dvc remote add -d storage gdrive://<folder id>`, commit .dvc/config, push, render again.",
-                )
-            url = str(repo.config["remote"][name]["url"])
-            with repo.config.edit("local") as local:
-                local["cache"]["dir"] = str(scratch / "dvc-cache")
-                if url.startswith("gdrive://"):
-                    # without this a missing or revoked token would wait for a browser for ever
-                    os.environ["GDRIVE_NON_INTERACTIVE"] = "1"
-                    file = scratch / "credentials" / "gdrive.json"
-                    credentials.write_drive_file(file)
-                    local["remote"][name] = {"gdrive_user_credentials_file": str(file)}
+        yield
     except (ConfigError, DvcException) as error:
         raise RemoteError(
             f".dvc/config cannot be used: {error}", remedy="run `dvc remote list` in a clone and correct what it names."
         ) from error
-    return f"DVC remote: {name} at {url}"
+
+
+def find_git_remote(root: Path, credentials: Credentials) -> str:
+    """Give the address of the clone's `origin`, as it stands. Raises `RemoteError` where there is none."""
+    asked = ["git", "remote", "get-url", "origin"]
+    found = run_command(asked, cwd=root, check=False, redact=credentials.redact)
+    if found.status != 0:
+        raise RemoteError(
+            f"{root} has no Git remote `origin`.",
+            state="nothing was pulled or trained.",
+            remedy="`git remote add origin https://github.com/YOU/REPOSITORY.git`.",
+        )
+    return found.output.strip()
 
 
 def configure_git(root: Path, credentials: Credentials) -> str:
@@ -52,10 +99,12 @@ def configure_git(root: Path, credentials: Credentials) -> str:
     The token stays in the environment of each command. Raises `CredentialsError` where publishing would need a token
     that is not given, `RemoteError` where the remote does not answer.
     """
-    url = run_command(["git", "remote", "get-url", "origin"], cwd=root, redact=credentials.redact).output.strip()
+    url = find_git_remote(root, credentials)
+    # somebody may have put a user name or token into the address
+    shown = re.sub(r"://[^/@]*@", "://", url)
     if urlsplit(url).scheme in ("http", "https") and not credentials.github_token:
         raise CredentialsError(
-            f"publishing to {url} needs a token, and {credentials.source} has no GITHUB_TOKEN.",
+            f"publishing to {shown} needs a token, and {credentials.source} has no GITHUB_TOKEN.",
             state="nothing was pulled or trained.",
             remedy="add GITHUB_TOKEN (scope `repo`) to secrets.json and run again.",
         )
@@ -67,8 +116,8 @@ def configure_git(root: Path, credentials: Credentials) -> str:
         )  # fmt: skip
     except CommandError as error:
         raise RemoteError(
-            f"the Git remote {url} does not answer: {error.what}",
+            f"the Git remote {shown} does not answer: {error.what}",
             state="nothing was pulled or trained.",
             remedy="check that GITHUB_TOKEN is not expired and has the `repo` scope, and that internet is on.",
         ) from error
-    return f"Git remote: {url}{' (with GITHUB_TOKEN)' if environment else ''}"
+    return f"Git remote: {shown}{' (with GITHUB_TOKEN)' if environment else ''}"

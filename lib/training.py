@@ -7,6 +7,7 @@ and nothing but the asked-for weights is downloaded; older results in the same p
 from __future__ import annotations
 
 import gc
+import inspect
 import os
 import shutil
 import time
@@ -45,10 +46,10 @@ def prepare_library(scratch: Path) -> None:
     settings.update({**known, "sync": False, "weights_dir": str(config / "weights"), "runs_dir": str(config / "runs")})
 
 
-def fetch_weights(experiment: Experiment, root: Path) -> Path | None:
-    """Give the weights a training starts from: a file, or None for random ones.
+def find_weights(experiment: Experiment, root: Path) -> Path | str | None:
+    """Say what a training starts from: a file, the address of one that must be downloaded, or None for random weights.
 
-    Raises `WeightsError` when they cannot be downloaded or are not there.
+    Raises `WeightsError` for a file that is not there.
     """
     resume, pretrained = experiment.model.resume_from, experiment.model.pretrained
     if resume is not None:
@@ -57,10 +58,31 @@ def fetch_weights(experiment: Experiment, root: Path) -> Path | None:
         return None
     if isinstance(pretrained, str):
         return _existing("model.pretrained", pretrained, root)
-    from ultralytics import settings
     from ultralytics.utils.downloads import attempt_download_asset
 
-    wanted = Path(settings["weights_dir"]) / f"{experiment.model.architecture}.pt"
+    here = _published_weights(experiment)
+    given = inspect.signature(attempt_download_asset).parameters
+    address = f"https://github.com/{given['repo'].default}/releases/download/{given['release'].default}/{here.name}"
+    return here if here.is_file() else address
+
+
+def _published_weights(experiment: Experiment) -> Path:
+    from ultralytics import settings
+
+    return Path(settings["weights_dir"]) / f"{experiment.model.architecture}.pt"
+
+
+def fetch_weights(experiment: Experiment, root: Path) -> Path | None:
+    """Give the weights a training starts from: a file, or None for random ones.
+
+    Raises `WeightsError` when they cannot be downloaded or are not there.
+    """
+    found = find_weights(experiment, root)
+    if not isinstance(found, str):
+        return found
+    from ultralytics.utils.downloads import attempt_download_asset
+
+    wanted = _published_weights(experiment)
     wanted.parent.mkdir(parents=True, exist_ok=True)
     try:
         found = Path(attempt_download_asset(str(wanted)))

@@ -85,11 +85,11 @@ wanted = {"t4x2": ["T4", "T4"], "p100": ["P100"], "none": []}
 if accelerator not in wanted:
     stop(f"accelerator is {accelerator!r}; it may be {', '.join(wanted)}.", "correct the parameter and run again.")
 asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-found = subprocess.run(asked, capture_output=True, text=True).stdout.splitlines() if shutil.which(asked[0]) else []
-say(f"GPUs: {', '.join(found) or 'none'}")
-if on_kaggle and wanted[accelerator] and not found:
+gpus = subprocess.run(asked, capture_output=True, text=True).stdout.splitlines() if shutil.which(asked[0]) else []
+say(f"GPUs: {', '.join(gpus) or 'none'}")
+if on_kaggle and wanted[accelerator] and not gpus:
     stop(f"Rendered for {accelerator}, and there is no GPU.", "choose GPU T4 x2 in the notebook's settings, run again.")
-right = [word for name, word in zip(found, wanted[accelerator], strict=False) if word in name]
+right = [word for name, word in zip(gpus, wanted[accelerator], strict=False) if word in name]
 if on_kaggle and right != wanted[accelerator]:
     say(f"Warning: rendered for {accelerator}; training takes what is here.")
 
@@ -123,12 +123,10 @@ for file in [Path(secrets)] if secrets else [*inputs.glob("*/secrets.json"), *in
         )
 git_environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
 if token and repository.startswith("http"):
-    import base64
-
-    basic = base64.b64encode(f"x-access-token:{token}".encode()).decode()
-    host = "/".join(repository.split("/")[:3])
-    header = {"COUNT": "1", "KEY_0": f"http.{host}/.extraHeader", "VALUE_0": f"Authorization: Basic {basic}"}
-    git_environment |= {f"GIT_CONFIG_{key}": value for key, value in header.items()}
+    # git asks for it, and gives it to this host alone: a header would follow a redirect
+    helper = '!f() { test "$1" = get && printf "username=x-access-token\\npassword=%s\\n" "$GIT_TOKEN"; }; f'
+    setting = {"COUNT": "1", "KEY_0": f"credential.{'/'.join(repository.split('/')[:3])}.helper", "VALUE_0": helper}
+    git_environment |= {f"GIT_CONFIG_{key}": value for key, value in setting.items()} | {"GIT_TOKEN": token}
 del token
 
 
@@ -218,6 +216,21 @@ tracking = configure_tracking(chosen, credentials, working, branch.removeprefix(
 print(f"Dashboard: {tracking.address}")
 
 # %% [markdown]
+# ### Preflight
+# Everything the run will need is tried now: a GPU by computing on it, a token by pushing with it. An error stops here.
+
+# %% tags=["nbval-ignore-output"]
+from lib.preflight import Flight, preflight, show_preflight, stop_on_errors
+from lib.training import prepare_library
+
+prepare_library(scratch)
+elapsed = time.time() - started.timestamp()
+print("Preflight: what the run will need, tried now")
+found = preflight(Flight(root, chosen, host, credentials, accelerator, elapsed))
+print(show_preflight(found))
+stop_on_errors(found)
+
+# %% [markdown]
 # ## 6/10: Pull dataset via DVC
 
 # %%
@@ -244,9 +257,8 @@ print(describe_run(facts, chosen, host))
 
 # %%
 step("8/10: Download pretrained YOLO weights")
-from lib.training import fetch_weights, prepare_library
+from lib.training import fetch_weights
 
-prepare_library(scratch)
 weights = fetch_weights(chosen, root)
 print(f"Training starts from {weights or 'random weights'}.")
 

@@ -2,7 +2,9 @@
 
 It behaves as Drive does where that has hurt: a title may stand many times in a folder, also for folders; searching
 titles ignores case; a trashed folder hides what is in it; listings come in pages; an upload is seen when its last
-byte has come, and a finished one can still be asked for. It cannot tell what Google changes, and knows only My Drive.
+byte has come, and a finished one can still be asked for. It signs users in by way of their browser, renews
+their tokens, and gives tokens to service accounts, whose signature it verifies. It cannot tell what Google changes, and
+knows only My Drive.
 
     with DriveEmulator() as drive, client_pointed_at(drive):
         configure_clone(clone, drive, scratch)
@@ -13,6 +15,7 @@ byte has come, and a finished one can still be asked for. It cannot tell what Go
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -26,7 +29,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal, Self
-from urllib.parse import parse_qsl, unquote_plus, urlsplit
+from urllib.parse import parse_qsl, unquote_plus, urlencode, urlsplit
 
 from lib.credentials import Credentials
 
@@ -42,6 +45,16 @@ CANARIES = {
 }
 """The five fields of the users' file; the emulator accepts these."""
 SECRETS = tuple(CANARIES[name] for name in ("access_token", "refresh_token", "client_secret"))
+USER = "user@example.com"
+SCOPE = "https://www.googleapis.com/auth/drive"
+
+Consent = Literal[
+    "given",
+    "refused",
+    "without Drive",  # the user has not ticked its box
+    "without a refresh token",  # as without prompt=consent, the second time
+    "of an app in Testing",  # which ends after seven days
+]
 
 Kind = Literal[
     "quota",  # 403 storageQuotaExceeded
@@ -85,6 +98,15 @@ class _Session:
     item: _Item | None = None
 
 
+@dataclass(frozen=True)
+class _Code:
+    """What a user has agreed to, until the client fetches the tokens for it."""
+
+    redirect_uri: str
+    challenge: str
+    consent: Consent
+
+
 @dataclass
 class _Fault:
     match: str
@@ -117,8 +139,16 @@ class DriveEmulator:
             self._items = {self.root_id: _Item(self.root_id, "remote", FOLDER, [])}
             self._sessions: dict[str, _Session] = {}
             self._faults: list[_Fault] = []
+            self.consent: Consent = "given"
+            """What the user answers in the browser."""
+            self.enabled = True
+            """Whether the project of the OAuth client has the Drive API."""
+            self.service_quota = True
+            """Whether service accounts may own files; Google's own have no storage since 2025."""
             self._access = {CANARIES["access_token"]}
             self._refresh = {CANARIES["refresh_token"]}
+            self._codes: dict[str, _Code] = {}
+            self._services: dict[str, Any] = {}  # e-mail → public key
             self._numbers = iter(range(1, 10**6))
 
     def __enter__(self) -> Self:
@@ -179,6 +209,40 @@ class DriveEmulator:
         """End every access token's life; the refresh token gives new ones."""
         with self._lock:
             self._access.clear()
+
+    def make_service_account(self, email: str = "robot@project.iam.gserviceaccount.com") -> dict[str, str]:
+        """Make one, and give its key as Google's console downloads it."""
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import rsa
+
+        key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        with self._lock:
+            self._services[email] = key.public_key()
+        form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        return {
+            "type": "service_account",
+            "project_id": "project",
+            "private_key_id": secrets.token_hex(20),
+            "private_key": key.private_bytes(*form).decode(),
+            "client_email": email,
+            "client_id": "100000000000000000001",
+            "auth_uri": f"{self.url}/auth",
+            "token_uri": f"{self.url}/token",
+            "universe_domain": "googleapis.com",
+        }
+
+    def oauth_client(self) -> dict[str, dict[str, object]]:
+        """Give the OAuth client of the user as Google's console downloads it: of type Desktop app."""
+        return {
+            "installed": {
+                "client_id": CANARIES["client_id"],
+                "project_id": "project",
+                "auth_uri": f"{self.url}/auth",
+                "token_uri": f"{self.url}/token",
+                "client_secret": CANARIES["client_secret"],
+                "redirect_uris": ["http://localhost"],
+            }
+        }
 
     def put(self, path: str, data: bytes, *, folder: str | None = None) -> str:
         """Store one more file as another client would, in the folder of this id or the first of that path. Its id."""
@@ -357,21 +421,34 @@ class _Handler(BaseHTTPRequestHandler):
         method, query = self.command, dict(parse_qsl(query_string))
         if self.headers.get("X-HTTP-Method-Override"):  # how the client sends a query that is too long for an address
             method, query = self.headers["X-HTTP-Method-Override"], dict(parse_qsl(body.decode()))
+        if path == "/auth" and method == "GET":
+            return self._ask_user(query)
         if path == "/token" and method == "POST":
             return self._give_token(dict(parse_qsl(body.decode())))
-        if (self.headers.get("Authorization") or "").removeprefix("Bearer ") not in self.drive._access:
+        token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        if token not in self.drive._access:
             raise _Refusal(401, "authError", "Invalid Credentials")
+        if not self.drive.enabled:
+            raise _Refusal(403, "accessNotConfigured", "Google Drive API has not been used in project 1 before.")
         if path == "/upload/drive/v2/files":
             return self._upload(method, query, body)
         if path == "/drive/v2/about":
-            return self._tell_quota()
+            return self._tell_quota(self._service(token) or USER)
         if path == "/drive/v2/files":
             return self._list(query) if method == "GET" else self._insert(json.loads(body), query)
         return self._treat(path, method, query)
 
-    def _tell_quota(self) -> _Answer:
+    def _service(self, token: str) -> str | None:
+        """Give the e-mail of the service account that a token belongs to."""
+        return token.partition("c.")[2].rpartition(".")[0] if token.startswith("ya29.c.") else None
+
+    def _tell_quota(self, email: str) -> _Answer:
         total = self.drive.capacity
-        about = {"quotaBytesUsed": str(self.drive._used()), "quotaType": "UNLIMITED" if total is None else "LIMITED"}
+        about = {
+            "user": {"emailAddress": email, "displayName": "A User"},
+            "quotaBytesUsed": str(self.drive._used()),
+            "quotaType": "UNLIMITED" if total is None else "LIMITED",
+        }
         return _json(about | ({} if total is None else {"quotaBytesTotal": str(total)}))
 
     def _treat(self, path: str, method: str, query: Mapping[str, str]) -> _Answer:
@@ -389,15 +466,76 @@ class _Handler(BaseHTTPRequestHandler):
             return self._download(item.data)
         return _json(_project(self.drive._describe(item), query.get("fields")))
 
+    def _ask_user(self, query: Mapping[str, str]) -> _Answer:
+        """Be the pages on which a user agrees: send the browser back to the client."""
+        wanted = {"response_type": "code", "client_id": CANARIES["client_id"], "code_challenge_method": "S256",
+                  "access_type": "offline", "prompt": "consent", "scope": SCOPE}  # fmt: skip
+        loopback = urlsplit(query.get("redirect_uri", "")).hostname in ("127.0.0.1", "localhost")
+        if not loopback or any(query.get(name) != value for name, value in wanted.items()):
+            return _Answer(400, b"Error 400: invalid_request", {"Content-Type": "text/html"})
+        answer = {"error": "access_denied"}
+        if self.drive.consent != "refused":
+            answer = {"code": f"4/canary-code-{secrets.token_hex(8)}", "scope": SCOPE}
+            code = _Code(query["redirect_uri"], query["code_challenge"], self.drive.consent)
+            self.drive._codes[answer["code"]] = code
+        back = urlencode({"state": query.get("state", ""), **answer})
+        return _Answer(302, headers={"Location": f"{query['redirect_uri']}?{back}"})
+
     def _give_token(self, form: Mapping[str, str]) -> _Answer:
+        if form.get("grant_type") == "urn:ietf:params:oauth:grant-type:jwt-bearer":
+            return self._give_service_token(form.get("assertion", ""))
         known = (CANARIES["client_id"], CANARIES["client_secret"])
         if (form.get("client_id"), form.get("client_secret")) != known:
             return _json({"error": "invalid_client", "error_description": "The OAuth client was not found."}, 401)
+        if form.get("grant_type") == "authorization_code":
+            return self._give_first_tokens(form)
         if form.get("refresh_token") not in self.drive._refresh:
             return _json({"error": "invalid_grant", "error_description": "Token has been expired or revoked."}, 400)
-        token = f"ya29.{secrets.token_hex(8)}"
+        return _json(self._new_token(f"ya29.{secrets.token_hex(8)}"))
+
+    def _new_token(self, token: str) -> dict[str, object]:
         self.drive._access.add(token)
-        return _json({"access_token": token, "expires_in": 3599, "token_type": "Bearer"})
+        return {"access_token": token, "expires_in": 3599, "token_type": "Bearer"}
+
+    def _give_first_tokens(self, form: Mapping[str, str]) -> _Answer:
+        """Give the tokens for a code, once, to whoever asked for it."""
+        code = self.drive._codes.pop(form.get("code", ""), None)
+        verifier = hashlib.sha256(form.get("code_verifier", "").encode()).digest()
+        challenge = base64.urlsafe_b64encode(verifier).rstrip(b"=").decode()
+        if code is None or code.redirect_uri != form.get("redirect_uri") or code.challenge != challenge:
+            return _json({"error": "invalid_grant", "error_description": "Malformed auth code."}, 400)
+        given = self._new_token(f"ya29.canary-first-{secrets.token_hex(8)}") | {"scope": SCOPE}
+        if code.consent == "without Drive":
+            given["scope"] = "openid"
+        if code.consent != "without a refresh token":
+            given["refresh_token"] = f"1//canary-first-{secrets.token_hex(8)}"
+            self.drive._refresh.add(str(given["refresh_token"]))
+        if code.consent == "of an app in Testing":
+            given["refresh_token_expires_in"] = 604799
+        return _json(given)
+
+    def _give_service_token(self, assertion: str) -> _Answer:
+        """Give a token for what a service account has signed."""
+        from cryptography.exceptions import InvalidSignature
+        from cryptography.hazmat.primitives import hashes
+        from cryptography.hazmat.primitives.asymmetric import padding
+
+        signed, _, signature = assertion.rpartition(".")
+        said = json.loads(_base64(signed.partition(".")[2]))
+        refusal = {"error": "invalid_grant", "error_description": "Invalid JWT Signature."}
+        key = self.drive._services.get(said["iss"])
+        if key is None:
+            return _json(refusal | {"error_description": "Invalid grant: account not found"}, 400)
+        try:
+            key.verify(_base64(signature), signed.encode(), padding.PKCS1v15(), hashes.SHA256())
+        except InvalidSignature:
+            return _json(refusal, 400)
+        now = time.time()
+        if said["aud"] != f"{self.drive.url}/token" or not said["iat"] - 60 < now < said["exp"] <= said["iat"] + 3600:
+            return _json(refusal | {"error_description": "Invalid JWT: Token must be a short-lived token"}, 400)
+        if SCOPE not in said["scope"].split():
+            return _json({"error": "invalid_scope", "error_description": "Invalid OAuth scope"}, 400)
+        return _json(self._new_token(f"ya29.c.{said['iss']}.{secrets.token_hex(8)}"))
 
     def _list(self, query: Mapping[str, str]) -> _Answer:
         fits = _Search(query.get("q", ""), self.drive).read()
@@ -425,9 +563,13 @@ class _Handler(BaseHTTPRequestHandler):
             size = int(self.headers.get("X-Upload-Content-Length") or 0)
             if self.drive.capacity is not None and self.drive._used() + size > self.drive.capacity:
                 raise _Refusal(*REFUSALS["quota"])
+            token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+            if self._service(token) and not self.drive.service_quota:
+                text = "Service Accounts do not have storage quota. Leverage shared drives, or use OAuth delegation."
+                raise _Refusal(403, "storageQuotaExceeded", text)
             wanted = json.loads(body)
             self._check_parents(wanted)
-            name = secrets.token_hex(8)
+            name = f"{secrets.token_hex(8)}-{wanted['title']}"  # a fault can name what it is for
             self.drive._sessions[name] = _Session(wanted, size)
             return _Answer(200, headers={"Location": f"{self.drive.url}{self.path}&upload_id={name}"})
         session = self.drive._sessions.get(query.get("upload_id", ""))
@@ -541,6 +683,10 @@ class _Search:
         return kinds[name]
 
 
+def _base64(text: str) -> bytes:
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
 def _text(token: str) -> str:
     return re.sub(r"\\(.)", r"\1", token[1:-1])
 
@@ -608,13 +754,18 @@ def write_credentials(file: Path, drive: DriveEmulator, **changed: str) -> Path:
     return file
 
 
-def configure_clone(clone: Path, drive: DriveEmulator, scratch: Path, **changed: str) -> None:
-    """Name the emulator as the clone's default DVC remote, with a credentials file in `scratch`."""
-    file = write_credentials(scratch / "gdrive.json", drive, **changed)
+def name_remote(clone: Path, drive: DriveEmulator) -> None:
+    """Name the emulator as the clone's default DVC remote, without credentials."""
     (clone / ".dvc").mkdir(exist_ok=True)
     (clone / ".dvc" / "config").write_text(
         f"[core]\n    remote = storage\n['remote \"storage\"']\n    url = gdrive://{drive.root_id}\n", encoding="utf-8"
     )
+
+
+def configure_clone(clone: Path, drive: DriveEmulator, scratch: Path, **changed: str) -> None:
+    """Name the emulator as the clone's default DVC remote, with a credentials file in `scratch`."""
+    file = write_credentials(scratch / "gdrive.json", drive, **changed)
+    name_remote(clone, drive)
     (clone / ".dvc" / "config.local").write_text(
         f"['remote \"storage\"']\n    gdrive_user_credentials_file = {file}\n", encoding="utf-8"
     )

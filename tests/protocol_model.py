@@ -8,18 +8,18 @@ step                              made by                                     sp
 probes                            transaction._Publishing._plan               Objects.look
 reads the checkpoint branches     transaction._Publishing._plan               Refs.list_refs, Refs.named_objects
 reads the other intents           transaction._Publishing._plan               Refs.read_intents
-declares                          transaction._Lease.__enter__                Refs.push
+declares                          transaction.Lease.__enter__                Refs.push
 hears nobody deleting             transaction._Publishing._listen             Refs.read_intents
 probes again                      transaction._Publishing._upload             Objects.look
 uploads                           transaction._Publishing._send               Objects.upload
 verifies                          transaction._Publishing._verify             Objects.look
-COMMITS, or its push is late      transaction._Lease.end                      Refs.push
+COMMITS, or its push is late      transaction.Lease.end                      Refs.push
 wants to undo its own             transaction._Publishing._undo_remotely      Refs.read_intents
-marks                             transaction.Vault.settle, _Lease.__enter__   Refs.push
+marks                             transaction.Vault.settle, Lease.__enter__   Refs.push
 looks at intents, at branches     transaction.Vault.settle                     Refs.read_intents, Refs.named_objects
 looks at an object                transaction.Vault._delete_new              Objects.look
-reads its mark again, deletes     transaction._Lease.reread, _delete_new      Refs.list_refs, Objects.delete
-removes the intent                transaction._Lease.end                      Refs.push
+reads its mark again, deletes     transaction.Lease.reread, _delete_new      Refs.list_refs, Objects.delete
+removes the intent                transaction.Lease.end                      Refs.push
 
 A run of kind C moves the checkpoint branch: a publication that `supersedes` it, and cleans up after its commit.
 

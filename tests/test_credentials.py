@@ -6,17 +6,25 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 import traceback
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
-from conftest import run_git
+from conftest import RUN, WEIGHTS, Stores, run_git
+from drive_emulator import DriveEmulator, client_pointed_at, name_remote, write_sitecustomize
 
-from lib.credentials import DRIVE_FIELDS, Credentials, load_credentials
+from lib.credentials import DRIVE_FIELDS, GIT_TOKEN, Credentials, load_credentials
 from lib.errors import CredentialsError, RunError
+from lib.remotes import configure_dvc
+from lib.sync import Publication, sync_outputs
 from lib.sync.refs import Move, Refs
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Google's own client
 
 DRIVE = {
     "access_token": "ya29.a0-access/Tok+en=",
@@ -30,6 +38,24 @@ SECRETS: dict[str, Any] = {
     "WANDB_API_KEY": "0123456789abcdef-wandb",
     "GITHUB_TOKEN": "ghp_git/Hub+Token&1",
 }
+KEY_LINES = [
+    base64.b64encode(f"canary key line {number:032d}".encode()).decode() for number in range(3)
+] + ["Y2FuYXJ5"]  # fmt: skip
+SERVICE = {
+    "type": "service_account",
+    "project_id": "project",
+    "private_key_id": "0123abcd",
+    "private_key": "\n".join(["-----BEGIN PRIVATE KEY-----", *KEY_LINES, "-----END PRIVATE KEY-----", ""]),
+    "client_email": "robot@project.iam.gserviceaccount.com",
+    "client_id": "1000",
+    "token_uri": "https://oauth2.googleapis.com/token",
+}
+S3 = {
+    "AWS_ACCESS_KEY_ID": "AKIACANARY",
+    "AWS_SECRET_ACCESS_KEY": "canary/aws+secret",
+    "AWS_SESSION_TOKEN": "canary-session//token",
+    "AWS_DEFAULT_REGION": "eu-central-1",
+}
 HIDDEN = [DRIVE["access_token"], DRIVE["refresh_token"], DRIVE["client_secret"], SECRETS["WANDB_API_KEY"],
           SECRETS["GITHUB_TOKEN"]]  # fmt: skip
 HEADER = base64.b64encode(f"x-access-token:{SECRETS['GITHUB_TOKEN']}".encode()).decode()
@@ -40,6 +66,13 @@ def write_secrets(path: Path, content: object = SECRETS) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
     return path
+
+
+@pytest.fixture(autouse=True)
+def _no_keys_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep S3 keys of whoever runs the tests out of them; what a test sets is gone after it."""
+    for name in (*S3, "AWS_PROFILE", "GDRIVE_NON_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
@@ -106,6 +139,60 @@ def test_nothing_given_is_no_error(tmp_path: Path) -> None:
     assert "none" in repr(credentials)
 
 
+def test_a_service_account_and_s3_keys_are_read(tmp_path: Path) -> None:
+    """In place of the user's Drive account, and beside it."""
+    credentials = load_credentials(str(write_secrets(tmp_path / "s.json", {"GDRIVE_SERVICE_ACCOUNT": SERVICE, **S3})))
+    assert credentials.service_account == SERVICE
+    assert credentials.s3 == S3
+    assert credentials.drive is None
+    assert "GDRIVE_SERVICE_ACCOUNT, AWS_ACCESS_KEY_ID from" in repr(credentials)
+
+
+def test_an_account_is_never_put_together_from_file_and_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its halves would be of different owners."""
+    monkeypatch.setenv("GDRIVE_SERVICE_ACCOUNT", json.dumps(SERVICE))
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "of-another-key")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    two = {name: S3[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    path = write_secrets(tmp_path / "secrets.json", {"GDRIVE_USER_CREDENTIALS": DRIVE, **two})
+    credentials = load_credentials(str(path))
+    assert (credentials.drive, credentials.service_account, credentials.s3) == (DRIVE, None, two)
+
+
+def test_the_environments_service_account_and_s3_keys_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that they are redacted too; half a key is somebody else's business."""
+    monkeypatch.setenv("GDRIVE_SERVICE_ACCOUNT", json.dumps(SERVICE))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", S3["AWS_ACCESS_KEY_ID"])
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    credentials = load_credentials(inputs=tmp_path)
+    assert (credentials.service_account, credentials.s3) == (SERVICE, None)
+    for name, value in S3.items():
+        monkeypatch.setenv(name, value)
+    assert load_credentials(inputs=tmp_path).s3 == S3
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("2026-01-31T12:00:00Z", "2026-01-31T12:00:00Z"),
+        ("2026-01-31T12:00:00.123456Z", "2026-01-31T12:00:00Z"),
+        ("2026-01-31T12:00:00.123456", "2026-01-31T12:00:00Z"),
+        ("2026-01-31 14:00:00+02:00", "2026-01-31T12:00:00Z"),
+    ],
+)
+def test_a_token_expiry_of_another_form_becomes_what_googles_client_reads(
+    tmp_path: Path, written: str, read: str
+) -> None:
+    """It would take another form for "never", and use a dead token."""
+    drive = {**DRIVE, "token_expiry": written}
+    found = load_credentials(str(write_secrets(tmp_path / "s.json", {"GDRIVE_USER_CREDENTIALS": drive}))).drive
+    assert found == {**DRIVE, "token_expiry": read}
+
+
 # ── refusing ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -146,10 +233,61 @@ def test_each_of_the_five_drive_fields_must_be_there(tmp_path: Path, field: str)
     assert named == [field]
 
 
-@pytest.mark.parametrize("value", ["", " ", None, 5, [], {}, " token", "token\n", "to\nken"])
+@pytest.mark.parametrize("value", ["", " ", None, 5, [], {}, " token", "token\n", "to\nken", "to\0ken", "token…"])
 def test_a_token_is_plain_text(tmp_path: Path, value: object) -> None:
     """A line break at its end would end a header early, and an empty one is a mistake."""
     assert "GITHUB_TOKEN is" in refusal(write_secrets(tmp_path / "secrets.json", {"GITHUB_TOKEN": value}))
+
+
+@pytest.mark.parametrize("value", ["soon", "3599", "1767225600.5", "31.01.2026", "0001-01-01T00:00:00+14:00"])
+def test_a_token_expiry_that_is_no_time_is_told(tmp_path: Path, value: str) -> None:
+    """And what it should be like."""
+    drive = {**DRIVE, "token_expiry": value}
+    shown = refusal(write_secrets(tmp_path / "secrets.json", {"GDRIVE_USER_CREDENTIALS": drive}))
+    assert "GDRIVE_USER_CREDENTIALS.token_expiry is no time like" in shown
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"private_key": ""}, ".private_key is missing"),
+        ({"private_key": None}, ".private_key is missing"),
+        ({"private_key": "\n".join(KEY_LINES)}, ".private_key is no private key in PEM form"),
+        ({"private_key": SERVICE["private_key"].replace("\n", " ")}, ".private_key is no private key"),
+        ({"private_key": SERVICE["private_key"].replace("Y2FuYXJ5\n", "Y2FuYXJ\n")}, ".private_key is no private key"),
+        ({"type": "authorized_user"}, ".type is no"),
+        ({"client_email": 5}, ".client_email is missing"),
+    ],
+)
+def test_a_service_account_that_cannot_be_is_told(tmp_path: Path, change: dict[str, object], told: str) -> None:
+    """Before anybody signs in; no line of the key is shown."""
+    shown = refusal(write_secrets(tmp_path / "secrets.json", {"GDRIVE_SERVICE_ACCOUNT": {**SERVICE, **change}}))
+    assert f"GDRIVE_SERVICE_ACCOUNT{told}" in shown
+    assert not [line for line in KEY_LINES if line in shown]
+
+
+@pytest.mark.parametrize("name", ["GDRIVE_SERVICE_ACCOUNT", "GDRIVE_USER_CREDENTIALS"])
+def test_a_service_account_pasted_as_text_is_told(tmp_path: Path, name: str) -> None:
+    """It is an object, also where its JSON is text in the environment."""
+    shown = refusal(write_secrets(tmp_path / "secrets.json", {name: json.dumps(SERVICE)}))
+    assert f"{name} is no object" in shown
+    assert not [line for line in KEY_LINES if line in shown]
+
+
+def test_two_drive_accounts_are_one_too_many(tmp_path: Path) -> None:
+    """Which of them owns the files must not be a guess."""
+    both = {"GDRIVE_SERVICE_ACCOUNT": SERVICE, "GDRIVE_USER_CREDENTIALS": DRIVE}
+    shown = refusal(write_secrets(tmp_path / "secrets.json", both))
+    assert "GDRIVE_USER_CREDENTIALS and GDRIVE_SERVICE_ACCOUNT are both there" in shown
+
+
+@pytest.mark.parametrize("missing", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
+def test_half_an_s3_key_is_told(tmp_path: Path, missing: str) -> None:
+    """Both halves come from the same place."""
+    values = {name: value for name, value in S3.items() if name != missing}
+    shown = refusal(write_secrets(tmp_path / "secrets.json", values))
+    assert f"{missing} is missing" in shown
+    assert not [value for value in (S3["AWS_SECRET_ACCESS_KEY"], S3["AWS_SESSION_TOKEN"]) if value in shown]
 
 
 @pytest.mark.parametrize("value", ["text", None, [], {}, 3])
@@ -246,6 +384,22 @@ def test_redacting_removes_the_header_that_git_sends(credentials: Credentials) -
     assert HEADER not in credentials.redact(f"> Authorization: Basic {HEADER}\n")
 
 
+@pytest.mark.parametrize(
+    "value", [SERVICE["private_key"], *KEY_LINES, S3["AWS_SECRET_ACCESS_KEY"], S3["AWS_SESSION_TOKEN"]]
+)
+@pytest.mark.parametrize("send", [str, repr, json.dumps, lambda value: quote(value, safe="")])
+def test_redacting_removes_keys_of_machines_whole_and_by_the_line(tmp_path: Path, value: str, send: Any) -> None:
+    """A private key may be shown as it is, as JSON or Python write it, or one line of it alone."""
+    credentials = load_credentials(str(write_secrets(tmp_path / "s.json", {"GDRIVE_SERVICE_ACCOUNT": SERVICE, **S3})))
+    redacted = credentials.redact(f"bad key: {send(value)} in the file")
+    hidden = (*KEY_LINES, S3["AWS_SECRET_ACCESS_KEY"], S3["AWS_SESSION_TOKEN"])
+    assert not [text for text in hidden for form in (text, quote(text, safe="")) if form in redacted]
+    assert redacted.startswith("bad key: ")
+    assert redacted.endswith(" in the file")
+    for shown in (repr(credentials), str(credentials)):
+        assert not [text for text in hidden if text in shown]
+
+
 def test_redacting_leaves_no_rest_of_a_value_that_holds_another() -> None:
     """The longer one goes first."""
     credentials = Credentials(github_token="secret-one", wandb_api_key="secret-one-and-more")
@@ -297,15 +451,18 @@ def test_git_sends_the_token_to_that_host_alone(
     """Git itself is asked what it would send: a redirect or a submodule elsewhere gets nothing."""
     environment = {**os.environ, **credentials.git_environment(url)}
 
-    def header(address: str) -> str:
-        command = ["git", "config", "--get-urlmatch", "http.extraHeader", address]
+    def account(address: str) -> str:
+        environment["GIT_ASKPASS"] = "false"
         return subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        ).stdout
+            ["git", "credential", "fill"], input=f"url={address}\n\n",
+            cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+        ).stdout  # fmt: skip
 
-    assert header(url).strip() == f"Authorization: Basic {HEADER}"
+    given = account(url.replace("User@", ""))
+    assert "username=x-access-token\n" in given
+    assert f"password={SECRETS['GITHUB_TOKEN']}\n" in given
     for other in others:
-        assert header(other) == ""
+        assert SECRETS["GITHUB_TOKEN"] not in account(other)
 
 
 def test_the_token_is_never_an_argument_nor_in_the_clone(
@@ -316,7 +473,7 @@ def test_the_token_is_never_an_argument_nor_in_the_clone(
     recorder = tmp_path / "bin" / "git"
     recorder.parent.mkdir()
     recorder.write_text(
-        f'#!/bin/sh\necho "ARGUMENTS $*" >> {log}\necho "HEADER $1 $GIT_CONFIG_VALUE_0" >> {log}\n'
+        f'#!/bin/sh\necho "ARGUMENTS $*" >> {log}\necho "TOKEN $1 ${GIT_TOKEN}" >> {log}\n'
         f'exec {shutil.which("git")} "$@"\n',
         encoding="utf-8",
     )
@@ -332,7 +489,7 @@ def test_the_token_is_never_an_argument_nor_in_the_clone(
             speak()
         shown.append(str(caught.value))
     lines = log.read_text(encoding="utf-8").splitlines()
-    given = {line.split()[1] for line in lines if line.startswith("HEADER") and HEADER in line}
+    given = {line.split()[1] for line in lines if line.startswith("TOKEN") and SECRETS["GITHUB_TOKEN"] in line}
     assert given == {"ls-remote", "fetch", "push"}
     files = [path.read_text("latin-1") for path in clone.rglob("*") if path.is_file()]
     for form in (HEADER, SECRETS["GITHUB_TOKEN"]):
@@ -385,3 +542,118 @@ def test_without_a_drive_account_no_drive_file_is_written(tmp_path: Path) -> Non
     with pytest.raises(CredentialsError, match="GDRIVE_USER_CREDENTIALS"):
         Credentials(github_token="token").write_drive_file(path)
     assert not path.exists()
+
+
+# ── pointing DVC at its remote ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def drive() -> Iterator[DriveEmulator]:
+    """Give a Drive."""
+    with DriveEmulator() as drive, client_pointed_at(drive):
+        yield drive
+
+
+def settings(clone: Path) -> dict[str, Any]:
+    """Give what DVC reads of the default remote."""
+    from dvc.repo import Repo
+
+    with Repo(str(clone)) as repo:
+        return dict(repo.config["remote"]["storage"])
+
+
+def test_dvc_signs_in_with_a_service_account_and_our_store_publishes_with_it(
+    stores: Stores, drive: DriveEmulator, tmp_path: Path
+) -> None:
+    """Configured as step 3 does it; a second machine pulls by `dvc pull` in a process of its own."""
+    key = drive.make_service_account()
+    path = write_secrets(tmp_path / "secrets.json", {"GDRIVE_SERVICE_ACCOUNT": key})
+    credentials = load_credentials(str(path))
+    scratch = tmp_path / "scratch"
+    name_remote(stores.clone, drive)
+    assert configure_dvc(stores.clone, scratch, credentials) == f"DVC remote: storage at gdrive://{drive.root_id}"
+    written = scratch / "credentials" / "gdrive.json"
+    assert stat.S_IMODE(written.stat().st_mode) == 0o600
+    assert json.loads(written.read_text(encoding="utf-8")) == key
+    run = Publication(stores.clone, "kaggle-train-x", "Training\n", RUN, WEIGHTS, datetime(2025, 1, 2, tzinfo=UTC))
+    assert sync_outputs(run, credentials, say=str).uploaded == 10_000
+    assert sum(name.startswith("files/") for name in drive.files()) == 2
+    other = stores.clone_again(branch="kaggle-train-x")
+    name_remote(other, drive)
+    configure_dvc(other, tmp_path / "scratch-2", credentials)
+    environment = {**os.environ, "PYTHONPATH": str(write_sitecustomize(tmp_path / "site", drive))}
+    subprocess.run([sys.executable, "-m", "dvc", "pull", "--quiet"], cwd=other, check=True, env=environment)
+    for name in WEIGHTS:
+        assert (other / name).read_bytes() == (stores.clone / name).read_bytes()
+    private = [line for line in key["private_key"].splitlines() if not line.startswith("-")]
+    for place in (stores.clone, stores.origin, other):
+        text = "".join(file.read_text("latin-1") for file in place.rglob("*") if file.is_file())
+        assert not [line for line in private if line in text]
+
+
+def test_a_service_account_whose_key_is_refused_is_told_without_it(
+    stores: Stores, drive: DriveEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By DVC's client, through our store."""
+    monkeypatch.setattr("lib.sync.drive.PAUSES", (0.0,))
+    key = drive.make_service_account()
+    drive.make_service_account()  # another key took its place
+    credentials = load_credentials(str(write_secrets(tmp_path / "secrets.json", {"GDRIVE_SERVICE_ACCOUNT": key})))
+    name_remote(stores.clone, drive)
+    configure_dvc(stores.clone, tmp_path / "scratch", credentials)
+    run = Publication(stores.clone, "kaggle-train-x", "Training\n", RUN, WEIGHTS, datetime(2025, 1, 2, tzinfo=UTC))
+    with pytest.raises(RunError, match="Google does not accept the Drive credentials") as caught:
+        sync_outputs(run, credentials, say=str)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert not [line for line in key["private_key"].splitlines()[1:-1] if line in shown]
+
+
+def test_the_users_account_wins_over_what_repository_and_environment_say(
+    stores: Stores, drive: DriveEmulator, credentials: Credentials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`.dvc/config` may have been written for the other kind, and DVC would take the variable before the file."""
+    monkeypatch.setenv("GDRIVE_CREDENTIALS_DATA", "{}")
+    name_remote(stores.clone, drive)
+    with (stores.clone / ".dvc" / "config").open("a", encoding="utf-8") as config:
+        config.write("    gdrive_use_service_account = true\n")
+    configure_dvc(stores.clone, tmp_path / "scratch", credentials)
+    found = settings(stores.clone)
+    assert "GDRIVE_CREDENTIALS_DATA" not in os.environ
+    assert found["gdrive_use_service_account"] is False
+    assert found["gdrive_user_credentials_file"] == str(tmp_path / "scratch" / "credentials" / "gdrive.json")
+
+
+def test_a_drive_without_an_account_is_told_before_anything_is_pulled(
+    stores: Stores, drive: DriveEmulator, tmp_path: Path
+) -> None:
+    """Both kinds are named."""
+    name_remote(stores.clone, drive)
+    with pytest.raises(CredentialsError, match="GDRIVE_USER_CREDENTIALS") as caught:
+        configure_dvc(stores.clone, tmp_path / "scratch", Credentials())
+    assert "GDRIVE_SERVICE_ACCOUNT" in caught.value.remedy
+
+
+@pytest.mark.parametrize("given", [S3, {name: S3[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}])
+def test_s3_keys_go_where_dvc_looks_for_them_and_not_into_the_clone(
+    stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str]
+) -> None:
+    """This process's environment; what another key has left there goes."""
+    for name in S3:
+        monkeypatch.setenv(name, "another's")
+    path = write_secrets(tmp_path / "secrets.json", given)
+    config = stores.clone / ".dvc" / "config"
+    config.write_text(config.read_text(encoding="utf-8").replace(str(stores.storage), "s3://bucket/dvc"), "utf-8")
+    configure_dvc(stores.clone, tmp_path / "scratch", load_credentials(str(path)))
+    from botocore.session import Session
+
+    found = Session().get_credentials()
+    assert (found.access_key, found.secret_key) == (S3["AWS_ACCESS_KEY_ID"], S3["AWS_SECRET_ACCESS_KEY"])
+    assert found.token == given.get("AWS_SESSION_TOKEN")
+    text = "".join(file.read_text("latin-1") for file in (stores.clone / ".dvc").rglob("*") if file.is_file())
+    assert S3["AWS_SECRET_ACCESS_KEY"] not in text
+
+
+def test_s3_keys_are_left_alone_where_the_remote_is_none(stores: Stores, tmp_path: Path) -> None:
+    """A folder needs no key."""
+    configure_dvc(stores.clone, tmp_path / "scratch", Credentials(s3=S3))
+    assert "AWS_ACCESS_KEY_ID" not in os.environ

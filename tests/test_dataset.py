@@ -111,7 +111,10 @@ def test_pulling_brings_exactly_what_was_tracked(stores: Stores, tmp_path: Path)
     dataset = pull_dataset(other, DETECTION, scratch, Credentials())
     assert dataset.counts["train"] == 2
     for path in (stores.clone / "data/detection").rglob("*.*"):
-        assert (other / path.relative_to(stores.clone)).read_bytes() == path.read_bytes()
+        place = dataset.folder / path.relative_to(stores.clone / "data/detection")
+        assert place.read_bytes() == path.read_bytes()
+    assert dataset.folder.is_relative_to(scratch)
+    assert not (other / "data/detection").exists()  # on Kaggle it would become part of the run's output
     assert dataset.md5 in (other / "data/detection.dvc").read_text()
     assert not (other / ".dvc/cache").exists()
     assert (scratch / "dvc-cache").is_dir()

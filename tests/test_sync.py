@@ -985,13 +985,13 @@ def test_an_owner_does_not_take_over_the_living_who_undoes_it(
 ) -> None:
     """Two that delete for one intent could each delete what a third has published since (`protocol_model.py`)."""
     monkeypatch.setattr(transaction, "PATIENCE", 0.0)
-    marks: list[transaction._Lease] = []
+    marks: list[transaction.Lease] = []
     with transaction.open_vault(stores.clone_again(), Credentials()) as vault:
 
         def mark() -> None:
             (seen,) = vault.refs.read_intents()
             assert seen.record is not None
-            lease = transaction._Lease(vault.refs, seen.ref, seen.record.marked(vault.me), seen.commit)
+            lease = transaction.Lease(vault.refs, seen.ref, seen.record.marked(vault.me), seen.commit)
             marks.append(lease.__enter__())
 
         wire.before_commit[BRANCH] = mark
@@ -1345,7 +1345,7 @@ def test_a_renewal_on_its_way_does_not_spoil_the_end_of_a_lease(
         (seen,) = vault.refs.read_intents()
         assert seen.record is not None
         monkeypatch.setattr(journal, "RENEWAL", 0.01)
-        with transaction._Lease(vault.refs, seen.ref, seen.record.marked(vault.me), seen.commit) as lease:
+        with transaction.Lease(vault.refs, seen.ref, seen.record.marked(vault.me), seen.commit) as lease:
             first = lease.commit
             while lease.commit == first:
                 threading.Event().wait(0.01)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,6 +32,9 @@ from faults import (
     Scenario,
     Switch,
     Tally,
+    assert_nothing_is_found,
+    gather,
+    in_memory,
     is_push,
     refused,
     sweep,
@@ -86,28 +85,8 @@ QUICK = {(ALONE, ONCE), (refused(ALONE), ONCE), (refused(BESIDE), MEANWHILE), (A
 """What two minutes have room for; all of the rest is slow."""
 
 
-@pytest.fixture
-def tmp_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Give a folder in memory, where the machine has one: each fault gets remotes and clones of its own."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
-        monkeypatch.setenv("DVC_SITE_CACHE_DIR", f"{folder}/dvc")
-        world = Path(folder) / "world"
-        world.mkdir()
-        yield world
-
-
-@pytest.fixture(scope="module")
-def tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
-    """Gather what the sweeps find, and tell the sum at the end."""
-    tally = Tally()
-    yield tally
-    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-    capture = request.config.pluginmanager.get_plugin("capturemanager")
-    with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
-        if reporter:
-            reporter.ensure_newline()
-            reporter.write_line(tally.line())
+tmp_path = pytest.fixture(in_memory)
+tally = pytest.fixture(scope="module")(gather)
 
 
 def each(pairs: Pairs) -> pytest.MarkDecorator:
@@ -118,16 +97,6 @@ def each(pairs: Pairs) -> pytest.MarkDecorator:
             marks = () if (scenario, kind) in QUICK else (pytest.mark.slow,)
             found.append(pytest.param(scenario, kind, id=f"{scenario.name}-{kind.name}", marks=marks))
     return pytest.mark.parametrize(("scenario", "kind"), found)
-
-
-def assert_nothing_is_found(stores: Stores, scenario: Scenario, kind: Kind, tally: Tally) -> None:
-    """Sweep, and show everything that should not be."""
-    own = Tally()
-    try:
-        assert sweep(stores, scenario, kind, own) > 0
-    finally:
-        tally.add(own)
-    assert not own.findings(), "\n".join(["", *own.findings()])
 
 
 @each(PUBLICATIONS)
@@ -198,10 +167,10 @@ def ignores_what_others_name(patch: pytest.MonkeyPatch) -> None:
 
 def looks_at_branches_first(patch: pytest.MonkeyPatch) -> None:
     """Look at the intents last: a publication between the two looks is seen in neither."""
-    enter, named = transaction._Lease.__enter__, Refs.named_objects
+    enter, named = transaction.Lease.__enter__, Refs.named_objects
     seen: dict[int, set[str]] = {}
 
-    def look_early(lease: transaction._Lease) -> transaction._Lease:
+    def look_early(lease: transaction.Lease) -> transaction.Lease:
         entered = enter(lease)
         if lease._record.state == "aborting":
             seen[id(lease._refs)] = named(lease._refs, *transaction.EVERYTHING)
@@ -210,7 +179,7 @@ def looks_at_branches_first(patch: pytest.MonkeyPatch) -> None:
     def look_once(refs: Refs, *patterns: str) -> set[str]:
         return seen.pop(id(refs)) if id(refs) in seen else named(refs, *patterns)
 
-    patch.setattr(transaction._Lease, "__enter__", look_early)
+    patch.setattr(transaction.Lease, "__enter__", look_early)
     patch.setattr(Refs, "named_objects", look_once)
 
 

@@ -551,7 +551,7 @@ def remove_the_intent_first(patch: pytest.MonkeyPatch) -> None:
     """Let an undoing remove its intent before it deletes."""
     delete_new = transaction.Vault._delete_new
 
-    def late(vault: transaction.Vault, doomed: Sequence[StoredObject], mark: transaction._Lease, others: Any) -> None:
+    def late(vault: transaction.Vault, doomed: Sequence[StoredObject], mark: transaction.Lease, others: Any) -> None:
         with suppress(RunError):
             vault.refs.push(Move(mark.ref, mark.commit, None))
         patch.setattr(mark, "reread", lambda: None)

@@ -31,10 +31,12 @@ content by hand while a run of it is undone; against an upload that reaches the 
 for a process that sleeps past its lease between a look and the one request that follows it. `check()` finds what these
 leave.
 
-`sync_outputs()` publishes, `recover()` settles what others left, `check()` looks. Nothing here knows YOLO.
+`sync_outputs()` publishes, `recover()` settles what others left, `check()` looks, `rehearse()` tries beforehand.
+Nothing here knows YOLO.
 """
 
 from lib.sync.check import Checked, check
+from lib.sync.rehearsal import Rehearsed, rehearse
 from lib.sync.transaction import Publication, Published, recover, sync_outputs
 
-__all__ = ["Checked", "Publication", "Published", "check", "recover", "sync_outputs"]
+__all__ = ["Checked", "Publication", "Published", "Rehearsed", "check", "recover", "rehearse", "sync_outputs"]

@@ -78,6 +78,11 @@ class DirectoryObjects:
         """Remove the file."""
         (self._home / f"{MARK}{name}").unlink(missing_ok=True)
 
+    def room(self) -> int | None:
+        """Ask the file system that the folder is on, or will be."""
+        nearest = next(folder for folder in (self._home, *self._home.parents) if folder.is_dir())
+        return shutil.disk_usage(nearest).free
+
     def close(self) -> None:
         """Nothing is held."""
 

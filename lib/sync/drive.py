@@ -161,6 +161,16 @@ class DriveObjects:
         items = (item for parent in parents for item in self._list(parent))
         return [item for item in items if item["title"].startswith(MARK) and item["mimeType"] != _FOLDER]
 
+    def room(self) -> int | None:
+        """Ask for the account's quota; a shared drive tells none, and has its own."""
+        with self._told():
+            if "driveId" in self._scope:
+                return None
+            told = self._ask(self._auth.service.about().get(fields="quotaType,quotaBytesTotal,quotaBytesUsedAggregate"))
+        if told.get("quotaType") == "UNLIMITED" or not int(told.get("quotaBytesTotal") or 0):
+            return None
+        return max(0, int(told["quotaBytesTotal"]) - int(told["quotaBytesUsedAggregate"]))
+
     def close(self) -> None:
         """Close the connections of all threads."""
         while self._connections:

@@ -1,6 +1,6 @@
 """The DVC remote as the transaction sees it: identities under the paths of objects.
 
-A kind of store joins by one class with nine methods:
+A kind of store joins by one class with ten methods:
 
 - `look(oids)` gives, for each object that is there, its identities with their size in bytes. An identity names one
   stored copy for ever: whoever stores the object again makes another one. It asks the store, never a cache.
@@ -12,6 +12,7 @@ A kind of store joins by one class with nine methods:
 - `mark(name)`, `unmark(name)` and `marks()` make, remove and list small files in the remote's own folder, outside of
   what DVC keeps, whose names (after `MARK`) say everything. Both may be repeated; a mark is written as an object would
   be, so that making one proves what an upload needs.
+- `room()` gives the bytes that may still be stored, or None where nobody can say.
 - `close()` gives back what it holds.
 
 Nothing here decides what may be deleted: `transaction.py` does.
@@ -82,6 +83,9 @@ class Objects(Protocol):
 
     def unmark(self, name: str) -> None:
         """Remove a mark."""
+
+    def room(self) -> int | None:
+        """Give the bytes that may still be stored."""
 
     def close(self) -> None:
         """Give back connections and locks."""

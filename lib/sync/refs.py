@@ -93,7 +93,7 @@ class Refs:
         except CommandError as error:
             raise GitPushError(
                 f"the Git remote {self.url} does not answer: {error.what}",
-                remedy=_remedy(error.what, "check the network and GITHUB_TOKEN, then run sync_outputs() again."),
+                remedy=remedy_for(error.what, "check the network and GITHUB_TOKEN, then run sync_outputs() again."),
             ) from error
 
     # ── reading ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -273,7 +273,16 @@ _CAUSES: Iterable[tuple[str, str]] = (
         "give GITHUB_TOKEN write permission for this repository (scope `repo`; fine-grained: Contents, write).",
     ),
     (r"workflow", "give GITHUB_TOKEN the `workflow` scope: the branch holds workflow files."),
+    (
+        r"non-fast-forward|denyNonFastForwards|deletion prohibited|denyDeletes|cannot delete",
+        "let kaggle-intents/* and kaggle-checkpoint-* be moved by force and deleted in the host's branch rules.",
+    ),
     (r"protected|GH006|hook declined|rule violations", "allow new branches named kaggle-* in the host's branch rules."),
+    (
+        r"Repository not found|\b404\b",
+        "check the repository's address, and that GITHUB_TOKEN may see it: a host hides private ones from others.",
+    ),
+    (r"\b50[0-9]\b|Internal Server Error", "the Git host has trouble; run sync_outputs() again in some minutes."),
     (
         r"does not support .*atomic",
         "use a Git host that supports atomic pushes (GitHub, GitLab, Gitea and plain Git do).",
@@ -290,9 +299,11 @@ def _refusal(answer: Answer, url: str, refs: Iterable[str]) -> GitPushError:
     kind = RefusedByHostError if "[remote rejected]" in told else GitPushError
     return kind(
         f"Git push failed: {url} did not take {', '.join(refs)}:\n{told}",
-        remedy=_remedy(told, "read the host's answer above, mend its cause and run sync_outputs() again."),
+        remedy=remedy_for(told, "read the host's answer above, mend its cause and run sync_outputs() again."),
     )
 
 
-def _remedy(told: str, otherwise: str) -> str:
-    return next((remedy for pattern, remedy in _CAUSES if re.search(pattern, told, re.IGNORECASE)), otherwise)
+def remedy_for(told: str, otherwise: str) -> str:
+    """Find what to do in what the host said; names that stand in it are not taken for what it said."""
+    bare = re.sub(r"\w+://\S+|\S*kaggle-\S+|refs/\S+", "", told)
+    return next((remedy for pattern, remedy in _CAUSES if re.search(pattern, bare, re.IGNORECASE)), otherwise)

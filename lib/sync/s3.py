@@ -120,6 +120,10 @@ class S3Objects:
         with self._told(), contextlib.suppress(FileNotFoundError):
             self._ask("delete_object", key, **_version(self._ask("head_object", key)))
 
+    def room(self) -> int | None:
+        """S3 tells no limit."""
+        return None
+
     def close(self) -> None:
         """DVC's client closes itself."""
 

@@ -148,6 +148,13 @@ class Vault:
         """Why nothing was deleted from the DVC remote, if that is so."""
         self.me = Owner(journal.clone_name(refs.private / "clone"), journal.process_name(os.getpid()))
 
+    def head(self) -> str:
+        """Give the clone's own commit, which a publication is built on."""
+        import git
+
+        with git.Repo(self.refs.root) as repo:
+            return str(repo.head.commit.hexsha)
+
     def recover(self, older_than: float, say: Say) -> int:
         """Settle what may be settled; see `recover()`."""
         left, first = 0, None
@@ -182,6 +189,30 @@ class Vault:
             return False
         owner = seen.record.owner  # ours: an earlier attempt of this process, given up
         return owner == self.me or owner.is_dead_here(self.me.clone) or now - since >= older_than
+
+    @contextlib.contextmanager
+    def declare(self, intent: Intent, say: Say, note: Callable[[str], object] = str) -> Iterator[Lease]:
+        """Create the intent where the host takes it; `note` is told the ref before it is tried.
+
+        This proves too that the token may write.
+        """
+        with contextlib.ExitStack() as stack:
+            first: RefusedByHostError | None = None
+            for place in INTENT_PLACES:
+                ref = f"{place}{intent.id}"
+                note(ref)
+                try:
+                    lease = stack.enter_context(Lease(self.refs, ref, intent, None))
+                except RefusedByHostError as error:
+                    if first is not None:
+                        # the second place is a branch: its rules are what the user can change
+                        raise GitPushError(f"{first.what}\n{error.what}", remedy=error.remedy) from error
+                    first = error
+                else:
+                    break
+            if first is not None:
+                say(f"The Git host refuses {INTENT_PLACES[0]}; the intent is the branch {ref} for now.")
+            yield lease
 
     def claim(self, label: str, say: Say) -> None:
         """Prove that the DVC remote takes writes, and mark it as this repository's if nobody has.
@@ -227,7 +258,7 @@ class Vault:
         record = seen.record.marked(self.me)
         with contextlib.ExitStack() as stack:
             try:
-                mark = stack.enter_context(_Lease(self.refs, seen.ref, record, seen.commit))
+                mark = stack.enter_context(Lease(self.refs, seen.ref, record, seen.commit))
             except GitPushError:
                 if self.refs.list_refs(seen.ref).get(seen.ref) == seen.commit:
                     raise
@@ -282,7 +313,7 @@ class Vault:
             ) from error
         return {info.value for _, (_, info) in tree.iteritems()}
 
-    def _delete_new(self, doomed: Sequence[StoredObject], mark: _Lease, others: Sequence[SeenIntent]) -> None:
+    def _delete_new(self, doomed: Sequence[StoredObject], mark: Lease, others: Sequence[SeenIntent]) -> None:
         """Delete every copy that was not there before, asking right before each whether the mark is still ours."""
         new = self._new_copies(doomed)
         unreadable = [other.ref for other in others if other.record is None]
@@ -328,7 +359,7 @@ def _outcome(record: Intent, kept: str) -> str:
     return f"{done}; its objects stay, since {kept}." if kept else f"{done}."
 
 
-class _Lease:
+class Lease:
     """A ref that this process answers for: rewritten every two minutes, given up when that fails for too long.
 
     Used as a context: enters by writing the record over `old` (None creates the ref).
@@ -452,7 +483,7 @@ class _Publishing:
             say(f"Phase 2: DVC push ({_mebibytes(sum(item.size for item, _ in sources))} to {self.vault.objects.name})")
             step = "DVC push"
             intent = self._plan([item for item, _ in sources])
-            with self._declare(intent) as lease:
+            with self.vault.declare(intent, say, self._note_ref) as lease:
                 self._intent = intent
                 self.vault.claim(intent.id, say)
                 self._listen(intent)
@@ -520,7 +551,7 @@ class _Publishing:
             id=journal.new_intent_id(),
             state="uploading",
             branch=self.run.branch,
-            base=self._base(),
+            base=self.vault.head(),
             owner=self.vault.me,
             objects=tuple(
                 replace(item, before=tuple(i for i in standing.get(item.oid, {}) if stays(item.oid, i)))
@@ -529,24 +560,8 @@ class _Publishing:
             superseded=tuple(sorted(superseded)),
         )
 
-    @contextlib.contextmanager
-    def _declare(self, intent: Intent) -> Iterator[_Lease]:
-        """Create the intent where the host takes it; this proves too that the token may write."""
-        with contextlib.ExitStack() as stack:
-            first: RefusedByHostError | None = None
-            for place in INTENT_PLACES:
-                self.ref = f"{place}{intent.id}"
-                try:
-                    lease = stack.enter_context(_Lease(self.vault.refs, self.ref, intent, None))
-                except RefusedByHostError as error:
-                    if first is not None:
-                        raise first from error
-                    first = error
-                else:
-                    break
-            if first is not None:
-                self.say(f"The Git host refuses {INTENT_PLACES[0]}; the intent is the branch {self.ref} for now.")
-            yield lease
+    def _note_ref(self, ref: str) -> None:
+        self.ref = ref
 
     def _listen(self, intent: Intent) -> None:
         """Wait for whoever may be about to delete an object of ours; take over from those that died at it."""
@@ -575,7 +590,7 @@ class _Publishing:
             time.sleep(pause)
             pause = min(2 * pause, 10)
 
-    def _upload(self, sources: Sequence[tuple[StoredObject, Path]], label: str, lease: _Lease) -> None:
+    def _upload(self, sources: Sequence[tuple[StoredObject, Path]], label: str, lease: Lease) -> None:
         """Probe again and send what is missing, side by side; a directory's listing after its files."""
         there = self.vault.objects.look([item.oid for item, _ in sources])
         self._stood = {item.oid: set(there.get(item.oid, {})) for item, _ in sources}
@@ -624,13 +639,7 @@ class _Publishing:
             for path in (root / run.folder).rglob("*")
             if path.is_file() and path not in large and path.name not in run.leave_out
         )
-        return self.vault.refs.build_commit(self._base(), files, run.message, run.stamp.isoformat())
-
-    def _base(self) -> str:
-        import git
-
-        with git.Repo(self.run.root) as repo:
-            return repo.head.commit.hexsha
+        return self.vault.refs.build_commit(self.vault.head(), files, run.message, run.stamp.isoformat())
 
     # ── undoing ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -707,7 +716,7 @@ class _Publishing:
         if late:
             again = replace(self._intent, id=journal.new_intent_id(), objects=tuple(late)).marked(self.vault.me)
             ref = f"{self.ref.rpartition('/')[0]}/{again.id}"
-            with _Lease(self.vault.refs, ref, again, None) as declared:
+            with Lease(self.vault.refs, ref, again, None) as declared:
                 declared.join()
             self.vault.settle(SeenIntent(ref, declared.commit, again))
 
@@ -731,12 +740,13 @@ class _Publishing:
         return False
 
     def _in_doubt(self, error: BaseException, trouble: Exception) -> InDoubt:
+        remedy = trouble.remedy if isinstance(trouble, GitPushError) else ""
         return InDoubt(
-            f"the answer to the last push was lost, and {self.vault.refs.url} cannot be asked: "
+            f"the last push ended in an error, and {self.vault.refs.url} does not let itself be asked or undone: "
             f"{self.run.branch} is published, or it is not.\n{self._short(error)}\n{self._short(trouble)}",
             state="everything is kept: the models here, the objects on the DVC remote, and the intent "
             f"{self.ref} on the Git remote if it was not published.",
-            remedy="when the Git remote answers, run sync_outputs() again, or `python -m lib recover`.",
+            remedy=f"{remedy} When the Git remote answers, publish again, or run `python -m lib recover`.".lstrip(),
         )
 
     def _short(self, error: BaseException) -> str:

@@ -1,0 +1,537 @@
+"""A Git host on loopback, for the real git client over its real protocol: smart HTTP, tokens, and a host's refusals.
+
+What speaks the protocol is Git itself (`git http-backend`); this adds what a host puts around it: accounts and their
+rights, rules for refs, and the wire's faults. The answers to a wrong token, a hidden repository, a token without a
+right and a protected branch are worded as GitHub words them. It cannot tell what a host changes, speaks plain HTTP,
+and knows no accounts that are added or lose a right in the middle of one request.
+
+    with GitHost(folder) as host:
+        host.add_repository("owner/name", bare)
+        host.add_token(TOKEN)
+        host.protected = ["refs/heads/kaggle-*"]
+        host.add_fault("POST .* refs/heads/", "lost answer")
+        ...
+        assert host.count("git-receive-pack") == 4 and not other_host.saw_token
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import gzip
+import os
+import re
+import socket
+import subprocess
+import tempfile
+import threading
+import zlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Literal, Self
+from urllib.parse import parse_qs, unquote, urlsplit
+
+Right = Literal["read", "write", "workflow"]
+RIGHTS: tuple[Right, ...] = ("read", "write", "workflow")
+
+Kind = Literal[
+    "500",
+    "502",
+    "503",
+    "cut",  # the connection ends before anything is done
+    "cut answer",  # it is done, and the connection ends in the middle of the answer
+    "lost answer",  # it is done, and no answer comes
+    "silent",  # nothing is done for `silence` seconds, then all is well; nothing at all if the host is closed before
+    "late",  # it is done, and the answer comes `silence` seconds later
+]
+TITLES = {
+    200: "OK",
+    301: "Moved Permanently",
+    400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "Not Found",
+    500: "Internal Server Error",
+    502: "Bad Gateway",
+    503: "Service Unavailable",
+}
+
+# Run by Git for each ref of a push. What it refuses, it says in the file of reasons: Git itself would tell the client
+# no more than "hook declined". Without that file the push did not come through this host.
+UPDATE_HOOK = r"""#!/bin/sh
+ref=$1 new=$3
+[ -n "$GIT_HOST_REASONS" ] || exit 0
+refuse() { printf '%s\t%s\n' "$ref" "$1" >> "$GIT_HOST_REASONS"; exit 1; }
+set -f
+
+case "$ref" in
+refs/heads/* | refs/tags/*) ;;
+*) [ -z "$GIT_HOST_OTHER_REFS" ] || refuse "$GIT_HOST_OTHER_REFS" ;;
+esac
+
+for pattern in $GIT_HOST_PROTECTED; do
+  case "$ref" in $pattern)
+    if [ "$GIT_HOST_RULE" = GH006 ]; then
+      echo "error: GH006: Protected branch update failed for $ref." >&2
+      echo "error: You're not authorized to push to this branch." >&2
+      refuse "protected branch hook declined"
+    fi
+    echo "error: GH013: Repository rule violations found for $ref." >&2
+    echo "" >&2
+    echo "- Cannot create ref due to creations being restricted." >&2
+    refuse "push declined due to repository rule violations" ;;
+  esac
+done
+
+if [ "$GIT_HOST_WORKFLOW" = no ] && [ "$new" != 0000000000000000000000000000000000000000 ]; then
+  first=$(git ls-tree -r --name-only "$new" .github/workflows/ | head -n 1)
+  [ -z "$first" ] || refuse "refusing to allow a Personal Access Token to create or update workflow \
+\`$first\` without \`workflow\` scope"
+fi
+"""
+
+
+@dataclass(frozen=True)
+class Account:
+    """Whom a token speaks for, what it may do, and where; no repositories named means all of them."""
+
+    name: str
+    rights: frozenset[Right]
+    repositories: frozenset[str] = frozenset()
+
+    def may(self, right: Right, repository: str) -> bool:
+        """Whether the token has this right there."""
+        return right in self.rights and (not self.repositories or repository in self.repositories)
+
+
+@dataclass
+class Request:
+    """One request as it came, and what became of it; never the token itself."""
+
+    method: str
+    path: str
+    service: str
+    """`git-upload-pack` (reading) or `git-receive-pack` (writing)."""
+    asks: str = ""
+    """What the body wants: `ls-refs` or `fetch` of a reader, the refs that a writer moves."""
+    encoding: str = ""
+    """How the body came: `chunked`, `gzip`, both, or plain."""
+    has_token: bool = False
+    authorised: bool = False
+    status: int = 0
+    """Of the answer; 0 while, or if, there is none."""
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path} {self.service} {self.asks}".rstrip()
+
+
+@dataclass
+class _Fault:
+    match: str
+    kind: Kind
+    times: int
+    after: int
+
+
+@dataclass(frozen=True)
+class _Answer:
+    status: int
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def _told(status: int, text: str, **headers: str) -> _Answer:
+    """Give an answer that git shows to its user as `remote: …`: it does so for plain text alone."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return _Answer(status, text.encode(), {"Content-Type": "text/plain; charset=UTF-8", **named})
+
+
+class GitHost:
+    """Bare repositories below `folder` as `<url>/owner/name.git`. A context manager: it serves while it is entered."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.requests: list[Request] = []
+        self.tokens: dict[str, Account] = {}
+        self.public: set[str] = set()
+        """Repositories (`owner/name`) that may be read without a token; all others are private."""
+        self.renamed: dict[str, str] = {}
+        """Repositories that have another name now: the old name is answered with a redirect."""
+        self.moved_to = ""
+        """Another host's address: every request is redirected there."""
+        self.denial = "Permission to {repository}.git denied to {user}."
+        """Said (403) to a token that may not write; `Write access to repository not granted.` is the other wording."""
+        self.protected: Sequence[str] = ()
+        """Refs that nobody may create, move or delete, as the shell's patterns."""
+        self.rule: Literal["GH006", "GH013"] = "GH013"
+        """What a protected ref is refused as: a protected branch, or a rule of the repository."""
+        self.other_refs: Literal["", "deny updating a hidden ref", "funny refname"] = ""
+        """Why refs outside of branches and tags are refused; empty: they are taken."""
+        self.atomic = True
+        """Whether several refs may be moved together or not at all."""
+        self.latency = 0.0
+        """Seconds before each answer."""
+        self.silence = 3600.0
+        """Seconds that a fault says nothing for."""
+        self._lock = threading.RLock()
+        self._faults: list[_Fault] = []
+        self._closing = threading.Event()
+        self._backends: set[subprocess.Popen[bytes]] = set()
+        self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"host": self}))
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def start(self) -> Self:
+        """Serve until `close`."""
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), name="git host", daemon=True).start()
+        return self
+
+    def close(self) -> None:
+        """Stop serving; what is still waited for is cut off, and what is silent is not done any more."""
+        self._closing.set()
+        self._server.shutdown()
+        self._server.server_close()
+        with self._lock:
+            for backend in self._backends:
+                backend.kill()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ── what a test sees and does ──────────────────────────────────────────────────────────────────────────────────
+
+    def add_repository(self, name: str, bare: Path | None = None, *, public: bool = False) -> str:
+        """Serve a bare repository, a new one or the one at `bare`, as `owner/name`. Give its address."""
+        path = self.folder / f"{name}.git"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if bare is not None:
+            path.symlink_to(bare, target_is_directory=True)
+        else:
+            words = ["git", "init", "--quiet", "--bare", "--template=", "--initial-branch=main", str(path)]
+            subprocess.run(words, check=True)
+        hook = path / "hooks" / "update"
+        hook.parent.mkdir(exist_ok=True)
+        hook.write_text(UPDATE_HOOK, encoding="utf-8")
+        hook.chmod(0o755)
+        if public:
+            self.public.add(name)
+        return self.address(name)
+
+    def address(self, name: str) -> str:
+        """Give the address of a repository."""
+        return f"{self.url}/{name}.git"
+
+    def add_token(
+        self, token: str, user: str = "octocat", rights: Collection[Right] = RIGHTS, repositories: Collection[str] = ()
+    ) -> None:
+        """Let a token in with these rights; the same token again changes them."""
+        self.tokens[token] = Account(user, frozenset(rights), frozenset(repositories))
+
+    def expire(self, token: str) -> None:
+        """End a token's life: the host knows it no more."""
+        self.tokens.pop(token, None)
+
+    def count(self, match: str) -> int:
+        """Give the number of requests so far in which the pattern occurs: `METHOD path service what-it-asks-for`."""
+        return sum(bool(re.search(match, str(request))) for request in list(self.requests))
+
+    @property
+    def saw_token(self) -> bool:
+        """Whether any request has brought a token along, right or wrong."""
+        return any(request.has_token for request in list(self.requests))
+
+    def add_fault(self, match: str, kind: Kind, times: int = 1, *, after: int = 0) -> None:
+        """Let the next `times` requests in which the pattern occurs go wrong, but for the first `after` of them.
+
+        git's client (curl) sends a request again by itself, once, when a connection that it has used before ends
+        without a byte: what is cut once may do no harm, and what loses its answer once is done twice.
+        """
+        with self._lock:
+            self._faults.append(_Fault(match, kind, times, after))
+
+    def clear_faults(self) -> None:
+        """Let everything work again."""
+        with self._lock:
+            self._faults.clear()
+
+    # ── what it decides ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _take_fault(self, request: Request) -> Kind | None:
+        with self._lock:
+            for fault in self._faults:
+                if not fault.times or not re.search(fault.match, str(request)):
+                    continue
+                if fault.after:
+                    fault.after -= 1
+                else:
+                    fault.times -= 1
+                    return fault.kind
+        return None
+
+    def _admit(self, request: Request, token: str | None, repository: str) -> Account | _Answer:
+        """Give the account that asks, or the answer that sends it away."""
+        writes = request.service == "git-receive-pack"
+        ask = {"WWW_Authenticate": 'Basic realm="GitHub"'}
+        if token is None:
+            if repository in self.public and not writes:
+                return Account("", frozenset({"read"}))
+            return _told(401, "Repository not found.", **ask)
+        account = self.tokens.get(token)
+        if account is None:
+            text = "Invalid username or token. Password authentication is not supported for Git operations."
+            return _told(401, text, **ask)
+        is_seen = account.may("read", repository) or repository in self.public
+        if not is_seen or not (self.folder / f"{repository}.git").is_dir():
+            return _told(404, "Repository not found.")
+        if writes and not account.may("write", repository):
+            return _told(403, self.denial.format(repository=repository, user=account.name))
+        return account
+
+    def _settings(self) -> dict[str, str]:
+        """Give the configuration that Git serves with, beside the repository's own."""
+        settings = {"receive.advertiseAtomic": str(self.atomic).lower(), "receive.autogc": "false"}
+        environment = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+        pairs = list(settings.items())
+        if self.other_refs == "deny updating a hidden ref":
+            pairs += [("receive.hideRefs", hidden) for hidden in ("refs", "!refs/heads", "!refs/tags")]
+        for number, (key, value) in enumerate(pairs):
+            environment |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+        return environment | {"GIT_CONFIG_COUNT": str(len(pairs))}
+
+    def _serve(
+        self, request: Request, query: str, account: Account, body: bytes, headers: Mapping[str, str]
+    ) -> _Answer:
+        """Let Git answer, and put the rules' own words where it knows only that a hook has declined."""
+        with tempfile.TemporaryDirectory(prefix="git-host-") as scratch:
+            reasons = Path(scratch) / "reasons"
+            has_workflow = account.may("workflow", _repository_of(request.path))
+            given = {
+                **{name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "GITHUB_"))},
+                **self._settings(),
+                **headers,
+                "GIT_PROJECT_ROOT": str(self.folder),
+                "GIT_HTTP_EXPORT_ALL": "1",
+                "GATEWAY_INTERFACE": "CGI/1.1",
+                "REQUEST_METHOD": request.method,
+                "PATH_INFO": request.path,
+                "QUERY_STRING": query,
+                "CONTENT_LENGTH": str(len(body)),
+                "REMOTE_ADDR": "127.0.0.1",
+                "GIT_HOST_REASONS": str(reasons),
+                "GIT_HOST_PROTECTED": " ".join(self.protected),
+                "GIT_HOST_RULE": self.rule,
+                "GIT_HOST_OTHER_REFS": self.other_refs,
+                "GIT_HOST_WORKFLOW": "yes" if has_workflow else "no",
+            }
+            if account.name:
+                given["REMOTE_USER"] = account.name
+            answer = self._run_backend(given, body)
+            if reasons.exists():
+                lines = reasons.read_text(encoding="utf-8").splitlines()
+                answer = _Answer(answer.status, _reword(answer.body, dict(line.split("\t") for line in lines)),
+                                 answer.headers)  # fmt: skip
+            return answer
+
+    def _run_backend(self, environment: Mapping[str, str], body: bytes) -> _Answer:
+        backend = subprocess.Popen(
+            ["git", "http-backend"],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        with self._lock:
+            self._backends.add(backend)
+        try:
+            output, _ = backend.communicate(body)
+        finally:
+            with self._lock:
+                self._backends.discard(backend)
+        head, _, rest = output.partition(b"\r\n\r\n")
+        headers = dict(line.split(": ", 1) for line in head.decode().splitlines() if ": " in line)
+        headers.pop("Content-Length", None)
+        status = int(headers.pop("Status", "200").split()[0]) if head else 500
+        return _Answer(status, rest, headers)
+
+
+def _repository_of(path: str) -> str:
+    return path.strip("/").partition(".git")[0]
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+    def handle_error(self, *_: object) -> None:
+        """Stay quiet: clients that are stopped hang up, which is what some tests are for."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """One connection of a client."""
+
+    host: GitHost
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1  # one packet an answer: without it each waits 40 ms for the other side's acknowledgement
+    disable_nagle_algorithm = True
+    timeout = 60
+
+    def log_message(self, *_: object) -> None:
+        """Stay quiet: `requests` is the log."""
+
+    def _handle(self) -> None:
+        host = self.host
+        parts = urlsplit(self.path)
+        path = unquote(parts.path)
+        body, encoding = self._read_body()
+        service = path.rpartition("/")[2]
+        if service == "refs":
+            service = parse_qs(parts.query).get("service", [""])[0]
+        token = self._token()
+        request = Request(self.command, path, service, _wanted(service, body), encoding, token is not None)
+        with host._lock:
+            host.requests.append(request)
+        host._closing.wait(host.latency)
+        kind = host._take_fault(request)
+        if kind == "silent":
+            host._closing.wait(host.silence)
+        if kind == "cut" or host._closing.is_set():
+            self._hang_up()
+            return
+        if kind in ("500", "502", "503"):
+            status = int(kind)
+            answer = _Answer(status, f"<html>{TITLES[status]}</html>".encode(), {"Content-Type": "text/html"})
+        else:
+            answer = self._answer(request, token, parts.query, body)
+        if kind == "late":
+            host._closing.wait(host.silence)
+        if kind == "lost answer" or host._closing.is_set():
+            self._hang_up()
+            return
+        request.status = answer.status
+        self._send(answer, cut=kind == "cut answer")
+
+    do_GET = do_POST = _handle  # noqa: N815  the names that http.server looks for
+
+    def _answer(self, request: Request, token: str | None, query: str, body: bytes) -> _Answer:
+        host, repository = self.host, _repository_of(request.path)
+        if host.moved_to:
+            return _Answer(301, headers={"Location": f"{host.moved_to}{self.path}"})
+        if repository in host.renamed:
+            there = self.path.replace(repository, host.renamed[repository], 1)
+            return _Answer(301, headers={"Location": f"{host.url}{there}"})
+        if len(self.headers.get_all("Authorization") or ()) > 1:  # what two settings of `http.extraHeader` make
+            return _told(400, 'Duplicate header: "Authorization"')
+        account = host._admit(request, token, repository)
+        if isinstance(account, _Answer):
+            return account
+        request.authorised = True
+        headers = {"CONTENT_TYPE": self.headers.get("Content-Type") or ""}
+        if protocol := self.headers.get("Git-Protocol"):
+            headers |= {"GIT_PROTOCOL": protocol, "HTTP_GIT_PROTOCOL": protocol}
+        return host._serve(request, query, account, body, headers)
+
+    def _token(self) -> str | None:
+        """Give the token that came with the request: as the password of `x-access-token`, or of anybody."""
+        scheme, _, given = (self.headers.get("Authorization") or "").partition(" ")
+        if scheme.lower() != "basic":
+            return None
+        with contextlib.suppress(binascii.Error, UnicodeDecodeError):
+            return base64.b64decode(given).decode().partition(":")[2]
+        return ""
+
+    def _read_body(self) -> tuple[bytes, str]:
+        """Give the body, put together and unpacked, and how it came."""
+        encodings = []
+        if (self.headers.get("Transfer-Encoding") or "").lower() == "chunked":
+            encodings.append("chunked")
+            body = b"".join(self._read_chunks())
+        else:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.headers.get("Content-Encoding") in ("gzip", "x-gzip"):
+            encodings.append("gzip")
+            with contextlib.suppress(OSError, EOFError, zlib.error):
+                body = gzip.decompress(body)
+        return body, " ".join(encodings)
+
+    def _read_chunks(self) -> Iterator[bytes]:
+        while size := int(self.rfile.readline().partition(b";")[0].strip() or b"0", 16):
+            yield self.rfile.read(size)
+            self.rfile.readline()
+        while self.rfile.readline().strip():  # what may follow the last one
+            pass
+
+    def _hang_up(self) -> None:
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    def _send(self, answer: _Answer, *, cut: bool = False) -> None:
+        self.send_response(answer.status, TITLES.get(answer.status))
+        for name, value in answer.headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(answer.body)))
+        self.end_headers()
+        self.wfile.write(answer.body[: len(answer.body) // 2] if cut else answer.body)
+        if cut:
+            self.wfile.flush()
+            self._hang_up()
+
+
+# ── Git's packet lines ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _read_packets(data: bytes) -> Iterator[bytes | None]:
+    """Give the packets that `data` begins with; None stands for a flush. What is no packet ends it."""
+    while re.match(rb"[0-9a-fA-F]{4}", data[:4]):
+        size = int(data[:4], 16)
+        if size < 4:  # a flush, or a mark of protocol 2
+            yield None
+            data = data[4:]
+        else:
+            yield data[4:size]
+            data = data[size:]
+
+
+def _packet(content: bytes) -> bytes:
+    return b"%04x%s" % (len(content) + 4, content)
+
+
+def _wanted(service: str, body: bytes) -> str:
+    """Tell what a body asks for; the pack that follows a writer's commands is not looked at."""
+    found = []
+    for packet in _read_packets(body):
+        if service == "git-receive-pack":
+            if packet is None:
+                break
+            words = packet.partition(b"\0")[0].split()
+            found += [words[2].decode()] if len(words) == 3 else []
+        elif packet is not None and packet.startswith(b"command="):
+            return packet.strip().partition(b"=")[2].decode()
+    return " ".join(found)
+
+
+def _reword(body: bytes, reasons: Mapping[str, str]) -> bytes:
+    """Put the reasons into the report of a push: within side band 1, a line `ng <ref> <why>` for each refused ref."""
+    report, other = b"", b""
+    for packet in _read_packets(body):
+        if packet is not None and packet[:1] == b"\x01":
+            report += packet[1:]
+        elif packet is not None:
+            # what the hook has printed comes first, as it did; that it is a hook which refuses, a host does not tell
+            other += _packet(re.sub(rb"error: hook declined to update [^\n]*\n", b"", packet))
+    lines = b""
+    for line in _read_packets(report):
+        words: list[Any] = (line or b"").decode().split(" ", 2)
+        if line is None:
+            lines += b"0000"
+        elif words[0] == "ng" and words[1] in reasons:
+            lines += _packet(f"ng {words[1]} {reasons[words[1]]}\n".encode())
+        else:
+            lines += _packet(line)
+    return other + _packet(b"\x01" + lines) + b"0000"

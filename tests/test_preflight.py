@@ -1,0 +1,159 @@
+"""Everything a run needs is tried beforehand, and what is wrong stands in one table."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Stores, run_git
+
+from lib.credentials import Credentials
+from lib.drawing import draw_dataset
+from lib.errors import PreflightError
+from lib.experiment import Experiment, load_experiment
+from lib.host import Gpu, Host
+from lib.preflight import Flight, Line, judge_gpus, preflight, show_preflight, stop_on_errors
+from lib.remotes import configure_dvc
+from lib.training import prepare_library
+
+SMALL = load_experiment(ROOT / "experiments/000_det_sandbox.yaml")
+T4 = {"name": "Tesla T4", "memory": 15 * 2**30, "capability": "sm_75", "works": True}
+BUILD = {"torch": "2.10.0+cu128", "cuda": "12.8", "builds": ["sm_75", "sm_80", "sm_90"]}
+
+
+@pytest.fixture
+def flight(stores: Stores, tmp_path: Path) -> Flight:
+    """Give a clone that is ready to train."""
+    from dvc.repo import Repo
+
+    draw_dataset(stores.clone / SMALL.dataset, "detection", counts={"train": 2, "val": 1, "test": 1}, size=64)
+    with Repo(str(stores.clone)) as repo:
+        repo.add([str(stores.clone / SMALL.dataset)])
+        repo.push()
+    run_git("add", "--all", "data", cwd=stores.clone)
+    run_git("commit", "--quiet", "--message=dataset", cwd=stores.clone)
+    run_git("push", "--quiet", "origin", "HEAD:main", cwd=stores.clone)
+    working, scratch = tmp_path / "working", tmp_path / "scratch"
+    for folder in (working, scratch):
+        folder.mkdir()
+    configure_dvc(stores.clone, scratch, Credentials())
+    prepare_library(scratch)
+    return Flight(stores.clone, SMALL, Host(working, scratch, (), on_kaggle=False), Credentials())
+
+
+def states(lines: list[Line]) -> dict[str, str]:
+    """Give what each check came to; where a name stands twice, the last."""
+    return {line.name: line.state for line in lines}
+
+
+def changed(flight: Flight, **values: object) -> Flight:
+    """Give the flight with other fields."""
+    return Flight(**{**flight.__dict__, **values})
+
+
+def with_model(**model: object) -> Experiment:
+    """Give the small experiment with another model."""
+    return load_experiment(ROOT / "experiments/000_det_sandbox.yaml", {f"model.{k}": v for k, v in model.items()})
+
+
+def test_a_run_that_can_begin_has_no_error_and_leaves_nothing(stores: Stores, flight: Flight) -> None:
+    """Everything is named, and the remotes are as they were."""
+    before = stores.refs(), stores.objects()
+    lines = preflight(flight)
+    assert set(states(lines).values()) <= {"ok", "warning"}, show_preflight(lines)
+    names = {"GPU", "Git remote", "DVC remote", "dataset", "weights", "W&B", "working folder", "session"}
+    assert names <= set(states(lines))
+    stop_on_errors(lines)
+    assert (stores.refs(), stores.objects()) == before
+    assert "4 files" not in show_preflight(lines)
+    assert "9 files" in show_preflight(lines)  # four pictures, their labels, data.yaml
+
+
+def test_every_error_is_told_at_once_with_its_remedy(stores: Stores, flight: Flight) -> None:
+    """A refused branch, a dataset that was never pushed and weights that are not there, in one table and one error."""
+    stores.write_hook(
+        "pre-receive", 'while read o n r; do case "$r" in refs/heads/*) echo GH006 >&2; exit 1;; esac; done'
+    )
+    shutil.rmtree(stores.storage / "files")
+    lines = preflight(changed(flight, experiment=with_model(pretrained="nowhere.pt")))
+    wrong = {name for name, state in states(lines).items() if state == "error"}
+    assert wrong == {"Git remote", "dataset", "weights"}
+    with pytest.raises(PreflightError) as caught:
+        stop_on_errors(lines)
+    for words in ("GH006", "not on the DVC remote", "nowhere.pt"):
+        assert words in show_preflight(lines)
+    for words in ("branch rules", "dvc push", "attach the checkpoint"):
+        assert words in caught.value.remedy
+    assert "nothing was pulled" in caught.value.state
+
+
+def test_a_check_that_breaks_is_a_finding_and_not_the_end_of_the_others(
+    flight: Flight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk cannot be asked; the rest is told all the same, without a credential."""
+    hidden = Credentials(github_token="ghp_canary_0123456789")
+
+    def break_down(_folder: object) -> None:
+        raise ZeroDivisionError("ghp_canary_0123456789")
+
+    monkeypatch.setattr(shutil, "disk_usage", break_down)
+    lines = preflight(changed(flight, credentials=hidden))
+    assert states(lines)["disk"] == "error"
+    assert states(lines)["weights"] == "ok"
+    assert "canary" not in show_preflight(lines)
+
+
+def test_a_session_on_kaggle_says_how_long_an_epoch_may_take(flight: Flight) -> None:
+    """Twelve hours less what has passed."""
+    host = Host(flight.host.working, flight.host.scratch, (), on_kaggle=True)
+    lines = preflight(changed(flight, host=host, elapsed=2 * 3600.0))
+    (session,) = (line for line in lines if line.name == "session")
+    assert session.state == "ok"
+    epochs = SMALL.training.epochs
+    assert f"10.0 h left: {epochs} epochs fit if one takes less than {600 / epochs:.1f} min" in session.found
+    late = preflight(changed(flight, host=host, elapsed=11.5 * 3600))
+    assert states(late)["session"] == "warning"
+
+
+def test_kaggle_without_the_gpu_that_was_rendered_for_is_an_error(flight: Flight) -> None:
+    """Before the dataset is pulled."""
+    host = Host(flight.host.working, flight.host.scratch, (), on_kaggle=True)
+    lines = preflight(changed(flight, host=host, accelerator="t4x2"))
+    assert states(lines)["GPU"] == "error"
+
+
+def test_a_gpu_that_torch_cannot_use_is_an_error(flight: Flight) -> None:
+    """The driver sees one; the torch here has no CUDA."""
+    host = Host(flight.host.working, flight.host.scratch, (Gpu("Tesla T4", 15360),), on_kaggle=True)
+    lines = preflight(changed(flight, host=host, accelerator="t4x2"))
+    assert any(line.name == "GPU" and line.state == "error" and "the driver sees 1" in line.found for line in lines)
+
+
+def test_two_t4_that_compute_are_ok() -> None:
+    """One line for each."""
+    lines = list(judge_gpus({**BUILD, "gpus": [T4, T4]}, 2, ("T4", "T4"), multi_gpu=True))
+    assert [(line.name, line.state) for line in lines] == [("GPU 0", "ok"), ("GPU 1", "ok")]
+
+
+def test_one_t4_where_two_were_asked_for_is_a_warning() -> None:
+    """Training takes what is there."""
+    lines = list(judge_gpus({**BUILD, "gpus": [T4]}, 1, ("T4", "T4"), multi_gpu=True))
+    assert [line.state for line in lines] == ["ok", "warning"]
+    assert "2 x T4" in lines[1].found
+
+
+def test_a_p100_that_this_torch_has_no_kernels_for_is_an_error() -> None:
+    """It says what torch was built for."""
+    p100 = {"name": "Tesla P100-PCIE-16GB", "memory": 16 * 2**30, "capability": "sm_60", "error": "no kernel image"}
+    (line,) = judge_gpus({**BUILD, "gpus": [p100]}, 1, ("P100",), multi_gpu=True)
+    assert line.state == "error"
+    assert "sm_60" in line.found
+    assert "sm_75, sm_80, sm_90" in line.found
+    assert "T4 x2" in line.remedy
+
+
+def test_a_gpu_that_computes_wrongly_is_an_error() -> None:
+    """A product that is not what it must be."""
+    (line,) = judge_gpus({**BUILD, "gpus": [{**T4, "works": False}]}, 1, (), multi_gpu=True)
+    assert line.state == "error"
