@@ -42,6 +42,17 @@ def sandbox(*, module: str, folder: Path, data: Path | None, as_json: bool) -> N
 
 
 @app.command()
+@click.argument("file", type=Path, default=Path("secrets.json"))
+@click.option("--client", type=Path, metavar="JSON", help="Your OAuth client, or a service account's key.")
+def credentials(*, file: Path, client: Path | None) -> None:
+    """Make or complete FILE (secrets.json) with you: sign in to Google, ask for the keys, try each at its service."""
+    from lib.accounts import make_secrets
+
+    for account in make_secrets(file, client=client):
+        print(account)
+
+
+@app.command()
 @click.argument("experiment", type=Path)
 @click.option("--accelerator", type=click.Choice(["t4x2", "p100", "none"]), default="none", help="What it must have.")
 @SECRETS
@@ -64,16 +75,18 @@ def recover(*, older_than: float, secrets: str) -> None:
     import time
 
     from lib.credentials import load_credentials
+    from lib.remotes import clone_with
     from lib.sync import recover as settle
 
     credentials = load_credentials(secrets)
     deadline = time.monotonic() + older_than
-    while left := settle(Path.cwd(), credentials, older_than=older_than):
-        if time.monotonic() > deadline + 60:
-            print(f"{left} unfinished publications are alive or unreadable here, and are left alone.")
-            raise SystemExit(1)
-        print(f"Waiting for {left} unfinished publications to end or to expire …", flush=True)
-        time.sleep(min(15, max(1, older_than / 10)))
+    with clone_with(Path.cwd(), credentials) as clone:
+        while left := settle(clone, credentials, older_than=older_than):
+            if time.monotonic() > deadline + 60:
+                print(f"{left} unfinished publications are alive or unreadable here, and are left alone.")
+                raise SystemExit(1)
+            print(f"Waiting for {left} unfinished publications to end or to expire …", flush=True)
+            time.sleep(min(15, max(1, older_than / 10)))
     print("No unfinished publication is left.")
 
 
@@ -84,12 +97,15 @@ def recover(*, older_than: float, secrets: str) -> None:
 def check(*, older_than: float, secrets: str, as_json: bool) -> None:
     """Look at both remotes of this clone and say what is wrong; nothing is deleted. Exits with 1 if something is."""
     from lib.credentials import load_credentials
+    from lib.remotes import clone_with
     from lib.sync import check as look
 
     def note(line: str) -> None:
         print(line, file=sys.stderr)
 
-    checked = look(Path.cwd(), load_credentials(secrets), older_than=older_than, say=note)
+    credentials = load_credentials(secrets)
+    with clone_with(Path.cwd(), credentials) as clone:
+        checked = look(clone, credentials, older_than=older_than, say=note)
     if as_json:
         print(checked.to_json())
     else:

@@ -32,7 +32,7 @@ class ExperimentError(RunError):
 
 
 class CredentialsError(RunError):
-    """`secrets.json` is missing, or something in it is missing or malformed. Values are never shown."""
+    """Something in `secrets.json` is missing or malformed, or a service refuses it. Values are never shown."""
 
 
 class CommandError(RunError):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +25,7 @@ from lib.dataset import Pointer, read_pointer
 from lib.errors import CommandError, PreflightError, RunError
 from lib.experiment import Experiment
 from lib.host import SESSION, Host, find_host
-from lib.remotes import configure_dvc, find_dvc_remote, find_git_remote
+from lib.remotes import find_dvc_remote, find_git_remote, set_up_copy
 
 State = Literal["ok", "warning", "error"]
 ACCELERATORS: Mapping[str, tuple[str, ...]] = {"t4x2": ("T4", "T4"), "p100": ("P100",), "none": ()}
@@ -110,12 +109,8 @@ def preflight_here(root: Path, experiment: Experiment, credentials: Credentials,
     """
     from lib.training import prepare_library
 
-    with tempfile.TemporaryDirectory(prefix="preflight-") as folder:
-        copy, scratch = Path(folder) / "clone", Path(folder) / "scratch"
-        run_command(["git", "clone", "--quiet", root, copy])
-        run_command(["git", "remote", "set-url", "origin", find_git_remote(root, credentials)], cwd=copy)
+    with set_up_copy(root, credentials) as (copy, scratch):
         host = replace(find_host(root, scratch), on_kaggle=False)
-        configure_dvc(copy, scratch, credentials)
         prepare_library(scratch)
         return preflight(Flight(copy, experiment, host, credentials, accelerator))
 

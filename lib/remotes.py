@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,31 @@ def _config_told() -> Iterator[None]:
         raise RemoteError(
             f".dvc/config cannot be used: {error}", remedy="run `dvc remote list` in a clone and correct what it names."
         ) from error
+
+
+@contextlib.contextmanager
+def set_up_copy(root: Path, credentials: Credentials) -> Iterator[tuple[Path, Path]]:
+    """Give a copy of the clone at `root` that is set up as a session sets itself up, and the copy's scratch folder.
+
+    The remotes are those of the commit, the credentials those given; the clone and what its user has configured for
+    it stay as they are. Both are gone after the block.
+    """
+    with tempfile.TemporaryDirectory(prefix="kaggle-training-") as folder:
+        copy, scratch = Path(folder) / "clone", Path(folder) / "scratch"
+        run_command(["git", "clone", "--quiet", root, copy])
+        run_command(["git", "remote", "set-url", "origin", find_git_remote(root, credentials)], cwd=copy)
+        configure_dvc(copy, scratch, credentials)
+        yield copy, scratch
+
+
+@contextlib.contextmanager
+def clone_with(root: Path, credentials: Credentials) -> Iterator[Path]:
+    """Give a clone that reaches the DVC remote: the one at `root`, or a copy where credentials for it are given."""
+    if not (credentials.drive or credentials.service_account or credentials.s3):
+        yield root
+        return
+    with set_up_copy(root, credentials) as (copy, _):
+        yield copy
 
 
 def find_git_remote(root: Path, credentials: Credentials) -> str:

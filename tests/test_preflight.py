@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -157,3 +160,29 @@ def test_a_gpu_that_computes_wrongly_is_an_error() -> None:
     """A product that is not what it must be."""
     (line,) = judge_gpus({**BUILD, "gpus": [{**T4, "works": False}]}, 1, (), multi_gpu=True)
     assert line.state == "error"
+
+
+def test_preflight_by_hand_leaves_the_clone_as_it_is(stores: Stores, flight: Flight, tmp_path: Path) -> None:
+    """`python -m lib preflight` in any clone: the table, and an exit status of 1 where something is wrong."""
+    local = stores.clone / ".dvc/config.local"
+    local.unlink()
+    secrets = tmp_path / "secrets.json"
+    secrets.write_text("{}")
+    shutil.copytree(ROOT / "experiments", stores.clone / "experiments")
+    words = [sys.executable, "-m", "lib", "preflight", "experiments/000_det_sandbox.yaml", "--secrets", str(secrets)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(words, cwd=stores.clone, env=environment, capture_output=True, text=True)
+
+    before = run_git("status", "--porcelain", cwd=stores.clone), stores.refs(), stores.objects()
+    done = run()
+    assert done.returncode == 0, done.stderr
+    assert "ok       dataset" in done.stdout
+    assert (run_git("status", "--porcelain", cwd=stores.clone), stores.refs(), stores.objects()) == before
+    assert not local.exists()
+    shutil.rmtree(stores.storage / "files")
+    done = run()
+    assert done.returncode == 1
+    assert "ERROR    dataset" in done.stdout
+    assert "Error: dataset: " in done.stderr

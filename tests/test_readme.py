@@ -127,6 +127,8 @@ def test_every_shell_block_is_known_to_a_test() -> None:
         "git fetch origin kaggle-train-{module}-{experiment}-{time}",  # test_run, as the run prints them
         "git checkout kaggle-train-{module}-{experiment}-{time}",
         "dvc pull",
+        # test_preflight
+        "uv run python -m lib preflight experiments/001_det_baseline.yaml --secrets secrets.json",
     }
     lines = {line for text in blocks() if "dvc init" not in text for line in text.splitlines() if line.strip()}
     assert lines == tried
