@@ -31,6 +31,8 @@ class Tracking:
     config: Mapping[str, Any]
     folder: Path
     mode: Literal["online", "offline", "disabled"]
+    site: str = ""
+    """Where W&B shows its runs: its own address, or that of a server of one's own (WANDB_BASE_URL)."""
 
     @property
     def address(self) -> str:
@@ -39,7 +41,7 @@ class Tracking:
             return "not recorded (wandb.enabled is false)"
         if self.mode == "offline":
             return f"offline; upload it with: wandb sync {self.folder}/wandb/offline-run-*-{self.id}"
-        return f"https://wandb.ai/{self.entity or 'home'}/{self.project}/runs/{self.id}"
+        return f"{self.site}/{self.entity or 'home'}/{self.project}/runs/{self.id}"
 
 
 def configure_tracking(experiment: Experiment, credentials: Credentials, folder: Path, name: str) -> Tracking:
@@ -51,6 +53,7 @@ def configure_tracking(experiment: Experiment, credentials: Credentials, folder:
     if key:
         os.environ["WANDB_API_KEY"] = key
     folder.mkdir(parents=True, exist_ok=True)
+    site = _site() if mode == "online" else ""
     return Tracking(
         id=secrets.token_hex(4),
         name=name,
@@ -60,7 +63,16 @@ def configure_tracking(experiment: Experiment, credentials: Credentials, folder:
         config=experiment.model_dump(mode="json"),
         folder=folder,
         mode=mode,
+        site=site,
     )
+
+
+def _site() -> str:
+    import wandb
+
+    settings = wandb.Settings()
+    settings.update_from_env_vars(os.environ)
+    return str(settings.app_url).rstrip("/")
 
 
 def _default_entity() -> str | None:

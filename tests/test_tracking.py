@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -71,6 +72,7 @@ def tracking(tmp_path: Path) -> Tracking:
 def test_one_run_holds_epochs_configuration_and_results(tracking: Tracking, tmp_path: Path) -> None:
     """One id, our project, name, tags and configuration; each epoch once; the results in its summary."""
     train(tracking, tmp_path)
+    time.sleep(1.1)  # W&B names an offline run's folder by the second; no evaluation is that fast
     finish_tracking(tracking, {"test/box/mAP50": 0.5, "branch": "kaggle-train-x"})
     found = list(records(tmp_path))
     runs = [record.run for record in found if record.HasField("run")]
@@ -100,10 +102,11 @@ def test_what_travels_to_workers_holds_no_key(tmp_path: Path, monkeypatch: pytes
     import cloudpickle
 
     monkeypatch.setenv("WANDB_API_KEY", "")
+    monkeypatch.setenv("WANDB_BASE_URL", "https://curves.example.com")  # a server of one's own
     monkeypatch.setattr("lib.tracking._default_entity", lambda: "somebody")  # asks W&B's server
     tracking = configure_tracking(EXPERIMENT, Credentials(wandb_api_key="k" * 40), tmp_path, "a-run")
     assert tracking.mode == "online"
-    assert tracking.address == f"https://wandb.ai/somebody/container-id/runs/{tracking.id}"
+    assert tracking.address == f"https://curves.example.com/somebody/container-id/runs/{tracking.id}"
     assert b"k" * 40 not in cloudpickle.dumps(tracking_callbacks(tracking))
     assert "k" * 40 not in repr(tracking)
 
