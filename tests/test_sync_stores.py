@@ -25,7 +25,7 @@ from s3_emulator import S3Emulator
 
 from lib.credentials import Credentials
 from lib.errors import DvcPushError, GitPushError, SyncError
-from lib.sync import Publication, Published, recover, sync_outputs
+from lib.sync import Publication, Published, check, recover, sync_outputs
 from lib.sync import drive as drive_module
 from lib.sync import s3 as s3_module
 
@@ -320,3 +320,23 @@ class TestRevoked:
         assert recover(stores.clone, older_than=0, say=str) == 0
         assert drive.files() == {}
         assert stores.refs() == {}
+
+
+def test_check_reads_a_store_and_takes_twins_for_a_remark(stores: Stores, remote: Remote) -> None:
+    """Every copy is looked at: a second right one is no fault, a second wrong one is."""
+    publish(stores.clone)
+    credentials = Credentials(drive=drive_emulator.CANARIES, source="the test")
+
+    def kinds() -> list[str]:
+        checked = check(stores.clone, credentials, older_than=0, say=str)
+        assert checked.is_healthy == (not {f.kind for f in checked.findings} - {"twins"})
+        return [finding.kind for finding in checked.findings]
+
+    assert kinds() == []
+    path, (content,) = next(iter(wanted(stores.clone).items()))
+    remote.plant(path, content)
+    assert kinds() == (["twins"] if remote.kind == "drive" else [])
+    remote.plant(path, content[:-1])
+    assert kinds() == (["damaged", "twins"] if remote.kind == "drive" else ["damaged"])
+    remote.plant("files/md5/00/112233445566778899aabbccddeeff", b"nobody's")
+    assert kinds()[-1 if remote.kind == "s3" else -2] == "unnamed"
