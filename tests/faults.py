@@ -5,6 +5,9 @@ work, and durable local writes. It numbers what passes and breaks one passage. `
 of fault for N = 1, 2, … until a run is through without reaching it, and examines the world after each: at once, after
 recovery from another clone, and after a retry.
 
+The Git remote is always a real one. The DVC remote is a `Shelf`: a folder here, Drive and S3 in `store_faults.py`,
+where requests can be broken too, below the operations.
+
 It cannot break what never leaves Python (memory, clocks), a write inside git, or the order of two uploads side by side:
 one is made after the other here, so that a number means the same call in each run.
 """
@@ -18,6 +21,7 @@ import functools
 import hashlib
 import io
 import itertools
+import json
 import os
 import re
 import secrets
@@ -25,15 +29,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Protocol, Self
 
 import pytest
 from conftest import ROOT, RUN, WEIGHTS, Stores, run_git, write_run
@@ -68,6 +73,85 @@ def publish(clone: Path, branch: str = BRANCH) -> Published:
     return sync_outputs(run, say=str)
 
 
+# ── the DVC remote, from behind ───────────────────────────────────────────────────────────────────────────────────────
+
+Copies = Mapping[str, Mapping[str, bytes]]
+"""Path below the DVC remote → what changes when the copy is written again → its bytes."""
+Decide = Callable[[str], str | None]
+"""Is told of a request that has come in, and says what goes wrong with it: nothing, or a kind of the emulator."""
+
+
+class Shelf(Protocol):
+    """A DVC remote as a test sees it: not through the code that is tested."""
+
+    survives_forks: bool
+    """Whether a child process may use it: what dies is then killed, else it is only stopped from doing more."""
+
+    def connect(self, clone: Path) -> None:
+        """Let a new clone use it."""
+
+    def copies(self) -> Copies:
+        """Give every stored copy, also of what no reader sees."""
+
+    def put(self, path: str, content: bytes) -> None:
+        """Store one more copy, as a stranger would."""
+
+    def clear(self) -> None:
+        """Remove everything."""
+
+    def keep(self) -> None:
+        """Remember what it holds."""
+
+    def put_back(self) -> None:
+        """Hold again what was remembered."""
+
+    def requests(self, decide: Decide, /) -> contextlib.AbstractContextManager[None]:
+        """Ask about every request for as long as the block lasts."""
+
+
+class FolderShelf:
+    """A folder. It is remembered and put back with everything else of its machine."""
+
+    survives_forks = True
+
+    def __init__(self, stores: Stores) -> None:
+        self._folder = stores.storage
+
+    def connect(self, clone: Path) -> None:
+        """Its address is committed."""
+
+    def copies(self) -> Copies:
+        """Walk the folder, temporary files too."""
+        found = {}
+        for path in self._folder.rglob("*"):
+            if path.is_file():
+                status = path.stat()
+                identity = f"{status.st_mtime_ns}-{status.st_ino}"
+                found[path.relative_to(self._folder).as_posix()] = {identity: path.read_bytes()}
+        return found
+
+    def put(self, path: str, content: bytes) -> None:
+        """Write a file."""
+        file = self._folder / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+
+    def clear(self) -> None:
+        """Leave an empty folder."""
+        shutil.rmtree(self._folder)
+        self._folder.mkdir()
+
+    def keep(self) -> None:
+        """Do nothing: the folder is copied with the others."""
+
+    def put_back(self) -> None:
+        """Do nothing, for the same reason."""
+
+    def requests(self, _decide: Decide, /) -> contextlib.AbstractContextManager[None]:
+        """There are none."""
+        return contextlib.nullcontext()
+
+
 # ── the doors ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -94,9 +178,16 @@ class Doors:
     """Every way out of a publication. Counts the calls that the kind of fault applies to, and breaks at number `at`."""
 
     def __init__(
-        self, kind: Kind, at: int, *, from_refusal: bool = False, guest: Guest | None = None, ids: str = OURS
+        self,
+        kind: Kind,
+        at: int,
+        *,
+        from_refusal: bool = False,
+        guest: Guest | None = None,
+        ids: str = OURS,
+        shelf: Shelf | None = None,
     ) -> None:
-        self.kind, self.at, self.guest, self._ids = kind, at, guest, ids
+        self.kind, self.at, self.guest, self._ids, self._shelf = kind, at, guest, ids, shelf
         self.counting = not from_refusal
         self.passed: list[str] = []
         self.broken: Call | None = None
@@ -112,7 +203,7 @@ class Doors:
     def through(self, call: Call) -> Any:
         """Let a call pass, or break it."""
         with self._lock:
-            counts = self.counting and self.kind.applies(call)
+            counts = self.counting and (call.door == WIRE) == self.kind.on_the_wire and self.kind.applies(call)
             if counts:
                 self.passed.append(f"{call.door}: {call.name}")
             first = self.broken is None and counts and len(self.passed) == self.at
@@ -143,7 +234,8 @@ class Doors:
                     self._guard(patch, owner, name, "local", _no_space)
             self._guard_library_writes(patch)
             self._wait_for_the_guest(patch)
-            yield
+            with self._shelf.requests(self._decide) if self._shelf else contextlib.nullcontext():
+                yield
 
     def deliver(self) -> None:
         """Let pushes arrive that were under way when their answers were given up."""
@@ -176,6 +268,10 @@ class Doors:
 
         name = " ".join(word for word in words[1:] if not word.startswith("--"))[:90]
         return self.through(Call("git", name, act, fail, words, keep_for_later))  # type: ignore[no-any-return]
+
+    def _decide(self, request: str) -> str | None:
+        """Say what goes wrong with a request that has reached the store: here only the kind of fault can know."""
+        return self.through(Call(WIRE, request[:90], lambda: None, lambda: "cut", (request,)))  # type: ignore[no-any-return]
 
     def _open_objects(self, opener: Callable[[Any], Any], repo: object) -> object:
         return _Store(opener(repo), self)
@@ -249,6 +345,7 @@ class _Store:
         return passage
 
 
+WIRE = "wire"
 PUBLIC_OF_DVC = ("add", "push", "pull", "fetch", "gc", "close")
 LOCAL_WRITES: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (
@@ -296,12 +393,18 @@ def _raising(error: Callable[[], Exception]) -> Callable[[], NoReturn]:
 
 @dataclass(frozen=True)
 class Kind:
-    """What happens to the Nth call, and to those after it. `kills` ends the process: it is played in a child."""
+    """What happens to the Nth call, and to those after it.
+
+    `kills` ends the process: it is played in a child. `dies` lets nothing more of it happen, which comes to the same.
+    """
 
     name: str
     strike: Strike
     applies: Callable[[Call], bool] = lambda _call: True
     kills: bool = False
+    dies: bool = False
+    on_the_wire: bool = False
+    """Whether it is requests that are counted and broken, or operations."""
     arrives: str = ""
     """When a push that was under way arrives: before or after the recovery."""
 
@@ -339,6 +442,14 @@ def _kill_midway(_doors: Doors, call: Call) -> NoReturn:
     _kill_now(call)
 
 
+class Died(BaseException):
+    """The process has ended here: nothing that it would do from now on happens."""
+
+
+def _die(_doors: Doors, _call: Call) -> NoReturn:
+    raise Died
+
+
 def _fail_at_this_door(doors: Doors, call: Call) -> Any:
     assert doors.broken is not None
     return call.fail() if call.door == doors.broken.door else call.act()
@@ -372,6 +483,7 @@ LIES = Kind(
     lambda call: call.door == "store" and call.name.startswith("upload"),
 )  # fmt: skip
 MEANWHILE = Kind("the other goes on right before it", Strike(_let_the_guest_go_on))
+DIES = Kind("dies right before", Strike(_die, _die), dies=True)
 KILLED_BEFORE = Kind("killed right before", Strike(_kill_before), kills=True)
 KILLED_AFTER = Kind("killed right after", Strike(_kill_after), kills=True)
 KILLED_MIDWAY = Kind(
@@ -468,7 +580,7 @@ class Guest:
 
 def publish_and_pause(clone: Path, pause: Callable[[], None]) -> None:
     """Publish the same content under another name, and pause right before the commit push."""
-    with Doors(replace(ONCE, strike=_pausing(pause), applies=_creates_a_branch), 1, ids=THEIRS).installed():
+    with Doors(replace(ONCE, strike=_pausing(pause), applies=creates_a_branch), 1, ids=THEIRS).installed():
         publish(clone, OTHER)
 
 
@@ -487,7 +599,8 @@ def _pausing(pause: Callable[[], None]) -> Strike:
     return Strike(strike)
 
 
-def _creates_a_branch(call: Call) -> bool:
+def creates_a_branch(call: Call) -> bool:
+    """Whether it is the commit push of a run."""
     return is_push(call) and any(":refs/heads/kaggle-train-" in word and word[0] not in "-:" for word in call.words)
 
 
@@ -499,7 +612,7 @@ class Scenario:
     """What stands on the remotes, who else works there, what is done, and whether its branch is refused."""
 
     name: str
-    prepare: Callable[[Stores], object] = lambda _stores: None
+    prepare: Callable[[Stores, Shelf], object] = lambda _stores, _shelf: None
     guest: Callable[[Path, Callable[[], None]], object] | None = None
     refused: bool = False
     """The branch is refused, and calls are counted from there: the undoing."""
@@ -511,33 +624,38 @@ class Scenario:
     """The clone has never spoken to the remotes: what it keeps of them under `.git` must be made first."""
 
 
-def one_object_stood_there(stores: Stores) -> None:
+def one_object_stood_there(stores: Stores, shelf: Shelf) -> None:
     """Put a stranger's copy of one of the two objects there, which no branch names."""
-    path = stores.object_path(_md5((stores.clone / WEIGHTS[0]).read_bytes()))
-    path.parent.mkdir(parents=True)
-    shutil.copyfile(stores.clone / WEIGHTS[0], path)
+    content = (stores.clone / WEIGHTS[0]).read_bytes()
+    shelf.put(object_name(md5_of(content)), content)
 
 
-def the_same_is_published(stores: Stores) -> None:
+def the_same_is_published(stores: Stores, _shelf: Shelf) -> None:
     """Let another clone publish the same content."""
     publish(stores.folder / "guest", OTHER)
 
 
-def another_died_before_its_push(stores: Stores) -> None:
+def another_died_before_its_push(stores: Stores, shelf: Shelf) -> None:
     """Let another clone declare and send the same objects, and kill it right before its branch."""
-    _die_before_the_push(stores, stores.folder / "guest", OTHER, THEIRS)
+    _die_before_the_push(stores, shelf, stores.folder / "guest", OTHER, THEIRS)
 
 
-def we_died_before_our_push(stores: Stores) -> None:
+def we_died_before_our_push(stores: Stores, shelf: Shelf) -> None:
     """Let the clone itself do so: its objects and its intent stand there."""
-    _die_before_the_push(stores, stores.clone, BRANCH, OURS)
+    _die_before_the_push(stores, shelf, stores.clone, BRANCH, OURS)
 
 
-def _die_before_the_push(stores: Stores, clone: Path, branch: str, ids: str) -> None:
+def _die_before_the_push(stores: Stores, shelf: Shelf, clone: Path, branch: str, ids: str) -> None:
+    kind = KILLED_BEFORE if shelf.survives_forks else DIES
+
     def play() -> None:
-        with Doors(replace(KILLED_BEFORE, applies=_creates_a_branch), 1, ids=ids).installed():
+        with Doors(replace(kind, applies=creates_a_branch), 1, ids=ids).installed():
             publish(clone, branch)
 
+    if not shelf.survives_forks:
+        with pytest.raises(Died):
+            play()
+        return
     report = stores.folder / "died.txt"
     assert end(start(play, report), report) == -signal.SIGKILL, report.read_text(encoding="utf-8")
 
@@ -593,25 +711,30 @@ class Tally:
         return self.half_states + self.others
 
 
-def _md5(content: bytes) -> str:
+def md5_of(content: bytes) -> str:
+    """Give the name of an object by its content."""
     return hashlib.md5(content).hexdigest()
 
 
 class World:
     """The remotes and clones as they were prepared, for one fault, and what is to be seen there."""
 
-    def __init__(self, stores: Stores, scenario: Scenario) -> None:
+    def __init__(self, stores: Stores, scenario: Scenario, shelf: Shelf) -> None:
         # always at one path: what a clone keeps of its remotes is found again
         shutil.rmtree(stores.folder)
         shutil.copytree(_template(stores), stores.folder)
+        shelf.put_back()
         transaction._SEEN.clear()
-        self.scenario, self.stores = scenario, stores
+        self.scenario, self.stores, self.shelf = scenario, stores, shelf
         self.rescuer = stores.folder / "rescuer"
         self.models = {name: (self.stores.clone / name).read_bytes() for name in WEIGHTS}
-        self.mine = {_object_name(_md5(content)): content for content in self.models.values()}
+        self.mine = {object_name(md5_of(content)): content for content in self.models.values()}
         named = self.whole_branches()
         dead = {name for ref in self.stores.intents() for name in self._named_by_intent(ref)}
-        self.kept = {name: key for name, key in self.identities().items() if name in named or name not in dead}
+        stood = {key for ref in self.stores.intents() for key in self._stood_before(ref)}
+        self.kept = {
+            (name, key) for name, key in self.identities() if name in named or name not in dead or key in stood
+        }
         self.refs = {ref: commit for ref, commit in self.stores.refs().items() if ref.startswith("refs/heads/")}
         self.index = (self.stores.clone / ".git" / "index").read_bytes()
         self.guest: Guest | None = None
@@ -626,18 +749,19 @@ class World:
         if self.guest is not None:
             self.guest.finish()
 
-    def identities(self) -> dict[str, tuple[int, int]]:
-        """Give every file of the DVC remote with what changes when it is written again."""
-        found = {}
-        for name in self.stores.objects():
-            status = (self.stores.storage / name).stat()
-            found[name] = (status.st_mtime_ns, status.st_ino)
-        return found
+    def copies(self) -> Copies:
+        """Give what the DVC remote holds, but for the mark that says whose it is: that stays for ever."""
+        mark = f"kaggle-training-owner-{self.stores.root()}"
+        return {name: copies for name, copies in self.shelf.copies().items() if name != mark}
+
+    def identities(self) -> set[tuple[str, str]]:
+        """Give every copy on the DVC remote: its path, with what changes when it is written again."""
+        return {(name, key) for name, copies in self.copies().items() for key in copies}
 
     def whole_branches(self) -> set[str]:
         """Give the objects that visible branches name, after checking that each is there, whole."""
         named = set()
-        origin = self.stores.origin
+        origin, copies = self.stores.origin, self.copies()
         for ref in self.stores.refs():
             if not ref.startswith("refs/heads/kaggle-train-"):
                 continue
@@ -645,20 +769,23 @@ class World:
             for line in files:
                 text = run_git("cat-file", "blob", line.split()[2], cwd=origin)
                 (md5,), (size,) = re.findall(r"md5: (\w+)", text), re.findall(r"size: (\d+)", text)
-                path = self.stores.object_path(md5)
-                if not path.is_file():
+                standing = copies.get(object_name(md5), {})
+                if not standing:
                     raise HalfState(f"{ref} names {md5}, whose object is not there")
-                content = path.read_bytes()
-                if len(content) != int(size) or _md5(content) != md5:
+                if any(len(content) != int(size) or md5_of(content) != md5 for content in standing.values()):
                     raise HalfState(f"{ref} names {md5}, whose object has other content")
-                named.add(_object_name(md5))
+                named.add(object_name(md5))
             if len(files) != len(WEIGHTS):
                 raise HalfState(f"{ref} names {len(files)} objects")
         return named
 
     def _named_by_intent(self, ref: str) -> set[str]:
         text = run_git("cat-file", "blob", f"{ref}:intent.json", cwd=self.stores.origin)
-        return {_object_name(md5) for md5 in re.findall(r'"oid": "(\w+)"', text)}
+        return {object_name(md5) for md5 in re.findall(r'"oid": "(\w+)"', text)}
+
+    def _stood_before(self, ref: str) -> set[str]:
+        text = run_git("cat-file", "blob", f"{ref}:intent.json", cwd=self.stores.origin)
+        return {key for item in json.loads(text)["objects"] for key in item["before"]}
 
     def look_at_models(self) -> None:
         """Check that the models are in place, unchanged, and the user's index too."""
@@ -689,8 +816,7 @@ class World:
             if OURS in ref:
                 raise Untrue(f"{said} {ref} is there")
             named |= self._named_by_intent(ref)
-        left = set(self.stores.objects()) - named - set(self.kept)
-        if left:
+        if left := self._unnamed(named):
             raise Untrue(f"{said} {sorted(left)} are there")
         for name in WEIGHTS:
             if (self.stores.clone / f"{name}.dvc").exists():
@@ -705,57 +831,103 @@ class World:
         if strange or any(refs.get(ref) != commit for ref, commit in self.refs.items()):
             raise HalfState(f"refs have changed: {sorted(strange)}")
         standing = self.identities()
-        if left := set(standing) - named - set(self.kept):
+        if lost := self.kept - standing:
+            raise HalfState(f"{sorted(lost)} stood there before")
+        if left := self._unnamed(named):
             raise HalfState(f"objects are left that nobody names: {sorted(left)}")
-        for name, key in self.kept.items():
-            if standing.get(name) != key:
-                raise HalfState(f"{name} stood there before and is {'not the same' if name in standing else 'gone'}")
-        if HEAD in refs and not set(self.mine) <= set(standing):
+        if HEAD in refs and not set(self.mine) <= {name for name, _ in standing}:
             raise HalfState("the branch lacks an object")
         return HEAD in refs
 
+    def _unnamed(self, named: set[str]) -> set[tuple[str, str]]:
+        return {(name, key) for name, key in self.identities() - self.kept if name not in named}
 
-def _object_name(md5: str) -> str:
+    def look_for_twins(self) -> None:
+        """Check that nothing was stored twice."""
+        new = [name for name, _ in self.identities() - self.kept]
+        if twins := {name for name in new if new.count(name) > 1}:
+            raise Untrue(f"stored more than once: {sorted(twins)}")
+
+
+def object_name(md5: str) -> str:
+    """Give the path of an object below the DVC remote."""
     return f"files/md5/{md5[:2]}/{md5[2:]}"
 
 
 # ── playing ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def prepare(stores: Stores, scenario: Scenario) -> None:
+def prepare(stores: Stores, scenario: Scenario, shelf: Shelf) -> None:
     """Make the template that each fault of a sweep gets a copy of, and load what a child must not load again."""
     import tqdm
 
     tqdm.tqdm.monitor_interval = 0  # its thread would not survive a fork
     for name in ("rescuer", "guest"):
-        write_run(stores.clone_again(name))
+        clone = stores.clone_again(name)
+        write_run(clone)
+        shelf.connect(clone)
     clones = (stores.folder / "rescuer", stores.folder / "guest", stores.clone)
     for clone in clones:
         shutil.rmtree(clone / ".git" / "hooks", ignore_errors=True)
         shutil.rmtree(clone / ".git" / "logs", ignore_errors=True)
     for clone in clones[: 2 if scenario.cold else 3]:
         recover(clone, say=str)
-    _load_everything(stores)
-    scenario.prepare(stores)
+    _load_everything(stores, shelf)
+    scenario.prepare(stores, shelf)
     if scenario.refused:
         stores.write_hook("pre-receive", REFUSE)
     shutil.rmtree(_template(stores), ignore_errors=True)
     shutil.copytree(stores.folder, _template(stores))
+    shelf.keep()
 
 
 def _template(stores: Stores) -> Path:
     return stores.folder.with_name(f"{stores.folder.name}-template")
 
 
-def _load_everything(stores: Stores) -> None:
+def _load_everything(stores: Stores, shelf: Shelf) -> None:
     """Publish once and take it back, so that every library is loaded before the first fork."""
     clone = stores.clone_again("warm")
     write_run(clone)
+    shelf.connect(clone)
     publish(clone)
     run_git("update-ref", "-d", HEAD, cwd=stores.origin)
     shutil.rmtree(clone)
-    shutil.rmtree(stores.storage)
-    stores.storage.mkdir()
+    shelf.clear()
+
+
+def in_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Give a folder in memory, where the machine has one: each fault gets remotes and clones of its own."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
+        monkeypatch.setenv("DVC_SITE_CACHE_DIR", f"{folder}/dvc")
+        world = Path(folder) / "world"
+        world.mkdir()
+        yield world
+
+
+def gather(request: pytest.FixtureRequest) -> Iterator[Tally]:
+    """Gather what the sweeps of a module find, and tell the sum at the end."""
+    tally = Tally()
+    yield tally
+    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
+    capture = request.config.pluginmanager.get_plugin("capturemanager")
+    with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
+        if reporter:
+            reporter.ensure_newline()
+            reporter.write_line(tally.line())
+
+
+def assert_nothing_is_found(
+    stores: Stores, scenario: Scenario, kind: Kind, tally: Tally, *, shelf: Shelf | None = None, stride: int = 1
+) -> None:
+    """Sweep, and show everything that should not be."""
+    own = Tally()
+    try:
+        assert sweep(stores, scenario, kind, own, shelf=shelf, stride=stride) > 0
+    finally:
+        tally.add(own)
+    assert not own.findings(), "\n".join(["", *own.findings()])
 
 
 Switch = Callable[[pytest.MonkeyPatch], None]
@@ -769,25 +941,30 @@ def sweep(
     *,
     until_found: bool = False,
     switch: Switch | None = None,
+    shelf: Shelf | None = None,
+    stride: int = 1,
 ) -> int:
     """Break call 1, 2, … until a run is through without reaching the fault. Give the number of faults.
 
     `switch` turns a rule of the protocol off after everything is prepared; `until_found` stops at the first finding.
+    `stride` breaks calls 1, 1 + stride, … alone. The DVC remote is the folder of `stores` if it is no other.
     """
-    prepare(stores, scenario)
+    shelf = shelf or FolderShelf(stores)
+    prepare(stores, scenario, shelf)
     with pytest.MonkeyPatch.context() as patch:
         if switch:
             switch(patch)
         patch.setattr(sys, "stderr", io.StringIO())  # progress bars
-        return _sweep(stores, scenario, kind, tally, until_found=until_found)
+        worlds = functools.partial(World, stores, scenario, shelf)
+        where = f"[{scenario.name}; {kind.name}] "
+        return _sweep(worlds, kind, tally, where, until_found=until_found, stride=stride)
 
 
-def _sweep(stores: Stores, scenario: Scenario, kind: Kind, tally: Tally, *, until_found: bool) -> int:
-    for at in itertools.count(1):
+def _sweep(worlds: Callable[[], World], kind: Kind, tally: Tally, where: str, *, until_found: bool, stride: int) -> int:
+    for points, at in enumerate(itertools.count(1, stride)):
         assert at < MANY, "a publication makes that many calls?"
-        with World(stores, scenario) as world:
+        with worlds() as world:
             played = Play(world, kind, at)
-            where = f"[{scenario.name}; {kind.name}] "
             try:
                 reached = played.play()
             except (HalfState, Untrue) as found:
@@ -795,10 +972,10 @@ def _sweep(stores: Stores, scenario: Scenario, kind: Kind, tally: Tally, *, unti
                 told = f"{where}{at} {played.call}: {found}"
                 (tally.half_states if isinstance(found, HalfState) else tally.others).append(told)
             if not reached:
-                return at - 1
+                return points
             tally.points += 1
             if until_found and tally.findings():
-                return at
+                return points + 1
     raise AssertionError
 
 
@@ -808,7 +985,13 @@ class Play:
     def __init__(self, world: World, kind: Kind, at: int) -> None:
         self.world, self.kind = world, kind
         scenario = world.scenario
-        self.doors = Doors(kind, at, from_refusal=scenario.refused and not scenario.whole, guest=world.guest)
+        self.doors = Doors(
+            kind,
+            at,
+            from_refusal=scenario.refused and not scenario.whole,
+            guest=world.guest,
+            shelf=world.shelf if kind.on_the_wire else None,
+        )
         self.reached = False
         self._report = world.stores.folder / "child.txt"
 
@@ -873,6 +1056,8 @@ class Play:
         error = None
         try:
             act()
+        except Died:
+            pass
         except Exception as caught:  # noqa: BLE001  what it may be is looked at
             error = caught
         self.reached = self.doors.reached
@@ -886,7 +1071,7 @@ class Play:
             if self.kind.name == MEANWHILE.name and not scenario.refused:
                 raise Untrue(f"nothing failed, and it raises {error!r}")
             world.look_at_error(error)
-        elif self.kind.kills or scenario.recovers:
+        elif self.kind.kills or self.kind.dies or scenario.recovers:
             pass
         elif HEAD not in world.stores.refs():
             raise Untrue("it says that it is published, and there is no branch")
@@ -912,4 +1097,5 @@ class Play:
                 raise Untrue(f"a retry says that it was {'' if published.before else 'not '}published before")
         if not world.look_settled():
             raise HalfState("a retry does not publish")
+        world.look_for_twins()
         world.look_at_models()

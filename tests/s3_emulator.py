@@ -26,10 +26,16 @@ ENVIRONMENT = {
 Kind = Literal[
     "denied",  # 403 AccessDenied
     "full",  # 507, as stores that have a quota say it
+    "unavailable",  # 503
+    "cut",  # the connection ends before anything is done
     "cut body",  # the connection ends in the middle of what the client sends
     "lost answer",  # it is done, and no answer comes
 ]
-REFUSALS = {"denied": ("403 Forbidden", "AccessDenied"), "full": ("507 Insufficient Storage", "XMinioStorageFull")}
+REFUSALS = {
+    "denied": ("403 Forbidden", "AccessDenied"),
+    "full": ("507 Insufficient Storage", "XMinioStorageFull"),
+    "unavailable": ("503 Service Unavailable", "ServiceUnavailable"),
+}
 
 
 @dataclass
@@ -115,25 +121,29 @@ class S3Emulator:
             encoding="utf-8",
         )
 
-    def _serve(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        line = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}?{environ.get('QUERY_STRING', '')}"
-        self.requests.append(line)
-        kind = None
+    def _take_fault(self, line: str) -> Kind | None:
         for fault in self._faults:
             if fault.times and re.search(fault.match, line):
                 fault.times -= 1
-                kind = fault.kind
-                break
+                return fault.kind
+        return None
+
+    def _serve(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        line = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}?{environ.get('QUERY_STRING', '')}"
+        self.requests.append(line)
+        kind = self._take_fault(line)
         if kind in REFUSALS:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             status, code = REFUSALS[kind]
             start_response(status, [("Content-Type", "application/xml")])
+            if environ["REQUEST_METHOD"] == "HEAD":  # whose answer has no body
+                return []
             return [f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()]
         if kind is None:
             return self._app(environ, start_response)  # type: ignore[no-any-return]
         if kind == "cut body":
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0) // 2)
-        else:
+        elif kind == "lost answer":
             list(self._app(environ, lambda *_words: None))
         with contextlib.suppress(OSError):
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)

@@ -7,6 +7,7 @@ import json
 import random
 import socket
 import ssl
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -144,10 +145,10 @@ class DriveObjects:
 
     def mark(self, name: str) -> None:
         """Insert a small file, the way an object goes."""
-        from googleapiclient.http import MediaInMemoryUpload
-
-        with self._told():
-            self._insert(self._home, f"{MARK}{name}", MediaInMemoryUpload(MARK_TEXT, "text/plain", resumable=True))
+        with self._told(), tempfile.NamedTemporaryFile() as file:
+            file.write(MARK_TEXT)
+            file.flush()
+            self._insert(self._home, f"{MARK}{name}", _media(Path(file.name), int))
 
     def unmark(self, name: str) -> None:
         """Remove every file of that name: a lost answer may have made two."""

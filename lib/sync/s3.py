@@ -16,6 +16,7 @@ from typing import Any
 from lib.sync.objects import MARK, MARK_TEXT, Copy, Progress, causes, home_of, told
 
 WHOLE = 2**30  # bytes up to which a file goes to S3 in one request, which cannot be seen half done
+MOST_VERSIONS = 100  # of a small file that is removed: a store that deletes nothing must end, too
 PART = 64 * 2**20  # bytes of a larger one's parts, each held in memory
 
 
@@ -92,7 +93,7 @@ class S3Objects:
                 return
             with contextlib.suppress(FileNotFoundError):
                 self._call("abort_multipart_upload", oid, UploadId=answer["Metadata"]["upload"])
-            self._call("delete_object", oid, note, **_version(answer))
+            self._remove(self._path_of(oid) + note)
 
     def survey(self) -> dict[str, list[Copy]]:
         """List the bucket below the remote's path; no MD5, since a listing does not say what is encrypted."""
@@ -115,10 +116,9 @@ class S3Objects:
             self._ask("put_object", f"{self._home}/{MARK}{name}", Body=MARK_TEXT)
 
     def unmark(self, name: str) -> None:
-        """Delete it; where the bucket keeps versions, that one."""
-        key = f"{self._home}/{MARK}{name}"
-        with self._told(), contextlib.suppress(FileNotFoundError):
-            self._ask("delete_object", key, **_version(self._ask("head_object", key)))
+        """Delete it."""
+        with self._told():
+            self._remove(f"{self._home}/{MARK}{name}")
 
     def room(self) -> int | None:
         """S3 tells no limit."""
@@ -126,6 +126,12 @@ class S3Objects:
 
     def close(self) -> None:
         """DVC's client closes itself."""
+
+    def _remove(self, path: str) -> None:
+        """Delete a small file of ours; where the bucket keeps versions all of them: a lost answer leaves two."""
+        with contextlib.suppress(FileNotFoundError):
+            for _ in range(MOST_VERSIONS):
+                self._ask("delete_object", path, **_version(self._ask("head_object", path)))
 
     def _call(self, method: str, oid: str, suffix: str = "", **words: object) -> Any:  # noqa: ANN401
         return self._ask(method, self._path_of(oid) + suffix, **words)
@@ -196,10 +202,9 @@ class S3Objects:
     def _upload_parts(self, oid: str, source: Path, label: str, progress: Progress, mark: Mapping[str, str]) -> None:
         note = f".{label}.upload"
         upload = {"UploadId": self._call("create_multipart_upload", oid, Metadata=mark)["UploadId"]}
-        noted = {}
         try:
             # before the first part: a machine that dies later leaves this behind
-            noted = _version(self._call("put_object", oid, note, Body=b"", Metadata={"upload": upload["UploadId"]}))
+            self._call("put_object", oid, note, Body=b"", Metadata={"upload": upload["UploadId"]})
             parts = []
             with source.open("rb") as file:
                 for number, part in enumerate(iter(lambda: file.read(PART), b""), 1):
@@ -211,11 +216,11 @@ class S3Objects:
             try:
                 with contextlib.suppress(FileNotFoundError):  # it is whole, only the answer was lost
                     self._call("abort_multipart_upload", oid, **upload)
-                self._call("delete_object", oid, note, **noted)
+                self._remove(self._path_of(oid) + note)
             except Exception as trouble:  # noqa: BLE001  the first error is the one shown; `discard` tries again
                 error.add_note(f"its parts could not be removed: {type(trouble).__name__}")
             raise
-        self._call("delete_object", oid, note, **noted)
+        self._remove(self._path_of(oid) + note)
 
     def _told(self, state: str = "") -> AbstractContextManager[None]:
         return told(self.name, _s3_trouble, state)

@@ -1,0 +1,263 @@
+"""Every call and every request of a publication over Drive and over S3 breaks; see `faults.py` and `store_faults.py`.
+
+Operations are what `test_sync_faults.py` breaks over a folder: git commands, methods of the store, DVC's work, local
+writes. Requests lie below: each HTTP request that reaches the store, among them the pieces of an upload, which the
+clients try again by themselves. What is examined after each fault is the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client as http_client
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+from conftest import Stores
+from faults import (
+    ALONE,
+    DEAD,
+    DIES,
+    LIES,
+    LOST,
+    ON,
+    ONCE,
+    RECOVERY,
+    STRANGER,
+    Call,
+    Kind,
+    Scenario,
+    Shelf,
+    Switch,
+    Tally,
+    assert_nothing_is_found,
+    gather,
+    in_memory,
+    refused,
+    sweep,
+)
+from store_faults import (
+    BUSY,
+    BUSY_ON,
+    CUT,
+    CUT_MIDWAY,
+    CUT_ON,
+    DENIED_ON_DRIVE,
+    DENIED_ON_S3,
+    DIES_AFTER_A_REQUEST,
+    DIES_BEFORE_A_REQUEST,
+    NO_ANSWER,
+    NO_ANSWERS,
+    TWIN,
+    drive_shelf,
+    s3_shelf,
+)
+
+from lib.errors import SyncError
+from lib.sync import drive as drive_module
+from lib.sync import transaction
+from lib.sync.drive import DriveObjects
+from lib.sync.intent import StoredObject
+from lib.sync.s3 import S3Objects
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of DVC's own
+
+tmp_path = pytest.fixture(in_memory)
+tally = pytest.fixture(scope="module")(gather)
+
+Place = Callable[[Stores], contextlib.AbstractContextManager[Shelf]]
+Row = tuple[str, Scenario, Kind]
+PLACES: dict[str, Place] = {
+    "drive": drive_shelf,
+    "s3": s3_shelf,
+    "s3 in one request": partial(s3_shelf, parts=False),
+    "s3 with versions": partial(s3_shelf, versions=True),
+}
+
+
+def at_the_store(kind: Kind) -> Kind:
+    """Give the kind of fault that counts and breaks calls of the store alone."""
+    return replace(kind, name=f"{kind.name}, at the store", applies=lambda call: call.door == "store")
+
+
+def rows(places: Sequence[str], scenario: Scenario, *kinds: Kind) -> list[Row]:
+    """Give each kind of fault for each store."""
+    return [(place, scenario, kind) for place in places for kind in kinds]
+
+
+BOTH = ("drive", "s3")
+OPERATIONS = [
+    *rows(BOTH, ALONE, ONCE),
+    *rows(["drive"], ALONE, ON, LOST),
+    *rows(["s3"], ALONE, *map(at_the_store, (ON, LOST))),  # each opening of S3 costs a fifth of a second
+    *rows(BOTH, refused(ALONE), ONCE, LOST),
+    *rows(BOTH, refused(STRANGER), at_the_store(ONCE)),
+    *rows(BOTH, DEAD, *map(at_the_store, (ON, LOST, DIES))),
+    *rows(BOTH, RECOVERY, *map(at_the_store, (ONCE, ON, LOST))),
+    *rows(["drive"], TWIN, at_the_store(LOST)),
+]
+REQUESTS = [
+    *rows(BOTH, ALONE, CUT_MIDWAY, BUSY_ON, NO_ANSWER, NO_ANSWERS, DIES_AFTER_A_REQUEST),
+    *rows(["drive"], ALONE, DENIED_ON_DRIVE, BUSY),
+    *rows(["s3"], ALONE, DENIED_ON_S3, CUT),
+    *rows(BOTH, refused(ALONE), NO_ANSWER, CUT_ON),
+    *rows(BOTH, RECOVERY, NO_ANSWER),
+    *rows(["drive"], RECOVERY, DENIED_ON_DRIVE),
+    *rows(["s3"], RECOVERY, DENIED_ON_S3),
+    *rows(["s3 in one request"], ALONE, NO_ANSWER, DENIED_ON_S3),
+    *rows(["s3 with versions"], ALONE, NO_ANSWER, DIES_BEFORE_A_REQUEST),
+]
+EVERY_FEW = [  # for each time: all of these are among the slow ones, call by call
+    *((row, 4) for row in rows(["drive"], ALONE, NO_ANSWER, DENIED_ON_DRIVE, DIES_AFTER_A_REQUEST)),
+    *((row, 4) for row in rows(["s3"], ALONE, NO_ANSWER, DENIED_ON_S3, DIES_AFTER_A_REQUEST)),
+    *((row, 2) for row in rows(BOTH, ALONE, at_the_store(LOST))),
+]
+
+
+def each(found: Iterable[tuple[Row, int]], *marks: pytest.MarkDecorator) -> pytest.MarkDecorator:
+    """Give every store, scenario and kind of fault to a test, with how many calls are between two that break."""
+    return pytest.mark.parametrize(
+        ("place", "scenario", "kind", "stride"),
+        [
+            pytest.param(PLACES[place], scenario, kind, stride, id=f"{place}-{scenario.name}-{kind.name}", marks=marks)
+            for (place, scenario, kind), stride in found
+        ],
+    )
+
+
+def sweep_and_look(stores: Stores, tally: Tally, place: Place, scenario: Scenario, kind: Kind, stride: int) -> None:
+    """Sweep over that store."""
+    with place(stores) as shelf:
+        assert_nothing_is_found(stores, scenario, kind, tally, shelf=shelf, stride=stride)
+
+
+@each(EVERY_FEW)
+def test_a_fault_at_every_few_requests_or_calls_of_a_store_ends_in_all_or_nothing(
+    stores: Stores, tally: Tally, place: Place, scenario: Scenario, kind: Kind, stride: int
+) -> None:
+    """The most telling ones: done and not answered, refused, or the last thing that the process did."""
+    sweep_and_look(stores, tally, place, scenario, kind, stride)
+
+
+@each(((row, 1) for row in OPERATIONS), pytest.mark.slow)
+def test_a_fault_at_any_operation_over_a_store_ends_in_all_or_nothing(
+    stores: Stores, tally: Tally, place: Place, scenario: Scenario, kind: Kind, stride: int
+) -> None:
+    """It fails once, from then on, or does its work and loses its answer."""
+    sweep_and_look(stores, tally, place, scenario, kind, stride)
+
+
+@each(((row, 1) for row in REQUESTS), pytest.mark.slow)
+def test_a_fault_at_any_request_to_a_store_ends_in_all_or_nothing(
+    stores: Stores, tally: Tally, place: Place, scenario: Scenario, kind: Kind, stride: int
+) -> None:
+    """Its connection is cut, it is refused, or its answer is lost; once, from then on, or because the process died."""
+    sweep_and_look(stores, tally, place, scenario, kind, stride)
+
+
+# ── with one rule switched off ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def does_not_verify(patch: pytest.MonkeyPatch) -> None:
+    """Push the branch without a look at the objects."""
+    patch.setattr(transaction._Publishing, "_verify", lambda *_: None)
+
+
+def takes_identities_for_yes_or_no(patch: pytest.MonkeyPatch) -> None:
+    """Delete nothing where anything stood before."""
+    delete = transaction.Vault._delete_new
+
+    def delete_where_nothing_stood(vault: transaction.Vault, doomed: Sequence[StoredObject], *rest: Any) -> None:
+        delete(vault, [item for item in doomed if not item.before], *rest)
+
+    patch.setattr(transaction.Vault, "_delete_new", delete_where_nothing_stood)
+
+
+def takes_every_copy_for_its_own(patch: pytest.MonkeyPatch) -> None:
+    """Delete a stranger's twin with its own."""
+    find = transaction.Vault._new_copies
+
+    def find_all(vault: transaction.Vault, items: Sequence[StoredObject]) -> list[tuple[str, str]]:
+        return find(vault, [replace(item, before=()) for item in items])
+
+    patch.setattr(transaction.Vault, "_new_copies", find_all)
+
+
+def starts_cut_uploads_anew(patch: pytest.MonkeyPatch) -> None:
+    """Forget the session of an upload to Drive when an answer is lost."""
+    upload = DriveObjects.upload
+
+    def upload_twice(store: DriveObjects, *given: Any) -> None:
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(drive_module, "PAUSES", ())
+            inner.setattr("httplib2.Http._conn_request", send_once)
+            try:
+                upload(store, *given)
+            except SyncError:
+                upload(store, *given)
+
+    patch.setattr(DriveObjects, "upload", upload_twice)
+
+
+def send_once(http: Any, connection: Any, address: str, method: str, body: Any, headers: Any) -> tuple[Any, bytes]:
+    """Do a request as httplib2 does, but never again."""
+    import httplib2
+
+    if connection.sock is None:
+        connection.connect()
+    try:
+        connection.request(method, address, body, headers)
+        response = connection.getresponse()
+        content = response.read()
+    except (OSError, http_client.HTTPException):
+        connection.close()
+        raise
+    return httplib2.Response(response), content
+
+
+def leaves_parts_lying(patch: pytest.MonkeyPatch) -> None:
+    """Pass by the parts that a dead run has left on S3."""
+    patch.setattr(S3Objects, "discard", lambda *_: None)
+
+
+def leaves_its_proof(patch: pytest.MonkeyPatch) -> None:
+    """Let the proof that the store takes writes stand after a failure."""
+    unmark = S3Objects.unmark
+
+    def unmark_while_it_lives(store: S3Objects, name: str) -> None:
+        if sys._getframe(1).f_code.co_name != "settle":
+            unmark(store, name)
+
+    patch.setattr(S3Objects, "unmark", unmark_while_it_lives)
+
+
+def sends_an_object(call: Call) -> bool:
+    """Whether the request brings a piece of a model."""
+    return call.name.startswith("PUT") and "kaggle-training" not in call.words[0]
+
+
+RULES: list[tuple[Switch, str, Scenario, Kind]] = [
+    (does_not_verify, "drive", ALONE, LIES),
+    (does_not_verify, "s3", ALONE, LIES),
+    (takes_identities_for_yes_or_no, "drive", TWIN, at_the_store(ONCE)),
+    (takes_every_copy_for_its_own, "drive", TWIN, at_the_store(ONCE)),
+    (starts_cut_uploads_anew, "drive", ALONE, replace(NO_ANSWER, applies=sends_an_object)),
+    (leaves_parts_lying, "s3", ALONE, replace(DIES_AFTER_A_REQUEST, applies=sends_an_object)),
+    (leaves_its_proof, "s3", ALONE, DIES_AFTER_A_REQUEST),
+]
+
+
+@pytest.mark.parametrize(
+    ("switch", "place", "scenario", "kind"), RULES, ids=[f"{switch.__name__}-{place}" for switch, place, *_ in RULES]
+)
+def test_a_fault_sweep_over_a_store_finds_a_publication_that(
+    stores: Stores, switch: Switch, place: str, scenario: Scenario, kind: Kind
+) -> None:
+    """The suite bites: with one rule switched off it finds what the rule is there for."""
+    tally = Tally()
+    with PLACES[place](stores) as shelf:
+        sweep(stores, scenario, kind, tally, until_found=True, switch=switch, shelf=shelf)
+    assert tally.findings()
