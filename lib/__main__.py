@@ -53,6 +53,18 @@ def credentials(*, file: Path, client: Path | None) -> None:
 
 
 @app.command()
+@click.argument("folder", type=Path, default=Path("build/wheels"))
+@click.option("--python", metavar="VERSION", default="3.12", help="The Python of the machine that they are for.")
+def wheels(*, folder: Path, python: str) -> None:
+    """Gather in FOLDER what step 2 installs, for sessions without a network: attach it as a dataset."""
+    from lib.sandbox import find_project
+    from lib.wheels import gather_wheels
+
+    found = gather_wheels(find_project(Path.cwd()), folder, python=python)
+    print(f"{found.count} wheels for Python {python}, {found.size / 2**20:.0f} MiB, in {found.folder}.")
+
+
+@app.command()
 @click.argument("experiment", type=Path)
 @click.option("--accelerator", type=click.Choice(["t4x2", "p100", "none"]), default="none", help="What it must have.")
 @SECRETS

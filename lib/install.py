@@ -2,14 +2,22 @@
 
 Hybrid strategy: torch, torchvision, numpy and everything that hangs on them stay as the host has them; every other
 locked package is installed, with its hash checked, into a folder of its own that comes first on the path. The host's
-packages are never written to: replacing one under the running kernel would break it. Training's workers see the
-same folder by way of PYTHONPATH. Where everything locked is installed already, nothing is done.
+packages are never written to, and torch with all that belongs to it is looked at before and after: every file's path,
+size and time of writing, and the hashes that its makers have listed. Training's workers see the same folder by way of
+PYTHONPATH. The folder appears whole, by a rename, and is used again as long as lock and Python are the same. Without a
+network the packages come from a folder of wheels (`lib/wheels.py`). Where everything locked is installed already,
+nothing is done.
+
+Cannot: replace what the running kernel has imported from the host. Such a package stays the host's in this process,
+which is said where the lock names another version; worker processes have the lock's.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -20,62 +28,170 @@ from pathlib import Path
 from lib.errors import InstallError  # standard library only, too
 
 HARDWARE = ("torch", "torchvision", "numpy")
+HANGS_ON_THEM = ("nvidia-", "triton", "cuda-")
 TIMEOUT = 900  # seconds
+INPUTS = Path("/kaggle/input")
+WHEELS = "kaggle-training-wheels.json"
+"""Marks a folder of wheels and says for which lock it was made."""
+STAMP = "kaggle-training.json"
+UNCHANGED = "the host's own packages are as they were."
 
 
-def install(root: Path, overlay: Path) -> str:
-    """Make the packages that `uv.lock` in `root` names importable; gives one line on what was done.
+def install(root: Path, overlay: Path, *, inputs: Path = INPUTS) -> str:
+    """Make the packages that `uv.lock` in `root` names importable; gives what was done, for people.
 
-    `overlay` is the folder to install into when something is missing. Raises `InstallError`, and when one of the
-    host's own hardware packages is another one afterwards.
+    `overlay` is the folder to install into when something is missing; `inputs` is where a folder of wheels is looked
+    for. Raises `InstallError`, also when one of the host's hardware packages is another one afterwards.
     """
-    requirements = _export(root)
-    before = {name: _version(name) for name in HARDWARE}
-    if _satisfied(requirements):
-        return f"everything in uv.lock is installed; torch {before['torch']} is used as it is."
-    if before["torch"] is None:
+    _check_python(root)
+    stamp = {"lock": lock_hash(root), "python": sys.version, "platform": sys.platform}
+    if _is_stamped(overlay, stamp):
+        _activate(overlay)
+        return f"everything in uv.lock was installed in this session already, over torch {_version('torch')}."
+    wheels = find_wheels(root, inputs)
+    requirements = (wheels / "requirements.txt").read_text(encoding="utf-8") if wheels else export(root)
+    if _is_satisfied(requirements):
+        return f"everything in uv.lock is installed; torch {_version('torch')} is used as it is."
+    if _version("torch") is None:
         raise InstallError(
             "this machine has no torch to install over.",
             state="nothing was installed.",
             remedy="run `uv sync` in the project, or use Kaggle's image.",
         )
-    file = overlay.with_name("requirements.txt")
-    overlay.mkdir(parents=True, exist_ok=True)
-    file.write_text(requirements, encoding="utf-8")
-    _run(
-        [*_uv(), "pip", "install", "--quiet", "--python", sys.executable, "--target", str(overlay), "--no-deps",
-         "--require-hashes", "-r", str(file)],
-        root,
-    )  # fmt: skip
-    sys.path.insert(0, str(overlay))
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(overlay), os.environ.get("PYTHONPATH", "")]))
+    before = _hardware()
+    _fill(overlay, requirements, wheels, stamp)
+    if _hardware() != before:
+        raise InstallError(
+            "the host's own torch, or what belongs to it, changed while packages were installed.",
+            state="what is installed there now is not known.",
+            remedy="restart the session and run the notebook again.",
+        )
+    kept = _kept_by_the_kernel(requirements)
+    _activate(overlay)
+    count, source = len(_wanted(requirements)), f"the wheels in {wheels}" if wheels else "the registry"
+    said = f"{count} packages from uv.lock installed from {source}; the host's torch {_version('torch')} and the "
+    said += f"{len(before) - 1} packages that belong to it are byte for byte what they were."
+    return said + (f"\nImported by the kernel before, and kept in it: {', '.join(kept)}." if kept else "")
+
+
+def _check_python(root: Path) -> None:
+    text = (root / "uv.lock").read_text(encoding="utf-8")
+    found = re.search(r'^requires-python = ">=(\d+)\.(\d+), <(\d+)\.(\d+)"', text, re.MULTILINE)
+    low, high = [(int(found[i]), int(found[i + 1])) for i in (1, 3)] if found else [(0, 0), (99, 0)]
+    if not low <= sys.version_info[:2] < high:
+        raise InstallError(
+            f"this is Python {sys.version.split()[0]}, and uv.lock covers {low[0]}.{low[1]} up to below "
+            f"{high[0]}.{high[1]}.",
+            state="nothing was installed.",
+            remedy="choose an environment with such a Python (Kaggle: Session options → Environment), or widen "
+            "requires-python in pyproject.toml and run `uv lock`.",
+        )
+
+
+def lock_hash(root: Path) -> str:
+    """Name the content of `uv.lock`."""
+    return hashlib.sha256((root / "uv.lock").read_bytes()).hexdigest()
+
+
+def _is_stamped(overlay: Path, stamp: dict[str, str]) -> bool:
+    try:
+        return bool(json.loads((overlay / STAMP).read_text(encoding="utf-8")) == stamp)
+    except (OSError, ValueError):
+        return False
+
+
+def _fill(overlay: Path, requirements: str, wheels: Path | None, stamp: dict[str, str]) -> None:
+    """Install into a folder beside the overlay and rename it: half an installation is never taken for a whole one."""
+    part, file = overlay.with_name(f"{overlay.name}.part"), overlay.with_name("requirements.txt")
+    source = ["--no-index", "--find-links", str(wheels)] if wheels else []
+    try:
+        for old in (part, overlay):  # of another lock, or of a session that was killed here
+            shutil.rmtree(old, ignore_errors=True)
+        part.mkdir(parents=True)
+        file.write_text(requirements, encoding="utf-8")
+        run_installer(
+            [*find_uv(wheels), "pip", "install", "--quiet", "--python", sys.executable, "--target", str(part),
+             "--no-deps", "--require-hashes", *source, "-r", str(file)],
+            part,
+        )  # fmt: skip
+        (part / STAMP).write_text(json.dumps(stamp), encoding="utf-8")
+        part.rename(overlay)
+    except OSError as error:
+        raise InstallError(
+            f"{overlay} could not be filled: {error.strerror or error}.",
+            state=UNCHANGED,
+            remedy="free some space there and run the notebook again.",
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _activate(overlay: Path) -> None:
+    """Let this process and its children find the folder before the host's packages."""
+    if str(overlay) not in sys.path:
+        sys.path.insert(0, str(overlay))
+    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", str(overlay))]
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(overlay), *others])
     importlib.invalidate_caches()
-    after = {name: _version(name) for name in HARDWARE}
-    if after != before:
-        raise InstallError(f"the host's own packages changed: {before} became {after}.")
-    count = len(_names(requirements))
-    return f"{count} packages from uv.lock installed over the host's torch {before['torch']}, which stays as it was."
 
 
-def _export(root: Path) -> str:
-    """Give the locked requirements with hashes, without torch and what only torch needs."""
-    command = [*_uv(), "export", "--quiet", "--frozen", "--no-default-groups", "--no-emit-project", "--no-header"]
-    command += ["--prune", "torch", "--prune", "torchvision", "--no-emit-package", "numpy"]
-    return _run(command, root)
-
-
-def _names(requirements: str) -> dict[str, str]:
-    """Give version by name of the requirements that apply to this machine."""
+def _hardware() -> dict[str, str]:
+    """Give a fingerprint of each of the host's packages that must stay."""
     found = {}
-    for line in requirements.splitlines():
-        match = re.match(r"([A-Za-z0-9._-]+)==([^\s;\\]+)\s*(?:;\s*([^\\]+?))?\s*\\?$", line)
-        if match and _applies(match[3]):
-            found[match[1]] = match[2]
+    for package in importlib.metadata.distributions():
+        name = str(package.metadata["Name"]).lower().replace("_", "-")
+        if name in HARDWARE or name.startswith(HANGS_ON_THEM):
+            told = hashlib.sha256((package.read_text("RECORD") or "").encode())
+            for file in package.files or ():
+                try:
+                    status = Path(str(file.locate())).stat()
+                except OSError:
+                    continue
+                if not str(file).endswith(".pyc"):  # Python writes these when it imports
+                    told.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode())
+            found[name] = told.hexdigest()
     return found
 
 
-def _applies(marker: str | None) -> bool:
-    if marker is None:
+def _kept_by_the_kernel(requirements: str) -> list[str]:
+    """Give what this process has imported in another version than the lock's."""
+    wanted = {_plain(name): version for name, version in _wanted(requirements).items()}
+    imported = {name.partition(".")[0] for name in sys.modules}
+    kept = {}
+    for module, packages in importlib.metadata.packages_distributions().items():
+        for name in {_plain(package) for package in packages} & wanted.keys():
+            if module in imported and _version(name) != wanted[name]:
+                kept[name] = f"{name} {_version(name)} (locked: {wanted[name]})"
+    return [kept[name] for name in sorted(kept)]
+
+
+# ── requirements ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def export(root: Path) -> str:
+    """Give the locked requirements with hashes, without torch and what only torch needs."""
+    command = [*find_uv(), "export", "--quiet", "--frozen", "--no-default-groups", "--no-emit-project", "--no-header"]
+    command += ["--no-annotate", "--prune", "torch", "--prune", "torchvision", "--no-emit-package", "numpy"]
+    return run_installer(command, root)
+
+
+def parse(requirements: str) -> list[tuple[str, str, str]]:
+    """Give name, version and marker (empty where there is none) of every requirement."""
+    found = []
+    for line in requirements.splitlines():
+        match = re.match(r"([A-Za-z0-9._-]+)==([^\s;\\]+)\s*(?:;\s*([^\\]+?))?\s*\\?$", line)
+        if match:
+            found.append((match[1], match[2], match[3] or ""))
+    return found
+
+
+def _wanted(requirements: str) -> dict[str, str]:
+    """Give version by name of the requirements that apply to this machine."""
+    return {name: version for name, version, marker in parse(requirements) if _applies(marker)}
+
+
+def _applies(marker: str) -> bool:
+    if not marker:
         return True
     try:
         from packaging.markers import Marker
@@ -84,8 +200,8 @@ def _applies(marker: str | None) -> bool:
     return bool(Marker(marker).evaluate())
 
 
-def _satisfied(requirements: str) -> bool:
-    return all(_version(name) == version for name, version in _names(requirements).items())
+def _is_satisfied(requirements: str) -> bool:
+    return all(_version(name) == version for name, version in _wanted(requirements).items())
 
 
 def _version(name: str) -> str | None:
@@ -95,25 +211,56 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _uv() -> list[str]:
+def _plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+# ── where it comes from ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def find_wheels(root: Path, inputs: Path) -> Path | None:
+    """Give the attached folder of wheels that was made for this lock and this Python, if there is one."""
+    wanted = {"lock": lock_hash(root), "python": ".".join(map(str, sys.version_info[:2]))}
+    for marker in sorted((*inputs.glob(f"*/{WHEELS}"), *inputs.glob(f"datasets/*/*/{WHEELS}"))):
+        try:
+            told = json.loads(marker.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if {key: told.get(key) for key in wanted} == wanted:
+            return marker.parent
+        print(f"{marker.parent} holds wheels for Python {told.get('python')} and another uv.lock: they are not used.")
+    return None
+
+
+def find_uv(wheels: Path | None = None) -> list[str]:
     """Find uv: Kaggle's image has it; elsewhere it is installed beside this Python."""
     found = shutil.which("uv")
     if found:
         return [found]
     if _version("uv") is None:
-        _run([sys.executable, "-m", "pip", "install", "--quiet", "uv"], Path.cwd())
+        source = ["--no-index", "--find-links", str(wheels)] if wheels else []
+        run_installer([sys.executable, "-m", "pip", "install", "--quiet", *source, "uv"], Path.cwd())
     return [sys.executable, "-m", "uv"]
 
 
-def _run(command: list[str], cwd: Path) -> str:
+def run_installer(command: list[str], cwd: Path) -> str:
+    """Run uv or pip and give what it printed. Raises `InstallError`."""
+    # a kernel asks programs for colours, which would stand in what is read here
+    environment = {key: value for key, value in os.environ.items() if key not in ("FORCE_COLOR", "CLICOLOR_FORCE")}
+    environment |= {"NO_COLOR": "1"}
+    shown = f"`{' '.join(Path(word).name for word in command[:3])} …`"
+    remedy = (
+        "turn internet on in the Kaggle settings, or attach the dataset that `python -m lib wheels` makes; run again."
+    )
     try:
-        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=TIMEOUT, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise InstallError(f"`{' '.join(command[:3])} …` failed: {error}") from error
-    if done.returncode:
-        raise InstallError(
-            f"`{' '.join(command[:3])} …` failed with status {done.returncode}:\n{done.stderr.strip()[-3000:]}",
-            state="the host's own packages are as they were.",
-            remedy="turn internet on in the Kaggle settings and run the notebook again.",
+        done = subprocess.run(
+            command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
         )
+    except subprocess.TimeoutExpired:
+        raise InstallError(f"{shown} took longer than {TIMEOUT} s.", state=UNCHANGED, remedy=remedy) from None
+    if done.returncode:
+        told = done.stderr.strip()[-3000:]
+        if "No space left" in told:
+            remedy = "free some space and run again."
+        raise InstallError(f"{shown} failed with status {done.returncode}:\n{told}", state=UNCHANGED, remedy=remedy)
     return done.stdout

@@ -71,7 +71,7 @@ def _site() -> str:
     import wandb
 
     settings = wandb.Settings()
-    settings.update_from_env_vars(os.environ)
+    settings.update_from_env_vars(dict(os.environ))
     return str(settings.app_url).rstrip("/")
 
 

@@ -5,72 +5,249 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import zipfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT
 
-from lib.install import install
+from lib import install as step
+from lib.errors import InstallError
+from lib.install import STAMP, WHEELS, find_wheels, install, parse, run_installer
 
 HOST = {"torch": "2.10.0+cu128", "torchvision": "0.25.0+cu128", "numpy": "2.3.1"}
 SCRIPT = """
 import importlib.metadata, importlib.util, json, os, sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from lib.install import install
-said = [install(Path(sys.argv[1]), Path(sys.argv[2])) for _ in range(2)]
+from lib import install as step
+commands = []
+run = step.run_installer
+step.run_installer = lambda command, cwd: commands.append(command) or run(command, cwd)
+said = [step.install(Path(sys.argv[1]), Path(sys.argv[2]), inputs=Path(sys.argv[3]))]
+count = len(commands)
+said.append(step.install(Path(sys.argv[1]), Path(sys.argv[2]), inputs=Path(sys.argv[3])))
 found = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "ultralytics", "dvc", "wandb")}
 where = {name: importlib.util.find_spec(name).origin for name in ("ultralytics", "dvc", "wandb")}
-print(json.dumps({"said": said, "found": found, "where": where, "path": os.environ["PYTHONPATH"]}))
+print(json.dumps({"said": said, "found": found, "where": where, "path": os.environ["PYTHONPATH"],
+                  "again": len(commands) - count}))
 """
+
+
+@dataclass(frozen=True)
+class Bare:
+    """A host: a Python that claims Kaggle's torch, by metadata and one file of each package."""
+
+    folder: Path
+    python: Path
+
+    def state(self) -> dict[str, str]:
+        """Give the hash of every file."""
+        files = (path for path in self.folder.rglob("*") if path.is_file())
+        return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+    def install(self, overlay: Path, inputs: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run step 2 twice in one process."""
+        env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        env["PATH"] = os.pathsep.join([str(Path(str(shutil.which("uv"))).parent), env["PATH"]])
+        return subprocess.run(
+            [str(self.python), "-B", "-c", SCRIPT, str(ROOT), str(overlay), str(inputs)],
+            cwd=self.folder.parent, env={**env, **environment}, capture_output=True, text=True, timeout=600,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Bare:
+    """Give such a host."""
+    host = tmp_path / "host"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(host)], check=True)
+    site = next(host.glob("lib/python3*/site-packages"))
+    for name, version in HOST.items():
+        (site / f"{name}-{version}.dist-info").mkdir()
+        (site / f"{name}-{version}.dist-info/METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        )
+        (site / f"{name}-{version}.dist-info/RECORD").write_text(f"{name}/__init__.py,,\n")
+        (site / name).mkdir()
+        (site / name / "__init__.py").write_text(f"__version__ = {version!r}\n")
+    return Bare(host, host / "bin/python")
 
 
 def test_nothing_is_done_where_everything_is_installed(tmp_path: Path) -> None:
     """The sandbox: uv has installed the lock already."""
     before = list(sys.path), os.environ.get("PYTHONPATH")
-    said = install(ROOT, tmp_path / "packages")
+    said = install(ROOT, tmp_path / "packages", inputs=tmp_path)
     assert said.startswith("everything in uv.lock is installed; torch ")
     assert (list(sys.path), os.environ.get("PYTHONPATH")) == before
     assert not (tmp_path / "packages").exists()
 
 
-@pytest.mark.slow
-def test_the_lock_is_installed_over_the_hosts_torch(tmp_path: Path) -> None:
-    """A bare Python that claims Kaggle's torch: every other package comes into a folder of its own, hashes checked."""
-    host = tmp_path / "host"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(host)], check=True)
-    site = next(host.glob("lib/python3*/site-packages"))
-    for name, version in HOST.items():  # metadata is all that step 2 asks of them
-        (site / f"{name}-{version}.dist-info").mkdir()
-        metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-        (site / f"{name}-{version}.dist-info/METADATA").write_text(metadata)
+def test_a_python_that_the_lock_does_not_cover_is_told(tmp_path: Path) -> None:
+    """Before anything is installed."""
+    lock = (ROOT / "uv.lock").read_text()
+    (tmp_path / "uv.lock").write_text(re.sub(r'requires-python = ".*"', 'requires-python = ">=3.8, <3.9"', lock))
+    with pytest.raises(InstallError, match=r"uv\.lock covers 3\.8 up to below 3\.9") as caught:
+        install(tmp_path, tmp_path / "packages", inputs=tmp_path)
+    assert "choose an environment" in caught.value.remedy
 
-    def state() -> dict[str, str]:
-        files = (path for path in host.rglob("*") if path.is_file())
-        return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
-    before = state()
+def test_what_an_installer_prints_holds_no_colours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A kernel sets FORCE_COLOR, and escape codes in a list of requirements are no requirements."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("CLICOLOR_FORCE", "1")
+    requirements = step.export(ROOT)
+    assert "\x1b" not in requirements
+    lines = [line for line in requirements.splitlines() if not line.startswith("    --hash=sha256:")]
+    assert len(lines) == len(parse(requirements)) > 100
+    names = {name for name, _, _ in parse(requirements)}
+    assert "ultralytics" in names
+    assert not {"torch", "torchvision", "numpy", "triton", "ipykernel", "pyzmq"} & names
+    assert not [name for name in names if name.startswith("nvidia-cu")]
+
+
+def test_an_installer_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No step may hang for ever."""
+    monkeypatch.setattr(step, "TIMEOUT", 0.2)
+    with pytest.raises(InstallError, match="took longer") as caught:
+        run_installer([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path)
+    assert "turn internet on" in caught.value.remedy
+
+
+def test_a_full_disk_is_told_as_such(tmp_path: Path) -> None:
+    """By what the installer says of it."""
+    with pytest.raises(InstallError) as caught:
+        run_installer([sys.executable, "-c", "raise OSError(28, 'No space left on device')"], tmp_path)
+    assert "free some space" in caught.value.remedy
+
+
+@pytest.mark.parametrize("mount", ["wheels", "datasets/somebody/wheels"])
+def test_wheels_of_this_lock_are_found_in_both_mounts(tmp_path: Path, mount: str) -> None:
+    """Those of another lock, another Python or half a folder are not used."""
+    right: dict[str, Any] = {"lock": step.lock_hash(ROOT), "python": ".".join(map(str, sys.version_info[:2]))}
+    for name, told in (("a", {**right, "lock": "0"}), ("b", {**right, "python": "3.7"}), ("c", None)):
+        (tmp_path / name).mkdir()
+        if told:
+            (tmp_path / name / WHEELS).write_text(json.dumps(told))
+    assert find_wheels(ROOT, tmp_path) is None
+    (tmp_path / mount).mkdir(parents=True)
+    (tmp_path / mount / WHEELS).write_text(json.dumps(right))
+    assert find_wheels(ROOT, tmp_path) == tmp_path / mount
+
+
+def test_the_lock_is_installed_over_the_hosts_torch(tmp_path: Path, bare: Bare) -> None:
+    """Every other package comes into a folder of its own, hashes checked; the second call runs no program."""
+    before = bare.state()
     overlay = tmp_path / "scratch/packages"
-    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    env["PATH"] = os.pathsep.join([str(Path(str(shutil.which("uv"))).parent), env["PATH"]])
-    done = subprocess.run(
-        [str(host / "bin/python"), "-B", "-c", SCRIPT, str(ROOT), str(overlay)],
-        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+    overlay.mkdir(parents=True)
+    (overlay / "half.py").write_text("")  # of a session that was killed here
+    done = bare.install(overlay, tmp_path, FORCE_COLOR="1")
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert "installed over the host's torch 2.10.0+cu128" in told["said"][0]
-    assert told["said"][1].startswith("everything in uv.lock is installed")
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert "the host's torch 2.10.0+cu128 and the 2 packages that belong to it are byte for byte" in told["said"][0]
+    assert told["said"][1].startswith("everything in uv.lock was installed in this session already")
+    assert told["again"] == 0
     assert {name: told["found"][name] for name in ("torch", "numpy")} == {
         "torch": HOST["torch"],
         "numpy": HOST["numpy"],
     }
     assert all(path.startswith(str(overlay)) for path in told["where"].values())
     assert told["path"] == str(overlay)  # training's worker processes find the same
-    assert state() == before
+    assert bare.state() == before
+    assert (overlay / STAMP).is_file()
+    assert not (overlay / "half.py").exists()
+    assert not overlay.with_name("packages.part").exists()
     folders = {path.name.partition("-")[0].lower() for path in overlay.glob("*.dist-info")}
     assert not folders & {"torch", "torchvision", "numpy", "triton", "ipykernel", "pyzmq", "jupyter_client", "tornado"}
     assert not [name for name in folders if name.startswith(("nvidia_cu", "nvidia_nccl"))]
+    # another process of the same session, after the kernel was restarted
+    again = bare.install(overlay, tmp_path, UV_OFFLINE="1", UV_NO_CACHE="1")
+    assert json.loads(again.stdout.splitlines()[-1])["said"][0].startswith("everything in uv.lock was installed")
+
+
+def test_a_host_whose_torch_changes_meanwhile_is_told(bare: Bare, tmp_path: Path) -> None:
+    """By size or time of writing of any of its files."""
+    script = SCRIPT.replace(
+        "run(command, cwd)", "(torch.write_text('broken') if 'pip' in command else 0) or run(command, cwd)"
+    )
+    script = script.replace("commands = []", "commands = []\nimport torch\ntorch = Path(torch.__file__)")
+    done = subprocess.run(
+        [str(bare.python), "-B", "-c", script, str(ROOT), str(tmp_path / "packages"), str(tmp_path)],
+        cwd=tmp_path, capture_output=True, text=True, timeout=600,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "changed while packages were installed" in done.stderr
+
+
+def test_what_the_kernel_has_imported_stays_and_is_told(bare: Bare, tmp_path: Path) -> None:
+    """An older `click` of the host's, imported before: it stays in this process, and the line says so."""
+    site = next(bare.folder.glob("lib/python3*/site-packages"))
+    (site / "click-1.0.dist-info").mkdir()
+    (site / "click-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: click\nVersion: 1.0\n")
+    (site / "click-1.0.dist-info/RECORD").write_text("click.py,,\nclick-1.0.dist-info/RECORD,,\n")
+    (site / "click-1.0.dist-info/top_level.txt").write_text("click\n")
+    (site / "click.py").write_text("old = True\n")
+    script = SCRIPT.replace("commands = []", "commands = []\nimport click").replace(
+        "print(json", "import click\nassert click.old\nprint(json"
+    )
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [str(bare.python), "-B", "-c", script, str(ROOT), str(tmp_path / "packages"), str(tmp_path)],
+        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"kept in it: click 1\.0 \(locked: \d", json.loads(done.stdout.splitlines()[-1])["said"][0])
+
+
+def test_without_a_network_the_error_says_what_to_do(bare: Bare, tmp_path: Path) -> None:
+    """And nothing is left behind."""
+    overlay = tmp_path / "packages"
+    done = bare.install(overlay, tmp_path, UV_OFFLINE="1", UV_NO_CACHE="1")
+    assert done.returncode == 1
+    assert "turn internet on in the Kaggle settings, or attach the dataset" in done.stderr
+    assert not overlay.exists()
+    assert not overlay.with_name("packages.part").exists()
+
+
+@pytest.mark.slow
+def test_a_folder_of_wheels_stands_in_for_the_network(bare: Bare, tmp_path: Path) -> None:
+    """`python -m lib wheels`, attached as a dataset: the same packages, hashes checked; a changed wheel is refused."""
+    folder = tmp_path / "input/wheels"
+    python = ".".join(map(str, sys.version_info[:2]))
+    words = [sys.executable, "-m", "lib", "wheels", str(folder), "--python", python]
+    made = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert made.returncode == 0, made.stderr
+    assert re.match(rf"\d+ wheels for Python {re.escape(python)}, \d+ MiB", made.stdout)
+    overlay = tmp_path / "scratch/packages"
+    offline = {"UV_OFFLINE": "1", "UV_NO_CACHE": "1"}
+    done = bare.install(overlay, tmp_path / "input", **offline)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])["said"][0]
+    assert re.match(r"1\d\d packages from uv\.lock installed from the wheels in ", said)
+    shutil.rmtree(overlay)
+    victim = next(folder.glob("tqdm-*.whl"))
+    with zipfile.ZipFile(victim, "a") as wheel:
+        wheel.writestr("evil.py", "")
+    done = bare.install(overlay, tmp_path / "input", **offline)
+    assert done.returncode == 1
+    assert "ash mismatch" in done.stderr
+    assert not overlay.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("python", ["3.12", "3.13"])
+def test_wheels_can_be_gathered_for_the_pythons_of_kaggle(tmp_path: Path, python: str) -> None:
+    """The one it has, and the one it has announced: every package of the lock has a wheel there."""
+    words = [sys.executable, "-m", "lib", "wheels", str(tmp_path), "--python", python]
+    made = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert made.returncode == 0, made.stderr
+    requirements = (tmp_path / "requirements.txt").read_text()
+    assert len(list(tmp_path.glob("*.whl"))) == len(parse(requirements)) + 1  # and uv
+    tag = f"cp{python.replace('.', '')}"
+    assert all(re.search(rf"-({tag}-|py[23]|cp3\d+-abi3)", path.name) for path in tmp_path.glob("*.whl"))

@@ -1,0 +1,114 @@
+"""Gather the wheels that step 2 would install on Kaggle, for sessions without a network.
+
+Guarantees: every file has a hash that `uv.lock` names, but for what its makers publish as source alone: that source is
+checked, built here, and the built wheel's own hash is written down. The folder, attached as a dataset, is all that
+step 2 needs, uv included. Cannot: build what needs a compiler for another platform than this one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from lib.errors import InstallError
+from lib.install import WHEELS, export, find_uv, lock_hash, parse, run_installer
+
+PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64",
+             "manylinux_2_5_x86_64", "manylinux1_x86_64", "linux_x86_64")  # fmt: skip
+"""What Kaggle's machines take."""
+
+
+@dataclass(frozen=True)
+class Wheels:
+    """A folder of wheels: how many, and their bytes together."""
+
+    folder: Path
+    count: int
+    size: int
+
+
+def gather_wheels(root: Path, folder: Path, *, python: str = "3.12") -> Wheels:
+    """Fill `folder` for a host with that Python (`"3.12"`). Raises `InstallError`."""
+    from packaging.markers import Marker
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / WHEELS).unlink(missing_ok=True)
+    host = {
+        "python_version": python, "python_full_version": f"{python}.0", "implementation_name": "cpython",
+        "platform_python_implementation": "CPython", "sys_platform": "linux", "platform_system": "Linux",
+        "platform_machine": "x86_64", "os_name": "posix",
+    }  # fmt: skip
+    blocks = {}
+    requirements = export(root)
+    for name, version, marker in parse(requirements):
+        if not marker or Marker(marker).evaluate(host):
+            hashes = _hashes_of(requirements, name, version)
+            blocks[f"{name}=={version}"] = "".join(f" \\\n    --hash={digest}" for digest in hashes)
+    sources = _sources(root)
+    target = ["--python-version", python, *(word for name in PLATFORMS for word in ("--platform", name))]
+    wheels = {pin: digests for pin, digests in blocks.items() if pin not in sources}
+    _download(folder, wheels, ["--only-binary=:all:", *target])
+    for pin in sorted(blocks.keys() & sources):
+        blocks[pin] = f" \\\n    --hash=sha256:{_build(folder, pin, blocks[pin])}"
+    run_installer(
+        [*_pip(), "download", "--quiet", "--no-deps", "--only-binary=:all:", *target, "-d", ".", "uv"], folder
+    )
+    (folder / "requirements.txt").write_text(
+        "".join(f"{pin}{digests}\n" for pin, digests in sorted(blocks.items())), encoding="utf-8"
+    )
+    # last: a folder without it is not used
+    (folder / WHEELS).write_text(json.dumps({"lock": lock_hash(root), "python": python}), encoding="utf-8")
+    found = list(folder.glob("*.whl"))
+    return Wheels(folder, len(found), sum(path.stat().st_size for path in found))
+
+
+def _hashes_of(requirements: str, name: str, version: str) -> list[str]:
+    block = re.search(
+        rf"^{re.escape(name)}=={re.escape(version)}\b.*?(?=^\S|\Z)", requirements, re.MULTILINE | re.DOTALL
+    )
+    return re.findall(r"--hash=(\S+)", block[0]) if block else []
+
+
+def _sources(root: Path) -> set[str]:
+    """Give what the lock names as source alone."""
+    import tomllib
+
+    packages = tomllib.loads((root / "uv.lock").read_text(encoding="utf-8"))["package"]
+    return {f"{item['name']}=={item['version']}" for item in packages if item.get("sdist") and not item.get("wheels")}
+
+
+def _download(folder: Path, pins: dict[str, str], words: list[str]) -> None:
+    file = folder / "requirements.txt"
+    file.write_text("".join(f"{pin}{digests}\n" for pin, digests in pins.items()), encoding="utf-8")
+    run_installer(
+        [*_pip(), "download", "--quiet", "--no-deps", "--require-hashes", *words, "-d", ".", "-r", file.name], folder
+    )
+
+
+def _build(folder: Path, pin: str, digests: str) -> str:
+    """Build a wheel from checked source; gives its hash. Raises `InstallError` where it would fit one platform only."""
+    work = folder / "source"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    try:
+        _download(work, {pin: digests}, ["--no-binary=:all:"])
+        (source,) = [path for path in work.iterdir() if path.name != "requirements.txt"]
+        run_installer([*find_uv(), "build", "--quiet", "--wheel", "--out-dir", str(work / "out"), str(source)], work)
+        (wheel,) = (work / "out").glob("*.whl")
+        if not wheel.name.endswith("-none-any.whl"):
+            raise InstallError(
+                f"{pin} is published as source alone, and builds for one platform ({wheel.name}).",
+                remedy="run `python -m lib wheels` on a machine like Kaggle's, with the same Python.",
+            )
+        wheel.replace(folder / wheel.name)
+        return hashlib.sha256((folder / wheel.name).read_bytes()).hexdigest()
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _pip() -> list[str]:
+    return [*find_uv(), "tool", "run", "--quiet", "pip"]
