@@ -50,6 +50,15 @@ WITH_TOKEN = Credentials(github_token=TOKEN, source="the test")
 WITH_KEY = Credentials(wandb_api_key=wandb_emulator.KEY, source="the test")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_threads_of_wandb() -> Iterator[None]:
+    """End what the W&B client has started in this process: other tests fork."""
+    yield
+    import wandb
+
+    wandb.teardown()
+
+
 def shown(error: BaseException) -> str:
     """Give all that a traceback shows of an error."""
     return "".join(traceback.format_exception(error))
