@@ -13,8 +13,9 @@ import pytest
 from conftest import RUN, WEIGHTS, Stores, run_git, write_run
 
 from lib.errors import DvcPushError, GitPushError
-from lib.sync import Publication, Published, check, recover, sync_outputs
+from lib.sync import Publication, Published, check, recover, sync_outputs, transaction
 from lib.sync.directory import DirectoryObjects
+from lib.sync.intent import Intent
 from lib.sync.refs import Refs
 
 CHECKPOINT = "kaggle-checkpoint-detection-exp001"
@@ -184,6 +185,55 @@ def test_an_old_checkpoints_object_that_another_branch_names_stays(stores: Store
     names = wanted(stores.clone)
     save(stores, 2)
     assert set(stores.objects()) == names | wanted(stores.clone)
+
+
+def publish_what_is_being_deleted(stores: Stores, patch: pytest.MonkeyPatch) -> list[Exception]:
+    """Move the checkpoint on, and right before the old one's first object goes let another clone publish that one."""
+    save(stores, 1)
+    other = stores.clone_again()
+    write_run(other, seed=1)
+    delete = DirectoryObjects.delete
+    failures: list[Exception] = []
+    begun: list[bool] = []
+
+    def after_the_other(store: DirectoryObjects, oid: str, identity: str) -> None:
+        if not begun:
+            begun.append(True)
+            try:
+                sync_outputs(publication(other, FINAL), say=str)
+            except DvcPushError as error:
+                failures.append(error)
+        delete(store, oid, identity)
+
+    with patch.context() as inner:
+        inner.setattr(DirectoryObjects, "delete", after_the_other)
+        inner.setattr(transaction, "PATIENCE", 0.0)  # it would wait for us, and we for it
+        save(stores, 2)
+    if failures:
+        sync_outputs(publication(other, FINAL), say=str)
+    return failures
+
+
+def lost_objects(stores: Stores) -> list[str]:
+    """Give what `check` says visible branches lack."""
+    return [finding.what for finding in check(stores.clone, older_than=0, say=str).findings]
+
+
+def test_who_publishes_what_another_is_deleting_waits_for_it(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And sends it anew when it is gone: both branches are whole."""
+    (refused,) = publish_what_is_being_deleted(stores, monkeypatch)
+    assert "has been cleaning up the same objects" in str(refused)
+    assert lost_objects(stores) == []
+    assert len(stores.objects()) == 4
+
+
+def test_without_the_declaration_of_what_is_superseded_a_branch_would_lack_it(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rule that the test above rests on, switched off: the damage is seen."""
+    monkeypatch.setattr(Intent, "is_deleting", lambda *_: False)
+    assert publish_what_is_being_deleted(stores, monkeypatch) == []
+    assert any(FINAL in what and "is not there" in what for what in lost_objects(stores))
 
 
 # ── marks on the DVC remote ────────────────────────────────────────────────────────────────────────────────────────
