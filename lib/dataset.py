@@ -2,13 +2,26 @@
 
 Guarantees: what is trained on has the hash that the commit's `.dvc` file names; it lies outside of the clone, since all
 of that becomes the run's output on Kaggle; the tracked `data.yaml` is never changed: training reads a copy with
-absolute paths.
+absolute paths, every one of them inside the dataset's folder, wherever `data.yaml` was written. Everything that would
+stop training, or that training would leave out without a word, is told at once in one report; so is every picture that
+is both trained on and measured on, byte for byte.
+
+Not guaranteed: that every picture decodes. The header of each is read, PNG's checksums are verified and a JPEG's end is
+looked for, as ultralytics does; damage in the middle of a JPEG shows in no header. A picture that was saved anew is
+another picture: only equal bytes are found in two splits.
+
+A picture of train that stands in val or test is an error: the first would choose, the second praise, what was learnt by
+heart. One of val that stands in test is a warning: a small dataset may have no third part to give.
 """
 
 from __future__ import annotations
 
+import os
+import posixpath
 import shutil
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +29,14 @@ from lib.commands import limit_silence
 from lib.credentials import Credentials
 from lib.errors import DatasetError
 from lib.experiment import Experiment
+from lib.labels import KEYPOINT, Findings, Form, Kind, Picture, check_labels, in_threads, label_path
 
-PICTURES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+SPLITS = ("train", "val", "test")
+PICTURES = frozenset(("avif", "bmp", "dng", "heic", "heif", "jp2", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp"))
+"""The endings that ultralytics takes; a file with another one is none of its pictures."""
+SMALLEST_SIDE = 10  # pixels; ultralytics drops smaller pictures
+END_OF_JPEG = b"\xff\xd9"
+TAIL = 4096  # bytes: the ends of compressed pictures differ, even of those that happen to have one size
 
 
 @dataclass(frozen=True)
@@ -25,7 +44,8 @@ class Dataset:
     """A dataset on this machine.
 
     `data_file` is the `data.yaml` that training reads; `md5` is DVC's hash of the folder; `counts` are pictures by
-    split (`train`, `val`, `test`); `names` are the classes by number.
+    split (`train`, `val`, `test`); `names` are the classes by number; `warnings` are lines on what training can live
+    with.
     """
 
     folder: Path
@@ -33,15 +53,21 @@ class Dataset:
     md5: str
     counts: dict[str, int]
     names: dict[int, str]
+    files: dict[str, tuple[Path, ...]] = field(default_factory=dict, repr=False)
+    warnings: tuple[str, ...] = ()
 
     def pictures(self, split: str) -> list[Path]:
         """Give a split's pictures in order of their names."""
-        return _pictures(self.folder, _read(self.folder / "data.yaml"), split)
+        return list(self.files[split])
 
     def describe(self) -> str:
         """Give one line for people."""
         counts = ", ".join(f"{count} {split}" for split, count in self.counts.items())
         return f"{counts} pictures; classes: {', '.join(self.names.values())}; MD5 {self.md5}"
+
+    def show_warnings(self) -> str:
+        """Give what was found and does not stop the run, in lines for people."""
+        return "\n".join(["Checked; warnings:", *self.warnings]) if self.warnings else "Checked; nothing was found."
 
 
 @dataclass(frozen=True)
@@ -117,6 +143,7 @@ def check_dataset(folder: Path, experiment: Experiment, scratch: Path, *, md5: s
 
     Raises one `DatasetError` that lists everything that is wrong.
     """
+    folder = folder.resolve()
     tracked = folder / "data.yaml"
     if not tracked.is_file():
         raise DatasetError(
@@ -126,42 +153,380 @@ def check_dataset(folder: Path, experiment: Experiment, scratch: Path, *, md5: s
             f"`dvc add {experiment.dataset}`, push and commit.",
         )
     values = _read(tracked)
-    wrong = _complaints(folder, values, experiment)
-    if wrong:
-        raise DatasetError(
-            f"{tracked}: {'; '.join(wrong)}.",
-            state="nothing was trained.",
-            remedy=f"correct the dataset, `dvc add {experiment.dataset}`, `dvc push`, commit and render again.",
-        )
-    names = values["names"]
-    names = dict(enumerate(names)) if isinstance(names, list) else {int(key): str(name) for key, name in names.items()}
+    findings = Findings()
+    names = _check_names(values, findings)
+    keypoints = _check_keypoints(values, experiment, findings)
+    inside = _list_files(folder)
+    splits = {split: _find_split(folder, inside, values, split, findings) for split in SPLITS}
+    pictures = [picture for split in splits.values() for picture in split.pictures]
+    pictures = _check_pictures(pictures, findings)
+    _check_copies(pictures, findings)
+    form = Form(len(names), keypoints, bool(experiment.about.keypoints), experiment.training.image_size)
+    check_labels(pictures, form, names, findings)
+    _check_strays(folder, inside, pictures, findings)
+    _stop_on_errors(tracked, experiment, findings)
     data_file = scratch / f"data-{experiment.module}.yaml"
-    _write(data_file, {**values, "path": str(folder.resolve())})
-    counts = {split: len(_pictures(folder, values, split)) for split in ("train", "val", "test")}
-    return Dataset(folder, data_file, md5, counts, names)
+    _write_portable(data_file, folder, values, names, splits)
+    files = {split: tuple(Path(picture.path) for picture in found.pictures) for split, found in splits.items()}
+    counts = {split: len(found) for split, found in files.items()}
+    return Dataset(folder, data_file, md5, counts, names, files, tuple(findings.lines(stops=False)))
 
 
-def _complaints(folder: Path, values: dict[str, Any], experiment: Experiment) -> list[str]:
-    wrong = []
-    if not isinstance(values.get("names"), dict | list) or not values["names"]:
-        wrong.append("names is missing: the classes by number")
-    for split in ("train", "val", "test"):
-        if not isinstance(values.get(split), str):
-            wrong.append(f"{split} is {values.get(split)!r}: it must be a folder of pictures relative to data.yaml")
-        elif not _pictures(folder, values, split):
-            wrong.append(f"{split} is {values[split]!r}: there is no picture in it")
-    keypoints = experiment.about.keypoints
-    if keypoints:
-        if (values.get("kpt_shape") or [None])[0] != keypoints:
-            wrong.append(f"kpt_shape is {values.get('kpt_shape')!r}: {experiment.module} needs [{keypoints}, 3]")
-        elif sorted(values.get("flip_idx") or range(keypoints)) != list(range(keypoints)):
-            wrong.append(f"flip_idx is {values['flip_idx']!r}: it must name each of the {keypoints} keypoints once")
-    return wrong
+def _stop_on_errors(tracked: Path, experiment: Experiment, findings: Findings) -> None:
+    errors = findings.count(stops=True)
+    if not errors:
+        return
+    warnings = findings.lines(stops=False)
+    raise DatasetError(
+        "\n".join(
+            [
+                f"{tracked}: the dataset has {errors} error{'s' * (errors > 1)}.",
+                *findings.lines(stops=True),
+                *(["Warnings, which stop nothing:", *warnings] if warnings else []),
+            ]
+        ),
+        state="nothing was trained.",
+        remedy=f"correct the dataset, `dvc add {experiment.dataset}`, `dvc push`, commit and render again.",
+    )
 
 
-def _pictures(folder: Path, values: dict[str, Any], split: str) -> list[Path]:
-    base = folder / str(values.get("path") or ".") / str(values[split])
-    return sorted(path for path in base.rglob("*") if path.suffix.lower() in PICTURES)
+# ---------------------------------------------------------------------------------------------------- data.yaml
+
+
+def _check_names(values: dict[str, Any], findings: Findings) -> dict[int, str]:
+    """Give the classes by number, as ultralytics takes them; none where they cannot be."""
+
+    def complain(text: str) -> dict[int, str]:
+        findings.add(Kind.DESCRIPTION, "data.yaml", text)
+        return {}
+
+    names, number = values.get("names"), values.get("nc")
+    count = _whole_number(number)
+    if number is not None and not count:
+        return complain(f"nc is {number!r}: it must be the number of classes")
+    if names is None and count:
+        names = [f"class_{index}" for index in range(count)]  # as ultralytics calls them
+    if not isinstance(names, dict | list) or not names:
+        return complain(
+            f"names is {names!r}: it must give the classes by number"
+            if names
+            else "names is missing: the classes by number"
+        )
+    try:
+        named = {int(key): str(name) for key, name in (names.items() if isinstance(names, dict) else enumerate(names))}
+    except (TypeError, ValueError):
+        named = {}
+    if sorted(named) != list(range(len(names))):
+        return complain(f"names has the numbers {', '.join(map(str, names))}: they must be 0 to {len(names) - 1}")
+    if count and count != len(named):
+        return complain(f"nc is {number!r}, and names has {len(named)} classes")
+    return dict(sorted(named.items()))
+
+
+def _whole_number(value: object) -> int:
+    """Give a number above 0 that may be written as 2, 2.0 or "2"; 0 for everything else."""
+    try:
+        number = float(str(value))
+    except ValueError:
+        return 0
+    return int(number) if number >= 1 and number % 1 == 0 else 0
+
+
+def _check_keypoints(values: dict[str, Any], experiment: Experiment, findings: Findings) -> int:
+    """Give the number of keypoints that a label has."""
+    needed, shape, order = experiment.about.keypoints, values.get("kpt_shape"), values.get("flip_idx")
+    if not needed:  # boxes alone are trained, from labels that may have keypoints all the same
+        poses = isinstance(shape, list) and len(shape) == 2 and shape[1] == KEYPOINT  # noqa: PLR2004
+        return shape[0] if isinstance(shape, list) and poses and isinstance(shape[0], int) and shape[0] > 0 else 0
+    if shape != [needed, KEYPOINT]:
+        findings.add(
+            Kind.DESCRIPTION,
+            "data.yaml",
+            f"kpt_shape is {shape!r}: {experiment.module} needs [{needed}, {KEYPOINT}]",
+        )
+    if order and not (
+        isinstance(order, list) and {*map(str, order)} == {*map(str, range(needed))} and len(order) == needed
+    ):
+        told = f"flip_idx is {order!r}: it must name each of the {needed} keypoints once"
+        findings.add(Kind.DESCRIPTION, "data.yaml", told)
+    return needed
+
+
+# ---------------------------------------------------------------------------------------------------- paths
+
+
+@dataclass(frozen=True)
+class _Split:
+    """What a key of `data.yaml` names: its folders, whether a list of paths was among them, and all its pictures."""
+
+    folders: tuple[str, ...]
+    listed: bool
+    pictures: tuple[Picture, ...]
+
+
+def _list_files(folder: Path) -> dict[str, None]:
+    """Give all files and folders inside by their relative paths, in order, without hidden ones."""
+    found = {"."}
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        beside = os.path.relpath(place, folder)
+        found.update(posixpath.normpath(f"{beside}/{name}") for name in [*folders, *files] if not name.startswith("."))
+    return dict.fromkeys(sorted(found))
+
+
+def _find_split(
+    folder: Path, inside: dict[str, None], values: dict[str, Any], split: str, findings: Findings
+) -> _Split:
+    """Find a split's pictures: in a folder, in several, or on lists of paths."""
+    key = "validation" if split == "val" and "val" not in values else split  # ultralytics takes both
+    given = values.get(key)
+    wanted = given if isinstance(given, list) else [given]
+    root = values.get("path")
+    folders, names, listed = [], [], False
+    for place in wanted or [None]:
+        if not isinstance(place, str) or not place.strip():
+            told = f"{split} is {given!r}: it must be a folder of pictures relative to data.yaml, a list of folders, or"
+            findings.add(Kind.SPLIT, "data.yaml", f"{told} a text file of paths")
+            continue
+        found = _find_inside(inside, root if isinstance(root, str) else "", place)
+        if found is None:
+            beside = f" (path is {root!r})" if root not in (None, "", ".") else ""
+            told = f"{split} is {place!r}{beside}: there is no such folder or list in {folder.name}"
+            findings.add(Kind.SPLIT, "data.yaml", told)
+            continue
+        if _is_foreign(place):
+            findings.add(Kind.FOREIGN, "data.yaml", f"{split} is {place!r}, taken as {found}")
+        if (folder / found).is_dir():
+            pictures = [name for name in inside if _is_picture(name) and (found == "." or name.startswith(f"{found}/"))]
+            folders.append(found)
+        else:
+            pictures, listed = _read_list(folder, inside, found, findings), True
+        if not pictures:
+            findings.add(Kind.SPLIT, "data.yaml", f"{split} is {place!r}: there is no picture in it")
+        names += pictures
+    top = f"{folder}{os.sep}"
+    paths = [(f"{top}{name}", name) for name in sorted(names)]
+    labelled = [(path, name, label_path(path)) for path, name in paths]
+    pictures_of_it = tuple(Picture(split, path, name, label, label.removeprefix(top)) for path, name, label in labelled)
+    return _Split(tuple(folders), listed, pictures_of_it)
+
+
+def _find_inside(inside: dict[str, None], base: str, given: str) -> str | None:
+    """Find what a path of `data.yaml` means inside of the dataset, whoever wrote it wherever.
+
+    It may be relative to this folder, to one above (`../train/images`, as Roboflow writes), to `path`, or absolute on
+    another machine. The longest end of it that is here is it. A relative path is never cut: `a/images` is not `images`.
+    Nothing outside of the dataset can be found: what DVC did not bring is not there on Kaggle.
+    """
+    given, base = given.strip().replace("\\", "/"), base.replace("\\", "/")
+    whole = given if _is_foreign(given) else posixpath.join(base, given)
+    shortest = 1 if _is_foreign(given) else len(_parts(given))
+    parts = _parts(whole)
+    for start in range(len(parts) - shortest + 1):
+        candidate = "/".join(parts[start:]) or "."
+        if candidate in inside:
+            return candidate
+    return None
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in posixpath.normpath(path).split("/") if part not in {"", ".", ".."}]
+
+
+def _is_foreign(path: str) -> bool:
+    return path.startswith("/") or path[1:3] in {":/", ":\\"}
+
+
+def _is_picture(name: str) -> bool:
+    return name.rpartition(".")[2].lower() in PICTURES and "." in name
+
+
+def _read_list(folder: Path, inside: dict[str, None], name: str, findings: Findings) -> list[str]:
+    """Give the pictures whose paths a text file lists, each relative to the file or to the dataset."""
+    try:
+        lines = (folder / name).read_text(encoding="utf-8-sig").splitlines()
+    except (UnicodeDecodeError, OSError) as error:
+        findings.add(Kind.LISTED, name, f"it is no list of paths ({type(error).__name__})")
+        return []
+    found = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        picture = _find_inside(inside, posixpath.dirname(name), line)
+        if picture is None or not _is_picture(picture):
+            told = "there is no such file" if picture is None else "ultralytics takes no such pictures"
+            findings.add(Kind.LISTED, f"{name}:{number}", f"{line.strip()}: {told}")
+            continue
+        if _is_foreign(line):
+            findings.add(Kind.FOREIGN, f"{name}:{number}", f"{line.strip()}, taken as {picture}")
+        found.append(picture)
+    return found
+
+
+def _write_portable(
+    data_file: Path, folder: Path, values: dict[str, Any], names: dict[int, str], splits: dict[str, _Split]
+) -> None:
+    """Write the `data.yaml` that training reads: the tracked one's values, with paths that hold on this machine."""
+    portable = {key: value for key, value in values.items() if key not in {"download", "validation", "nc"}}
+    portable |= {"path": str(folder), "names": names}
+    data_file.parent.mkdir(parents=True, exist_ok=True)
+    for split, found in splits.items():
+        if found.listed:
+            paths = data_file.with_name(f"{data_file.stem}-{split}.txt")
+            paths.write_text("".join(f"{picture.path}\n" for picture in found.pictures), encoding="utf-8")
+            portable[split] = str(paths.resolve())
+        else:
+            places = [posixpath.normpath(f"{folder}/{name}") for name in found.folders]
+            portable[split] = places[0] if len(places) == 1 else places
+    from ruamel.yaml import YAML
+
+    yaml = YAML(typ="safe", pure=True)
+    yaml.version = (1, 1)  # ultralytics reads this one: a class named `no` would be False if it were not quoted
+    with data_file.open("w", encoding="utf-8") as file:
+        yaml.dump(portable, file)
+
+
+# ---------------------------------------------------------------------------------------------------- pictures
+
+
+def _check_pictures(pictures: Sequence[Picture], findings: Findings) -> list[Picture]:
+    """Give the pictures with their sizes, and note those that ultralytics would leave out or write anew."""
+    paths = list(dict.fromkeys(picture.path for picture in pictures))
+    looked = dict(zip(paths, in_threads(_look_at, paths), strict=True))
+    told: set[str] = set()
+    sized = []
+    for picture in pictures:
+        width, height, kind, complaint = looked[picture.path]
+        if kind and picture.path not in told:
+            told.add(picture.path)
+            findings.add(kind, picture.name, complaint)
+        sized.append(picture._replace(width=width, height=height))
+    return sized
+
+
+def _look_at(path: str) -> tuple[int, int, Kind | None, str]:
+    """Give a picture's width and height as training sees it, and what is wrong with it."""
+    try:
+        form, width, height, complete = _read_header(path)
+    except Exception as error:  # noqa: BLE001  Pillow raises what its many decoders raise
+        return 0, 0, Kind.PICTURE, str(error) or type(error).__name__
+    if min(width, height) < SMALLEST_SIDE:
+        return width, height, Kind.PICTURE, f"{width} x {height} pixels: a side has fewer than {SMALLEST_SIDE}"
+    if form not in PICTURES | {"jpeg2000"}:
+        return width, height, Kind.PICTURE, f"{form} is a format that ultralytics does not take"
+    return width, height, None if complete else Kind.TRAILING, "its last bytes are not those of a JPEG"
+
+
+def _read_header(path: str) -> tuple[str, int, int, bool]:
+    """Give a picture's format, width, height, and whether it ends as it should; it raises what Pillow raises."""
+    from PIL import Image
+
+    with open(path, "rb") as file:  # noqa: PTH123  ten thousand Path objects cost time
+        size = file.seek(0, os.SEEK_END)
+        if not size:
+            raise ValueError("it has no bytes")
+        file.seek(max(0, size - len(END_OF_JPEG)))
+        ends = file.read() == END_OF_JPEG
+        file.seek(0)
+        try:
+            opened = Image.open(file)
+        except Image.DecompressionBombError:
+            raise
+        except Exception as error:  # ultralytics puts its own `open` into Pillow, with other errors
+            raise ValueError("it is no picture of a known format") from error
+        with opened as image:
+            form = str(image.format).lower()
+            # asked for its orientation, a PNG would be decoded
+            turned = form in {"jpeg", "mpo"} and image.getexif().get(0x0112) in {5, 6, 7, 8}
+            width, height = image.size[::-1] if turned else image.size
+            if form == "jpeg" and not ends:  # cut off, or followed by something: only decoding tells
+                image.draft("L", (1, 1))
+                image.load()
+            else:
+                image.verify()
+    return form, width, height, ends or form != "jpeg"
+
+
+def _check_copies(pictures: Sequence[Picture], findings: Findings) -> None:
+    """Note pictures of the same bytes: in several splits, or more than once in one."""
+    for group in _same_files(pictures):
+        by_split = {split: [picture for picture in group if picture.split == split] for split in SPLITS}
+        train, val, test = (by_split[split] for split in SPLITS)
+        for other in (val, test):
+            if train and other:
+                findings.add(Kind.LEAK, train[0].name, f"the same as {other[0].name} ({other[0].split})")
+        if val and test:
+            findings.add(Kind.REUSED, val[0].name, f"the same as {test[0].name}")
+        for same in by_split.values():
+            for picture in same[1:]:
+                findings.add(Kind.REPEATED, picture.name, f"the same as {same[0].name} ({picture.split})")
+
+
+def _same_files(pictures: Sequence[Picture]) -> Iterator[list[Picture]]:
+    """Give the groups of pictures whose bytes are equal: only what has one size and one end is read whole."""
+    groups = [list(pictures)]
+    for key in (_size, _tail, _content):
+        paths = list(dict.fromkeys(picture.path for group in groups for picture in group))
+        keys = dict(zip(paths, in_threads(key, paths), strict=True))
+        finer: list[list[Picture]] = []
+        for group in groups:
+            parts: dict[object, list[Picture]] = {}
+            for picture in group:
+                parts.setdefault(keys[picture.path], []).append(picture)
+            finer += [part for part in parts.values() if len(part) > 1]
+        groups = finer
+    yield from groups
+
+
+def _guarded(read: Callable[[str], object]) -> Callable[[str], object]:
+    """Let a file that cannot be read be equal to itself alone; the report names it as a picture."""
+
+    def guarded(path: str) -> object:
+        try:
+            return read(path)
+        except OSError:
+            return path
+
+    return guarded
+
+
+@_guarded
+def _size(path: str) -> object:
+    size = os.stat(path).st_size  # noqa: PTH116  ten thousand Path objects cost time
+    return size or path  # files without bytes are no copies of each other
+
+
+@_guarded
+def _tail(path: str) -> object:
+    with open(path, "rb") as file:  # noqa: PTH123  the same
+        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+        return blake2b(file.read(), digest_size=16).digest()
+
+
+@_guarded
+def _content(path: str) -> object:
+    digest = blake2b(digest_size=16)
+    with open(path, "rb") as file:  # noqa: PTH123  the same
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.digest()
+
+
+def _check_strays(folder: Path, inside: dict[str, None], pictures: Sequence[Picture], findings: Findings) -> None:
+    """Note pictures that no split holds, and labels without a picture, where labels and pictures of splits stand."""
+    used = {picture.name for picture in pictures}
+    found = [name for name in inside if _is_picture(name)]
+    top = f"{folder}{os.sep}"
+    labels = {label_path(f"{top}{name}").removeprefix(top) for name in found}
+    label_folders = {posixpath.dirname(label) for label in labels}
+    for name in found:
+        if name not in used:
+            findings.add(Kind.UNUSED, name, "no split of data.yaml holds it")
+    for name in inside:
+        place, _, file = name.rpartition("/")
+        is_label = file.endswith(".txt") and (place in label_folders or "labels" in place.split("/"))
+        if is_label and name not in labels and file != "classes.txt":  # what labelling tools leave there
+            findings.add(Kind.ORPHAN, name, "there is no picture of this name")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -175,11 +540,3 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise DatasetError(f"{path}: it holds no mapping of keys to values.", remedy="correct the file.")
     return values
-
-
-def _write(path: Path, values: dict[str, Any]) -> None:
-    from ruamel.yaml import YAML
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        YAML(typ="safe", pure=True).dump(values, file)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT, Stores, run_git
@@ -63,8 +66,23 @@ def test_a_missing_data_yaml_is_told_in_the_words_of_the_requirements(tmp_path: 
     [
         ({"names": None}, "names is missing"),
         ({"test": None}, "test is None"),
-        ({"val": "images/nowhere"}, "val is 'images/nowhere': there is no picture in it"),
+        ({"test": 5}, "test is 5"),
+        ({"test": []}, "test is []"),
+        ({"val": "images/nowhere"}, "val is 'images/nowhere': there is no such folder or list in drawn"),
+        ({"val": "../../images/nowhere"}, "val is '../../images/nowhere': there is no such folder"),
+        ({"val": "C:\\\\data\\\\valid"}, "val is 'C:\\\\\\\\data\\\\\\\\valid': there is no such folder"),
+        ({"path": ["a"], "val": "val"}, "val is 'val' (path is ['a'])"),
+        ({"path": "/home/x", "val": "val"}, "val is 'val' (path is '/home/x'): there is no such folder"),
+        ({"val": "labels/val"}, "val is 'labels/val': there is no picture in it"),
+        ({"val": ["images/val", "labels"]}, "val is 'labels': there is no picture in it"),
+        ({"nc": 2}, "nc is 2, and names has 1 classes"),
+        ({"nc": "many"}, "nc is 'many'"),
+        ({"nc": 1.5}, "nc is 1.5"),
+        ({"names": "id"}, "names is 'id'"),
+        ({"names": {1: "id"}}, "names has the numbers 1: they must be 0 to 0"),
+        ({"names": {"id": 0}}, "names has the numbers id"),
         ({"kpt_shape": [5, 3]}, "kpt_shape is [5, 3]: localization needs [4, 3]"),
+        ({"kpt_shape": [4, 2]}, "kpt_shape is [4, 2]: localization needs [4, 3]"),
         ({"kpt_shape": None}, "kpt_shape is None"),
         ({"flip_idx": [0, 1, 2]}, "flip_idx is [0, 1, 2]"),
     ],
@@ -73,6 +91,291 @@ def test_what_training_would_stumble_over_is_named(drawn: Path, values: dict[str
     """Key, value and what is needed."""
     change(drawn, **values)
     assert said in check(drawn)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Give ultralytics' own reading of datasets."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("YOLO_CONFIG_DIR", str(tmp_path_factory.mktemp("ultralytics")))
+        from ultralytics.data import dataset, utils
+
+        patch.setattr(utils, "check_font", lambda _: None)  # it would be downloaded
+        yield utils.check_det_dataset, dataset.YOLODataset
+
+
+def lists(folder: Path) -> None:
+    """Write the paths of train on a list, in all the ways that are seen: two pictures, one line each."""
+    (folder / "lists").mkdir()
+    (folder / "lists/train.txt").write_text(
+        "./../images/train/train_0000.jpg\n\n/home/x/a/images/train/train_0001.jpg\n"
+    )
+    (folder / "val.txt").write_text("\ufeffimages/val/val_0000.jpg\n")
+
+
+def by_split(folder: Path) -> None:
+    """Put pictures and labels of a split side by side, as Roboflow does."""
+    for split in ("train", "val", "test"):
+        for kind in ("images", "labels"):
+            (folder / split).mkdir(exist_ok=True)
+            (folder / kind / split).rename(folder / split / kind)
+    shutil.rmtree(folder / "images")
+
+
+def beside(folder: Path) -> None:
+    """Put labels beside their pictures, in folders that are not called `images`."""
+    (folder / "images").rename(folder / "pictures")
+    for file in (folder / "labels").rglob("*.txt"):
+        file.rename(folder / "pictures" / file.relative_to(folder / "labels"))
+
+
+def as_it_is(folder: Path) -> None:
+    """Leave everything where it is."""
+
+
+@pytest.mark.parametrize(
+    ("arrange", "values"),
+    [
+        (as_it_is, {"path": None}),
+        (as_it_is, {"path": "."}),
+        (as_it_is, {"path": ""}),
+        (as_it_is, {"path": "images", "train": "train", "val": "val", "test": "test"}),
+        (as_it_is, {"path": "../datasets/drawn"}),
+        (as_it_is, {"path": "/home/x/data"}),
+        (as_it_is, {"path": "C:\\\\data\\\\doors", "train": "images\\\\train"}),
+        (as_it_is, {"path": "/home/x", "train": "/home/x/images/train", "val": "D:/y/images/val"}),
+        (as_it_is, {"train": ["images/train", "images/train"], "val": ["./images/val/"]}),
+        (as_it_is, {"val": None, "validation": "images/val"}),
+        (as_it_is, {"names": ["no"], "nc": "1"}),
+        (as_it_is, {"names": None, "nc": 1}),
+        (as_it_is, {"download": "raise SystemExit", "path": None}),
+        (lists, {"train": "lists/train.txt", "val": ["val.txt"]}),
+        (lists, {"path": None, "train": ["lists/train.txt", "images/train"], "val": "./val.txt"}),
+        (by_split, {"path": None, "train": "../train/images", "val": "../val/images", "test": "../test/images"}),
+        (beside, {"train": "pictures/train", "val": "pictures/val", "test": "pictures/test"}),
+    ],
+)
+def test_whatever_data_yaml_says_ultralytics_finds_it_here(
+    library: Any, drawn: Path, tmp_path: Path, arrange: Any, values: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real library reads the copy, from another folder, and finds the same pictures, labels and classes."""
+    arrange(drawn)
+    change(drawn, **values)
+    before = (drawn / "data.yaml").read_bytes()
+    dataset = check_dataset(drawn, LOCALIZATION, tmp_path / "scratch", md5="0" * 32)
+    assert (drawn / "data.yaml").read_bytes() == before
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    check_det_dataset, read = library
+    seen = check_det_dataset(str(dataset.data_file))
+    assert seen["names"] == dataset.names
+    assert "download" not in seen
+    for split in ("train", "val", "test"):
+        found = read(img_path=seen[split], data=seen, task="pose", augment=False)
+        assert [Path(path) for path in found.im_files] == dataset.pictures(split)
+        assert {Path(path).name for path in found.im_files} == {
+            f"{split}_000{n}.jpg" for n in range(1 + (split == "train"))
+        }
+        assert all(len(item["cls"]) == 1 for item in found.labels)
+
+
+def test_paths_of_another_machine_are_told(drawn: Path, tmp_path: Path) -> None:
+    """They are guessed by their ends."""
+    lists(drawn)
+    change(drawn, train="lists/train.txt", val="/home/x/images/val")
+    dataset = check_dataset(drawn, LOCALIZATION, tmp_path / "scratch", md5="0" * 32)
+    told = dataset.show_warnings()
+    assert "data.yaml: val is '/home/x/images/val', taken as images/val" in told
+    assert "lists/train.txt:3: /home/x/a/images/train/train_0001.jpg, taken as images/train/train_0001.jpg" in told
+
+
+def test_a_relative_path_is_never_cut(drawn: Path) -> None:
+    """`other/images/val` is not `images/val`; nothing outside of the dataset is found, even if it is there."""
+    shutil.copytree(drawn / "images/val", drawn.parent / "outside")
+    change(drawn, val="other/images/val", test="../outside")
+    told = check(drawn)
+    assert "val is 'other/images/val': there is no such folder" in told
+    assert "test is '../outside': there is no such folder" in told
+
+
+def write(path: Path, content: bytes | str) -> None:
+    """Write a file and the folders it is in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def png(width: int, height: int) -> bytes:
+    """Give a picture as PNG."""
+    import io
+
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.effect_noise((width, height), 50).save(file, "PNG")
+    return file.getvalue()
+
+
+def gif() -> bytes:
+    """Give a picture in a format that is not taken."""
+    import io
+
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("L", (20, 20)).save(file, "GIF")
+    return file.getvalue()
+
+
+PICTURE = "images/train/train_0000.jpg"
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "it has no bytes"),
+        (b"no picture", "it is no picture of a known format"),
+        (png(9, 64), "9 x 64 pixels: a side has fewer than 10"),
+        (png(64, 64)[:-40], "Truncated File Read"),
+        (png(64, 64)[:99] + b"damage" + png(64, 64)[105:], "broken PNG file"),
+        (gif(), "gif is a format that ultralytics does not take"),
+        (None, "image file is truncated"),
+    ],
+)
+def test_a_picture_that_training_would_drop_is_an_error(drawn: Path, content: bytes | None, told: str) -> None:
+    """Without decoding those that look whole."""
+    if content is None:
+        content = (drawn / PICTURE).read_bytes()[:-200]
+    write(drawn / PICTURE, content)
+    said = check(drawn)
+    assert "pictures that cannot be read (1)" in said
+    assert f"{PICTURE}: {told}" in said
+
+
+def test_a_folder_that_is_called_like_a_picture_is_none(drawn: Path) -> None:
+    """Ultralytics would try to open it."""
+    (drawn / "images/train/a.jpg").mkdir()
+    assert "images/train/a.jpg: [Errno 21] Is a directory" in check(drawn)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "told"),
+    [
+        ("train", "test", "images/train/train_0000.jpg: the same as images/test/copy.jpg (test)"),
+        ("train", "val", "images/train/train_0000.jpg: the same as images/val/copy.jpg (val)"),
+    ],
+)
+def test_a_picture_that_is_trained_on_and_measured_on_is_an_error(
+    drawn: Path, source: str, target: str, told: str
+) -> None:
+    """Under whatever name."""
+    shutil.copy(drawn / f"images/{source}/{source}_0000.jpg", drawn / f"images/{target}/copy.jpg")
+    said = check(drawn)
+    assert "pictures that are trained on and measured on (1)" in said
+    assert told in said
+
+
+def test_equal_sizes_and_ends_make_no_copies(drawn: Path, tmp_path: Path) -> None:
+    """Bytes are compared, not sizes."""
+    content = (drawn / PICTURE).read_bytes()
+    for number, folder in enumerate(("train", "val", "test")):
+        comment = b"\xff\xfe" + (5002).to_bytes(2) + bytes([number]) + bytes(4999)
+        write(drawn / f"images/{folder}/like.jpg", content[:2] + comment + content[2:])
+    assert "the same" not in check_dataset(drawn, LOCALIZATION, tmp_path / "scratch", md5="0" * 32).show_warnings()
+
+
+def cut_end(drawn: Path) -> None:
+    """Let something follow a JPEG's end."""
+    write(drawn / PICTURE, (drawn / PICTURE).read_bytes() + b"camera")
+
+
+def leave_beside(drawn: Path) -> None:
+    """Put a label without picture where labels stand beside their pictures."""
+    write(drawn / "more/a.png", png(20, 20))
+    write(drawn / "more/b.txt", "")
+
+
+def reuse(drawn: Path) -> None:
+    """Take one picture to validate and to test."""
+    shutil.copy(drawn / "images/val/val_0000.jpg", drawn / "images/test/again.jpg")
+
+
+def repeat(drawn: Path) -> None:
+    """Take one picture twice."""
+    shutil.copy(drawn / PICTURE, drawn / "images/train/twice.jpg")
+    shutil.copy(drawn / "labels/train/train_0000.txt", drawn / "labels/train/twice.txt")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (cut_end, f"{PICTURE}: its last bytes are not those of a JPEG"),
+        (leave_beside, "more/b.txt: there is no picture of this name"),
+        (reuse, "images/val/val_0000.jpg: the same as images/test/again.jpg"),
+        (repeat, f"images/train/twice.jpg: the same as {PICTURE} (train)"),
+        (lambda drawn: write(drawn / "labels/train/lost.txt", ""), "labels/train/lost.txt: there is no picture"),
+        (lambda drawn: write(drawn / "labels/old/lost.txt", ""), "labels/old/lost.txt: there is no picture"),
+        (
+            lambda drawn: write(drawn / "more/images/a.png", png(20, 20)),
+            "more/images/a.png: no split of data.yaml holds it",
+        ),
+        (lambda drawn: (drawn / "labels/train/train_0001.txt").unlink(), "train: 1 of 2 pictures"),
+        (lambda drawn: change(drawn, names=["container_id", "door"]), "val: 1 door"),
+    ],
+)
+def test_what_training_can_live_with_is_a_warning(drawn: Path, tmp_path: Path, spoil: Any, told: str) -> None:
+    """It stops nothing."""
+    spoil(drawn)
+    dataset = check_dataset(drawn, LOCALIZATION, tmp_path / "scratch", md5="0" * 32)
+    assert f"    {told}" in dataset.show_warnings()
+    assert "\n" not in dataset.describe()  # it stands in a table of the model card
+
+
+def test_a_sound_dataset_has_no_warnings(drawn: Path, tmp_path: Path) -> None:
+    """What labelling tools leave there, caches and hidden files are no findings."""
+    for name in (
+        "labels/classes.txt",
+        "labels/train.cache",
+        "README.txt",
+        "images/train/.DS_Store",
+        ".tmp/images/a.jpg",
+    ):
+        write(drawn / name, "door")
+    dataset = check_dataset(drawn, LOCALIZATION, tmp_path / "scratch", md5="0" * 32)
+    assert dataset.warnings == ()
+    assert "nothing was found" in dataset.show_warnings()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("images/train/nowhere.jpg", "train.txt:1: images/train/nowhere.jpg: there is no such file"),
+        ("images/train/train_0000.jpg\ndata.yaml", "train.txt:2: data.yaml: ultralytics takes no such pictures"),
+        (b"\xff\xd8", "train.txt: it is no list of paths"),
+    ],
+)
+def test_a_list_that_names_no_pictures_is_an_error(drawn: Path, content: str | bytes, told: str) -> None:
+    """With its line."""
+    write(drawn / "train.txt", content)
+    change(drawn, train="train.txt")
+    assert told in check(drawn)
+
+
+def test_errors_and_warnings_of_all_kinds_make_one_report(drawn: Path) -> None:
+    """Errors before warnings, the same text each time, and what to do then."""
+    (drawn / "labels/train/train_0000.txt").write_text("7 0.5 0.5 0.1 0.1\n")
+    (drawn / "labels/test/test_0000.txt").unlink()
+    write(drawn / "labels/train/lost.txt", "")
+    write(drawn / PICTURE, b"")
+    write(drawn / "images/test/test_0000.jpg", b"")
+    told = check(drawn)
+    assert "the same as" not in told
+    places = [
+        told.index(word) for word in ("it has no bytes", "none of 1 pictures", "5 columns", "Warnings", "lost.txt")
+    ]
+    assert places == sorted(places)
+    assert "the dataset has 4 errors" in told
+    assert "dvc add data/localization" in told
+    assert told == check(drawn)
 
 
 def test_all_that_is_wrong_is_told_at_once(drawn: Path) -> None:

@@ -1,0 +1,343 @@
+"""Read a dataset's labels as ultralytics reads them, and gather everything that is wrong in one report.
+
+A label file holds one object a line: its class, its box (centre x, centre y, width, height) and, for a pose, its
+keypoints (x, y, visibility); lengths are fractions of the picture.
+
+Guarantees: a file without an error here is one that ultralytics keeps whole: it drops a picture with a bad label
+without stopping, and goes on training with the rest. The same files give the same report, line by line.
+
+Not guaranteed: that a label fits its picture. A box around the wrong thing is a well-formed box.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Table = NDArray[np.float64]  # one object a row
+    Mask = NDArray[np.bool_] | np.bool_  # one value an object
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+EXAMPLES = 3
+BOX = 5  # columns: class, centre x, centre y, width, height
+KEYPOINT = 3  # columns: x, y, visibility
+CORNERS = 4
+ROUNDING = 1e-6
+"""What six decimals may lie outside of 0 to 1; ultralytics lets a hundredth pass."""
+MARGIN = 0.01
+"""What a box may reach out of the picture before it is told, and at least what a keypoint may of its box."""
+SMALLEST = 2
+"""Pixels: ultralytics' augmentation drops what is not larger than this on a side."""
+LABEL_SHARE = 0.2
+"""More pictures of a split than this share without any object are told."""
+CHUNK = 64  # files a task: a thread's bookkeeping costs as much as reading a small file
+
+
+class Kind(Enum):
+    """What can be wrong: whether it stops the run, what it is called, what to do. In the report's order."""
+
+    DESCRIPTION = True, "keys of data.yaml that cannot be", "correct them as it says"
+    SPLIT = (
+        True,
+        "splits without pictures",
+        "name a folder of pictures, several, or a list of their paths, inside of it",
+    )
+    LISTED = True, "listed pictures that are not in the dataset", "add them, or take them off the list"
+    PICTURE = True, "pictures that cannot be read", "replace or remove them: training would leave them out silently"
+    LEAK = True, "pictures that are trained on and measured on", "keep each in one split: the metrics would be too good"
+    UNLABELLED = True, "splits without any label", "labels stand where ultralytics looks: images/… becomes labels/….txt"
+    TEXT = True, "label files that are no text in UTF-8", "write them anew"
+    COLUMNS = True, "lines with a wrong number of columns", "write class, x, y, width, height, and what kpt_shape says"
+    NUMBER = True, "values that are no finite number", "correct the lines"
+    CLASS = True, "classes that data.yaml does not name", "use the numbers of names, whole and from 0"
+    COORDINATE = True, "coordinates outside of 0 to 1", "divide pixels by the picture's width and height"
+    SIDE = True, "boxes without width or height", "remove them, or draw them anew"
+    VISIBILITY = True, "visibilities other than 0, 1 and 2", "0 is not labelled, 1 hidden, 2 visible"
+
+    FOREIGN = False, "paths of another machine", "write them relative to data.yaml; they were found as it says"
+    REUSED = False, "pictures that are in both val and test", "the test says no more than the validation did"
+    REPEATED = False, "pictures that a split holds more than once", "keep one of them"
+    TRAILING = (
+        False,
+        "JPEGs with something behind their end",
+        "save them anew: ultralytics writes over them when it trains",
+    )
+    UNUSED = False, "pictures that are in no split", "remove them, or name their folder in data.yaml"
+    ORPHAN = False, "labels without a picture", "add the picture, or remove the label"
+    BACKGROUND = False, "splits with many pictures without an object", "see that no label was forgotten"
+    ABSENT = False, "classes without an object", "nothing is learnt or measured of them there"
+    TWICE = False, "lines that a label holds twice", "remove one; ultralytics does so too"
+    SMALL = False, f"boxes of {SMALLEST} pixels or less at training's image_size", "training drops most of them"
+    BEYOND = False, "boxes that reach out of the picture", "see that x and y are the box's centre"
+    AWAY = False, "keypoints outside of their box", "see that box and keypoints are of one object"
+    ORDER = False, "corners in another order", "write top-left, top-right, bottom-right, bottom-left, as the text reads"
+
+    def __init__(self, stops: bool, title: str, remedy: str) -> None:
+        self.stops, self.title, self.remedy = stops, title, remedy
+
+
+@dataclass
+class Findings:
+    """Everything that was found, counted by kind, with the first examples of each."""
+
+    counts: dict[Kind, int] = field(default_factory=dict)
+    examples: dict[Kind, list[str]] = field(default_factory=dict)
+
+    def add(self, kind: Kind, where: str, value: str) -> None:
+        """Note one thing: where it is, as `file` or `file:line`, and what stands there."""
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        kept = self.examples.setdefault(kind, [])
+        if len(kept) < EXAMPLES:
+            kept.append(f"{where}: {value}")
+
+    def lines(self, *, stops: bool) -> list[str]:
+        """Give the errors or the warnings as lines of text: a heading a kind, its examples indented below."""
+        told = []
+        for kind in Kind:
+            if kind.stops == stops and kind in self.counts:
+                told.append(f"- {kind.title} ({self.counts[kind]}): {kind.remedy}")
+                told += [f"    {example}" for example in self.examples[kind]]
+                more = self.counts[kind] - len(self.examples[kind])
+                told += [f"    and {more} more"] if more else []
+        return told
+
+    def count(self, *, stops: bool) -> int:
+        """Give the number of errors or of warnings."""
+        return sum(count for kind, count in self.counts.items() if kind.stops == stops)
+
+
+class Picture(NamedTuple):
+    """A picture of a split: its path and name, those of its label, and its size in pixels (0: not known)."""
+
+    split: str
+    path: str
+    name: str
+    label: str
+    label_name: str
+    width: int = 0
+    height: int = 0
+
+
+class Form(NamedTuple):
+    """What labels must look like: `classes` 0 if not known, `keypoints` a line, whether they are trained (`poses`)."""
+
+    classes: int
+    keypoints: int
+    poses: bool
+    image_size: int
+
+
+class _Line(NamedTuple):
+    picture: Picture
+    number: int
+    words: list[str]
+
+    @property
+    def place(self) -> str:
+        return f"{self.picture.label_name}:{self.number}"
+
+
+def in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """Give the function's value for each item, in order; for functions that wait for files."""
+    items = list(items)
+    chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
+    with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool:
+        return [
+            value for values in pool.map(lambda chunk: [function(item) for item in chunk], chunks) for value in values
+        ]
+
+
+def label_path(picture: str) -> str:
+    """Give the path where ultralytics looks for a picture's label: in `labels` beside the last folder `images`."""
+    head, found, tail = picture.rpartition(f"{os.sep}images{os.sep}")
+    moved = f"{head}{os.sep}labels{os.sep}{tail}" if found else picture
+    return moved.rpartition(".")[0] + ".txt"
+
+
+def check_labels(pictures: Sequence[Picture], form: Form, names: dict[int, str], findings: Findings) -> None:
+    """Read the labels of all pictures and note what is wrong with them."""
+    labelled = {picture.label: picture for picture in reversed(pictures)}  # two pictures may share one
+    labelled = dict(sorted(labelled.items(), key=lambda item: item[1].label_name))
+    lines, table = [], []
+    filled = set()
+    for picture, content in zip(labelled.values(), in_threads(_read, labelled), strict=True):
+        if isinstance(content, str):
+            findings.add(Kind.TEXT, picture.label_name, content)
+            filled.add(picture.label)
+            continue
+        for number, words in content:
+            filled.add(picture.label)
+            line = _Line(picture, number, words)
+            values = _parse(line, form, findings)
+            if values:
+                lines.append(line)
+                table.append(values)
+    if table:
+        import numpy as np
+
+        _check_rows(lines, np.array(table), form, findings)
+    _check_splits(pictures, filled, lines, names, findings)
+
+
+def _read(label: str) -> list[tuple[int, list[str]]] | str:
+    """Give the lines of a label file that are not blank, with their numbers; or why it cannot be read."""
+    try:
+        with open(label, "rb") as file:  # noqa: PTH123  ten thousand Path objects take longer than the reading
+            text = file.read().decode("utf-8-sig")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return []
+    except UnicodeDecodeError as error:
+        return f"byte {error.start} is {error.object[error.start : error.start + 1]!r}"
+    except OSError as error:
+        return str(error.strerror)
+    return [(number, words) for number, line in enumerate(text.splitlines(), start=1) if (words := line.split())]
+
+
+def _parse(line: _Line, form: Form, findings: Findings) -> list[float] | None:
+    """Give a line's numbers, as many as the form has columns (absent keypoints are NaN); None if they are none."""
+    columns = BOX + KEYPOINT * form.keypoints
+    if len(line.words) != columns and (form.poses or len(line.words) != BOX):
+        either = "" if form.poses or columns == BOX else f"{BOX} or "
+        findings.add(Kind.COLUMNS, line.place, f"{len(line.words)} columns, not {either}{columns}")
+        return None
+    values = []
+    for word in line.words:
+        try:
+            value = float(word)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            findings.add(Kind.NUMBER, line.place, _short(word))
+            return None
+        values.append(value)
+    return values + [math.nan] * (columns - len(values))
+
+
+def _check_rows(lines: list[_Line], rows: Table, form: Form, findings: Findings) -> None:
+    """Note what is wrong in well-formed lines, all at once: a row of `rows` is a line's numbers.
+
+    Every comparison with NaN is false, so that a keypoint which is absent is never wrong.
+    """
+    import numpy as np
+
+    numbers, boxes = rows[:, 0], rows[:, 1:BOX]
+    points = rows[:, BOX:].reshape(len(rows), form.keypoints, KEYPOINT)
+    places, visibility = points[:, :, :2], points[:, :, 2]
+
+    def note(kind: Kind, wrong: Mask, tell: Callable[[int], str]) -> None:
+        for index in np.flatnonzero(wrong).tolist():
+            findings.add(kind, lines[index].place, tell(index))
+
+    def first(wrong: NDArray[np.bool_], columns: Sequence[int]) -> Callable[[int], str]:
+        return lambda index: _short(lines[index].words[columns[int(wrong[index].argmax())]])
+
+    unknown = (numbers < 0) | (numbers % 1 != 0) | ((numbers >= form.classes) & (form.classes > 0))
+    note(Kind.CLASS, unknown, lambda index: _short(lines[index].words[0]))
+    where = [1, 2, 3, 4, *(BOX + KEYPOINT * point + axis for point in range(form.keypoints) for axis in (0, 1))]
+    below = rows[:, where] < -ROUNDING
+    below[:, 2:4] = False  # a side below 0 is told as such
+    outside = below | (rows[:, where] > 1 + ROUNDING)
+    note(Kind.COORDINATE, outside.any(axis=1), first(outside, where))
+    flat = boxes[:, 2:] <= 0
+    note(Kind.SIDE, flat.any(axis=1), first(flat, (3, 4)))
+    odd = (visibility < 0) | (visibility > 2) | (visibility % 1 > 0)  # noqa: PLR2004  the three states
+    seen_columns = [BOX + KEYPOINT * point + 2 for point in range(form.keypoints)]
+    note(Kind.VISIBILITY, odd.any(axis=1), first(odd, seen_columns))
+
+    sound = ~(outside.any(axis=1) | flat.any(axis=1) | odd.any(axis=1))
+    note(
+        Kind.TWICE,
+        _repeated(lines, rows if form.poses else rows[:, :BOX]),
+        lambda index: " ".join(lines[index].words[:BOX]),
+    )
+    sizes = np.array([(line.picture.width, line.picture.height) for line in lines], dtype=float)
+    longer = sizes.max(axis=1)
+    pixels = boxes[:, 2:] * sizes * (form.image_size / np.maximum(longer, 1))[:, None]
+    small = sound & (longer > 0) & (pixels.min(axis=1) <= SMALLEST)
+    note(Kind.SMALL, small, lambda index: f"{pixels[index, 0]:.1f} x {pixels[index, 1]:.1f} pixels")
+    low, high = boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2
+    beyond = np.maximum(-low, high - 1).max(axis=1)
+    note(Kind.BEYOND, sound & (beyond > MARGIN), lambda index: f"by {beyond[index]:.3f} of the picture")
+    if not form.poses:
+        return
+    labelled = visibility > 0
+    slack = np.maximum(boxes[:, 2:] / 10, MARGIN)[:, None, :]
+    away = labelled & ((places < low[:, None, :] - slack) | (places > high[:, None, :] + slack)).any(axis=2)
+    note(Kind.AWAY, sound & away.any(axis=1), lambda index: f"keypoint {int(away[index].argmax())}")
+    if form.keypoints == CORNERS:
+        shape = np.where(sizes > 0, sizes, 1)[:, None, :]
+        orders = _orders(places * shape)
+        told = sound & labelled.all(axis=1) & np.array([bool(order) for order in orders])
+        note(Kind.ORDER, told, lambda index: f"{orders[index]} ({int(told.sum())} of {len(rows)} objects)")
+
+
+def _repeated(lines: list[_Line], rows: Table) -> NDArray[np.bool_]:
+    """Say which lines a file holds already, as ultralytics compares them: in single precision."""
+    import numpy as np
+
+    seen: set[tuple[str, bytes]] = set()
+    repeated = []
+    for line, row in zip(lines, rows.astype(np.float32), strict=True):
+        key = line.picture.label, row.tobytes()
+        repeated.append(key in seen)
+        seen.add(key)
+    return np.array(repeated)
+
+
+def _orders(corners: NDArray[np.float64]) -> list[str]:
+    """Say of each four corners (in pixels) how they differ from the order that is asked for; nothing if they do not.
+
+    A rectangle seen from anywhere is convex, and its corners run clockwise when y points down. Where the text starts
+    cannot be seen here: its upper edge is taken to run to the right, up to 60 degrees from level.
+    """
+    import numpy as np
+
+    edges = np.roll(corners, -1, axis=1) - corners
+    after = np.roll(edges, -1, axis=1)
+    turns = edges[:, :, 0] * after[:, :, 1] - edges[:, :, 1] * after[:, :, 0]
+    upper = edges[:, 0] - edges[:, 2]  # both long edges, one the other way round
+    level = upper[:, 0] > np.hypot(upper[:, 0], upper[:, 1]) / 2
+    told = []
+    for turn, is_level in zip(turns, level.tolist(), strict=True):
+        if (turn < 0).all():
+            told.append("they run counter-clockwise")
+        elif not (turn > 0).all():
+            told.append("they make no convex shape")
+        else:
+            told.append("" if is_level else "the first is not the top-left one")
+    return told
+
+
+def _check_splits(
+    pictures: Sequence[Picture], filled: set[str], lines: list[_Line], names: dict[int, str], findings: Findings
+) -> None:
+    """Note which splits lack labels, and which classes a split lacks."""
+    classes: dict[str, set[float]] = {}
+    for line in lines:
+        classes.setdefault(line.picture.label, set()).add(float(line.words[0]))
+    for split in dict.fromkeys(picture.split for picture in pictures):
+        labels = [picture.label for picture in pictures if picture.split == split]
+        empty = sum(label not in filled for label in labels)
+        if empty == len(labels):
+            findings.add(Kind.UNLABELLED, split, f"none of {len(labels)} pictures has an object")
+            continue
+        if empty > LABEL_SHARE * len(labels):
+            findings.add(Kind.BACKGROUND, split, f"{empty} of {len(labels)} pictures")
+        there = set().union(*(classes.get(label, set()) for label in labels))
+        for number in sorted(set(names) - there):
+            findings.add(Kind.ABSENT, split, f"{number} {names[number]}")
+
+
+def _short(word: str) -> str:
+    return word if len(word) <= 40 else f"{word[:40]}…"  # noqa: PLR2004  a line of the report

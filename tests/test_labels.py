@@ -1,0 +1,255 @@
+"""Every line that ultralytics would drop is told with its place, and a label that is right is never complained of."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lib.labels import EXAMPLES, Findings, Form, Kind, Picture, check_labels, label_path
+
+POSE = Form(classes=2, keypoints=4, poses=True, image_size=640)
+BOXES = Form(classes=2, keypoints=0, poses=False, image_size=640)
+NAMES = {0: "id", 1: "door"}
+
+RIGHT = "0 0.5 0.5 0.4 0.2 0.3 0.4 2 0.7 0.4 2 0.7 0.6 2 0.3 0.6 2"
+OTHER = "1 0.5 0.5 0.4 0.2 0.3 0.4 2 0.7 0.4 2 0.7 0.6 2 0.3 0.6 2"
+
+
+def find(folder: Path, *texts: str | bytes, form: Form = POSE, split: str = "train") -> Findings:
+    """Write a label for each text, and give what is found in them and in one more that lacks nothing."""
+    pictures = []
+    for number, text in enumerate([*texts, f"{RIGHT}\n{OTHER}" if form.poses else "0 .5 .5 .1 .1\n1 .5 .5 .1 .1"]):
+        file = folder / f"{number}.txt"
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+        pictures.append(Picture(split, str(folder / f"{number}.jpg"), f"{number}.jpg", str(file), file.name, 640, 480))
+    findings = Findings()
+    check_labels(pictures, form, NAMES, findings)
+    return findings
+
+
+def changed(column: int, word: str) -> str:
+    """Give the right line with another word in a column."""
+    words = RIGHT.split()
+    words[column] = word
+    return " ".join(words)
+
+
+@pytest.mark.parametrize(
+    "text", [RIGHT, f"{RIGHT}\n\n  \n{OTHER}\r\n", f"\ufeff{RIGHT}", "", "\n \n", changed(0, "1.0")]
+)
+def test_a_right_label_is_not_complained_of(tmp_path: Path, text: str) -> None:
+    """Blank lines, a byte-order mark, Windows' line ends and no object at all are right too."""
+    assert find(tmp_path, text, RIGHT, RIGHT, RIGHT).counts == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "told"),
+    [
+        (RIGHT + " 0.5", Kind.COLUMNS, "18 columns, not 17"),
+        (RIGHT.rpartition(" ")[0], Kind.COLUMNS, "16 columns, not 17"),
+        ("0 0.5 0.5 0.4 0.2", Kind.COLUMNS, "5 columns, not 17"),
+        (changed(3, "wide"), Kind.NUMBER, "wide"),
+        (changed(3, "0,4"), Kind.NUMBER, "0,4"),
+        (changed(6, "nan"), Kind.NUMBER, "nan"),
+        (changed(1, "inf"), Kind.NUMBER, "inf"),
+        (changed(0, "2"), Kind.CLASS, "2"),
+        (changed(0, "-1"), Kind.CLASS, "-1"),
+        (changed(0, "0.5"), Kind.CLASS, "0.5"),
+        (changed(1, "1.005"), Kind.COORDINATE, "1.005"),
+        (changed(2, "320"), Kind.COORDINATE, "320"),
+        (changed(14, "-0.005"), Kind.COORDINATE, "-0.005"),
+        (changed(3, "0"), Kind.SIDE, "0"),
+        (changed(4, "-0.0000001"), Kind.SIDE, "-0.0000001"),
+        (changed(7, "3"), Kind.VISIBILITY, "3"),
+        (changed(16, "-1"), Kind.VISIBILITY, "-1"),
+        (changed(10, "0.9"), Kind.VISIBILITY, "0.9"),
+        (f"{OTHER}\n{OTHER}", Kind.TWICE, "1 0.5 0.5 0.4 0.2"),
+        (changed(4, "0.004"), Kind.SMALL, "256.0 x 1.9 pixels"),
+        (changed(1, "0.1"), Kind.BEYOND, "by 0.100 of the picture"),
+        (changed(15, "0.75"), Kind.AWAY, "keypoint 3"),
+        ("0 .5 .5 .4 .2 .7 .4 2 .3 .4 2 .3 .6 2 .7 .6 2", Kind.ORDER, "they run counter-clockwise (1 of 4 objects)"),
+        ("0 .5 .5 .4 .2 .3 .4 2 .7 .6 2 .7 .4 2 .3 .6 2", Kind.ORDER, "they make no convex shape (1 of 4 objects)"),
+        (
+            "0 .5 .5 .4 .2 .7 .6 2 .3 .6 2 .3 .4 2 .7 .4 2",
+            Kind.ORDER,
+            "the first is not the top-left one (1 of 4 objects)",
+        ),
+    ],
+)
+def test_a_wrong_line_is_told_with_file_line_and_value(tmp_path: Path, line: str, kind: Kind, told: str) -> None:
+    """Each kind by an example; the first line of the file is right."""
+    found = find(tmp_path, f"{RIGHT}\n{line}")
+    number = 1 + len(line.splitlines())
+    assert found.examples[kind] == [f"0.txt:{number}: {told}"]
+    assert found.counts[kind] == 1
+
+
+def test_hidden_corners_have_no_order(tmp_path: Path) -> None:
+    """What is not labelled stands at 0 0, and lies neither in a wrong place nor in a wrong order."""
+    assert find(tmp_path, RIGHT.replace("0.7 0.6 2", "0 0 0")).counts == {}
+
+
+@pytest.mark.parametrize("angle", [-50, -20, 0, 30, 55])
+def test_a_slanting_id_is_in_order(tmp_path: Path, angle: int) -> None:
+    """Photographs are taken from where there is room."""
+    import numpy as np
+
+    turn = np.radians(angle)
+    corners = np.array([[-100, -20], [100, -20], [100, 20], [-100, 20]]) @ np.array(
+        [[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]
+    )
+    points = " ".join(f"{x / 640 + 0.5:.6f} {y / 480 + 0.5:.6f} 2" for x, y in corners)
+    assert Kind.ORDER not in find(tmp_path, f"0 0.5 0.5 0.4 0.4 {points}").counts
+
+
+def test_what_is_no_text_is_told(tmp_path: Path) -> None:
+    """Ultralytics would drop the picture."""
+    assert find(tmp_path, b"0 0.5 \xff").examples[Kind.TEXT] == ["0.txt: byte 6 is b'\\xff'"]
+
+
+def test_a_missing_label_is_a_picture_without_object(tmp_path: Path) -> None:
+    """As an empty one is; many of them are told, none at all is an error."""
+    pictures = [Picture("val", f"{n}.jpg", f"{n}.jpg", str(tmp_path / f"{n}.txt"), f"{n}.txt") for n in range(4)]
+    (tmp_path / "0.txt").write_text(f"{RIGHT}\n{OTHER}")
+    findings = Findings()
+    check_labels(pictures, POSE, NAMES, findings)
+    assert findings.examples == {Kind.BACKGROUND: ["val: 3 of 4 pictures"]}
+    findings = Findings()
+    check_labels(pictures[1:], POSE, NAMES, findings)
+    assert findings.examples == {Kind.UNLABELLED: ["val: none of 3 pictures has an object"]}
+
+
+def test_a_class_that_a_split_lacks_is_told(tmp_path: Path) -> None:
+    """With its name."""
+    picture = Picture("test", "a.jpg", "a.jpg", str(tmp_path / "a.txt"), "a.txt")
+    (tmp_path / "a.txt").write_text(RIGHT)
+    findings = Findings()
+    check_labels([picture], POSE, NAMES, findings)
+    assert findings.examples == {Kind.ABSENT: ["test: 1 door"]}
+
+
+def test_boxes_may_be_trained_from_labels_with_keypoints(tmp_path: Path) -> None:
+    """Ultralytics leaves the keypoints away, where data.yaml tells of them; polygons are refused."""
+    boxes = "0 0.5 0.5 0.4 0.2"
+    both = Form(classes=2, keypoints=4, poses=False, image_size=640)
+    assert find(tmp_path, f"{boxes}\n{OTHER}", form=both).counts == {}
+    assert find(tmp_path, boxes, form=BOXES).counts == {}
+    assert find(tmp_path, f"{boxes}\n{RIGHT}", form=BOXES).examples[Kind.COLUMNS] == ["0.txt:2: 17 columns, not 5"]
+    told = find(tmp_path, "0 .1 .1 .2 .1 .2 .2", form=both).examples[Kind.COLUMNS]
+    assert told == ["0.txt:1: 7 columns, not 5 or 17"]
+
+
+def test_a_report_counts_everything_and_shows_a_few(tmp_path: Path) -> None:
+    """Errors and warnings apart, the kinds always in one order."""
+    bad = "\n".join([changed(2, "7"), changed(0, "9"), RIGHT, RIGHT] + [changed(1, "5")] * 5)
+    found = find(tmp_path, bad)
+    assert found.count(stops=True) == 7
+    errors = found.lines(stops=True)
+    assert errors[0].startswith("- classes that data.yaml does not name (1): ")
+    assert errors[2].startswith("- coordinates outside of 0 to 1 (6): ")
+    assert errors[-1] == f"    and {6 - EXAMPLES} more"
+    assert [line for line in found.lines(stops=False) if "holds twice (5)" in line]
+
+
+def test_labels_are_looked_for_where_ultralytics_does() -> None:
+    """The last `images` becomes `labels`; without one the label stands beside its picture."""
+    assert label_path("/a/images/b/images/c/d.e.jpg") == "/a/images/b/labels/c/d.e.txt"
+    assert label_path("/a/pictures/d.jpg") == "/a/pictures/d.txt"
+    assert label_path("/images.jpg") == "/images.txt"
+
+
+# ---------------------------------------------------------------------------------------------------- properties
+
+part = st.floats(0, 1).map(lambda value: f"{value:.6f}")
+side = st.floats(0.001, 1).map(lambda value: f"{value:.6f}")
+keypoint = st.tuples(part, part, st.sampled_from(["0", "1", "2"])).map(" ".join)
+line = st.tuples(st.sampled_from(["0", "1"]), part, part, side, side, *[keypoint] * 4).map(" ".join)
+label = st.lists(line, min_size=1, max_size=6)
+bad_words = {
+    "class": ["-1", "2", "0.5", "x", "nan", "1e9"],
+    "place": ["-0.1", "1.1", "-0.001", "1.001", "640", "inf", "nan", "x", "1,5"],
+    "side": ["0", "-0.2", "1.1", "nan", "-inf", "x"],
+    "visibility": ["3", "-1", "0.5", "nan", "x", "1.0001"],
+}
+
+
+@st.composite
+def corrupted(draw: st.DrawFn) -> tuple[list[str], int]:
+    """Draw a label with one wrong field, and the number of its line."""
+    lines = draw(label)
+    number = draw(st.integers(0, len(lines) - 1))
+    words = lines[number].split()
+    column = draw(st.integers(0, len(words) - 1))
+    if draw(st.integers(0, 5)) == 0:
+        words[column : column + 1] = draw(st.sampled_from([[], [words[column], "0.5"]]))
+    else:
+        kind = "class" if column == 0 else "side" if column in {3, 4} else "place"
+        kind = "visibility" if column > 4 and (column - 5) % 3 == 2 else kind
+        words[column] = draw(st.sampled_from(bad_words[kind]))
+    lines[number] = " ".join(words)
+    return lines, number + 1
+
+
+many = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@many
+@given(label)
+def test_no_right_label_is_an_error(tmp_path: Path, lines: list[str]) -> None:
+    """Whatever it holds; warnings may be."""
+    assert find(tmp_path, "\n".join(lines)).lines(stops=True) == []
+
+
+@many
+@given(corrupted())
+def test_every_single_wrong_field_is_found(tmp_path: Path, wrong: tuple[list[str], int]) -> None:
+    """With its line."""
+    lines, number = wrong
+    found = find(tmp_path, "\n".join(lines))
+    told = [example for kind in Kind if kind.stops for example in found.examples.get(kind, [])]
+    assert [example.partition(": ")[0] for example in told] == [f"0.txt:{number}"]
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Give ultralytics' own check of one picture and its label."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("YOLO_CONFIG_DIR", str(tmp_path_factory.mktemp("ultralytics")))
+        from ultralytics.data import utils
+
+        yield utils
+
+
+@many
+@given(st.one_of(corrupted(), st.tuples(label, st.just(0))))
+def test_what_ultralytics_drops_is_an_error_here(library: Any, tmp_path: Path, case: tuple[list[str], int]) -> None:
+    """The library drops a picture whose label it dislikes, and trains on with the others."""
+    from PIL import Image
+
+    lines, number = case
+    found = find(tmp_path, "\n".join(lines))
+    if not (tmp_path / "0.jpg").exists():
+        Image.new("RGB", (64, 48)).save(tmp_path / "0.jpg")
+    arguments = (str(tmp_path / "0.jpg"), str(tmp_path / "0.txt"), "", True, 2, 4, 3, False)
+    kept, rows, *_ = library.verify_image_label(arguments)
+    if kept is None:
+        assert found.lines(stops=True)
+    if not number:
+        assert kept
+        assert len(rows) == len(lines) - found.counts.get(Kind.TWICE, 0)
+
+
+def test_labels_and_pictures_are_named_as_ultralytics_names_them(library: Any) -> None:
+    """The rules that are repeated here are the installed library's."""
+    from lib.dataset import PICTURES
+
+    paths = ["/a/images/b/images/c/d.e.jpg", "/a/pictures/d.jpg", "/a/images/b.PNG", "/images.jpg"]
+    assert [label_path(path) for path in paths] == library.img2label_paths(paths)
+    assert library.IMG_FORMATS == PICTURES
+    assert os.sep == "/"
