@@ -50,15 +50,24 @@ def configure_tracking(experiment: Experiment, credentials: Credentials, folder:
     mode: Literal["online", "offline", "disabled"] = "online" if key else "offline"
     if not experiment.wandb.enabled:
         mode = "disabled"
+    # W&B's client reports its own errors and figures to its makers, offline too, and waits for them at the end
+    os.environ["WANDB_ERROR_REPORTING"] = "false"
+    entity = experiment.wandb.entity
     if key:
         os.environ["WANDB_API_KEY"] = key
+    if mode == "online":
+        found = _default_entity()
+        entity = entity or found
+        if found is None:
+            print("Warning: W&B does not answer or refuses the key; curves are recorded offline.", flush=True)
+            mode = "offline"
     folder.mkdir(parents=True, exist_ok=True)
     site = _site() if mode == "online" else ""
     return Tracking(
         id=secrets.token_hex(4),
         name=name,
         project=experiment.wandb.project,
-        entity=experiment.wandb.entity or (_default_entity() if mode == "online" else None),
+        entity=entity,
         tags=tuple(experiment.wandb.tags),
         config=experiment.model_dump(mode="json"),
         folder=folder,
@@ -76,11 +85,12 @@ def _site() -> str:
 
 
 def _default_entity() -> str | None:
-    """Ask W&B whose key it is; only for the address that is shown."""
+    """Ask W&B whose key it is; None where it does not let us in."""
     with contextlib.suppress(Exception):
         import wandb
 
-        return str(wandb.Api(timeout=20).default_entity)
+        found = wandb.Api(timeout=20).default_entity
+        return str(found) if found else None
     return None
 
 
@@ -100,8 +110,13 @@ def finish_tracking(tracking: Tracking, summary: Mapping[str, float | str]) -> N
     """Add what is known only after training (test metrics, the branch) to the same run."""
     if tracking.mode == "disabled":
         return
-    with _training_goes_on("adding the results to the W&B run"), _run(tracking) as run:
-        run.summary.update(dict(summary))
+    with _training_goes_on("adding the results to the W&B run"):
+        import wandb
+
+        with _run(tracking) as run:
+            run.summary.update(dict(summary))
+        # W&B's service writes behind: only its end makes sure that all is in the files
+        wandb.teardown()
 
 
 @contextlib.contextmanager
