@@ -33,6 +33,7 @@ ACCELERATORS: Mapping[str, tuple[str, ...]] = {"t4x2": ("T4", "T4"), "p100": ("P
 WEIGHTS_SIZE = {"n": 6, "s": 20, "m": 42, "l": 54, "x": 118}
 """MiB of a finished `.pt`, by the architecture's size; one that holds its optimizer is four times that."""
 SMALL = 2**31  # bytes of free space below which a warning is due
+MOST_TOLD = 600  # characters of a finding in the error; the table has all of it
 TIMEOUT = 180.0  # seconds for torch's import and first kernel
 
 # Computes on every GPU: a build of torch without kernels for one only fails when it is used.
@@ -134,7 +135,7 @@ def stop_on_errors(lines: list[Line]) -> None:
     wrong = [line for line in lines if line.state == "error"]
     if wrong:
         raise PreflightError(
-            "; ".join(f"{line.name}: {line.found.splitlines()[0].rstrip('.')}" for line in wrong) + ".",
+            "; ".join(f"{line.name}: {' '.join(line.found.split())[:MOST_TOLD].rstrip('.')}" for line in wrong) + ".",
             state="nothing was pulled, trained or published.",
             remedy=" ".join(f"{line.name}: {line.remedy.rstrip('.')}." for line in wrong),
         )

@@ -125,7 +125,9 @@ git_environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
 if token and repository.startswith("http"):
     # git asks for it, and gives it to this host alone: a header would follow a redirect
     helper = '!f() { test "$1" = get && printf "username=x-access-token\\npassword=%s\\n" "$GIT_TOKEN"; }; f'
-    setting = {"COUNT": "1", "KEY_0": f"credential.{'/'.join(repository.split('/')[:3])}.helper", "VALUE_0": helper}
+    named = f"credential.{'/'.join(repository.split('/')[:3])}.helper"
+    # the empty one first: whoever else is asked for passwords would be given this one to keep
+    setting = {"COUNT": "2", "KEY_0": "credential.helper", "VALUE_0": "", "KEY_1": named, "VALUE_1": helper}
     git_environment |= {f"GIT_CONFIG_{key}": value for key, value in setting.items()} | {"GIT_TOKEN": token}
 del token
 
@@ -155,9 +157,13 @@ sys.path.insert(0, str(root))
 say(f"{repository} at {commit} is in {root}")
 
 from lib.credentials import load_credentials
+from lib.errors import RunError
 from lib.log import RunLog
 
-credentials = load_credentials(secrets)
+try:
+    credentials = load_credentials(secrets)
+except RunError as error:  # run.log is not redacted yet; an error never shows a value
+    stop(error.what, error.remedy)
 log = RunLog(working / "run.log", credentials.redact)
 
 # %% [markdown]
@@ -239,6 +245,7 @@ from lib.dataset import pull_dataset
 
 dataset = pull_dataset(root, chosen, scratch, credentials)
 print(dataset.describe())
+print(dataset.show_warnings())
 
 # %% [markdown]
 # ## 7/10: Display training configuration

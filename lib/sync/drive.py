@@ -346,10 +346,13 @@ def _drive_trouble(error: BaseException) -> tuple[str, str]:
         what = f"Google Drive refused: {refusal.message} ({refusal.reason or refusal.status})."
         return what, _remedy(refusal)
     told = next((cause for cause in causes(error) if isinstance(cause, AccessTokenRefreshError)), None)
-    if told is not None or any(isinstance(cause, AuthError) for cause in causes(error)):
-        what = f"Google does not accept the Drive credentials ({told or 'none are there'})."
+    # DVC's client wraps what it cannot read, such as a service account's key, into an error of its own
+    if told is not None or any(
+        isinstance(c, AuthError) or type(c).__name__ == "GDriveAuthError" for c in causes(error)
+    ):
+        what = f"Google does not accept the Drive credentials ({told or 'none that can be used are there'})."
         return what, (
-            "make new ones, put them into secrets.json as GDRIVE_USER_CREDENTIALS (README, Prerequisites) and run "
+            "make new ones, put them into secrets.json as GDRIVE_USER_CREDENTIALS or GDRIVE_SERVICE_ACCOUNT and run "
             "again. Refresh tokens of an OAuth app in state Testing end after 7 days: publish the app."
         )
     if _is_cut(error):
