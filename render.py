@@ -11,13 +11,15 @@ is on the remote); the same input gives the same bytes; every value stands in th
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,7 @@ class Rendered:
 @click.option(
     "--data", type=Path, metavar="DIR", help="With --run: a dataset in YOLO format, in place of the drawn one."
 )
+@click.option("--emulate", is_flag=True, help="With --run: over an emulated Google Drive and Git host, for developers.")
 @click.option("--allow-dirty", is_flag=True, help="Render although the tree is dirty or its commit is not pushed.")
 @click.option(
     "--kaggle-user",
@@ -105,6 +108,7 @@ def main(
     run: bool,
     sandbox: Path,
     data: Path | None,
+    emulate: bool,
     allow_dirty: bool,
     kaggle_user: str,
     secrets_dataset: str,
@@ -113,6 +117,8 @@ def main(
     about = find_module(module)
     if data is not None and not run:
         raise RenderError("--data is for --run only.", remedy="add --run, or track the dataset with DVC for Kaggle.")
+    if emulate and not run:
+        raise RenderError("--emulate is for --run only.", remedy="add --run.")
     accelerator = "none" if run else accelerator
     given = {name: _yaml_value(name, text) for name, text in parameter}
     notebook = read_notebook()
@@ -122,7 +128,8 @@ def main(
     baked = {name: value for name, value in given.items() if name not in dotted}
     # a shortcut is checked against the experiment now: a bad value must not wait for the GPU
     load_experiment(chosen.model_dump(), {SHORTCUTS[name]: baked[name] for name in baked if name in SHORTCUTS})
-    where = _sandbox(sandbox, chosen, data) if run else _repository(allow_dirty=allow_dirty, given=baked)
+    services = click.get_current_context().with_resource(_emulators()) if emulate else None
+    where = _sandbox(sandbox, chosen, data, services) if run else _repository(allow_dirty=allow_dirty, given=baked)
     values = {
         "module": about.name,
         "experiment": chosen.model_dump(mode="json"),
@@ -184,13 +191,38 @@ def _experiment_file(about: Module, given: Path | None, *, run: bool) -> Path:
     return given if given is not None else PROJECT / (about.sandbox if run else about.baseline)
 
 
-def _sandbox(folder: Path, chosen: Experiment, data: Path | None) -> dict[str, str]:
+def _sandbox(folder: Path, chosen: Experiment, data: Path | None, services: Any) -> dict[str, str]:  # noqa: ANN401
     from lib.sandbox import make_sandbox
 
     print(f"Making the sandbox in {folder} …", flush=True)
     made = make_sandbox(PROJECT, folder, chosen, data)
     print(f"Dataset:  {made.sheet}")
+    if services is not None:
+        print(f"Emulated: {services}, while this command runs; what is published stays in {folder}")
+        return dict(services.adopt(made))
     return {"repository": str(made.origin), "commit": made.commit}
+
+
+@contextlib.contextmanager
+def _emulators() -> Iterator[Any]:
+    """Serve a Google Drive and a Git host on loopback, and let the kernels of this process find them there."""
+    tests = PROJECT / "tests"
+    if not (tests / "emulated_services.py").is_file():
+        raise RenderError(
+            f"--emulate needs the emulators of the project's tests, and {tests} has none.",
+            state="nothing was started.",
+            remedy="run it in a complete clone of the project, or leave --emulate out.",
+        )
+    sys.path.append(str(tests))
+    from emulated_services import EmulatedServices
+
+    # outside of every folder that a run may publish
+    with (
+        tempfile.TemporaryDirectory(prefix="kaggle-training-emulated-") as folder,
+        EmulatedServices(Path(folder)) as services,
+        services.around_this_process(),
+    ):
+        yield services
 
 
 def _repository(*, allow_dirty: bool, given: Mapping[str, Any]) -> dict[str, str]:

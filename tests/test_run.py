@@ -261,7 +261,9 @@ def test_a_refused_branch_leaves_nothing_but_the_models(detection: Run) -> None:
     """A branch that is refused though preflight could push one: an error says so, and the world is as it was."""
     hook = detection.sandbox / "origin.git/hooks/pre-receive"
     hook.parent.mkdir(exist_ok=True)
-    hook.write_text("#!/bin/sh\nwhile read old new ref; do case $ref in refs/heads/kaggle-train-det*) exit 1;; esac; done\n")
+    hook.write_text(
+        "#!/bin/sh\nwhile read old new ref; do case $ref in refs/heads/kaggle-train-det*) exit 1;; esac; done\n"
+    )
     hook.chmod(0o755)
     refs, objects = detection.refs(), detection.objects()
     try:

@@ -1,0 +1,257 @@
+"""Every service of a whole run on loopback: a Google Drive, a private Git repository with tokens and, if asked, W&B.
+
+The clients are the real ones; only the addresses that Google's and W&B's have built in are others. What a sandbox
+holds stands there: its repository on the Git host, its DVC remote on the Drive, which is written back at the end.
+The credentials are made anew each time, so that whoever finds one somewhere knows from which run it leaked.
+
+    with EmulatedServices(folder, sandbox) as services:
+        notebook = bake(..., services.parameters)
+        subprocess.run([...], env=services.environment())
+        ...
+        assert not leaks(services.canaries())
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import drive_emulator
+from drive_emulator import DriveEmulator
+from git_host_emulator import GitHost
+from wandb_emulator import WandbEmulator
+
+from lib.credentials import NAMES, write_private
+from lib.sandbox import Sandbox, _commit
+
+REPOSITORY = "octocat/kaggle-training"
+
+# The first on PYTHONPATH: it reaches the kernel and every Python below it. Modules are changed when they are imported,
+# not before: importing them here would put packages into a process that has yet to install them.
+SITECUSTOMIZE = """
+import importlib.util
+import os
+import sys
+
+
+def name_token_uri(module):
+    module.TOKEN_URI = "{drive}/token"
+
+
+def serve_discovery(module):
+    exec({discovery!r}, {{}})
+
+
+CHANGES = {{"lib.credentials": name_token_uri, "googleapiclient.discovery_cache": serve_discovery}}
+
+
+class Changed:
+    def find_spec(self, name, path=None, target=None):
+        change = CHANGES.pop(name, None)
+        spec = importlib.util.find_spec(name) if change else None
+        if spec is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module):
+                execute(module)
+                change(module)
+
+            spec.loader.exec_module = exec_module
+        return spec
+
+
+def note(event, given):
+    if event in ("subprocess.Popen", "os.exec", "os.posix_spawn"):
+        with open(NOTES, "a") as file:
+            file.write(repr(given[:2]) + "\\n")
+
+
+sys.meta_path.insert(0, Changed())
+NOTES = os.environ.get("{notes}")
+if NOTES:
+    sys.addaudithook(note)
+"""
+NOTES = "EMULATED_SERVICES_NOTES"
+"""Names a file in the kernel's environment: program and arguments of whatever Python starts are written there."""
+
+
+class _Handler(drive_emulator._Handler):
+    """As the emulator's, for an OAuth client whose secret is this session's own; tokens given out are kept."""
+
+    client_secret: str
+    given: list[str]
+
+    def _give_token(self, form: Mapping[str, str]) -> drive_emulator._Answer:
+        known = form.get("client_secret") == self.client_secret
+        given = drive_emulator.CANARIES["client_secret"] if known else "another one"
+        return super()._give_token({**form, "client_secret": given})
+
+    def _new_token(self, token: str) -> dict[str, object]:
+        self.given.append(token)
+        return super()._new_token(token)
+
+
+class EmulatedServices:
+    """The services of one session, which serve while it is entered.
+
+    `folder` is for what must not lie in a run's working folder: `secrets.json`, and what the kernel needs to find the
+    services. With `wandb` there is a W&B, which knows the session's key; without it curves are recorded offline.
+    """
+
+    def __init__(self, folder: Path, sandbox: Sandbox | None = None, *, wandb: bool = False) -> None:
+        self.folder = folder
+        self.secrets_file = folder / "secrets.json"
+        self.drive = DriveEmulator()
+        self.host = GitHost(folder / "git-host")
+        self.wandb = WandbEmulator() if wandb else None
+        self.values: dict[str, Any] = {
+            "GDRIVE_USER_CREDENTIALS": {
+                **drive_emulator.CANARIES,
+                "access_token": f"ya29.{secrets.token_urlsafe(60)}",
+                "refresh_token": f"1//0{secrets.token_urlsafe(60)}",  # its slashes are quoted on their way
+                "client_secret": f"GOCSPX-{secrets.token_urlsafe(21)}",
+            },
+            "GITHUB_TOKEN": f"ghp_{secrets.token_hex(18)}",
+        }
+        """What stands in `secrets.json`; `write_secrets` writes it again."""
+        if self.wandb is not None:
+            self.values["WANDB_API_KEY"] = secrets.token_hex(20)
+            self.wandb.keys = {self.values["WANDB_API_KEY"]}
+        self.parameters: dict[str, str] = {}
+        """What the notebook is told: `repository`, `commit` and `secrets`."""
+        self._sandbox = sandbox
+        self._stack = contextlib.ExitStack()
+        self._given: list[str] = []
+        client_secret = self.values["GDRIVE_USER_CREDENTIALS"]["client_secret"]
+        own = {"drive": self.drive, "client_secret": client_secret, "given": self._given}
+        self.drive._server.RequestHandlerClass = type("Handler", (_Handler,), own)
+        self.restore()
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            for service in (self.drive, self.host, self.wandb):
+                if service is not None:
+                    stack.enter_context(service)
+            self.write_secrets()
+            site = self.folder / "site"
+            site.mkdir(parents=True, exist_ok=True)
+            text = SITECUSTOMIZE.format(
+                drive=self.drive.url,
+                discovery=drive_emulator.SITECUSTOMIZE.format(url=self.drive.url),
+                notes=NOTES,
+            )
+            (site / "sitecustomize.py").write_text(text, encoding="utf-8")
+            if self._sandbox is not None:
+                self.adopt(self._sandbox)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._stack:
+            if self._sandbox is not None:
+                self.store(self._sandbox.remote)
+
+    # ── what they hold ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def adopt(self, sandbox: Sandbox) -> dict[str, str]:
+        """Put a sandbox's repository and dataset on the services, and give the notebook's parameters for them."""
+        self._sandbox = sandbox
+        for file in sorted(path for path in sandbox.remote.rglob("*") if path.is_file()):
+            self.put(file.relative_to(sandbox.remote).as_posix(), file.read_bytes())
+        seed = sandbox.origin.parent / "seed"
+        drive_emulator.name_remote(seed, self.drive)
+        commit = _commit(seed)
+        address = self.host.add_repository(REPOSITORY, sandbox.origin)
+        self.parameters = {"repository": address, "commit": commit, "secrets": str(self.secrets_file)}
+        return self.parameters
+
+    def put(self, path: str, data: bytes) -> None:
+        """Store a file on the Drive, in its root folder or below."""
+        self.drive.put(path, data, folder=None if "/" in path else self.drive.root_id)
+
+    def store(self, remote: Path) -> None:
+        """Make a folder hold what the Drive holds, the oldest of twins: a later session finds it there."""
+        files = {remote / path: copies[0][1] for path, copies in self.drive.files().items()}
+        for path in [path for path in remote.rglob("*") if path.is_file() and path not in files]:
+            path.unlink()
+        for path, data in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+
+    # ── who is let in ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def restore(self) -> None:
+        """Let in the user of `values`, and nobody else: no rule, no fault, no limit, nothing in the trash."""
+        self.values.pop("GDRIVE_SERVICE_ACCOUNT", None)
+        drive = self.values["GDRIVE_USER_CREDENTIALS"]
+        with self.drive._lock:
+            self.drive._access = {drive["access_token"]}
+            self.drive._refresh = {drive["refresh_token"]}
+            self.drive.capacity = None
+            self.drive.clear_faults()
+            for item in self.drive._items.values():
+                item.trashed = False
+        self.host.tokens.clear()
+        self.host.add_token(self.values["GITHUB_TOKEN"])
+        self.host.protected = []
+        self.host.clear_faults()
+        if self.wandb is not None:
+            self.wandb.keys = {self.values["WANDB_API_KEY"]}
+
+    def use_service_account(self, **changed: str) -> dict[str, str]:
+        """Let `secrets.json` hold a new service account in place of the user's, with these fields. Its key."""
+        key = self.values["GDRIVE_SERVICE_ACCOUNT"] = self.drive.make_service_account() | changed
+        self.write_secrets(GDRIVE_USER_CREDENTIALS=None, WANDB_API_KEY=None)
+        return key
+
+    def write_secrets(self, text: str | None = None, **changed: object) -> None:
+        """Write `secrets.json` with other values, or other text; what is None is left out."""
+        values = {name: value for name, value in {**self.values, **changed}.items() if value is not None}
+        write_private(self.secrets_file, json.dumps(values, indent=2) if text is None else text)
+
+    def canaries(self) -> dict[str, str]:
+        """Give every value that must not be seen, by its name: those of `secrets.json`, and tokens given out since."""
+        drive = self.values["GDRIVE_USER_CREDENTIALS"]
+        found = {name: drive[name] for name in ("access_token", "refresh_token", "client_secret")}
+        found |= {name: value for name, value in self.values.items() if isinstance(value, str)}
+        if "GDRIVE_SERVICE_ACCOUNT" in self.values:
+            found["private_key"] = self.values["GDRIVE_SERVICE_ACCOUNT"]["private_key"]
+        return found | {f"token {number} given out": token for number, token in enumerate(self._given, 1)}
+
+    # ── what a kernel needs to find them ───────────────────────────────────────────────────────────────────────────
+
+    def environment(self) -> dict[str, str]:
+        """Give an environment in which programs speak to these services, and know of no other account."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+        for name in NAMES:
+            kept.pop(name, None)
+        given = {
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(self.folder / "site"), os.environ.get("PYTHONPATH")])),
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
+        }
+        if self.wandb is not None:
+            given["WANDB_BASE_URL"] = self.wandb.url
+        return kept | given
+
+    @contextlib.contextmanager
+    def around_this_process(self) -> Iterator[None]:
+        """Give this process that environment, for the kernels it starts."""
+        before, given = dict(os.environ), self.environment()
+        try:
+            os.environ.clear()
+            os.environ.update(given)
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+    def __str__(self) -> str:
+        drive = f"a Google Drive ({self.drive.url})"
+        host = f"a Git host with a private repository ({self.host.address(REPOSITORY)})"
+        return " and ".join([drive, host, *([f"W&B ({self.wandb.url})"] if self.wandb else [])])

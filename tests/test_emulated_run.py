@@ -1,0 +1,760 @@
+"""Whole runs over an emulated Google Drive, Git host and W&B: each publishes or says why not, and none leaks.
+
+After every run, whatever became of it, all that it left is searched for each credential in each form in which a client
+sends it. The scanner is tried first: what it cannot find, it cannot miss.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import gzip
+import io
+import json
+import os
+import re
+import secrets
+import struct
+import subprocess
+import sys
+import threading
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import quote, quote_plus
+
+import pytest
+from conftest import ROOT, run_git
+from drive_emulator import DriveEmulator, write_credentials
+from emulated_services import NOTES, REPOSITORY, EmulatedServices
+
+import render
+from lib.credentials import Credentials
+from lib.drawing import draw_dataset
+from lib.experiment import find_module, load_experiment
+from lib.sandbox import Sandbox, make_sandbox
+
+SMALL = load_experiment(
+    ROOT / "experiments/000_det_sandbox.yaml", {"training.epochs": 1, "training.image_size": 64}, module="detection"
+)
+TRAINING = "9/10: Run training"
+RUNS_ITSELF = """
+import sys
+from pathlib import Path
+import render
+try:
+    render._execute(Path(sys.argv[1]))
+except render.RunError as problem:
+    raise SystemExit(f"Error: {problem}")
+"""
+
+
+# ── the scanner ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def forms(value: str) -> set[bytes]:
+    """Give the forms in which a value may be found: as it is, quoted, escaped, and inside of base64 and hex."""
+    found: set[str] = set()
+    for part in {value, *(line for line in value.splitlines() if len(line) > 16 and not line.startswith("-----"))}:
+        escaped = json.dumps(part)[1:-1]
+        found |= {part, quote(part, safe=""), quote(part), quote_plus(part), escaped, json.dumps(escaped)[1:-1]}
+        found |= {part.encode().hex(), repr(part)[1:-1]}
+        for offset in range(3):  # whatever stands before and after it: `user:`, or a whole document
+            bits = 8 * (offset + len(part.encode()))
+            encoded = base64.b64encode(bytes(offset) + part.encode()).decode()[-(-8 * offset // 6) : bits // 6]
+            found |= {encoded, encoded.replace("+", "-").replace("/", "_")}
+    return {form.encode() for form in found}
+
+
+def contents(data: bytes) -> Iterator[bytes]:
+    """Give what is in a file: its bytes, and what is packed in them."""
+    yield data
+    if data[:2] == b"\x1f\x8b":
+        with contextlib.suppress(OSError, EOFError, zlib.error):
+            yield from contents(gzip.decompress(data))
+    elif data[:2] == b"PK":
+        with contextlib.suppress(zipfile.BadZipFile, NotImplementedError), zipfile.ZipFile(io.BytesIO(data)) as packed:
+            for about in packed.infolist():
+                if about.compress_type:  # the others stand in the file as they are
+                    yield from contents(packed.read(about))
+    elif data[:4] == b":W&B":
+        yield b"".join(wandb_parts(data))
+    elif data[:1] == b"\x78":
+        with contextlib.suppress(zlib.error):
+            yield zlib.decompress(data)
+
+
+def wandb_parts(data: bytes) -> Iterator[bytes]:
+    """Give the parts of W&B's records, which LevelDB's frames interrupt every 32 KiB."""
+    at = 7
+    while at + 7 <= len(data):
+        room = 32768 - at % 32768
+        if room < 7:
+            at += room
+            continue
+        _, length, _ = struct.unpack("<IHB", data[at : at + 7])
+        yield data[at + 7 : at + 7 + length]
+        at += 7 + length
+
+
+class Scanner:
+    """Finds values that must not be seen; each finding is `NAME in PLACE`."""
+
+    def __init__(self, canaries: Mapping[str, str]) -> None:
+        self._forms = {name: forms(value) for name, value in canaries.items()}
+
+    def in_bytes(self, data: bytes, place: str) -> Iterator[str]:
+        """Search one piece of data, and what is packed in it."""
+        for content in contents(data):
+            for name, wanted in self._forms.items():
+                if any(form in content for form in wanted):
+                    yield f"{name} in {place}"
+
+    def in_folder(self, folder: Path, allowed: Path | None = None) -> Iterator[str]:
+        """Search every file below a folder, its name and where a link leads; and every object of Git's there."""
+        for path in sorted(folder.rglob("*")):
+            place = path.relative_to(folder.parent).as_posix()
+            yield from self.in_bytes(path.name.encode(), f"the name {place}")
+            if path.is_symlink():
+                yield from self.in_bytes(os.fsencode(path.readlink()), f"the link {place}")
+            elif path.is_file() and path != allowed:
+                yield from self.in_bytes(path.read_bytes(), place)
+            elif path.name == "objects" and (path.parent / "HEAD").is_file():
+                yield from self.in_git(path.parent)
+
+    def in_git(self, repository: Path) -> Iterator[str]:
+        """Search every object, in a pack or loose, reachable or not."""
+        words = ["git", "cat-file", "--batch-all-objects", "--batch", "--buffer"]
+        environment = {**os.environ, "GIT_DIR": str(repository)}
+        done = subprocess.run(words, cwd=repository, env=environment, capture_output=True, check=True)
+        yield from self.in_bytes(done.stdout, f"the objects of {repository}")
+
+    def in_drive(self, drive: DriveEmulator) -> Iterator[str]:
+        """Search every file, also in the trash or cut, every name, and the address of every request."""
+        with drive._lock:
+            for item in drive._items.values():
+                yield from self.in_bytes(item.title.encode(), "a name on the Drive")
+                yield from self.in_bytes(item.data, f"{item.title} on the Drive")
+            for name, session in drive._sessions.items():
+                yield from self.in_bytes(bytes(session.data), f"an upload of {name}")
+        yield from self.in_bytes("\n".join(drive.requests).encode(), "an address asked of the Drive")
+
+
+class Processes:
+    """Looks at the arguments of every process of the machine, again and again, while it is entered."""
+
+    def __init__(self) -> None:
+        self.seen: set[bytes] = set()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="processes", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._end.wait(0.05):
+            for folder in Path("/proc").iterdir():
+                if folder.name.isdigit():
+                    with contextlib.suppress(OSError):
+                        self.seen.add((folder / "cmdline").read_bytes())
+
+
+CANARY = f"1//0{secrets.token_hex(20)}"
+
+
+def broken_key() -> str:
+    """Give what looks like a private key."""
+    lines = [base64.b64encode(secrets.token_bytes(48)).decode() for _ in range(5)]
+    return "\n".join(["-----BEGIN PRIVATE KEY-----", *lines, "-----END PRIVATE KEY-----", ""])
+
+
+def git_blob(repository: Path, data: bytes, *, pack: bool) -> None:
+    """Leave an object in a repository that nothing names."""
+    run_git("init", "--quiet", repository, cwd=repository.parent)
+    (repository / "file").write_bytes(data)
+    name = run_git("hash-object", "-w", "file", cwd=repository)
+    (repository / "file").unlink()
+    if pack:
+        packs = repository / ".git/objects/pack/pack"
+        subprocess.run(["git", "pack-objects", "-q", packs], cwd=repository, input=name.encode(), check=True)
+        (repository / f".git/objects/{name[:2]}/{name[2:]}").unlink()
+
+
+def frames(data: bytes) -> bytes:
+    """Write W&B's log with one record that begins at the end of a block."""
+    room = 32768 - 7 - 7 - 7 - 10
+    head = b":W&B" + bytes(3) + struct.pack("<IHB", 0, room - 7, 1) + bytes(room - 7)
+    first = 32768 - len(head) - 7
+    return head + struct.pack("<IHB", 0, first, 2) + data[:first] + struct.pack("<IHB", 0, len(data), 4) + data[first:]
+
+
+def write(file: Path, text: str) -> None:
+    """Write a file in a folder that is not there yet."""
+    file.parent.mkdir(parents=True)
+    file.write_text(text, encoding="utf-8")
+
+
+def zipped(data: bytes) -> bytes:
+    """Pack a file."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a", data)
+    return packed.getvalue()
+
+
+PLANTS: dict[str, Callable[[Path], object]] = {
+    "a file": lambda f: (f / "a").write_text(f"x{CANARY}y"),
+    "a quoted address": lambda f: (f / "a").write_text(f"refresh_token={quote(CANARY, safe='')}&a=b"),
+    "a notebook": lambda f: (f / "a").write_text(json.dumps({"text": [json.dumps({"token": CANARY})]})),
+    "a header of git": lambda f: (f / "a").write_bytes(base64.b64encode(f"x-access-token:{CANARY}".encode())),
+    "a header of wandb": lambda f: (f / "a").write_bytes(base64.b64encode(f"api:{CANARY}".encode())),
+    "a document in base64": lambda f: (f / "a").write_bytes(base64.b64encode(f'{{"a":"{CANARY}","b":1}}'.encode())),
+    "a folder below": lambda f: write(f / "b/c/d", CANARY),
+    "a hidden file": lambda f: write(f / ".dvc/config.local", CANARY),
+    "a file's name": lambda f: (f / CANARY.replace("//", "%2F%2F")).touch(),
+    "a link": lambda f: (f / "a").symlink_to(f"/nowhere?{quote(CANARY, safe='')}"),
+    "what is compressed": lambda f: (f / "a").write_bytes(gzip.compress(CANARY.encode())),
+    "an archive": lambda f: (f / "a").write_bytes(zipped(CANARY.encode())),
+    "an archive in an archive": lambda f: (f / "a").write_bytes(zipped(gzip.compress(CANARY.encode()))),
+    "W&B's log, across a frame": lambda f: (f / "run-1.wandb").write_bytes(frames(CANARY.encode())),
+    "a loose object": lambda f: git_blob(f / "a", CANARY.encode(), pack=False),
+    "a packed object": lambda f: git_blob(f / "a", CANARY.encode(), pack=True),
+}
+
+
+@pytest.mark.parametrize("place", PLANTS)
+def test_the_scanner_finds_a_value_in(tmp_path: Path, place: str) -> None:
+    """Every kind of place on the disk, and there alone; another value is not found."""
+    PLANTS[place](tmp_path)
+    assert set(Scanner({"token": CANARY}).in_folder(tmp_path))
+    assert not set(Scanner({"token": CANARY[::-1]}).in_folder(tmp_path))
+
+
+def test_the_scanner_passes_over_the_one_allowed_file(tmp_path: Path) -> None:
+    """And over no other."""
+    for name in ("allowed", "other"):
+        (tmp_path / name).write_text(CANARY)
+    assert list(Scanner({"token": CANARY}).in_folder(tmp_path, tmp_path / "allowed")) == [
+        f"token in {tmp_path.name}/other"
+    ]
+
+
+def test_the_scanner_finds_a_value_on_the_drive() -> None:
+    """In a file, in the trash, in a name, in a cut upload, in an address."""
+    plants: list[Callable[[DriveEmulator], object]] = [
+        lambda drive: drive.put("a/b", CANARY.encode()),
+        lambda drive: drive.trash(drive.put("a/b", CANARY.encode())),
+        lambda drive: drive.put(f"a/{CANARY.replace('//', '%2F%2F')}", b""),
+        lambda drive: drive._sessions.update({"a": type("Session", (), {"data": bytearray(CANARY.encode())})()}),
+        lambda drive: drive.requests.append(f"GET /files?token={quote(CANARY, safe='')}"),
+    ]
+    for plant in plants:
+        drive = DriveEmulator()
+        plant(drive)
+        assert len(set(Scanner({"token": CANARY}).in_drive(drive))) == 1
+
+
+def test_the_scanner_finds_a_value_among_arguments() -> None:
+    """Of a process that has nothing to do with this one."""
+    with Processes() as processes:
+        subprocess.run([sys.executable, "-c", "import time; time.sleep(0.5)", CANARY], check=True)
+    assert list(Scanner({"token": CANARY}).in_bytes(b"\n".join(processes.seen), "arguments"))
+
+
+def test_the_scanner_finds_one_line_of_a_private_key() -> None:
+    """A client's error may show no more."""
+    key = broken_key()
+    scanner = Scanner({"key": key})
+    assert list(scanner.in_bytes(f"cannot read {key.splitlines()[3]!r}".encode(), "an error"))
+    assert list(scanner.in_bytes(json.dumps({"private_key": key}).encode(), "a file"))
+    assert not list(scanner.in_bytes(b"-----BEGIN PRIVATE KEY-----", "an error"))
+
+
+# ── running ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run left."""
+
+    folder: Path
+    status: int
+    output: str
+    """Standard output and error of the process that runs the notebook."""
+    leaks: list[str]
+    asked_wandb: list[str]
+    """What W&B was asked."""
+
+    @property
+    def working(self) -> Path:
+        """The run's working folder."""
+        return self.folder / "working"
+
+    @property
+    def clone(self) -> Path:
+        """The clone that it worked in."""
+        return self.working / "kaggle-training"
+
+    @property
+    def log(self) -> str:
+        """What `run.log` says."""
+        return (self.working / "run.log").read_text(encoding="utf-8")
+
+    @property
+    def shown(self) -> str:
+        """What the executed notebook shows: what it printed, and errors."""
+        notebook = json.loads((self.folder / "out/train_module_1_detection.executed.ipynb").read_text(encoding="utf-8"))
+        outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", ())]
+        parts = ["".join(output.get("text", "")) + "\n".join(output.get("traceback", ())) for output in outputs]
+        return re.sub(r"\x1b\[[\d;]*m", "", "\n".join(parts))
+
+
+@dataclass
+class Stage:
+    """A sandbox whose repository and dataset are on emulated services, and the runs over them."""
+
+    folder: Path
+    sandbox: Sandbox
+    services: EmulatedServices
+    numbers: Iterator[int] = field(default_factory=lambda: iter(range(1, 1000)))
+    stopped: dict[str, tuple[Run, bool]] = field(default_factory=dict)
+    """The runs that had a trouble, by its name, and whether both remotes were as before."""
+
+    def refs(self) -> dict[str, str]:
+        """Every ref of the repository but its main branch."""
+        lines = run_git("for-each-ref", "--format=%(refname) %(objectname)", cwd=self.sandbox.origin).splitlines()
+        return {ref: commit for ref, commit in map(str.split, lines) if ref != "refs/heads/main"}
+
+    def objects(self) -> dict[str, list[tuple[str, bytes]]]:
+        """Every file of the Drive, but for the mark of its owner."""
+        files = self.services.drive.files()
+        return {path: copies for path, copies in files.items() if not path.startswith("kaggle-training-owner-")}
+
+    def run(self, when: Mapping[str, Callable[[], object]] | None = None) -> Run:
+        """Run the notebook as render.py does; when a line of its output holds a text, something happens."""
+        folder = self.folder / f"run-{next(self.numbers)}"
+        home = folder / "home"
+        for path in (home, folder / "tmp"):
+            path.mkdir(parents=True)
+        # somebody whose git keeps every password that it hears of
+        keep = f"[credential]\n\thelper = store --file={home}/git-credentials\n[user]\n\tname = A\n\temail = a@b.c\n"
+        (home / ".gitconfig").write_text(keep, encoding="utf-8")
+        about = find_module("detection")
+        values = {
+            "module": about.name,
+            "experiment": SMALL.model_dump(mode="json"),
+            "accelerator": "none",
+            "working": str(folder / "working"),
+            **self.services.parameters,
+        }
+        notebook = render.bake(render.read_notebook(), values, "none")
+        rendered = render.write_rendered(folder / "out", about, notebook, None)
+        environment = {
+            **{name: value for name, value in self.services.environment().items() if not name.startswith("GIT_")},
+            "HOME": str(home),
+            "TMPDIR": str(folder / "tmp"),
+            "GIT_CONFIG_SYSTEM": os.devnull,
+            "DVC_SITE_CACHE_DIR": str(folder / "dvc"),
+            "MPLCONFIGDIR": str(self.folder / "matplotlib"),  # its list of fonts takes seconds
+            "XDG_CACHE_HOME": str(self.folder / "cache"),
+            "COLUMNS": "200",
+            NOTES: str(folder / "notes"),
+        }
+        asked = self.services.wandb.requests if self.services.wandb else []
+        asked.clear()
+        with Processes() as processes:
+            status, output = _follow([sys.executable, "-c", RUNS_ITSELF, rendered.notebook], environment, when or {})
+        places = {
+            "the output": output.encode(),
+            "a process's arguments": b"\n".join(processes.seen),
+            "an address asked of the Git host": "\n".join(map(str, self.services.host.requests)).encode(),
+            "an address asked of W&B": "\n".join(asked).encode(),
+        }
+        assert b"ipykernel_launcher" in places["a process's arguments"]
+        assert "ipykernel_launcher" in (folder / "notes").read_text(encoding="utf-8")
+        return Run(folder, status, output, sorted(self._search(folder, places)), list(asked))
+
+    def _search(self, folder: Path, places: Mapping[str, bytes]) -> set[str]:
+        # the one file that DVC's client needs; on Kaggle it is not among the run's output
+        allowed = folder / "working/scratch/credentials/gdrive.json"
+        scanner = Scanner(self.services.canaries())
+        found = {finding for place, data in places.items() for finding in scanner.in_bytes(data, place)}
+        for each in (folder, self.sandbox.origin.parent, self.folder / "cache", self.folder / "matplotlib"):
+            found |= set(scanner.in_folder(each, allowed))
+        found |= set(scanner.in_drive(self.services.drive))
+        others = [path for path in allowed.parent.glob("*") if path != allowed]
+        if others or (allowed.exists() and allowed.stat().st_mode & 0o777 != 0o600):
+            found.add(f"{allowed} is not private, or not alone: {others}")
+        return found
+
+
+def _follow(
+    command: list[str | Path], environment: Mapping[str, str], when: Mapping[str, Callable[[], object]]
+) -> tuple[int, str]:
+    """Run a program and give its status and output; do once what is to be done when a text is printed."""
+    waiting, lines = dict(when), []
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            for text in [text for text in waiting if text in line]:
+                waiting.pop(text)()
+    assert not waiting or process.returncode, f"{waiting} was never printed"
+    return process.returncode, "".join(lines)
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """One sandbox with a few pictures, and services that stand as long as this file's tests."""
+    folder = tmp_path_factory.mktemp("emulated")
+    draw_dataset(folder / "data", "detection", counts={"train": 4, "val": 2, "test": 2}, size=64)
+    sandbox = make_sandbox(ROOT, folder / "sandbox", SMALL, folder / "data")
+    with EmulatedServices(folder / "services", sandbox, wandb=True) as services:
+        yield Stage(folder, sandbox, services)
+
+
+@pytest.fixture
+def services(stage: Stage) -> Iterator[EmulatedServices]:
+    """Give the services, to be spoilt: they are mended afterwards. No key for W&B: curves are recorded offline."""
+    stage.services.write_secrets(WANDB_API_KEY=None)
+    yield stage.services
+    stage.services.restore()
+    stage.services.write_secrets(WANDB_API_KEY=None)
+
+
+# ── runs that publish ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def published(stage: Stage) -> Run:
+    """Give a whole run in which nothing went wrong."""
+    stage.services.write_secrets(WANDB_API_KEY=None)
+    run = stage.run()
+    assert run.status == 0, run.output[-5000:]
+    return run
+
+
+def branches(stage: Stage, run: Run) -> list[str]:
+    """Give the refs of the Git host that name this run: its branch, and no intent."""
+    found = re.search(r"create branch (\S+)\)", run.output)
+    assert found, run.output[-3000:]
+    return [ref for ref in stage.refs() if found[1] in ref or "intents" in ref]
+
+
+def test_a_whole_run_publishes_a_branch_and_its_objects(stage: Stage, published: Run) -> None:
+    """One branch on the Git host, both weights on the Drive under the hashes that it names, no intent on either."""
+    (ref,) = branches(stage, published)
+    assert ref.startswith("refs/heads/kaggle-train-detection-exp000-sandbox-")
+    for name in ("best.pt", "last.pt"):
+        path = f"artifacts/detection/exp000_sandbox/train/weights/{name}"
+        pointer = run_git("show", f"{ref}:{path}.dvc", cwd=stage.sandbox.origin)
+        (md5,) = re.findall(r"md5: (\w+)", pointer)
+        ((_, data),) = stage.objects()[f"files/md5/{md5[:2]}/{md5[2:]}"]
+        assert data == (published.clone / path).read_bytes()
+    assert all(path.startswith("files/md5/") for path in stage.objects())
+
+
+def test_a_whole_run_goes_through_the_services_with_its_accounts(stage: Stage, published: Run) -> None:
+    """The repository is private, and the Drive was written to; the run's notes hold the programs it started."""
+    services = stage.services
+    address = services.host.address(REPOSITORY)
+    environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
+    refused = subprocess.run(["git", "ls-remote", address], env=environment, capture_output=True, text=True)
+    assert refused.returncode
+    assert services.host.count("POST .*git-receive-pack .*refs/heads/kaggle-train-detection") == 1
+    assert services.drive.count("PUT /upload/drive/v2/files") >= 2
+    assert services.drive.count("POST /token") >= 1
+    assert "'fetch'" in (published.folder / "notes").read_text(encoding="utf-8")
+
+
+def test_a_whole_run_leaves_a_complete_log_and_notebook(published: Run) -> None:
+    """Every step in both, from the first to the summary; the log stands with the artifacts too; nothing failed."""
+    steps = [f"{number}/10: " for number in range(11)]
+    for text in (published.log, published.shown):
+        assert [step for step in steps if step not in text] == []
+        assert "exp000_sandbox is trained and published" in text
+        assert "Traceback" not in text
+    assert (published.clone / "artifacts/detection/exp000_sandbox/run.log").read_text(encoding="utf-8") == published.log
+    notebook = json.loads((published.folder / "out/train_module_1_detection.executed.ipynb").read_text())
+    assert all(cell["execution_count"] for cell in notebook["cells"] if cell["cell_type"] == "code")
+
+
+def test_preflight_finds_nothing_wrong_with_a_whole_run(published: Run) -> None:
+    """Both remotes, the account and the dataset are ok in its table."""
+    table = published.shown.partition("Preflight: what the run will need")[2].partition("6/10: ")[0]
+    for name in ("Git remote", "DVC remote", "Drive account", "Git account", "dataset", "W&B"):
+        assert re.search(rf"^  ok       {name} ", table, re.MULTILINE), table
+    assert "ERROR" not in table
+
+
+def test_no_credential_is_left_by_a_whole_run(published: Run) -> None:
+    """Nowhere, but in the one private file that DVC's client reads."""
+    assert published.leaks == []
+    assert (published.working / "scratch/credentials/gdrive.json").is_file()
+
+
+def test_the_published_model_can_be_brought_to_another_clone(stage: Stage, published: Run) -> None:
+    """`git clone` with the token, `dvc pull` from the Drive: the weights are those that were trained."""
+    services, clone = stage.services, stage.folder / "second"
+    (ref,) = branches(stage, published)
+    address = services.host.address(REPOSITORY)
+    account = Credentials(github_token=services.values["GITHUB_TOKEN"]).git_environment(address)
+    words = ["git", "clone", "--quiet", "--branch", ref.removeprefix("refs/heads/"), address, str(clone)]
+    subprocess.run(words, env={**os.environ, **account}, check=True)
+    file = write_credentials(stage.folder / "second.json", services.drive, **services.values["GDRIVE_USER_CREDENTIALS"])
+    (clone / ".dvc/config.local").write_text(f"['remote \"storage\"']\n    gdrive_user_credentials_file = {file}\n")
+    subprocess.run([sys.executable, "-m", "dvc", "pull"], cwd=clone, env=services.environment(), check=True)
+    path = "artifacts/detection/exp000_sandbox/train/weights/best.pt"
+    assert (clone / path).read_bytes() == (published.clone / path).read_bytes()
+    assert len(list((clone / "data/detection/images").rglob("*.jpg"))) == 8
+
+
+def test_a_run_without_a_key_asks_nothing_of_wandb(published: Run) -> None:
+    """Offline is offline."""
+    assert published.asked_wandb == []
+
+
+@pytest.mark.slow
+def test_an_expired_access_token_is_renewed(stage: Stage, services: EmulatedServices) -> None:
+    """The run publishes, and the token that was given out is seen nowhere either."""
+    before = services.drive.count("POST /token")
+    services.drive.expire()
+    run = stage.run()
+    assert run.status == 0, run.output[-5000:]
+    assert services.drive.count("POST /token") > before
+    assert len(branches(stage, run)) == 1
+    renewed = (run.working / "scratch/credentials/gdrive.json").read_text(encoding="utf-8")
+    assert any(token in renewed for name, token in services.canaries().items() if "given out" in name)
+    assert run.leaks == []
+
+
+@pytest.mark.slow
+def test_a_key_that_wandb_refuses_stops_nothing(stage: Stage, services: EmulatedServices) -> None:
+    """Preflight warns, training and publication go on, and nothing of W&B's client holds the key."""
+    assert services.wandb is not None
+    services.write_secrets()
+    services.wandb.keys = set()
+    run = stage.run()
+    assert run.status == 0, run.output[-5000:]
+    assert re.search(r"^  WARNING  W&B .*refuses WANDB_API_KEY.*\n *→ copy the key anew", run.shown, re.MULTILINE)
+    assert "W&B does not answer or refuses the key; curves are recorded offline" in run.shown
+    assert len(branches(stage, run)) == 1
+    assert any(run.working.glob("wandb/**/*.log"))
+    assert run.leaks == []
+
+
+@pytest.mark.slow
+def test_a_service_account_publishes_and_its_key_is_left_nowhere(stage: Stage, services: EmulatedServices) -> None:
+    """No line of the private key, and no token that was given out for it."""
+    key = services.use_service_account()
+    run = stage.run()
+    assert run.status == 0, run.output[-5000:]
+    assert key["client_email"] in run.shown
+    assert len(branches(stage, run)) == 1
+    assert run.leaks == []
+
+
+@pytest.mark.slow
+def test_render_runs_it_as_a_developer_does(stage: Stage) -> None:
+    """`render.py MODULE --run --emulate`; the branch, and the weights that it names, stay in the sandbox."""
+    sandbox = stage.folder / "of-render"
+    words = [sys.executable, "render.py", "detection", "--run", "--emulate", "--sandbox", str(sandbox)]
+    words += ["--output", str(stage.folder / "rendered"), "--data", str(stage.folder / "data")]
+    words += ["-p", "epochs", "1", "-p", "training.image_size", "64"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("Emulated: ")]
+    assert "a Google Drive" in line
+    assert "a Git host" in line
+    refs = run_git("for-each-ref", "--format=%(refname)", cwd=sandbox / "origin.git").splitlines()
+    (ref,) = [ref for ref in refs if ref != "refs/heads/main"]
+    path = "artifacts/detection/exp000_sandbox/train/weights/best.pt"
+    (md5,) = re.findall(r"md5: (\w+)", run_git("show", f"{ref}:{path}.dvc", cwd=sandbox / "origin.git"))
+    (trained,) = sandbox.glob(f"runs/*/kaggle-training/{path}")
+    assert (sandbox / "dvc-remote/files/md5" / md5[:2] / md5[2:]).read_bytes() == trained.read_bytes()
+
+
+# ── runs that stop ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def lose_object(services: EmulatedServices, *, listing: bool) -> None:
+    """Put one object of the dataset into the Drive's trash: its listing, or a file of it."""
+    dataset = [path for path in services.drive.files() if path.endswith(".dir")]
+    if not listing:
+        (copies,) = [services.drive.files()[path] for path in dataset]
+        md5 = json.loads(copies[0][1])[0]["md5"]
+        dataset = [f"files/md5/{md5[:2]}/{md5[2:]}"]
+    for path in dataset:
+        services.drive.trash(services.drive.files()[path][0][0])
+
+
+def fill_drive(services: EmulatedServices) -> None:
+    """Leave no room on the Drive."""
+    services.drive.capacity = 0
+
+
+def protect_names(services: EmulatedServices) -> None:
+    """Refuse every branch that a run could publish as."""
+    services.host.protected = ["refs/heads/kaggle-*"]
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What is wrong, and what the notebook shows of it: cause and remedy."""
+
+    make: Callable[[EmulatedServices], object]
+    cause: str
+    remedy: str
+    last_step: str
+
+
+BEFORE_TRAINING = {
+    "secrets.json is malformed": Trouble(
+        lambda services: services.write_secrets(json.dumps(services.values, indent=2)[:-1]),
+        "secrets.json cannot be read as a JSON object",
+        "correct it",
+        "1/10",
+    ),
+    "secrets.json has a wrong key": Trouble(
+        lambda services: services.write_secrets(WANDB_API_KEY=None, GITHUB_TOKENS=services.values["GITHUB_TOKEN"]),
+        "GITHUB_TOKENS is no key of it",
+        "correct the keys named above",
+        "1/10",
+    ),
+    "the Git token is wrong": Trouble(
+        lambda services: services.host.expire(services.values["GITHUB_TOKEN"]),
+        "Authentication failed",
+        "GITHUB_TOKEN in secrets.json",
+        "1/10",
+    ),
+    "the Drive refresh token is revoked": Trouble(
+        lambda services: services.drive.revoke(),
+        "invalid_grant",
+        "GDRIVE_USER_CREDENTIALS",
+        "4/10",
+    ),
+    "the service account's key is broken": Trouble(
+        lambda services: services.use_service_account(private_key=broken_key()),
+        "key",
+        "secrets.json",
+        "4/10",
+    ),
+    "the Git token may only read": Trouble(
+        lambda services: services.host.add_token(services.values["GITHUB_TOKEN"], rights=["read"]),
+        "Permission to octocat/kaggle-training.git denied",
+        "give GITHUB_TOKEN write permission",
+        "5/10",
+    ),
+    "names like the run's are protected": Trouble(
+        protect_names,
+        "GH013",
+        "allow new branches named kaggle-*",
+        "5/10",
+    ),
+    "the Drive is full already": Trouble(
+        fill_drive,
+        "quota",
+        "free space",
+        "5/10",
+    ),
+    "the dataset's listing is not there": Trouble(
+        lambda services: lose_object(services, listing=True),
+        "is not on the DVC remote",
+        "dvc push data/detection.dvc",
+        "5/10",
+    ),
+    "a picture is not there": Trouble(
+        lambda services: lose_object(services, listing=False),
+        "`dvc pull data/detection.dvc` failed",
+        "ensure the DVC remote is accessible",
+        "6/10",
+    ),
+}
+
+
+SLOW = {name for name, trouble in BEFORE_TRAINING.items() if trouble.last_step in ("5/10", "6/10")} - {
+    "the Git token may only read"
+}
+
+
+def troubles() -> list[Any]:
+    """Give the names of troubles, the slow ones marked."""
+    found = []
+    for name in BEFORE_TRAINING:
+        marks = [pytest.mark.slow] if name in SLOW else []
+        found.append(pytest.param(name, marks=marks))
+    return found
+
+
+def stop(stage: Stage, services: EmulatedServices, name: str) -> tuple[Run, bool]:
+    """Give the run that had this trouble, and whether both remotes were as before it."""
+    if name not in stage.stopped:
+        BEFORE_TRAINING[name].make(services)
+        before = stage.refs(), stage.objects()
+        run = stage.run()
+        stage.stopped[name] = run, (stage.refs(), stage.objects()) == before
+    return stage.stopped[name]
+
+
+@pytest.mark.parametrize("name", troubles())
+def test_a_run_stops_before_training_and_leaves_nothing_when(
+    stage: Stage, services: EmulatedServices, name: str
+) -> None:
+    """At the first step that can know of it; the remotes are as before, and no credential is anywhere."""
+    run, unchanged = stop(stage, services, name)
+    assert run.status == 1
+    last = re.findall(r"^\[\d\d:\d\d:\d\d\] (\d+/10)", run.output, re.MULTILINE)[-1]
+    assert (last, TRAINING in run.output) == (BEFORE_TRAINING[name].last_step, False)
+    assert unchanged
+    assert run.leaks == []
+
+
+@pytest.mark.parametrize("name", troubles())
+def test_a_run_tells_cause_and_remedy_when(stage: Stage, services: EmulatedServices, name: str) -> None:
+    """In the executed notebook and in the log."""
+    run, _ = stop(stage, services, name)
+    for text in (run.shown, run.log):
+        assert BEFORE_TRAINING[name].cause in text, run.output[-3000:]
+        assert BEFORE_TRAINING[name].remedy in text, run.output[-3000:]
+    assert "What to do:" in run.output
+
+
+WHILE_PUBLISHING = {
+    "the Drive is full by then": Trouble(fill_drive, "storageQuotaExceeded", "free space in that Google account", ""),
+    "every upload is cut": Trouble(
+        lambda services: services.drive.add_fault("PUT /upload", "cut body", 10**6),
+        "the connection to Google Drive broke",
+        "check that internet is on",
+        "",
+    ),
+    "the branch's name is protected by then": Trouble(protect_names, "GH013", "allow new branches", ""),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WHILE_PUBLISHING)
+def test_a_trained_run_is_undone_and_keeps_its_models_when(stage: Stage, services: EmulatedServices, name: str) -> None:
+    """What comes after preflight: cause and remedy are shown, both remotes are as before, the weights are in place."""
+    trouble = WHILE_PUBLISHING[name]
+    before = stage.refs(), stage.objects()
+    run = stage.run({TRAINING: lambda: trouble.make(services)})
+    assert run.status == 1
+    for text in (run.shown, run.log):
+        assert trouble.cause in text, run.output[-3000:]
+        assert trouble.remedy in text, run.output[-3000:]
+        assert "everything is undone" in text
+    assert (stage.refs(), stage.objects()) == before
+    weights = run.clone / "artifacts/detection/exp000_sandbox/train/weights"
+    assert all((weights / name).stat().st_size for name in ("best.pt", "last.pt"))
+    assert not list(weights.glob("*.dvc"))
+    assert run.leaks == []
