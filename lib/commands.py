@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lib.errors import CommandError
 
@@ -98,11 +99,11 @@ def run_command(
     try:
         output, errors = process.communicate(text, timeout=timeout)
     except subprocess.TimeoutExpired:
-        _kill_group(process)
+        end_group(process)
         raise CommandTimedOut(shown, timeout) from None
     except BaseException:
         # Ctrl-C reaches only this process: the command runs in a session of its own
-        _kill_group(process)
+        end_group(process)
         raise
     answer = Answer(process.returncode, redact(output), redact(errors))
     if check and answer.status != 0:
@@ -110,8 +111,8 @@ def run_command(
     return answer
 
 
-def _kill_group(process: subprocess.Popen[str]) -> None:
-    """End a process and its children: asked first, so that git removes its lock files, then forced."""
+def end_group(process: subprocess.Popen[Any]) -> None:
+    """End the leader of a process group and its children: asked first, so that git removes its locks, then forced."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, number)

@@ -880,7 +880,11 @@ def _draw_cell(file: Path, classes: Mapping[int, str], points: Sequence[int]) ->
         with Image.open(file) as opened:
             opened.draft("RGB", (2 * CELL, 2 * CELL))  # lets a large JPEG be decoded small
             image = ImageOps.exif_transpose(opened).convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
+    except (
+        OSError,
+        UnidentifiedImageError,
+        ImportError,
+    ) as error:  # ultralytics, imported, looks for a decoder of HEIF
         raise _unusable(file, f"cannot be opened: {error}") from error
     image = ImageOps.contain(image, (CELL, CELL), Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(image)

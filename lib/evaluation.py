@@ -37,6 +37,8 @@ class Evaluated:
 
     folder: Path
     metrics: dict[str, Any]
+    missing: EvaluationError | None = None
+    """Why something could not be measured; to be raised when everything else is saved."""
 
     def flat(self) -> dict[str, float]:
         """Give the measured values by one name each: `test/box/mAP50`."""

@@ -126,6 +126,8 @@ class Training(_Section):
     """Epochs without improvement after which training stops; 0 never stops early."""
     image_size: int = Field(default=640, ge=32, le=4096, multiple_of=32)
     """Side of the square picture in pixels."""
+    min_batch_size: int | None = Field(default=None, ge=1, le=4096)
+    """Out of memory, the batch is halved and training goes on, down to this many pictures; null stops with an error."""
 
 
 class Hardware(_Section):
@@ -137,6 +139,8 @@ class Hardware(_Section):
     """Processes that load pictures, per GPU."""
     mixed_precision: bool = True
     """Half precision where it is safe (AMP); on a CPU it has no effect."""
+    stall_minutes: float = Field(default=15.0, gt=0)
+    """Without a finished batch for this long a training hangs: it is ended, and goes on with one GPU if it had more."""
 
 
 class Augmentation(_Section):
@@ -158,6 +162,16 @@ class Augmentation(_Section):
     """Epochs at the end that are trained without mosaics."""
     mixup: Share = 0.0
     cutmix: Share = 0.0
+
+
+class Session(_Section):
+    """How a run uses the time that its machine has."""
+
+    max_hours: float | None = Field(default=11.0, gt=0)
+    """Training ends with the last epoch that fits, counted from the notebook's start; the rest of Kaggle's 12 hours is
+    for evaluation and publication. null: no limit."""
+    on_failure: Literal["publish", "keep"] = "publish"
+    """A training that fails half-way: publish its newest checkpoint, marked as failed, or keep it on the machine."""
 
 
 class Wandb(_Section):
@@ -183,6 +197,7 @@ class Experiment(_Section):
     training: Training
     hardware: Hardware = Hardware()
     augmentation: Augmentation = Augmentation()
+    session: Session = Session()
     wandb: Wandb = Wandb()
 
     @field_validator("name")

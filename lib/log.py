@@ -22,6 +22,7 @@ class RunLog:
     def __init__(self, path: Path, redact: Callable[[str], str]) -> None:
         self.path, self._redact = path, redact
         self._also_in: Path | None = None
+        self._told: Callable[[BaseException], None] | None = None
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8", buffering=1)
         self._streams = sys.stdout, sys.stderr
@@ -36,6 +37,10 @@ class RunLog:
     def also_in(self, folder: Path) -> None:
         """Keep a copy with the artifacts in `folder`, once it is there."""
         self._also_in = folder
+
+    def on_error(self, tell: Callable[[BaseException], None] | None) -> None:
+        """Call `tell` with the error that ends the run, when one does; None: nobody is told any more."""
+        self._told = tell
 
     def close(self) -> None:
         """Give the streams back and leave the copy."""
@@ -73,6 +78,8 @@ class RunLog:
     def _report(self, error: BaseException) -> None:
         self._write(self._redact("".join(traceback.format_exception(error))))
         self._copy()
+        if self._told is not None:
+            self._told(error)
 
 
 class _Tee:

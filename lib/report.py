@@ -23,7 +23,7 @@ from lib.experiment import Experiment
 from lib.host import Host
 from lib.sync import Publication
 from lib.tracking import Tracking
-from lib.training import Trained
+from lib.training import Start, Trained
 
 LIBRARIES = ("ultralytics", "torch", "torchvision", "numpy", "dvc", "wandb", "opencv-python")
 HEADERS = {"precision": "Precision", "recall": "Recall", "mAP50": "mAP50", "mAP50-95": "mAP50-95"}
@@ -44,13 +44,14 @@ class RunFacts:
 
 
 def write_report(
-    facts: RunFacts, experiment: Experiment, host: Host, dataset: Dataset, trained: Trained, evaluated: Evaluated,
-    tracking: Tracking, steps: Steps,
+    facts: RunFacts, experiment: Experiment, host: Host, dataset: Dataset, start: Start, trained: Trained,
+    evaluated: Evaluated, tracking: Tracking, steps: Steps,
 ) -> dict[str, Any]:  # fmt: skip
     """Write `run.json` and `README.md` into the artifacts' folder; gives the content of the first."""
     folder = facts.root / experiment.artifacts
     run = {
-        "schema": 1,
+        "schema": 2,
+        "state": trained.state,
         "branch": facts.branch,
         "repository": facts.repository,
         "commit": facts.commit,
@@ -62,17 +63,23 @@ def write_report(
             "kaggle": host.on_kaggle,
             "system": f"{platform.system()} {platform.machine()}",
             "gpus": [asdict(gpu) for gpu in host.gpus],
-            "device": facts.device,
+            "device": trained.device,
         },
+        "batch_size": trained.batch_size,
+        "start": {"weights": str(start.weights) if start.weights else None, "epoch": start.epoch},
         "seed": experiment.seed,
         "started": facts.started.isoformat(),
         "seconds": {"training": round(trained.seconds, 1), **durations(steps)},
         "wandb": tracking.address,
-    }
+    } | {key: text for key, text in (("reason", trained.reason), ("missing", _missing(evaluated))) if text}
     (folder / "run.json").write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
-    card = _model_card(facts, experiment, host, dataset, trained, evaluated, run)
+    card = _model_card(facts, experiment, host, dataset, start, trained, evaluated, run)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return run
+
+
+def _missing(evaluated: Evaluated) -> str:
+    return evaluated.missing.what if evaluated.missing else ""
 
 
 def durations(steps: Steps, end: float | None = None) -> dict[str, float]:
@@ -82,8 +89,8 @@ def durations(steps: Steps, end: float | None = None) -> dict[str, float]:
 
 
 def _model_card(
-    facts: RunFacts, experiment: Experiment, host: Host, dataset: Dataset, trained: Trained, evaluated: Evaluated,
-    run: dict[str, Any],
+    facts: RunFacts, experiment: Experiment, host: Host, dataset: Dataset, start: Start, trained: Trained,
+    evaluated: Evaluated, run: dict[str, Any],
 ) -> str:  # fmt: skip
     metrics = evaluated.metrics
     hardware = host.describe().partition(": ")[2]
@@ -97,15 +104,18 @@ def _model_card(
     title = f"{experiment.about.title}: {experiment.name}"
     settings = experiment.training
     optimizer = (
-        f"{settings.optimizer}, learning rate {settings.learning_rate}, batch {settings.batch_size}, "
+        f"{settings.optimizer}, learning rate {settings.learning_rate}, batch {trained.batch_size}, "
         f"{settings.image_size} px, seed {experiment.seed}"
     )
+    notes = [f"**The training {_was(trained)}.**"] if trained.state != "finished" else []
+    notes += [f"**Not everything was measured: {_missing(evaluated)}**"] if evaluated.missing else []
+    best = f"; the best epoch is {metrics['best_epoch']}" if "best_epoch" in metrics else ""
     return f"""# {title}
 
-{experiment.description}
+{chr(10).join([experiment.description, *(f"{chr(10)}{note}" for note in notes)])}
 
-`{experiment.model.architecture}`, trained for {metrics["epochs"]} of {settings.epochs} epochs on {hardware}
-in {_minutes(trained.seconds)}; the best epoch is {metrics["best_epoch"]}.
+`{experiment.model.architecture}`, trained for {metrics.get("epochs", "?")} of {settings.epochs} epochs on {hardware}
+in {_minutes(trained.seconds)}{best}.
 
 ## Metrics
 
@@ -131,7 +141,7 @@ The weights are then at `{experiment.artifacts}/train/weights/best.pt`.
 | --- | --- |
 | Code | commit `{facts.commit}` of {facts.repository} |
 | Dataset | `{experiment.dataset}`, {dataset.describe()} |
-| Start | {_start(experiment)} |
+| Start | {_start(experiment, start)} |
 | Optimizer | {optimizer} |
 | Libraries | {", ".join(f"{name} {version}" for name, version in run["versions"].items())} |
 | Started | {facts.started:%Y-%m-%d %H:%M:%S} UTC |
@@ -141,9 +151,14 @@ The weights are then at `{experiment.artifacts}/train/weights/best.pt`.
 """
 
 
-def _start(experiment: Experiment) -> str:
+def _was(trained: Trained) -> str:
+    return f"was {trained.reason}" if trained.state == "interrupted" else f"failed: {trained.reason}"
+
+
+def _start(experiment: Experiment, start: Start) -> str:
     if experiment.model.resume_from:
-        return f"resumed from `{experiment.model.resume_from}`"
+        after = f", after epoch {start.epoch}" if start.epoch else ": its weights"
+        return f"`{experiment.model.resume_from}`{after}"
     if isinstance(experiment.model.pretrained, str):
         return f"the weights `{experiment.model.pretrained}`"
     return "the architecture's published weights" if experiment.model.pretrained else "random weights"
@@ -189,24 +204,26 @@ def describe_run(facts: RunFacts, experiment: Experiment, host: Host) -> str:
     )
 
 
-def publication(facts: RunFacts, experiment: Experiment, evaluated: Evaluated) -> Publication:
+def publication(facts: RunFacts, experiment: Experiment, trained: Trained, evaluated: Evaluated) -> Publication:
     """Say what of a run is published: the weights by DVC, everything else in its artifacts' folder by Git."""
     folder = experiment.artifacts
+    state = f" ({trained.state})" if trained.state != "finished" else ""
     figures = ", ".join(f"{name} {value:.3f}" for name, value in evaluated.flat().items() if name.endswith("/mAP50"))
     return Publication(
         root=facts.root,
         branch=facts.branch,
-        message=f"{experiment.about.title}: {experiment.name}\n\n{figures}\n\nTrained from {facts.commit}.\n",
+        message=f"{experiment.about.title}: {experiment.name}{state}\n\n{figures}\n\nTrained from {facts.commit}.\n",
         folder=folder,
-        objects=(f"{folder}/train/weights/best.pt", f"{folder}/train/weights/last.pt"),
+        objects=tuple(f"{folder}/train/weights/{file.name}" for file in (trained.best, trained.last) if file.is_file()),
         stamp=facts.started,
         leave_out=frozenset({"run.log"}),
     )
 
 
 def show_summary(
-    facts: RunFacts, experiment: Experiment, evaluated: Evaluated, tracking: Tracking, steps: Steps, end: float
-) -> None:
+    facts: RunFacts, experiment: Experiment, trained: Trained, evaluated: Evaluated, tracking: Tracking, steps: Steps,
+    end: float,
+) -> None:  # fmt: skip
     """Print what a person wants to see when a run has ended well."""
     from rich.console import Console
     from rich.markup import escape
@@ -215,9 +232,13 @@ def show_summary(
     # a notebook's output is as wide as it is; a Kaggle log has no colours
     console = Console(file=sys.stdout, width=110, force_terminal=False, force_jupyter=False, highlight=False)
     folder = facts.root / experiment.artifacts
-    console.print(
-        f"\n[bold]{escape(experiment.about.title)}: {escape(experiment.name)} is trained and published.[/bold]\n"
-    )
+    how = {"finished": "trained and ", "interrupted": "interrupted, and ", "failed": "failed, and what there is of it "}
+    title = f"{experiment.about.title}: {experiment.name} is {how[trained.state]}published."
+    console.print(f"\n[bold]{escape(title)}[/bold]\n")
+    if trained.reason:
+        print(f"Warning: training {_was(trained)}.")
+    if evaluated.missing:
+        print(f"Warning: not everything was measured: {_missing(evaluated)}")
     table = Table("Split", "Head", "Images", *HEADERS.values(), title="Metrics of best.pt", title_justify="left")
     for cells in _metric_rows(evaluated.metrics):
         table.add_row(*cells)

@@ -1,22 +1,27 @@
-"""One W&B run for one training run, whatever the number of GPUs.
+"""One W&B run for one training run, whatever the number of GPUs and however often it resumes.
 
-Guarantees: only the process that trains first (rank 0) opens the run, always under the id chosen here; without a key
-everything is recorded offline, to be uploaded later; whatever W&B does, training goes on.
+Guarantees: one process writes, always under the id chosen here; without a key, or when W&B does not answer, everything
+is recorded offline, to be uploaded later; whatever W&B does, training neither stops nor waits.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import queue
+import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from lib.credentials import Credentials
 from lib.experiment import Experiment
+
+OPENING = 60.0  # seconds for W&B to open a run; then it is recorded offline
+CLOSING = 180.0  # seconds for W&B to take what it was given; the rest is uploaded by hand
 
 
 @dataclass(frozen=True)
@@ -35,12 +40,27 @@ class Tracking:
     """Where W&B shows its runs: its own address, or that of a server of one's own (WANDB_BASE_URL)."""
 
     @property
+    def run_path(self) -> str:
+        """`project/id`: what a checkpoint keeps of the run, so that a later training goes on in it."""
+        return f"{self.project}/{self.id}"
+
+    def going_on(self, run_path: str) -> Tracking:
+        """Give the same for a training that goes on in that run; what is no `run_path` changes nothing."""
+        found = re.fullmatch(r"([A-Za-z0-9_.-]+)/([0-9a-f]{8})", run_path)
+        return replace(self, project=found[1], id=found[2]) if found else self
+
+    @property
+    def upload(self) -> str:
+        """The command that uploads what is on this machine only."""
+        return f"wandb sync {self.folder}/wandb/*run-*-{self.id}"
+
+    @property
     def address(self) -> str:
         """Where a person finds the run, or how it gets there."""
         if self.mode == "disabled":
             return "not recorded (wandb.enabled is false)"
         if self.mode == "offline":
-            return f"offline; upload it with: wandb sync {self.folder}/wandb/offline-run-*-{self.id}"
+            return f"offline; upload it with: {self.upload}"
         return f"{self.site}/{self.entity or 'home'}/{self.project}/runs/{self.id}"
 
 
@@ -94,104 +114,114 @@ def _default_entity() -> str | None:
     return None
 
 
-def tracking_callbacks(tracking: Tracking) -> dict[str, Callable[[Any], None]]:
-    """Give ultralytics' events that write to the run; they are pickled by name into DDP workers."""
-    if tracking.mode == "disabled":
-        return {}
-    return {
-        "on_pretrain_routine_start": partial(_open, tracking),
-        "on_fit_epoch_end": _log_epoch,
-        "on_train_end": _log_plots,
-        "teardown": _close,
-    }
+class Recorder:
+    """Writes to the run from a thread of its own; who records never waits for W&B, until `close`."""
 
+    def __init__(self, tracking: Tracking) -> None:
+        self._tracking = tracking
+        self._jobs: queue.SimpleQueue[tuple[str, Callable[[Any], None]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+        if tracking.mode != "disabled":
+            self._thread.start()
 
-def finish_tracking(tracking: Tracking, summary: Mapping[str, float | str]) -> None:
-    """Add what is known only after training (test metrics, the branch) to the same run."""
-    if tracking.mode == "disabled":
-        return
-    with _training_goes_on("adding the results to the W&B run"):
+    def log(self, values: Mapping[str, float]) -> None:
+        """Add a row to the curves; `epoch` is their abscissa."""
+        row = dict(values)
+        self._jobs.put(("writing an epoch to the W&B run", lambda run: run.log(row)))
+
+    def log_plots(self, folder: Path) -> None:
+        """Add the pictures of a folder."""
+
+        def send(run: Any) -> None:  # noqa: ANN401  wandb's run
+            import wandb
+
+            plots = sorted(folder.glob("*.png")) + sorted(folder.glob("*.jpg"))
+            run.log({f"plots/{plot.stem}": wandb.Image(str(plot)) for plot in plots})
+
+        self._jobs.put(("writing the plots to the W&B run", send))
+
+    def summarise(self, values: Mapping[str, float | str]) -> None:
+        """Add what holds for the run as a whole."""
+        summary = dict(values)
+        self._jobs.put(("adding the results to the W&B run", lambda run: run.summary.update(summary)))
+
+    def alert(self, title: str, text: str) -> None:
+        """Send a message to whom W&B sends messages about this project."""
+        self._jobs.put(("sending a W&B alert", lambda run: run.alert(title, text)))
+
+    def close(self) -> None:
+        """Write what is left and end the run, within `CLOSING` seconds."""
+        self._jobs.put(None)
+        if self._tracking.mode == "disabled":
+            return
+        self._thread.join(CLOSING)
+        if self._thread.is_alive():
+            _warn(f"W&B has not taken everything yet; later, upload the rest with: {self._tracking.upload}")
+
+    def _work(self) -> None:
+        try:
+            run = self._open()
+        except Exception as error:  # noqa: BLE001  whatever a curve costs, the model is worth more
+            _warn(f"opening the W&B run failed ({_told(error)}); training goes on without it.")
+            return
+        while (job := self._jobs.get()) is not None:
+            what, write = job
+            try:
+                write(run)
+            except Exception as error:  # noqa: BLE001
+                _warn(f"{what} failed ({_told(error)}); training goes on without it.")
+        with contextlib.suppress(Exception):
+            import wandb
+
+            run.finish()
+            wandb.teardown()  # W&B's service writes behind: only its end makes sure that all is in the files
+
+    def _open(self) -> Any:  # noqa: ANN401  wandb's run
         import wandb
 
-        with _run(tracking) as run:
-            run.summary.update(dict(summary))
-        # W&B's service writes behind: only its end makes sure that all is in the files
-        wandb.teardown()
+        tracking = self._tracking
+        given: dict[str, Any] = {
+            "id": tracking.id,
+            "name": tracking.name,
+            "project": tracking.project,
+            "entity": tracking.entity,
+            "tags": list(tracking.tags),
+            "config": dict(tracking.config),
+            "dir": str(tracking.folder),
+            # the log of a run is kept by the run; W&B's copy of the output would not be redacted
+            "settings": wandb.Settings(
+                console="off", silent=True, init_timeout=OPENING, finish_timeout=CLOSING, disable_git=True,
+                save_code=False,
+            ),
+        }  # fmt: skip
+        if tracking.mode == "online":
+            try:
+                return _with_epochs(wandb.init(**given, mode="online", resume="allow"))
+            except Exception as error:  # noqa: BLE001
+                _warn(f"W&B does not answer ({_told(error)}); recorded offline, upload it with: {tracking.upload}")
+        return _with_epochs(wandb.init(**given, mode="offline"))
 
 
-@contextlib.contextmanager
-def _run(tracking: Tracking) -> Iterator[Any]:
-    import wandb
-
-    run = wandb.init(
-        id=tracking.id,
-        name=tracking.name,
-        project=tracking.project,
-        entity=tracking.entity,
-        tags=list(tracking.tags),
-        config=dict(tracking.config),
-        dir=str(tracking.folder),
-        mode=tracking.mode if tracking.mode != "disabled" else None,
-        resume="allow" if tracking.mode == "online" else None,
-        # the log of a run is kept by the run; W&B's copy of the output would not be redacted
-        settings=wandb.Settings(console="off", silent=True, init_timeout=60, disable_git=True, save_code=False),
-    )
-    try:
-        yield run
-    finally:
-        run.finish()
+def _with_epochs(run: Any) -> Any:  # noqa: ANN401  wandb's run
+    run.define_metric("epoch")
+    run.define_metric("*", step_metric="epoch")
+    return run
 
 
-# The run that this process has open: an event is given only the trainer.
-_open_runs = contextlib.ExitStack()
+def finish_tracking(tracking: Tracking, state: str, summary: Mapping[str, float | str], text: str = "") -> None:
+    """Add what is known only after training (test metrics, the branch) to the same run, and send an alert.
+
+    `state` is `finished`, `interrupted` or `failed`.
+    """
+    recorder = Recorder(tracking)
+    recorder.summarise({**summary, "state": state})
+    recorder.alert(f"{tracking.name} {'is ' * (state == 'finished')}{state}", text or tracking.address)
+    recorder.close()
 
 
-def _open(tracking: Tracking, trainer: Any) -> None:  # noqa: ANN401  ultralytics has no types
-    if int(os.environ.get("RANK", "-1")) > 0:
-        return
-    with _training_goes_on("opening the W&B run"):
-        _close(trainer)
-        run = _open_runs.enter_context(_run(tracking))
-        run.define_metric("epoch")
-        run.define_metric("*", step_metric="epoch")
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
-def _log_epoch(trainer: Any) -> None:  # noqa: ANN401
-    import wandb
-
-    # the library sends this event once more after training, with the best epoch's metrics under the last one's number
-    if wandb.run is None or getattr(trainer, "tracked_epoch", None) == trainer.epoch:
-        return
-    trainer.tracked_epoch = trainer.epoch
-    with _training_goes_on("writing an epoch to the W&B run"):
-        values = {**trainer.label_loss_items(trainer.tloss, prefix="train"), **trainer.metrics, **trainer.lr}
-        wandb.run.log({**values, "gpu_memory_gib": _gpu_memory(), "epoch": trainer.epoch + 1})
-
-
-def _log_plots(trainer: Any) -> None:  # noqa: ANN401
-    import wandb
-
-    if wandb.run is None:
-        return
-    with _training_goes_on("writing the plots to the W&B run"):
-        plots = sorted(Path(trainer.save_dir).glob("*.png")) + sorted(Path(trainer.save_dir).glob("*.jpg"))
-        wandb.run.log({f"plots/{plot.stem}": wandb.Image(str(plot)) for plot in plots})
-
-
-def _close(trainer: Any) -> None:  # noqa: ANN401, ARG001
-    with _training_goes_on("closing the W&B run"):
-        _open_runs.close()
-
-
-def _gpu_memory() -> float:
-    import torch
-
-    return float(torch.cuda.max_memory_reserved() / 2**30) if torch.cuda.is_available() else 0.0
-
-
-@contextlib.contextmanager
-def _training_goes_on(what: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # noqa: BLE001  whatever a curve costs, the model is worth more
-        print(f"Warning: {what} failed ({type(error).__name__}: {error}); training goes on without it.", flush=True)
+def _warn(text: str) -> None:
+    print(f"Warning: {text}", flush=True)

@@ -1,34 +1,124 @@
-"""Train one experiment; the only file that imports ultralytics to train.
+"""Train one experiment: what it starts from, its processes, and what is done when they fail.
+
+Training runs in processes of its own (`lib/trainer.py`), one a GPU, whatever their number: what hangs can be ended,
+what runs out of memory begins again with all of it, and the notebook's kernel lives on.
 
 Guarantees: the values trained with are the experiment's, each under the name ultralytics gives it; nothing is installed
-and nothing but the asked-for weights is downloaded; older results in the same place are moved aside.
+and nothing but the asked-for weights is downloaded; older results in the same place are moved aside; no process stays
+behind, also when this one is killed; what was trained is given back, however training ended.
 """
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import gc
 import inspect
 import os
+import select
 import shutil
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import TypeAdapter
+
+from lib.commands import MINUTE, end_group
 from lib.errors import TrainingError, WeightsError
 from lib.experiment import Experiment
+from lib.tracking import Tracking
+
+State = Literal["finished", "interrupted", "failed"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a training starts from."""
+
+    weights: Path | None
+    """A file, or None for random weights."""
+    epoch: int = 0
+    """Epochs that the weights' training has behind it and that this one goes on from; 0 is a new training."""
+    run_path: str = ""
+    """The W&B run that goes on with it."""
+    note: str = ""
+    """What a person should know of it."""
+
+    def describe(self) -> str:
+        """Give a line or two for people."""
+        begins = f"goes on after epoch {self.epoch} of" if self.epoch else "starts from"
+        return f"Training {begins} {self.weights or 'random weights'}.{self.note and ' '}{self.note}"
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training left: its folder (`train/`), its two checkpoints, and how long it took in seconds."""
+    """What a training left: its folder (`train/`), its two checkpoints, and how it ended."""
 
     folder: Path
     best: Path
     last: Path
     seconds: float
+    state: State = "finished"
+    reason: str = ""
+    """Why it was interrupted or failed."""
+    batch_size: int = 0
+    """Pictures a step at its end: fewer than asked for where memory was short."""
+    device: str = "cpu"
+    """What it was trained on at its end."""
+    error: TrainingError | None = None
+    """What to raise when everything that can be saved is saved."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the processes of a training are told, as a file."""
+
+    task: Literal["detect", "pose"]
+    arguments: Mapping[str, Any]
+    """Ultralytics' train arguments."""
+    folder: Path
+    """Where they show signs of life and say how they ended."""
+    stop_at: float | None
+    """When the session's time is over, in seconds of this machine's monotonic clock; None: never."""
+    tracking: Tracking
+    parent: int
+    """The process that they may not outlive."""
+
+    @staticmethod
+    def read(file: Path) -> Plan:
+        """Read what `write` wrote."""
+        return TypeAdapter(Plan).validate_json(file.read_bytes())
+
+    def write(self) -> Path:
+        """Write it into its folder, which is emptied first."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        self.beat.touch()
+        file = self.folder / "plan.json"
+        file.write_bytes(TypeAdapter(Plan).dump_json(self))
+        return file
+
+    @property
+    def beat(self) -> Path:
+        """The file whose time of change is that of the last finished batch."""
+        return self.folder / "beat"
+
+    def outcome(self, rank: int) -> Path:
+        """Give the file in which a process says how it ended."""
+        return self.folder / f"outcome-{rank}.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a process, or all of them together, ended."""
+
+    state: Literal["finished", "interrupted", "memory", "stalled", "failed"]
+    reason: str = ""
 
 
 def prepare_library(scratch: Path) -> None:
@@ -72,14 +162,19 @@ def _published_weights(experiment: Experiment) -> Path:
     return Path(settings["weights_dir"]) / f"{experiment.model.architecture}.pt"
 
 
-def fetch_weights(experiment: Experiment, root: Path) -> Path | None:
-    """Give the weights a training starts from: a file, or None for random ones.
+def fetch_weights(experiment: Experiment, root: Path) -> Start:
+    """Give what a training starts from; a checkpoint to go on from is looked into before anything is trained.
 
-    Raises `WeightsError` when they cannot be downloaded or are not there.
+    Raises `WeightsError` when weights cannot be downloaded or are not there, or when a checkpoint is torn or is none of
+    this experiment's model.
     """
     found = find_weights(experiment, root)
-    if not isinstance(found, str):
-        return found
+    if experiment.model.resume_from is not None and isinstance(found, Path):
+        return _look_into(found, experiment)
+    return Start(_download(experiment) if isinstance(found, str) else found)
+
+
+def _download(experiment: Experiment) -> Path:
     from ultralytics.utils.downloads import attempt_download_asset
 
     wanted = _published_weights(experiment)
@@ -111,6 +206,40 @@ def _existing(key: str, given: str, root: Path) -> Path:
     return path
 
 
+def _look_into(path: Path, experiment: Experiment) -> Start:
+    """Say how a training goes on from a checkpoint."""
+    from ultralytics.utils.patches import torch_load
+
+    def refuse(what: str) -> WeightsError:
+        return WeightsError(
+            f"model.resume_from is {experiment.model.resume_from!r}: {what}.",
+            state="nothing was trained.",
+            remedy="give the last.pt of an interrupted training of this experiment, or null to start a new one.",
+        )
+
+    try:
+        checkpoint = torch_load(path, map_location="cpu")
+        model = checkpoint.get("ema") or checkpoint["model"]
+        arguments = dict(checkpoint["train_args"])
+        facts = (arguments["task"], Path(model.yaml["yaml_file"]).stem)
+        done = int(checkpoint["epoch"]) + 1
+    except Exception as error:
+        raise refuse(
+            f"it is torn, or no checkpoint of an ultralytics model ({type(error).__name__}: {error})"
+        ) from error
+    wanted = (experiment.about.task, experiment.model.architecture)
+    if facts != wanted:
+        raise refuse(f"it is of {facts[1]} ({facts[0]}), the experiment is of {wanted[1]} ({wanted[0]})")
+    if done == 0 or checkpoint.get("optimizer") is None:
+        return Start(path, note="Its training was finished (it has no optimizer): a new one starts from its weights.")
+    if done >= experiment.training.epochs:
+        raise refuse(f"it has {done} epochs behind it, and training.epochs is {experiment.training.epochs}")
+    now = ultralytics_arguments(experiment)
+    changed = [f"{key} {arguments[key]} → {value}" for key, value in now.items() if arguments.get(key, value) != value]
+    note = f"The experiment's values are used where the checkpoint's differ: {', '.join(changed)}." if changed else ""
+    return Start(path, done, str(arguments.get("project") or ""), note)
+
+
 def ultralytics_arguments(experiment: Experiment) -> dict[str, Any]:
     """Give the experiment's values under the names of ultralytics' train arguments."""
     training, hardware = experiment.training, experiment.hardware
@@ -140,61 +269,230 @@ def ultralytics_arguments(experiment: Experiment) -> dict[str, Any]:
 def train(
     experiment: Experiment,
     data_file: Path,
-    weights: Path | None,
+    start: Start,
     root: Path,
+    scratch: Path,
     *,
     device: str,
-    callbacks: Mapping[str, Callable[[Any], None]],
+    tracking: Tracking,
+    stop_at: float | None = None,
+    worker: str = "lib.trainer",
 ) -> Trained:
     """Train into `artifacts/{module}/{name}/train` below `root`.
 
-    `device` is `cpu` or GPU numbers (`0,1`). Raises `TrainingError`; what was trained until then stays in its folder.
+    `device` is `cpu` or GPU numbers (`0,1`: a process for each), `stop_at` the end of the time for training in seconds
+    of the monotonic clock (None: no end), `worker` the module that each process runs. A training that fails after its
+    first epoch is given back as failed, for what it made to be saved. Raises `TrainingError` for one that has nothing.
     """
-    import torch
-    from ultralytics.models import YOLO
-
     folder = root / experiment.artifacts
     keep_earlier(folder)
-    resuming = experiment.model.resume_from is not None
-    source = str(weights) if resuming else f"{experiment.model.architecture}.yaml"
-    model = YOLO(source, task=experiment.about.task)
-    for event, callback in callbacks.items():
-        model.add_callback(event, callback)
-    # DDP workers are new processes: they find this package as this process did
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")]))
-    started = time.monotonic()
-    try:
-        model.train(
-            data=str(data_file),
-            # said as it is: on resuming, the library would go on writing where the checkpoint was made
-            save_dir=str(folder / "train"),
-            exist_ok=True,
-            device=device,
-            pretrained=str(weights) if weights is not None else False,
-            plots=True,
-            resume=resuming,
+    attempt = _Attempt(experiment.training.batch_size, device, start)
+    last = folder / "train" / "weights" / "last.pt"
+    begun = time.monotonic()
+    while True:
+        arguments = {
             **ultralytics_arguments(experiment),
+            "data": str(data_file),
+            "model": f"{experiment.model.architecture}.yaml",
+            # said as it is: on resuming, the library would go on writing where the checkpoint was made
+            "save_dir": str(folder / "train"),
+            # nothing is written below it: the checkpoint keeps in it which run it belongs to
+            "project": tracking.run_path,
+            "plots": True,
+            "exist_ok": True,
+            **attempt.arguments(),
+        }
+        plan = Plan(experiment.about.task, arguments, scratch / "training", stop_at, tracking, os.getpid())
+        outcome = _run(plan, worker, root, attempt.processes, experiment.hardware.stall_minutes * MINUTE)
+        retry = attempt.after(outcome, experiment)
+        if retry is None:
+            break
+        print(f"Warning: {outcome.reason}. {retry.note}", flush=True)
+        attempt = replace(retry, start=Start(last, 1)) if last.is_file() else retry
+    for part in last.parent.glob(".*.pt"):  # a process was killed while it wrote
+        part.unlink()
+    state: State = outcome.state if outcome.state in ("finished", "interrupted") else "failed"
+    error = _failure(experiment, outcome, attempt, folder) if state == "failed" else None
+    if error is not None and not last.is_file():
+        raise error
+    if error is not None:
+        _plot_curves(folder / "train" / "results.csv")
+    seconds = time.monotonic() - begun
+    return Trained(
+        folder / "train", last.with_name("best.pt"), last, seconds, state, outcome.reason, attempt.batch_size,
+        attempt.device, error,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """One try at training: what may differ from the experiment."""
+
+    batch_size: int
+    device: str
+    start: Start
+    note: str = ""
+
+    @property
+    def processes(self) -> int:
+        return len(self.device.split(","))
+
+    def arguments(self) -> dict[str, Any]:
+        resuming = self.start.epoch > 0
+        weights = str(self.start.weights) if self.start.weights is not None else False
+        return {
+            "batch": self.batch_size,
+            "device": self.device,
+            "resume": weights if resuming else False,
+            "pretrained": False if resuming else weights,
+        }
+
+    def after(self, outcome: Outcome, experiment: Experiment) -> _Attempt | None:
+        """Give the next try after one that ended so, or None where there is none to make."""
+        smallest = experiment.training.min_batch_size
+        if outcome.state == "memory" and smallest is not None and self.batch_size // 2 >= max(smallest, self.processes):
+            halved = self.batch_size // 2
+            note = f"Training goes on with batches of {halved}; training.min_batch_size is {smallest}."
+            return replace(self, batch_size=halved, note=note)
+        if outcome.state == "stalled" and self.processes > 1:
+            return replace(self, device=self.device.partition(",")[0], note="Training goes on with one GPU.")
+        return None
+
+
+def _failure(experiment: Experiment, outcome: Outcome, attempt: _Attempt, folder: Path) -> TrainingError:
+    state = f"what was trained until then is in {folder}."
+    if outcome.state == "memory":
+        return TrainingError(
+            f"CUDA out of memory: training.batch_size is {attempt.batch_size}, training.image_size "
+            f"{experiment.training.image_size}: {outcome.reason.splitlines()[0]}",
+            state=state,
+            remedy="reduce training.batch_size, or set training.min_batch_size to let it be halved, or "
+            "hardware.multi_gpu: false, and render again.",
         )
-    except torch.cuda.OutOfMemoryError as error:
-        raise TrainingError(
-            f"CUDA out of memory: training.batch_size is {experiment.training.batch_size}, "
-            f"training.image_size {experiment.training.image_size}: {str(error).splitlines()[0]}",
-            state=f"what was trained until then is in {folder}.",
-            remedy="reduce training.batch_size, or set hardware.multi_gpu: false, and render again.",
-        ) from error
-    except Exception as error:
-        raise TrainingError(
-            f"training failed: {type(error).__name__}: {error}",
-            state=f"what was trained until then is in {folder}.",
-            remedy="read the log above the error; a smaller batch_size and a single GPU are the first things to try.",
-        ) from error
-    seconds = time.monotonic() - started
-    weights_folder = folder / "train" / "weights"
-    trained = Trained(folder / "train", weights_folder / "best.pt", weights_folder / "last.pt", seconds)
-    for checkpoint in (trained.best, trained.last):
-        if not checkpoint.is_file():
-            raise TrainingError(f"training ended without {checkpoint}.", remedy="read the log above the error.")
-    return trained
+    return TrainingError(
+        f"training failed: {outcome.reason}",
+        state=state,
+        remedy="read the log above the error; a smaller batch_size and a single GPU are the first things to try.",
+    )
+
+
+def _plot_curves(results: Path) -> None:
+    """Draw `results.png`, as the library does at the end of a training; what failed did not come to that."""
+    from ultralytics.utils.plotting import plot_results
+
+    with contextlib.suppress(Exception):  # no picture is worth a checkpoint
+        plot_results(file=results)
+
+
+def _run(plan: Plan, worker: str, root: Path, processes: int, stall: float) -> Outcome:
+    """Run the processes of a plan to their end; whatever happens, none is left."""
+    plan_file = plan.write()
+    # they find this package as this process did, and say what they have to say at once
+    paths = filter(None, [str(root), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+    reading, writing = os.pipe()
+    ranks: list[subprocess.Popen[bytes]] = []
+    try:
+        command = [sys.executable, "-m", worker, str(plan_file)]
+        ranks.extend(_start(command, root, environment | identity, writing) for identity in _identities(processes))
+        os.close(writing)
+        stalled = _relay(reading, ranks, plan.beat, stall)
+    finally:
+        for rank in ranks:
+            end_group(rank)
+        os.close(reading)
+    if stalled:
+        return Outcome("stalled", f"no batch was finished for {stall / MINUTE:g} minutes (hardware.stall_minutes)")
+    return _together(plan, ranks)
+
+
+def _start(command: list[str], folder: Path, environment: dict[str, str], output: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # so that the processes that load its pictures can be ended with it
+    )
+
+
+def _identities(processes: int) -> Iterator[dict[str, str]]:
+    """Give what tells each of several processes who it is and where the first one listens, as torchrun does."""
+    if processes == 1:
+        yield {"WORLD_SIZE": "1"}
+        return
+    from ultralytics.utils.dist import find_free_network_port
+
+    port = str(find_free_network_port())
+    for rank in map(str, range(processes)):
+        yield {
+            "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        }  # fmt: skip
+
+
+def _relay(reading: int, ranks: Sequence[subprocess.Popen[bytes]], beat: Path, stall: float) -> bool:
+    """Print what the processes print until they have ended or one has failed; True when they hang."""
+    shown = _Shown()
+    seen, alive_at = 0, time.monotonic()
+    while True:
+        ended = [rank.poll() for rank in ranks]
+        open_end = True
+        if select.select([reading], [], [], 0.5)[0]:
+            text = os.read(reading, 65536)
+            shown.add(text)
+            open_end = bool(text)
+        elif all(status is not None for status in ended) or any(ended):
+            open_end = False  # silent, and nobody left to wait for: who loads pictures may still hold the pipe
+        if not open_end:
+            shown.flush()
+            return False
+        now = beat.stat().st_mtime_ns
+        if now != seen:
+            seen, alive_at = now, time.monotonic()
+        if time.monotonic() - alive_at > stall:
+            shown.flush()
+            return True
+
+
+class _Shown:
+    """Prints a stream of bytes as text; a progress bar that rewrites its line is shown twice a second."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._text, self._at = "", 0.0
+
+    def add(self, data: bytes) -> None:
+        self._text += self._decoder.decode(data)
+        if time.monotonic() - self._at > 0.5:  # noqa: PLR2004
+            self.flush()
+
+    def flush(self) -> None:
+        lines = self._text.split("\n")
+        parts = [line.rstrip("\r").rpartition("\r") for line in lines]
+        print("\n".join(f"{middle}{last}" for _, middle, last in parts), end="", flush=True)
+        self._text, self._at = "", time.monotonic()
+
+
+def _together(plan: Plan, ranks: Sequence[subprocess.Popen[bytes]]) -> Outcome:
+    """Say how a training ended: as its processes say, and where they could not, as the system says."""
+    told = [
+        TypeAdapter(Outcome).validate_json(plan.outcome(rank).read_bytes())
+        for rank in range(len(ranks))
+        if plan.outcome(rank).is_file()
+    ]
+    for state in ("memory", "failed"):
+        for outcome in told:
+            if outcome.state == state:
+                return outcome
+    if len(told) == len(ranks):
+        return told[0]
+    killed = next(rank.returncode for number, rank in enumerate(ranks) if not plan.outcome(number).is_file())
+    how = f"was killed by signal {-killed}" if killed < 0 else f"ended with status {killed}"
+    hint = "; the machine's own memory may be too small (reduce hardware.num_workers)" if killed == -9 else ""  # noqa: PLR2004
+    return Outcome("failed", f"a training process {how}{hint}")
 
 
 def keep_earlier(folder: Path) -> Path | None:

@@ -49,7 +49,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-started = datetime.now(UTC)
+started, begun = datetime.now(UTC), time.monotonic()
 steps = []  # (title, start) of every step, for run.json and the summary
 on_kaggle = Path("/kaggle/working").is_dir()
 projects = [folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "render.py").is_file()]
@@ -230,7 +230,7 @@ from lib.preflight import Flight, preflight, show_preflight, stop_on_errors
 from lib.training import prepare_library
 
 prepare_library(scratch)
-elapsed = time.time() - started.timestamp()
+elapsed = time.monotonic() - begun
 print("Preflight: what the run will need, tried now")
 found = preflight(Flight(root, chosen, host, credentials, accelerator, elapsed))
 print(show_preflight(found))
@@ -266,18 +266,23 @@ print(describe_run(facts, chosen, host))
 step("8/10: Download pretrained YOLO weights")
 from lib.training import fetch_weights
 
-weights = fetch_weights(chosen, root)
-print(f"Training starts from {weights or 'random weights'}.")
+start = fetch_weights(chosen, root)
+tracking = tracking.going_on(start.run_path)
+print(start.describe())
 
 # %% [markdown]
 # ## 9/10: Run training + Automatic model sync
+# In processes of its own, one a GPU. From here on an error also sends a W&B alert.
 
 # %% tags=["nbval-ignore-output"]
 step("9/10: Run training + Automatic model sync")
-from lib.tracking import tracking_callbacks
+from lib.tracking import finish_tracking
 from lib.training import train
 
-trained = train(chosen, dataset.data_file, weights, root, device=device, callbacks=tracking_callbacks(tracking))
+print(f"Dashboard: {tracking.address}")
+log.on_error(lambda error: finish_tracking(tracking, "failed", {}, credentials.redact(str(error))))
+stop_at = begun + chosen.session.max_hours * 3600 if chosen.session.max_hours else None
+trained = train(chosen, dataset.data_file, start, root, scratch, device=device, tracking=tracking, stop_at=stop_at)
 
 # %% [markdown]
 # The best weights are measured on the validation and the test split.
@@ -290,19 +295,23 @@ evaluated = evaluate(chosen, dataset, trained, device=device)
 # %%
 from lib.report import metrics_table, write_report
 
-write_report(facts, chosen, host, dataset, trained, evaluated, tracking, steps)
+write_report(facts, chosen, host, dataset, start, trained, evaluated, tracking, steps)
 print(metrics_table(evaluated.metrics))
 
 # %% [markdown]
-# Weights go to the DVC remote, everything else to a new branch: both, or neither.
+# Weights go to the DVC remote, everything else to a new branch: both, or neither. A training that failed half-way is
+# published too, marked as failed, unless the experiment says to keep it here.
 
 # %% tags=["nbval-ignore-output"]
 from lib.report import publication
 from lib.sync import sync_outputs
-from lib.tracking import finish_tracking
 
-published = sync_outputs(publication(facts, chosen, evaluated), credentials)
-finish_tracking(tracking, {"branch": published.branch, "commit": published.commit, **evaluated.flat()})
+if trained.state == "failed" and chosen.session.on_failure == "keep":
+    raise trained.error
+published = sync_outputs(publication(facts, chosen, trained, evaluated), credentials)
+results = {"branch": published.branch, "commit": published.commit, **evaluated.flat()}
+finish_tracking(tracking, trained.state, results, "\n".join(filter(None, [published.branch, trained.reason])))
+log.on_error(None)
 
 # %% [markdown]
 # ## 10/10: Cleanup (clear GPU cache)
@@ -321,7 +330,10 @@ from IPython.display import Image, display
 
 from lib.report import show_summary
 
-show_summary(facts, chosen, evaluated, tracking, steps, time.time())
+show_summary(facts, chosen, trained, evaluated, tracking, steps, time.time())
 for picture in (artifacts / "train" / "results.png", artifacts / "test" / "predictions.png"):
-    display(Image(str(picture)))
+    if picture.is_file():
+        display(Image(str(picture)))
+if error := trained.error or evaluated.missing:
+    raise error
 log.close()

@@ -464,7 +464,6 @@ def test_a_wandb_that_has_trouble_is_unreachable_and_not_a_refusal(
 TRACK = """
 import sys, time
 from pathlib import Path
-from types import SimpleNamespace
 from lib.credentials import Credentials
 from lib.experiment import load_experiment
 from lib import tracking
@@ -477,22 +476,21 @@ wandb.init, wandb.Api = quick, lambda timeout: api(timeout=1)
 started = time.monotonic()
 experiment = load_experiment("experiments/001_det_baseline.yaml")
 found = tracking.configure_tracking(experiment, Credentials(wandb_api_key=sys.argv[1]), Path(sys.argv[2]), "a-run")
-events = tracking.tracking_callbacks(found)
-trainer = SimpleNamespace(save_dir=sys.argv[2], epoch=0, tloss=1.0, metrics={}, lr={},
-                          label_loss_items=lambda loss, prefix: {})
-for name in ("on_pretrain_routine_start", "on_fit_epoch_end", "on_train_end", "teardown"):
-    events[name](trainer)
-tracking.finish_tracking(found, {"branch": "x"})
+recorder = tracking.Recorder(found)
+recorder.log({"epoch": 1.0})
+recorder.log_plots(Path(sys.argv[2]))
+recorder.close()
+tracking.finish_tracking(found, "finished", {"branch": "x"})
 print(f"training goes on after {time.monotonic() - started:.0f} s", flush=True)
 """
 
 
-@pytest.mark.parametrize("trouble", ["refused", "away"])
+@pytest.mark.parametrize("trouble", ["refused", "away", "ailing"])
 def test_training_goes_on_without_wandb(tmp_path: Path, trouble: str) -> None:
-    """A refused key, or a service that is away, is a warning: in a process of its own, as it is on Kaggle."""
+    """A refused key, a service that is away or opens no runs: recorded offline, in a process as it is on Kaggle."""
     with WandbEmulator() as service:
-        service.keys = set()
-        url = service.url if trouble == "refused" else "http://127.0.0.1:9"
+        service.keys = {wandb_emulator.KEY} if trouble == "ailing" else set()
+        url = "http://127.0.0.1:9" if trouble == "away" else service.url
         environment = {**os.environ, "WANDB_BASE_URL": url, "WANDB_MODE": "online", "HOME": str(tmp_path)}
         done = subprocess.run(
             [sys.executable, "-c", TRACK, wandb_emulator.KEY, tmp_path / "run"],
@@ -500,7 +498,9 @@ def test_training_goes_on_without_wandb(tmp_path: Path, trouble: str) -> None:
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "training goes on after" in done.stdout
-    assert "Warning: opening the W&B run failed" in done.stdout
+    assert "Warning: W&B does not answer" in done.stdout
+    assert "recorded offline" in done.stdout
+    assert list(tmp_path.glob("run/wandb/offline-run-*/*.wandb"))
     assert_no_canary(done.stdout, done.stderr)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +15,8 @@ from conftest import ROOT
 
 from lib.credentials import Credentials
 from lib.experiment import load_experiment
-from lib.tracking import Tracking, configure_tracking, finish_tracking, tracking_callbacks
+from lib.tracking import Recorder, Tracking, configure_tracking, finish_tracking
+from lib.training import Plan
 
 EXPERIMENT = load_experiment(ROOT / "experiments/001_det_baseline.yaml")
 
@@ -41,26 +42,13 @@ def records(folder: Path) -> Iterator[Any]:
                 parts = b""
 
 
-class Trainer(SimpleNamespace):
-    """What the callbacks see of a trainer."""
-
-    def label_loss_items(self, loss: float, prefix: str) -> dict[str, float]:
-        """Name the loss as ultralytics does."""
-        return {f"{prefix}/box_loss": loss}
-
-
-def train(tracking: Tracking, folder: Path, epochs: int = 2) -> None:
-    """Send the events of a training, the final evaluation's repeated one too."""
-    events = tracking_callbacks(tracking)
-    trainer = Trainer(save_dir=str(folder), epoch=0, tloss=1.0, metrics={}, lr={"lr/pg0": 0.001})
-    events["on_pretrain_routine_start"](trainer)
+def write(tracking: Tracking, folder: Path, epochs: int = 2) -> None:
+    """Record as a training does: a row an epoch, the plots at its end."""
+    recorder = Recorder(tracking)
     for epoch in range(epochs):
-        trainer.epoch, trainer.tloss, trainer.metrics = epoch, 1.0 / (epoch + 1), {"metrics/mAP50(B)": epoch / 10}
-        events["on_fit_epoch_end"](trainer)
-    trainer.metrics = {"metrics/mAP50(B)": 0.99}
-    events["on_fit_epoch_end"](trainer)
-    events["on_train_end"](trainer)
-    events["teardown"](trainer)
+        recorder.log({"epoch": epoch + 1, "train/box_loss": 1.0, "metrics/mAP50(B)": epoch / 10})
+    recorder.log_plots(folder)
+    recorder.close()
 
 
 @pytest.fixture
@@ -71,9 +59,9 @@ def tracking(tmp_path: Path) -> Tracking:
 
 def test_one_run_holds_epochs_configuration_and_results(tracking: Tracking, tmp_path: Path) -> None:
     """One id, our project, name, tags and configuration; each epoch once; the results in its summary."""
-    train(tracking, tmp_path)
+    write(tracking, tmp_path)
     time.sleep(1.1)  # W&B names an offline run's folder by the second; no evaluation is that fast
-    finish_tracking(tracking, {"test/box/mAP50": 0.5, "branch": "kaggle-train-x"})
+    finish_tracking(tracking, "finished", {"test/box/mAP50": 0.5, "branch": "kaggle-train-x"}, "all is well")
     found = list(records(tmp_path))
     runs = [record.run for record in found if record.HasField("run")]
     assert {run.run_id for run in runs} == {tracking.id}
@@ -86,9 +74,10 @@ def test_one_run_holds_epochs_configuration_and_results(tracking: Tracking, tmp_
     ]
     epochs = [row for row in history if "epoch" in row]
     assert [(row["epoch"], row["metrics/mAP50(B)"]) for row in epochs] == [(1, 0.0), (2, 0.1)]
-    assert all({"train/box_loss", "lr/pg0", "gpu_memory_gib"} <= row.keys() for row in epochs)
     summary = [item for record in found if record.HasField("summary") for item in record.summary.update]
-    assert {"test/box/mAP50", "branch"} <= {item.key or "/".join(item.nested_key) for item in summary}
+    assert {"test/box/mAP50", "branch", "state"} <= {item.key or "/".join(item.nested_key) for item in summary}
+    (alert,) = [record.alert for record in found if record.HasField("alert")]
+    assert (alert.title, alert.text) == ("a-run is finished", "all is well")
 
 
 def test_without_a_key_the_run_is_offline_and_says_how_to_upload_it(tracking: Tracking) -> None:
@@ -98,32 +87,57 @@ def test_without_a_key_the_run_is_offline_and_says_how_to_upload_it(tracking: Tr
 
 
 def test_what_travels_to_workers_holds_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The key is in the environment alone; callbacks are pickled by name."""
-    import cloudpickle
-
+    """The key is in the environment alone, not in the plan that is written for the processes of a training."""
     monkeypatch.setenv("WANDB_API_KEY", "")
     monkeypatch.setenv("WANDB_BASE_URL", "https://curves.example.com")  # a server of one's own
     monkeypatch.setattr("lib.tracking._default_entity", lambda: "somebody")  # asks W&B's server
     tracking = configure_tracking(EXPERIMENT, Credentials(wandb_api_key="k" * 40), tmp_path, "a-run")
     assert tracking.mode == "online"
     assert tracking.address == f"https://curves.example.com/somebody/container-id/runs/{tracking.id}"
-    assert b"k" * 40 not in cloudpickle.dumps(tracking_callbacks(tracking))
-    assert "k" * 40 not in repr(tracking)
+    plan = Plan("detect", {}, tmp_path / "plan", None, tracking, 1)
+    assert b"k" * 40 not in plan.write().read_bytes()
+    assert Plan.read(tmp_path / "plan" / "plan.json") == plan
 
 
-def test_other_ranks_open_no_run(tracking: Tracking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under DDP every process gets the events."""
-    monkeypatch.setenv("RANK", "1")
-    train(tracking, tmp_path)
-    assert list(tmp_path.glob("wandb/*")) == []
+def test_a_training_that_goes_on_does_so_in_the_run_of_its_checkpoint(tracking: Tracking) -> None:
+    """What a checkpoint of another tool keeps there is no run."""
+    assert tracking.going_on("container-id/0123abcd").address.endswith("-0123abcd")
+    for other in ("", "runs/detect", "container-id/0123abcd/x", "container-id/0123ABCD"):
+        assert tracking.going_on(other) == tracking
+
+
+def test_a_failure_is_an_alert(tracking: Tracking, tmp_path: Path) -> None:
+    """Whoever walked away is told."""
+    finish_tracking(tracking, "failed", {}, "CUDA out of memory")
+    (alert,) = [record.alert for record in records(tmp_path) if record.HasField("alert")]
+    assert (alert.title, alert.text) == ("a-run failed", "CUDA out of memory")
+
+
+def test_a_slow_wandb_delays_nothing(
+    tracking: Tracking, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It takes a minute to open a run: recording takes no time, ending a bounded one, and the rest can be uploaded."""
+    import wandb
+
+    there = threading.Event()
+    monkeypatch.setattr(wandb, "init", lambda **_: there.wait(60) and None)
+    monkeypatch.setattr("lib.tracking.CLOSING", 0.2)
+    recorder = Recorder(tracking)
+    begun = time.monotonic()
+    recorder.log({"epoch": 1})
+    assert not there.is_set()
+    recorder.close()
+    assert time.monotonic() - begun < 30
+    there.set()
+    assert f"upload the rest with: wandb sync {tracking.folder}" in capsys.readouterr().out
 
 
 def test_a_disabled_wandb_is_left_alone(tmp_path: Path) -> None:
     """`wandb.enabled: false`: no event, no file."""
     experiment = load_experiment(ROOT / "experiments/001_det_baseline.yaml", {"wandb.enabled": False})
     tracking = configure_tracking(experiment, Credentials(), tmp_path, "a-run")
-    assert tracking_callbacks(tracking) == {}
-    finish_tracking(tracking, {"branch": "x"})
+    write(tracking, tmp_path)
+    finish_tracking(tracking, "finished", {"branch": "x"})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -132,6 +146,6 @@ def test_training_goes_on_when_wandb_fails(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "file").touch()
     tracking = configure_tracking(EXPERIMENT, Credentials(), tmp_path, "a-run")
     broken = Tracking(**{**vars(tracking), "project": "no/such:project?"})
-    train(broken, tmp_path)
-    finish_tracking(broken, {"branch": "x"})
+    write(broken, tmp_path)
+    finish_tracking(broken, "finished", {"branch": "x"})
     assert "training goes on without it" in capsys.readouterr().out

@@ -6,14 +6,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import ROOT
 
-from lib.errors import TrainingError, WeightsError
+from lib.errors import WeightsError
 from lib.experiment import Experiment, keys, load_experiment
-from lib.training import fetch_weights, keep_earlier, prepare_library, train, ultralytics_arguments
+from lib.training import fetch_weights, find_weights, keep_earlier, ultralytics_arguments
 
 BASELINE = ROOT / "experiments/001_det_baseline.yaml"
 
@@ -66,7 +65,7 @@ def test_ultralytics_knows_every_argument(tmp_path: Path) -> None:
 
 def test_random_weights_are_no_file() -> None:
     """`pretrained: false` asks for nothing."""
-    assert fetch_weights(load_experiment(BASELINE, {"model.pretrained": False}), ROOT) is None
+    assert fetch_weights(load_experiment(BASELINE, {"model.pretrained": False}), ROOT).weights is None
 
 
 @pytest.mark.parametrize("key", ["model.pretrained", "model.resume_from"])
@@ -82,7 +81,7 @@ def test_a_path_may_be_absolute_or_in_the_repository(tmp_path: Path, key: str) -
     """Kaggle's inputs are elsewhere, artifacts are inside."""
     (tmp_path / "a.pt").touch()
     for given in ("a.pt", str(tmp_path / "a.pt")):
-        assert fetch_weights(load_experiment(BASELINE, {key: given}), tmp_path) == tmp_path / "a.pt"
+        assert find_weights(load_experiment(BASELINE, {key: given}), tmp_path) == tmp_path / "a.pt"
 
 
 def test_published_weights_that_cannot_be_had_are_told_with_the_three_ways_out(tmp_path: Path) -> None:
@@ -135,38 +134,6 @@ def test_an_empty_folder_needs_no_keeping(tmp_path: Path) -> None:
     """Nothing is made where nothing was."""
     assert keep_earlier(tmp_path / "nowhere") is None
     assert keep_earlier(tmp_path) is None
-
-
-def test_an_interrupted_training_goes_on_from_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two of four epochs, an error, another folder: the rest is trained there, and what was trained is kept."""
-    from lib.dataset import check_dataset
-    from lib.drawing import draw_dataset
-
-    for name in ("YOLO_CONFIG_DIR", "YOLO_AUTOINSTALL", "YOLO_VERBOSE", "PYTHONPATH"):
-        monkeypatch.setenv(name, "")  # put back afterwards
-    prepare_library(tmp_path / "scratch")
-    draw_dataset(tmp_path / "data", "detection", counts={"train": 8, "val": 4, "test": 4}, size=64)
-    keys: dict[str, Any] = {"training.epochs": 4, "training.image_size": 64}
-    experiment = load_experiment(ROOT / "experiments/000_det_sandbox.yaml", keys)
-    dataset = check_dataset(tmp_path / "data", experiment, tmp_path / "scratch", md5="0" * 32)
-
-    def stop(trainer: Any) -> None:
-        if trainer.epoch == 1:
-            raise RuntimeError("the session ends")
-
-    with pytest.raises(TrainingError, match="the session ends") as caught:
-        train(experiment, dataset.data_file, None, tmp_path, device="cpu", callbacks={"on_fit_epoch_end": stop})
-    assert "what was trained until then is in" in caught.value.state
-    last = (tmp_path / experiment.artifacts / "train/weights/last.pt").rename(tmp_path / "last.pt")
-    keys |= {"model.resume_from": str(last)}
-    experiment = load_experiment(ROOT / "experiments/000_det_sandbox.yaml", keys)
-    trained = train(experiment, dataset.data_file, last, tmp_path, device="cpu", callbacks={})
-    assert trained.folder == tmp_path / experiment.artifacts / "train"
-    rows = (trained.folder / "results.csv").read_text().splitlines()[1:]
-    assert [row.split(",")[0] for row in rows] == ["3", "4"]
-    assert trained.best.is_file()
-    (aside,) = (tmp_path / "artifacts/detection").glob("exp000_sandbox.until-*")
-    assert len((aside / "train/results.csv").read_text().splitlines()) == 1 + 2
 
 
 def test_an_experiment_is_what_every_documented_key_says() -> None:

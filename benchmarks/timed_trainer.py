@@ -1,0 +1,37 @@
+"""The trainer's process, with the time that our callbacks take: `python -m timed_trainer PLAN`, for `training.py`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from lib import trainer
+from lib.training import Plan
+
+
+class Timed(trainer.GuardedTrainer):
+    """Our trainer with a stopwatch around its events; writes `callbacks.json` beside the plan's outcome."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.spent = 0.0
+        super().__init__(plan)
+
+    def run_callbacks(self, event: str) -> None:
+        """Run an event's callbacks; those after training wait for W&B, and are no part of an epoch."""
+        begun = time.perf_counter()
+        super().run_callbacks(event)
+        if event not in ("on_pretrain_routine_start", "on_train_end", "teardown"):
+            self.spent += time.perf_counter() - begun
+        if event == "on_train_end":
+            (self.plan.folder / "callbacks.json").write_text(json.dumps(self.spent), encoding="utf-8")
+
+
+for task, kind in [*trainer.TRAINERS.items()]:
+    trainers: dict[str, Any] = trainer.TRAINERS
+    trainers[task] = type(f"Timed{task}", (Timed, kind), {})
+
+if __name__ == "__main__":
+    trainer.main(Path(sys.argv[1]))

@@ -1,0 +1,98 @@
+"""Training here against ultralytics' own command with the same arguments, side by side on this machine.
+
+`uv run python benchmarks/training.py [--repetitions 5] [--epochs 12] [--device cpu]` trains each in turn, alternating,
+on one drawn dataset, and prints: seconds an epoch of both (from `results.csv`, without the first two epochs), their
+ratio with a 95 % confidence interval over the pairs (Student's t), and the share of an epoch that our callbacks take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from lib.credentials import Credentials
+from lib.dataset import check_dataset
+from lib.drawing import draw_dataset
+from lib.experiment import Experiment, load_experiment
+from lib.tracking import configure_tracking
+from lib.training import Start, prepare_library, train, ultralytics_arguments
+
+WARM_UP = 2  # epochs that are not counted: caches, allocators
+# Two-sided 95 % quantiles of Student's t by degrees of freedom, from any table of them.
+QUANTILES = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26, 10: 2.23, 11: 2.20}
+
+
+def seconds_an_epoch(results: Path) -> float:
+    """Give the mean time of an epoch after the warm-up."""
+    with results.open(encoding="utf-8", newline="") as file:
+        times = [float(row["time"]) for row in csv.DictReader(file)]
+    return (times[-1] - times[WARM_UP - 1]) / (len(times) - WARM_UP)
+
+
+def train_plainly(experiment: Experiment, data: Path, folder: Path, device: str) -> float:
+    """Train with ultralytics' own command."""
+    arguments = {**ultralytics_arguments(experiment), "data": data, "device": device, "save_dir": folder, "plots": True}
+    given = [f"{key}={value}" for key, value in arguments.items()]
+    model = f"model={experiment.model.architecture}.yaml"
+    command = [sys.executable, "-c", "from ultralytics.cfg import entrypoint; entrypoint()"]
+    subprocess.run([*command, "detect", "train", model, "pretrained=False", *given], check=True, capture_output=True)
+    return seconds_an_epoch(folder / "results.csv")
+
+
+def train_here(experiment: Experiment, data: Path, folder: Path, device: str) -> tuple[float, float]:
+    """Train as the notebook does; gives seconds an epoch and the share of it that callbacks took."""
+    tracking = configure_tracking(experiment, Credentials(), folder / "curves", folder.name)
+    trained = train(
+        experiment, data, Start(None), folder, folder / "scratch", device=device, tracking=tracking,
+        worker="timed_trainer",
+    )  # fmt: skip
+    spent = json.loads((folder / "scratch/training/callbacks.json").read_text(encoding="utf-8"))
+    with (trained.folder / "results.csv").open(encoding="utf-8", newline="") as file:
+        together = float([*csv.DictReader(file)][-1]["time"])
+    return seconds_an_epoch(trained.folder / "results.csv"), spent / together
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--device", default="cpu")
+    given = parser.parse_args()
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare_library(folder / "library")
+        draw_dataset(folder / "data", "detection", counts={"train": 64, "val": 16, "test": 8}, size=160)
+        keys = {"training.epochs": given.epochs, "training.image_size": 160}
+        experiment = load_experiment(ROOT / "experiments/000_det_sandbox.yaml", keys)
+        data = check_dataset(folder / "data", experiment, folder / "checked", md5="0" * 32).data_file
+        plain, here, shares = [], [], []
+        for turn in range(given.repetitions):
+            plain.append(train_plainly(experiment, data, folder / f"plain-{turn}", given.device))
+            seconds, share = train_here(experiment, data, folder / f"here-{turn}", given.device)
+            here.append(seconds)
+            shares.append(share)
+    ratios = [math.log(ours / theirs) for ours, theirs in zip(here, plain, strict=True)]
+    middle = statistics.mean(ratios)
+    around = QUANTILES[min(len(ratios) - 1, 11)] * statistics.stdev(ratios) / math.sqrt(len(ratios))
+    print(f"\nultralytics' own command: {statistics.mean(plain):.3f} s an epoch")
+    print(f"here:                     {statistics.mean(here):.3f} s an epoch")
+    low, high = math.exp(middle - around), math.exp(middle + around)
+    print(f"ratio: {math.exp(middle):.3f}, 95 % confidence {low:.3f} to {high:.3f} ({len(ratios)} pairs)")
+    print(f"callbacks: {100 * max(shares):.2f} % of an epoch at most")
+
+
+if __name__ == "__main__":
+    main()

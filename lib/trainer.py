@@ -1,0 +1,247 @@
+"""The trainer that every process of a training runs: `python -m lib.trainer PLAN`, started by `lib/training.py`.
+
+Guarantees: it trains with the plan's arguments, on resuming too; a checkpoint in its folder is whole at every moment,
+also while the library writes it; every finished batch moves the sign of life; the last epoch that fits into the
+session's time is the last one, the schedule being that of all epochs; how it ended stands in a file.
+
+What a resumed training cannot have of the uninterrupted one: ultralytics keeps the weights' moving average alone, in
+half precision; processes that load pictures (on GPUs) begin their random streams anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import ctypes
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ultralytics.engine import trainer as library
+from ultralytics.models.yolo import detect, pose
+from ultralytics.utils import LOCAL_RANK, RANK
+from ultralytics.utils.callbacks import get_default_callbacks
+from ultralytics.utils.patches import torch_load
+from ultralytics.utils.torch_utils import init_seeds, torch_distributed_zero_first
+
+from lib.tracking import Recorder
+from lib.training import Outcome, Plan
+
+FIRST = RANK in {-1, 0}
+"""Whether this process is the one that writes: the only one, or the first of several."""
+
+
+BaseTrainer: Any = library.BaseTrainer  # the library has no types
+DetectionTrainer: Any = detect.DetectionTrainer
+PoseTrainer: Any = pose.PoseTrainer
+
+
+class GuardedTrainer(BaseTrainer):  # type: ignore[misc]
+    """What this project adds to the library's trainer of a task."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.interrupted = ""
+        """Why training ended before its last epoch; empty, it did not."""
+        self._evaluating = False  # the library's last validation sends an epoch's events once more
+        self._recorder: Recorder | None = None
+        self._seconds_before = 0.0  # of training, in the sessions before this one
+        events = get_default_callbacks()
+        for event, call in {
+            "on_pretrain_routine_start": self._open,
+            "on_train_start": self._count_on,
+            "on_train_epoch_start": self._begin_epoch,
+            "on_train_batch_end": self._show_life,
+            "on_val_batch_end": self._show_life,
+            "on_fit_epoch_end": self._end_epoch,
+            "on_train_end": self._send_plots,
+            "teardown": self._close,
+        }.items():
+            events[event].append(call)
+        super().__init__(overrides=dict(plan.arguments), _callbacks=events)
+
+    # ------------------------------------------------------------------------------------------------- resuming
+
+    def check_resume(self, overrides: Mapping[str, Any]) -> None:  # noqa: ARG002
+        """Resume with this plan's arguments, where the library would take the checkpoint's."""
+        self.resume = bool(self.args.resume)
+        if self.resume:
+            self.args.model = self.args.resume
+
+    def resume_training(self, ckpt: dict[str, Any] | None) -> None:
+        """Go on from a checkpoint with its curves, and with the best weights of the epochs before it."""
+        super().resume_training(ckpt)
+        if not self.resume or ckpt is None:
+            return
+        rows = ckpt.get("train_results") or {}
+        self._seconds_before = float(rows["time"][-1]) if rows.get("time") else 0.0
+        if FIRST:
+            _write_rows(self.csv, rows)
+            self._bring_best(ckpt, Path(self.args.resume))
+
+    def _bring_best(self, ckpt: Mapping[str, Any], last: Path) -> None:
+        """Put the best weights until now in their place: what lies beside the checkpoint, or the checkpoint itself."""
+        best = last.with_name("best.pt")
+        if best.is_file() and _fitness(best) == ckpt["best_fitness"]:
+            if best != self.best:
+                _copy_whole(best, self.best)
+            return
+        own = ckpt["train_metrics"]["fitness"]
+        if own != ckpt["best_fitness"]:
+            print(f"Warning: the best weights of the earlier epochs are not beside {last}; its own count as the best.")
+        _copy_whole(last, self.best)
+        self.best_fitness = own
+
+    # ------------------------------------------------------------------------------------------------- checkpoints
+
+    def save_model(self) -> bool:
+        """Write `last.pt`, and `best.pt` where it is due, each whole in one moment."""
+        with self._beside():
+            return bool(super().save_model())
+
+    def final_eval(self) -> None:
+        """Validate the best weights and strip both files to models; an interrupted run keeps its `last.pt` complete."""
+        self._evaluating = True
+        with self._beside():
+            with torch_distributed_zero_first(LOCAL_RANK):
+                if FIRST:
+                    for whole, part in self._parts():
+                        if whole.exists() and not (self.interrupted and whole.name == "last.pt"):
+                            shutil.copyfile(whole, part)
+            super().final_eval()
+
+    def _parts(self) -> list[tuple[Path, Path]]:
+        names = ("last.pt", "best.pt")  # in this order: best.pt may never be newer than last.pt
+        return [(self.wdir / name, self.wdir / f".{name}") for name in names]
+
+    @contextlib.contextmanager
+    def _beside(self) -> Iterator[None]:
+        """Let the library write its checkpoints, which it does in place, beside those that others may read."""
+        (last, last_part), (best, best_part) = parts = self._parts()
+        self.last, self.best = last_part, best_part
+        try:
+            yield
+            for whole, part in parts:
+                if FIRST and part.exists():
+                    part.replace(whole)
+        finally:
+            self.last, self.best = last, best
+
+    # ------------------------------------------------------------------------------------------------- events
+
+    def _open(self, _: object) -> None:
+        if FIRST:
+            self._recorder = Recorder(self.plan.tracking)
+
+    def _count_on(self, _: object) -> None:
+        self.train_time_start -= self._seconds_before  # one curve: its time goes on too
+
+    def _begin_epoch(self, _: object) -> None:
+        # out of memory, the library would halve the batch by itself, up to three times, in silence and on one GPU only
+        self._oom_retries = 3
+        # an epoch's random numbers depend on its own number alone: a resumed training meets the same
+        seed = self.args.seed + 1 + RANK + self.epoch * 1009
+        init_seeds(seed, deterministic=self.args.deterministic)
+        self.train_loader.sampler.generator = torch.Generator().manual_seed(seed)
+
+    def _show_life(self, _: object) -> None:
+        if FIRST:
+            os.utime(self.plan.beat)
+
+    def _end_epoch(self, _: object) -> None:
+        if self._evaluating or not FIRST:
+            return
+        if self._recorder is not None:
+            values = {**self.label_loss_items(self.tloss, prefix="train"), **self.metrics, **self.lr}
+            self._recorder.log({**values, "gpu_memory_gib": self._get_memory(), "epoch": self.epoch + 1})
+        if self.stop or self.plan.stop_at is None:
+            return
+        left = self.plan.stop_at - time.monotonic()
+        if self.epoch_time > left:
+            self.interrupted = (
+                f"stopped after epoch {self.epoch + 1} of {self.epochs}: another one takes {self.epoch_time:.0f} s, "
+                f"and {max(left, 0):.0f} s are left of session.max_hours"
+            )
+            print(f"\nTraining is {self.interrupted}.", flush=True)
+            self.stop: bool = True  # the library tells the other processes
+
+    def _send_plots(self, _: object) -> None:
+        if self._recorder is not None:
+            self._recorder.log_plots(self.save_dir)
+
+    def _close(self, _: object) -> None:
+        if self._recorder is not None:
+            self._recorder.close()
+
+
+class GuardedDetectionTrainer(GuardedTrainer, DetectionTrainer):  # type: ignore[misc]
+    """Boxes."""
+
+
+class GuardedPoseTrainer(GuardedTrainer, PoseTrainer):  # type: ignore[misc]
+    """Boxes with keypoints."""
+
+
+TRAINERS = {"detect": GuardedDetectionTrainer, "pose": GuardedPoseTrainer}
+
+
+def _write_rows(file: Path, columns: Mapping[str, list[float]]) -> None:
+    """Write `results.csv` as the library does: a column a value, six digits."""
+    with file.open("w", encoding="utf-8", newline="") as opened:
+        writer = csv.writer(opened, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([f"{value:.6g}" for value in row] for row in zip(*columns.values(), strict=True))
+
+
+def _fitness(checkpoint: Path) -> float | None:
+    """Give the fitness of the epoch that a checkpoint is of; None where it cannot be read."""
+    try:
+        return float(torch_load(checkpoint, map_location="cpu")["train_metrics"]["fitness"])
+    except Exception:  # noqa: BLE001  a torn file raises what its reader raises
+        return None
+
+
+def _copy_whole(source: Path, target: Path) -> None:
+    part = target.with_name(f".{target.name}")
+    shutil.copyfile(source, part)
+    part.replace(target)
+
+
+def main(plan_file: Path) -> None:
+    """Train by a plan and write how it ended; the process ends with 0 when training ended by itself."""
+    plan = Plan.read(plan_file)
+    _die_with(plan.parent)
+    status = 1
+    try:
+        trainer = TRAINERS[plan.task](plan)
+        trainer.train()
+        outcome = Outcome("interrupted" if trainer.interrupted else "finished", trainer.interrupted)
+        status = 0
+    except Exception as error:  # noqa: BLE001  whatever it is, it is told
+        memory = isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()
+        outcome = Outcome("memory" if memory else "failed", f"{type(error).__name__}: {error}")
+        traceback.print_exc()
+    plan.outcome(max(RANK, 0)).write_text(json.dumps(vars(outcome)), encoding="utf-8")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # nothing that still waits for a network may hold the result back
+
+
+def _die_with(parent: int) -> None:
+    """End with the process that started this one, also when it is killed: nobody would end this one then."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, prctl(2)
+    if os.getppid() != parent:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

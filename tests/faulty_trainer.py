@@ -1,0 +1,89 @@
+"""The trainer's process as it is, on a machine with a fault: `FAULT` names it, `python -m faulty_trainer PLAN` runs it.
+
+The faults are what hardware and systems do, at the library's own calls: memory that is too small for a batch, a process
+that is killed between two epochs or in the middle of writing a checkpoint, processes that wait for each other for ever.
+`GLOO=1` lets GPU numbers be processes that compute on CPUs, so that what DDP does can be seen without a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import ultralytics.engine.trainer
+import ultralytics.engine.validator
+from torch import distributed, nn
+from ultralytics.utils import LOCAL_RANK, RANK
+
+from lib import trainer
+
+FAULT, _, ARGUMENT = os.environ.get("FAULT", "").partition(":")
+
+
+def die() -> None:
+    """End as the system ends a process: nothing is cleaned up."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Faulty(trainer.GuardedTrainer):
+    """Our trainer; the machine fails under it."""
+
+    def __init__(self, plan: Any) -> None:
+        super().__init__(plan)
+        if GLOO and LOCAL_RANK != -1:
+            self.world_size = int(os.environ["WORLD_SIZE"])  # the library counts GPUs
+
+    def _setup_ddp(self) -> None:
+        self.device = torch.device("cpu")
+        distributed.init_process_group("gloo", timeout=timedelta(seconds=120), rank=RANK, world_size=self.world_size)
+
+    def preprocess_batch(self, batch: Any) -> Any:
+        """Meet the fault at the first computation of a batch."""
+        if FAULT == "memory" and self.batch_size > int(ARGUMENT):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        if FAULT == "hang" and RANK == 1:
+            time.sleep(3600)
+        if FAULT == "error" and self.epoch == int(ARGUMENT):
+            raise RuntimeError("CUDA error: unspecified launch failure")
+        if FAULT == "killed" and self.epoch == int(ARGUMENT):
+            die()
+        return super().preprocess_batch(batch)
+
+
+GLOO = os.environ.get("GLOO") == "1"
+if GLOO:
+    library: Any = ultralytics.engine.trainer
+    validator: Any = ultralytics.engine.validator
+    cpu = torch.device("cpu")
+    backend, parallel = validator.AutoBackend, nn.parallel.DistributedDataParallel
+    library.select_device = validator.select_device = lambda *_, **__: cpu
+    validator.get_torch_device_backend = lambda *_: SimpleNamespace(current_device=lambda: 0)
+    validator.AutoBackend = lambda *args, **words: backend(*args, **{**words, "device": cpu})
+    vars(nn.parallel)["DistributedDataParallel"] = lambda model, device_ids=None, **words: parallel(model, **words)  # noqa: ARG005
+
+if FAULT == "torn":
+    written, write = [0], Path.write_bytes
+
+    def write_half(path: Path, data: Any) -> int:
+        """Die half-way through the checkpoint of that number."""
+        if path.suffix == ".pt":
+            written[0] += 1
+            if written[0] == int(ARGUMENT):
+                write(path, data[: len(data) // 2])
+                die()
+        return write(path, data)
+
+    Path.write_bytes = write_half  # type: ignore[method-assign, assignment]
+
+for task, kind in [*trainer.TRAINERS.items()]:
+    trainer.TRAINERS[task] = type(f"Faulty{task}", (Faulty, kind), {})  # type: ignore[assignment]
+
+if __name__ == "__main__":
+    trainer.main(Path(sys.argv[1]))

@@ -1,0 +1,465 @@
+"""Trainings in processes of their own, on machines that fail: what is trained is never lost, and goes on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from test_tracking import records
+
+from lib.credentials import Credentials
+from lib.dataset import Dataset, check_dataset
+from lib.drawing import draw_dataset
+from lib.errors import TrainingError, WeightsError
+from lib.experiment import Experiment, load_experiment
+from lib.tracking import Tracking, configure_tracking
+from lib.training import Start, Trained, fetch_weights, prepare_library, train
+
+EPOCHS = 4
+NEW = Start(None)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine with a dataset; each training has a folder of its own."""
+
+    folder: Path
+    module: str
+    data: Path
+
+    def experiment(self, **values: Any) -> Experiment:
+        """Give the module's small experiment, smaller still; `training__epochs=3` changes a value."""
+        keys: dict[str, Any] = {"training.epochs": EPOCHS, "training.image_size": 64}
+        keys |= {name.replace("__", "."): value for name, value in values.items()}
+        return load_experiment(ROOT / f"experiments/000_{self.module[:3]}_sandbox.yaml", keys)
+
+    def dataset(self, name: str, experiment: Experiment) -> Dataset:
+        """Check the dataset for one training."""
+        return check_dataset(self.data, experiment, self.folder / name / "scratch", md5="0" * 32)
+
+    def tracking(self, name: str, experiment: Experiment) -> Tracking:
+        """Record offline, below the training's folder."""
+        return configure_tracking(experiment, Credentials(), self.folder / name / "curves", name)
+
+    def train(self, name: str, start: Start = NEW, *, stop_after: float | None = None, **values: Any) -> Trained:
+        """Train in a folder of that name; `device` and `worker` as `lib.training.train` takes them."""
+        given = {"device": values.pop("device", "cpu"), "worker": values.pop("worker", "lib.trainer")}
+        experiment = self.experiment(**values)
+        root = self.folder / name
+        tracking = self.tracking(name, experiment).going_on(start.run_path)
+        return train(
+            experiment, self.dataset(name, experiment).data_file, start, root, root / "scratch",
+            tracking=tracking, stop_at=None if stop_after is None else time.monotonic() + stop_after, **given,
+        )  # fmt: skip
+
+
+def make_machine(folder: Path, module: str) -> Machine:
+    """Draw a dataset of a few pictures."""
+    draw_dataset(folder / "data", module, counts={"train": 8, "val": 4, "test": 4}, size=64)
+    return Machine(folder, module, folder / "data")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _processes_find_the_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("YOLO_CONFIG_DIR", "YOLO_AUTOINSTALL", "YOLO_VERBOSE"):
+            patch.setenv(name, os.environ.get(name, ""))  # put back afterwards
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+        prepare_library(tmp_path_factory.mktemp("library"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    """Give a machine for detection."""
+    return make_machine(tmp_path_factory.mktemp("machine"), "detection")
+
+
+@pytest.fixture(scope="module")
+def finished(machine: Machine) -> Trained:
+    """Train without trouble."""
+    return machine.train("finished")
+
+
+@pytest.fixture(scope="module")
+def interrupted(machine: Machine) -> Trained:
+    """Train in a session that is over at once: one epoch fits."""
+    return machine.train("interrupted", stop_after=0.0)
+
+
+def load(checkpoint: Path) -> dict[str, Any]:
+    """Read a checkpoint; one that is torn raises."""
+    from ultralytics.utils.patches import torch_load
+
+    loaded: dict[str, Any] = torch_load(checkpoint, map_location="cpu")
+    return loaded
+
+
+def rows(trained: Trained) -> list[dict[str, str]]:
+    """Give the rows of `results.csv`."""
+    with (trained.folder / "results.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def weights(checkpoint: Path) -> Any:
+    """Give all parameters of a checkpoint's model, as one vector."""
+    import torch
+
+    content = load(checkpoint)
+    model = (content.get("ema") or content["model"]).float()
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def read_history(folder: Path) -> list[dict[str, str]]:
+    """Give the rows that W&B was given, in order."""
+    found = [record.history for record in records(folder) if record.HasField("history")]
+    return [{item.key or "/".join(item.nested_key): item.value_json for item in row.item} for row in found]
+
+
+# ── one that ends well ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_finished_training_leaves_two_models_and_nothing_half_written(finished: Trained) -> None:
+    """Both load, without an optimizer; the table has every epoch once."""
+    assert (finished.state, finished.reason, finished.error) == ("finished", "", None)
+    assert sorted(path.name for path in finished.best.parent.iterdir()) == ["best.pt", "last.pt"]
+    assert [load(path)["optimizer"] for path in (finished.best, finished.last)] == [None, None]
+    assert [row["epoch"] for row in rows(finished)] == ["1", "2", "3", "4"]
+
+
+def test_every_epoch_is_in_the_one_wandb_run(machine: Machine, finished: Trained) -> None:
+    """Losses, metrics, rate and memory, an epoch a row, and the plots; read from W&B's own file."""
+    history = read_history(machine.folder / "finished/curves")
+    epochs = [row for row in history if "train/box_loss" in row]
+    assert [json.loads(row["epoch"]) for row in epochs] == [1, 2, 3, 4]
+    wanted = {"train/box_loss", "val/box_loss", "metrics/mAP50(B)", "metrics/recall(B)", "lr/pg0", "gpu_memory_gib"}
+    assert all(wanted <= row.keys() for row in epochs)
+    assert [float(f"{float(row['lr/pg0']):.6g}") for row in epochs] == [float(row["lr/pg0"]) for row in rows(finished)]
+    assert any(key.startswith("plots/results") for row in history for key in row)
+
+
+def test_a_checkpoint_that_is_read_while_it_is_written_is_whole(machine: Machine) -> None:
+    """A reader that never rests loads both files all through a training, the stripping at its end too."""
+    torn: list[str] = []
+    loads = [0]
+    over = threading.Event()
+    folder = machine.folder / "read" / machine.experiment().artifacts / "train" / "weights"
+
+    def read() -> None:
+        while not over.is_set():
+            for name in ("last.pt", "best.pt"):
+                if (folder / name).is_file():
+                    try:
+                        load(folder / name)
+                        loads[0] += 1
+                    except Exception as error:  # noqa: BLE001
+                        torn.append(repr(error))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        machine.train("read")
+    finally:
+        over.set()
+        reader.join()
+    assert loads[0] > 10
+    assert torn == []
+
+
+# ── the session's time ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_training_ends_with_the_last_epoch_that_fits(interrupted: Trained) -> None:
+    """Interrupted, and it says so; best.pt is a model, last.pt is complete."""
+    assert interrupted.state == "interrupted"
+    assert "after epoch 1 of 4" in interrupted.reason
+    assert "session.max_hours" in interrupted.reason
+    last = load(interrupted.last)
+    assert last["epoch"] == 0
+    assert last["optimizer"] is not None
+    assert load(interrupted.best)["optimizer"] is None
+    assert len(rows(interrupted)) == 1
+
+
+def test_time_that_is_long_enough_changes_nothing(machine: Machine, finished: Trained) -> None:
+    """The schedule is that of all epochs, and the same numbers come out as without a limit."""
+    limited = machine.train("limited", stop_after=3600.0)
+    assert limited.state == "finished"
+    same = [[{**row, "time": ""} for row in rows(trained)] for trained in (limited, finished)]
+    assert same[0] == same[1]
+
+
+# ── going on ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def moved(machine: Machine, interrupted: Trained) -> Path:
+    """Put the interrupted checkpoint alone into another folder, as a Kaggle dataset has it."""
+    folder = machine.folder / "input"
+    folder.mkdir()
+    return folder / "last.pt" if (folder / "last.pt").exists() else copy(interrupted.last, folder / "last.pt")
+
+
+def copy(source: Path, target: Path) -> Path:
+    """Copy a file."""
+    target.write_bytes(source.read_bytes())
+    return target
+
+
+@pytest.fixture(scope="module")
+def resumed(machine: Machine, moved: Path) -> Trained:
+    """Go on from it, in another folder."""
+    start = fetch_weights(machine.experiment(model__resume_from=str(moved)), ROOT)
+    assert start.epoch == 1
+    return machine.train("resumed", start, model__resume_from=str(moved))
+
+
+def test_a_resumed_training_is_one_curve_with_the_interrupted_one(resumed: Trained, finished: Trained) -> None:
+    """Every epoch once, the same learning rates as without the interruption, time that goes on."""
+    assert resumed.state == "finished"
+    assert [row["epoch"] for row in rows(resumed)] == ["1", "2", "3", "4"]
+    assert [row["lr/pg0"] for row in rows(resumed)] == [row["lr/pg0"] for row in rows(finished)]
+    assert rows(resumed)[0] | {"time": ""} == rows(finished)[0] | {"time": ""}
+    times = [float(row["time"]) for row in rows(resumed)]
+    assert times == sorted(times)
+
+
+def test_a_resumed_training_comes_near_the_uninterrupted_one(
+    resumed: Trained, finished: Trained, interrupted: Trained
+) -> None:
+    """The same pictures in the same order; not the same weights, for a checkpoint holds them in half precision."""
+    apart = (weights(resumed.last) - weights(finished.last)).norm()
+    moved = (weights(finished.last) - weights(interrupted.last)).norm()
+    assert apart < moved / 4
+    losses = [float(rows(trained)[1]["train/box_loss"]) for trained in (resumed, finished)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_a_resumed_training_goes_on_in_the_same_wandb_run(machine: Machine, moved: Path, resumed: Trained) -> None:
+    """The checkpoint says in which; its new epochs are added there."""
+    runs = {
+        record.run.run_id
+        for name in ("interrupted", "resumed")
+        for record in records(machine.folder / name / "curves")
+        if record.HasField("run")
+    }
+    assert len(runs) == 1
+    assert {fetch_weights(machine.experiment(model__resume_from=str(moved)), ROOT).run_path.rpartition("/")[2]} == runs
+
+
+def test_the_best_weights_before_the_interruption_are_not_lost(machine: Machine, interrupted: Trained) -> None:
+    """Beside last.pt lies a best.pt that no later epoch beats: it is the best one's at the end too."""
+    folder = machine.folder / "beside"
+    folder.mkdir()
+    last, best = copy(interrupted.last, folder / "last.pt"), copy(interrupted.best, folder / "best.pt")
+    import torch
+
+    for path in (last, best):
+        content = load(path)
+        content["train_metrics"]["fitness"] = 0.999  # no epoch of this training comes near
+        if path == last:
+            content["best_fitness"] = 0.999
+        torch.save(content, path)
+    start = fetch_weights(machine.experiment(model__resume_from=str(last)), ROOT)
+    trained = machine.train("beside-it", start, model__resume_from=str(last))
+    assert (weights(trained.best) == weights(best)).all()
+    assert not (weights(trained.last) == weights(best)).all()
+
+
+def test_a_finished_checkpoint_starts_a_new_training_from_its_weights(machine: Machine, finished: Trained) -> None:
+    """It has no optimizer to go on with, and the run says so."""
+    start = fetch_weights(machine.experiment(model__resume_from=str(finished.last)), ROOT)
+    assert (start.weights, start.epoch) == (finished.last, 0)
+    assert "finished" in start.describe()
+
+
+def test_what_the_experiment_changes_is_said(machine: Machine, moved: Path) -> None:
+    """The experiment's values are trained with, and the checkpoint's are named beside them."""
+    start = fetch_weights(machine.experiment(model__resume_from=str(moved), training__learning_rate=0.004), ROOT)
+    assert "lr0 0.002 → 0.004" in start.describe()
+    assert "epochs" not in start.describe()
+
+
+@pytest.mark.parametrize("fault", ["torn", "no checkpoint", "another size", "another task", "no epochs left"])
+def test_a_checkpoint_that_cannot_be_gone_on_from_is_refused(
+    machine: Machine, moved: Path, tmp_path: Path, fault: str
+) -> None:
+    """One error with key, value and reason, before anything is trained."""
+    path, values = copy(moved, tmp_path / "a.pt"), {"model__resume_from": str(tmp_path / "a.pt")}
+    told = {
+        "torn": "torn", "no checkpoint": "no checkpoint", "another size": "it is of yolo11n",
+        "another task": r"it is of yolo11n \(detect\), the experiment is of yolo11n-pose \(pose\)",
+        "no epochs left": "it has 1 epochs behind it, and training.epochs is 1",
+    }[fault]  # fmt: skip
+    experiment = machine.experiment(**values)
+    if fault == "torn":
+        path.write_bytes(path.read_bytes()[:-1000])
+    if fault == "no checkpoint":
+        path.write_text("weights", encoding="utf-8")
+    if fault == "another size":
+        experiment = machine.experiment(**values, model__architecture="yolo11s")
+    if fault == "another task":
+        experiment = Machine(tmp_path, "localization", machine.data).experiment(**values)
+    if fault == "no epochs left":
+        experiment = machine.experiment(**values, training__epochs=1)
+    with pytest.raises(WeightsError, match=told) as caught:
+        fetch_weights(experiment, ROOT)
+    assert f"model.resume_from is '{path}'" in caught.value.what
+
+
+# ── machines that fail ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_memory_that_is_too_small_is_one_clear_error(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of the requirements' errors: what to change, and nothing halved in silence."""
+    monkeypatch.setenv("FAULT", "memory:4")
+    with pytest.raises(TrainingError, match=r"CUDA out of memory: training.batch_size is 8") as caught:
+        machine.train("small", worker="faulty_trainer")
+    assert "reduce training.batch_size" in caught.value.remedy
+
+
+def test_batches_are_halved_by_the_experiments_choice(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Down to what fits, the gradients being accumulated to the nominal batch; the end says what it came to."""
+    monkeypatch.setenv("FAULT", "memory:4")
+    trained = machine.train("halved", worker="faulty_trainer", training__min_batch_size=2)
+    assert (trained.state, trained.batch_size) == ("finished", 4)
+    assert len(rows(trained)) == EPOCHS
+    assert load(trained.last)["train_args"]["batch"] == 4
+    assert load(trained.last)["train_args"]["nbs"] == 8
+    assert "goes on with batches of 4" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_batches_are_halved_no_further_than_allowed(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bound is a bound."""
+    monkeypatch.setenv("FAULT", "memory:2")
+    with pytest.raises(TrainingError, match=r"training.batch_size is 4"):
+        machine.train("bound", worker="faulty_trainer", training__min_batch_size=4)
+
+
+@pytest.mark.parametrize("fault", ["killed:2", pytest.param("torn:5", marks=pytest.mark.slow)])
+def test_a_killed_process_leaves_the_newest_whole_checkpoint(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """Between two epochs, or in the middle of writing a checkpoint: the one before is there, and goes on."""
+    monkeypatch.setenv("FAULT", fault)
+    trained = machine.train(fault.replace(":", "-"), worker="faulty_trainer")
+    assert trained.state == "failed"
+    assert trained.error is not None
+    assert "killed by signal 9" in trained.reason
+    assert sorted(path.name for path in trained.best.parent.iterdir()) == ["best.pt", "last.pt"]
+    assert load(trained.last)["epoch"] == 1
+    assert load(trained.last)["optimizer"] is not None
+    assert (trained.folder / "results.png").is_file()
+    start = fetch_weights(machine.experiment(model__resume_from=str(trained.last)), ROOT)
+    assert start.epoch == 2
+
+
+@pytest.mark.slow
+def test_an_error_of_the_library_is_told_in_its_words(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first epoch never ended: nothing to give back, one error."""
+    monkeypatch.setenv("FAULT", "error:0")
+    with pytest.raises(TrainingError, match="unspecified launch failure"):
+        machine.train("error", worker="faulty_trainer")
+
+
+def wait_for_workers(parent: int, count: int) -> list[int]:
+    """Wait until a process has as many training processes, and give their numbers."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rpartition(")")[2].split()
+                command = stat.with_name("cmdline").read_bytes()
+            except OSError:
+                continue
+            if int(fields[1]) == parent and b"lib.trainer" in command:
+                found.append(int(stat.parent.name))
+        if len(found) == count:
+            return found
+        time.sleep(0.1)
+    raise AssertionError("no training process was started")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+def test_no_training_process_outlives_its_notebook(machine: Machine, number: int) -> None:
+    """Interrupted or killed, the kernel takes its training with it: nobody would end that otherwise."""
+    name = f"orphan-{int(number)}"
+    script = (
+        "import sys, pathlib, test_trainer\n"
+        f"test_trainer.Machine(pathlib.Path({str(machine.folder)!r}), 'detection', pathlib.Path({str(machine.data)!r}))"
+        f".train({name!r}, training__epochs=5000)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        (worker,) = wait_for_workers(parent.pid, 1)
+        beat = machine.folder / name / "scratch/training/beat"
+        first = beat.stat().st_mtime_ns
+        while beat.stat().st_mtime_ns == first and parent.poll() is None:
+            time.sleep(0.1)
+        parent.send_signal(number)
+        parent.communicate(timeout=60)
+        end = time.monotonic() + 20
+        while Path(f"/proc/{worker}").exists() and time.monotonic() < end:
+            time.sleep(0.1)
+        assert not Path(f"/proc/{worker}").exists()
+    finally:
+        parent.kill()
+        parent.communicate()
+
+
+# ── several processes ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("module", ["detection", pytest.param("localization", marks=pytest.mark.slow)])
+def test_two_processes_train_one_model(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    """DDP with gloo, both tasks: one W&B run with every epoch once, one table, whole checkpoints."""
+    monkeypatch.setenv("GLOO", "1")
+    here = machine if module == "detection" else make_machine(tmp_path, module)
+    trained = here.train("two", device="0,1", worker="faulty_trainer")
+    assert (trained.state, trained.device) == ("finished", "0,1")
+    assert [row["epoch"] for row in rows(trained)] == ["1", "2", "3", "4"]
+    assert load(trained.best)["optimizer"] is None
+    assert len(list(here.folder.glob("two/curves/wandb/offline-run-*"))) == 1
+    assert sum("train/box_loss" in row for row in read_history(here.folder / "two/curves")) == EPOCHS
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_when_the_time_is_over(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one knows the time; the other one does not wait for an epoch that never comes."""
+    monkeypatch.setenv("GLOO", "1")
+    trained = machine.train("two-stop", device="0,1", worker="faulty_trainer", stop_after=0.0)
+    assert trained.state == "interrupted"
+    assert load(trained.last)["optimizer"] is not None
+
+
+@pytest.mark.slow
+def test_a_launch_that_hangs_goes_on_with_one(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of two never takes part: ended after the time that the experiment gives, and trained on one."""
+    monkeypatch.setenv("GLOO", "1")
+    monkeypatch.setenv("FAULT", "hang")
+    trained = machine.train("hang", device="0,1", worker="faulty_trainer", hardware__stall_minutes=0.6)
+    assert (trained.state, trained.device) == ("finished", "0")
+    assert len(rows(trained)) == EPOCHS
+    told = capsys.readouterr().out
+    assert "no batch was finished for 0.6 minutes" in told
+    assert "goes on with one GPU" in told
