@@ -6,8 +6,10 @@ printed is redacted before anybody sees it. Cannot: undo what a command did befo
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -109,6 +111,79 @@ def run_command(
     if check and answer.status != 0:
         raise CommandFailed(shown, answer)
     return answer
+
+
+def run_side_by_side(
+    command: Sequence[str], identities: Sequence[Mapping[str, str]], *, cwd: Path, beat: Path, stall: float
+) -> list[int] | None:
+    """Run one program in as many processes as there are `identities`, added to their environments; print what they say.
+
+    They are over when all have ended or one has failed, and hang when the file `beat` does not change for `stall`
+    seconds. Gives their exit statuses, None when they hang; whatever happens, none of them is left.
+    """
+    reading, writing = os.pipe()
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for identity in identities:
+            processes.append(  # noqa: PERF401  the ones before must be ended when one cannot be started
+                subprocess.Popen(
+                    command,
+                    cwd=cwd,
+                    env={**os.environ, **identity},
+                    stdin=subprocess.DEVNULL,
+                    stdout=writing,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            )
+        os.close(writing)
+        hang = _relay(reading, processes, beat, stall)
+    finally:
+        for process in processes:
+            end_group(process)
+        os.close(reading)
+    return None if hang else [process.returncode for process in processes]
+
+
+def _relay(reading: int, processes: Sequence[subprocess.Popen[bytes]], beat: Path, stall: float) -> bool:
+    """Print what processes say until they are over; True when they hang."""
+    shown = _Shown()
+    seen, alive_at = 0, time.monotonic()
+    while time.monotonic() - alive_at < stall:
+        ended = [process.poll() for process in processes]
+        if select.select([reading], [], [], 0.5)[0]:
+            said = os.read(reading, 65536)
+            shown.add(said)
+            over = not said
+        else:  # silent: over, unless somebody works; a grandchild may still hold the pipe
+            over = any(ended) or all(status is not None for status in ended)
+        if over:
+            shown.flush()
+            return False
+        now = beat.stat().st_mtime_ns
+        if now != seen:
+            seen, alive_at = now, time.monotonic()
+    shown.flush()
+    return True
+
+
+class _Shown:
+    """Prints a stream of bytes as text; a progress bar that rewrites its line is shown twice a second."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._text, self._at = "", 0.0
+
+    def add(self, data: bytes) -> None:
+        self._text += self._decoder.decode(data)
+        if time.monotonic() - self._at > 0.5:  # noqa: PLR2004
+            self.flush()
+
+    def flush(self) -> None:
+        lines = self._text.split("\n")
+        parts = [line.rstrip("\r").rpartition("\r") for line in lines]
+        print("\n".join(f"{middle}{last}" for _, middle, last in parts), end="", flush=True)
+        self._text, self._at = "", time.monotonic()
 
 
 def end_group(process: subprocess.Popen[Any]) -> None:

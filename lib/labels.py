@@ -165,6 +165,12 @@ def label_path(picture: str) -> str:
     return moved.rpartition(".")[0] + ".txt"
 
 
+def read_objects(label: str) -> list[list[float]]:
+    """Give the numbers of each line of a label file that was checked; none where there is no such file."""
+    content = _read(label)
+    return [] if isinstance(content, str) else [[float(word) for word in words] for _, words in content]
+
+
 def check_labels(pictures: Sequence[Picture], form: Form, names: dict[int, str], findings: Findings) -> None:
     """Read the labels of all pictures and note what is wrong with them."""
     labelled = {picture.label: picture for picture in reversed(pictures)}  # two pictures may share one

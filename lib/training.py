@@ -10,14 +10,11 @@ behind, also when this one is killed; what was trained is given back, however tr
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import gc
 import inspect
 import os
-import select
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +25,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from lib.commands import MINUTE, end_group
+from lib.commands import MINUTE, run_side_by_side
 from lib.errors import TrainingError, WeightsError
 from lib.experiment import Experiment
 from lib.tracking import Tracking
@@ -386,36 +383,15 @@ def _plot_curves(results: Path) -> None:
 
 def _run(plan: Plan, worker: str, root: Path, processes: int, stall: float) -> Outcome:
     """Run the processes of a plan to their end; whatever happens, none is left."""
-    plan_file = plan.write()
+    command = [sys.executable, "-m", worker, str(plan.write())]
     # they find this package as this process did, and say what they have to say at once
     paths = filter(None, [str(root), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
-    reading, writing = os.pipe()
-    ranks: list[subprocess.Popen[bytes]] = []
-    try:
-        command = [sys.executable, "-m", worker, str(plan_file)]
-        ranks.extend(_start(command, root, environment | identity, writing) for identity in _identities(processes))
-        os.close(writing)
-        stalled = _relay(reading, ranks, plan.beat, stall)
-    finally:
-        for rank in ranks:
-            end_group(rank)
-        os.close(reading)
-    if stalled:
+    environment = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+    identities = [environment | identity for identity in _identities(processes)]
+    statuses = run_side_by_side(command, identities, cwd=root, beat=plan.beat, stall=stall)
+    if statuses is None:
         return Outcome("stalled", f"no batch was finished for {stall / MINUTE:g} minutes (hardware.stall_minutes)")
-    return _together(plan, ranks)
-
-
-def _start(command: list[str], folder: Path, environment: dict[str, str], output: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,  # so that the processes that load its pictures can be ended with it
-    )
+    return _together(plan, statuses)
 
 
 def _identities(processes: int) -> Iterator[dict[str, str]]:
@@ -433,63 +409,20 @@ def _identities(processes: int) -> Iterator[dict[str, str]]:
         }  # fmt: skip
 
 
-def _relay(reading: int, ranks: Sequence[subprocess.Popen[bytes]], beat: Path, stall: float) -> bool:
-    """Print what the processes print until they have ended or one has failed; True when they hang."""
-    shown = _Shown()
-    seen, alive_at = 0, time.monotonic()
-    while True:
-        ended = [rank.poll() for rank in ranks]
-        open_end = True
-        if select.select([reading], [], [], 0.5)[0]:
-            text = os.read(reading, 65536)
-            shown.add(text)
-            open_end = bool(text)
-        elif all(status is not None for status in ended) or any(ended):
-            open_end = False  # silent, and nobody left to wait for: who loads pictures may still hold the pipe
-        if not open_end:
-            shown.flush()
-            return False
-        now = beat.stat().st_mtime_ns
-        if now != seen:
-            seen, alive_at = now, time.monotonic()
-        if time.monotonic() - alive_at > stall:
-            shown.flush()
-            return True
-
-
-class _Shown:
-    """Prints a stream of bytes as text; a progress bar that rewrites its line is shown twice a second."""
-
-    def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._text, self._at = "", 0.0
-
-    def add(self, data: bytes) -> None:
-        self._text += self._decoder.decode(data)
-        if time.monotonic() - self._at > 0.5:  # noqa: PLR2004
-            self.flush()
-
-    def flush(self) -> None:
-        lines = self._text.split("\n")
-        parts = [line.rstrip("\r").rpartition("\r") for line in lines]
-        print("\n".join(f"{middle}{last}" for _, middle, last in parts), end="", flush=True)
-        self._text, self._at = "", time.monotonic()
-
-
-def _together(plan: Plan, ranks: Sequence[subprocess.Popen[bytes]]) -> Outcome:
+def _together(plan: Plan, statuses: Sequence[int]) -> Outcome:
     """Say how a training ended: as its processes say, and where they could not, as the system says."""
     told = [
         TypeAdapter(Outcome).validate_json(plan.outcome(rank).read_bytes())
-        for rank in range(len(ranks))
+        for rank in range(len(statuses))
         if plan.outcome(rank).is_file()
     ]
     for state in ("memory", "failed"):
         for outcome in told:
             if outcome.state == state:
                 return outcome
-    if len(told) == len(ranks):
+    if len(told) == len(statuses):
         return told[0]
-    killed = next(rank.returncode for number, rank in enumerate(ranks) if not plan.outcome(number).is_file())
+    killed = next(status for rank, status in enumerate(statuses) if not plan.outcome(rank).is_file())
     how = f"was killed by signal {-killed}" if killed < 0 else f"ended with status {killed}"
     hint = "; the machine's own memory may be too small (reduce hardware.num_workers)" if killed == -9 else ""  # noqa: PLR2004
     return Outcome("failed", f"a training process {how}{hint}")

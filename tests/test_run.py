@@ -28,6 +28,7 @@ TRACKED_BY_GIT = (
     "train/weights/last.pt.dvc",
     "test/predictions.json",
     "test/predictions.png",
+    "test/worst.png",
     "test/confusion_matrix.png",
 )
 
@@ -298,7 +299,8 @@ def test_localization_measures_boxes_and_corners(sandbox: Path) -> None:
     assert run.status == 0, run.output[-5000:]
     folder = run.clone / run.artifacts
     metrics = json.loads((folder / "train/metrics.json").read_text())
-    assert set(metrics["test"]) == {"images", "box", "pose"}
+    assert set(metrics["test"]) == {"images", "box", "pose", "corners"}
+    assert metrics["test"]["corners"]["found"] > 0
     assert metrics["test"]["pose"]["mAP50"] > 0.1
     predictions = json.loads((folder / "test/predictions.json").read_text())
     assert all(len(item["keypoints"]) == 4 * 3 for item in predictions)

@@ -1,0 +1,318 @@
+"""What is said of a model is what its predictions say, and one thing that fails takes nothing else with it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from lib.comparison import Case, Compared, Thing, compare, corner_errors, draw_worst, iou, match
+from lib.dataset import Dataset, check_dataset
+from lib.evaluation import Evaluated, Metrics, evaluate
+from lib.experiment import Experiment, load_experiment
+from lib.training import Trained
+
+EPOCHS = 20
+SIZE = 64  # pixels that a picture is trained with; it has twice as many
+
+
+def draw_plates(folder: Path) -> None:
+    """Draw a dataset that is learnt in seconds: a bright, slightly turned plate on a dark ground."""
+    from PIL import Image, ImageDraw
+
+    chance, side = np.random.default_rng(0), 2 * SIZE
+    for split, count in {"train": 64, "val": 12, "test": 12}.items():
+        for kind in ("images", "labels"):
+            (folder / kind / split).mkdir(parents=True)
+        for number in range(count):
+            half, turn = chance.uniform((20, 9), (40, 16)), chance.uniform(-0.2, 0.2)
+            spin = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+            corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * half @ spin + chance.uniform(46, side - 46, 2)
+            picture = Image.fromarray(chance.integers(0, 60, (side, side, 3), dtype=np.uint8))
+            ImageDraw.Draw(picture).polygon([(x, y) for x, y in corners], fill=(230, 220, 200))
+            picture.save(folder / f"images/{split}/{split}-{number}.png")
+            low, high = corners.min(axis=0) / side, corners.max(axis=0) / side
+            points = np.hstack([corners / side, np.full((4, 1), 2)]).ravel()
+            row = [0, *(low + high) / 2, *(high - low), *points]
+            (folder / f"labels/{split}/{split}-{number}.txt").write_text(" ".join(f"{value:.6f}" for value in row))
+    splits = "".join(f"{split}: images/{split}\n" for split in ("train", "val", "test"))
+    form = "names: {0: plate}\nkpt_shape: [4, 3]\nflip_idx: [0, 1, 2, 3]\n"
+    (folder / "data.yaml").write_text(f"path: .\n{splits}{form}")
+
+
+class Model:
+    """A model that ultralytics' own trainer made of drawn plates, and its evaluation."""
+
+    def __init__(self, module: str, folder: Path) -> None:
+        from ultralytics.models import YOLO
+
+        draw_plates(folder / "data")
+        keys = {"training.image_size": SIZE}
+        self.experiment: Experiment = load_experiment(ROOT / f"experiments/000_{module[:3]}_sandbox.yaml", keys)
+        self.dataset: Dataset = check_dataset(folder / "data", self.experiment, folder / "scratch", md5="0" * 32)
+        made = folder / "run/train"
+        trainer: Any = YOLO(f"{self.experiment.model.architecture}.yaml", task=self.experiment.about.task)
+        trainer.train(
+            data=str(self.dataset.data_file), epochs=EPOCHS, imgsz=SIZE, batch=8, nbs=8, lr0=0.002, optimizer="AdamW",
+            warmup_epochs=0.0, mosaic=0.0, fliplr=0.0, device="cpu", plots=False, save_dir=str(made), exist_ok=True,
+            verbose=False, pretrained=False,
+        )  # fmt: skip
+        self.trained = Trained(made, made / "weights/best.pt", made / "weights/last.pt", 1.0)
+        self.evaluated: Evaluated = self.evaluate()
+
+    def evaluate(self, trained: Trained | None = None, dataset: Dataset | None = None) -> Evaluated:
+        """Measure it, or something like it."""
+        return evaluate(self.experiment, dataset or self.dataset, trained or self.trained, device="cpu")
+
+    def in_another_folder(self, folder: Path) -> Trained:
+        """Give a copy of the training, for an evaluation that may fail."""
+        shutil.copytree(self.trained.folder, folder / "train")
+        weights = folder / "train/weights"
+        return replace(self.trained, folder=folder / "train", best=weights / "best.pt", last=weights / "last.pt")
+
+    @property
+    def predictions(self) -> list[dict[str, Any]]:
+        """What it predicted on the test split."""
+        found: list[dict[str, Any]] = json.loads((self.evaluated.folder / "predictions.json").read_text())
+        return found
+
+
+@pytest.fixture(scope="module")
+def localization(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """Train a small model of corners."""
+    return Model("localization", tmp_path_factory.mktemp("localization"))
+
+
+def labels(model: Model, name: str) -> list[list[float]]:
+    """Read a picture's labels, in pixels of the drawn square: class, x0, y0, x1, y1, then the corners."""
+    side = 2 * SIZE
+    lines = (model.dataset.folder / name.replace("images", "labels")).with_suffix(".txt").read_text().splitlines()
+    found = []
+    for line in lines:
+        number, x, y, w, h, *points = map(float, line.split())
+        box = [(x - w / 2) * side, (y - h / 2) * side, (x + w / 2) * side, (y + h / 2) * side]
+        found.append([number, *box, *(value * side if index % 3 < 2 else value for index, value in enumerate(points))])
+    return found
+
+
+def average_precision(model: Model, threshold: float) -> float:
+    """Compute AP of boxes from `predictions.json` and the label files alone, as ultralytics interpolates it."""
+    truth = {
+        f"images/test/{path.name}": labels(model, f"images/test/{path.name}") for path in model.dataset.pictures("test")
+    }
+    taken: set[tuple[str, int]] = set()
+    hits = []
+    for item in sorted(model.predictions, key=lambda item: -item["score"]):
+        x, y, w, h = item["bbox"]
+        box = np.array([x, y, x + w, y + h])
+        overlaps = [iou(np.array(label[1:5]), box) for label in truth[item["file_name"]]]
+        best = int(np.argmax(overlaps)) if overlaps else -1
+        hit = best >= 0 and overlaps[best] >= threshold and (item["file_name"], best) not in taken
+        if hit:
+            taken.add((item["file_name"], best))
+        hits.append(hit)
+    found = np.cumsum(hits)
+    recall = np.concatenate([[0.0], found / sum(map(len, truth.values())), [1.0]])
+    precision = np.concatenate([[1.0], found / np.arange(1, len(hits) + 1), [0.0]])
+    envelope = np.flip(np.maximum.accumulate(np.flip(precision)))
+    steps = np.linspace(0, 1, 101)
+    return float(np.trapezoid(np.interp(steps, recall, envelope), steps))
+
+
+def test_the_mean_average_precision_is_that_of_the_predictions(localization: Model) -> None:
+    """Computed again from `predictions.json` and the labels."""
+    assert localization.evaluated.missing is None
+    assert localization.evaluated.metrics["test"]["box"]["mAP50"] > 0.2
+    again = average_precision(localization, 0.5)
+    assert again == pytest.approx(localization.evaluated.metrics["test"]["box"]["mAP50"], abs=0.02)
+
+
+def test_validation_is_that_of_the_best_epoch(localization: Model) -> None:
+    """As the trainer's own table has it; its weights were single precision then, and are half of it in best.pt."""
+    metrics = localization.evaluated.metrics
+    with (localization.trained.folder / "results.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert metrics["epochs"] == len(rows) == EPOCHS
+    row = rows[metrics["best_epoch"] - 1]
+    fitness = [float(one["metrics/mAP50-95(B)"]) + float(one["metrics/mAP50-95(P)"]) for one in rows]
+    assert metrics["best_epoch"] == max(range(EPOCHS), key=lambda index: (fitness[index], index)) + 1
+    for head, letter in (("box", "B"), ("pose", "P")):
+        for name, value in metrics["validation"][head].items():
+            assert value == pytest.approx(float(row[f"metrics/{name}({letter})"]), abs=0.03), (head, name)
+
+
+def test_corner_errors_are_those_of_the_predictions(localization: Model) -> None:
+    """Computed again with plain arithmetic: each picture holds one object."""
+    distances, shares, objects, found = [], [], 0, 0
+    for path in localization.dataset.pictures("test"):
+        name = f"images/test/{path.name}"
+        shown = [item for item in localization.predictions if item["file_name"] == name and item["score"] >= 0.25]
+        for label in labels(localization, name):
+            objects += 1
+            near = [
+                item for item in sorted(shown, key=lambda item: -item["score"])
+                if iou(np.array(label[1:5]), boxed(item["bbox"])) >= 0.5
+            ]  # fmt: skip
+            if not near:
+                continue
+            found += 1
+            off = [
+                math.dist(label[5 + 3 * k : 7 + 3 * k], near[0]["keypoints"][3 * k : 3 * k + 2])
+                for k in range(4)
+                if label[7 + 3 * k] > 0
+            ]
+            height = (math.dist(label[5:7], label[14:16]) + math.dist(label[8:10], label[11:13])) / 2
+            distances += off
+            shares.append(sum(off) / len(off) / height)
+    corners = localization.evaluated.metrics["test"]["corners"]
+    assert found > 0
+    assert (corners["objects"], corners["found"]) == (objects, found)
+    assert corners["mean_px"] == pytest.approx(np.mean(distances), abs=0.01)
+    assert corners["median_px"] == pytest.approx(np.median(distances), abs=0.01)
+    assert corners["p95_px"] == pytest.approx(np.percentile(distances, 95), abs=0.01)
+    assert corners["mean_relative"] == pytest.approx(np.mean(shares), abs=0.001)
+    assert localization.evaluated.flat()["test/corners/mean_px"] == corners["mean_px"]
+
+
+def boxed(bbox: list[float]) -> Any:
+    """Turn left, top, width, height into the four edges."""
+    return np.array([bbox[0], bbox[1], bbox[0] + bbox[2], bbox[1] + bbox[3]])
+
+
+def test_predictions_have_the_fields_that_are_documented(localization: Model) -> None:
+    """No more and no fewer, and names that lead to pictures."""
+    for item in localization.predictions:
+        assert item.keys() == {"image_id", "file_name", "category_id", "bbox", "score", "keypoints"}
+        assert (localization.dataset.folder / item["file_name"]).stem == item["image_id"]
+        assert item["category_id"] == 1
+        assert len(item["keypoints"]) == 12
+
+
+def test_the_file_of_metrics_is_what_its_schema_says(localization: Model) -> None:
+    """Read back by the documented model; nothing else stands in it."""
+    content = json.loads((localization.trained.folder / "metrics.json").read_text())
+    assert content == localization.evaluated.metrics
+    metrics = Metrics.model_validate(content)
+    assert metrics.version == 2
+    assert metrics.test is not None
+    assert metrics.test.pose is not None
+
+
+def test_pictures_show_predictions_and_the_worst_cases(localization: Model) -> None:
+    """Both sheets are there, of a width that a page can hold."""
+    from PIL import Image
+
+    for name in ("predictions.png", "worst.png"):
+        with Image.open(localization.evaluated.folder / name) as sheet:
+            assert sheet.width == 1280
+
+
+# ── what can go wrong ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_torn_weights_leave_the_epochs_and_say_why(localization: Model, tmp_path: Path) -> None:
+    """Nothing could be measured; the file says so, and the error is kept for the end."""
+    trained = localization.in_another_folder(tmp_path)
+    trained.best.write_bytes(trained.best.read_bytes()[:1000])
+    evaluated = localization.evaluate(trained)
+    assert evaluated.metrics.keys() == {"schema", "best_epoch", "epochs", "missing"}
+    assert evaluated.missing is not None
+    assert str(trained.best.parent) in evaluated.missing.state
+    assert json.loads((trained.folder / "metrics.json").read_text()) == evaluated.metrics
+
+
+def test_a_split_that_cannot_be_measured_leaves_the_other(localization: Model, tmp_path: Path) -> None:
+    """The test's pictures have gone: validation stands, and the sheet is not drawn."""
+    trained = localization.in_another_folder(tmp_path)
+    gone = tmp_path / "data.yaml"
+    text = localization.dataset.data_file.read_text()
+    gone.write_text(text.replace("images/test", "images/nowhere"))
+    evaluated = localization.evaluate(trained, replace(localization.dataset, data_file=gone))
+    assert evaluated.metrics["validation"]["box"] == localization.evaluated.metrics["validation"]["box"]
+    assert "test" not in evaluated.metrics
+    assert "the test: " in evaluated.metrics["missing"]
+
+
+def test_a_table_that_is_torn_takes_nothing_with_it(localization: Model, tmp_path: Path) -> None:
+    """No best epoch is known; what best.pt does is measured."""
+    trained = localization.in_another_folder(tmp_path)
+    (trained.folder / "results.csv").write_text("epoch,time\n")
+    evaluated = localization.evaluate(trained)
+    assert "best_epoch" not in evaluated.metrics
+    assert evaluated.metrics["test"] == localization.evaluated.metrics["test"]
+    assert "reading results.csv" in evaluated.metrics["missing"]
+
+
+# ── matching, by hand ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+SQUARE = [[0, 0, 2], [40, 0, 2], [40, 10, 2], [0, 10, 2]]
+
+
+def thing(left: float, top: float, score: float = 1.0, category: int = 0, shift: float = 0.0) -> Thing:
+    """Make an object of 40 x 10 pixels; its corners are `shift` to the right of its box's."""
+    corners = np.array(SQUARE, dtype=float) + np.array([left + shift, top, 0])
+    return Thing(category, np.array([left, top, left + 40, top + 10], dtype=float), corners, score)
+
+
+def test_each_object_is_found_once_and_the_surest_prediction_chooses_first() -> None:
+    """Two labels side by side, three predictions of which one is nowhere."""
+    one, two = thing(0, 0), thing(100, 0)
+    sure, unsure, elsewhere = thing(4, 0, 0.9), thing(1, 0, 0.6), thing(50, 50, 0.5)
+    assert match([one, two], [sure, unsure, elsewhere]) == [(one, sure), (two, None)]
+    assert match([], [sure]) == []
+    assert match([one], [thing(0, 0, 0.9, category=1)]) == [(one, None)]
+    assert match([one], [thing(25, 0, 0.9)]) == [(one, None)]  # an IoU of 15/65
+
+
+def test_figures_are_of_what_was_found_and_say_how_much_that_is() -> None:
+    """One corner is not labelled; one object is not found; 3 and 5 pixels of 10 are 30 and 50 %."""
+    hidden = thing(0, 0)
+    hidden.corners[0, 2] = 0
+    cases = (
+        Case(Path("a.jpg"), hidden, thing(0, 0, 0.9, shift=3.0)),
+        Case(Path("a.jpg"), thing(100, 0), thing(100, 0, 0.9, shift=5.0)),
+        Case(Path("a.jpg"), thing(200, 0), None),
+    )
+    compared = Compared(Path("a.jpg"), cases, (thing(0, 0, 0.9), thing(100, 0, 0.9), thing(300, 0, 0.4)))
+    assert (compared.missed, compared.false) == (1, 1)
+    figures = corner_errors([compared])
+    assert figures == {
+        "objects": 3, "found": 2, "mean_px": pytest.approx(29 / 7, abs=1e-3), "median_px": 5.0, "p95_px": 5.0,
+        "mean_relative": 0.4,
+    }  # fmt: skip
+    assert corner_errors([Compared(Path("a.jpg"), cases[2:], ())]) == {"objects": 1, "found": 0}
+
+
+def test_pictures_are_told_apart_and_stand_upright(tmp_path: Path) -> None:
+    """One name with two endings, a picture that lies on its side, a byte order mark, no folder `images`."""
+    from PIL import Image
+
+    picture = Image.new("RGB", (100, 50), "grey")
+    exif = Image.Exif()
+    exif[274] = 6  # shown upright, it is 50 wide and 100 high
+    picture.save(tmp_path / "a.jpg", exif=exif)
+    picture.save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf0 0.5 0.5 0.8 0.1\n")
+    files = (tmp_path / "a.jpg", tmp_path / "a.png")
+    dataset = Dataset(tmp_path, tmp_path / "data.yaml", "", {"test": 2}, {0: "door"}, {"test": files})
+    item = {"image_id": "a", "category_id": 1, "score": 0.9}
+    predictions = [
+        {**item, "file_name": "a.jpg", "bbox": [5, 45, 40, 10]},
+        {**item, "file_name": "a.png", "bbox": [10, 22.5, 80, 5]},
+        {**item, "file_name": "a.png", "bbox": [10, 22.5, 80, 5], "score": 0.2},
+    ]
+    (tmp_path / "predictions.json").write_text(json.dumps(predictions))
+    compared = compare(dataset, tmp_path / "predictions.json")
+    assert [(len(one.cases), one.missed, one.false) for one in compared] == [(1, 0, 0), (1, 0, 0)]
+    boxes = [case.label.box.round(6).tolist() for one in compared for case in one.cases]
+    assert boxes == [[5, 45, 45, 55], [10, 22.5, 90, 27.5]]
+    draw_worst(compared, tmp_path / "worst.png", corners=False)
+    assert (tmp_path / "worst.png").is_file()
