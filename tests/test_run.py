@@ -6,8 +6,10 @@ import json
 import os
 import re
 import secrets
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -290,6 +292,60 @@ def test_a_run_that_cannot_start_says_why_and_logs_it(detection: Run) -> None:
     assert run.status == 1
     assert "model.resume_from is 'nowhere/last.pt'" in run.output
     assert "model.resume_from is 'nowhere/last.pt'" in (run.clone.parent / "run.log").read_text()
+
+
+@pytest.mark.slow
+def test_a_session_that_is_over_publishes_what_was_trained(detection: Run) -> None:
+    """One epoch fits: it is measured and published, marked as interrupted, and last.pt can be gone on from."""
+    run = render("detection", detection.sandbox, "-p", "session.max_hours", "0.0001", epochs=3)
+    assert run.status == 0, run.output[-5000:]
+    folder = run.clone / run.artifacts
+    assert json.loads((folder / "run.json").read_text())["state"] == "interrupted"
+    assert "stopped after epoch 1 of 3" in (folder / "README.md").read_text()
+    assert (folder / "train/weights/last.pt.dvc").is_file()
+    again = render("detection", detection.sandbox, "-p", "resume_from", str(folder / WEIGHTS[1]), epochs=3)
+    assert again.status == 0, again.output[-5000:]
+    metrics = json.loads((again.clone / again.artifacts / "train/metrics.json").read_text())
+    assert metrics["epochs"] == 3
+    assert json.loads((again.clone / again.artifacts / "run.json").read_text())["start"]["epoch"] == 1
+
+
+def kill_training(run: subprocess.Popen[str], sandbox: Path) -> None:
+    """Kill a run's training process once its first epoch is over, as the system does when memory is short."""
+    known = set(sandbox.glob("runs/*"))
+    while run.poll() is None:
+        new = set(sandbox.glob("runs/*")) - known
+        if [file for folder in new for file in folder.glob("origin/artifacts/*/*/train/weights/last.pt")]:
+            for command in Path("/proc").glob("[0-9]*/cmdline"):
+                words = command.read_bytes().split(b"\0") if command.is_file() else []
+                if b"lib.trainer" in words and any(str(folder).encode() in word for folder in new for word in words):
+                    os.kill(int(command.parent.name), signal.SIGKILL)
+            return
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("choice", ["publish", "keep"])
+def test_a_training_that_fails_is_published_or_kept(detection: Run, choice: str) -> None:
+    """By the experiment's choice; either way the run ends with the error, and the record of it is there."""
+    output = detection.sandbox.parent / f"failing-{choice}"
+    command = [sys.executable, "render.py", "detection", "--run", "--sandbox", str(detection.sandbox)]
+    given = ["--output", str(output), "-p", "epochs", "200", "-p", "session.on_failure", choice]
+    before = detection.refs()
+    with subprocess.Popen(
+        [*command, *given], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        kill_training(process, detection.sandbox)
+        told, _ = process.communicate(timeout=600)
+    assert process.returncode == 1
+    assert "killed by signal 9" in told[told.rindex("Error: ") :]
+    assert len(detection.refs()) == len(before) + (choice == "publish")
+    folder = detection.clone / detection.artifacts
+    run = json.loads((folder / "run.json").read_text())
+    assert run["state"] == "failed"
+    assert "killed by signal 9" in run["reason"]
+    assert "killed by signal 9" in (folder / "README.md").read_text()
+    assert all((folder / name).stat().st_size > 0 for name in WEIGHTS)
 
 
 @pytest.mark.slow
