@@ -61,10 +61,18 @@ class Case:
 
     @property
     def relative(self) -> float:
-        """The mean distance as a share of the object's height, the mean of its left and right sides; NaN for none."""
-        top_left, top_right, bottom_right, bottom_left = self.label.corners[:, :2]
-        sides = np.linalg.norm([bottom_left - top_left, bottom_right - top_right], axis=1)
-        return float(self.distances.mean() / sides.mean()) if self.distances.size and sides.mean() else math.nan
+        """The mean distance as a share of the height: the mean of the left and right sides that are labelled.
+
+        NaN where nothing was found, or no such side is there.
+        """
+        corners = self.label.corners
+        sides = [
+            float(np.linalg.norm(corners[low, :2] - corners[high, :2]))
+            for low, high in ((3, 0), (2, 1))
+            if self.distances.size and corners[low, 2] > 0 and corners[high, 2] > 0
+        ]
+        height = sum(sides) / len(sides) if sides else 0.0
+        return float(self.distances.mean()) / height if height else math.nan
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,8 +146,10 @@ def corner_errors(compared: Iterable[Compared]) -> dict[str, float]:
             "mean_px": round(float(distances.mean()), 3),
             "median_px": round(float(np.median(distances)), 3),
             "p95_px": round(float(np.percentile(distances, 95)), 3),
-            "mean_relative": round(float(np.nanmean([case.relative for case in found])), 5),
         }
+    shares = [case.relative for case in found if not math.isnan(case.relative)]
+    if shares:
+        figures["mean_relative"] = round(sum(shares) / len(shares), 5)
     return figures
 
 
@@ -267,14 +277,16 @@ def _draw_tile(tile: _Tile) -> Any:  # noqa: ANN401  Pillow's image
     for thing, colour, width in [(label, TRUTH, 3) for label in tile.labels] + [(p, GUESS, 2) for p in tile.predicted]:
         (x0, y0), (x1, y1) = ((thing.box.reshape(2, 2) - origin) * scale).tolist()
         draw.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=colour, width=width)
-        corners = [(float(x), float(y)) for x, y in (thing.corners[:, :2] - origin) * scale]
         predicted = colour == GUESS
+        shown = thing.corners if predicted else thing.corners[thing.corners[:, 2] > 0]  # (0, 0) stands for no label
+        corners = [(float(x), float(y)) for x, y in (shown[:, :2] - origin) * scale]
         _draw_corners(draw, corners, CORNER_COLOURS if predicted else (TRUTH,) * len(corners), 3 if predicted else 4)
         if predicted:
             label = f"{thing.score:.2f}"
-            y = min(max(16, y0), image.height)
-            draw.rectangle((x0, y - 16, x0 + 8 * len(label) + 4, y), fill=GUESS)
-            draw.text((x0 + 3, y - 15), label, fill="black", font=font)
+            wide = 8 * len(label) + 4
+            x, y = min(max(0, x0), image.width - wide), min(max(16, y0), image.height)
+            draw.rectangle((x, y - 16, x + wide, y), fill=GUESS)
+            draw.text((x + 3, y - 15), label, fill="black", font=font)
     return image
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +118,8 @@ def evaluate(experiment: Experiment, dataset: Dataset, trained: Trained, *, devi
     What fails is given back as `missing`, and the rest is measured all the same.
     """
     folder = trained.folder.parent / "test"
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # what an evaluation before this one left is not this one's
+    folder.mkdir(parents=True)
     scratch = dataset.data_file.parent / "validation"
     measured: dict[str, Any] = {}
     failed: list[str] = []
@@ -128,10 +130,17 @@ def evaluate(experiment: Experiment, dataset: Dataset, trained: Trained, *, devi
         except Exception as error:  # noqa: BLE001  whatever fails here, the weights must be published
             told = " ".join(f"{type(error).__name__}: {error}".split())
             failed.append(f"{what}: {told}")
+            traceback.print_exc()
             print(f"Warning: {what} failed: {told}", flush=True)
 
+    def write() -> dict[str, Any]:
+        metrics = Metrics.model_validate(measured | ({"missing": "; ".join(failed)} if failed else {}))
+        content = metrics.model_dump(mode="json", by_alias=True, exclude_none=True)
+        (trained.folder / "metrics.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        return content
+
     def measure(split: str, key: str, target: Path) -> None:
-        results = _validate(experiment, dataset, trained.best, split, target, device)
+        results = _validate(experiment, dataset, trained, split, target, device)
         measured[key] = {"images": dataset.counts[split], **_heads(results)}
 
     def measure_corners() -> None:
@@ -149,14 +158,12 @@ def evaluate(experiment: Experiment, dataset: Dataset, trained: Trained, *, devi
     if "test" in measured:
         if experiment.about.keypoints:
             attempt("measuring corners", measure_corners)
+        write()  # no picture costs a figure
         attempt("drawing predictions", draw)
     attempt("drawing the training's pictures", lambda: to_png(trained.folder))
     attempt("drawing the test's pictures", lambda: to_png(folder))
-    why = "; ".join(failed)
-    metrics = Metrics.model_validate(measured | ({"missing": why} if why else {}))
-    content = metrics.model_dump(mode="json", by_alias=True, exclude_none=True)
-    (trained.folder / "metrics.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return Evaluated(folder, content, _missing(why, trained) if why else None)
+    content = write()
+    return Evaluated(folder, content, _missing(content["missing"], trained) if failed else None)
 
 
 def _missing(why: str, trained: Trained) -> EvaluationError:
@@ -168,17 +175,17 @@ def _missing(why: str, trained: Trained) -> EvaluationError:
 
 
 def _validate(
-    experiment: Experiment, dataset: Dataset, weights: Path, split: str, folder: Path, device: str
+    experiment: Experiment, dataset: Dataset, trained: Trained, split: str, folder: Path, device: str
 ) -> Mapping[str, Any]:
     """Give ultralytics' figures of a split; the test split's predictions and plots are left in `folder`."""
     from ultralytics.models import YOLO
 
     task = experiment.about.task
-    measured = YOLO(str(weights), task=task).val(
+    measured = YOLO(str(trained.best), task=task).val(
         data=str(dataset.data_file),
         split=split,
         imgsz=experiment.training.image_size,
-        batch=experiment.training.batch_size,
+        batch=trained.batch_size or experiment.training.batch_size,
         workers=experiment.hardware.num_workers,
         device=device.partition(",")[0],
         project=str(folder.parent),
@@ -188,6 +195,8 @@ def _validate(
         save_json=split == "test",
         validator=_validator(task, dataset),
     )
+    if split == "test" and not (folder / "predictions.json").is_file():
+        (folder / "predictions.json").write_text("[]\n", encoding="utf-8")  # the library writes none for no prediction
     results: Mapping[str, Any] = measured.results_dict
     return results
 
@@ -207,6 +216,8 @@ def _validator(task: str, dataset: Dataset) -> Any:  # noqa: ANN401  ultralytics
             named = {"image_id": picture.stem, "file_name": file_name(dataset, picture)}
             for item, number in zip(self.jdict[before:], predn["cls"].tolist(), strict=True):
                 item.update(named, category_id=int(number) + 1)
+                if "keypoints" in item:
+                    item["keypoints"] = [round(value, 3) for value in item["keypoints"]]  # it goes into Git
 
         def eval_json(self, stats: dict[str, Any]) -> dict[str, Any]:
             return stats
@@ -230,7 +241,7 @@ def _epochs(results: Path) -> dict[str, int]:
     with results.open(encoding="utf-8", newline="") as file:
         rows = [{key.strip(): value for key, value in row.items()} for row in csv.DictReader(file)]
     scores = [
-        sum(float(row[key]) for key in ("metrics/mAP50-95(B)", "metrics/mAP50-95(P)") if row.get(key)) for row in rows
+        sum(float(row[key]) for key in ("metrics/mAP50-95(B)", "metrics/mAP50-95(P)") if key in row) for row in rows
     ]
     best = max(range(len(rows)), key=lambda index: (scores[index], index))
     return {"best_epoch": int(rows[best]["epoch"]), "epochs": int(rows[-1]["epoch"])}

@@ -251,6 +251,43 @@ def test_a_table_that_is_torn_takes_nothing_with_it(localization: Model, tmp_pat
     assert "reading results.csv" in evaluated.metrics["missing"]
 
 
+def test_a_model_that_predicts_nothing_is_measured_as_such(localization: Model, tmp_path: Path) -> None:
+    """Nothing is missing: every object was not found, and both sheets show it."""
+    import torch
+    from ultralytics.utils.patches import torch_load
+
+    trained = localization.in_another_folder(tmp_path)
+    checkpoint = torch_load(trained.best, map_location="cpu")
+    for parameter in checkpoint["model"].parameters():
+        parameter.data.zero_()
+    for convolutions in checkpoint["model"].model[-1].cv3:
+        convolutions[-1].bias.data.fill_(-60000)  # no class anywhere
+    torch.save(checkpoint, trained.best)
+    evaluated = localization.evaluate(trained)
+    assert evaluated.missing is None
+    assert evaluated.metrics["test"]["corners"] == {"objects": 12, "found": 0}
+    assert json.loads((evaluated.folder / "predictions.json").read_text()) == []
+    assert (evaluated.folder / "worst.png").is_file()
+
+
+def test_ctrl_c_while_pictures_are_drawn_costs_no_figure(
+    localization: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends the evaluation, and what was measured is in the file."""
+    from PIL import Image
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    trained = localization.in_another_folder(tmp_path)
+    (trained.folder / "metrics.json").unlink()
+    monkeypatch.setattr(Image.Image, "quantize", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        localization.evaluate(trained)
+    content = json.loads((trained.folder / "metrics.json").read_text())
+    assert content["test"] == localization.evaluated.metrics["test"]
+
+
 # ── matching, by hand ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 SQUARE = [[0, 0, 2], [40, 0, 2], [40, 10, 2], [0, 10, 2]]
@@ -275,7 +312,7 @@ def test_each_object_is_found_once_and_the_surest_prediction_chooses_first() -> 
 def test_figures_are_of_what_was_found_and_say_how_much_that_is() -> None:
     """One corner is not labelled; one object is not found; 3 and 5 pixels of 10 are 30 and 50 %."""
     hidden = thing(0, 0)
-    hidden.corners[0, 2] = 0
+    hidden.corners[0] = 0  # as label files have a corner that is not labelled: 0 0 0
     cases = (
         Case(Path("a.jpg"), hidden, thing(0, 0, 0.9, shift=3.0)),
         Case(Path("a.jpg"), thing(100, 0), thing(100, 0, 0.9, shift=5.0)),
