@@ -199,6 +199,7 @@ class Recorder:
                 return _with_epochs(wandb.init(**given, mode="online", resume="allow"))
             except Exception as error:  # noqa: BLE001
                 _warn(f"W&B does not answer ({_told(error)}); recorded offline, upload it with: {tracking.upload}")
+                wandb.teardown()  # its service would not write a second run of the same id
         return _with_epochs(wandb.init(**given, mode="offline"))
 
 

@@ -193,6 +193,7 @@ def test_training_ends_with_the_last_epoch_that_fits(interrupted: Trained) -> No
     assert len(rows(interrupted)) == 1
 
 
+@pytest.mark.slow
 def test_time_that_is_long_enough_changes_nothing(machine: Machine, finished: Trained) -> None:
     """The schedule is that of all epochs, and the same numbers come out as without a limit."""
     limited = machine.train("limited", stop_after=3600.0)
