@@ -75,6 +75,7 @@ def configure_tracking(experiment: Experiment, credentials: Credentials, folder:
     entity = experiment.wandb.entity
     if key:
         os.environ["WANDB_API_KEY"] = key
+    _leave_service()
     if mode == "online":
         found = _default_entity()
         entity = entity or found
@@ -94,6 +95,14 @@ def configure_tracking(experiment: Experiment, credentials: Credentials, folder:
         mode=mode,
         site=site,
     )
+
+
+def _leave_service() -> None:
+    """Let this process start a W&B service of its own, whatever the one that started it has.
+
+    Only its owner can end a service, and one that has tried to open a run does not write another of the same id.
+    """
+    os.environ.pop("WANDB_SERVICE", None)
 
 
 def _site() -> str:
@@ -179,6 +188,7 @@ class Recorder:
     def _open(self) -> Any:  # noqa: ANN401  wandb's run
         import wandb
 
+        _leave_service()
         tracking = self._tracking
         given: dict[str, Any] = {
             "id": tracking.id,

@@ -22,6 +22,7 @@ from urllib.request import Request, urlopen
 
 import drive_emulator
 import pytest
+import wandb
 import wandb_emulator
 from conftest import ROOT, run_git
 from drive_emulator import CANARIES, DriveEmulator, client_pointed_at, name_remote
@@ -488,7 +489,12 @@ print(f"training goes on after {time.monotonic() - started:.0f} s", flush=True)
 
 @pytest.mark.parametrize("trouble", ["refused", "away", "ailing"])
 def test_training_goes_on_without_wandb(tmp_path: Path, trouble: str) -> None:
-    """A refused key, a service that is away or opens no runs: recorded offline, in a process as it is on Kaggle."""
+    """A refused key, a service that is away or opens no runs: recorded offline, in a process as it is on Kaggle.
+
+    The notebook's kernel has a W&B client as well, whose service a process that it starts would share.
+    """
+    wandb.setup().ensure_service()
+    assert os.environ["WANDB_SERVICE"]
     with WandbEmulator() as service:
         service.keys = {wandb_emulator.KEY} if trouble == "ailing" else set()
         url = "http://127.0.0.1:9" if trouble == "away" else service.url
