@@ -13,22 +13,28 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import hashlib
-import json
-import os
-import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import click
 
 from lib.errors import RenderError, RunError
 from lib.experiment import Experiment, Module, find_module, keys, load_experiment
+from lib.options import KAGGLE_USER, SECRETS_DATASET
+from lib.rendering import (
+    KAGGLE_WORDS,
+    bake,
+    configured_user,
+    kernel_metadata,
+    parameters,
+    public_url,
+    read_notebook,
+    ways_to_kaggle,
+    write_rendered,
+)
 
 PROJECT = Path(__file__).resolve().parent
 SOURCE = PROJECT / "notebooks" / "train.py"
@@ -39,23 +45,6 @@ SHORTCUTS = {
     "resume_from": "model.resume_from",
 }
 BY_OPTION = {"module": "the argument MODULE", "experiment": "--experiment", "accelerator": "--accelerator"}
-
-
-# What Kaggle calls an accelerator in a notebook, and in kernel-metadata.json.
-KAGGLE_WORDS = {
-    "t4x2": ("nvidiaTeslaT4", "NvidiaTeslaT4"),
-    "p100": ("nvidiaTeslaP100", "NvidiaTeslaP100"),
-    "none": ("none", ""),
-}
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """The files of a rendered notebook."""
-
-    notebook: Path
-    script: Path
-    kernel: Path | None
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -85,19 +74,8 @@ class Rendered:
 )
 @click.option("--emulate", is_flag=True, help="With --run: over an emulated Google Drive and Git host, for developers.")
 @click.option("--allow-dirty", is_flag=True, help="Render although the tree is dirty or its commit is not pushed.")
-@click.option(
-    "--kaggle-user",
-    envvar="KAGGLE_USERNAME",
-    metavar="NAME",
-    default="",
-    help="Whose kernel it is; without it the kaggle client's user.",
-)
-@click.option(
-    "--secrets-dataset",
-    metavar="OWNER/SLUG",
-    default="",
-    help="The private dataset with secrets.json; without it <kaggle user>/kaggle-training-secrets.",
-)
+@KAGGLE_USER
+@SECRETS_DATASET
 def main(
     *,
     module: str,
@@ -121,7 +99,7 @@ def main(
         raise RenderError("--emulate is for --run only.", remedy="add --run.")
     accelerator = "none" if run else accelerator
     given = {name: _yaml_value(name, text) for name, text in parameter}
-    notebook = read_notebook()
+    notebook = read_notebook(SOURCE.read_text(encoding="utf-8"))
     unknown_or_reserved(given, notebook)
     dotted = {name: value for name, value in given.items() if "." in name}
     chosen = load_experiment(_experiment_file(about, experiment, run=run), dotted, module=about.name)
@@ -139,21 +117,17 @@ def main(
         **baked,
     }
     folder = output or PROJECT / "build" / about.name
-    user = kaggle_user or _configured_user()
+    user = kaggle_user or configured_user()
     rendered = write_rendered(
         folder, about, bake(notebook, values, accelerator),
         None if run else kernel_metadata(about, accelerator, user, secrets_dataset),
     )  # fmt: skip
-    print(f"Notebook: {rendered.notebook}\nOne cell: {rendered.script}")
+    print(rendered)
     if run:
         _execute(rendered.notebook)
     else:
-        print(
-            f"Kernel:   {rendered.kernel}\nTrains:   {chosen.name} at commit {where['commit']} of {where['repository']}"
-        )
-        if not user:
-            print("No Kaggle user is known: set KAGGLE_USERNAME or --kaggle-user before `kaggle kernels push`.")
-        print(f"Upload the notebook to Kaggle, or run: kaggle kernels push -p {folder}")
+        print(f"Trains:   {chosen.name} at commit {where['commit']} of {where['repository']}")
+        print(ways_to_kaggle(rendered, user))
 
 
 # ── what is given ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -279,145 +253,6 @@ def _require_on_remote(repo: Any, commit: str) -> None:  # noqa: ANN401  GitPyth
         state="nothing was written.",
         remedy="`git push`, then render again (--allow-dirty renders all the same).",
     )
-
-
-def public_url(url: str) -> str:
-    """Give the address that Kaggle clones: https in place of ssh, and never a user name or token in it."""
-    ssh = re.fullmatch(r"(?:ssh://)?git@([^:/]+)[:/](.+)", url)
-    if ssh:
-        return f"https://{ssh[1]}/{ssh[2]}"
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https"):
-        return url
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
-# ── the notebook ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def read_notebook() -> Any:  # noqa: ANN401  nbformat has no types
-    """Read `notebooks/train.py` as a notebook."""
-    import jupytext
-
-    return jupytext.read(SOURCE, fmt="py:percent")
-
-
-def _parameter_cell(notebook: Any) -> Any:  # noqa: ANN401
-    return next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
-
-
-def parameters(notebook: Any) -> dict[str, str]:  # noqa: ANN401
-    """Give the notebook's parameters with the comment that explains each, as papermill reads them."""
-    from papermill.translators import papermill_translators
-
-    translator = papermill_translators.find_translator("python3", "python")
-    return {found.name: found.help for found in translator.inspect(_parameter_cell(notebook))}
-
-
-def bake(notebook: Any, values: Mapping[str, Any], accelerator: str) -> Any:  # noqa: ANN401
-    """Write the values into the `parameters` cell, each in its own line, and make the notebook Kaggle's."""
-    from papermill.translators import papermill_translators
-
-    translator = papermill_translators.find_translator("python3", "python")
-    cell = _parameter_cell(notebook)
-    lines = []
-    for line in cell.source.splitlines():
-        name, _, comment = line.partition("  # ")
-        name = name.partition(" = ")[0]
-        if name not in values:
-            lines.append(line)
-            continue
-        # papermill's own translation, by which `papermill -p` would write it
-        _, _, text = translator.codify({name: values[name]}, "").partition("\n")
-        lines += [f"{text.strip()}  # {comment}"] if text.count("\n") == 1 else [f"# {comment}", text.strip()]
-    cell.source = "\n".join(lines)
-    word, _ = KAGGLE_WORDS[accelerator]
-    notebook.metadata = {
-        "kaggle": {
-            "accelerator": word,
-            "dataSources": [],
-            "isGpuEnabled": accelerator != "none",
-            "isInternetEnabled": True,
-            "language": "python",
-            "sourceType": "notebook",
-        },
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},
-    }
-    for index, each in enumerate(notebook.cells):
-        each["id"] = hashlib.sha256(f"{index}\0{each.source}".encode()).hexdigest()[:8]
-    notebook.nbformat, notebook.nbformat_minor = 4, 5
-    return notebook
-
-
-def one_cell(notebook: Any, about: Module) -> str:  # noqa: ANN401
-    """Give the whole run as one cell to paste: Markdown becomes comments."""
-    parts = [f"# {about.title}, the whole run as one cell. Made by render.py from notebooks/train.py."]
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            parts.append("\n".join(f"# {line}".rstrip() for line in cell.source.splitlines()))
-        else:
-            parts.append(cell.source)
-    return "\n\n".join(parts) + "\n"
-
-
-def kernel_metadata(about: Module, accelerator: str, user: str, dataset: str) -> dict[str, Any]:
-    """Give what `kaggle kernels push` reads: a private kernel with internet, GPU and the secrets dataset."""
-    title = f"Train Module {about.number} {about.name.capitalize()}"
-    slug = title.lower().replace(" ", "-")  # Kaggle makes the same of the title
-    owner = user or "INSERT_KAGGLE_USERNAME_HERE"
-    return {
-        "id": f"{owner}/{slug}",
-        "title": title,
-        "code_file": f"{about.notebook}.ipynb",
-        "language": "python",
-        "kernel_type": "notebook",
-        "is_private": True,
-        "enable_gpu": accelerator != "none",
-        "enable_internet": True,
-        "machine_shape": KAGGLE_WORDS[accelerator][1],
-        "dataset_sources": [dataset or f"{owner}/kaggle-training-secrets"],
-        "competition_sources": [],
-        "kernel_sources": [],
-        "model_sources": [],
-        "keywords": [],
-    }
-
-
-def _configured_user() -> str:
-    """Give the user that the kaggle client is set up for; its key is not read."""
-    file = Path(os.environ.get("KAGGLE_CONFIG_DIR", Path.home() / ".kaggle")) / "kaggle.json"
-    try:
-        return str(json.loads(file.read_text(encoding="utf-8"))["username"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-
-
-def write_rendered(folder: Path, about: Module, notebook: Any, kernel: Mapping[str, Any] | None) -> Rendered:  # noqa: ANN401
-    """Validate the notebook and write its files, each complete or not at all."""
-    import nbformat
-
-    nbformat.validate(notebook)
-    folder.mkdir(parents=True, exist_ok=True)
-    files = Rendered(
-        folder / f"{about.notebook}.ipynb",
-        folder / f"{about.notebook}.py",
-        folder / "kernel-metadata.json" if kernel else None,
-    )
-    _write(files.notebook, nbformat.writes(notebook).rstrip("\n") + "\n")
-    _write(files.script, one_cell(notebook, about))
-    if files.kernel is not None:
-        _write(files.kernel, json.dumps(kernel, indent=2) + "\n")
-    else:
-        # a notebook of this machine's sandbox must not be pushed with the metadata of an earlier one
-        (folder / "kernel-metadata.json").unlink(missing_ok=True)
-    return files
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 # ── running it here ─────────────────────────────────────────────────────────────────────────────────────────────────

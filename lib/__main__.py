@@ -9,11 +9,7 @@ from pathlib import Path
 import click
 
 from lib.errors import RunError
-
-OLDER_THAN = click.option(
-    "--older-than", type=float, metavar="SECONDS", default=600.0, help="A run that has not moved for so long is dead."
-)
-SECRETS = click.option("--secrets", metavar="FILE", default="", help="Path of secrets.json.")
+from lib.options import KAGGLE_USER, OLDER_THAN, SECRETS, SECRETS_DATASET
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -77,6 +73,30 @@ def preflight(*, experiment: Path, accelerator: str, secrets: str) -> None:
     found = preflight_here(Path.cwd(), load_experiment(experiment), load_credentials(secrets), accelerator)
     print(show_preflight(found))
     stop_on_errors(found)
+
+
+@app.command()
+@click.argument("branch")
+@click.option("--output", type=Path, metavar="DIR", help="Where the files go; without it build/BRANCH.")
+@KAGGLE_USER
+@SECRETS_DATASET
+@SECRETS
+def rerun(*, branch: str, output: Path | None, kaggle_user: str, secrets_dataset: str, secrets: str) -> None:
+    """Render the run that published BRANCH once more: its notebook, commit and experiment, ready for Kaggle."""
+    from lib.credentials import load_credentials
+    from lib.rendering import configured_user, ways_to_kaggle
+    from lib.rerun import rerun as render_again
+    from lib.sandbox import find_project
+
+    user = kaggle_user or configured_user()
+    rendered, record = render_again(
+        find_project(Path.cwd()), branch, load_credentials(secrets), output, user, secrets_dataset
+    )
+    print(f"{rendered}\nTrains:   what {record.branch} was trained from, at commit {record.commit}")
+    if record.resumed_from:
+        print(f"Needs:    {record.resumed_from}, from which that run went on")
+    print(f"Was with: {', '.join(f'{name} {version}' for name, version in record.versions.items())}")
+    print(ways_to_kaggle(rendered, user))
 
 
 @app.command()

@@ -35,6 +35,7 @@ import render
 from lib.credentials import Credentials
 from lib.drawing import draw_dataset
 from lib.experiment import find_module, load_experiment
+from lib.rendering import bake, read_notebook, write_rendered
 from lib.sandbox import Sandbox, make_sandbox
 
 SMALL = load_experiment(
@@ -355,8 +356,8 @@ class Stage:
             "working": str(folder / "working"),
             **self.services.parameters,
         }
-        notebook = render.bake(render.read_notebook(), values, "none")
-        rendered = render.write_rendered(folder / "out", about, notebook, None)
+        notebook = bake(read_notebook(render.SOURCE.read_text(encoding="utf-8")), values, "none")
+        rendered = write_rendered(folder / "out", about, notebook, None)
         environment = {
             **{name: value for name, value in self.services.environment().items() if not name.startswith("GIT_")},
             "HOME": str(home),

@@ -19,6 +19,9 @@ from lib.credentials import load_credentials
 from lib.drawing import draw_dataset
 from lib.errors import RenderError
 from lib.experiment import MODULES, Experiment, keys, load_experiment
+from lib.rendering import parameters, public_url, read_notebook
+
+NOTEBOOK = render.SOURCE.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +265,7 @@ def test_a_checkout_without_remote_is_refused(project: Path, tmp_path: Path) -> 
 )
 def test_no_token_is_baked_in_with_the_address(given: str, public: str) -> None:
     """What people have in their remote's URL does not go into a notebook that may become public."""
-    assert render.public_url(given) == public
+    assert public_url(given) == public
 
 
 def test_an_accelerator_changes_what_kaggle_is_asked_for(project: Path, tmp_path: Path) -> None:
@@ -289,28 +292,27 @@ def test_rendering_imports_nothing_heavy(project: Path, tmp_path: Path) -> None:
 
 def test_every_parameter_has_a_comment() -> None:
     """It is shown by papermill as the parameter's help."""
-    found = render.parameters(render.read_notebook())
+    found = parameters(read_notebook(NOTEBOOK))
     assert len(found) >= 10
     assert all(len(comment) > 10 for comment in found.values())
 
 
 def test_shortcuts_are_parameters_and_keys() -> None:
     """Each shortcut of the notebook stands for a key that an experiment has."""
-    assert set(render.SHORTCUTS) <= set(render.parameters(render.read_notebook()))
+    assert set(render.SHORTCUTS) <= set(parameters(read_notebook(NOTEBOOK)))
     assert set(render.SHORTCUTS.values()) <= set(keys())
 
 
 def test_unknown_parameters_are_an_error_even_without_a_near_miss() -> None:
     """All that are known are listed."""
     with pytest.raises(RenderError, match="known are: repository"):
-        render.unknown_or_reserved({"zzz": 1}, render.read_notebook())
+        render.unknown_or_reserved({"zzz": 1}, read_notebook(NOTEBOOK))
 
 
 def test_the_round_trip_through_a_notebook_loses_nothing() -> None:
     """Edited in Jupyter and saved back, notebooks/train.py is the same text."""
     import jupytext
 
-    text = render.SOURCE.read_text(encoding="utf-8")
-    back = jupytext.writes(jupytext.reads(text, fmt="py:percent"), fmt="py:percent")
+    back = jupytext.writes(jupytext.reads(NOTEBOOK, fmt="py:percent"), fmt="py:percent")
     # jupytext signs what it writes with its own version
-    assert [line for line in back.splitlines() if "jupytext_version" not in line] == text.splitlines()
+    assert [line for line in back.splitlines() if "jupytext_version" not in line] == NOTEBOOK.splitlines()

@@ -310,6 +310,31 @@ def test_a_session_that_is_over_publishes_what_was_trained(detection: Run) -> No
     assert json.loads((again.clone / again.artifacts / "run.json").read_text())["start"]["epoch"] == 1
 
 
+@pytest.mark.slow
+def test_a_published_run_can_be_run_again_from_any_clone(detection: Run, second_clone: Path) -> None:
+    """`rerun` of the branch, executed with papermill as the README says, measures the same and publishes anew."""
+    branch = run_git("branch", "--show-current", cwd=second_clone)
+    before = detection.refs()
+    words = ["-m", "lib", "rerun", branch]
+    told = subprocess.run([sys.executable, *words], cwd=second_clone, capture_output=True, text=True, timeout=120)
+    assert told.returncode == 0, told.stderr
+    notebook = second_clone / "build" / branch / "train_module_1_detection.ipynb"
+    assert f"Notebook: {notebook}\n" in told.stdout
+    done = subprocess.run(
+        [sys.executable, "-m", "papermill", notebook, notebook.with_suffix(".out.ipynb"), "--cwd", second_clone],
+        cwd=second_clone, env=environment(), capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-5000:]
+    (new,) = set(detection.refs()) - set(before)
+    (clone,) = second_clone.glob("build/sandbox/runs/detection-*/origin")
+    first, again = (json.loads((path / detection.artifacts / "run.json").read_text()) for path in (second_clone, clone))
+    assert f"refs/heads/{again['branch']}" == new
+    same = ("commit", "experiment", "dataset", "lock", "versions", "repository")
+    assert {key: again[key] for key in same} == {key: first[key] for key in same}
+    metrics = [(path / detection.artifacts / "train/metrics.json").read_text() for path in (second_clone, clone)]
+    assert metrics[0] == metrics[1]
+
+
 def kill_training(run: subprocess.Popen[str], sandbox: Path) -> None:
     """Kill a run's training process once its first epoch is over, as the system does when memory is short."""
     known = set(sandbox.glob("runs/*"))

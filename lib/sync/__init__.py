@@ -36,7 +36,8 @@ Nothing here knows YOLO.
 """
 
 from lib.sync.check import Checked, check
+from lib.sync.refs import Refs
 from lib.sync.rehearsal import Rehearsed, rehearse
 from lib.sync.transaction import Publication, Published, recover, sync_outputs
 
-__all__ = ["Checked", "Publication", "Published", "Rehearsed", "check", "recover", "rehearse", "sync_outputs"]
+__all__ = ["Checked", "Publication", "Published", "Refs", "Rehearsed", "check", "recover", "rehearse", "sync_outputs"]

@@ -16,6 +16,7 @@ import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from lib.commands import MINUTE, Answer, run_command
@@ -158,6 +159,18 @@ class Refs:
             ref: {name: item for path, blob in pointers_of.items() for name, item in _outputs(path, texts[blob])}
             for ref, pointers_of in found.items()
         }
+
+    def read_files(self, ref: str, pattern: str, *, commit: str = "") -> dict[str, str]:
+        """Give the text of the files that match, by path: of the commit at `ref`, or of `commit` in its history.
+
+        `pattern` is a glob whose * takes slashes too. Raises `GitPushError` where the remote does not answer or has no
+        such commit.
+        """
+        with self._fetched(ref):
+            tree = commit or ref
+            listed = self._remote("ls-tree", "-r", "-z", "--name-only", tree, cwd=self._mirror).output.split("\0")
+            found = [path for path in listed if fnmatchcase(path, pattern)]
+            return {path: self._remote("cat-file", "blob", f"{tree}:{path}", cwd=self._mirror).output for path in found}
 
     def roots(self) -> set[str]:
         """Give the first commits of the repository, which name it in every clone, also in a shallow one.

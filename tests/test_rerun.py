@@ -1,0 +1,139 @@
+"""A published run is rendered again from its branch alone, or one error says why not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from conftest import ROOT, RUN, Stores, run_git, write_run
+
+from lib.credentials import Credentials
+from lib.errors import RenderError
+from lib.experiment import load_experiment
+from lib.rerun import rerun
+from lib.sync import Publication, sync_outputs
+
+BRANCH = "kaggle-train-detection-exp001-baseline-20250102-030405"
+EXPERIMENT = load_experiment(ROOT / "experiments/001_det_baseline.yaml", {"training.epochs": 7}).model_dump(mode="json")
+
+
+def record(commit: str) -> dict[str, Any]:
+    """Give what a run with two T4 writes into its run.json, as far as it matters here."""
+    return {
+        "branch": BRANCH,
+        "commit": commit,
+        "experiment": EXPERIMENT,
+        "machine": {"gpus": [{"name": "Tesla T4", "memory": 16}] * 2},
+        "versions": {"torch": "2.6.0"},
+    }
+
+
+@dataclass(frozen=True)
+class Published:
+    """A clone with code that is newer than its published run, and the commit that this one was trained from."""
+
+    stores: Stores
+    clone: Path
+    commit: str
+
+    def publish(self, run: dict[str, Any], branch: str = BRANCH) -> None:
+        """Publish a run with this run.json from the run's commit."""
+        other = self.stores.clone_again(f"machine-{branch}")
+        run_git("checkout", "--quiet", "--detach", self.commit, cwd=other)
+        write_run(other)
+        (other / RUN / "run.json").write_text(json.dumps(run), encoding="utf-8")
+        sync_outputs(Publication(other, branch, "a run", RUN, (), datetime(2025, 1, 2, tzinfo=UTC)), say=str)
+
+    def rerun(self, branch: str = BRANCH) -> Any:
+        """Give the parameters of the run rendered again, and the kernel's metadata."""
+        rendered, _ = rerun(self.clone, branch, Credentials(), self.stores.folder / "out", "somebody", "")
+        values: dict[str, Any] = {}
+        for cell in nbformat.read(rendered.notebook, as_version=4).cells:
+            if "parameters" in cell.metadata.get("tags", []):
+                exec(cell.source, values)  # our own notebook
+        assert rendered.kernel
+        return values, json.loads(rendered.kernel.read_text())
+
+
+@pytest.fixture
+def published(stores: Stores) -> Published:
+    """Commit the notebook, publish a run of it, and change it afterwards."""
+    source = stores.clone / "notebooks/train.py"
+    source.parent.mkdir()
+    text = (ROOT / "notebooks/train.py").read_text(encoding="utf-8")
+    commits = []
+    for number, version in enumerate((f"{text}\n# as it was trained\n", f"{text}\n# newer\n")):
+        source.write_text(version, encoding="utf-8")
+        run_git("add", "notebooks", cwd=stores.clone)
+        run_git("commit", "--quiet", f"--message=version {number}", cwd=stores.clone)
+        run_git("push", "--quiet", "origin", "HEAD:main", cwd=stores.clone)
+        commits.append(run_git("rev-parse", "HEAD", cwd=stores.clone))
+    made = Published(stores, stores.clone, commits[0])
+    made.publish(record(commits[0]))
+    return made
+
+
+def test_notebook_commit_and_experiment_are_those_of_the_run(published: Published) -> None:
+    """Not the newer ones of the checkout at hand, which is not touched: no ref, no file, no branch."""
+    looks = (("for-each-ref",), ("status", "--porcelain"))
+    before = [run_git(*words, cwd=published.clone) for words in looks]
+    values, kernel = published.rerun(f"origin/{BRANCH}")
+    assert values["experiment"] == EXPERIMENT
+    assert values["commit"] == published.commit
+    assert values["repository"] == str(published.stores.origin)
+    assert (values["module"], values["accelerator"]) == ("detection", "t4x2")
+    assert kernel["machine_shape"] == "NvidiaTeslaT4"
+    text = (published.stores.folder / "out/train_module_1_detection.py").read_text()
+    assert "# as it was trained" in text
+    assert "# newer" not in text
+    assert [run_git(*words, cwd=published.clone) for words in looks] == before
+
+
+@pytest.mark.parametrize(("gpu", "wanted"), [([], "none"), ([{"name": "Tesla P100-PCIE-16GB"}], "p100")])
+def test_kaggle_is_asked_for_the_gpus_that_the_run_had(
+    published: Published, gpu: list[dict[str, str]], wanted: str
+) -> None:
+    """None where there was none."""
+    branch = BRANCH.replace("2025", "2026")
+    published.publish({**record(published.commit), "branch": branch, "machine": {"gpus": gpu}}, branch)
+    assert published.rerun(branch)[0]["accelerator"] == wanted
+
+
+def test_a_branch_that_is_not_there_is_told_with_those_that_are_meant(published: Published) -> None:
+    """A near miss names the branch, anything else the newest; nothing is written."""
+    with pytest.raises(RenderError, match="no branch") as near:
+        published.rerun(BRANCH.replace("30405", "30406"))
+    assert near.value.remedy == f"did you mean: {BRANCH}."
+    with pytest.raises(RenderError, match="no branch 'main'") as far:
+        published.rerun("main")
+    assert far.value.remedy == f"the newest are: {BRANCH}."
+    assert not (published.stores.folder / "out").exists()
+
+
+def test_a_damaged_record_is_told_with_its_path_and_key(published: Published) -> None:
+    """What a person would look for in the branch."""
+    branch = BRANCH.replace("2025", "2026")
+    published.publish({**record("main"), "branch": branch}, branch)
+    with pytest.raises(RenderError, match=rf"{RUN}/run\.json: commit: "):
+        published.rerun(branch)
+
+
+def test_another_runs_record_is_not_taken(published: Published) -> None:
+    """A branch of a repository that has merged a run holds that run's run.json as well."""
+    branch = BRANCH.replace("2025", "2026")
+    published.publish(record(published.commit), branch)
+    with pytest.raises(RenderError, match=r"no run\.json of its own"):
+        published.rerun(branch)
+
+
+def test_a_commit_without_the_notebook_is_told(published: Published) -> None:
+    """A run of the time before the notebook stood where it stands now."""
+    branch, first = BRANCH.replace("2025", "2026"), published.stores.root()
+    published.publish({**record(first), "branch": branch}, branch)
+    with pytest.raises(RenderError, match=r"notebooks/train\.py of commit"):
+        published.rerun(branch)
