@@ -452,6 +452,7 @@ def branches(stage: Stage, run: Run) -> list[str]:
     return [ref for ref in stage.refs() if found[1] in ref or "intents" in ref]
 
 
+@pytest.mark.slow
 def test_a_whole_run_publishes_a_branch_and_its_objects(stage: Stage, published: Run) -> None:
     """One branch on the Git host, both weights on the Drive under the hashes that it names, no intent on either."""
     (ref,) = branches(stage, published)
@@ -465,6 +466,7 @@ def test_a_whole_run_publishes_a_branch_and_its_objects(stage: Stage, published:
     assert all(path.startswith("files/md5/") for path in stage.objects())
 
 
+@pytest.mark.slow
 def test_a_whole_run_goes_through_the_services_with_its_accounts(stage: Stage, published: Run) -> None:
     """The repository is private, and the Drive was written to; the run's notes hold the programs it started."""
     services = stage.services
@@ -478,6 +480,7 @@ def test_a_whole_run_goes_through_the_services_with_its_accounts(stage: Stage, p
     assert "'fetch'" in (published.folder / "notes").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_whole_run_leaves_a_complete_log_and_notebook(published: Run) -> None:
     """Every step in both, from the first to the summary; the log stands with the artifacts too; nothing failed."""
     steps = [f"{number}/10: " for number in range(11)]
@@ -490,6 +493,7 @@ def test_a_whole_run_leaves_a_complete_log_and_notebook(published: Run) -> None:
     assert all(cell["execution_count"] for cell in notebook["cells"] if cell["cell_type"] == "code")
 
 
+@pytest.mark.slow
 def test_preflight_finds_nothing_wrong_with_a_whole_run(published: Run) -> None:
     """Both remotes, the account and the dataset are ok in its table."""
     table = published.shown.partition("Preflight: what the run will need")[2].partition("6/10: ")[0]
@@ -498,12 +502,14 @@ def test_preflight_finds_nothing_wrong_with_a_whole_run(published: Run) -> None:
     assert "ERROR" not in table
 
 
+@pytest.mark.slow
 def test_no_credential_is_left_by_a_whole_run(published: Run) -> None:
     """Nowhere, but in the one private file that DVC's client reads."""
     assert published.leaks == []
     assert (published.working / "scratch/credentials/gdrive.json").is_file()
 
 
+@pytest.mark.slow
 def test_the_published_model_can_be_brought_to_another_clone(stage: Stage, published: Run) -> None:
     """`git clone` with the token, `dvc pull` from the Drive: the weights are those that were trained."""
     services, clone = stage.services, stage.folder / "second"
@@ -520,6 +526,7 @@ def test_the_published_model_can_be_brought_to_another_clone(stage: Stage, publi
     assert len(list((clone / "data/detection/images").rglob("*.jpg"))) == 8
 
 
+@pytest.mark.slow
 def test_a_run_without_a_key_asks_nothing_of_wandb(published: Run) -> None:
     """Offline is offline."""
     assert published.asked_wandb == []

@@ -260,6 +260,7 @@ def test_a_resumed_training_goes_on_in_the_same_wandb_run(machine: Machine, move
     assert {fetch_weights(machine.experiment(model__resume_from=str(moved)), ROOT).run_path.rpartition("/")[2]} == runs
 
 
+@pytest.mark.slow
 def test_the_best_weights_before_the_interruption_are_not_lost(machine: Machine, interrupted: Trained) -> None:
     """Beside last.pt lies a best.pt that no later epoch beats: it is the best one's at the end too."""
     folder = machine.folder / "beside"
@@ -331,6 +332,7 @@ def test_memory_that_is_too_small_is_one_clear_error(machine: Machine, monkeypat
     assert "reduce training.batch_size" in caught.value.remedy
 
 
+@pytest.mark.slow
 def test_batches_are_halved_by_the_experiments_choice(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
