@@ -28,6 +28,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from lib.errors import DatasetError
+from lib.labels import label_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -888,19 +889,9 @@ def _draw_cell(file: Path, classes: Mapping[int, str], points: Sequence[int]) ->
         raise _unusable(file, f"cannot be opened: {error}") from error
     image = ImageOps.contain(image, (CELL, CELL), Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(image)
-    for number, box, corners in _read_labels(_label_file(file), points):
+    for number, box, corners in _read_labels(Path(label_path(str(file))), points):
         _draw_label(draw, image.size, classes.get(number, f"class {number}"), box, corners)
     return image
-
-
-def _label_file(picture: Path) -> Path:
-    # As ultralytics finds it: the last folder called images becomes labels.
-    parts = list(picture.parts)
-    for position in range(len(parts) - 2, -1, -1):
-        if parts[position] == "images":
-            parts[position] = "labels"
-            break
-    return Path(*parts).with_suffix(".txt")
 
 
 def _read_labels(file: Path, points: Sequence[int]) -> list[tuple[int, Points, Points]]:

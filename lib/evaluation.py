@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import traceback
 from collections.abc import Callable, Mapping
@@ -122,25 +123,16 @@ def evaluate(experiment: Experiment, dataset: Dataset, trained: Trained, *, devi
     folder.mkdir(parents=True)
     scratch = dataset.data_file.parent / "validation"
     measured: dict[str, Any] = {}
-    failed: list[str] = []
-
-    def attempt(what: str, do: Callable[[], None]) -> None:
-        try:
-            do()
-        except Exception as error:  # noqa: BLE001  whatever fails here, the weights must be published
-            told = " ".join(f"{type(error).__name__}: {error}".split())
-            failed.append(f"{what}: {told}")
-            traceback.print_exc()
-            print(f"Warning: {what} failed: {told}", flush=True)
+    attempt = _Attempts(folder.parent, scratch, dataset.folder)
 
     def write() -> dict[str, Any]:
-        metrics = Metrics.model_validate(measured | ({"missing": "; ".join(failed)} if failed else {}))
+        metrics = Metrics.model_validate(measured | ({"missing": "; ".join(attempt.failed)} if attempt.failed else {}))
         content = metrics.model_dump(mode="json", by_alias=True, exclude_none=True)
         (trained.folder / "metrics.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         return content
 
-    def measure(split: str, key: str, target: Path) -> None:
-        results = _validate(experiment, dataset, trained, split, target, device)
+    def measure(split: str, key: str, target: Path, *, plots: bool = False) -> None:
+        results = _validate(experiment, dataset, trained, split, target, device, plots=plots)
         measured[key] = {"images": dataset.counts[split], **_heads(results)}
 
     def measure_corners() -> None:
@@ -154,7 +146,9 @@ def evaluate(experiment: Experiment, dataset: Dataset, trained: Trained, *, devi
     attempt("reading results.csv", lambda: measured.update(_epochs(trained.folder / "results.csv")))
     attempt("validation", lambda: measure("val", "validation", scratch))
     shutil.rmtree(scratch, ignore_errors=True)
-    attempt("the test", lambda: measure("test", "test", folder))
+    attempt("the test", lambda: measure("test", "test", folder, plots=True))
+    if "validation" in measured and "test" not in measured:
+        attempt("the test without plots", lambda: measure("test", "test", folder))
     if "test" in measured:
         if experiment.about.keypoints:
             attempt("measuring corners", measure_corners)
@@ -163,7 +157,26 @@ def evaluate(experiment: Experiment, dataset: Dataset, trained: Trained, *, devi
     attempt("drawing the training's pictures", lambda: to_png(trained.folder))
     attempt("drawing the test's pictures", lambda: to_png(folder))
     content = write()
-    return Evaluated(folder, content, _missing(content["missing"], trained) if failed else None)
+    return Evaluated(folder, content, _missing(content["missing"], trained) if attempt.failed else None)
+
+
+class _Attempts:
+    """Does one thing after the other; one that fails is kept and said, without the `places` of this machine."""
+
+    def __init__(self, *places: Path) -> None:
+        self._places = places
+        self.failed: list[str] = []
+
+    def __call__(self, what: str, do: Callable[[], None]) -> None:
+        try:
+            do()
+        except Exception as error:  # noqa: BLE001  whatever fails here, the weights must be published
+            told = " ".join(f"{type(error).__name__}: {error}".split())
+            for place in self._places:
+                told = told.replace(f"{place}{os.sep}", "")
+            self.failed.append(f"{what}: {told}")
+            traceback.print_exc()
+            print(f"Warning: {what} failed: {told}", flush=True)
 
 
 def _missing(why: str, trained: Trained) -> EvaluationError:
@@ -175,9 +188,9 @@ def _missing(why: str, trained: Trained) -> EvaluationError:
 
 
 def _validate(
-    experiment: Experiment, dataset: Dataset, trained: Trained, split: str, folder: Path, device: str
+    experiment: Experiment, dataset: Dataset, trained: Trained, split: str, folder: Path, device: str, *, plots: bool
 ) -> Mapping[str, Any]:
-    """Give ultralytics' figures of a split; the test split's predictions and plots are left in `folder`."""
+    """Give ultralytics' figures of a split; plots, and the test split's predictions, are left in `folder`."""
     from ultralytics.models import YOLO
 
     task = experiment.about.task
@@ -191,7 +204,7 @@ def _validate(
         project=str(folder.parent),
         name=folder.name,
         exist_ok=True,
-        plots=split == "test",
+        plots=plots,
         save_json=split == "test",
         validator=_validator(task, dataset),
     )

@@ -166,9 +166,13 @@ def label_path(picture: str) -> str:
 
 
 def read_objects(label: str) -> list[list[float]]:
-    """Give the numbers of each line of a label file that was checked; none where there is no such file."""
+    """Give the numbers of each line of a label file that was checked; none where there is no such file.
+
+    A line that stands there twice counts once, as ultralytics counts it.
+    """
     content = _read(label)
-    return [] if isinstance(content, str) else [[float(word) for word in words] for _, words in content]
+    rows = [] if isinstance(content, str) else [tuple(float(word) for word in words) for _, words in content]
+    return [list(row) for row in dict.fromkeys(rows)]
 
 
 def check_labels(pictures: Sequence[Picture], form: Form, names: dict[int, str], findings: Findings) -> None:

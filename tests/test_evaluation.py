@@ -226,6 +226,7 @@ def test_torn_weights_leave_the_epochs_and_say_why(localization: Model, tmp_path
     assert evaluated.metrics.keys() == {"schema", "best_epoch", "epochs", "missing"}
     assert evaluated.missing is not None
     assert str(trained.best.parent) in evaluated.missing.state
+    assert str(tmp_path) not in evaluated.metrics["missing"]
     assert json.loads((trained.folder / "metrics.json").read_text()) == evaluated.metrics
 
 
@@ -249,6 +250,22 @@ def test_a_table_that_is_torn_takes_nothing_with_it(localization: Model, tmp_pat
     assert "best_epoch" not in evaluated.metrics
     assert evaluated.metrics["test"] == localization.evaluated.metrics["test"]
     assert "reading results.csv" in evaluated.metrics["missing"]
+
+
+def test_a_plot_that_cannot_be_drawn_costs_no_figure(
+    localization: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library plots in the middle of measuring: it is measured once more without, and said."""
+    from ultralytics.utils import metrics
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no fonts here")
+
+    monkeypatch.setattr(metrics, "plot_pr_curve", refuse)
+    evaluated = localization.evaluate(localization.in_another_folder(tmp_path))
+    assert evaluated.metrics["test"] == localization.evaluated.metrics["test"]
+    assert "the test: OSError: no fonts here" in evaluated.metrics["missing"]
+    assert (evaluated.folder / "worst.png").is_file()
 
 
 def test_a_model_that_predicts_nothing_is_measured_as_such(localization: Model, tmp_path: Path) -> None:
@@ -337,7 +354,7 @@ def test_pictures_are_told_apart_and_stand_upright(tmp_path: Path) -> None:
     exif[274] = 6  # shown upright, it is 50 wide and 100 high
     picture.save(tmp_path / "a.jpg", exif=exif)
     picture.save(tmp_path / "a.png")
-    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf0 0.5 0.5 0.8 0.1\n")
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf0 0.5 0.5 0.8 0.1\n0 0.50 0.5 0.8 0.1\n")  # the same twice
     files = (tmp_path / "a.jpg", tmp_path / "a.png")
     dataset = Dataset(tmp_path, tmp_path / "data.yaml", "", {"test": 2}, {0: "door"}, {"test": files})
     item = {"image_id": "a", "category_id": 1, "score": 0.9}
