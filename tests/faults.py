@@ -51,8 +51,8 @@ from lib.sync import intent as journal
 from lib.sync.objects import open_objects
 
 BRANCH = "kaggle-train-detection-exp001-20250102-030405"
-HEAD = f"refs/heads/{BRANCH}"
 OTHER = "kaggle-train-detection-exp001-20250102-040506"
+CHECKPOINT = "kaggle-checkpoint-detection-exp001"
 STAMP = datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC)
 OURS, THEIRS = "f" * 8, "0" * 8  # how intents begin: those of the faulted clone are settled last
 SYNC = str(ROOT / "lib" / "sync")
@@ -60,16 +60,18 @@ MARK = "FAULT_SWEEP"  # in the environment of whatever a process that is killed 
 KILLED = "\nkilled at "
 MANY = 400  # more calls than a publication makes
 
+KINDS = ("kaggle-train", "kaggle-checkpoint")
+
 REFUSE = f"""
 while read old new ref; do
-  case "$ref" in refs/heads/{BRANCH}) echo "no new branches today" >&2; exit 1;; esac
+  case "$ref" in refs/heads/{BRANCH}|refs/heads/{CHECKPOINT}) echo "no new branches today" >&2; exit 1;; esac
 done
 """
 
 
-def publish(clone: Path, branch: str = BRANCH) -> Published:
-    """Publish the run in a clone."""
-    run = Publication(clone, branch, "Training of exp001\n", RUN, WEIGHTS, STAMP)
+def publish(clone: Path, branch: str = BRANCH, *supersedes: str) -> Published:
+    """Publish the run in a clone under a branch that takes the place of others."""
+    run = Publication(clone, branch, "Training of exp001\n", RUN, WEIGHTS, STAMP, supersedes=supersedes)
     return sync_outputs(run, say=str)
 
 
@@ -446,7 +448,7 @@ class Died(BaseException):
     """The process has ended here: nothing that it would do from now on happens."""
 
 
-def _die(_doors: Doors, _call: Call) -> NoReturn:
+def _stop(_doors: Doors, _call: Call) -> NoReturn:
     raise Died
 
 
@@ -483,7 +485,7 @@ LIES = Kind(
     lambda call: call.door == "store" and call.name.startswith("upload"),
 )  # fmt: skip
 MEANWHILE = Kind("the other goes on right before it", Strike(_let_the_guest_go_on))
-DIES = Kind("dies right before", Strike(_die, _die), dies=True)
+DIES = Kind("dies right before", Strike(_stop, _stop), dies=True)
 KILLED_BEFORE = Kind("killed right before", Strike(_kill_before), kills=True)
 KILLED_AFTER = Kind("killed right after", Strike(_kill_after), kills=True)
 KILLED_MIDWAY = Kind(
@@ -601,7 +603,8 @@ def _pausing(pause: Callable[[], None]) -> Strike:
 
 def creates_a_branch(call: Call) -> bool:
     """Whether it is the commit push of a run."""
-    return is_push(call) and any(":refs/heads/kaggle-train-" in word and word[0] not in "-:" for word in call.words)
+    created = (word for word in call.words if word[0] not in "-:")
+    return is_push(call) and any(f":refs/heads/{kind}-" in word for word in created for kind in KINDS)
 
 
 # ── scenarios ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -622,6 +625,14 @@ class Scenario:
     """Refused, but counted from the first call."""
     cold: bool = False
     """The clone has never spoken to the remotes: what it keeps of them under `.git` must be made first."""
+    branch: str = BRANCH
+    """What is published."""
+    supersedes: tuple[str, ...] = ()
+    """The branches that it takes the place of."""
+
+    def publish(self, clone: Path) -> Published:
+        """Publish the run of a clone as it is published here."""
+        return publish(clone, self.branch, *self.supersedes)
 
 
 def one_object_stood_there(stores: Stores, shelf: Shelf) -> None:
@@ -645,12 +656,31 @@ def we_died_before_our_push(stores: Stores, shelf: Shelf) -> None:
     _die_before_the_push(stores, shelf, stores.clone, BRANCH, OURS)
 
 
+def a_checkpoint_stands(stores: Stores, _shelf: Shelf) -> None:
+    """Let another clone publish an older checkpoint; its best weights are still the best."""
+    guest = stores.folder / "guest"
+    (guest / WEIGHTS[1]).write_bytes(b"older")
+    publish(guest, CHECKPOINT, CHECKPOINT)
+
+
+def we_died_before_cleaning_up(stores: Stores, shelf: Shelf) -> None:
+    """Let the clone publish in place of the checkpoint, and die before it deletes what only that one had."""
+    a_checkpoint_stands(stores, shelf)
+    _die(stores, shelf, lambda call: call.name.startswith("delete "), OURS, lambda: FINISHING.publish(stores.clone))
+
+
 def _die_before_the_push(stores: Stores, shelf: Shelf, clone: Path, branch: str, ids: str) -> None:
+    _die(stores, shelf, creates_a_branch, ids, lambda: publish(clone, branch))
+
+
+def _die(
+    stores: Stores, shelf: Shelf, before: Callable[[Call], bool], ids: str, publish_it: Callable[[], object]
+) -> None:
     kind = KILLED_BEFORE if shelf.survives_forks else DIES
 
     def play() -> None:
-        with Doors(replace(kind, applies=creates_a_branch), 1, ids=ids).installed():
-            publish(clone, branch)
+        with Doors(replace(kind, applies=before), 1, ids=ids).installed():
+            publish_it()
 
     if not shelf.survives_forks:
         with pytest.raises(Died):
@@ -667,6 +697,9 @@ PUBLISHED = Scenario("the same is published", the_same_is_published)
 DEAD = Scenario("another died", another_died_before_its_push)
 BESIDE = Scenario("another publishes", guest=publish_and_pause)
 CLEANING = Scenario("another is undone", another_died_before_its_push, recover_and_pause)
+FINISHING = Scenario("a checkpoint ends", a_checkpoint_stands, supersedes=(CHECKPOINT,))
+MOVING = replace(FINISHING, name="a checkpoint moves", branch=CHECKPOINT)
+WANTED = replace(MOVING, name="a checkpoint moves and another publishes the old one", guest=publish_and_pause)
 
 
 def refused(scenario: Scenario, *, whole: bool = False) -> Scenario:
@@ -675,6 +708,7 @@ def refused(scenario: Scenario, *, whole: bool = False) -> Scenario:
 
 
 RECOVERY = Scenario("recovery", we_died_before_our_push, recovers=True)
+SWEEPING = replace(FINISHING, name="recovery of a clean-up", prepare=we_died_before_cleaning_up, recovers=True)
 
 
 # ── looking ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -736,6 +770,11 @@ class World:
             (name, key) for name, key in self.identities() if name in named or name not in dead or key in stood
         }
         self.refs = {ref: commit for ref, commit in self.stores.refs().items() if ref.startswith("refs/heads/")}
+        self.head = f"refs/heads/{scenario.branch}"
+        self.replaced = {ref for ref in self.refs if ref.removeprefix("refs/heads/") in scenario.supersedes}
+        # what only they name may go once we are published
+        theirs = {name for ref in self.replaced for name in self._named_by(ref)} - set(self.mine)
+        self.superseded = {(name, key) for name, key in self.kept if name in theirs}
         self.index = (self.stores.clone / ".git" / "index").read_bytes()
         self.guest: Guest | None = None
 
@@ -760,32 +799,48 @@ class World:
 
     def whole_branches(self) -> set[str]:
         """Give the objects that visible branches name, after checking that each is there, whole."""
-        named = set()
-        origin, copies = self.stores.origin, self.copies()
+        named: set[str] = set()
+        copies = self.copies()
         for ref in self.stores.refs():
-            if not ref.startswith("refs/heads/kaggle-train-"):
+            if not ref.removeprefix("refs/heads/").startswith(KINDS):
                 continue
-            files = [line for line in run_git("ls-tree", "-r", ref, cwd=origin).splitlines() if line.endswith(".dvc")]
-            for line in files:
-                text = run_git("cat-file", "blob", line.split()[2], cwd=origin)
-                (md5,), (size,) = re.findall(r"md5: (\w+)", text), re.findall(r"size: (\d+)", text)
-                standing = copies.get(object_name(md5), {})
+            objects = self._named_by(ref)
+            for name, size in objects.items():
+                standing = copies.get(name, {})
                 if not standing:
-                    raise HalfState(f"{ref} names {md5}, whose object is not there")
-                if any(len(content) != int(size) or md5_of(content) != md5 for content in standing.values()):
-                    raise HalfState(f"{ref} names {md5}, whose object has other content")
-                named.add(object_name(md5))
-            if len(files) != len(WEIGHTS):
-                raise HalfState(f"{ref} names {len(files)} objects")
+                    raise HalfState(f"{ref} names {name}, which is not there")
+                if any(len(content) != size or object_name(md5_of(content)) != name for content in standing.values()):
+                    raise HalfState(f"{ref} names {name}, which has other content")
+            if len(objects) != len(WEIGHTS):
+                raise HalfState(f"{ref} names {len(objects)} objects")
+            named |= objects.keys()
         return named
 
+    def is_published(self) -> bool:
+        """Whether our branch is there, with what this clone has."""
+        return self.head in self.stores.refs() and self._named_by(self.head).keys() == self.mine.keys()
+
+    def _named_by(self, ref: str) -> dict[str, int]:
+        """Give the objects that a branch names, with their sizes."""
+        origin, found = self.stores.origin, {}
+        for line in run_git("ls-tree", "-r", ref, cwd=origin).splitlines():
+            if line.endswith(".dvc"):
+                text = run_git("cat-file", "blob", line.split()[2], cwd=origin)
+                (md5,), (size,) = re.findall(r"md5: (\w+)", text), re.findall(r"size: (\d+)", text)
+                found[object_name(md5)] = int(size)
+        return found
+
     def _named_by_intent(self, ref: str) -> set[str]:
-        text = run_git("cat-file", "blob", f"{ref}:intent.json", cwd=self.stores.origin)
-        return {object_name(md5) for md5 in re.findall(r'"oid": "(\w+)"', text)}
+        intent = self.read_intent(ref)
+        return {object_name(md5) for md5 in [item["oid"] for item in intent["objects"]] + intent["superseded"]}
 
     def _stood_before(self, ref: str) -> set[str]:
+        return {key for item in self.read_intent(ref)["objects"] for key in item["before"]}
+
+    def read_intent(self, ref: str) -> dict[str, Any]:
+        """Give what an intent says."""
         text = run_git("cat-file", "blob", f"{ref}:intent.json", cwd=self.stores.origin)
-        return {key for item in json.loads(text)["objects"] for key in item["before"]}
+        return dict(json.loads(text))
 
     def look_at_models(self) -> None:
         """Check that the models are in place, unchanged, and the user's index too."""
@@ -809,8 +864,8 @@ class World:
 
     def _look_undone(self) -> None:
         said = "it says that everything is undone, and"
-        refs, named = self.stores.refs(), self.whole_branches()
-        if HEAD in refs:
+        named = self.whole_branches()
+        if self.is_published():
             raise Untrue(f"{said} the branch is there")
         for ref in self.stores.intents():
             if OURS in ref:
@@ -827,17 +882,20 @@ class World:
         refs, named = self.stores.refs(), self.whole_branches()
         if intents := self.stores.intents():
             raise HalfState(f"after recovery {intents} are left")
-        strange = set(refs) - set(self.refs) - {HEAD, f"refs/heads/{OTHER}"}
-        if strange or any(refs.get(ref) != commit for ref, commit in self.refs.items()):
+        published = self.is_published()
+        ours = {self.head, *self.replaced} if published else set()
+        strange = refs.keys() - self.refs.keys() - ours - {f"refs/heads/{OTHER}"}
+        if strange or any(refs.get(ref) != commit for ref, commit in self.refs.items() if ref not in ours):
             raise HalfState(f"refs have changed: {sorted(strange)}")
+        if published and (left := (self.replaced - {self.head}) & refs.keys()):
+            raise HalfState(f"published, and what it took the place of is left: {sorted(left)}")
         standing = self.identities()
-        if lost := self.kept - standing:
+        if lost := self.kept - standing - (self.superseded if published else set()):
             raise HalfState(f"{sorted(lost)} stood there before")
-        if left := self._unnamed(named):
-            raise HalfState(f"objects are left that nobody names: {sorted(left)}")
-        if HEAD in refs and not set(self.mine) <= {name for name, _ in standing}:
-            raise HalfState("the branch lacks an object")
-        return HEAD in refs
+        unnamed = self._unnamed(named) | {(name, key) for name, key in self.superseded & standing if name not in named}
+        if unnamed:
+            raise HalfState(f"objects are left that nobody names: {sorted(unnamed)}")
+        return published
 
     def _unnamed(self, named: set[str]) -> set[tuple[str, str]]:
         return {(name, key) for name, key in self.identities() - self.kept if name not in named}
@@ -891,7 +949,7 @@ def _load_everything(stores: Stores, shelf: Shelf) -> None:
     write_run(clone)
     shelf.connect(clone)
     publish(clone)
-    run_git("update-ref", "-d", HEAD, cwd=stores.origin)
+    run_git("update-ref", "-d", f"refs/heads/{BRANCH}", cwd=stores.origin)
     shutil.rmtree(clone)
     shelf.clear()
 
@@ -1044,7 +1102,7 @@ class Play:
                 if scenario.recovers:
                     recover(world.rescuer, older_than=0, say=str)
                 else:
-                    publish(world.stores.clone)
+                    scenario.publish(world.stores.clone)
 
         if self.kind.kills:
             report = self._report
@@ -1073,9 +1131,9 @@ class Play:
             world.look_at_error(error)
         elif self.kind.kills or self.kind.dies or scenario.recovers:
             pass
-        elif HEAD not in world.stores.refs():
+        elif not world.is_published():
             raise Untrue("it says that it is published, and there is no branch")
-        elif any(OURS in ref for ref in world.stores.intents()):
+        elif any(OURS in ref and world.read_intent(ref)["state"] != "cleaning" for ref in world.stores.intents()):
             raise HalfState("it says that it is published, and its intent is left")
 
     def _recover(self) -> None:
@@ -1090,7 +1148,7 @@ class Play:
         world = self.world
         for before in sorted({standing, True}):
             try:
-                published = publish(world.stores.clone)
+                published = world.scenario.publish(world.stores.clone)
             except Exception as error:
                 raise HalfState(f"a retry fails: {type(error).__name__}: {str(error)[:500]}") from error
             if published.before is not before:

@@ -15,6 +15,7 @@ from faults import (
     COLD,
     DEAD,
     DOOR,
+    FINISHING,
     KILLED_AFTER,
     KILLED_BEFORE,
     KILLED_MIDWAY,
@@ -22,12 +23,15 @@ from faults import (
     LIES,
     LOST,
     MEANWHILE,
+    MOVING,
     ON,
     ONCE,
     PUBLISHED,
     RECOVERY,
     STRANGER,
+    SWEEPING,
     VERY_LATE,
+    WANTED,
     Kind,
     Scenario,
     Switch,
@@ -48,8 +52,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of DVC'
 
 Pairs = tuple[tuple[Scenario, tuple[Kind, ...]], ...]
 
-# parts of two slow sweeps that are worth their few seconds each time
+# parts of slow sweeps that are worth their few seconds each time
 READING = replace(ONCE, name="fails once to read", applies=lambda call: call.words[1:2] == ("cat-file",))
+LOSING = replace(LOST, name="loses its answer to a push", applies=is_push)
 MIRRORING = replace(ONCE, name="fails once to mirror", applies=lambda call: call.words[1:2] in (("init",), ("config",)))
 
 PUBLICATIONS: Pairs = (
@@ -60,6 +65,8 @@ PUBLICATIONS: Pairs = (
     (DEAD, (ON, LOST)),
     (BESIDE, (ON, DOOR, LOST)),
     (CLEANING, (ONCE, DOOR, READING)),
+    (FINISHING, (ONCE, ON, DOOR, LOST)),
+    (MOVING, (ONCE, ON, LOST, LOSING)),
 )
 UNDOINGS: Pairs = (
     (refused(ALONE), (ONCE, ON, DOOR, LOST)),
@@ -68,20 +75,24 @@ UNDOINGS: Pairs = (
     (refused(DEAD), (ONCE, LOST)),
     (refused(BESIDE), (ONCE, DOOR)),
     (refused(CLEANING), (ONCE,)),
+    (refused(FINISHING), (ONCE,)),
+    (refused(MOVING), (ONCE, LOST)),
     (RECOVERY, (ONCE, ON, DOOR, LOST)),
+    (SWEEPING, (ONCE, ON, LOST)),
 )
-DELAYS: Pairs = tuple((scenario, (LATE, VERY_LATE)) for scenario in (ALONE, DEAD, BESIDE, refused(ALONE)))
+DELAYS: Pairs = tuple((scenario, (LATE, VERY_LATE)) for scenario in (ALONE, DEAD, BESIDE, MOVING, refused(ALONE)))
 MEANWHILES: Pairs = tuple(
-    (scenario, (MEANWHILE,)) for scenario in (BESIDE, CLEANING, refused(BESIDE), refused(CLEANING, whole=True))
+    (scenario, (MEANWHILE,)) for scenario in (BESIDE, CLEANING, WANTED, refused(BESIDE), refused(CLEANING, whole=True))
 )
 KILLS: Pairs = (
     (COLD, (KILLED_BEFORE, KILLED_AFTER, KILLED_MIDWAY)),
-    *((scenario, (KILLED_AFTER,)) for scenario in (STRANGER, DEAD, BESIDE, CLEANING)),
+    *((scenario, (KILLED_AFTER,)) for scenario in (STRANGER, DEAD, BESIDE, CLEANING, FINISHING, MOVING)),
     *((refused(scenario), (KILLED_AFTER,)) for scenario in (ALONE, STRANGER, DEAD, BESIDE)),
     (RECOVERY, (KILLED_AFTER,)),
+    (SWEEPING, (KILLED_AFTER,)),
 )
 QUICK = {(ALONE, ONCE), (refused(ALONE), ONCE), (ALONE, LATE), (ALONE, VERY_LATE), (ALONE, LIES), (CLEANING, READING),
-         (COLD, MIRRORING)}  # fmt: skip
+         (COLD, MIRRORING), (MOVING, LOSING)}  # fmt: skip
 """What a minute or two has room for; all of the rest is slow."""
 
 
@@ -253,10 +264,12 @@ def does_not_probe_again(patch: pytest.MonkeyPatch) -> None:
 
 
 AT_A_FETCH = replace(MEANWHILE, applies=lambda call: call.words[1:2] == ("fetch",))
+AT_A_DELETION = replace(MEANWHILE, applies=lambda call: call.name.startswith("delete "))
 RULES = [
     (adopts_nothing, DEAD, replace(ON, applies=is_push)),
     (ignores_what_branches_name, refused(BESIDE), MEANWHILE),
     (ignores_what_others_name, refused(BESIDE), LIES),
+    (ignores_what_others_name, WANTED, AT_A_DELETION),
     (looks_at_branches_first, refused(BESIDE), AT_A_FETCH),
     (takes_identities_for_yes_or_no, refused(CLEANING, whole=True), AT_A_FETCH),
     (deletes_its_intent_first, refused(ALONE), ON),
@@ -267,7 +280,9 @@ RULES = [
 ]
 
 
-@pytest.mark.parametrize(("switch", "scenario", "kind"), RULES, ids=[rule[0].__name__ for rule in RULES])
+@pytest.mark.parametrize(
+    ("switch", "scenario", "kind"), RULES, ids=[f"{rule[0].__name__}-{rule[1].name}" for rule in RULES]
+)
 def test_a_fault_sweep_finds_a_publication_that(stores: Stores, switch: Switch, scenario: Scenario, kind: Kind) -> None:
     """The suite bites: with one rule of the protocol switched off it finds what the rule is there for."""
     tally = Tally()
