@@ -109,7 +109,7 @@ def pull_dataset(root: Path, experiment: Experiment, scratch: Path, credentials:
     pointer = read_pointer(root, experiment)
     limit_silence()
     try:
-        place = _make_workspace(root, scratch / "dataset")
+        place = make_workspace(root, scratch / "dataset")
         target = place / f"{experiment.dataset}.dvc"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(pointer.file, target)
@@ -125,7 +125,7 @@ def pull_dataset(root: Path, experiment: Experiment, scratch: Path, credentials:
     return check_dataset(place / experiment.dataset, experiment, scratch, md5=pointer.md5)
 
 
-def _make_workspace(root: Path, place: Path) -> Path:
+def make_workspace(root: Path, place: Path) -> Path:
     """Give a DVC workspace without Git that has the remotes and the cache of the clone at `root`."""
     from dvc.repo import Repo
 

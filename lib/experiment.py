@@ -170,6 +170,12 @@ class Session(_Section):
     max_hours: float | None = Field(default=11.0, gt=0)
     """Training ends with the last epoch that fits, counted from the notebook's start; the rest of Kaggle's 12 hours is
     for evaluation and publication. null: no limit."""
+    checkpoint_minutes: float | None = Field(default=30.0, gt=0)
+    """How often what is trained leaves the machine, from the first epoch on. null: only at the end, where it is
+    not finished."""
+    resume: Literal["auto", "never", "always"] = "auto"
+    """An earlier session's checkpoint of this experiment: go on with it, and stop where experiment, code or dataset
+    differ; never: start over; always: go on, whatever differs."""
     on_failure: Literal["publish", "keep"] = "publish"
     """A training that fails half-way: publish its newest checkpoint, marked as failed, or keep it on the machine."""
 

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lib.checkpoints import checkpoint_branch
 from lib.dataset import Dataset
 from lib.evaluation import Evaluated
 from lib.experiment import Experiment
@@ -156,6 +157,8 @@ def _was(trained: Trained) -> str:
 
 
 def _start(experiment: Experiment, start: Start) -> str:
+    if start.epoch and not experiment.model.resume_from:
+        return f"the checkpoint of an earlier session, after epoch {start.epoch}"
     if experiment.model.resume_from:
         after = f", after epoch {start.epoch}" if start.epoch else ": its weights"
         return f"`{experiment.model.resume_from}`{after}"
@@ -217,6 +220,7 @@ def publication(facts: RunFacts, experiment: Experiment, trained: Trained, evalu
         objects=tuple(f"{folder}/train/weights/{file.name}" for file in (trained.best, trained.last) if file.is_file()),
         stamp=facts.started,
         leave_out=frozenset({"run.log"}),
+        supersedes=(checkpoint_branch(experiment),) if trained.state == "finished" else (),
     )
 
 

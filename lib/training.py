@@ -159,15 +159,19 @@ def _published_weights(experiment: Experiment) -> Path:
     return Path(settings["weights_dir"]) / f"{experiment.model.architecture}.pt"
 
 
-def fetch_weights(experiment: Experiment, root: Path) -> Start:
+def fetch_weights(experiment: Experiment, root: Path, checkpoint: Path | None = None) -> Start:
     """Give what a training starts from; a checkpoint to go on from is looked into before anything is trained.
+
+    `checkpoint` is what an earlier session of the experiment has left: then it is that.
 
     Raises `WeightsError` when weights cannot be downloaded or are not there, or when a checkpoint is torn or is none of
     this experiment's model.
     """
+    if checkpoint is not None:
+        return _look_into(checkpoint, experiment, "the checkpoint of an earlier session")
     found = find_weights(experiment, root)
     if experiment.model.resume_from is not None and isinstance(found, Path):
-        return _look_into(found, experiment)
+        return _look_into(found, experiment, f"model.resume_from is {experiment.model.resume_from!r}")
     return Start(_download(experiment) if isinstance(found, str) else found)
 
 
@@ -203,15 +207,16 @@ def _existing(key: str, given: str, root: Path) -> Path:
     return path
 
 
-def _look_into(path: Path, experiment: Experiment) -> Start:
+def _look_into(path: Path, experiment: Experiment, shown: str) -> Start:
     """Say how a training goes on from a checkpoint."""
     from ultralytics.utils.patches import torch_load
 
     def refuse(what: str) -> WeightsError:
         return WeightsError(
-            f"model.resume_from is {experiment.model.resume_from!r}: {what}.",
+            f"{shown}: {what}.",
             state="nothing was trained.",
-            remedy="give the last.pt of an interrupted training of this experiment, or null to start a new one.",
+            remedy="give the last.pt of an interrupted training of this experiment, or null and session.resume: never "
+            "to start a new one.",
         )
 
     try:
@@ -235,6 +240,17 @@ def _look_into(path: Path, experiment: Experiment) -> Start:
     changed = [f"{key} {arguments[key]} → {value}" for key, value in now.items() if arguments.get(key, value) != value]
     note = f"The experiment's values are used where the checkpoint's differ: {', '.join(changed)}." if changed else ""
     return Start(path, done, str(arguments.get("project") or ""), note)
+
+
+def epochs_behind(checkpoint: Path) -> int:
+    """Give the epochs that a `last.pt` has behind it; 0 for one that cannot be gone on from: it is a finished model.
+
+    Raises what its reader raises for a file that is torn.
+    """
+    from ultralytics.utils.patches import torch_load
+
+    content = torch_load(checkpoint, map_location="cpu")
+    return int(content["epoch"]) + 1 if content.get("optimizer") is not None else 0
 
 
 def ultralytics_arguments(experiment: Experiment) -> dict[str, Any]:

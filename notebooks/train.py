@@ -199,15 +199,19 @@ print(configure_dvc(root, scratch, credentials))
 
 # %% [markdown]
 # ## 4/10: Configure Git with GitHub token
-# What an earlier session left unfinished on the remotes is noted here, and settled before this run publishes.
+# What an earlier session left unfinished on the remotes is noted here, and settled before this run publishes. What it
+# has trained of this experiment is gone on from.
 
 # %%
 step("4/10: Configure Git with GitHub token")
+from lib.checkpoints import Keeper, fetch_checkpoint, find_checkpoint
 from lib.sync import recover
 
 print(configure_git(root, credentials))
 unfinished = recover(root, credentials)
 print(f"Unfinished publications of other runs: {unfinished}")
+checkpoint = find_checkpoint(root, chosen, commit, credentials)
+print(checkpoint.describe() if checkpoint else "No earlier session has left a checkpoint to go on from.")
 
 # %% [markdown]
 # ## 5/10: Configure WandB for experiment tracking
@@ -266,13 +270,15 @@ print(describe_run(facts, chosen, host))
 step("8/10: Download pretrained YOLO weights")
 from lib.training import fetch_weights
 
-start = fetch_weights(chosen, root)
+left = fetch_checkpoint(checkpoint, root, chosen, scratch, credentials) if checkpoint else None
+start = fetch_weights(chosen, root, left)
 tracking = tracking.going_on(start.run_path)
 print(start.describe())
 
 # %% [markdown]
 # ## 9/10: Run training + Automatic model sync
-# In processes of its own, one a GPU. From here on an error also sends a W&B alert.
+# In processes of its own, one a GPU. Beside it checkpoints leave the machine, for the next session to go on from should
+# this one end too early. From here on an error also sends a W&B alert.
 
 # %% tags=["nbval-ignore-output"]
 step("9/10: Run training + Automatic model sync")
@@ -282,7 +288,8 @@ from lib.training import train
 print(f"Dashboard: {tracking.address}")
 log.on_error(lambda error: finish_tracking(tracking, "failed", {}, credentials.redact(str(error))))
 stop_at = begun + chosen.session.max_hours * 3600 if chosen.session.max_hours else None
-trained = train(chosen, dataset.data_file, start, root, scratch, device=device, tracking=tracking, stop_at=stop_at)
+with Keeper(root, chosen, commit, dataset.md5, credentials):
+    trained = train(chosen, dataset.data_file, start, root, scratch, device=device, tracking=tracking, stop_at=stop_at)
 
 # %% [markdown]
 # The best weights are measured on the validation and the test split.

@@ -71,8 +71,12 @@ class Published:
 Say = Callable[[str], object]
 
 
-def sync_outputs(run: Publication, credentials: Credentials | None = None, *, say: Say = print) -> Published:
+def sync_outputs(
+    run: Publication, credentials: Credentials | None = None, *, say: Say = print, progress: bool = True
+) -> Published:
     """Publish all of a run, or nothing of it; the models stay where they are in both cases.
+
+    `say` is told each step, `progress` shows a bar of what is uploaded.
 
     May be called again after any failure, and publishes once. Raises `DvcPushError` or `GitPushError` when a remote
     refused (everything is undone), `SyncError` when this machine stopped it, `InDoubt` when the answer to the last
@@ -81,7 +85,7 @@ def sync_outputs(run: Publication, credentials: Credentials | None = None, *, sa
     """
     credentials = credentials or Credentials()
     with _signals_as_exceptions(), open_vault(run.root, credentials) as vault:
-        return _Publishing(vault, run, say).publish()
+        return _Publishing(vault, run, say, progress=progress).publish()
 
 
 def recover(
@@ -452,8 +456,8 @@ class Lease:
 class _Publishing:
     """One call of `sync_outputs`."""
 
-    def __init__(self, vault: Vault, run: Publication, say: Say) -> None:
-        self.vault, self.run, self.say = vault, run, say
+    def __init__(self, vault: Vault, run: Publication, say: Say, *, progress: bool) -> None:
+        self.vault, self.run, self.say, self._shows = vault, run, say, progress
         self.ref = ""
         self.commit = ""
         self.uploaded = 0
@@ -595,7 +599,7 @@ class _Publishing:
         there = self.vault.objects.look([item.oid for item, _ in sources])
         self._stood = {item.oid: set(there.get(item.oid, {})) for item, _ in sources}
         missing = [(item, path) for item, path in {s[0].oid: s for s in sources}.values() if item.oid not in there]
-        with _Progress(sum(item.size for item, _ in missing)) as progress:
+        with _Progress(sum(item.size for item, _ in missing), shown=self._shows) as progress:
             for listings in (False, True):
                 batch = [(item, path) for item, path in missing if item.oid.endswith(".dir") == listings]
                 with ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix="upload") as pool:
@@ -826,7 +830,7 @@ class _LocalChanges:
 class _Progress:
     """Bytes, rate and time left of all uploads together; also the way to stop those that are under way."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, *, shown: bool) -> None:
         from tqdm import tqdm
 
         self._bar: Any = tqdm(
@@ -835,7 +839,7 @@ class _Progress:
             unit_scale=True,
             unit_divisor=1024,
             desc="  uploading",
-            disable=total == 0,
+            disable=total == 0 or not shown,
             mininterval=5,
         )
         self._lock = threading.Lock()

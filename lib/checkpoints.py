@@ -1,0 +1,267 @@
+"""A training that outlives its session: its checkpoints leave the machine, and the next session goes on from them.
+
+A checkpoint is the branch `kaggle-checkpoint-{module}-{experiment}`, which moves: one commit on top of the trained one,
+with both weights on the DVC remote. It is published by the protocol of `lib.sync`, so what it took the place of is gone
+from both remotes, and it ends with the finished run's branch, in one push.
+
+Guarantees: training never waits for a checkpoint and never ends by one; what leaves is whole, loads, and can be gone on
+from; a session goes on only from what was trained of the same experiment, code and dataset, unless it is told to.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, Field, ValidationError
+
+from lib.commands import MINUTE
+from lib.credentials import Credentials
+from lib.dataset import make_workspace, read_pointer
+from lib.errors import CheckpointError, RunError
+from lib.experiment import Experiment
+from lib.remotes import set_up_copy
+from lib.sync import Publication, Refs, sync_outputs
+from lib.training import epochs_behind
+
+WEIGHTS = ("train/weights/best.pt", "train/weights/last.pt")
+"""In the order in which they are copied: `best.pt` may never be newer than `last.pt`."""
+LOOK = 2.0  # seconds between two looks at the training's folder
+AGAIN = 5 * MINUTE  # after a checkpoint that did not leave
+
+
+def checkpoint_branch(experiment: Experiment) -> str:
+    """Name the branch that an experiment's checkpoints move."""
+    return f"kaggle-checkpoint-{experiment.module}-{experiment.slug}"
+
+
+class Record(BaseModel):
+    """The content of `checkpoint.json`: what the checkpoint is of."""
+
+    version: int = Field(default=1, alias="schema")
+    epoch: int
+    """Epochs behind it."""
+    saved: datetime
+    commit: str
+    dataset: str
+    """DVC's MD5 of the dataset's folder."""
+    experiment: dict[str, Any]
+
+    def differences(self, experiment: Experiment, commit: str, dataset: str) -> list[str]:
+        """Say what would go on with something else than what the checkpoint was trained with."""
+        # how a session uses its time changes no model
+        mine, ours = (dict(_flat(values)) for values in (self.experiment, experiment.model_dump(mode="json")))
+        keys = sorted(key for key in mine | ours if not key.startswith(("session.", "description")))
+        found = [f"{key} {mine.get(key)} → {ours.get(key)}" for key in keys if mine.get(key) != ours.get(key)]
+        found += [f"the code {self.commit[:12]} → {commit[:12]}"] * (self.commit != commit)
+        return found + [f"the dataset {self.dataset[:12]} → {dataset[:12]}"] * (self.dataset != dataset)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+# ── going on ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What an earlier session of the experiment has left."""
+
+    branch: str
+    record: Record
+
+    def describe(self) -> str:
+        """Give a line for people."""
+        when = self.record.saved.astimezone(UTC)
+        return f"Checkpoint: epoch {self.record.epoch} of {when:%Y-%m-%d %H:%M:%S} UTC ({self.branch}); it goes on."
+
+
+def find_checkpoint(root: Path, experiment: Experiment, commit: str, credentials: Credentials) -> Checkpoint | None:
+    """Look for the experiment's checkpoint on the Git remote; None where there is none, or it is not to be used.
+
+    Raises `CheckpointError` for one of another experiment, code or dataset, unless `session.resume` says what to do.
+    """
+    branch = checkpoint_branch(experiment)
+    if experiment.session.resume == "never":
+        return None
+    refs = Refs(root, credentials)
+    record = _read(refs, experiment)
+    if record is None:
+        return None
+    changed = record.differences(experiment, commit, read_pointer(root, experiment).md5)
+    if changed and experiment.session.resume == "auto":
+        raise CheckpointError(
+            f"{branch} holds epoch {record.epoch} of a training that differs from this one: {', '.join(changed)}.",
+            state="nothing was trained; the checkpoint stays.",
+            remedy="render with -p session.resume always to go on with it all the same, or -p session.resume never "
+            "to start over (the new training's checkpoints then take its place), or under another name.",
+        )
+    if changed:
+        print(f"Warning: the checkpoint is of a training that differs: {', '.join(changed)}.", flush=True)
+    return Checkpoint(branch, record)
+
+
+def _read(refs: Refs, experiment: Experiment) -> Record | None:
+    """Read what the branch says of its checkpoint; None where there is no such branch."""
+    branch, path = checkpoint_branch(experiment), f"{experiment.artifacts}/checkpoint.json"
+    ref = f"refs/heads/{branch}"
+    if ref not in refs.list_refs(ref):
+        return None
+    try:
+        return Record.model_validate_json(refs.read_files(ref, path)[path])
+    except (KeyError, ValidationError) as error:
+        raise CheckpointError(
+            f"{branch} has no {path} that can be read ({type(error).__name__}).",
+            state="nothing was trained; the branch stays.",
+            remedy="render with -p session.resume never to start over, or look at the branch.",
+        ) from None
+
+
+def fetch_checkpoint(
+    checkpoint: Checkpoint, root: Path, experiment: Experiment, scratch: Path, credentials: Credentials
+) -> Path:
+    """Bring a checkpoint's weights from the DVC remote into `scratch`; gives its `last.pt`.
+
+    Raises `CheckpointError` where the remote does not give them.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    ref, refs = f"refs/heads/{checkpoint.branch}", Refs(root, credentials)
+    place = make_workspace(root, scratch / "checkpoint")
+    for attempt in range(3):
+        pointers = refs.read_files(ref, f"{experiment.artifacts}/train/weights/*.pt.dvc")
+        for name, text in pointers.items():
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / name).write_text(text, encoding="utf-8")
+        try:
+            with Repo(str(place)) as repo:
+                repo.pull(targets=[str(place / name) for name in pointers], force=True)
+        except (DvcException, OSError) as error:
+            # another session may have moved the branch, and deleted what it had, since it was read
+            if attempt < 2 and refs.read_files(ref, f"{experiment.artifacts}/train/weights/*.pt.dvc") != pointers:  # noqa: PLR2004
+                continue
+            raise CheckpointError(
+                credentials.redact(f"`dvc pull` of {checkpoint.branch} failed: {type(error).__name__}: {error}"),
+                state="nothing was trained; the checkpoint stays.",
+                remedy="ensure the DVC remote is accessible, or start over with -p session.resume never.",
+            ) from error
+        break
+    return place / experiment.artifacts / WEIGHTS[1]
+
+
+# ── leaving ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Keeper:
+    """Publishes the checkpoints of a training from a thread beside it, as a context around it.
+
+    One at a time and always the newest: the first after the first epoch, then one every `session.checkpoint_minutes`,
+    and at the end what has not left yet, unless the training is finished. What fails is said and tried again.
+    """
+
+    def __init__(self, root: Path, experiment: Experiment, commit: str, dataset: str, credentials: Credentials) -> None:
+        self._root, self._experiment, self._credentials = root, experiment, credentials
+        self._commit, self._dataset = commit, dataset
+        self._folder = root / experiment.artifacts
+        self._saved = 0  # epochs of the newest checkpoint that has left
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
+        self._copies = ExitStack()
+        self._copy: Path | None = None
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether its thread has not ended."""
+        return self._thread.is_alive()
+
+    def __enter__(self) -> Self:
+        if self._experiment.session.checkpoint_minutes is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._stop.set()
+        if kind is not None and not issubclass(kind, Exception):
+            return  # Ctrl-C waits for nothing: what is under way is settled by the next run
+        if self.is_at_work:
+            self._thread.join()
+        self._try()
+        self._copies.close()
+
+    def _work(self) -> None:
+        interval = (self._experiment.session.checkpoint_minutes or 0) * MINUTE
+        due = 0.0
+        while not self._stop.wait(LOOK):
+            if time.monotonic() >= due and (self._folder / WEIGHTS[1]).is_file():
+                due = time.monotonic() + (interval if self._try() else min(interval, AGAIN))
+
+    def _try(self) -> bool:
+        """Publish what there is; whether nothing is left to publish."""
+        try:
+            self._publish()
+        except Exception as error:  # noqa: BLE001  a training is worth more than its checkpoint
+            what = error.what if isinstance(error, RunError) else self._credentials.redact(str(error))
+            told = f"{type(error).__name__}: {what}"
+            print(f"Warning: the checkpoint did not leave the machine ({told}); it is tried again.", flush=True)
+            return False
+        return True
+
+    def _publish(self) -> None:
+        if not (self._folder / WEIGHTS[1]).is_file():
+            return
+        if self._copy is None:
+            self._copy, _ = self._copies.enter_context(set_up_copy(self._root, self._credentials))
+        folder = self._copy / self._experiment.artifacts
+        self._take(folder)
+        epoch = epochs_behind(folder / WEIGHTS[1])
+        # a finished model has none behind it, and after the last epoch there is nothing to go on with
+        if not self._saved < epoch < self._experiment.training.epochs:
+            return
+        now, branch = datetime.now(UTC), checkpoint_branch(self._experiment)
+        record = Record(
+            schema=1, epoch=epoch, saved=now, commit=self._commit, dataset=self._dataset,
+            experiment=self._experiment.model_dump(mode="json"),
+        )  # fmt: skip
+        text = record.model_dump_json(by_alias=True, indent=2)
+        (folder / "checkpoint.json").write_text(f"{text}\n", encoding="utf-8")
+        weights = tuple(f"{self._experiment.artifacts}/{name}" for name in WEIGHTS if (folder / name).is_file())
+        title = f"{self._experiment.about.title}: {self._experiment.name}, checkpoint of epoch {epoch}"
+        published = sync_outputs(
+            Publication(
+                root=self._copy,
+                branch=branch,
+                message=f"{title} [skip ci]\n\nTrained from {self._commit}.\n",
+                folder=self._experiment.artifacts,
+                objects=weights,
+                stamp=now,
+                supersedes=(branch,),
+            ),
+            self._credentials,
+            say=str,
+            progress=False,
+        )
+        self._saved = epoch
+        took = (datetime.now(UTC) - now).total_seconds()
+        sent = f"{published.uploaded / 2**20:.1f} MiB in {took:.0f} s"
+        print(f"\nCheckpoint: epoch {epoch} has left the machine ({sent}): {branch}", flush=True)
+
+    def _take(self, folder: Path) -> None:
+        """Copy what training has until now; each of its files is whole at every moment."""
+        shutil.rmtree(folder, ignore_errors=True)
+        for name in (*WEIGHTS, "train/results.csv", "train/args.yaml"):
+            if (self._folder / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(self._folder / name, folder / name)
