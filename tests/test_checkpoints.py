@@ -183,7 +183,6 @@ def test_a_checkpoint_that_cannot_leave_is_told_and_tried_again(
 
 def test_ctrl_c_waits_for_no_upload(machine: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who ends a run by hand has it ended at once."""
-
     begun, ended = threading.Event(), threading.Event()
 
     def upload(*_: Any, **__: Any) -> None:
