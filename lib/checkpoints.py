@@ -28,7 +28,7 @@ from lib.dataset import make_workspace, read_pointer
 from lib.errors import CheckpointError, RunError
 from lib.experiment import Experiment
 from lib.remotes import set_up_copy
-from lib.sync import Publication, Refs, sync_outputs
+from lib.sync import Publication, Refs, RunHold, sync_outputs
 from lib.training import epochs_behind
 
 WEIGHTS = ("train/weights/best.pt", "train/weights/last.pt")
@@ -86,6 +86,15 @@ class Checkpoint:
         """Give a line for people."""
         when = self.record.saved.astimezone(UTC)
         return f"Checkpoint: epoch {self.record.epoch} of {when:%Y-%m-%d %H:%M:%S} UTC ({self.branch}); it goes on."
+
+
+def hold_run(root: Path, experiment: Experiment, credentials: Credentials) -> RunHold:
+    """Begin to hold the experiment's run, or to watch the session that holds it."""
+    name = f"{experiment.module}-{experiment.slug}"
+    hold = RunHold(root, name, credentials, lease=experiment.session.lease_minutes * MINUTE)
+    told = "is held by this session" if hold.watch() else "is held by another session, which is watched from now on"
+    print(f"The run {name} {told}.", flush=True)
+    return hold
 
 
 def find_checkpoint(root: Path, experiment: Experiment, commit: str, credentials: Credentials) -> Checkpoint | None:
@@ -172,9 +181,12 @@ class Keeper:
     and at the end what has not left yet, unless the training is finished. What fails is said and tried again.
     """
 
-    def __init__(self, root: Path, experiment: Experiment, commit: str, dataset: str, credentials: Credentials) -> None:
+    def __init__(
+        self, root: Path, experiment: Experiment, commit: str, dataset: str, credentials: Credentials,
+        hold: RunHold | None = None,
+    ) -> None:  # fmt: skip
         self._root, self._experiment, self._credentials = root, experiment, credentials
-        self._commit, self._dataset = commit, dataset
+        self._commit, self._dataset, self._hold = commit, dataset, hold
         self._folder = root / experiment.artifacts
         self._saved = 0  # epochs of the newest checkpoint that has left
         self._stop = threading.Event()
@@ -248,6 +260,7 @@ class Keeper:
                 objects=weights,
                 stamp=now,
                 supersedes=(branch,),
+                hold=self._hold,
             ),
             self._credentials,
             say=str,

@@ -71,6 +71,10 @@ class WeightsError(RunError):
     """The pretrained weights or the checkpoint to resume from are missing or unusable."""
 
 
+class RunHeldError(RunError):
+    """Another session trains the same experiment right now."""
+
+
 class CheckpointError(RunError):
     """An earlier session's checkpoint cannot be gone on from, or is of a training that differs from this one."""
 

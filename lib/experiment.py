@@ -176,6 +176,8 @@ class Session(_Section):
     resume: Literal["auto", "never", "always"] = "auto"
     """An earlier session's checkpoint of this experiment: go on with it, and stop where experiment, code or dataset
     differ; never: start over; always: go on, whatever differs."""
+    lease_minutes: float = Field(default=10.0, gt=0)
+    """A session without a sign of life for this long is dead: another one of the same experiment may take over."""
     on_failure: Literal["publish", "keep"] = "publish"
     """A training that fails half-way: publish its newest checkpoint, marked as failed, or keep it on the machine."""
 

@@ -22,7 +22,7 @@ from lib.dataset import Dataset
 from lib.evaluation import Evaluated
 from lib.experiment import Experiment
 from lib.host import Host
-from lib.sync import Publication
+from lib.sync import Publication, RunHold
 from lib.tracking import Tracking
 from lib.training import Start, Trained
 
@@ -207,7 +207,9 @@ def describe_run(facts: RunFacts, experiment: Experiment, host: Host) -> str:
     )
 
 
-def publication(facts: RunFacts, experiment: Experiment, trained: Trained, evaluated: Evaluated) -> Publication:
+def publication(
+    facts: RunFacts, experiment: Experiment, trained: Trained, evaluated: Evaluated, hold: RunHold
+) -> Publication:
     """Say what of a run is published: the weights by DVC, everything else in its artifacts' folder by Git."""
     folder = experiment.artifacts
     state = f" ({trained.state})" if trained.state != "finished" else ""
@@ -221,6 +223,7 @@ def publication(facts: RunFacts, experiment: Experiment, trained: Trained, evalu
         stamp=facts.started,
         leave_out=frozenset({"run.log"}),
         supersedes=(checkpoint_branch(experiment),) if trained.state == "finished" else (),
+        hold=hold,
     )
 
 

@@ -204,12 +204,14 @@ print(configure_dvc(root, scratch, credentials))
 
 # %%
 step("4/10: Configure Git with GitHub token")
-from lib.checkpoints import Keeper, fetch_checkpoint, find_checkpoint
+from lib.checkpoints import Keeper, fetch_checkpoint, find_checkpoint, hold_run
 from lib.sync import recover
 
 print(configure_git(root, credentials))
 unfinished = recover(root, credentials)
 print(f"Unfinished publications of other runs: {unfinished}")
+hold = hold_run(root, chosen, credentials)
+log.on_error(lambda _: hold.release())
 checkpoint = find_checkpoint(root, chosen, commit, credentials)
 print(checkpoint.describe() if checkpoint else "No earlier session has left a checkpoint to go on from.")
 
@@ -270,6 +272,8 @@ print(describe_run(facts, chosen, host))
 step("8/10: Download pretrained YOLO weights")
 from lib.training import fetch_weights
 
+hold.take()
+checkpoint = find_checkpoint(root, chosen, commit, credentials)  # once more: nobody else moves it from now on
 left = fetch_checkpoint(checkpoint, root, chosen, scratch, credentials) if checkpoint else None
 start = fetch_weights(chosen, root, left)
 tracking = tracking.going_on(start.run_path)
@@ -286,9 +290,16 @@ from lib.tracking import finish_tracking
 from lib.training import train
 
 print(f"Dashboard: {tracking.address}")
-log.on_error(lambda error: finish_tracking(tracking, "failed", {}, credentials.redact(str(error))))
+
+
+def on_error(error):
+    hold.release()
+    finish_tracking(tracking, "failed", {}, credentials.redact(str(error)))
+
+
+log.on_error(on_error)
 stop_at = begun + chosen.session.max_hours * 3600 if chosen.session.max_hours else None
-with Keeper(root, chosen, commit, dataset.md5, credentials):
+with Keeper(root, chosen, commit, dataset.md5, credentials, hold):
     trained = train(chosen, dataset.data_file, start, root, scratch, device=device, tracking=tracking, stop_at=stop_at)
 
 # %% [markdown]
@@ -315,8 +326,9 @@ from lib.sync import sync_outputs
 
 if trained.state == "failed" and chosen.session.on_failure == "keep":
     raise trained.error
-published = sync_outputs(publication(facts, chosen, trained, evaluated), credentials)
+published = sync_outputs(publication(facts, chosen, trained, evaluated, hold), credentials)
 results = {"branch": published.branch, "commit": published.commit, **evaluated.flat()}
+hold.release()
 finish_tracking(tracking, trained.state, results, "\n".join(filter(None, [published.branch, trained.reason])))
 log.on_error(None)
 

@@ -38,6 +38,18 @@ Nothing here knows YOLO.
 from lib.sync.check import Checked, check
 from lib.sync.refs import Refs
 from lib.sync.rehearsal import Rehearsed, rehearse
+from lib.sync.runs import RunHold
 from lib.sync.transaction import Publication, Published, recover, sync_outputs
 
-__all__ = ["Checked", "Publication", "Published", "Refs", "Rehearsed", "check", "recover", "rehearse", "sync_outputs"]
+__all__ = [
+    "Checked",
+    "Publication",
+    "Published",
+    "Refs",
+    "Rehearsed",
+    "RunHold",
+    "check",
+    "recover",
+    "rehearse",
+    "sync_outputs",
+]

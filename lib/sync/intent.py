@@ -14,7 +14,7 @@ PROTOCOL = 1
 LEASE = 600.0  # seconds without a renewal after which an intent may be settled by anyone
 RENEWAL = LEASE / 5
 
-State = Literal["uploading", "aborting", "cleaning"]
+State = Literal["uploading", "aborting", "cleaning", "running"]
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,16 @@ class Intent:
         return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
 
 
+@dataclass(frozen=True)
+class Run(Intent):
+    """The record of a run as a whole, state `running`; `branch` is its name.
+
+    What has not been renewed for `lease` seconds may be taken over.
+    """
+
+    lease: float = LEASE
+
+
 def clone_name(file: Path) -> str:
     """Name the clone that keeps `file`, on this machine and for as long as it runs."""
     if not file.exists():
@@ -130,6 +140,17 @@ def clone_name(file: Path) -> str:
 def new_intent_id() -> str:
     """Give a name that no other publication has."""
     return secrets.token_hex(8)
+
+
+def read_run(text: str) -> Run | None:
+    """Read a run's record; None where it is of a protocol this version does not know, or no record at all."""
+    try:
+        values: dict[str, Any] = json.loads(text)
+        lease = float(values.pop("lease"))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    intent = read_intent(json.dumps(values))
+    return Run(**vars(intent), lease=lease) if intent else None
 
 
 def read_intent(text: str) -> Intent | None:

@@ -120,6 +120,10 @@ class Refs:
                 intents.append(SeenIntent(ref, commit, record))
         return intents
 
+    def head(self) -> str:
+        """Give the clone's own commit."""
+        return self._git("rev-parse", "HEAD").output.strip()
+
     def named_objects(self, *patterns: str) -> set[str]:
         """Give every object (MD5, hex, `.dir` included) that a `.dvc` file of a reachable commit names.
 

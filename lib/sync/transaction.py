@@ -18,12 +18,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from lib.credentials import Credentials
 from lib.errors import CommandError, DvcPushError, GitPushError, InDoubt, RunError, SyncError
 from lib.sync import intent as journal
-from lib.sync.intent import Intent, Owner, StoredObject
+from lib.sync.intent import Intent, Owner, Run, StoredObject
 from lib.sync.objects import Objects, damaged, open_objects
 from lib.sync.refs import INTENT_PLACES, Move, Refs, RefusedByHostError, SeenIntent
 
@@ -32,6 +32,13 @@ EVERYTHING = ("refs/heads/*", "refs/tags/*")
 SIDE_BY_SIDE = 4  # uploads at once: Drive takes two or three new files a second
 PATIENCE = 2 * journal.LEASE  # how long to wait for somebody else's undoing: it is dead or done by then
 OWNER, PROBE = "owner-", "probe-"  # marks on the DVC remote: the repository that may delete there; a proof of writing
+
+
+class Hold(Protocol):
+    """What a publication needs of the run that it is of; see `lib.sync.runs`."""
+
+    def moved_along(self, refs: Refs) -> contextlib.AbstractContextManager[Move]:
+        """Give the move that the commit push makes as well."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,8 @@ class Publication:
     supersedes: tuple[str, ...] = ()
     """Branches that this one takes the place of, in the same push: they are gone when it is visible, and after them
     the objects that nothing else names. With `branch` itself among them the branch moves."""
+    hold: Hold | None = None
+    """The run that this is of: the commit push is refused where another session has taken it over."""
 
 
 @dataclass(frozen=True)
@@ -371,6 +380,9 @@ class Lease:
 
     def __init__(self, refs: Refs, ref: str, record: Intent, old: str | None) -> None:
         self._refs, self.ref, self._record, self._old = refs, ref, record, old
+        self._length, self._renewal = journal.LEASE, journal.RENEWAL
+        if isinstance(record, Run):
+            self._length, self._renewal = record.lease, record.lease / 5
         self.commit = self._tried = ""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name=f"lease of {ref}", daemon=True)
@@ -407,10 +419,11 @@ class Lease:
 
     def confirm(self) -> None:
         """Raise `GitPushError` unless the ref is ours for certain: the last renewal is younger than the lease."""
-        if time.monotonic() - self._renewed < journal.LEASE - journal.RENEWAL:
+        patience = self._length - self._renewal
+        if time.monotonic() - self._renewed < patience:
             return
         raise GitPushError(
-            f"{self.ref} could not be renewed on {self._refs.url} for {journal.LEASE - journal.RENEWAL:.0f} s.",
+            f"{self.ref} could not be renewed on {self._refs.url} for {patience:.0f} s.",
             state="others may take this publication for dead; nothing more is uploaded or deleted by it.",
             remedy="check the network and run sync_outputs() again.",
         )
@@ -427,8 +440,19 @@ class Lease:
             remedy="let the other finish, or run `python -m lib recover`.",
         )
 
+    @contextlib.contextmanager
+    def moved_along(self, refs: Refs) -> Iterator[Move]:
+        """Give the move that renews the ref in a push made from `refs`; nothing else moves it meanwhile."""
+        with self._moving:
+            self.confirm()
+            began, old = time.monotonic(), self._commit_on_remote()
+            self._record = self._record.renewed()
+            self._tried = refs.write_intent(self._record)
+            yield Move(self.ref, old, self._tried)
+            self.commit, self._tried, self._renewed = self._tried, "", began
+
     def _renew(self) -> None:
-        while not self._stop.wait(journal.RENEWAL):
+        while not self._stop.wait(self._renewal):
             began = time.monotonic()
             # a failed renewal is tried again in two minutes; `confirm` says when it is too late
             with contextlib.suppress(Exception), self._moving:
@@ -501,7 +525,9 @@ class _Publishing:
                 self._pushed = True
                 taken = [Move(ref, commit, None) for ref, commit in self._old.items() if ref != self._head]
                 after = intent.committed() if intent.superseded else None
-                lease.end(Move(self._head, self._old.get(self._head), self.commit), *taken, after=after)
+                head = Move(self._head, self._old.get(self._head), self.commit)
+                with run.hold.moved_along(self.vault.refs) if run.hold else contextlib.nullcontext() as held:
+                    lease.end(head, *taken, *([held] if held else ()), after=after)
         except BaseException as error:  # noqa: BLE001  raised again by _undo, unless only the answer was lost
             self._undo(error, step)
         self._local.keep()

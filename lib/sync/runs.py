@@ -1,0 +1,166 @@
+"""A run as a whole: one session trains an experiment, others see it and stop, or take over from one that died.
+
+The Git remote holds `refs/runs/<name>` from the run's start to its end, rewritten every fifth part of its lease; each
+commit push of the run moves it along, so that a session which slept and was taken over publishes nothing any more.
+Whether a holder lives is seen by its ref moving, on the observer's own clock.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from lib.credentials import Credentials
+from lib.errors import GitPushError, RunHeldError
+from lib.sync import intent as journal
+from lib.sync.intent import Owner, Run
+from lib.sync.refs import Move, Refs, RefusedByHostError
+from lib.sync.transaction import Lease, Say
+
+RUN_PLACES = ("refs/runs/", "refs/heads/kaggle-runs/")
+"""Where runs are held; the second is for hosts that take branches and tags alone. Readers always read both."""
+
+
+class RunHold:
+    """The hold on the run `name` for the session in the clone at `root`; `lease` is in seconds."""
+
+    def __init__(
+        self, root: Path, name: str, credentials: Credentials, *, lease: float = journal.LEASE, say: Say = print
+    ) -> None:
+        self.name, self._length, self._say = name, lease, say
+        self._refs = Refs(root, credentials)
+        self._me = Owner(journal.clone_name(self._refs.private / "clone"), journal.process_name(os.getpid()))
+        self._lease: Lease | None = None
+        self._seen: tuple[str, float] | None = None
+        """Another's commit, and when it was first seen there, monotonic."""
+        self._lives = False
+        self._stop = threading.Event()
+        self._watcher = threading.Thread(target=self._look_on, name=f"watching {name}", daemon=True)
+
+    def watch(self) -> bool:
+        """Take the run if nobody has it or its session is dead; else watch it until `take`. Whether it is held now."""
+        held = self._try()
+        if not held:
+            self._watcher.start()
+        return held
+
+    def take(self) -> None:
+        """Take the run, waiting for the rest of a lease that nobody renews. Raises `RunHeldError` where one does."""
+        self._watch_no_longer()
+        self._lives, told = False, False
+        while not self._try():
+            if self._lives:
+                raise RunHeldError(
+                    f"another session trains {self.name} right now, and is alive.",
+                    state="nothing was trained here; the other goes on.",
+                    remedy="wait for it to end, or stop it and run this again; an experiment with another name may be "
+                    "trained at the same time.",
+                )
+            if not told:
+                told = True
+                self._say(f"Another session holds {self.name}; waiting for a sign of life, at most for its lease …")
+            time.sleep(self._pause)
+
+    def _watch_no_longer(self) -> None:
+        self._stop.set()
+        if self._watcher.is_alive():
+            self._watcher.join()
+
+    @property
+    def _pause(self) -> float:
+        return min(5.0, self._length / 20)
+
+    def _look_on(self) -> None:
+        while not self._stop.wait(self._pause):
+            with contextlib.suppress(Exception):  # a look that fails is made again
+                for ref, commit in self._standing().items():
+                    self._rest(ref, commit)
+
+    def _standing(self) -> dict[str, str]:
+        return self._refs.list_refs(*(f"{place}{self.name}" for place in RUN_PLACES))
+
+    def _try(self) -> bool:
+        """Take the run unless another session may still be alive."""
+        if self._lease is not None:
+            return True
+        standing = self._standing()
+        for ref, commit in standing.items():
+            if self._rest(ref, commit) > 0:
+                return False
+            self._say(f"{ref} was not renewed for as long as its lease: its session is dead, and this one takes over.")
+        return self._take(standing)
+
+    def _rest(self, ref: str, commit: str) -> float:
+        """Give the seconds for which another's hold is still to be respected; 0 where its session is dead."""
+        now = time.monotonic()
+        if self._seen is None or self._seen[0] != commit:
+            self._lives = self._seen is not None  # it has moved while we looked
+            self._seen = (commit, now)
+        texts = self._refs.read_files(ref, "intent.json")
+        record = journal.read_run(texts.get("intent.json", ""))
+        if record is None:  # of another version
+            return self._seen[1] + journal.LEASE - now
+        if record.owner == self._me or record.owner.is_dead_here(self._me.clone):
+            return 0.0
+        return max(0.0, self._seen[1] + record.lease - now)
+
+    def _take(self, standing: dict[str, str]) -> bool:
+        """Put ours in the place of what stands there; False where somebody else was faster."""
+        run = Run(
+            journal.new_intent_id(), "running", self.name, self._refs.head(), self._me, (), lease=self._length
+        )  # fmt: skip
+        places: Mapping[str, str | None] = standing or dict.fromkeys(f"{place}{self.name}" for place in RUN_PLACES)
+        refused: RefusedByHostError | None = None
+        for ref, commit in places.items():
+            lease = Lease(self._refs, ref, run, commit)
+            try:
+                lease.__enter__()
+            except RefusedByHostError as error:
+                refused = error
+                continue
+            except GitPushError:
+                if self._refs.list_refs(ref).get(ref) == commit:
+                    raise  # nobody was: the remote does not answer
+                return False
+            self._lease = lease
+            atexit.register(self.release)
+            return True
+        assert refused is not None
+        raise refused
+
+    @contextlib.contextmanager
+    def moved_along(self, refs: Refs) -> Iterator[Move]:
+        """Give the move of the run's ref for a commit push made from `refs`; taken again if it was released."""
+        self.take()
+        assert self._lease is not None
+        try:
+            with self._lease.moved_along(refs) as move:
+                yield move
+        except GitPushError as error:
+            self._explain(error)
+            raise
+
+    def _explain(self, error: GitPushError) -> None:
+        """Say so where the push was refused because somebody else has the run now."""
+        with contextlib.suppress(GitPushError):
+            assert self._lease is not None
+            self._lease.reread()
+            return
+        error.remedy = (
+            f"another session has taken {self.name} over, since this one gave no sign of life: let it finish."
+        )
+
+    def release(self) -> None:
+        """Let the run go; where that cannot be said, others take it over when its lease is over."""
+        self._watch_no_longer()
+        lease, self._lease = self._lease, None
+        atexit.unregister(self.release)
+        if lease is not None:
+            with contextlib.suppress(Exception):
+                lease.end()
+            lease.__exit__()
