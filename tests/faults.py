@@ -45,14 +45,16 @@ from conftest import ROOT, RUN, WEIGHTS, Stores, run_git, write_run
 
 from lib import commands
 from lib.commands import Answer, CommandFailed
+from lib.credentials import Credentials
 from lib.errors import InDoubt, RunError, SyncError
-from lib.sync import Publication, Published, recover, sync_outputs, transaction
+from lib.sync import Publication, Published, RunHold, recover, sync_outputs, transaction
 from lib.sync import intent as journal
 from lib.sync.objects import open_objects
 
 BRANCH = "kaggle-train-detection-exp001-20250102-030405"
 OTHER = "kaggle-train-detection-exp001-20250102-040506"
 CHECKPOINT = "kaggle-checkpoint-detection-exp001"
+HELD = "detection-exp001"
 STAMP = datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC)
 OURS, THEIRS = "f" * 8, "0" * 8  # how intents begin: those of the faulted clone are settled last
 SYNC = str(ROOT / "lib" / "sync")
@@ -69,9 +71,9 @@ done
 """
 
 
-def publish(clone: Path, branch: str = BRANCH, *supersedes: str) -> Published:
+def publish(clone: Path, branch: str = BRANCH, *supersedes: str, hold: RunHold | None = None) -> Published:
     """Publish the run in a clone under a branch that takes the place of others."""
-    run = Publication(clone, branch, "Training of exp001\n", RUN, WEIGHTS, STAMP, supersedes=supersedes)
+    run = Publication(clone, branch, "Training of exp001\n", RUN, WEIGHTS, STAMP, supersedes=supersedes, hold=hold)
     return sync_outputs(run, say=str)
 
 
@@ -629,10 +631,18 @@ class Scenario:
     """What is published."""
     supersedes: tuple[str, ...] = ()
     """The branches that it takes the place of."""
+    holds: bool = False
+    """The session holds its run meanwhile."""
 
     def publish(self, clone: Path) -> Published:
         """Publish the run of a clone as it is published here."""
-        return publish(clone, self.branch, *self.supersedes)
+        if not self.holds:
+            return publish(clone, self.branch, *self.supersedes)
+        hold = RunHold(clone, HELD, Credentials(), say=str)
+        try:
+            return publish(clone, self.branch, *self.supersedes, hold=hold)
+        finally:
+            hold.release()
 
 
 def one_object_stood_there(stores: Stores, shelf: Shelf) -> None:
@@ -699,6 +709,7 @@ BESIDE = Scenario("another publishes", guest=publish_and_pause)
 CLEANING = Scenario("another is undone", another_died_before_its_push, recover_and_pause)
 FINISHING = Scenario("a checkpoint ends", a_checkpoint_stands, supersedes=(CHECKPOINT,))
 MOVING = replace(FINISHING, name="a checkpoint moves", branch=CHECKPOINT)
+HOLDING = replace(MOVING, name="a checkpoint of a held run moves", holds=True)
 WANTED = replace(MOVING, name="a checkpoint moves and another publishes the old one", guest=publish_and_pause)
 
 
@@ -884,7 +895,7 @@ class World:
             raise HalfState(f"after recovery {intents} are left")
         published = self.is_published()
         ours = {self.head, *self.replaced} if published else set()
-        strange = refs.keys() - self.refs.keys() - ours - {f"refs/heads/{OTHER}"}
+        strange = refs.keys() - self.refs.keys() - ours - {f"refs/heads/{OTHER}", f"refs/runs/{HELD}"}
         if strange or any(refs.get(ref) != commit for ref, commit in self.refs.items() if ref not in ours):
             raise HalfState(f"refs have changed: {sorted(strange)}")
         if published and (left := (self.replaced - {self.head}) & refs.keys()):

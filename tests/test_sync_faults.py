@@ -16,6 +16,7 @@ from faults import (
     DEAD,
     DOOR,
     FINISHING,
+    HOLDING,
     KILLED_AFTER,
     KILLED_BEFORE,
     KILLED_MIDWAY,
@@ -67,6 +68,7 @@ PUBLICATIONS: Pairs = (
     (CLEANING, (ONCE, DOOR, READING)),
     (FINISHING, (ONCE, ON, DOOR, LOST)),
     (MOVING, (ONCE, ON, LOST, LOSING)),
+    (HOLDING, (ONCE, ON, LOST)),
 )
 UNDOINGS: Pairs = (
     (refused(ALONE), (ONCE, ON, DOOR, LOST)),

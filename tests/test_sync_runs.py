@@ -120,7 +120,8 @@ def test_who_was_taken_over_from_publishes_nothing_any_more(stores: Stores, hold
     second.watch()
     second.take()
     standing = stores.refs(), stores.objects()
-    first._lease._renewed = time.monotonic()  # type: ignore[union-attr]  it woke up and does not know yet
+    assert first._lease is not None
+    first._lease._renewed = time.monotonic()  # it woke up and does not know yet
     with pytest.raises(GitPushError) as caught:
         publish(stores.clone, first, seed=2)
     assert "another session has taken detection-exp001 over" in caught.value.remedy
@@ -155,7 +156,7 @@ time.sleep(600)
 
 def test_a_kernel_that_was_restarted_in_the_same_clone_goes_on_at_once(stores: Stores, hold: Hold) -> None:
     """Its process has ended: nobody needs to wait for a lease to know it."""
-    words = [sys.executable, "-c", KILLED, stores.clone]
+    words = [sys.executable, "-c", KILLED, str(stores.clone)]
     with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
@@ -193,7 +194,7 @@ def test_of_two_that_come_at_once_one_holds_the_run(
     """Both saw it free: the push is a compare-and-swap, and who comes second begins to watch."""
     first, second = hold(stores.clone), hold(stores.clone_again())
     with monkeypatch.context() as patch:
-        patch.setattr(second, "_standing", lambda: {})
+        patch.setattr(second, "_standing", dict)
         assert first.watch()
         assert not second._try()
     with pytest.raises(RunHeldError):
