@@ -634,15 +634,18 @@ class Scenario:
     holds: bool = False
     """The session holds its run meanwhile."""
 
-    def publish(self, clone: Path) -> Published:
-        """Publish the run of a clone as it is published here."""
-        if not self.holds:
-            return publish(clone, self.branch, *self.supersedes)
-        hold = RunHold(clone, HELD, Credentials(), say=str)
-        try:
-            return publish(clone, self.branch, *self.supersedes, hold=hold)
-        finally:
-            hold.release()
+    def publishing(self, clone: Path) -> Callable[[], Published]:
+        """Give what publishes the run of a clone as it is published here."""
+        hold = RunHold(clone, HELD, Credentials(), say=str) if self.holds else None
+
+        def publish_it() -> Published:
+            try:
+                return publish(clone, self.branch, *self.supersedes, hold=hold)
+            finally:
+                if hold is not None:
+                    hold.release()
+
+        return publish_it
 
 
 def one_object_stood_there(stores: Stores, shelf: Shelf) -> None:
@@ -676,7 +679,7 @@ def a_checkpoint_stands(stores: Stores, _shelf: Shelf) -> None:
 def we_died_before_cleaning_up(stores: Stores, shelf: Shelf) -> None:
     """Let the clone publish in place of the checkpoint, and die before it deletes what only that one had."""
     a_checkpoint_stands(stores, shelf)
-    _die(stores, shelf, lambda call: call.name.startswith("delete "), OURS, lambda: FINISHING.publish(stores.clone))
+    _die(stores, shelf, lambda call: call.name.startswith("delete "), OURS, FINISHING.publishing(stores.clone))
 
 
 def _die_before_the_push(stores: Stores, shelf: Shelf, clone: Path, branch: str, ids: str) -> None:
@@ -1107,13 +1110,14 @@ class Play:
 
     def _do(self) -> Exception | None:
         world, scenario = self.world, self.world.scenario
+        publish_it = scenario.publishing(world.stores.clone)
 
         def act() -> None:
             with self.doors.installed():
                 if scenario.recovers:
                     recover(world.rescuer, older_than=0, say=str)
                 else:
-                    scenario.publish(world.stores.clone)
+                    publish_it()
 
         if self.kind.kills:
             report = self._report
@@ -1159,7 +1163,7 @@ class Play:
         world = self.world
         for before in sorted({standing, True}):
             try:
-                published = world.scenario.publish(world.stores.clone)
+                published = world.scenario.publishing(world.stores.clone)()
             except Exception as error:
                 raise HalfState(f"a retry fails: {type(error).__name__}: {str(error)[:500]}") from error
             if published.before is not before:
