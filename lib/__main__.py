@@ -100,6 +100,18 @@ def rerun(*, branch: str, output: Path | None, kaggle_user: str, secrets_dataset
 
 
 @app.command()
+@SECRETS
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def status(*, secrets: str, as_json: bool) -> None:
+    """Show every experiment of this clone's Git remote: finished runs, checkpoints, sessions, open publications."""
+    from lib.credentials import load_credentials
+    from lib.status import read_status, show_status
+
+    entries = read_status(Path.cwd(), load_credentials(secrets))
+    print(json.dumps([entry.as_dict() for entry in entries], indent=2) if as_json else show_status(entries))
+
+
+@app.command()
 @OLDER_THAN
 @SECRETS
 def recover(*, older_than: float, secrets: str) -> None:

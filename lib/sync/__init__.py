@@ -36,12 +36,14 @@ Nothing here knows YOLO.
 """
 
 from lib.sync.check import Checked, check
+from lib.sync.intent import read_run
 from lib.sync.refs import Refs
 from lib.sync.rehearsal import Rehearsed, rehearse
-from lib.sync.runs import RunHold
+from lib.sync.runs import RUN_PLACES, RunHold
 from lib.sync.transaction import Publication, Published, recover, sync_outputs
 
 __all__ = [
+    "RUN_PLACES",
     "Checked",
     "Publication",
     "Published",
@@ -49,6 +51,7 @@ __all__ = [
     "Rehearsed",
     "RunHold",
     "check",
+    "read_run",
     "recover",
     "rehearse",
     "sync_outputs",

@@ -1,0 +1,137 @@
+"""Where every experiment stands, from the Git remote alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from lib.credentials import Credentials
+from lib.sync import RUN_PLACES, Refs, read_run
+
+SHOWN = {"test/box/mAP50": "box mAP50", "test/pose/mAP50": "pose mAP50", "test/corners/mean_px": "corners px"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One ref, and what it says."""
+
+    experiment: str
+    """`module/name`."""
+    state: str
+    """`finished`, `interrupted` or `failed`: a published run; `checkpoint`; `session`: one that holds the experiment;
+    `unfinished`: a publication that is under way or dead; `unreadable`."""
+    ref: str
+    epochs: str = ""
+    """Those behind it, of those that were asked for."""
+    when: datetime | None = None
+    """A run's start, a checkpoint's saving."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Measured values by one name each: `test/box/mAP50`."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give it as JSON can hold it."""
+        return {**asdict(self), "when": self.when.isoformat() if self.when else None}
+
+
+def read_status(root: Path, credentials: Credentials) -> list[Entry]:
+    """Read the Git remote of the clone at `root`; by experiment, the newest first. Raises `GitPushError`."""
+    refs = Refs(root, credentials)
+    files = "artifacts/*/*.json"
+    published = refs.read_files_of_all("refs/heads/kaggle-train-*", files)
+    checkpoints = refs.read_files_of_all("refs/heads/kaggle-checkpoint-*", files)
+    entries = [_run(ref, texts) for ref, texts in published.items()]
+    entries += [_checkpoint(ref, texts) for ref, texts in checkpoints.items()]
+    for place in RUN_PLACES:
+        for ref, texts in refs.read_files_of_all(f"{place}*", "intent.json").items():
+            record = read_run(texts.get("intent.json", ""))
+            entries.append(
+                Entry(ref.removeprefix(place).replace("-", "/", 1), "session" if record else "unreadable", ref)
+            )
+    for seen in refs.read_intents():
+        branch = seen.record.branch if seen.record else "of another version"
+        entries.append(Entry(branch, "unfinished" if seen.record else "unreadable", seen.ref))
+    newest = sorted(entries, key=lambda entry: entry.when.timestamp() if entry.when else 0.0, reverse=True)
+    return sorted(newest, key=lambda entry: entry.experiment)
+
+
+def _own(ref: str, texts: Mapping[str, str], name: str) -> tuple[str, dict[str, Any]]:
+    """Give folder and content of the file that the branch was published with: it may hold those of other runs too."""
+    branch = ref.removeprefix("refs/heads/")
+    for path, text in texts.items():
+        if path.endswith(f"/{name}"):
+            content = json.loads(text)
+            slug = f"{content['experiment']['module']}-"
+            if content.get("branch", branch) == branch and slug in branch:
+                return path.removesuffix(f"/{name}"), dict(content)
+    raise KeyError(name)
+
+
+def _run(ref: str, texts: Mapping[str, str]) -> Entry:
+    try:
+        folder, run = _own(ref, texts, "run.json")
+        metrics = json.loads(texts.get(f"{folder}/train/metrics.json", "{}"))
+        experiment = run["experiment"]
+        return Entry(
+            f"{experiment['module']}/{experiment['name']}",
+            run.get("state", "finished"),
+            ref,
+            f"{metrics.get('epochs', '?')}/{experiment['training']['epochs']}",
+            datetime.fromisoformat(run["started"]),
+            dict(_flat(metrics)),
+        )
+    except (KeyError, ValueError, TypeError, AttributeError):  # what somebody has made by hand
+        return Entry(ref.removeprefix("refs/heads/"), "unreadable", ref)
+
+
+def _checkpoint(ref: str, texts: Mapping[str, str]) -> Entry:
+    try:
+        _, record = _own(ref, texts, "checkpoint.json")
+        experiment = record["experiment"]
+        return Entry(
+            f"{experiment['module']}/{experiment['name']}",
+            "checkpoint",
+            ref,
+            f"{record['epoch']}/{experiment['training']['epochs']}",
+            datetime.fromisoformat(record["saved"]),
+        )
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return Entry(ref.removeprefix("refs/heads/"), "unreadable", ref)
+
+
+def _flat(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for split in ("validation", "test"):
+        for part, values in metrics.get(split, {}).items():
+            if isinstance(values, Mapping):
+                yield from ((f"{split}/{part}/{name}", float(value)) for name, value in values.items())
+
+
+def show_status(entries: Sequence[Entry], now: datetime | None = None) -> str:
+    """Give the entries as a table for people."""
+    from rich.console import Console
+    from rich.table import Table
+
+    if not entries:
+        return "No run has been published, and none is under way."
+    now = now or datetime.now(UTC)
+    table = Table("Experiment", "State", "Epochs", "Age", *SHOWN.values(), "Ref")
+    for entry in entries:
+        measured = [f"{entry.metrics[key]:.3f}" if key in entry.metrics else "" for key in SHOWN]
+        age = _age((now - entry.when).total_seconds()) if entry.when else ""
+        table.add_row(
+            entry.experiment, entry.state, entry.epochs, age, *measured, entry.ref.removeprefix("refs/heads/")
+        )
+    text = StringIO()
+    Console(file=text, width=200, force_terminal=False).print(table)
+    return text.getvalue().rstrip()
+
+
+def _age(seconds: float) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,186 @@
+"""A session that is killed as Kaggle kills it, all at once, is gone on from by the next one, on an empty machine."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run_git
+
+EPOCHS = 4
+ARTIFACTS = "artifacts/detection/exp000_sandbox"
+CHECKPOINT = "refs/heads/kaggle-checkpoint-detection-exp000-sandbox"
+MARK = "KAGGLE_TRAINING_SESSION"
+NAMESPACE = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+MOMENTS = {
+    "in an epoch": "",
+    "while a checkpoint leaves": "refs/heads/kaggle-checkpoint-",
+    "while it is published": "refs/heads/kaggle-train-",
+}
+"""When, and the ref at whose push the remote stops to wait for it."""
+
+
+def namespaces() -> list[str]:
+    """Give what starts a command in a process namespace of its own, where the machine allows it."""
+    allowed = shutil.which("unshare") and subprocess.run([*NAMESPACE, "true"], capture_output=True).returncode == 0
+    return NAMESPACE if allowed else []
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The sandbox that outlives sessions, and sessions on it."""
+
+    folder: Path
+
+    @property
+    def sandbox(self) -> Path:
+        """The folder of its sandbox."""
+        return self.folder / "sandbox"
+
+    @property
+    def origin(self) -> Path:
+        """Its Git repository."""
+        return self.sandbox / "origin.git"
+
+    @property
+    def reached(self) -> Path:
+        """The file that is there when the remote waits in the middle of a push."""
+        return self.sandbox / "reached"
+
+    def start(self, name: str) -> subprocess.Popen[str]:
+        """Start a session, as a user does; its checkpoints leave as often as they can."""
+        keys = {"epochs": EPOCHS, "session.checkpoint_minutes": 0.01, "session.lease_minutes": 0.2}
+        given = [str(word) for key, value in keys.items() for word in ("-p", key, value)]
+        folders = ["--sandbox", str(self.sandbox), "--output", str(self.folder / f"rendered-{name}")]
+        with self.log(name).open("w", encoding="utf-8") as log:
+            return subprocess.Popen(
+                [*namespaces(), sys.executable, "render.py", "detection", "--run", *folders, *given],
+                cwd=ROOT, env={**os.environ, MARK: str(self.sandbox)}, stdout=log, stderr=subprocess.STDOUT, text=True,
+            )  # fmt: skip
+
+    def log(self, name: str) -> Path:
+        """Give the file that holds what a session prints."""
+        return self.folder / f"{name}.log"
+
+    def kill(self, session: subprocess.Popen[str]) -> None:
+        """End everything of a session at once, also what it has started in other groups and sessions of processes."""
+        session.kill()
+        session.wait()
+        mark = f"{MARK}={self.sandbox}".encode()
+        while left := [number for number in _processes() if mark in _environment(number)]:
+            for number in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGKILL)
+            time.sleep(0.05)
+
+    def refs(self) -> list[str]:
+        """Give the refs of the repository but main."""
+        listed = run_git("for-each-ref", "--format=%(refname)", cwd=self.origin).splitlines()
+        return [ref for ref in listed if ref != "refs/heads/main"]
+
+    def stop_at(self, ref: str) -> None:
+        """Let the remote wait in the middle of the push of such a ref, once."""
+        hook = self.origin / "hooks/pre-receive"
+        hook.parent.mkdir(exist_ok=True)
+        lines = f'while read old new ref; do case "$ref" in {ref}*) touch {self.reached}; sleep 300;; esac; done'
+        hook.write_text(f"#!/bin/sh\n{lines}\n")
+        hook.chmod(0o755)
+
+    def go_on(self) -> None:
+        """Let it take every push again."""
+        (self.origin / "hooks/pre-receive").unlink(missing_ok=True)
+
+    def sessions(self) -> list[Path]:
+        """Give what the sessions have left on their machines, in order."""
+        return sorted(self.sandbox.glob("runs/*"))
+
+    def lib(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of the project in a clone of another machine."""
+        clone = self.folder / "by-hand"
+        if not clone.exists():
+            run_git("clone", "--quiet", self.origin, clone, cwd=self.sandbox)
+        return subprocess.run([sys.executable, "-m", "lib", *words], cwd=clone, capture_output=True, text=True)
+
+
+def _processes() -> list[int]:
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
+
+
+def _environment(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:  # ended meanwhile, or another user's
+        return []
+
+
+def rows(session: Path) -> list[int]:
+    """Give the epochs of a session's table."""
+    table = session / "origin" / ARTIFACTS / "train/results.csv"
+    if not table.is_file():
+        return []
+    with table.open(encoding="utf-8", newline="") as file:
+        return [int(row["epoch"]) for row in csv.DictReader(file)]
+
+
+def kill_in(machine: Machine, moment: str) -> None:
+    """Run a session up to the moment, and kill it."""
+    session = machine.start("first")
+
+    def wait_for(there: Callable[[], bool]) -> None:
+        end = time.monotonic() + 300
+        while not there():
+            told = machine.log("first").read_text()
+            assert session.poll() is None, told[-5000:]
+            assert time.monotonic() < end, told[-5000:]
+            time.sleep(0.05)
+
+    wait_for(lambda: "Checkpoint: epoch 1 has left" in machine.log("first").read_text())
+    if ref := MOMENTS[moment]:
+        machine.stop_at(ref)
+        wait_for(machine.reached.exists)
+    else:
+        wait_for(lambda: "Checkpoint: epoch 2 has left" in machine.log("first").read_text())
+    machine.kill(session)
+    machine.go_on()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_the_next_session_goes_on_where_a_killed_one_was(
+    tmp_path: Path, moment: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One finished branch, every epoch once, one W&B run; no checkpoint, no intent and no object is left over."""
+    machine = Machine(tmp_path)
+    kill_in(machine, moment)
+    (first,) = machine.sessions()
+    assert CHECKPOINT in machine.refs()
+    done = max(rows(first))
+    assert (done == EPOCHS) == (moment == "while it is published")
+    second = machine.start("second")
+    second.wait(600)
+    assert second.returncode == 0, machine.log("second").read_text()[-5000:]
+    _, other = machine.sessions()
+    run = json.loads((other / "origin" / ARTIFACTS / "run.json").read_text())
+    lost = done - run["start"]["epoch"]
+    with capfd.disabled():
+        print(f"\nKilled {moment}: {done} epochs trained, {lost} of them lost")
+    assert 0 <= lost <= 2  # what had not left yet, and what was leaving
+    assert run["state"] == "finished"
+    assert rows(other) == list(range(1, EPOCHS + 1))
+    recorded = machine.sandbox.glob("runs/*/wandb/offline-run-*")
+    assert len({path.name.rpartition("-")[2] for path in recorded}) == 1
+    assert machine.lib("recover", "--older-than", "0").returncode == 0
+    assert machine.refs() == [f"refs/heads/{run['branch']}"]
+    checked = machine.lib("check")
+    assert checked.returncode == 0, checked.stdout

@@ -1,0 +1,96 @@
+"""Where every experiment stands is read from the Git remote alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from conftest import ROOT, RUN, WEIGHTS, Stores, run_git, write_run
+
+from lib.__main__ import app
+from lib.credentials import Credentials
+from lib.experiment import load_experiment
+from lib.status import read_status, show_status
+from lib.sync import Publication, RunHold, sync_outputs
+from lib.sync.intent import Intent, Owner
+from lib.sync.refs import Move, Refs
+
+EXPERIMENT = load_experiment(
+    ROOT / "experiments/001_det_baseline.yaml", {"name": "exp001", "training.epochs": 9}
+).model_dump(mode="json")
+STARTED = datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC)
+OLDER, NEWER = (f"kaggle-train-detection-exp001-2025010{day}-030405" for day in (2, 3))
+UNFINISHED = "kaggle-train-detection-exp002-20250102-030405"
+CHECKPOINT = "kaggle-checkpoint-detection-exp001"
+
+
+def publish(stores: Stores, branch: str, files: dict[str, Any]) -> None:
+    """Publish a run whose folder has these JSON files."""
+    clone = stores.clone_again(branch)
+    write_run(clone)
+    for name, content in files.items():
+        path = clone / RUN / name
+        path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    sync_outputs(Publication(clone, branch, "a run", RUN, WEIGHTS, STARTED), say=str)
+
+
+def run_of(branch: str, started: datetime, **more: Any) -> dict[str, Any]:
+    """Give a run's run.json, as far as it matters here."""
+    return {"branch": branch, "experiment": EXPERIMENT, "started": started.isoformat(), **more}
+
+
+@pytest.fixture
+def remote(stores: Stores) -> Iterator[Stores]:
+    """Give two runs, a checkpoint, a session, a publication under way, and what nobody can read."""
+    metrics = {"epochs": 9, "test": {"images": 3, "box": {"mAP50": 0.875}}}
+    publish(stores, OLDER, {"run.json": run_of(OLDER, STARTED), "train/metrics.json": metrics})
+    newer = run_of(NEWER, STARTED + timedelta(days=1), state="interrupted")
+    publish(stores, NEWER, {"run.json": newer, "train/metrics.json": {"epochs": 4}})
+    saved = (STARTED + timedelta(days=2)).isoformat()
+    publish(stores, CHECKPOINT, {"checkpoint.json": {"epoch": 5, "saved": saved, "experiment": EXPERIMENT}})
+    publish(stores, "kaggle-train-x", {"run.json": "{"})
+    refs = Refs(stores.clone, Credentials())
+    intent = Intent("1" * 16, "uploading", UNFINISHED, refs.head(), Owner("a", "1-1"), ())
+    refs.push(Move(f"refs/intents/{intent.id}", None, refs.write_intent(intent)))
+    hold = RunHold(stores.clone, "detection-exp003", Credentials(), say=str)
+    assert hold.watch()
+    yield stores
+    hold.release()
+
+
+def test_everything_that_stands_there_is_shown(remote: Stores) -> None:
+    """By experiment, the newest first; what cannot be read is shown as such and hides nothing."""
+    clone = remote.clone_again()
+    entries = read_status(clone, Credentials())
+    assert [(entry.experiment, entry.state, entry.epochs) for entry in entries] == [
+        ("detection/exp001", "checkpoint", "5/9"),
+        ("detection/exp001", "interrupted", "4/9"),
+        ("detection/exp001", "finished", "9/9"),
+        ("detection/exp003", "session", ""),
+        (UNFINISHED, "unfinished", ""),
+        ("kaggle-train-x", "unreadable", ""),
+    ]
+    assert entries[2].metrics == {"test/box/mAP50": 0.875}
+    shown = show_status(entries, now=STARTED + timedelta(days=2, hours=3))
+    assert "0.875" in shown
+    assert "3 h" in shown
+    assert OLDER in shown
+    assert run_git("status", "--porcelain", cwd=clone) == ""
+
+
+def test_an_empty_remote_is_said(stores: Stores) -> None:
+    """No table without a row."""
+    assert "No run has been published" in show_status(read_status(stores.clone, Credentials()))
+
+
+def test_the_command_prints_a_table_or_json(remote: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For people, and for machines."""
+    monkeypatch.chdir(remote.clone_again())
+    assert "detection/exp001" in CliRunner().invoke(app, ["status"], catch_exceptions=False).output
+    entries = json.loads(CliRunner().invoke(app, ["status", "--json"], catch_exceptions=False).output)
+    assert [entry["when"] for entry in entries if entry["state"] == "finished"] == ["2025-01-02T03:04:05+00:00"]
+    assert {entry["ref"] for entry in entries} >= {f"refs/heads/{OLDER}", "refs/runs/detection-exp003"}
