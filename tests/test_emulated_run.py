@@ -339,7 +339,7 @@ class Stage:
         files = self.services.drive.files()
         return {path: copies for path, copies in files.items() if not path.startswith("kaggle-training-owner-")}
 
-    def run(self, when: Mapping[str, Callable[[], object]] | None = None) -> Run:
+    def run(self, when: Mapping[str, Callable[[], object]] | None = None, *, epochs: int = 1) -> Run:
         """Run the notebook as render.py does; when a line of its output holds a text, something happens."""
         folder = self.folder / f"run-{next(self.numbers)}"
         home = folder / "home"
@@ -354,6 +354,7 @@ class Stage:
             "experiment": SMALL.model_dump(mode="json"),
             "accelerator": "none",
             "working": str(folder / "working"),
+            "epochs": epochs,
             **self.services.parameters,
         }
         notebook = bake(read_notebook(render.SOURCE.read_text(encoding="utf-8")), values, "none")
@@ -438,9 +439,9 @@ def services(stage: Stage) -> Iterator[EmulatedServices]:
 
 @pytest.fixture(scope="module")
 def published(stage: Stage) -> Run:
-    """Give a whole run in which nothing went wrong."""
+    """Give a whole run in which nothing went wrong, long enough for a checkpoint to leave."""
     stage.services.write_secrets(WANDB_API_KEY=None)
-    run = stage.run()
+    run = stage.run(epochs=15)
     assert run.status == 0, run.output[-5000:]
     return run
 
@@ -478,6 +479,19 @@ def test_a_whole_run_goes_through_the_services_with_its_accounts(stage: Stage, p
     assert services.drive.count("PUT /upload/drive/v2/files") >= 2
     assert services.drive.count("POST /token") >= 1
     assert "'fetch'" in (published.folder / "notes").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_whole_run_sends_a_checkpoint_and_takes_it_back(stage: Stage, published: Run) -> None:
+    """It left through the services while training went on; nothing of it stands there after the finished run."""
+    assert "Checkpoint: epoch " in published.shown
+    assert stage.services.host.count("POST .*git-receive-pack .*refs/heads/kaggle-checkpoint-detection") >= 2
+    assert [ref for ref in stage.refs() if "checkpoint" in ref or "runs" in ref] == []
+    words = [sys.executable, "-m", "lib", "check", "--secrets", stage.services.parameters["secrets"]]
+    checked = subprocess.run(
+        words, cwd=published.clone, env=stage.services.environment(), capture_output=True, text=True
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 @pytest.mark.slow

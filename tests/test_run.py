@@ -19,6 +19,7 @@ from conftest import ROOT, run_git
 
 CANARY = f"ghp_{secrets.token_hex(16)}"  # made anew: the sandbox holds a copy of this file
 WEIGHTS = ("train/weights/best.pt", "train/weights/last.pt")
+CHECKPOINT = "refs/heads/kaggle-checkpoint-detection-exp000-sandbox"
 TRACKED_BY_GIT = (
     "README.md",
     "run.json",
@@ -296,15 +297,21 @@ def test_a_run_that_cannot_start_says_why_and_logs_it(detection: Run) -> None:
 
 @pytest.mark.slow
 def test_a_session_that_is_over_publishes_what_was_trained(detection: Run) -> None:
-    """One epoch fits: it is measured and published, marked as interrupted, and last.pt can be gone on from."""
+    """One epoch fits: it is measured and published, marked as interrupted; the next session goes on by itself."""
     run = render("detection", detection.sandbox, "-p", "session.max_hours", "0.0001", epochs=3)
     assert run.status == 0, run.output[-5000:]
     folder = run.clone / run.artifacts
     assert json.loads((folder / "run.json").read_text())["state"] == "interrupted"
     assert "stopped after epoch 1 of 3" in (folder / "README.md").read_text()
     assert (folder / "train/weights/last.pt.dvc").is_file()
-    again = render("detection", detection.sandbox, "-p", "resume_from", str(folder / WEIGHTS[1]), epochs=3)
+    assert CHECKPOINT in detection.refs()
+    differs = render("detection", detection.sandbox, epochs=4)
+    assert differs.status == 1
+    assert "training.epochs 3 → 4" in differs.output
+    assert "-p session.resume always" in differs.output
+    again = render("detection", detection.sandbox, epochs=3)
     assert again.status == 0, again.output[-5000:]
+    assert CHECKPOINT not in detection.refs()
     metrics = json.loads((again.clone / again.artifacts / "train/metrics.json").read_text())
     assert metrics["epochs"] == 3
     assert json.loads((again.clone / again.artifacts / "run.json").read_text())["start"]["epoch"] == 1
@@ -335,6 +342,11 @@ def test_a_published_run_can_be_run_again_from_any_clone(detection: Run, second_
     assert metrics[0] == metrics[1]
 
 
+def published(run: Run) -> list[str]:
+    """Give the branches of runs that ended."""
+    return [ref for ref in run.refs() if ref.startswith("refs/heads/kaggle-train-")]
+
+
 def kill_training(run: subprocess.Popen[str], sandbox: Path) -> None:
     """Kill a run's training process once its first epoch is over, as the system does when memory is short."""
     known = set(sandbox.glob("runs/*"))
@@ -356,7 +368,7 @@ def test_a_training_that_fails_is_published_or_kept(detection: Run, choice: str)
     output = detection.sandbox.parent / f"failing-{choice}"
     command = [sys.executable, "render.py", "detection", "--run", "--sandbox", str(detection.sandbox)]
     given = ["--output", str(output), "-p", "epochs", "200", "-p", "session.on_failure", choice]
-    before = detection.refs()
+    before = published(detection)
     with subprocess.Popen(
         [*command, *given], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
@@ -364,7 +376,8 @@ def test_a_training_that_fails_is_published_or_kept(detection: Run, choice: str)
         told, _ = process.communicate(timeout=600)
     assert process.returncode == 1
     assert "killed by signal 9" in told[told.rindex("Error: ") :]
-    assert len(detection.refs()) == len(before) + (choice == "publish")
+    assert len(published(detection)) == len(before) + (choice == "publish")
+    assert CHECKPOINT in detection.refs()
     folder = detection.clone / detection.artifacts
     run = json.loads((folder / "run.json").read_text())
     assert run["state"] == "failed"

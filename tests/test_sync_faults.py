@@ -66,8 +66,8 @@ PUBLICATIONS: Pairs = (
     (DEAD, (ON, LOST)),
     (BESIDE, (ON, DOOR, LOST)),
     (CLEANING, (ONCE, DOOR, READING)),
-    (FINISHING, (ONCE, ON, DOOR, LOST)),
-    (MOVING, (ONCE, ON, LOST, LOSING)),
+    (FINISHING, (ONCE, LOST)),
+    (MOVING, (LOSING,)),
     (HOLDING, (ONCE, ON, LOST)),
 )
 UNDOINGS: Pairs = (
