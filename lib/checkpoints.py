@@ -25,7 +25,7 @@ from pydantic import BaseModel, Field, ValidationError
 from lib.commands import MINUTE
 from lib.credentials import Credentials
 from lib.dataset import make_workspace, read_pointer
-from lib.errors import CheckpointError, RunError
+from lib.errors import CheckpointError, GitPushError, RunError
 from lib.experiment import Experiment
 from lib.remotes import set_up_copy
 from lib.sync import Publication, Refs, RunHold, sync_outputs
@@ -35,6 +35,7 @@ WEIGHTS = ("train/weights/best.pt", "train/weights/last.pt")
 """In the order in which they are copied: `best.pt` may never be newer than `last.pt`."""
 LOOK = 2.0  # seconds between two looks at the training's folder
 AGAIN = 5 * MINUTE  # after a checkpoint that did not leave
+TRIES = 5  # to fetch a checkpoint whose branch moves
 
 
 def checkpoint_branch(experiment: Experiment) -> str:
@@ -92,7 +93,10 @@ def hold_run(root: Path, experiment: Experiment, credentials: Credentials) -> Ru
     """Begin to hold the experiment's run, or to watch the session that holds it."""
     name = f"{experiment.module}-{experiment.slug}"
     hold = RunHold(root, name, credentials, lease=experiment.session.lease_minutes * MINUTE)
-    told = "is held by this session" if hold.watch() else "is held by another session, which is watched from now on"
+    try:
+        told = "is held by this session" if hold.watch() else "is held by another session, which is watched from now on"
+    except GitPushError as error:  # preflight tells cause and remedy of all that is refused together
+        told = f"could not be held yet: {error.what}"
     print(f"The run {name} {told}.", flush=True)
     return hold
 
@@ -150,25 +154,30 @@ def fetch_checkpoint(
 
     ref, refs = f"refs/heads/{checkpoint.branch}", Refs(root, credentials)
     place = make_workspace(root, scratch / "checkpoint")
-    for attempt in range(3):
-        pointers = refs.read_files(ref, f"{experiment.artifacts}/train/weights/*.pt.dvc")
-        for name, text in pointers.items():
+    last = place / experiment.artifacts / WEIGHTS[1]
+    read: list[dict[str, str]] = []
+    while True:
+        read.append(refs.read_files(ref, f"{experiment.artifacts}/train/weights/*.pt.dvc"))
+        # another session may have moved the branch, and deleted what it had, since it was read
+        if read[-1] in read[:-1] or len(read) > TRIES:
+            break
+        for name, text in read[-1].items():
             (place / name).parent.mkdir(parents=True, exist_ok=True)
             (place / name).write_text(text, encoding="utf-8")
+        cause = "it names no last.pt"
         try:
             with Repo(str(place)) as repo:
-                repo.pull(targets=[str(place / name) for name in pointers], force=True)
+                repo.pull(targets=[str(place / name) for name in read[-1]], force=True)
         except (DvcException, OSError) as error:
-            # another session may have moved the branch, and deleted what it had, since it was read
-            if attempt < 2 and refs.read_files(ref, f"{experiment.artifacts}/train/weights/*.pt.dvc") != pointers:  # noqa: PLR2004
-                continue
-            raise CheckpointError(
-                credentials.redact(f"`dvc pull` of {checkpoint.branch} failed: {type(error).__name__}: {error}"),
-                state="nothing was trained; the checkpoint stays.",
-                remedy="ensure the DVC remote is accessible, or start over with -p session.resume never.",
-            ) from error
-        break
-    return place / experiment.artifacts / WEIGHTS[1]
+            cause = credentials.redact(f"{type(error).__name__}: {error}")
+        else:
+            if last.is_file():
+                return last
+    raise CheckpointError(
+        f"`dvc pull` of {checkpoint.branch} failed: {cause}",
+        state="nothing was trained; the checkpoint stays.",
+        remedy="ensure the DVC remote is accessible, or start over with -p session.resume never.",
+    )
 
 
 # ── leaving ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -67,7 +67,7 @@ def write_report(
             "device": trained.device,
         },
         "batch_size": trained.batch_size,
-        "start": {"weights": str(start.weights) if start.weights else None, "epoch": start.epoch},
+        "start": {"weights": start.weights.name if start.weights else None, "epoch": start.epoch},
         "seed": experiment.seed,
         "started": facts.started.isoformat(),
         "seconds": {"training": round(trained.seconds, 1), **durations(steps)},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -130,6 +131,21 @@ def test_who_was_taken_over_from_publishes_nothing_any_more(stores: Stores, hold
     assert stores.objects() == standing[1]
     published = publish(other, second, seed=3)
     assert stores.refs()[f"refs/heads/{CHECKPOINT}"] == published.commit
+
+
+def test_without_the_run_in_the_push_a_sleeper_would_overwrite_what_took_its_place(
+    stores: Stores, hold: Hold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rule of the test above switched off: the damage is seen."""
+    first, other = hold(stores.clone), stores.clone_again()
+    assert first.watch()
+    sleep_through(first)
+    second = hold(other)
+    second.take()
+    standing = publish(other, second, seed=1)
+    monkeypatch.setattr(RunHold, "moved_along", lambda *_: contextlib.nullcontext())
+    publish(stores.clone, first, seed=2)
+    assert stores.refs()[f"refs/heads/{CHECKPOINT}"] != standing.commit
 
 
 def test_who_could_not_renew_stops_publishing_by_itself(stores: Stores, hold: Hold) -> None:

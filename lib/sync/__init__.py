@@ -25,13 +25,18 @@ identities that were not there before and that nobody else names; delete the int
 with that in the same way. Nothing is deleted from a DVC remote that is marked as another repository's (`owner-` and its
 first commit, written by the first publication): only that one's refs can say what it needs.
 
+A run as a whole holds `refs/runs/<name>` from its start to its end (`lib.sync.runs`), and each of its commit pushes
+moves that ref along: two sessions of one experiment never write one checkpoint, and who slept through its lease and was
+taken over from publishes nothing any more.
+
 Always true: a branch that can be seen has all its objects. True after recovery: the branch with every object, or no
 branch, no new object and no intent. Not promised: against somebody who deletes objects by hand, or pushes the same
 content by hand while a run of it is undone; against an upload that reaches the store after its run has given it up; and
 for a process that sleeps past its lease between a look and the one request that follows it. `check()` finds what these
 leave.
 
-`sync_outputs()` publishes, `recover()` settles what others left, `check()` looks, `rehearse()` tries beforehand.
+`sync_outputs()` publishes, `recover()` settles what others left, `check()` looks, `rehearse()` tries beforehand,
+`RunHold` keeps others from the same run.
 Nothing here knows YOLO.
 """
 
