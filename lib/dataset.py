@@ -6,6 +6,10 @@ absolute paths, every one of them inside the dataset's folder, wherever `data.ya
 stop training, or that training would leave out without a word, is told at once in one report; so is every picture that
 is both trained on and measured on, byte for byte.
 
+Thousands of small pictures come slowly from Google Drive. A Kaggle dataset that holds a copy of the DVC remote (its
+folder `files/md5`) is asked first, as one more DVC remote: each object's hash is checked, and what it lacks comes from
+the default remote.
+
 Not guaranteed: that every picture decodes. The header of each is read, PNG's checksums are verified and a JPEG's end is
 looked for, as ultralytics does; damage in the middle of a JPEG shows in no header. A picture that was saved anew is
 another picture: only equal bytes are found in two splits.
@@ -16,6 +20,7 @@ heart. One of val that stands in test is a warning: a small dataset may have no 
 
 from __future__ import annotations
 
+import logging
 import os
 import posixpath
 import shutil
@@ -36,6 +41,10 @@ PICTURES = frozenset(("avif", "bmp", "dng", "heic", "heif", "jp2", "jpeg", "jpg"
 """The endings that ultralytics takes; a file with another one is none of its pictures."""
 SMALLEST_SIDE = 10  # pixels; ultralytics drops smaller pictures
 END_OF_JPEG = b"\xff\xd9"
+INPUTS = Path("/kaggle/input")
+MIRRORS = ("*/files/md5", "*/*/files/md5", "datasets/*/*/files/md5", "datasets/*/*/*/files/md5")
+"""Where a copy of a DVC remote lies in an attached dataset, or in a folder of it."""
+JOBS = 16  # downloads at once: DVC needs three requests a file, and Drive takes some 200 a second
 TAIL = 4096  # bytes: the ends of compressed pictures differ, even of those that happen to have one size
 
 
@@ -98,10 +107,13 @@ def read_pointer(root: Path, experiment: Experiment) -> Pointer:
         ) from None
 
 
-def pull_dataset(root: Path, experiment: Experiment, scratch: Path, credentials: Credentials) -> Dataset:
+def pull_dataset(
+    root: Path, experiment: Experiment, scratch: Path, credentials: Credentials, *, inputs: Path = INPUTS
+) -> Dataset:
     """Pull the dataset that the clone at `root` names with DVC, into `scratch`, and check it.
 
-    Raises `DatasetError` when the remote does not give it or it is not what the module needs.
+    `inputs` is where Kaggle's datasets are attached: copies of the DVC remote there are asked first. Raises
+    `DatasetError` when the remote does not give it or it is not what the module needs.
     """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
@@ -113,8 +125,13 @@ def pull_dataset(root: Path, experiment: Experiment, scratch: Path, credentials:
         target = place / f"{experiment.dataset}.dvc"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(pointer.file, target)
+        mirrors = _add_mirrors(place, inputs)
         with Repo(str(place)) as repo:
-            repo.pull(targets=[str(target)], force=True)
+            if mirrors:
+                _fetch_listing(repo, pointer.md5)
+            for name, mirror in mirrors.items():
+                _fetch_from(repo, name, mirror, target)
+            repo.pull(targets=[str(target)], force=True, jobs=JOBS)
     except (DvcException, OSError) as error:
         raise DatasetError(
             credentials.redact(f"`dvc pull {experiment.dataset}.dvc` failed: {type(error).__name__}: {error}"),
@@ -123,6 +140,40 @@ def pull_dataset(root: Path, experiment: Experiment, scratch: Path, credentials:
             f"run `dvc pull {experiment.dataset}.dvc` in a clone and inspect its errors.",
         ) from error
     return check_dataset(place / experiment.dataset, experiment, scratch, md5=pointer.md5)
+
+
+def _add_mirrors(place: Path, inputs: Path) -> dict[str, Path]:
+    """Name every attached copy of a DVC remote as a remote of the workspace; folder by name."""
+    from dvc.repo import Repo
+
+    found = {found.parent.parent for pattern in MIRRORS for found in inputs.glob(pattern)}
+    mirrors = {f"attached-{number}": mirror for number, mirror in enumerate(sorted(found), 1)}
+    with Repo(str(place)) as workspace, workspace.config.edit("local") as local:
+        # verify: anybody may have uploaded it, and DVC would take a folder's word for what lies in it
+        local["remote"] |= {name: {"url": str(mirror), "verify": True} for name, mirror in mirrors.items()}
+    return mirrors
+
+
+def _fetch_listing(repo: Any, md5: str) -> None:  # noqa: ANN401  dvc.repo.Repo
+    """Bring the folder's listing from the default remote, checked: a copy's may be of another day, or damaged."""
+    remote = repo.cloud.get_remote_odb()
+    repo.cache.local.add(remote.oid_to_path(md5), remote.fs, md5, verify=True)
+
+
+def _fetch_from(repo: Any, name: str, mirror: Path, target: Path) -> None:  # noqa: ANN401  dvc.repo.Repo
+    """Bring what an attached copy has into DVC's cache; what it lacks or has wrong, the default remote gives."""
+    from dvc.exceptions import DvcException
+    from dvc_objects.errors import ObjectFormatError
+
+    logging.disable(logging.ERROR)  # DVC would name every single file that the copy lacks
+    try:
+        count = repo.fetch(targets=[str(target)], remote=name, jobs=JOBS)
+        told = f"{count} files came from {mirror}." if count else f"{mirror} holds nothing of this dataset."
+    except (DvcException, ObjectFormatError, OSError):
+        told = f"{mirror} holds a part of this dataset; the rest comes from the DVC remote."
+    finally:
+        logging.disable(logging.NOTSET)
+    print(told, flush=True)
 
 
 def make_workspace(root: Path, place: Path) -> Path:

@@ -398,29 +398,76 @@ def test_a_dataset_without_pointer_is_refused_with_the_remedy(stores: Stores, tm
     assert "dvc add data/detection" in caught.value.remedy
 
 
-def test_pulling_brings_exactly_what_was_tracked(stores: Stores, tmp_path: Path) -> None:
-    """Through the real DVC remote into another clone, with the cache outside of it."""
+def track(stores: Stores) -> Path:
+    """Track a small drawn dataset with DVC and push it, as its owner would; gives its folder."""
     from dvc.repo import Repo
 
-    draw_dataset(stores.clone / "data/detection", "detection", counts={"train": 2, "val": 1, "test": 1}, size=64)
+    folder = stores.clone / "data/detection"
+    draw_dataset(folder, "detection", counts={"train": 2, "val": 1, "test": 1}, size=64)
     with Repo(str(stores.clone)) as repo:
-        repo.add([str(stores.clone / "data/detection")])
+        repo.add([str(folder)])
         repo.push()
     run_git("add", "--all", "data", cwd=stores.clone)
     run_git("commit", "--quiet", "--message=dataset", cwd=stores.clone)
     run_git("push", "--quiet", "origin", "HEAD:main", cwd=stores.clone)
+    return folder
+
+
+def test_pulling_brings_exactly_what_was_tracked(stores: Stores, tmp_path: Path) -> None:
+    """Through the real DVC remote into another clone, with the cache outside of it."""
+    tracked = track(stores)
     other, scratch = stores.clone_again(), tmp_path / "scratch"
     configure_dvc(other, scratch, Credentials())
     dataset = pull_dataset(other, DETECTION, scratch, Credentials())
     assert dataset.counts["train"] == 2
-    for path in (stores.clone / "data/detection").rglob("*.*"):
-        place = dataset.folder / path.relative_to(stores.clone / "data/detection")
-        assert place.read_bytes() == path.read_bytes()
+    assert_same(dataset.folder, tracked)
     assert dataset.folder.is_relative_to(scratch)
     assert not (other / "data/detection").exists()  # on Kaggle it would become part of the run's output
     assert dataset.md5 in (other / "data/detection.dvc").read_text()
     assert not (other / ".dvc/cache").exists()
     assert (scratch / "dvc-cache").is_dir()
+
+
+def assert_same(folder: Path, tracked: Path) -> None:
+    """Both hold the same files with the same bytes."""
+    here, there = ({p.relative_to(top): p.read_bytes() for p in top.rglob("*.*")} for top in (folder, tracked))
+    assert here == there
+
+
+@pytest.mark.parametrize("place", ["copy", "datasets/somebody/copy"])
+def test_an_attached_copy_of_the_remote_gives_the_dataset(stores: Stores, tmp_path: Path, place: str) -> None:
+    """From either mount of a Kaggle dataset; the DVC remote is asked for the listing of the folder alone."""
+    tracked, scratch = track(stores), tmp_path / "scratch"
+    shutil.copytree(stores.storage / "files", tmp_path / "input" / place / "files")
+    for path in (stores.storage / "files").rglob("*"):
+        if path.is_file() and not path.name.endswith(".dir"):
+            path.unlink()
+    other = stores.clone_again()
+    configure_dvc(other, scratch, Credentials())
+    assert_same(pull_dataset(other, DETECTION, scratch, Credentials(), inputs=tmp_path / "input").folder, tracked)
+
+
+def spoilt(path: Path) -> None:
+    """Write other bytes into an object."""
+    path.chmod(0o644)
+    path.write_bytes(b"other bytes")
+
+
+@pytest.mark.parametrize("spoil", [spoilt, Path.unlink], ids=["damaged", "lacking"])
+@pytest.mark.parametrize("which", ["listing", "pictures"])
+def test_what_an_attached_copy_lacks_or_has_wrong_comes_from_the_remote(
+    stores: Stores, tmp_path: Path, spoil: Any, which: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its word is never taken for its content: every hash is checked; DVC's complaints about it are not shown."""
+    tracked, scratch, copy = track(stores), tmp_path / "scratch", tmp_path / "input/copy/files"
+    shutil.copytree(stores.storage / "files", copy)
+    objects = [path for path in copy.rglob("*") if path.is_file()]
+    for path in [path for path in objects if path.name.endswith(".dir") == (which == "listing")][:2]:
+        spoil(path)
+    other = stores.clone_again()
+    configure_dvc(other, scratch, Credentials())
+    assert_same(pull_dataset(other, DETECTION, scratch, Credentials(), inputs=tmp_path / "input").folder, tracked)
+    assert "ERROR" not in capfd.readouterr().err
 
 
 def test_a_lost_object_is_told_with_its_remedy(stores: Stores, tmp_path: Path) -> None:
