@@ -70,7 +70,7 @@ def _redactor() -> Callable[[str], str]:
             keys.append(str(json.loads(text)["key"]) if file.suffix else text)
         except (OSError, ValueError, KeyError, TypeError):
             continue
-    hidden = [key for key in keys if len(key) >= SHORTEST_SECRET]
+    hidden = [key.strip() for key in keys if len(key.strip()) >= SHORTEST_SECRET]
 
     def redact(text: str) -> str:
         for key in hidden:
@@ -292,7 +292,7 @@ def _lines_of_log(text: str) -> list[str]:
     try:
         events = [str(event["data"]) for event in json.loads(text) if event.get("data") is not None]
     except (ValueError, KeyError, TypeError, AttributeError):
-        return text.splitlines()
+        return text.strip().splitlines()
     return "".join(data if data.endswith("\n") else f"{data}\n" for data in events).split("\n")[:-1]
 
 
@@ -302,10 +302,22 @@ def watch_kernel(kernel: str, *, every: float, say: Callable[[str], None]) -> st
     Gives the branch that it published: the last one that its log names. Raises `KaggleError` when it ends in an error
     or is cancelled, when there is no such kernel, and when Kaggle gives no answer for `PATIENCE`.
     """
-    log, branch, was_running, state, reason = _Log(kernel), None, False, "", ""
+    begun, log = time.monotonic(), _Log(kernel)
+    branch, was_running, shown, state, reason = None, False, "", "", ""
+
+    def say_state(state: str, reason: str) -> None:
+        passed = int(time.monotonic() - begun)
+        clock = f"{passed // 3600:02d}:{passed // 60 % 60:02d}:{passed % 60:02d}"
+        say(f"[{clock}] {ENDS.get(state, state)}{reason and f': {reason}'}")
+
     try:
-        for state, reason in _states(kernel, every, say):  # noqa: B007  the last ones are looked at below
-            if state not in (*ENDS, "queued"):
+        for state, reason in _states(kernel, every):
+            if state in ENDS:
+                break
+            if state != shown:
+                say_state(state, reason)
+                shown = state
+            if state != "queued":
                 was_running = True
                 for line in log.new_lines(every):
                     say(line)
@@ -316,6 +328,7 @@ def watch_kernel(kernel: str, *, every: float, say: Callable[[str], None]) -> st
             say(f"The last {TAIL} of {len(last)} lines of its log:")
         for line in last if was_running else last[-TAIL:]:
             say(line)
+        say_state(state, reason)
         branch = next(filter(None, map(_branch_in, reversed(last))), branch)
     finally:
         log.close()
@@ -333,10 +346,9 @@ def _branch_in(line: str) -> str | None:
     return str(found[-1]) if found else None
 
 
-def _states(kernel: str, every: float, say: Callable[[str], None]) -> Iterator[tuple[str, str]]:
-    """Give the state of a kernel's newest run, and the reason for it, again and again up to its end; say changes."""
-    begun = heard_at = time.monotonic()
-    has_answered, shown = False, ""
+def _states(kernel: str, every: float) -> Iterator[tuple[str, str]]:
+    """Give the state of a kernel's newest run, and the reason for it, again and again."""
+    heard_at, has_answered = time.monotonic(), False
     while True:
         now = time.monotonic()
         try:
@@ -355,15 +367,8 @@ def _states(kernel: str, every: float, say: Callable[[str], None]) -> Iterator[t
                     state="the run is not followed any more, and goes on.",
                     remedy=f"follow it again later, or look at https://www.kaggle.com/code/{kernel}.",
                 ) from None
-            state, reason = "no answer", f"{_said(failed)}; asking again"
-        if state != shown:
-            passed = int(now - begun)
-            word = ENDS.get(state, state)
-            say(f"[{passed // 3600:02d}:{passed // 60 % 60:02d}:{passed % 60:02d}] {word}{reason and f': {reason}'}")
-            shown = state
+            state, reason = "no answer", f"{_said(failed).splitlines()[0]}; asking again"
         yield state, reason
-        if state in ENDS:
-            return
         time.sleep(max(0.0, every - (time.monotonic() - now)))
 
 
