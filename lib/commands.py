@@ -147,7 +147,8 @@ class FollowedCommand:
             yield from (self._redact(line.decode("utf-8", "replace").rstrip("\r")) for line in whole)
 
     def close(self) -> None:
-        """End it, if it has not ended by itself."""
+        """End it, if it has not ended by itself; there are no lines any more."""
+        self.has_ended = True
         end_group(self._process)
 
 
