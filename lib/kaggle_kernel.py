@@ -144,6 +144,12 @@ def client_user() -> str:
 
 def require_private(kernel: str, dataset: str) -> None:
     """Refuse a kernel that is public, and a secrets dataset that is public, missing or empty. Raises `KaggleError`."""
+    if not re.fullmatch(r"[^/\s]+/[^/\s]+", dataset):
+        raise KaggleError(
+            f"--secrets-dataset {dataset!r} is no dataset of Kaggle.",
+            state="nothing was pushed.",
+            remedy="give it as OWNER/SLUG, as in its address.",
+        )
     _require_private_kernel(kernel)
     _require_secrets(dataset)
 

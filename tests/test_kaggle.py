@@ -128,7 +128,8 @@ def test_a_key_that_kaggle_refuses_is_one_error(
     assert "revoked0" not in str(caught.value)
 
 
-@pytest.mark.parametrize("account", ["a token", pytest.param("kaggle.json", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("account", ["a token", "kaggle.json"])
 def test_the_user_is_the_one_that_the_client_has_a_key_of(
     kaggle: KaggleEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, account: str
 ) -> None:
@@ -175,6 +176,13 @@ def test_a_secrets_dataset_that_cannot_serve_is_refused(
     with pytest.raises(KaggleError, match=said) as caught:
         require_private(KERNEL, SECRETS)
     assert caught.value.state == "nothing was pushed."
+
+
+def test_a_dataset_that_is_no_name_is_refused(kaggle: KaggleEmulator) -> None:
+    """Before Kaggle is asked anything."""
+    with pytest.raises(KaggleError, match="--secrets-dataset 'secrets' is no dataset"):
+        require_private(KERNEL, "secrets")
+    assert kaggle.requests == []
 
 
 @pytest.mark.slow
