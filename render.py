@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Turn an experiment into a Kaggle notebook, and run it here in a sandbox when asked to.
+"""Turn an experiment into a Kaggle notebook; push it there, or run it here in a sandbox, when asked to.
 
     uv run render.py detection            # build/detection/train_module_1_detection.ipynb, ready to upload
+    uv run render.py detection --push     # the same, pushed to Kaggle, where it starts
     uv run render.py detection --run      # the same for this machine's sandbox, executed from end to end
 
 Guarantees: what is rendered is valid (experiment, parameters, notebook format) and can be cloned by Kaggle (the commit
@@ -65,6 +66,7 @@ BY_OPTION = {"module": "the argument MODULE", "experiment": "--experiment", "acc
 )
 @click.option("--accelerator", type=click.Choice(list(KAGGLE_WORDS)), default="t4x2", help="What Kaggle is asked for.")
 @click.option("--output", type=Path, metavar="DIR", help="Where the files go; without it build/MODULE.")
+@click.option("--push", is_flag=True, help="Push it to Kaggle with the kaggle client, which starts it there.")
 @click.option("--run", is_flag=True, help="Execute it here, in the sandbox, from end to end.")
 @click.option(
     "--sandbox", type=Path, metavar="DIR", default=Path("build/sandbox"), help="With --run: where the sandbox stands."
@@ -83,6 +85,7 @@ def main(
     parameter: tuple[tuple[str, str], ...],
     accelerator: str,
     output: Path | None,
+    push: bool,
     run: bool,
     sandbox: Path,
     data: Path | None,
@@ -91,8 +94,10 @@ def main(
     kaggle_user: str,
     secrets_dataset: str,
 ) -> None:
-    """Render the notebook of MODULE for Kaggle; with --run, execute it here from end to end."""
+    """Render the notebook of MODULE for Kaggle; with --push, start it there; with --run, execute it here."""
     about = find_module(module)
+    if push and run:
+        raise RenderError("--push is for Kaggle, --run for this machine.", remedy="leave one of them out.")
     if data is not None and not run:
         raise RenderError("--data is for --run only.", remedy="add --run, or track the dataset with DVC for Kaggle.")
     if emulate and not run:
@@ -117,16 +122,18 @@ def main(
         **baked,
     }
     folder = output or PROJECT / "build" / about.name
-    user = kaggle_user or configured_user()
-    rendered = write_rendered(
-        folder, about, bake(notebook, values, accelerator),
-        None if run else kernel_metadata(about, accelerator, user, secrets_dataset),
-    )  # fmt: skip
+    user = _pushing_user(kaggle_user, where["repository"]) if push else kaggle_user or configured_user()
+    kernel = None if run else kernel_metadata(about, accelerator, user, secrets_dataset)
+    rendered = write_rendered(folder, about, bake(notebook, values, accelerator), kernel)
     print(rendered)
     if run:
         _execute(rendered.notebook)
+        return
+    print(f"Trains:   {chosen.name} at commit {where['commit']} of {where['repository']}")
+    if kernel and push:
+        _push(folder, kernel)
+        print(f"Follow it with: uv run python -m lib watch {about.name}")
     else:
-        print(f"Trains:   {chosen.name} at commit {where['commit']} of {where['repository']}")
         print(ways_to_kaggle(rendered, user))
 
 
@@ -253,6 +260,32 @@ def _require_on_remote(repo: Any, commit: str) -> None:  # noqa: ANN401  GitPyth
         state="nothing was written.",
         remedy="`git push`, then render again (--allow-dirty renders all the same).",
     )
+
+
+# ── pushing it to Kaggle ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _pushing_user(given: str, repository: str) -> str:
+    """Give the kernel's owner; before anything is written, what can be refused without looking at Kaggle is."""
+    from lib.kaggle_kernel import client_user
+
+    if not repository.startswith(("https://", "http://")):
+        raise RenderError(
+            f"Kaggle cannot clone {repository}.",
+            state="nothing was written or pushed.",
+            remedy="push the repository to a host that Kaggle reaches by https, as `origin`.",
+        )
+    own = client_user()
+    return given or own
+
+
+def _push(folder: Path, kernel: Mapping[str, Any]) -> None:
+    from lib.kaggle_kernel import gpu_quota, push_kernel, require_private
+
+    require_private(kernel["id"], *kernel["dataset_sources"])
+    if quota := gpu_quota():
+        print(f"GPU:      {quota}", flush=True)
+    print(push_kernel(folder))
 
 
 # ── running it here ─────────────────────────────────────────────────────────────────────────────────────────────────

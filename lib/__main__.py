@@ -100,6 +100,26 @@ def rerun(*, branch: str, output: Path | None, kaggle_user: str, secrets_dataset
 
 
 @app.command()
+@click.argument("module")
+@KAGGLE_USER
+@click.option("--every", type=float, metavar="SECONDS", default=20.0, help="How often Kaggle is asked for its state.")
+def watch(*, module: str, kaggle_user: str, every: float) -> None:
+    """Follow the newest run of MODULE on Kaggle, state and log, to its end. Exits with 1 if it did not end well."""
+    from lib.experiment import find_module
+    from lib.kaggle_kernel import client_user, watch_kernel
+    from lib.rendering import configured_user, kernel_metadata
+
+    user = kaggle_user or configured_user() or client_user()
+    kernel = kernel_metadata(find_module(module), "none", user, "")["id"]
+    print(f"Following {kernel}: https://www.kaggle.com/code/{kernel}", flush=True)
+    branch = watch_kernel(kernel, every=every, say=lambda line: print(line, flush=True))
+    if branch is None:
+        print("The run is complete; its log names no branch that it has published.")
+    else:
+        print(f"The run is complete, and published as {branch}.\nBring it here with: python -m lib fetch {branch}")
+
+
+@app.command()
 @SECRETS
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def status(*, secrets: str, as_json: bool) -> None:

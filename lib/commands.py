@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,25 +79,7 @@ def run_command(
     words = [str(word) for word in command]
     # redacted before they are shortened: part of a credential is one too
     shown = " ".join(word if len(word) < LONG else word[:LONG] + "…" for word in map(redact, words))
-    try:
-        process = subprocess.Popen(
-            words,
-            cwd=cwd,
-            env={**os.environ, "GIT_TERMINAL_PROMPT": "0", **(env or {})},
-            stdin=subprocess.DEVNULL if text is None else subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=True,  # so that its children (git's ssh, git-remote-https) can be stopped with it
-        )
-    except OSError as error:
-        folder = cwd is not None and not cwd.is_dir()
-        raise CommandError(
-            f"`{words[0]}` cannot be started{f' in {cwd}' if folder else ''}: {error.strerror}.",
-            remedy=f"make the folder {cwd}." if folder else f"install {words[0]} and put it on the PATH.",
-        ) from None
+    process = _start(words, cwd, env, subprocess.DEVNULL if text is None else subprocess.PIPE, subprocess.PIPE)
     try:
         output, errors = process.communicate(text, timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -111,6 +93,63 @@ def run_command(
     if check and answer.status != 0:
         raise CommandFailed(shown, answer)
     return answer
+
+
+def _start(
+    words: Sequence[str], cwd: Path | None, env: Mapping[str, str] | None, given: int, errors: int
+) -> subprocess.Popen[str]:
+    """Start a program that asks nothing at a terminal. Raises `CommandError` when it cannot be started."""
+    try:
+        return subprocess.Popen(
+            words,
+            cwd=cwd,
+            env={**os.environ, "GIT_TERMINAL_PROMPT": "0", **(env or {})},
+            stdin=given,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,  # so that its children (git's ssh, git-remote-https) can be stopped with it
+        )
+    except OSError as error:
+        folder = cwd is not None and not cwd.is_dir()
+        raise CommandError(
+            f"`{words[0]}` cannot be started{f' in {cwd}' if folder else ''}: {error.strerror}.",
+            remedy=f"make the folder {cwd}." if folder else f"install {words[0]} and put it on the PATH.",
+        ) from None
+
+
+class FollowedCommand:
+    """A program whose lines are read while it works; its errors are not. `close` ends it with its children."""
+
+    def __init__(
+        self, command: Sequence[str], *, env: Mapping[str, str] | None = None, redact: Callable[[str], str] = str
+    ) -> None:
+        self._process = _start(command, None, env, subprocess.DEVNULL, subprocess.DEVNULL)
+        assert self._process.stdout is not None  # _start asks for it
+        self._output = self._process.stdout.fileno()
+        self._redact = redact
+        self._rest = b""
+        self.has_ended = False
+
+    def lines(self, wait: float) -> Iterator[str]:
+        """Give the lines that come within `wait` seconds, each without its end; fewer when the program ends."""
+        end = time.monotonic() + wait
+        while not self.has_ended and (left := end - time.monotonic()) > 0:
+            if not select.select([self._output], [], [], left)[0]:
+                return
+            said = os.read(self._output, 65536)
+            self.has_ended = not said
+            *whole, self._rest = (self._rest + said).split(b"\n")
+            if self.has_ended and self._rest:
+                whole.append(self._rest)
+            yield from (self._redact(line.decode("utf-8", "replace").rstrip("\r")) for line in whole)
+
+    def close(self) -> None:
+        """End it, if it has not ended by itself; there are no lines any more."""
+        self.has_ended = True
+        end_group(self._process)
 
 
 def run_side_by_side(

@@ -55,6 +55,10 @@ class RenderError(RunError):
     """The notebook cannot be rendered from this checkout with these parameters."""
 
 
+class KaggleError(RunError):
+    """The notebook cannot be pushed to Kaggle as it must be, or its run there did not end well."""
+
+
 class RemoteError(RunError):
     """The DVC or Git remote is not configured, or cannot be reached with these credentials."""
 

@@ -166,9 +166,9 @@ def _write(path: Path, text: str) -> None:
 
 def ways_to_kaggle(files: Rendered, user: str) -> str:
     """Say what to do with a rendered notebook."""
-    unknown = "No Kaggle user is known: set KAGGLE_USERNAME or --kaggle-user before `kaggle kernels push`.\n"
+    unknown = "No Kaggle user is known: set KAGGLE_USERNAME or --kaggle-user before `uv run kaggle kernels push`.\n"
     folder = files.notebook.parent
-    return f"{'' if user else unknown}Upload the notebook to Kaggle, or run: kaggle kernels push -p {folder}"
+    return f"{'' if user else unknown}Upload the notebook to Kaggle, or run: uv run kaggle kernels push -p {folder}"
 
 
 def public_url(url: str) -> str:

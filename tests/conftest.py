@@ -136,7 +136,7 @@ def _no_traces_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator
     folder = tmp_path_factory.mktemp("environment")
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
-            if name.startswith(("GIT_", "DVC_", "WANDB_", "GDRIVE_")) or name == "GITHUB_TOKEN":
+            if name.startswith(("GIT_", "DVC_", "WANDB_", "GDRIVE_", "KAGGLE_")) or name == "GITHUB_TOKEN":
                 patch.delenv(name)
         for role in ("AUTHOR", "COMMITTER"):
             patch.setenv(f"GIT_{role}_NAME", "A User")

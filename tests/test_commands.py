@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from lib.commands import CommandFailed, CommandTimedOut, run_command
+from lib.commands import CommandFailed, CommandTimedOut, FollowedCommand, run_command
 from lib.errors import CommandError
 
 SECRET = "hunter2-hunter2"
@@ -177,3 +177,26 @@ def test_an_interrupt_ends_the_command_and_its_children(tmp_path: Path, pipe: in
         process.send_signal(signal.SIGINT)
         assert process.wait(60) != 0
     wait_until_all_are_gone(pipe)
+
+
+def test_a_followed_command_is_read_while_it_works(tmp_path: Path) -> None:
+    """Whole lines as they come, redacted; the last one without its end too."""
+    os.mkfifo(tmp_path / "gate")
+    script = f"printf 'one {SECRET}\\r\\ntwo'; read go < '{tmp_path}/gate'; printf ' three\\nfour'"
+    command = FollowedCommand(["sh", "-c", script], redact=redact)
+    lines = command.lines(60)
+    assert next(lines) == "one ***"
+    assert list(command.lines(0.1)) == []
+    (tmp_path / "gate").write_text("on\n")
+    assert list(lines) == ["two three", "four"]
+    assert command.has_ended
+    command.close()
+
+
+def test_a_followed_command_is_ended_with_its_children(tmp_path: Path, pipe: int) -> None:
+    """Whoever does not want to hear more leaves nothing behind."""
+    command = FollowedCommand(["sh", "-c", f"cd '{tmp_path}'; exec 3>alive; echo here; {SLEEPER}"])
+    assert next(command.lines(60)) == "here"
+    command.close()
+    wait_until_all_are_gone(pipe)
+    assert list(command.lines(60)) == []

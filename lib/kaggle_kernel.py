@@ -1,0 +1,391 @@
+"""A rendered notebook on Kaggle, where it is called a kernel: pushed, and followed to its end, by the kaggle client.
+
+Guarantees: nothing is pushed over a public kernel or with a public secrets dataset; whether a push or a run went well
+is read from what the client says, since it exits with 0 all the same; a key is never shown. Cannot: know whom Kaggle
+shows a private kernel to (its collaborators), nor tell two runs apart when the kernel is pushed again while followed.
+
+The client is a program of its own here: in this process it could neither be given a time limit nor be kept from ending
+it. Whose key it uses (`KAGGLE_API_TOKEN`, `KAGGLE_USERNAME` and `KAGGLE_KEY`, `kaggle.json`, …) is left to the client.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lib.commands import MINUTE, Answer, CommandFailed, CommandTimedOut, FollowedCommand, run_command
+from lib.credentials import SHORTEST_SECRET
+from lib.errors import KaggleError
+
+CLIENT = (sys.executable, "-P", "-m", "kaggle", "--no-warn")
+ENVIRONMENT = {"VERBOSE": "", "VERBOSE_OUTPUT": "", "PYTHONIOENCODING": "utf-8"}
+"""For the client: with `VERBOSE` it prints every request, and the key with it."""
+SETTINGS = "https://www.kaggle.com/settings/api"
+PATIENCE = 30 * MINUTE  # for a Kaggle that gives no answer while a run is followed
+STILL = 10 * MINUTE  # without a line, before the log is asked for anew
+DRAIN = 10.0  # for what is still on its way when a run is over
+TAIL = 50  # lines that are shown of a log that was over before
+ENDS = {"complete": "complete", "error": "error", "cancelacknowledged": "cancelled"}
+"""The client's words for a run that is over, and ours."""
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What the client said of a push."""
+
+    kernel: str
+    version: str
+    address: str
+    notes: tuple[str, ...]
+    """Its other lines: warnings, mostly."""
+
+    def __str__(self) -> str:
+        slug = self.address.rstrip("/").rpartition("/")[2]
+        notes = [f"Note:     {note}" for note in self.notes]
+        if slug != self.kernel.rpartition("/")[2]:
+            notes.append(f"Note:     Kaggle runs it under another name than {self.kernel}: look for it there.")
+        return "\n".join([f"Pushed:   version {self.version} of {self.kernel}", f"Address:  {self.address}", *notes])
+
+
+# ── the client ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _redactor() -> Callable[[str], str]:
+    """Give what hides the keys that the client may find: an error of its HTTP library can show one."""
+    keys = [os.environ.get("KAGGLE_KEY", ""), os.environ.get("KAGGLE_API_TOKEN", "")]
+    home = Path.home() / ".kaggle"
+    folders = {Path(os.environ.get("KAGGLE_CONFIG_DIR", home)), home, Path.home() / ".config" / "kaggle"}
+    for file in [folder / name for folder in folders for name in ("kaggle.json", "access_token")]:
+        try:
+            text = file.read_text(encoding="utf-8").strip()
+            keys.append(str(json.loads(text)["key"]) if file.suffix else text)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    hidden = [key.strip() for key in keys if len(key.strip()) >= SHORTEST_SECRET]
+
+    def redact(text: str) -> str:
+        for key in hidden:
+            text = text.replace(key, "***")
+        return text
+
+    return redact
+
+
+def _ask(*words: str | Path, timeout: float = MINUTE) -> Answer:
+    """Let the client do something. Raises `KaggleError` without a client or a key, else as `run_command`."""
+    if importlib.util.find_spec("kaggle") is None:
+        raise KaggleError(
+            "the kaggle client is not installed.",
+            state="nothing was asked of Kaggle.",
+            remedy="run this with `uv run`, which installs it, or `pip install kaggle`.",
+        )
+    try:
+        return run_command([*CLIENT, *words], env=ENVIRONMENT, timeout=timeout, redact=_redactor())
+    except CommandFailed as failed:
+        # said for no key as for one that Kaggle refuses
+        if "Authentication required" in failed.answer.output:
+            raise KaggleError(
+                "the kaggle client has no key, or Kaggle does not take the one it has.",
+                state="nothing was done on Kaggle.",
+                remedy=f"make a token at {SETTINGS} and set KAGGLE_API_TOKEN to it, or `uv run kaggle auth login`.",
+            ) from None
+        raise
+
+
+def _said(failed: CommandFailed | CommandTimedOut) -> str:
+    """Give what the client said, without the command that said it."""
+    if isinstance(failed, CommandTimedOut):
+        return failed.what
+    return (failed.answer.errors.strip() or failed.answer.output.strip() or failed.what)[-1000:]
+
+
+def _is_absent(failed: CommandFailed) -> bool:
+    """Whether something is not there, or not for us: Kaggle says the one for the other."""
+    return re.search(r"not found|denied|have access|\b40[34]\b", failed.answer.errors, re.IGNORECASE) is not None
+
+
+def _metadata(*words: str | Path, name: str) -> dict[str, Any]:
+    """Give the file that the client writes about something."""
+    with tempfile.TemporaryDirectory(prefix="kaggle-training-") as folder:
+        answer = _ask(*words, "-p", folder)
+        try:
+            return dict(json.loads((Path(folder) / name).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            raise KaggleError(
+                f"the kaggle client wrote no {name}: {answer.output.strip() or answer.errors.strip()}",
+                state="nothing was pushed.",
+                remedy="try again, or bring the client up to date.",
+            ) from None
+
+
+# ── before a push ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def client_user() -> str:
+    """Give the user whom the client has a key of. Raises `KaggleError` without one."""
+    found = re.search(r"^- username: (?!None$)(\S+)$", _ask("config", "view").output, re.MULTILINE)
+    if found is None:
+        raise KaggleError(
+            "the kaggle client has a key, but does not say whose.",
+            state="nothing was done on Kaggle.",
+            remedy="set KAGGLE_USERNAME.",
+        )
+    return found[1]
+
+
+def require_private(kernel: str, dataset: str) -> None:
+    """Refuse a kernel that is public, and a secrets dataset that is public, missing or empty. Raises `KaggleError`."""
+    if not re.fullmatch(r"[^/\s]+/[^/\s]+", dataset):
+        raise KaggleError(
+            f"--secrets-dataset {dataset!r} is no dataset of Kaggle.",
+            state="nothing was pushed.",
+            remedy="give it as OWNER/SLUG, as in its address.",
+        )
+    _require_private_kernel(kernel)
+    _require_secrets(dataset)
+
+
+def _require_private_kernel(kernel: str) -> None:
+    try:
+        found = _metadata("kernels", "pull", kernel, "--metadata", name="kernel-metadata.json")
+    except CommandFailed as failed:
+        if _is_absent(failed):  # it is made by the push
+            return
+        raise _unanswered(f"whether {kernel} is private", failed) from None
+    if found.get("is_private") is not True:
+        raise KaggleError(
+            f"the kernel {kernel} exists and is public, and so would its log and output be.",
+            state="nothing was pushed.",
+            remedy=f"make it private (https://www.kaggle.com/code/{kernel}, Share), or delete it there.",
+        )
+
+
+def _require_secrets(dataset: str) -> None:
+    try:
+        found = _metadata("datasets", "metadata", dataset, name="dataset-metadata.json")
+        files = _ask("datasets", "files", dataset, "--format", "json(name)", "--page-size", "200").output
+    except CommandFailed as failed:
+        if not _is_absent(failed):
+            raise _unanswered(f"whether the dataset {dataset} is private", failed) from None
+        raise KaggleError(
+            f"there is no dataset {dataset} on Kaggle that this key may read.",
+            state="nothing was pushed.",
+            remedy="make a private Kaggle dataset of this name with secrets.json in it (README, Once), "
+            "or name yours with --secrets-dataset OWNER/SLUG.",
+        ) from None
+    if found.get("info", found).get("isPrivate") is not True:
+        raise KaggleError(
+            f"the dataset {dataset} is public: everybody can read the credentials in it.",
+            state="nothing was pushed.",
+            remedy=f"make it private (https://www.kaggle.com/datasets/{dataset}/settings) and replace every "
+            "credential in it by a new one.",
+        )
+    if '"secrets.json"' not in files:
+        raise KaggleError(
+            f"the dataset {dataset} has no file secrets.json.",
+            state="nothing was pushed.",
+            remedy="add it (README, Once), or name another dataset with --secrets-dataset OWNER/SLUG.",
+        )
+
+
+def _unanswered(what: str, failed: CommandFailed) -> KaggleError:
+    return KaggleError(
+        f"Kaggle does not say {what}: {_said(failed)}", state="nothing was pushed.", remedy="try again later."
+    )
+
+
+def gpu_quota() -> str:
+    """Give the GPU hours left as a sentence; empty where Kaggle does not tell."""
+    try:
+        output = _ask("quota", "--format", "json").output
+        (gpu,) = [row for row in json.loads(output[output.index("[") :]) if row["resource"] == "GPU"]
+        return f"{gpu['remaining']} of {gpu['total']} left until {gpu['refreshAt'] or 'it is renewed'}"
+    except (CommandFailed, CommandTimedOut, ValueError, KeyError, TypeError):
+        return ""
+
+
+# ── the push ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def push_kernel(folder: Path) -> Pushed:
+    """Push the rendered notebook of a folder, which starts it. Raises `KaggleError` when it does not run as it must."""
+    metadata: Mapping[str, Any] = json.loads((folder / "kernel-metadata.json").read_text(encoding="utf-8"))
+    kernel = metadata["id"]
+    try:
+        answer = _ask("kernels", "push", "-p", folder, timeout=5 * MINUTE)
+    except (CommandFailed, CommandTimedOut) as failed:
+        raise KaggleError(
+            f"Kaggle did not confirm the push of {kernel}: {_said(failed)}",
+            state="it is not known whether it was pushed.",
+            remedy=f"look at https://www.kaggle.com/code/{kernel} before you push again.",
+        ) from None
+    lines = [line for line in (answer.output + answer.errors).splitlines() if line.strip()]
+    done = re.search(r"Kernel version (?:(\S+) )?successfully pushed\..*?(https?://\S+)", answer.output)
+    if done is None:
+        raise KaggleError(
+            f"Kaggle refused the push of {kernel}: {' '.join(lines) or 'without a word'}",
+            state="nothing was pushed.",
+            remedy="correct what it names; a first push may need a verified phone number (Kaggle, Settings).",
+        )
+    address = done[2]
+    if lost := [line for line in lines if "not valid dataset sources" in line]:
+        raise KaggleError(
+            f"Kaggle did not attach the secrets dataset: {' '.join(lost)}",
+            state=f"the kernel was pushed without it and runs: {address}",
+            remedy="stop it there, and push again when the dataset is ready and shared with the kernel's owner.",
+        )
+    return Pushed(kernel, done[1] or "?", address, tuple(line for line in lines if done[0] not in line))
+
+
+# ── its run ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Log:
+    """A kernel's log, each line once: the client begins at the first line whenever it connects anew."""
+
+    def __init__(self, kernel: str) -> None:
+        self.kernel = kernel
+        self._client: FollowedCommand | None = None
+        self._heard_at = 0.0
+        self._at, self._given = 0, 0
+
+    def new_lines(self, wait: float) -> Iterator[str]:
+        """Give the lines that come within `wait` seconds; fewer when the client takes the log for complete."""
+        # a connection that a sleeping machine has lost stays silent for ever
+        if self._client is None or self._client.has_ended or time.monotonic() - self._heard_at > STILL:
+            self.close()
+            command = [*CLIENT, "kernels", "logs", "--follow", self.kernel]
+            self._client = FollowedCommand(command, env=ENVIRONMENT, redact=_redactor())
+            self._heard_at, self._at = time.monotonic(), 0
+        for line in self._client.lines(wait):
+            self._heard_at = time.monotonic()
+            yield from self._if_new(line)
+
+    def rest(self) -> Iterator[str]:
+        """Give what the log of a run that is over has beyond the lines given so far."""
+        try:
+            text = _ask("kernels", "logs", self.kernel, timeout=5 * MINUTE).output
+        except (CommandFailed, CommandTimedOut) as failed:
+            yield f"Kaggle does not give the log: {_said(failed)}"
+            return
+        self._at = 0
+        for line in _lines_of_log(text):
+            yield from self._if_new(line)
+
+    def _if_new(self, line: str) -> Iterator[str]:
+        self._at += 1
+        if self._at > self._given:
+            self._given = self._at
+            yield line.rpartition("\r")[2]  # what would be seen of a progress bar
+
+    def close(self) -> None:
+        """End the client."""
+        if self._client is not None:
+            self._client.close()
+
+
+def _lines_of_log(text: str) -> list[str]:
+    """Give the lines of a log as Kaggle keeps it: the events that it streams, as JSON."""
+    try:
+        events = [str(event["data"]) for event in json.loads(text) if event.get("data") is not None]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return text.strip().splitlines()
+    return "".join(data if data.endswith("\n") else f"{data}\n" for data in events).split("\n")[:-1]
+
+
+def watch_kernel(kernel: str, *, every: float, say: Callable[[str], None]) -> str | None:
+    """Follow a kernel's newest run to its end, asking for its state `every` so many seconds; say what is new.
+
+    Gives the branch that it published: the last one that its log names. Raises `KaggleError` when it ends in an error
+    or is cancelled, when there is no such kernel, and when Kaggle gives no answer for `PATIENCE`.
+    """
+    begun, log = time.monotonic(), _Log(kernel)
+    branch, was_running, shown, state, reason = None, False, "", "", ""
+
+    def say_state(state: str, reason: str) -> None:
+        passed = int(time.monotonic() - begun)
+        clock = f"{passed // 3600:02d}:{passed // 60 % 60:02d}:{passed % 60:02d}"
+        say(f"[{clock}] {ENDS.get(state, state)}{reason and f': {reason}'}")
+
+    try:
+        for state, reason in _states(kernel, every):
+            if state in ENDS:
+                break
+            if state != shown:
+                say_state(state, reason)
+                shown = state
+            if state != "queued":
+                was_running = True
+                for line in log.new_lines(every):
+                    say(line)
+                    branch = _branch_in(line) or branch
+        # the stream may end before the log does, and the other way round
+        last = [*(log.new_lines(DRAIN) if was_running else ()), *log.rest()]
+        if not was_running and len(last) > TAIL:
+            say(f"The last {TAIL} of {len(last)} lines of its log:")
+        for line in last if was_running else last[-TAIL:]:
+            say(line)
+        say_state(state, reason)
+        branch = next(filter(None, map(_branch_in, reversed(last))), branch)
+    finally:
+        log.close()
+    if state != "complete":
+        raise KaggleError(
+            f"the run of {kernel} ended as: {ENDS[state]}{f' ({reason})' if reason else ''}.",
+            state="its log is above; `python -m lib status` shows what has left the machine before.",
+            remedy="mend what the log names and push again: the run goes on from its newest checkpoint.",
+        )
+    return branch
+
+
+def _branch_in(line: str) -> str | None:
+    found = re.findall(r"\bkaggle-train-[\w.-]+-\d{8}-\d{6}\b", line)
+    return str(found[-1]) if found else None
+
+
+def _states(kernel: str, every: float) -> Iterator[tuple[str, str]]:
+    """Give the state of a kernel's newest run, and the reason for it, again and again."""
+    heard_at, has_answered = time.monotonic(), False
+    while True:
+        now = time.monotonic()
+        try:
+            state, reason = _ask_state(kernel)
+            heard_at, has_answered = now, True
+        except (CommandFailed, CommandTimedOut) as failed:
+            if not has_answered and isinstance(failed, CommandFailed) and _is_absent(failed):
+                raise KaggleError(
+                    f"there is no kernel {kernel} on Kaggle that this key may read.",
+                    state="nothing is followed.",
+                    remedy="push it first (render.py MODULE --push), or name its owner with --kaggle-user.",
+                ) from None
+            if now - heard_at > PATIENCE:
+                raise KaggleError(
+                    f"Kaggle gives no answer: {_said(failed)}",
+                    state="the run is not followed any more, and goes on.",
+                    remedy=f"follow it again later, or look at https://www.kaggle.com/code/{kernel}.",
+                ) from None
+            state, reason = "no answer", f"{_said(failed).splitlines()[0]}; asking again"
+        yield state, reason
+        time.sleep(max(0.0, every - (time.monotonic() - now)))
+
+
+def _ask_state(kernel: str) -> tuple[str, str]:
+    output = _ask("kernels", "status", kernel).output
+    found = re.search(r'has status "(?:\w+\.)?(\w+)"', output)
+    if found is None:
+        raise KaggleError(
+            f"the kaggle client says of {kernel}: {output.strip() or 'nothing'}",
+            state="the run is not followed any more, and goes on.",
+            remedy=f"look at https://www.kaggle.com/code/{kernel}, and bring the client up to date.",
+        )
+    reason = re.search(r'^Failure message: "(.*)"$', output, re.MULTILINE | re.DOTALL)
+    return found[1].replace("_", "").lower(), reason[1].strip() if reason else ""

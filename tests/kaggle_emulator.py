@@ -1,0 +1,307 @@
+r"""A Kaggle on loopback for the real kaggle client, over its real protocol: keys, kernels, runs and logs, datasets.
+
+The client can be told to speak to `http://localhost` in place of Kaggle (`KAGGLE_API_ENVIRONMENT=LOCALHOST`); this is
+the proxy (`http_proxy`) through which it does so, and that answers itself. It cannot tell what Kaggle changes, nor in
+which words Kaggle refuses what is not refused here. A run goes on by one act each time that its state is asked for.
+
+    with KaggleEmulator() as kaggle:
+        kaggle.datasets["somebody/kaggle-training-secrets"] = Dataset()
+        kaggle.next_run = [Act("QUEUED"), Act("RUNNING", "step 1\n"), Act("COMPLETE", "done\n")]
+        subprocess.run([...], env=kaggle.environment(home))
+        assert kaggle.pushes[0]["isPrivate"]
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+USER = "somebody"
+KEY = "canary0kaggle0" + "0123456789abcdef" * 2
+TOKEN = "KGAT_canary0" + "fedcba9876543210" * 2
+STATES = ("QUEUED", "RUNNING", "COMPLETE", "ERROR", "CANCEL_REQUESTED", "CANCEL_ACKNOWLEDGED")
+ENDS = ("COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED")
+
+
+@dataclass(frozen=True)
+class Act:
+    """One act of a run: its state, what its log gains, and why it failed."""
+
+    state: str
+    log: str = ""
+    """One event a line."""
+    reason: str = ""
+
+
+@dataclass
+class Kernel:
+    """A notebook on Kaggle, and its newest run."""
+
+    is_private: bool = True
+    version: int = 1
+    run: Sequence[Act] = (Act("COMPLETE"),)
+    at: int = -1
+    """The act that was shown last."""
+
+    @property
+    def act(self) -> Act:
+        """The act that the run is at."""
+        return self.run[max(0, self.at)]
+
+    def events(self) -> list[dict[str, Any]]:
+        """Give the log so far, as Kaggle keeps it."""
+        lines = re.findall(r".*\n", "".join(act.log for act in self.run[: max(0, self.at) + 1]))
+        return [{"stream_name": "stdout", "time": number / 10, "data": line} for number, line in enumerate(lines)]
+
+
+@dataclass
+class Dataset:
+    """A dataset on Kaggle."""
+
+    is_private: bool = True
+    files: Sequence[str] = ("secrets.json",)
+
+
+@dataclass
+class _Fault:
+    match: str
+    status: int
+    times: int
+
+
+@dataclass
+class _Answer:
+    content: Any
+    status: int = 200
+    kind: str = "application/json"
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def _refuse(status: int, message: str) -> _Answer:
+    return _Answer({"code": status, "message": message}, status)
+
+
+class KaggleEmulator:
+    """The service, with one user. A context manager: it serves while it is entered."""
+
+    def __init__(self) -> None:
+        self.requests: list[str] = []
+        """The name of what each request asked for."""
+        self.pushes: list[dict[str, Any]] = []
+        """What the client sent with each push that was taken."""
+        self.kernels: dict[str, Kernel] = {}
+        self.datasets: dict[str, Dataset] = {}
+        self.next_run: Sequence[Act] = (Act("QUEUED"), Act("RUNNING"), Act("COMPLETE"))
+        """What a pushed kernel does."""
+        self.push_error = ""
+        """Why every push is refused, said as Kaggle does: with status 200."""
+        self.slug = ""
+        """What Kaggle makes of a pushed kernel's name; empty: what it was pushed as."""
+        self.unusable: Sequence[str] = ()
+        """Datasets that are not attached to a pushed kernel."""
+        self.quota: tuple[float, float] | None = (8.5, 30.0)
+        """GPU hours used, and allowed; None: the account has none."""
+        self.stream_cuts = 0
+        """How many log streams yet end in the middle of the log."""
+        self.keeps_log = True
+        """Whether a log can be had when its run is over."""
+        self._faults: list[_Fault] = []
+        self.changed = threading.Condition()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"service": self}))
+        self._server.daemon_threads = True
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), name="kaggle", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def add_fault(self, match: str, status: int = 0, times: int = 1) -> None:
+        """Answer the next requests of this name with a status, or with 0 not at all: the connection ends."""
+        self._faults.append(_Fault(match, status, times))
+
+    def take_fault(self, name: str) -> int | None:
+        """Give the status with which a request fails, None when it does not."""
+        for fault in self._faults:
+            if fault.times and re.search(fault.match, name):
+                fault.times -= 1
+                return fault.status
+        return None
+
+    def environment(self, home: Path, **account: str) -> dict[str, str]:
+        """Give an environment in which the client speaks to this service, with this account and no other."""
+        foreign = re.compile(r"KAGGLE|HTTPS?_PROXY|NO_PROXY|ALL_PROXY|XDG_CONFIG_HOME", re.IGNORECASE)
+        kept = {name: value for name, value in os.environ.items() if not foreign.match(name)}
+        address = f"http://127.0.0.1:{self._server.server_port}"
+        given = account or {"KAGGLE_USERNAME": USER, "KAGGLE_KEY": KEY}
+        return kept | {"HOME": str(home), "KAGGLE_API_ENVIRONMENT": "LOCALHOST", "http_proxy": address} | given
+
+    # ── what it answers ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def answer(self, name: str, asked: dict[str, Any]) -> _Answer:
+        """Answer a request of somebody whose key is right."""
+        if name == "SaveKernel":
+            return self._save(asked)
+        if name == "GetAcceleratorQuotaStatistics":
+            return _Answer(self._quota())
+        if "Kernel" in name:
+            ref = f"{asked['userName']}/{asked['kernelSlug']}"
+            return self._about_kernel(name, ref, self.kernels.get(ref))
+        ref = f"{asked['ownerSlug']}/{asked['datasetSlug']}"
+        return self._about_dataset(name, ref, self.datasets.get(ref))
+
+    def _about_dataset(self, name: str, ref: str, dataset: Dataset | None) -> _Answer:
+        if dataset is None:
+            return _refuse(403, "Permission 'datasets.get' was denied")
+        if name == "GetDatasetMetadata":
+            owner, _, slug = ref.partition("/")
+            return _Answer({"info": {"datasetSlug": slug, "ownerUser": owner, "isPrivate": dataset.is_private}})
+        if name == "ListDatasetFiles":
+            return _Answer({"datasetFiles": [{"name": file, "totalBytes": 900} for file in dataset.files]})
+        return _refuse(404, "this emulator knows nothing of it")
+
+    def _save(self, asked: dict[str, Any]) -> _Answer:
+        if self.push_error:
+            return _Answer({"error": self.push_error})
+        owner, _, slug = asked["slug"].partition("/")
+        slug = self.slug or slug
+        before = self.kernels.get(f"{owner}/{slug}")
+        version = before.version + 1 if before else 1
+        self.kernels[f"{owner}/{slug}"] = Kernel(asked["isPrivate"], version, self.next_run)
+        self.pushes.append(asked)
+        lost = [source for source in asked["datasetDataSources"] if source in self.unusable]
+        return _Answer(
+            {
+                "ref": f"/code/{owner}/{slug}",
+                "url": f"https://www.kaggle.com/code/{owner}/{slug}",
+                "versionNumber": version,
+                "invalidDatasetSources": lost,
+            }
+        )
+
+    def _about_kernel(self, name: str, ref: str, kernel: Kernel | None) -> _Answer:
+        if kernel is None:  # as of one that is another's
+            return _refuse(403, "Permission 'kernels.get' was denied")
+        if name == "GetKernel":
+            slug = ref.partition("/")[2]
+            about = {"slug": slug, "language": "python", "kernelType": "notebook"}
+            return _Answer(
+                {
+                    "metadata": {**about, "ref": ref, "title": slug, "isPrivate": kernel.is_private},
+                    "blob": {**about, "source": "{}"},
+                }
+            )
+        if name == "GetKernelSessionStatus":
+            with self.changed:
+                kernel.at = min(kernel.at + 1, len(kernel.run) - 1)
+                self.changed.notify_all()
+            said = {"failureMessage": kernel.act.reason} if kernel.act.reason else {}
+            return _Answer({"status": kernel.act.state, **said})
+        if name == "ListKernelSessionOutput":
+            return _Answer({"files": [], "log": json.dumps(kernel.events()) if self.keeps_log else ""})
+        return _refuse(404, "this emulator knows nothing of it")
+
+    def _quota(self) -> dict[str, Any]:
+        if self.quota is None:
+            return {}
+        used, allowed = (f"{hours * 3600:.0f}s" for hours in self.quota)
+        return {
+            "quotaRefreshTime": "2026-11-28T00:00:00Z",
+            "gpuQuota": {"timeUsed": used, "totalTimeAllowed": allowed},
+            "tpuQuota": {"timeUsed": "0s", "totalTimeAllowed": "72000s"},
+        }
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """One connection of a client."""
+
+    service: KaggleEmulator
+    protocol_version = "HTTP/1.1"
+    timeout = 60
+
+    def log_message(self, *_: object) -> None:
+        """Stay quiet: `requests` is the log."""
+
+    def _handle(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        path = urlsplit(self.path).path  # a proxy is given the whole address
+        stream = re.fullmatch(r"/api/v1/kernels/logs/stream/([^/]+/[^/]+)", path)
+        name = "LogStream" if stream else path.rpartition("/")[2]
+        self.service.requests.append(name)
+        fault = self.service.take_fault(name)
+        if fault == 0:
+            self.close_connection = True
+        elif fault:
+            self._send(_refuse(fault, "the service has trouble"))
+        elif name == "IntrospectToken":
+            known = json.loads(body).get("token") == TOKEN
+            self._send(_Answer({"active": True, "username": USER} if known else {"active": False}))
+        elif not self._may_ask():
+            self._send(_refuse(401, "Unauthenticated"))
+        elif stream:
+            self._stream(self.service.kernels.get(stream[1]))
+        else:
+            self._send(self.service.answer(name, json.loads(body)))
+
+    do_GET = do_POST = _handle  # noqa: N815  the names that http.server looks for
+
+    def _may_ask(self) -> bool:
+        basic = base64.b64encode(f"{USER}:{KEY}".encode()).decode()
+        return self.headers.get("Authorization") in {f"Basic {basic}", f"Bearer {TOKEN}"}
+
+    def _send(self, answer: _Answer) -> None:
+        body = json.dumps(answer.content).encode()
+        self.send_response(answer.status)
+        self.send_header("Content-Type", answer.kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _stream(self, kernel: Kernel | None) -> None:
+        """Send a log while it grows, or what was kept of one that is complete."""
+        if kernel is None or kernel.act.state == "QUEUED":
+            self._send(_refuse(404, "no session has a log yet"))
+        elif kernel.act.state in ENDS:
+            self._send(_Answer(kernel.events() if self.service.keeps_log else []))
+        else:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self._send_events(kernel)
+            self.close_connection = True
+
+    def _send_events(self, kernel: Kernel) -> None:
+        sent = 0
+        while True:
+            with self.service.changed:
+                events, is_over = kernel.events(), kernel.act.state in ENDS
+                if sent == len(events) and not is_over:
+                    self.service.changed.wait(1)
+                    continue
+            for event in events[sent:]:
+                self._send_chunk(json.dumps(event))
+                if self.service.stream_cuts:
+                    self.service.stream_cuts -= 1
+                    return  # without the last chunk, which ends an answer
+            sent = len(events)
+            if is_over:
+                self._send_chunk("END_OF_LOG")
+                self.wfile.write(b"0\r\n\r\n")
+                return
+
+    def _send_chunk(self, data: str) -> None:
+        chunk = f"data: {data}\n\n".encode()
+        self.wfile.write(f"{len(chunk):x}\r\n".encode() + chunk + b"\r\n")
+        self.wfile.flush()
