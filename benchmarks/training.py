@@ -1,8 +1,8 @@
 """Training here against ultralytics' own command with the same arguments, side by side on this machine.
 
-`uv run python benchmarks/training.py [--repetitions 5] [--epochs 12] [--device cpu]` trains each in turn, alternating,
-on one drawn dataset, and prints: seconds an epoch of both (from `results.csv`, without the first two epochs), their
-ratio with a 95 % confidence interval over the pairs (Student's t), and the share of an epoch that our callbacks take.
+`uv run python benchmarks/training.py [--turns 5] [--epochs 12] [--device cpu]` trains each in turn, alternating,
+on one drawn dataset: seconds an epoch of both (from `results.csv`, without the first two epochs), their ratio with a
+95 % interval, and the share of an epoch that our callbacks take.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import math
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,6 +18,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from measure import Case, report
 
 from lib.credentials import Credentials
 from lib.dataset import check_dataset
@@ -29,8 +29,6 @@ from lib.tracking import configure_tracking
 from lib.training import Start, prepare_library, train, ultralytics_arguments
 
 WARM_UP = 2  # epochs that are not counted: caches, allocators
-# Two-sided 95 % quantiles of Student's t by degrees of freedom, from any table of them.
-QUANTILES = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26, 10: 2.23, 11: 2.20}
 
 
 def seconds_an_epoch(results: Path) -> float:
@@ -66,7 +64,7 @@ def train_here(experiment: Experiment, data: Path, folder: Path, device: str) ->
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
@@ -79,19 +77,13 @@ def main() -> None:
         experiment = load_experiment(ROOT / "experiments/000_det_sandbox.yaml", keys)
         data = check_dataset(folder / "data", experiment, folder / "checked", md5="0" * 32).data_file
         plain, here, shares = [], [], []
-        for turn in range(given.repetitions):
+        for turn in range(given.turns):
             plain.append(train_plainly(experiment, data, folder / f"plain-{turn}", given.device))
             seconds, share = train_here(experiment, data, folder / f"here-{turn}", given.device)
             here.append(seconds)
             shares.append(share)
-    ratios = [math.log(ours / theirs) for ours, theirs in zip(here, plain, strict=True)]
-    middle = statistics.mean(ratios)
-    around = QUANTILES[min(len(ratios) - 1, 11)] * statistics.stdev(ratios) / math.sqrt(len(ratios))
-    print(f"\nultralytics' own command: {statistics.mean(plain):.3f} s an epoch")
-    print(f"here:                     {statistics.mean(here):.3f} s an epoch")
-    low, high = math.exp(middle - around), math.exp(middle + around)
-    print(f"ratio: {math.exp(middle):.3f}, 95 % confidence {low:.3f} to {high:.3f} ({len(ratios)} pairs)")
-    print(f"callbacks: {100 * max(shares):.2f} % of an epoch at most")
+    case = Case("epoch", here, plain, notes={"callbacks, percent of an epoch at most": round(100 * max(shares), 2)})
+    report("training", [case], "How long does an epoch take, against ultralytics' own command?")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import hashlib
 import json
 import re
@@ -86,6 +87,10 @@ class _Item:
     parents: list[str]
     data: bytes = b""
     trashed: bool = False
+
+    @functools.cached_property
+    def md5(self) -> str:
+        return hashlib.md5(self.data).hexdigest()
 
 
 @dataclass
@@ -307,7 +312,7 @@ class DriveEmulator:
             "labels": {"trashed": self._is_trashed(item)},
         }
         if item.mime_type != FOLDER:
-            about |= {"fileSize": str(len(item.data)), "md5Checksum": hashlib.md5(item.data).hexdigest()}
+            about |= {"fileSize": str(len(item.data)), "md5Checksum": item.md5}
         return about
 
     def _remove(self, item_id: str) -> None:

@@ -1,0 +1,96 @@
+"""Training with checkpoints that leave the machine, against the same without.
+
+Ours trains with checkpoints one after the other, published to the emulated Google Drive, whose answers take so long
+that an upload lasts longer than an epoch; the other side trains with `session.checkpoint_minutes: null`. Seconds an
+epoch, from `results.csv`, without the first two. On two cores training and publishing compete; on a GPU they do not.
+
+    uv run python benchmarks/checkpoint.py [--turns 5] [--epochs 10]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import drive_emulator
+from drive_emulator import DriveEmulator, client_pointed_at
+from many import clone, make_origin
+from measure import compare, report
+from training import seconds_an_epoch
+
+import lib.credentials
+from lib.checkpoints import Keeper
+from lib.credentials import Credentials
+from lib.dataset import check_dataset
+from lib.drawing import draw_dataset
+from lib.experiment import Experiment, load_experiment
+from lib.tracking import configure_tracking
+from lib.training import Start, prepare_library, train
+
+
+class Bench:
+    """A dataset, a repository, a Drive, and trainings in new clones."""
+
+    def __init__(self, folder: Path, drive: DriveEmulator, epochs: int) -> None:
+        self.folder, self.drive, self.turn = folder, drive, 0
+        prepare_library(folder / "library")
+        draw_dataset(folder / "data", "detection", counts={"train": 64, "val": 16, "test": 8}, size=160)
+        self.keys = {"training.epochs": epochs, "training.image_size": 160}
+        self.data = check_dataset(folder / "data", self.experiment(None), folder / "checked", md5="0" * 32).data_file
+        self.origin = make_origin(folder, f"gdrive://{drive.root_id}")
+        self.left: list[int] = []
+        """Checkpoints that have left the machine, by training."""
+
+    def experiment(self, minutes: float | None) -> Experiment:
+        """Give the sandbox's experiment, under a name of its own, with checkpoints so often; None: never."""
+        keys = {**self.keys, "name": f"exp{self.turn:03d}"}
+        found = load_experiment(ROOT / "experiments/000_det_sandbox.yaml", keys)
+        session = found.session.model_copy(update={"checkpoint_minutes": minutes})
+        return found.model_copy(update={"session": session})
+
+    def train(self, minutes: float | None) -> float:
+        """Train in a new clone; gives seconds an epoch."""
+        self.turn += 1
+        root, scratch = clone(self.origin, self.folder / f"clone-{self.turn}"), self.folder / f"scratch-{self.turn}"
+        experiment = self.experiment(minutes)
+        tracking = configure_tracking(experiment, Credentials(), scratch / "curves", experiment.name)
+        said = io.StringIO()
+        drive = Credentials(drive=drive_emulator.CANARIES)
+        with contextlib.redirect_stdout(said), Keeper(root, experiment, "0" * 40, "0" * 32, drive):
+            trained = train(experiment, self.data, Start(None), root, scratch, device="cpu", tracking=tracking)
+        self.left.append(said.getvalue().count("has left the machine"))
+        assert "Warning" not in said.getvalue(), said.getvalue()
+        return seconds_an_epoch(trained.folder / "results.csv")
+
+
+def main() -> None:
+    """Measure and report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--latency", type=int, default=200, help="ms")
+    given = parser.parse_args()
+    os.environ["PYTHONPATH"] = str(ROOT)
+    with tempfile.TemporaryDirectory() as name, DriveEmulator() as drive, client_pointed_at(drive):
+        lib.credentials.TOKEN_URI = f"{drive.url}/token"
+        drive.latency = given.latency / 1000
+        bench = Bench(Path(name), drive, given.epochs)
+        case = compare("epoch", lambda: bench.train(0.001), lambda: bench.train(None), turns=given.turns, reach=1.01)
+        left = max(bench.left)
+    assert left, "no checkpoint has left the machine"
+    case = replace(case, notes={"checkpoints that left in a training": left})
+    report("checkpoint", [case], "What do checkpoints that leave the machine cost an epoch?")
+
+
+if __name__ == "__main__":
+    main()

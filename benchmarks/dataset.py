@@ -1,0 +1,114 @@
+"""`dvc pull` of small pictures as the notebook does it, against plain `dvc pull`, from the emulated Google Drive.
+
+With 100, 1,000 and 5,000 pictures, from Drive alone and with a Kaggle dataset attached that holds a copy of the DVC
+remote, once complete and once without a tenth of it. Whole processes in new clones.
+
+    uv run python benchmarks/dataset.py [--turns 3] [--pictures 100 1000 5000] [--latency 50]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import drive_emulator
+from drive_emulator import DriveEmulator
+from measure import Case, compare, report, seconds_of
+
+PULL = """
+import sys
+from pathlib import Path
+import lib.dataset
+from lib.credentials import Credentials
+from lib.experiment import load_experiment
+
+lib.dataset.check_dataset = lambda folder, *_, **__: folder  # what is measured is the pull
+experiment = load_experiment(Path(sys.argv[1]) / "experiments/000_det_sandbox.yaml", {"dataset": "data"})
+folder = lib.dataset.pull_dataset(Path.cwd(), experiment, Path(sys.argv[2]), Credentials(), inputs=Path(sys.argv[3]))
+assert len(list(folder.iterdir())) == int(sys.argv[4])
+"""
+SIZE = 3000  # bytes of a picture
+
+
+class Bench:
+    """A dataset of so many pictures on a Drive, and a copy of the remote as a Kaggle dataset."""
+
+    def __init__(self, folder: Path, drive: DriveEmulator, pictures: int) -> None:
+        self.folder, self.pictures, self.turn = folder, pictures, 0
+        self.seed = folder / "seed"
+        dvc = [sys.executable, "-m", "dvc"]
+        subprocess.run(["git", "init", "--quiet", self.seed], check=True)
+        subprocess.run([*dvc, "init", "--quiet"], cwd=self.seed, check=True)
+        subprocess.run(
+            [*dvc, "remote", "add", "-q", "-d", "storage", f"gdrive://{drive.root_id}"], cwd=self.seed, check=True
+        )
+        (self.seed / "data").mkdir()
+        for number in range(pictures):
+            (self.seed / f"data/{number}.png").write_bytes(os.urandom(SIZE))
+        subprocess.run([*dvc, "add", "--quiet", "data"], cwd=self.seed, check=True)
+        cache = self.seed / ".dvc/cache"
+        for file in sorted(path for path in cache.rglob("*") if path.is_file()):
+            drive.put(file.relative_to(cache).as_posix(), file.read_bytes())
+        drive_emulator.configure_clone(self.seed, drive, folder / "credentials")
+        self.env = {"PYTHONPATH": f"{drive_emulator.write_sitecustomize(folder / 'site', drive)}:{ROOT}"}
+        for name in ("none", "whole", "part"):
+            (folder / name).mkdir()
+        shutil.move(cache, folder / "whole/copy")
+        shutil.copytree(folder / "whole/copy", folder / "part/copy")
+        for path in [*(folder / "part/copy").rglob("*")][::10]:
+            if path.is_file() and not path.name.endswith(".dir"):
+                path.unlink()
+        shutil.rmtree(self.seed / "data")
+
+    def _clone(self) -> Path:
+        self.turn += 1
+        clone = self.folder / f"clone-{self.turn}"
+        shutil.copytree(self.seed, clone)
+        shutil.rmtree(clone / ".dvc/tmp", ignore_errors=True)
+        os.sync()
+        return clone
+
+    def ours(self, attached: str) -> float:
+        """Pull as step 6 does."""
+        clone = self._clone()
+        words = [ROOT, clone / "scratch", self.folder / attached, str(self.pictures)]
+        return seconds_of([sys.executable, "-c", PULL, *words], cwd=clone, env=self.env)
+
+    def plain(self) -> float:
+        """Pull with DVC's own command."""
+        clone = self._clone()
+        return seconds_of([sys.executable, "-m", "dvc", "pull", "--quiet"], cwd=clone, env=self.env)
+
+
+def main() -> None:
+    """Measure and report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--pictures", type=int, nargs="*", default=[100, 1000, 5000])
+    parser.add_argument("--latency", type=int, default=50, help="ms")
+    given = parser.parse_args()
+    cases: list[Case] = []
+    for pictures in given.pictures:
+        with tempfile.TemporaryDirectory() as name, DriveEmulator() as drive:
+            bench = Bench(Path(name), drive, pictures)
+            drive.latency = given.latency / 1000
+            turns = given.turns if pictures <= 1000 else 1  # noqa: PLR2004  minutes each
+            for label, attached in (("drive-alone", "none"), ("attached", "whole"), ("attached-less-a-tenth", "part")):
+                reach = 0.2 if (attached, pictures) == ("whole", 1000) else 1.0
+                ours = partial(bench.ours, attached)
+                cases.append(compare(f"{label}-{pictures}", ours, bench.plain, turns=turns, reach=reach))
+    report("dataset", cases, "How long does pulling a dataset take, against plain `dvc pull` from Google Drive?")
+
+
+if __name__ == "__main__":
+    main()
