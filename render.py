@@ -162,7 +162,9 @@ def unknown_or_reserved(given: Mapping[str, Any], notebook: Any) -> None:  # noq
 
 
 def _experiment_file(about: Module, given: Path | None, *, run: bool) -> Path:
-    return given if given is not None else PROJECT / (about.sandbox if run else about.baseline)
+    if given is not None:
+        return given
+    return about.small(PROJECT) if run else PROJECT / about.baseline
 
 
 def _sandbox(folder: Path, chosen: Experiment, data: Path | None, services: Any) -> dict[str, str]:  # noqa: ANN401

@@ -28,7 +28,7 @@ def sandbox(*, module: str, folder: Path, data: Path | None, as_json: bool) -> N
     from lib.sandbox import find_project, make_sandbox
 
     project = find_project(Path.cwd())
-    made = make_sandbox(project, folder, load_experiment(project / find_module(module).sandbox), data)
+    made = make_sandbox(project, folder, load_experiment(find_module(module).small(project)), data)
     if as_json:
         print(json.dumps({"repository": str(made.origin), "commit": made.commit}))
     else:

@@ -1,5 +1,8 @@
 """One experiment, complete and frozen; and what a module (detection, localization) is.
 
+`MODULES` is the only place that knows the modules: a new entry, with a baseline of its own in `experiments/`, is a new
+module everywhere.
+
 An `Experiment` that exists is valid: every key is known, every type right, every value possible for its module. What
 cannot be checked here: that the dataset, the weights and the GPUs it asks for are there.
 """
@@ -11,59 +14,81 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
 
 from lib.errors import ExperimentError
 
+Task = Literal["detect", "segment", "pose"]
+"""What ultralytics can be asked for here: the tasks whose labels `lib/labels.py` reads."""
+SUFFIXES: Mapping[Task, str] = {"detect": "", "segment": "-seg", "pose": "-pose"}
+"""What ultralytics appends to the name of an architecture."""
+SIZES = "nsmlx"
+
 
 @dataclass(frozen=True)
 class Module:
-    """What is trained: one entry here and one YAML make a module."""
+    """What is trained, and all that sets it apart from the other modules."""
 
     name: str
     number: int
-    task: Literal["detect", "pose"]
-    notebook: str
-    baseline: str
-    sandbox: str
-    keypoints: int
-    """Keypoints of an object; 0 where only boxes are trained."""
-    mirrors: bool
-    """Whether a mirrored picture is still a picture of the same thing."""
+    short: str
+    """Its mark in the names of its experiments: `001_{short}_baseline.yaml`."""
+    task: Task
+    keypoints: int = 0
+    """Keypoints of an object; 0 where none are trained."""
+    never_mirrored: str = ""
+    """Why a mirrored picture would teach something wrong; empty where one may flip pictures."""
 
     @property
     def title(self) -> str:
         """As the users call it: `Module 1: Detection`."""
         return f"Module {self.number}: {self.name.capitalize()}"
 
+    @property
+    def notebook(self) -> str:
+        """The name of its rendered notebook, without an ending."""
+        return f"train_module_{self.number}_{self.name}"
+
+    @property
+    def baseline(self) -> str:
+        """The experiment that is rendered where none is named, below the project's folder."""
+        return f"experiments/001_{self.short}_baseline.yaml"
+
+    @property
+    def architectures(self) -> list[str]:
+        """The networks it may train, the smallest first."""
+        return [f"yolo11{size}{SUFFIXES[self.task]}" for size in SIZES]
+
+    def small(self, project: Path) -> Path:
+        """Give the experiment for a sandbox: its small one, or the baseline of a module that has none."""
+        file = project / f"experiments/000_{self.short}_sandbox.yaml"
+        return file if file.is_file() else project / self.baseline
+
 
 MODULES: Mapping[str, Module] = {
     module.name: module
     for module in (
-        Module(
-            name="detection",
-            number=1,
-            task="detect",
-            notebook="train_module_1_detection",
-            baseline="experiments/001_det_baseline.yaml",
-            sandbox="experiments/000_det_sandbox.yaml",
-            keypoints=0,
-            mirrors=True,
-        ),
+        Module(name="detection", number=1, short="det", task="detect"),
         Module(
             name="localization",
             number=3,
+            short="loc",
             task="pose",
-            notebook="train_module_3_localization",
-            baseline="experiments/001_loc_baseline.yaml",
-            sandbox="experiments/000_loc_sandbox.yaml",
             keypoints=4,
-            mirrors=False,
+            never_mirrored="flipping makes mirrored text: nobody could read the ID, and its corners would keep their "
+            "names (flip_idx 0 1 2 3) on the wrong sides",
         ),
     )
 }
+
+if TYPE_CHECKING:
+    ModuleName = str
+    Architecture = str
+else:  # the names that the modules have
+    ModuleName = Literal[tuple(MODULES)]
+    Architecture = Literal[tuple(dict.fromkeys(name for module in MODULES.values() for name in module.architectures))]
 
 
 def find_module(name: str) -> Module:
@@ -90,7 +115,7 @@ class _Section(BaseModel):
 class Model(_Section):
     """The network and what it starts from."""
 
-    architecture: str = Field(pattern=r"^yolo11[nsmlx](-pose)?$")
+    architecture: Architecture
     """`yolo11n|s|m|l|x`, with `-pose` for localization."""
     pretrained: bool | str = True
     """true: the published weights of the architecture; false: random ones; or the path of a `.pt` file."""
@@ -196,7 +221,7 @@ class Experiment(_Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$")
     """Stands as it is in `artifacts/{module}/{name}`, in lower case with dashes in the branch's name."""
-    module: Literal["detection", "localization"]
+    module: ModuleName
     description: str = ""
     dataset: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$")
     """A folder in the repository that DVC tracks (`<dataset>.dvc` stands beside it) and that holds `data.yaml`."""
@@ -227,19 +252,16 @@ class Experiment(_Section):
     def _suits_its_module(self) -> Self:
         module = MODULES[self.module]
         wrong = []
-        poses = self.model.architecture.endswith("-pose")
-        if poses != bool(module.keypoints):
-            size = self.model.architecture.removesuffix("-pose")
-            wanted = f"{size}-pose" if module.keypoints else size
+        wanted = self.model.architecture.partition("-")[0] + SUFFIXES[module.task]
+        if self.model.architecture != wanted:
             wrong.append(f"model.architecture is {self.model.architecture!r}: {self.module} needs {wanted}")
-        if not module.mirrors:
+        if module.never_mirrored:
             for key in ("fliplr", "flipud"):
                 value = getattr(self.augmentation, key)
                 if value > 0:
                     wrong.append(
-                        f"augmentation.{key} is {value!r}: flipping makes mirrored text: nobody could read the ID, and "
-                        "its corners would keep their names (flip_idx 0 1 2 3) on the wrong sides; only 0.0 is allowed "
-                        f"for {self.module}"
+                        f"augmentation.{key} is {value!r}: {module.never_mirrored}; only 0.0 is allowed for "
+                        f"{self.module}"
                     )
         if wrong:
             raise _UnsuitableError("; ".join(wrong))

@@ -27,7 +27,7 @@ from pydantic import TypeAdapter
 
 from lib.commands import MINUTE, run_side_by_side
 from lib.errors import TrainingError, WeightsError
-from lib.experiment import Experiment
+from lib.experiment import Experiment, Task
 from lib.tracking import Tracking
 
 State = Literal["finished", "interrupted", "failed"]
@@ -75,7 +75,7 @@ class Trained:
 class Plan:
     """What the processes of a training are told, as a file."""
 
-    task: Literal["detect", "pose"]
+    task: Task
     arguments: Mapping[str, Any]
     """Ultralytics' train arguments."""
     folder: Path

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import ROOT, run_git
+from conftest import ROOT, copy_project, run_git
 
 import render
 from lib.credentials import load_credentials
@@ -31,13 +30,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     clone = folder / "clone"
     run_git("init", "--quiet", "--bare", "--initial-branch=main", folder / "origin.git", cwd=folder)
     run_git("clone", "--quiet", folder / "origin.git", clone, cwd=folder)
-    listed = run_git("ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines()
-    for name in listed:
-        if (ROOT / name).is_file():
-            (clone / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, clone / name)
-    run_git("add", "--all", cwd=clone)
-    run_git("commit", "--quiet", "--message=project", cwd=clone)
+    copy_project(clone)
     run_git("push", "--quiet", "origin", "HEAD:main", cwd=clone)
     return clone
 
