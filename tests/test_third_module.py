@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from conftest import copy_project, run_git
 
+from lib.drawing import CELL, GUTTER, HEADER_ROWS, INK, draw_contact_sheet
+from lib.errors import DatasetError
+
 BESIDE = '        Module(name="detection", number=1, short="det", task="detect"),\n'
 ENTRY = '        Module(name="segmentation", number=2, short="seg", task="segment"),\n'
 EXPERIMENT = """\
@@ -83,6 +86,41 @@ def test_a_module_without_drawn_pictures_asks_for_a_dataset(project: Path) -> No
     assert done.returncode == 1
     assert "there is no drawn dataset for segmentation" in done.stderr
     assert "--data DIR" in done.stderr
+
+
+def test_its_labels_are_checked_as_outlines(project: Path, tmp_path: Path) -> None:
+    """A box is none, and keypoints, which ultralytics would read in place of outlines, are refused."""
+    data = draw_polygons(tmp_path / "data")
+    script = (
+        "import sys; from pathlib import Path; from lib.dataset import check_dataset; from lib.errors import RunError\n"
+        "from lib.experiment import load_experiment; folder, scratch = map(Path, sys.argv[1:])\n"
+        "try: print(check_dataset(folder, load_experiment('experiments/001_seg_baseline.yaml'), scratch, md5=''))\n"
+        "except RunError as error: print(error)"
+    )
+    told = run(project, "-c", script, str(data), str(tmp_path / "scratch"))
+    assert "polygons=True" in told.stdout, told.stderr
+    with (data / "labels/train/0.txt").open("a", encoding="utf-8") as label:
+        label.write("0 0.5 0.5 0.2 0.2\n")
+    with (data / "data.yaml").open("a", encoding="utf-8") as description:
+        description.write("kpt_shape: [4, 3]\n")
+    told = run(project, "-c", script, str(data), str(tmp_path / "scratch"))
+    assert "labels/train/0.txt:3: 5 columns, not 7 or more, an odd number" in told.stdout
+    assert "kpt_shape is [4, 3]: segmentation has outlines and no keypoints; leave it out" in told.stdout
+
+
+def test_the_sheet_of_a_dataset_shows_outlines(tmp_path: Path) -> None:
+    """Drawn in white along the polygon; a line that is no polygon is told with its file."""
+    from PIL import Image
+
+    data = draw_polygons(tmp_path / "data")
+    draw_contact_sheet(data, tmp_path / "sheet.png", per_split=1)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        cell = sheet.crop((GUTTER, HEADER_ROWS + 26, GUTTER + CELL, HEADER_ROWS + 26 + CELL))
+        x, y, *_ = map(float, (data / "labels/train/0.txt").read_text().split()[1:])
+        assert cell.getpixel((round(x * CELL), round(y * CELL))) == INK
+    (data / "labels/train/0.txt").write_text("0 0.1 0.1 0.5 0.2 0.3 0.6 0.7\n")
+    with pytest.raises(DatasetError, match=r"0\.txt holds a row that is no label"):
+        draw_contact_sheet(data, tmp_path / "sheet.png")
 
 
 @pytest.mark.slow
