@@ -17,7 +17,7 @@ import render
 from lib.credentials import load_credentials
 from lib.drawing import draw_dataset
 from lib.errors import RenderError
-from lib.experiment import MODULES, Experiment, keys, load_experiment
+from lib.experiment import MODULES, SHORTCUTS, Experiment, keys, load_experiment
 from lib.rendering import parameters, public_url, read_notebook
 
 NOTEBOOK = render.SOURCE.read_text(encoding="utf-8")
@@ -292,8 +292,8 @@ def test_every_parameter_has_a_comment() -> None:
 
 def test_shortcuts_are_parameters_and_keys() -> None:
     """Each shortcut of the notebook stands for a key that an experiment has."""
-    assert set(render.SHORTCUTS) <= set(parameters(read_notebook(NOTEBOOK)))
-    assert set(render.SHORTCUTS.values()) <= set(keys())
+    assert set(SHORTCUTS) <= set(parameters(read_notebook(NOTEBOOK)))
+    assert set(SHORTCUTS.values()) <= set(keys())
 
 
 def test_unknown_parameters_are_an_error_even_without_a_near_miss() -> None:

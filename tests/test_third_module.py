@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from conftest import copy_project, run_git
+from jsonschema import Draft7Validator
+from ruamel.yaml import YAML
 
 from lib.drawing import CELL, GUTTER, HEADER_ROWS, INK, draw_contact_sheet
 from lib.errors import DatasetError
@@ -78,6 +80,15 @@ def draw_polygons(folder: Path, *, seed: int = 0) -> Path:
 def run(project: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Run a command of the project in its folder."""
     return subprocess.run([sys.executable, *words], cwd=project, capture_output=True, text=True, timeout=300)
+
+
+def test_its_yaml_keeps_to_the_schema_of_the_models(project: Path) -> None:
+    """`python -m lib schema` brings it up to date: editors complete the new name."""
+    experiment = YAML(typ="safe", pure=True).load(EXPERIMENT)
+    file = project / "experiments/schema.json"
+    assert list(Draft7Validator(json.loads(file.read_text())).iter_errors(experiment))
+    assert run(project, "-m", "lib", "schema").stdout == f"{file}\n"
+    assert not list(Draft7Validator(json.loads(file.read_text())).iter_errors(experiment))
 
 
 def test_a_module_without_drawn_pictures_asks_for_a_dataset(project: Path) -> None:
