@@ -23,7 +23,7 @@ from typing import Any
 import click
 
 from lib.errors import RenderError, RunError
-from lib.experiment import Experiment, Module, find_module, keys, load_experiment
+from lib.experiment import SHORTCUTS, Experiment, Module, find_module, keys, load_experiment, read_value
 from lib.options import KAGGLE_USER, SECRETS_DATASET
 from lib.rendering import (
     KAGGLE_WORDS,
@@ -39,12 +39,6 @@ from lib.rendering import (
 
 PROJECT = Path(__file__).resolve().parent
 SOURCE = PROJECT / "notebooks" / "train.py"
-SHORTCUTS = {
-    "epochs": "training.epochs",
-    "batch_size": "training.batch_size",
-    "learning_rate": "training.learning_rate",
-    "resume_from": "model.resume_from",
-}
 BY_OPTION = {"module": "the argument MODULE", "experiment": "--experiment", "accelerator": "--accelerator"}
 
 
@@ -103,7 +97,7 @@ def main(
     if emulate and not run:
         raise RenderError("--emulate is for --run only.", remedy="add --run.")
     accelerator = "none" if run else accelerator
-    given = {name: _yaml_value(name, text) for name, text in parameter}
+    given = {name: read_value(name, text) for name, text in parameter}
     notebook = read_notebook(SOURCE.read_text(encoding="utf-8"))
     unknown_or_reserved(given, notebook)
     dotted = {name: value for name, value in given.items() if "." in name}
@@ -140,19 +134,6 @@ def main(
 # ── what is given ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _yaml_value(name: str, text: str) -> Any:  # noqa: ANN401
-    """Read a value as an experiment's YAML would: 3 is a number, true a truth value, null nothing."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        return YAML(typ="safe", pure=True).load(text)
-    except (YAMLError, ValueError, KeyError):  # the last two: a date or number that is none
-        raise RenderError(
-            f"-p {name} {text!r}: this is no YAML value.", state="nothing was written.", remedy="put it in quotes."
-        ) from None
-
-
 def unknown_or_reserved(given: Mapping[str, Any], notebook: Any) -> None:  # noqa: ANN401  nbformat has no types
     """Refuse a parameter that the notebook does not have: papermill would only warn, and train something else."""
     known = [name for name in parameters(notebook) if name not in BY_OPTION] + [key for key in keys() if "." in key]
@@ -169,7 +150,9 @@ def unknown_or_reserved(given: Mapping[str, Any], notebook: Any) -> None:  # noq
 
 
 def _experiment_file(about: Module, given: Path | None, *, run: bool) -> Path:
-    return given if given is not None else PROJECT / (about.sandbox if run else about.baseline)
+    if given is not None:
+        return given
+    return about.small(PROJECT) if run else PROJECT / about.baseline
 
 
 def _sandbox(folder: Path, chosen: Experiment, data: Path | None, services: Any) -> dict[str, str]:  # noqa: ANN401

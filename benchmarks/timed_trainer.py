@@ -6,7 +6,6 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from lib import trainer
 from lib.training import Plan
@@ -29,9 +28,5 @@ class Timed(trainer.GuardedTrainer):
             (self.plan.folder / "callbacks.json").write_text(json.dumps(self.spent), encoding="utf-8")
 
 
-for task, kind in [*trainer.TRAINERS.items()]:
-    trainers: dict[str, Any] = trainer.TRAINERS
-    trainers[task] = type(f"Timed{task}", (Timed, kind), {})
-
 if __name__ == "__main__":
-    trainer.main(Path(sys.argv[1]))
+    trainer.main(Path(sys.argv[1]), Timed)

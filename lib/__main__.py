@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from lib.errors import RunError
-from lib.options import KAGGLE_USER, OLDER_THAN, SECRETS, SECRETS_DATASET
+from lib.options import KAGGLE_USER, OLDER_THAN, PARAMETERS, SECRETS, SECRETS_DATASET
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -28,13 +28,48 @@ def sandbox(*, module: str, folder: Path, data: Path | None, as_json: bool) -> N
     from lib.sandbox import find_project, make_sandbox
 
     project = find_project(Path.cwd())
-    made = make_sandbox(project, folder, load_experiment(project / find_module(module).sandbox), data)
+    made = make_sandbox(project, folder, load_experiment(find_module(module).small(project)), data)
     if as_json:
         print(json.dumps({"repository": str(made.origin), "commit": made.commit}))
     else:
         print(
             f"Repository: {made.origin}\nDVC remote: {made.remote}\nCommit:     {made.commit}\nPictures:   {made.sheet}"
         )
+
+
+@app.command()
+@click.argument("name")
+@click.option("--from", "source", type=Path, metavar="FILE", required=True, help="The experiment it begins as.")
+@PARAMETERS
+def new(*, name: str, source: Path, parameters: tuple[tuple[str, str], ...]) -> None:
+    """Make the next experiment of FILE's module, experiments/NUMBER_MODULE_NAME.yaml, with FILE's comments."""
+    from lib.authoring import new_experiment
+    from lib.sandbox import find_project
+
+    project = find_project(Path.cwd())
+    file, experiment = new_experiment(project, name, source, parameters)
+    shown = file.relative_to(project)
+    print(f"{shown}: {experiment.name}\nNext: uv run render.py {experiment.module} --experiment {shown}")
+
+
+@app.command()
+@click.argument("file", type=Path)
+@PARAMETERS
+def explain(*, file: Path, parameters: tuple[tuple[str, str], ...]) -> None:
+    """Show each value of FILE, where it comes from, what it means, and the ultralytics argument it becomes."""
+    from lib.authoring import explain as look
+    from lib.authoring import show_explained
+
+    print(show_explained(look(file, parameters)))
+
+
+@app.command()
+def schema() -> None:
+    """Write experiments/schema.json, by which editors complete and check experiments, from the models."""
+    from lib.authoring import write_schema
+    from lib.sandbox import find_project
+
+    print(write_schema(find_project(Path.cwd())))
 
 
 @app.command()

@@ -103,7 +103,7 @@ def compare(dataset: Dataset, predictions: Path) -> list[Compared]:
     compared = []
     for picture in dataset.pictures("test"):
         things = sorted(predicted.get(file_name(dataset, picture), []), key=lambda thing: -thing.score)
-        cases = [Case(picture, label, found) for label, found in match(_labels(picture), things)]
+        cases = [Case(picture, label, found) for label, found in match(_labels(dataset, picture), things)]
         compared.append(Compared(picture, tuple(cases), tuple(things)))
     return compared
 
@@ -159,10 +159,10 @@ def _prediction(item: Mapping[str, Any]) -> Thing:
     return Thing(item["category_id"] - 1, np.array([x, y, x + width, y + height]), corners, item["score"])
 
 
-def _labels(picture: Path) -> list[Thing]:
+def _labels(dataset: Dataset, picture: Path) -> list[Thing]:
     width, height = _size(picture)
     labels = []
-    for category, x, y, w, h, *rest in read_objects(label_path(str(picture))):
+    for category, x, y, w, h, *rest in read_objects(label_path(str(picture)), polygons=dataset.polygons):
         box = np.array([x - w / 2, y - h / 2, x + w / 2, y + h / 2]) * (width, height, width, height)
         corners = np.array(rest, dtype=float).reshape(-1, KEYPOINT) * (width, height, 1)
         labels.append(Thing(int(category), box, corners))

@@ -54,7 +54,7 @@ class Dataset:
 
     `data_file` is the `data.yaml` that training reads; `md5` is DVC's hash of the folder; `counts` are pictures by
     split (`train`, `val`, `test`); `names` are the classes by number; `warnings` are lines on what training can live
-    with.
+    with; `polygons` says whether labels hold outlines in place of boxes.
     """
 
     folder: Path
@@ -64,6 +64,7 @@ class Dataset:
     names: dict[int, str]
     files: dict[str, tuple[Path, ...]] = field(default_factory=dict, repr=False)
     warnings: tuple[str, ...] = ()
+    polygons: bool = False
 
     def pictures(self, split: str) -> list[Path]:
         """Give a split's pictures in order of their names."""
@@ -212,7 +213,8 @@ def check_dataset(folder: Path, experiment: Experiment, scratch: Path, *, md5: s
     pictures = [picture for split in splits.values() for picture in split.pictures]
     pictures = _check_pictures(pictures, findings)
     _check_copies(pictures, findings)
-    form = Form(len(names), keypoints, bool(experiment.about.keypoints), experiment.training.image_size)
+    polygons = experiment.about.task == "segment"
+    form = Form(len(names), keypoints, bool(experiment.about.keypoints), experiment.training.image_size, polygons)
     check_labels(pictures, form, names, findings)
     _check_strays(folder, inside, pictures, findings)
     _stop_on_errors(tracked, experiment, findings)
@@ -220,7 +222,7 @@ def check_dataset(folder: Path, experiment: Experiment, scratch: Path, *, md5: s
     _write_portable(data_file, folder, values, names, splits)
     files = {split: tuple(Path(picture.path) for picture in found.pictures) for split, found in splits.items()}
     counts = {split: len(found) for split, found in files.items()}
-    return Dataset(folder, data_file, md5, counts, names, files, tuple(findings.lines(stops=False)))
+    return Dataset(folder, data_file, md5, counts, names, files, tuple(findings.lines(stops=False)), polygons)
 
 
 def _stop_on_errors(tracked: Path, experiment: Experiment, findings: Findings) -> None:
@@ -286,6 +288,11 @@ def _whole_number(value: object) -> int:
 def _check_keypoints(values: dict[str, Any], experiment: Experiment, findings: Findings) -> int:
     """Give the number of keypoints that a label has."""
     needed, shape, order = experiment.about.keypoints, values.get("kpt_shape"), values.get("flip_idx")
+    if experiment.about.task == "segment":
+        if shape:  # ultralytics would take a polygon of as many columns for a box with keypoints
+            told = f"kpt_shape is {shape!r}: {experiment.module} has outlines and no keypoints; leave it out"
+            findings.add(Kind.DESCRIPTION, "data.yaml", told)
+        return 0
     if not needed:  # boxes alone are trained, from labels that may have keypoints all the same
         poses = isinstance(shape, list) and len(shape) == 2 and shape[1] == KEYPOINT  # noqa: PLR2004
         return shape[0] if isinstance(shape, list) and poses and isinstance(shape[0], int) and shape[0] > 0 else 0

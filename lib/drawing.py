@@ -28,7 +28,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from lib.errors import DatasetError
-from lib.labels import label_path
+from lib.labels import POLYGON, box_around, label_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -830,8 +830,9 @@ CORNER_COLOURS: tuple[Colour, ...] = ((255, 64, 64), (64, 230, 90), (90, 190, 25
 def draw_contact_sheet(dataset: Path, picture: Path, *, per_split: int = 6) -> None:
     """Write a PNG, at most 1600 pixels wide, of the first pictures of each split with their labels drawn in.
 
-    `dataset` is the folder of any dataset in YOLO format: boxes, or boxes with keypoints. Only the pictures shown are
-    opened, however many there are. DatasetError where `data.yaml`, a picture or a label file is not what it must be.
+    `dataset` is the folder of any dataset in YOLO format: boxes, boxes with keypoints, or polygons. Only the
+    pictures shown are opened, however many there are. DatasetError where `data.yaml`, a picture or a label file is not
+    what it must be.
     """
     description = _read_description(dataset)
     names = description["names"]
@@ -889,13 +890,14 @@ def _draw_cell(file: Path, classes: Mapping[int, str], points: Sequence[int]) ->
         raise _unusable(file, f"cannot be opened: {error}") from error
     image = ImageOps.contain(image, (CELL, CELL), Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(image)
-    for number, box, corners in _read_labels(Path(label_path(str(file))), points):
+    for number, box, corners, outline in _read_labels(Path(label_path(str(file))), points):
         _draw_label(draw, image.size, classes.get(number, f"class {number}"), box, corners)
+        draw.line([(float(x), float(y)) for x, y in outline * image.size], fill=INK, width=1)
     return image
 
 
-def _read_labels(file: Path, points: Sequence[int]) -> list[tuple[int, Points, Points]]:
-    """Return class, box (centre x, centre y, width, height) and keypoints (n, 2 or 3) of each row."""
+def _read_labels(file: Path, points: Sequence[int]) -> list[tuple[int, Points, Points, Points]]:
+    """Return class, box (centre x, centre y, width, height), keypoints (n, 2 or 3) and closed outline of each row."""
     if not file.exists():
         return []
     labels = []
@@ -904,12 +906,15 @@ def _read_labels(file: Path, points: Sequence[int]) -> list[tuple[int, Points, P
         if not line.strip():
             continue
         try:
-            row = np.array(line.split(), dtype=float)
+            row, outline = np.array(line.split(), dtype=float), np.empty((0, 2))
+            if len(row) >= POLYGON and not count:
+                outline = row[1:].reshape(-1, 2)
+                row, outline = np.array([row[0], *box_around(row[1:].tolist())]), np.vstack([outline, outline[:1]])
             keypoints = row[5:].reshape(count, values)
             number, box = int(row[0]), row[1:5].reshape(4)
         except ValueError as error:
             raise _unusable(file, f"holds a row that is no label: {line.strip()[:60]!r}") from error
-        labels.append((number, box, keypoints))
+        labels.append((number, box, keypoints, outline))
     return labels
 
 

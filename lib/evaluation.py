@@ -12,6 +12,7 @@ file says why. The weights are only read.
 | `category_id` | the class's number, from 1 as in COCO |
 | `bbox` | left, top, width and height in pixels of the upright picture |
 | `score` | between 0 and 1; everything from 0.001 on is listed |
+| `segmentation` | of polygons: the mask as COCO's run lengths, in pixels of the picture |
 | `keypoints` | localization: top-left, top-right, bottom-right, bottom-left, each x, y (pixels) and a confidence |
 """
 
@@ -35,7 +36,8 @@ from lib.errors import EvaluationError
 from lib.experiment import Experiment
 from lib.training import Trained
 
-HEADS = {"box": "B", "pose": "P"}
+HEADS = {"box": "B", "mask": "M", "pose": "P"}
+"""The heads of ultralytics' networks, and the letter by which its figures name each: `metrics/mAP50(B)`."""
 PICTURE_SIDE = 1280  # pixels; pictures go into Git, weights do not
 
 
@@ -44,12 +46,12 @@ class _Section(BaseModel):
 
 
 class Head(_Section):
-    """What ultralytics measures of boxes, or of poses; between 0 and 1."""
+    """What ultralytics measures of boxes, masks or poses; between 0 and 1."""
 
     precision: float
     recall: float
     map50: float = Field(alias="mAP50")
-    """Mean average precision at an IoU (poses: OKS) of 0.5."""
+    """Mean average precision at an IoU (of masks for masks; poses: OKS) of 0.5."""
     map50_95: float = Field(alias="mAP50-95")
     """The mean of those from 0.5 to 0.95 in steps of 0.05."""
 
@@ -75,6 +77,7 @@ class Split(_Section):
 
     images: int
     box: Head | None = None
+    mask: Head | None = None
     pose: Head | None = None
     corners: Corners | None = None
 
@@ -194,7 +197,8 @@ def _validate(
     from ultralytics.models import YOLO
 
     task = experiment.about.task
-    measured = YOLO(str(trained.best), task=task).val(
+    model = YOLO(str(trained.best), task=task)
+    measured = model.val(
         data=str(dataset.data_file),
         split=split,
         imgsz=experiment.training.image_size,
@@ -206,7 +210,7 @@ def _validate(
         exist_ok=True,
         plots=plots,
         save_json=split == "test",
-        validator=_validator(task, dataset),
+        validator=_validator(model.task_map[task]["validator"], dataset),
     )
     if split == "test" and not (folder / "predictions.json").is_file():
         (folder / "predictions.json").write_text("[]\n", encoding="utf-8")  # the library writes none for no prediction
@@ -214,12 +218,8 @@ def _validate(
     return results
 
 
-def _validator(task: str, dataset: Dataset) -> Any:  # noqa: ANN401  ultralytics has no types
-    """Give the task's validator, with pictures that are named for certain, and without its second opinion."""
-    from ultralytics.models.yolo.detect import DetectionValidator
-    from ultralytics.models.yolo.pose import PoseValidator
-
-    base: Any = {"detect": DetectionValidator, "pose": PoseValidator}[task]
+def _validator(base: Any, dataset: Dataset) -> Any:  # noqa: ANN401  ultralytics has no types
+    """Give a task's validator with pictures that are named for certain, and without its second opinion."""
 
     class Validator(base):  # type: ignore[misc]
         def pred_to_json(self, predn: dict[str, Any], pbatch: dict[str, Any]) -> None:
@@ -250,12 +250,10 @@ def _heads(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def _epochs(results: Path) -> dict[str, int]:
-    """Find the best epoch as the trainer does: by mAP50-95, box and pose added; the later of equals."""
+    """Find the best epoch as the trainer does: by mAP50-95, all heads added; the later of equals."""
     with results.open(encoding="utf-8", newline="") as file:
         rows = [{key.strip(): value for key, value in row.items()} for row in csv.DictReader(file)]
-    scores = [
-        sum(float(row[key]) for key in ("metrics/mAP50-95(B)", "metrics/mAP50-95(P)") if key in row) for row in rows
-    ]
+    scores = [sum(float(value) for key, value in row.items() if key.startswith("metrics/mAP50-95(")) for row in rows]
     best = max(range(len(rows)), key=lambda index: (scores[index], index))
     return {"best_epoch": int(rows[best]["epoch"]), "epochs": int(rows[-1]["epoch"])}
 

@@ -1,5 +1,8 @@
 """One experiment, complete and frozen; and what a module (detection, localization) is.
 
+`MODULES` is the only place that knows the modules: a new entry, with a baseline of its own in `experiments/`, is a new
+module everywhere.
+
 An `Experiment` that exists is valid: every key is known, every type right, every value possible for its module. What
 cannot be checked here: that the dataset, the weights and the GPUs it asks for are there.
 """
@@ -11,59 +14,81 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
 
 from lib.errors import ExperimentError
 
+Task = Literal["detect", "segment", "pose"]
+"""What ultralytics can be asked for here: the tasks whose labels `lib/labels.py` reads."""
+SUFFIXES: Mapping[Task, str] = {"detect": "", "segment": "-seg", "pose": "-pose"}
+"""What ultralytics appends to the name of an architecture."""
+SIZES = "nsmlx"
+
 
 @dataclass(frozen=True)
 class Module:
-    """What is trained: one entry here and one YAML make a module."""
+    """What is trained, and all that sets it apart from the other modules."""
 
     name: str
     number: int
-    task: Literal["detect", "pose"]
-    notebook: str
-    baseline: str
-    sandbox: str
-    keypoints: int
-    """Keypoints of an object; 0 where only boxes are trained."""
-    mirrors: bool
-    """Whether a mirrored picture is still a picture of the same thing."""
+    short: str
+    """Its mark in the names of its experiments: `001_{short}_baseline.yaml`."""
+    task: Task
+    keypoints: int = 0
+    """Keypoints of an object; 0 where none are trained."""
+    never_mirrored: str = ""
+    """Why a mirrored picture would teach something wrong; empty where one may flip pictures."""
 
     @property
     def title(self) -> str:
         """As the users call it: `Module 1: Detection`."""
         return f"Module {self.number}: {self.name.capitalize()}"
 
+    @property
+    def notebook(self) -> str:
+        """The name of its rendered notebook, without an ending."""
+        return f"train_module_{self.number}_{self.name}"
+
+    @property
+    def baseline(self) -> str:
+        """The experiment that is rendered where none is named, below the project's folder."""
+        return f"experiments/001_{self.short}_baseline.yaml"
+
+    @property
+    def architectures(self) -> list[str]:
+        """The networks it may train, the smallest first."""
+        return [f"yolo11{size}{SUFFIXES[self.task]}" for size in SIZES]
+
+    def small(self, project: Path) -> Path:
+        """Give the experiment for a sandbox: its small one, or the baseline of a module that has none."""
+        file = project / f"experiments/000_{self.short}_sandbox.yaml"
+        return file if file.is_file() else project / self.baseline
+
 
 MODULES: Mapping[str, Module] = {
     module.name: module
     for module in (
-        Module(
-            name="detection",
-            number=1,
-            task="detect",
-            notebook="train_module_1_detection",
-            baseline="experiments/001_det_baseline.yaml",
-            sandbox="experiments/000_det_sandbox.yaml",
-            keypoints=0,
-            mirrors=True,
-        ),
+        Module(name="detection", number=1, short="det", task="detect"),
         Module(
             name="localization",
             number=3,
+            short="loc",
             task="pose",
-            notebook="train_module_3_localization",
-            baseline="experiments/001_loc_baseline.yaml",
-            sandbox="experiments/000_loc_sandbox.yaml",
             keypoints=4,
-            mirrors=False,
+            never_mirrored="flipping makes mirrored text: nobody could read the ID, and its corners would keep their "
+            "names (flip_idx 0 1 2 3) on the wrong sides",
         ),
     )
 }
+
+if TYPE_CHECKING:
+    ModuleName = str
+    Architecture = str
+else:  # the names that the modules have
+    ModuleName = Literal[tuple(MODULES)]
+    Architecture = Literal[tuple(dict.fromkeys(name for module in MODULES.values() for name in module.architectures))]
 
 
 def find_module(name: str) -> Module:
@@ -78,20 +103,30 @@ def find_module(name: str) -> Module:
     )
 
 
+SHORTCUTS: Mapping[str, str] = {
+    "epochs": "training.epochs",
+    "batch_size": "training.batch_size",
+    "learning_rate": "training.learning_rate",
+    "resume_from": "model.resume_from",
+}
+"""Keys that `-p` and the notebook also take by their last word."""
 Share = Annotated[float, Field(ge=0, le=1)]
 Degrees = Annotated[float, Field(ge=0, le=180)]
 
 
 class _Section(BaseModel):
     # strict: "16" is not 16 and `yes` is not true; a run must not start on a guess
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    # what stands below a key explains it, here, in editors and in `python -m lib explain`
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Model(_Section):
     """The network and what it starts from."""
 
-    architecture: str = Field(pattern=r"^yolo11[nsmlx](-pose)?$")
-    """`yolo11n|s|m|l|x`, with `-pose` for localization."""
+    architecture: Architecture
+    """The network, by ultralytics' name: `yolo11n|s|m|l|x`, with `-pose` for keypoints and `-seg` for outlines."""
     pretrained: bool | str = True
     """true: the published weights of the architecture; false: random ones; or the path of a `.pt` file."""
     resume_from: str | None = None
@@ -109,17 +144,23 @@ class Training(_Section):
     """The optimisation. Rates are per step, lengths in epochs."""
 
     epochs: int = Field(ge=1, le=10_000)
+    """How often every training picture is seen."""
     batch_size: int = Field(ge=1, le=4096)
     """Pictures a step, over all GPUs together."""
     learning_rate: float = Field(gt=0, le=1)
     """The rate after warm-up; it falls to `final_learning_rate_ratio` times this."""
     final_learning_rate_ratio: float = Field(default=0.01, gt=0, le=1)
+    """What is left of the learning rate at the end, as a share of it."""
     cosine_schedule: bool = False
+    """The rate falls along a cosine; false: along a line."""
     optimizer: Literal["SGD", "Adam", "AdamW", "NAdam", "RAdam", "RMSProp"] = "AdamW"
     """Always named: with ultralytics' `auto` the learning rate would be ignored."""
     momentum: float = Field(default=0.937, ge=0, lt=1)
+    """SGD's momentum, or the first beta of Adam and its kind."""
     weight_decay: float = Field(default=0.0005, ge=0, le=1)
+    """How strongly weights are drawn towards 0."""
     warmup_epochs: float = Field(default=3.0, ge=0)
+    """Epochs in which the learning rate rises from 0."""
     nominal_batch_size: int = Field(default=64, ge=1, le=4096)
     """Gradients of smaller batches are accumulated up to this many pictures before a step."""
     patience: int = Field(default=20, ge=0)
@@ -147,21 +188,35 @@ class Augmentation(_Section):
     """What is done to training pictures, by ultralytics' names and units."""
 
     hsv_h: Share = 0.015
+    """Hue is shifted by up to this share of the colour circle."""
     hsv_s: Share = 0.7
+    """Saturation is changed by up to this share."""
     hsv_v: Share = 0.4
+    """Brightness is changed by up to this share."""
     degrees: Degrees = 0.0
+    """Turned by up to this many degrees, either way."""
     translate: Share = 0.1
+    """Moved by up to this share of the picture's side."""
     scale: float = Field(default=0.5, ge=0, lt=1)
+    """Made larger or smaller by up to this share."""
     shear: Degrees = 0.0
+    """Sheared by up to this many degrees."""
     perspective: float = Field(default=0.0, ge=0, le=0.001)
+    """How far the picture is tilted in space."""
     flipud: Share = 0.0
+    """The share of pictures turned upside down by mirroring; 0 where a mirrored thing is another one (text)."""
     fliplr: Share = 0.0
+    """The share of pictures mirrored left to right; 0 where a mirrored thing is another one (text)."""
     bgr: Share = 0.0
+    """The share of pictures whose red and blue are exchanged."""
     mosaic: Share = 1.0
+    """The share of pictures put together from four."""
     close_mosaic: int = Field(default=10, ge=0)
     """Epochs at the end that are trained without mosaics."""
     mixup: Share = 0.0
+    """The share of pictures laid over another one."""
     cutmix: Share = 0.0
+    """The share of pictures with a part of another one in them."""
 
 
 class Session(_Section):
@@ -186,9 +241,13 @@ class Wandb(_Section):
     """Where curves are kept. Without a key the run is recorded offline."""
 
     enabled: bool = True
+    """Whether curves are recorded at all."""
     project: str = Field(default="kaggle-training", pattern=r"^[A-Za-z0-9_.-]{1,128}$")
+    """The W&B project that the run is kept in."""
     entity: str | None = None
+    """The user or team whose project it is; null: the owner of the key."""
     tags: Annotated[tuple[str, ...], Strict(False)] = ()
+    """What the run can be found by there."""
 
 
 class Experiment(_Section):
@@ -196,11 +255,14 @@ class Experiment(_Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$")
     """Stands as it is in `artifacts/{module}/{name}`, in lower case with dashes in the branch's name."""
-    module: Literal["detection", "localization"]
+    module: ModuleName
+    """What is trained."""
     description: str = ""
+    """What the experiment is for; stands on the model card."""
     dataset: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$")
     """A folder in the repository that DVC tracks (`<dataset>.dvc` stands beside it) and that holds `data.yaml`."""
     seed: int = Field(default=0, ge=0, lt=2**31)
+    """Of all random numbers: the same seed on the same kind of machine trains the same weights."""
     model: Model
     training: Training
     hardware: Hardware = Hardware()
@@ -227,19 +289,16 @@ class Experiment(_Section):
     def _suits_its_module(self) -> Self:
         module = MODULES[self.module]
         wrong = []
-        poses = self.model.architecture.endswith("-pose")
-        if poses != bool(module.keypoints):
-            size = self.model.architecture.removesuffix("-pose")
-            wanted = f"{size}-pose" if module.keypoints else size
+        wanted = self.model.architecture.partition("-")[0] + SUFFIXES[module.task]
+        if self.model.architecture != wanted:
             wrong.append(f"model.architecture is {self.model.architecture!r}: {self.module} needs {wanted}")
-        if not module.mirrors:
+        if module.never_mirrored:
             for key in ("fliplr", "flipud"):
                 value = getattr(self.augmentation, key)
                 if value > 0:
                     wrong.append(
-                        f"augmentation.{key} is {value!r}: flipping makes mirrored text: nobody could read the ID, and "
-                        "its corners would keep their names (flip_idx 0 1 2 3) on the wrong sides; only 0.0 is allowed "
-                        f"for {self.module}"
+                        f"augmentation.{key} is {value!r}: {module.never_mirrored}; only 0.0 is allowed for "
+                        f"{self.module}"
                     )
         if wrong:
             raise _UnsuitableError("; ".join(wrong))
@@ -266,21 +325,25 @@ class _UnsuitableError(ValueError):
 
 
 def load_experiment(
-    source: Path | str | Mapping[str, Any], overrides: Mapping[str, Any] | None = None, *, module: str = ""
+    source: Path | str | Mapping[str, Any],
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    module: str = "",
+    where: str = "the notebook's experiment",
 ) -> Experiment:
     """Give the experiment of a YAML file, or of its content as a rendered notebook carries it.
 
     `overrides` are values by dotted key (`{"training.epochs": 3}`) that win over the file's; None leaves the file's.
-    `module` is the one it must be of; empty, it may be of any.
+    `module` is the one it must be of; empty, it may be of any. `where` is what errors call a content.
     Raises `ExperimentError` naming the file and, for everything that is wrong in it, key, value and what is allowed.
     """
     if isinstance(source, Mapping):
-        where, values = "the notebook's experiment", dict(source)
+        values = dict(source)
     else:
-        where, values = str(source), _read_yaml(Path(source))
+        where, values = str(source), read_yaml(Path(source))
     for key, value in (overrides or {}).items():
         if value is not None:
-            _set(values, key, value)
+            set_value(values, key, value)
     try:
         experiment = Experiment.model_validate(values)
     except ValidationError as error:
@@ -299,7 +362,8 @@ def load_experiment(
     return experiment
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Give the content of an experiment's file, not checked yet. Raises `ExperimentError` for one that has none."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
@@ -327,7 +391,21 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _set(values: dict[str, Any], dotted: str, value: object) -> None:
+def read_value(name: str, text: str) -> Any:  # noqa: ANN401
+    """Read the value of `-p NAME VALUE` as a file would be: 3 is a number, true a truth value, null nothing."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except (YAMLError, ValueError, KeyError):  # the last two: a date or number that is none
+        raise ExperimentError(
+            f"-p {name} {text!r}: this is no YAML value.", state="nothing was written.", remedy="put it in quotes."
+        ) from None
+
+
+def set_value(values: dict[str, Any], dotted: str, value: object) -> None:
+    """Set the value of a dotted key; sections on the way are made, and copied where they are there."""
     *path, key = dotted.split(".")
     for part in path:
         inner = values.get(part, {})
@@ -382,11 +460,18 @@ def _elsewhere(key: str) -> list[str]:
     return [dotted[name] for name in difflib.get_close_matches(key, list(dotted), n=1)]
 
 
-def keys(section: type[BaseModel] = Experiment, prefix: str = "") -> Iterator[str]:
+def keys() -> Iterator[str]:
     """Every key of an experiment, dotted: `name`, `training.epochs`, …."""
+    yield from meanings()
+
+
+def meanings(section: type[BaseModel] = Experiment, prefix: str = "") -> dict[str, str]:
+    """Give what every key means, by its dotted name, in the order of the models."""
+    found: dict[str, str] = {}
     for name, field in section.model_fields.items():
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield from keys(inner, f"{prefix}{name}.")
+            found |= meanings(inner, f"{prefix}{name}.")
         else:
-            yield prefix + name
+            found[prefix + name] = " ".join((field.description or "").split())
+    return found

@@ -1,7 +1,7 @@
 """Read a dataset's labels as ultralytics reads them, and gather everything that is wrong in one report.
 
-A label file holds one object a line: its class, its box (centre x, centre y, width, height) and, for a pose, its
-keypoints (x, y, visibility); lengths are fractions of the picture.
+A label file holds one object a line: its class, then its box (centre x, centre y, width, height) and, for a pose, its
+keypoints (x, y, visibility), or the corners of its polygon (x, y); lengths are fractions of the picture.
 
 Guarantees: a file without an error here is one that ultralytics keeps whole: it drops a picture with a bad label
 without stopping, and goes on training with the rest. The same files give the same report, line by line.
@@ -32,9 +32,12 @@ R = TypeVar("R")
 EXAMPLES = 3
 BOX = 5  # columns: class, centre x, centre y, width, height
 KEYPOINT = 3  # columns: x, y, visibility
+POLYGON = 7  # columns at least: class, and x, y of three corners; the library takes a line of 6 for a box
 CORNERS = 4
 ROUNDING = 1e-6
 """What six decimals may lie outside of 0 to 1; ultralytics lets a hundredth pass."""
+NO_AREA = 1e-9
+"""Of the picture's: a thousandth of a pixel in one of a megapixel."""
 MARGIN = 0.01
 """What a box may reach out of the picture before it is told, and at least what a keypoint may of its box."""
 SMALLEST = 2
@@ -58,11 +61,15 @@ class Kind(Enum):
     LEAK = True, "pictures that are trained on and measured on", "keep each in one split: the metrics would be too good"
     UNLABELLED = True, "splits without any label", "labels stand where ultralytics looks: images/… becomes labels/….txt"
     TEXT = True, "label files that are no text in UTF-8", "write them anew"
-    COLUMNS = True, "lines with a wrong number of columns", "write class, x, y, width, height, and what kpt_shape says"
+    COLUMNS = (
+        True,
+        "lines with a wrong number of columns",
+        "write class, x, y, width, height, and what kpt_shape says; of a polygon class, and x, y of each corner",
+    )
     NUMBER = True, "values that are no finite number", "correct the lines"
     CLASS = True, "classes that data.yaml does not name", "use the numbers of names, whole and from 0"
     COORDINATE = True, "coordinates outside of 0 to 1", "divide pixels by the picture's width and height"
-    SIDE = True, "boxes without width or height", "remove them, or draw them anew"
+    SIDE = True, "boxes without width or height, polygons without area", "remove them, or draw them anew"
     VISIBILITY = True, "visibilities other than 0, 1 and 2", "0 is not labelled, 1 hidden, 2 visible"
 
     FOREIGN = False, "paths of another machine", "write them relative to data.yaml; they were found as it says"
@@ -130,12 +137,16 @@ class Picture(NamedTuple):
 
 
 class Form(NamedTuple):
-    """What labels must look like: `classes` 0 if not known, `keypoints` a line, whether they are trained (`poses`)."""
+    """What labels must look like: `classes` 0 if not known, `keypoints` a line, whether they are trained (`poses`).
+
+    `polygons`: a line holds an object's outline in place of its box.
+    """
 
     classes: int
     keypoints: int
     poses: bool
     image_size: int
+    polygons: bool = False
 
 
 class _Line(NamedTuple):
@@ -165,14 +176,20 @@ def label_path(picture: str) -> str:
     return moved.rpartition(".")[0] + ".txt"
 
 
-def read_objects(label: str) -> list[list[float]]:
-    """Give the numbers of each line of a label file that was checked; none where there is no such file.
+def read_objects(label: str, *, polygons: bool = False) -> list[list[float]]:
+    """Give each object of a label file that was checked: class, box, keypoints; none where there is no such file.
 
-    A line that stands there twice counts once, as ultralytics counts it.
+    Of a polygon the box is the one around it. A line that stands there twice counts once, as ultralytics counts it.
     """
     content = _read(label)
     rows = [] if isinstance(content, str) else [tuple(float(word) for word in words) for _, words in content]
-    return [list(row) for row in dict.fromkeys(rows)]
+    return [[row[0], *box_around(row[1:])] if polygons else list(row) for row in dict.fromkeys(rows)]
+
+
+def box_around(outline: Sequence[float]) -> list[float]:
+    """Give the box (centre x, centre y, width, height) of an outline: x, y, x, y, …."""
+    x, y = outline[::2], outline[1::2]
+    return [(max(x) + min(x)) / 2, (max(y) + min(y)) / 2, max(x) - min(x), max(y) - min(y)]
 
 
 def check_labels(pictures: Sequence[Picture], form: Form, names: dict[int, str], findings: Findings) -> None:
@@ -215,9 +232,14 @@ def _read(label: str) -> list[tuple[int, list[str]]] | str:
 
 
 def _parse(line: _Line, form: Form, findings: Findings) -> list[float] | None:
-    """Give a line's numbers, as many as the form has columns (absent keypoints are NaN); None if they are none."""
+    """Give a line's class, box and as many keypoints as the form has (absent ones are NaN); None if they are none."""
     columns = BOX + KEYPOINT * form.keypoints
-    if len(line.words) != columns and (form.poses or len(line.words) != BOX):
+    if form.polygons:
+        if len(line.words) < POLYGON or len(line.words) % 2 == 0:
+            told = f"{len(line.words)} columns, not {POLYGON} or more, an odd number"
+            findings.add(Kind.COLUMNS, line.place, told)
+            return None
+    elif len(line.words) != columns and (form.poses or len(line.words) != BOX):
         either = "" if form.poses or columns == BOX else f"{BOX} or "
         findings.add(Kind.COLUMNS, line.place, f"{len(line.words)} columns, not {either}{columns}")
         return None
@@ -231,7 +253,24 @@ def _parse(line: _Line, form: Form, findings: Findings) -> list[float] | None:
             findings.add(Kind.NUMBER, line.place, _short(word))
             return None
         values.append(value)
+    if form.polygons:
+        return _around(line, values, findings)
     return values + [math.nan] * (columns - len(values))
+
+
+def _around(line: _Line, values: list[float], findings: Findings) -> list[float] | None:
+    """Give the class of a polygon and the box around it; None where one of its corners lies outside of the picture."""
+    category, *outline = values
+    for word, value in zip(line.words[1:], outline, strict=True):
+        if not -ROUNDING <= value <= 1 + ROUNDING:
+            findings.add(Kind.COORDINATE, line.place, _short(word))
+            return None
+    x, y = outline[::2], outline[1::2]
+    area = sum(x[at - 1] * y[at] - x[at] * y[at - 1] for at in range(len(x))) / 2
+    if abs(area) < NO_AREA:
+        findings.add(Kind.SIDE, line.place, f"{len(x)} corners on a line")
+        return None
+    return [category, *box_around(outline)]
 
 
 def _check_rows(lines: list[_Line], rows: Table, form: Form, findings: Findings) -> None:
@@ -268,7 +307,7 @@ def _check_rows(lines: list[_Line], rows: Table, form: Form, findings: Findings)
     sound = ~(outside.any(axis=1) | flat.any(axis=1) | odd.any(axis=1))
     note(
         Kind.TWICE,
-        _repeated(lines, rows if form.poses else rows[:, :BOX]),
+        _repeated(lines, _identities(lines, rows, form)),
         lambda index: " ".join(lines[index].words[:BOX]),
     )
     sizes = np.array([(line.picture.width, line.picture.height) for line in lines], dtype=float)
@@ -292,14 +331,23 @@ def _check_rows(lines: list[_Line], rows: Table, form: Form, findings: Findings)
         note(Kind.ORDER, told, lambda index: f"{orders[index]} ({int(told.sum())} of {len(rows)} objects)")
 
 
-def _repeated(lines: list[_Line], rows: Table) -> NDArray[np.bool_]:
+def _identities(lines: list[_Line], rows: Table, form: Form) -> Iterable[Table]:
+    """Give of each line what makes it another one: its class, and the box, the keypoints or the outline trained."""
+    import numpy as np
+
+    if form.polygons:
+        return (np.array(line.words, dtype=float) for line in lines)
+    return rows if form.poses else rows[:, :BOX]
+
+
+def _repeated(lines: list[_Line], identities: Iterable[Table]) -> NDArray[np.bool_]:
     """Say which lines a file holds already, as ultralytics compares them: in single precision."""
     import numpy as np
 
     seen: set[tuple[str, bytes]] = set()
     repeated = []
-    for line, row in zip(lines, rows.astype(np.float32), strict=True):
-        key = line.picture.label, row.tobytes()
+    for line, identity in zip(lines, identities, strict=True):
+        key = line.picture.label, identity.astype(np.float32).tobytes()
         repeated.append(key in seen)
         seen.add(key)
     return np.array(repeated)

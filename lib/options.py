@@ -15,6 +15,14 @@ SECRETS_DATASET = click.option(
     default="",
     help="The private dataset with secrets.json; without it <kaggle user>/kaggle-training-secrets.",
 )
+PARAMETERS = click.option(
+    "-p",
+    "parameters",
+    nargs=2,
+    multiple=True,
+    metavar="KEY VALUE",
+    help="A key of the experiment (training.epochs, or epochs) and its value; may be given often.",
+)
 OLDER_THAN = click.option(
     "--older-than", type=float, metavar="SECONDS", default=600.0, help="A run that has not moved for so long is dead."
 )

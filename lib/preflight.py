@@ -234,7 +234,7 @@ def _check_session(flight: Flight) -> Iterator[Line]:
 
 def planned_upload(experiment: Experiment) -> int:
     """Estimate the bytes of weights that a publication sends: the best ones, and a checkpoint with its optimizer."""
-    size = experiment.model.architecture.removeprefix("yolo11").removesuffix("-pose")
+    size = experiment.model.architecture.removeprefix("yolo11")[0]
     return 5 * WEIGHTS_SIZE[size] * 2**20
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from lib.checkpoints import checkpoint_branch
 from lib.dataset import Dataset
-from lib.evaluation import Evaluated
+from lib.evaluation import HEADS, Evaluated
 from lib.experiment import Experiment
 from lib.host import Host
 from lib.sync import Publication, RunHold
@@ -177,7 +177,7 @@ def metrics_table(metrics: dict[str, Any]) -> str:
 def _metric_rows(metrics: dict[str, Any]) -> Iterator[list[str]]:
     """Give the cells of each split and head that was measured: split, head, images, then the metrics of `HEADERS`."""
     for split in ("validation", "test"):
-        for head in ("box", "pose"):
+        for head in HEADS:
             values = metrics.get(split, {}).get(head)
             if values:
                 cells = [f"{values[key]:.3f}" if key in values else "not measured" for key in HEADERS]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib.commands import run_command
-from lib.drawing import draw_contact_sheet, draw_dataset
+from lib.drawing import CLASSES, draw_contact_sheet, draw_dataset
 from lib.errors import CommandError, SandboxError
 from lib.experiment import Experiment
 
@@ -55,6 +55,12 @@ def make_sandbox(project: Path, folder: Path, experiment: Experiment, data: Path
             f"--data is {data}: there is no data.yaml in it.",
             state="nothing was started.",
             remedy="name the folder of a dataset in YOLO format, with data.yaml at its top.",
+        )
+    if data is None and experiment.module not in CLASSES:
+        raise SandboxError(
+            f"there is no drawn dataset for {experiment.module}, only for {' and '.join(CLASSES)}.",
+            state="nothing was started.",
+            remedy="give a dataset in YOLO format with --data DIR.",
         )
     try:
         for place in (folder, remote):

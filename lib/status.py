@@ -13,7 +13,8 @@ from typing import Any
 from lib.credentials import Credentials
 from lib.sync import RUN_PLACES, Refs, read_run
 
-SHOWN = {"test/box/mAP50": "box mAP50", "test/pose/mAP50": "pose mAP50", "test/corners/mean_px": "corners px"}
+SHOWN = ("mAP50", "mean_px")
+"""Of what a run measured on the test split, the figures that get a column, whatever heads its network has."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,11 @@ def show_status(entries: Sequence[Entry], now: datetime | None = None) -> str:
     if not entries:
         return "No run has been published, and none is under way."
     now = now or datetime.now(UTC)
-    table = Table("Experiment", "State", "Epochs", "Age", *SHOWN.values(), "Ref")
+    found = {key: key.split("/") for entry in entries for key in entry.metrics}
+    columns = {key: f"{part} {name}" for key, (split, part, name) in found.items() if split == "test" and name in SHOWN}
+    table = Table("Experiment", "State", "Epochs", "Age", *columns.values(), "Ref")
     for entry in entries:
-        measured = [f"{entry.metrics[key]:.3f}" if key in entry.metrics else "" for key in SHOWN]
+        measured = [f"{entry.metrics[key]:.3f}" if key in entry.metrics else "" for key in columns]
         age = _age((now - entry.when).total_seconds()) if entry.when else ""
         table.add_row(
             entry.experiment, entry.state, entry.epochs, age, *measured, entry.ref.removeprefix("refs/heads/")

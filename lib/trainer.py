@@ -26,12 +26,13 @@ from typing import Any
 
 import torch
 from ultralytics.engine import trainer as library
-from ultralytics.models.yolo import detect, pose
+from ultralytics.models import YOLO
 from ultralytics.utils import LOCAL_RANK, RANK
 from ultralytics.utils.callbacks import get_default_callbacks
 from ultralytics.utils.patches import torch_load
 from ultralytics.utils.torch_utils import init_seeds, torch_distributed_zero_first
 
+from lib.experiment import Task
 from lib.tracking import Recorder
 from lib.training import Outcome, Plan
 
@@ -40,8 +41,6 @@ FIRST = RANK in {-1, 0}
 
 
 BaseTrainer: Any = library.BaseTrainer  # the library has no types
-DetectionTrainer: Any = detect.DetectionTrainer
-PoseTrainer: Any = pose.PoseTrainer
 
 
 class GuardedTrainer(BaseTrainer):  # type: ignore[misc]
@@ -182,15 +181,10 @@ class GuardedTrainer(BaseTrainer):  # type: ignore[misc]
             self._recorder.close()
 
 
-class GuardedDetectionTrainer(GuardedTrainer, DetectionTrainer):  # type: ignore[misc]
-    """Boxes."""
-
-
-class GuardedPoseTrainer(GuardedTrainer, PoseTrainer):  # type: ignore[misc]
-    """Boxes with keypoints."""
-
-
-TRAINERS = {"detect": GuardedDetectionTrainer, "pose": GuardedPoseTrainer}
+def trainer_of(task: Task, guard: type[GuardedTrainer] = GuardedTrainer) -> type[GuardedTrainer]:
+    """Give the library's own trainer of a task, with a guard over it."""
+    tasks: Any = YOLO.__new__(YOLO).task_map  # asked without loading a model
+    return type(f"{guard.__name__}{task.capitalize()}", (guard, tasks[task]["trainer"]), {})
 
 
 def _write_rows(file: Path, columns: Mapping[str, list[float]]) -> None:
@@ -215,13 +209,13 @@ def _copy_whole(source: Path, target: Path) -> None:
     part.replace(target)
 
 
-def main(plan_file: Path) -> None:
+def main(plan_file: Path, guard: type[GuardedTrainer] = GuardedTrainer) -> None:
     """Train by a plan and write how it ended; the process ends with 0 when training ended by itself."""
     plan = Plan.read(plan_file)
     _die_with(plan.parent)
     status = 1
     try:
-        trainer = TRAINERS[plan.task](plan)
+        trainer = trainer_of(plan.task, guard)(plan)
         trainer.train()
         outcome = Outcome("interrupted" if trainer.interrupted else "finished", trainer.interrupted)
         status = 0

@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +28,7 @@ from pydantic import TypeAdapter
 
 from lib.commands import MINUTE, run_side_by_side
 from lib.errors import TrainingError, WeightsError
-from lib.experiment import Experiment
+from lib.experiment import Augmentation, Experiment, Task
 from lib.tracking import Tracking
 
 State = Literal["finished", "interrupted", "failed"]
@@ -75,7 +76,7 @@ class Trained:
 class Plan:
     """What the processes of a training are told, as a file."""
 
-    task: Literal["detect", "pose"]
+    task: Task
     arguments: Mapping[str, Any]
     """Ultralytics' train arguments."""
     folder: Path
@@ -253,30 +254,44 @@ def epochs_behind(checkpoint: Path) -> int:
     return int(content["epoch"]) + 1 if content.get("optimizer") is not None else 0
 
 
+ARGUMENTS: Mapping[str, str] = {
+    "seed": "seed",
+    "training.epochs": "epochs",
+    "training.batch_size": "batch",
+    "training.learning_rate": "lr0",
+    "training.final_learning_rate_ratio": "lrf",
+    "training.cosine_schedule": "cos_lr",
+    "training.optimizer": "optimizer",
+    "training.momentum": "momentum",
+    "training.weight_decay": "weight_decay",
+    "training.warmup_epochs": "warmup_epochs",
+    "training.nominal_batch_size": "nbs",
+    "training.patience": "patience",
+    "training.image_size": "imgsz",
+    "hardware.num_workers": "workers",
+    "hardware.mixed_precision": "amp",
+    **{f"augmentation.{name}": name for name in Augmentation.model_fields},
+}
+"""Keys of an experiment whose values are train arguments of ultralytics as they stand, with their names there."""
+WORKED_OUT: Mapping[str, str] = {
+    "dataset": "data",
+    "model.architecture": "model",
+    "model.pretrained": "pretrained",
+    "model.resume_from": "resume",
+    "hardware.multi_gpu": "device",
+}
+"""Keys from which `train` works an argument out, together with what it finds on the machine."""
+ALWAYS: Mapping[str, Any] = {
+    # warm-up of biases starts far above a small learning rate by default; here every rate starts at 0
+    "warmup_bias_lr": 0.0,
+    "deterministic": True,
+}
+"""Arguments that are no choice of an experiment."""
+
+
 def ultralytics_arguments(experiment: Experiment) -> dict[str, Any]:
     """Give the experiment's values under the names of ultralytics' train arguments."""
-    training, hardware = experiment.training, experiment.hardware
-    return {
-        "epochs": training.epochs,
-        "batch": training.batch_size,
-        "imgsz": training.image_size,
-        "lr0": training.learning_rate,
-        "lrf": training.final_learning_rate_ratio,
-        "cos_lr": training.cosine_schedule,
-        "optimizer": training.optimizer,
-        "momentum": training.momentum,
-        "weight_decay": training.weight_decay,
-        "warmup_epochs": training.warmup_epochs,
-        # warm-up of biases starts far above a small learning rate by default; here every rate starts at 0
-        "warmup_bias_lr": 0.0,
-        "nbs": training.nominal_batch_size,
-        "patience": training.patience,
-        "workers": hardware.num_workers,
-        "amp": hardware.mixed_precision,
-        "seed": experiment.seed,
-        "deterministic": True,
-        **experiment.augmentation.model_dump(),
-    }
+    return {argument: attrgetter(key)(experiment) for key, argument in ARGUMENTS.items()} | {**ALWAYS}
 
 
 def train(

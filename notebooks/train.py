@@ -22,7 +22,7 @@
 # Everything to choose is in the next cell. `render.py` fills it in from an experiment.
 
 # %% tags=["parameters"]
-module = "detection"  # what is trained: "detection" or "localization"
+module = "detection"  # what is trained: "detection", "localization", or what else is a module of the repository
 experiment = ""  # the experiment: a YAML in the repository, or its whole content; empty: the module's small one
 repository = ""  # Git URL to clone and to publish to; empty: a sandbox made from the checkout around this notebook
 commit = ""  # the exact commit to train; empty: the newest of the repository's default branch
@@ -191,7 +191,7 @@ overrides = {
     "training.learning_rate": learning_rate,
     "model.resume_from": resume_from,
 }
-chosen = load_experiment(experiment or find_module(module).sandbox, overrides, module=module)
+chosen = load_experiment(experiment or find_module(module).small(root), overrides, module=module)
 artifacts = root / chosen.artifacts
 log.also_in(artifacts)
 host = find_host(working, scratch)

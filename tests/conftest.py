@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -34,6 +35,16 @@ def run_git(*words: str | Path, cwd: Path) -> str:
     command = ["git", *map(str, words)]
     done = subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True)
     return done.stdout.strip()
+
+
+def copy_project(target: Path) -> None:
+    """Copy what Git tracks or does not ignore of this project, as it stands, into a checkout of its own."""
+    for name in run_git("ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines():
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+    run_git("add", "--all", cwd=target)
+    run_git("commit", "--quiet", "--message=project", cwd=target)
 
 
 @dataclass(frozen=True)

@@ -82,8 +82,5 @@ if FAULT == "torn":
 
     Path.write_bytes = write_half  # type: ignore[method-assign, assignment]
 
-for task, kind in [*trainer.TRAINERS.items()]:
-    trainer.TRAINERS[task] = type(f"Faulty{task}", (Faulty, kind), {})  # type: ignore[assignment]
-
 if __name__ == "__main__":
-    trainer.main(Path(sys.argv[1]))
+    trainer.main(Path(sys.argv[1]), Faulty)

@@ -11,20 +11,24 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lib.labels import EXAMPLES, Findings, Form, Kind, Picture, check_labels, label_path
+from lib.labels import EXAMPLES, Findings, Form, Kind, Picture, check_labels, label_path, read_objects
 
 POSE = Form(classes=2, keypoints=4, poses=True, image_size=640)
 BOXES = Form(classes=2, keypoints=0, poses=False, image_size=640)
+OUTLINES = Form(classes=2, keypoints=0, poses=False, image_size=640, polygons=True)
 NAMES = {0: "id", 1: "door"}
 
 RIGHT = "0 0.5 0.5 0.4 0.2 0.3 0.4 2 0.7 0.4 2 0.7 0.6 2 0.3 0.6 2"
 OTHER = "1 0.5 0.5 0.4 0.2 0.3 0.4 2 0.7 0.4 2 0.7 0.6 2 0.3 0.6 2"
+TRIANGLE = "0 0.1 0.1 0.5 0.2 0.3 0.6"
+FILLERS = {POSE: f"{RIGHT}\n{OTHER}", OUTLINES: f"{TRIANGLE}\n1 0 0 1 0 1 1 0 1"}
+"""A label of each form that lacks no class; where none is named, of boxes."""
 
 
 def find(folder: Path, *texts: str | bytes, form: Form = POSE, split: str = "train") -> Findings:
     """Write a label for each text, and give what is found in them and in one more that lacks nothing."""
     pictures = []
-    for number, text in enumerate([*texts, f"{RIGHT}\n{OTHER}" if form.poses else "0 .5 .5 .1 .1\n1 .5 .5 .1 .1"]):
+    for number, text in enumerate([*texts, FILLERS.get(form, "0 .5 .5 .1 .1\n1 .5 .5 .1 .1")]):
         file = folder / f"{number}.txt"
         file.write_bytes(text if isinstance(text, bytes) else text.encode())
         pictures.append(Picture(split, str(folder / f"{number}.jpg"), f"{number}.jpg", str(file), file.name, 640, 480))
@@ -145,6 +149,41 @@ def test_boxes_may_be_trained_from_labels_with_keypoints(tmp_path: Path) -> None
     assert told == ["0.txt:1: 7 columns, not 5 or 17"]
 
 
+def test_outlines_of_any_number_of_corners_are_right(tmp_path: Path) -> None:
+    """Three are enough, four are no box, eight no box with keypoints; two objects may share a box, not an outline."""
+    eight = "1 .2 .1 .4 .1 .5 .2 .5 .4 .4 .5 .2 .5 .1 .4 .1 .2"
+    bowtie = "0 0.1 0.1 0.5 0.6 0.5 0.1 0.1 0.55"
+    mirrored = "0 0.5 0.1 0.1 0.2 0.3 0.6"
+    assert find(tmp_path, f"{TRIANGLE}\n{mirrored}\n{eight}", bowtie, "", form=OUTLINES).counts == {Kind.BACKGROUND: 1}
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "told"),
+    [
+        ("0 0.5 0.5 0.4 0.2", Kind.COLUMNS, "5 columns, not 7 or more, an odd number"),
+        (f"{TRIANGLE} 0.5", Kind.COLUMNS, "8 columns, not 7 or more, an odd number"),
+        ("0 0.1 0.1 0.5 x 0.3 0.6", Kind.NUMBER, "x"),
+        ("2 0.1 0.1 0.5 0.2 0.3 0.6", Kind.CLASS, "2"),
+        ("0 0.1 0.1 0.5 0.2 0.3 1.005", Kind.COORDINATE, "1.005"),
+        ("0 0.1 -0.005 0.5 0.2 0.3 0.6", Kind.COORDINATE, "-0.005"),
+        ("0 0.1 0.1 0.2 0.2 0.3 0.3", Kind.SIDE, "3 corners on a line"),
+        (f"{TRIANGLE}", Kind.TWICE, "0 0.1 0.1 0.5 0.2"),
+        ("0 0.1 0.1 0.5 0.1 0.5 0.104 0.1 0.104", Kind.SMALL, "256.0 x 1.9 pixels"),
+    ],
+)
+def test_a_wrong_outline_is_told_with_file_line_and_value(tmp_path: Path, line: str, kind: Kind, told: str) -> None:
+    """Each kind by an example; the first line of the file is right."""
+    found = find(tmp_path, f"{TRIANGLE}\n{line}", form=OUTLINES)
+    assert found.examples == {kind: [f"0.txt:2: {told}"]}
+
+
+def test_an_object_with_an_outline_is_read_with_the_box_around_it(tmp_path: Path) -> None:
+    """What predictions are compared with; a line that stands there twice is one object."""
+    (tmp_path / "a.txt").write_text(f"{TRIANGLE}\n{TRIANGLE}\n")
+    (row,) = read_objects(str(tmp_path / "a.txt"), polygons=True)
+    assert row == pytest.approx([0, 0.3, 0.35, 0.4, 0.5])
+
+
 def test_a_report_counts_everything_and_shows_a_few(tmp_path: Path) -> None:
     """Errors and warnings apart, the kinds always in one order."""
     bad = "\n".join([changed(2, "7"), changed(0, "9"), RIGHT, RIGHT] + [changed(1, "5")] * 5)
@@ -243,6 +282,34 @@ def test_what_ultralytics_drops_is_an_error_here(library: Any, tmp_path: Path, c
     if not number:
         assert kept
         assert len(rows) == len(lines) - found.counts.get(Kind.TWICE, 0)
+
+
+corner = st.tuples(part, part).map(" ".join)
+outline = st.tuples(st.sampled_from(["0", "1"]), st.lists(corner, min_size=3, max_size=9)).map(
+    lambda drawn: " ".join([drawn[0], *drawn[1]])
+)
+odd_words = st.sampled_from(["-0.1", "1.1", "2", "nan", "x", "0.5 0.5", "", "0.25"])
+
+
+@many
+@given(st.lists(outline, min_size=1, max_size=5), st.data())
+def test_what_ultralytics_drops_of_outlines_is_an_error_here(
+    library: Any, tmp_path: Path, lines: list[str], data: st.DataObject
+) -> None:
+    """The same for polygons, right ones and ones with a word changed, doubled or missing."""
+    from PIL import Image
+
+    if data.draw(st.booleans()):
+        words = lines[0].split()
+        words[data.draw(st.integers(0, len(words) - 1))] = data.draw(odd_words)
+        lines = [" ".join(words), *lines[1:]]
+    errors = [kind for kind in find(tmp_path, "\n".join(lines), form=OUTLINES).counts if kind.stops]
+    if not (tmp_path / "0.jpg").exists():
+        Image.new("RGB", (64, 48)).save(tmp_path / "0.jpg")
+    kept, rows, _, outlines, *_ = library.verify_image_label(
+        (str(tmp_path / "0.jpg"), str(tmp_path / "0.txt"), "", False, 2, 0, 0, False)
+    )
+    assert errors or (kept is not None and len(rows) == len(outlines) > 0)
 
 
 def test_labels_and_pictures_are_named_as_ultralytics_names_them(library: Any) -> None:

@@ -5,20 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import ROOT, run_git
+from conftest import ROOT, copy_project, run_git
 
 import render
 from lib.credentials import load_credentials
 from lib.drawing import draw_dataset
 from lib.errors import RenderError
-from lib.experiment import MODULES, Experiment, keys, load_experiment
+from lib.experiment import MODULES, SHORTCUTS, Experiment, keys, load_experiment
 from lib.rendering import parameters, public_url, read_notebook
 
 NOTEBOOK = render.SOURCE.read_text(encoding="utf-8")
@@ -31,13 +30,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     clone = folder / "clone"
     run_git("init", "--quiet", "--bare", "--initial-branch=main", folder / "origin.git", cwd=folder)
     run_git("clone", "--quiet", folder / "origin.git", clone, cwd=folder)
-    listed = run_git("ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines()
-    for name in listed:
-        if (ROOT / name).is_file():
-            (clone / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, clone / name)
-    run_git("add", "--all", cwd=clone)
-    run_git("commit", "--quiet", "--message=project", cwd=clone)
+    copy_project(clone)
     run_git("push", "--quiet", "origin", "HEAD:main", cwd=clone)
     return clone
 
@@ -299,8 +292,8 @@ def test_every_parameter_has_a_comment() -> None:
 
 def test_shortcuts_are_parameters_and_keys() -> None:
     """Each shortcut of the notebook stands for a key that an experiment has."""
-    assert set(render.SHORTCUTS) <= set(parameters(read_notebook(NOTEBOOK)))
-    assert set(render.SHORTCUTS.values()) <= set(keys())
+    assert set(SHORTCUTS) <= set(parameters(read_notebook(NOTEBOOK)))
+    assert set(SHORTCUTS.values()) <= set(keys())
 
 
 def test_unknown_parameters_are_an_error_even_without_a_near_miss() -> None:

@@ -10,9 +10,22 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from lib.errors import WeightsError
+from lib.credentials import Credentials
+from lib.errors import TrainingError, WeightsError
 from lib.experiment import Experiment, keys, load_experiment
-from lib.training import fetch_weights, find_weights, keep_earlier, ultralytics_arguments
+from lib.tracking import configure_tracking
+from lib.training import (
+    ALWAYS,
+    ARGUMENTS,
+    WORKED_OUT,
+    Plan,
+    Start,
+    fetch_weights,
+    find_weights,
+    keep_earlier,
+    train,
+    ultralytics_arguments,
+)
 
 BASELINE = ROOT / "experiments/001_det_baseline.yaml"
 
@@ -34,6 +47,16 @@ BECOMES = {
     "hardware.mixed_precision": "amp",
     "seed": "seed",
 }
+
+
+def test_a_training_is_given_the_arguments_that_are_told_and_no_choice_beside_them(tmp_path: Path) -> None:
+    """What `explain` shows of a key is what becomes of it; a worker that is not there leaves its plan."""
+    experiment, file, start = load_experiment(BASELINE), tmp_path / "data.yaml", Start(None)
+    tracking = configure_tracking(experiment, Credentials(), tmp_path, "name")
+    with pytest.raises(TrainingError, match="ended with status 1"):
+        train(experiment, file, start, tmp_path, tmp_path, device="cpu", tracking=tracking, worker="nobody")
+    given = set(Plan.read(tmp_path / "training/plan.json").arguments)
+    assert given == {*ARGUMENTS.values(), *WORKED_OUT.values(), *ALWAYS, "save_dir", "project", "plots", "exist_ok"}
 
 
 @pytest.mark.parametrize("key", [key for key in keys() if key in BECOMES or key.startswith("augmentation.")])

@@ -1,0 +1,213 @@
+"""For people who write experiments: a new one from an old one, what each value means, and the schema for editors.
+
+Guarantees: a new experiment is valid, and no file is ever written over; everything said of a key is what the models of
+`lib/experiment.py` and the table of `lib/training.py` say.
+
+Not in the schema: what depends on two keys at once, as flips on the module; loading the experiment tells it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from io import StringIO
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from lib.errors import ExperimentError
+from lib.experiment import SHORTCUTS, Experiment, keys, load_experiment, meanings, read_value, read_yaml, set_value
+from lib.training import ALWAYS, ARGUMENTS, WORKED_OUT
+
+SCHEMA = "schema.json"
+SCHEMA_LINE = f"# yaml-language-server: $schema={SCHEMA}\n"
+"""The first line of every experiment: by it editors find the schema beside the file."""
+Parameters = Iterable[tuple[str, str]]
+"""Names and values of `-p`, as typed."""
+
+
+def _typed(parameters: Parameters) -> dict[str, Any]:
+    given, known = {SHORTCUTS.get(name, name): read_value(name, text) for name, text in parameters}, list(keys())
+    for key in given:
+        if key not in known:
+            meant = difflib.get_close_matches(key, [*SHORTCUTS, *known], n=1)
+            raise ExperimentError(
+                f"-p {key}: an experiment has no such key.",
+                state="nothing was written.",
+                remedy=f"did you mean {meant[0]}?" if meant else f"known are: {', '.join(known)}.",
+            )
+    return given
+
+
+def _load(file: Path, given: Mapping[str, Any]) -> Experiment:
+    """Load an experiment with values changed; one that is given as null is null."""
+    values = read_yaml(file)
+    for key, value in given.items():
+        set_value(values, key, value)
+    return load_experiment(values, where=f"{'-p, or ' if given else ''}{file}")
+
+
+# ── a new experiment ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def new_experiment(project: Path, name: str, source: Path, parameters: Parameters) -> tuple[Path, Experiment]:
+    """Write the next experiment of the module of `source`, called `name`: its text with the given values changed.
+
+    Raises `ExperimentError` where it would be none, or its file is there.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise ExperimentError(
+            f"NAME is {name!r}: it may hold letters, digits, '_' and '-', and begins with a letter or digit.",
+            state="nothing was written.",
+            remedy="give another NAME; the number and the module are put before it.",
+        )
+    given = _typed(parameters)
+    old, draft = _load(source, {}), _load(source, given)
+    folder, short = project / "experiments", draft.about.short
+    number = max(_numbers(folder, short), default=0) + 1
+    network = draft.model.architecture.replace("-", "_")
+    changes = ", ".join(f"{key} {_as_yaml(value)}" for key, value in given.items())
+    given = {
+        "name": f"exp{number:03}_{network}_{name}",
+        "description": f"As {old.name}{changes and ', with '}{changes}.",
+        **given,
+    }
+    experiment = _load(source, given)
+    file = folder / f"{number:03}_{short}_{name}.yaml"
+    text = _text(source, given)
+    try:
+        with file.open("x", encoding="utf-8") as opened:
+            opened.write(text)
+    except FileExistsError:  # somebody made it just now
+        raise ExperimentError(
+            f"{file} is there already.", state="nothing was written.", remedy="run the same command again."
+        ) from None
+    return file, experiment
+
+
+def _numbers(folder: Path, short: str) -> Iterator[int]:
+    """Give the numbers of a module's experiments."""
+    for path in folder.glob(f"*_{short}_*.yaml"):
+        number = path.name.partition("_")[0]
+        if number.isdecimal():
+            yield int(number)
+
+
+def _text(source: Path, given: Mapping[str, Any]) -> str:
+    """Give the text of an experiment with values changed and everything else, comments too, as it stands there."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.comments import CommentedMap, CommentedSeq
+    from ruamel.yaml.representer import RoundTripRepresenter
+
+    class Representer(RoundTripRepresenter):
+        """Writes null as it is written in every experiment, where the library would leave an empty place."""
+
+    Representer.add_representer(
+        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
+    yaml = YAML()
+    yaml.Representer = Representer
+    yaml.preserve_quotes, yaml.width = True, 4096
+    lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
+    document = yaml.load("".join(line for line in lines if not line.startswith(SCHEMA_LINE.partition("=")[0])))
+    for dotted, value in given.items():
+        *path, key = dotted.split(".")
+        section = document
+        for part in path:
+            if part not in section:
+                section[part] = CommentedMap()
+                section.yaml_set_comment_before_after_key(part, before="\n")
+            section = section[part]
+        if isinstance(value, list):
+            value = CommentedSeq(value)  # noqa: PLW2901
+            value.fa.set_flow_style()
+        if key in section:
+            section[key] = value
+        else:  # below the name, or before the section's last key, to which the empty line behind it belongs
+            section.insert(max(len(section) - 1, 0) if path else 1, key, value)
+    stream = StringIO()
+    yaml.dump(document, stream)
+    return SCHEMA_LINE + stream.getvalue().rstrip("\n") + "\n"
+
+
+# ── what each value means ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One value of an experiment."""
+
+    key: str
+    value: Any
+    origin: str
+    """`line 7`: of the file; `-p`; `default`: of the models."""
+    argument: str
+    """The train argument of ultralytics that it becomes; in brackets, it is worked out from it; empty: none."""
+    meaning: str
+
+
+def explain(file: Path, parameters: Parameters = ()) -> list[Explained]:
+    """Give every value of an experiment's file, with values changed as given. Raises `ExperimentError`."""
+    given = _typed(parameters)
+    experiment = _load(file, given)
+    origins = {key: f"line {line}" for key, line in _lines(file).items()} | dict.fromkeys(given, "-p")
+    arguments = {**ARGUMENTS, **{key: f"({name})" for key, name in WORKED_OUT.items()}}
+    return [
+        Explained(key, attrgetter(key)(experiment), origins.get(key, "default"), arguments.get(key, ""), meaning)
+        for key, meaning in meanings().items()
+    ]
+
+
+def _lines(file: Path) -> dict[str, int]:
+    """Give the line of every key of a file, by its dotted name."""
+    from ruamel.yaml import YAML
+
+    def walk(section: Any, prefix: str, above: int) -> Iterator[tuple[str, int]]:  # noqa: ANN401  ruamel's CommentedMap
+        places = section.lc.data or {}
+        for key, value in section.items():
+            line = places[key][0] + 1 if key in places else above  # what `<<` brings stands elsewhere
+            yield f"{prefix}{key}", line
+            if isinstance(value, dict):
+                yield from walk(value, f"{prefix}{key}.", line)
+
+    return dict(walk(YAML().load(file.read_text(encoding="utf-8")), "", 1))
+
+
+def show_explained(explained: Iterable[Explained]) -> str:
+    """Give the values as a table for people."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("Key", "Value", "From", "Ultralytics", "Meaning", box=None, pad_edge=False)
+    for each in explained:
+        table.add_row(each.key, _as_yaml(each.value), each.origin, each.argument, each.meaning)
+    text = StringIO()
+    width = max(110, shutil.get_terminal_size((160, 0)).columns)
+    Console(file=text, width=width, force_terminal=False, markup=False).print(table)
+    always = ", ".join(f"{name} {_as_yaml(value)}" for name, value in ALWAYS.items())
+    lines = [line.rstrip() for line in text.getvalue().splitlines()]
+    return "\n".join([*lines, "", f"(…): worked out from it and what the machine has. Always: {always}."])
+
+
+def _as_yaml(value: Any) -> str:  # noqa: ANN401
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+# ── the schema ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def schema() -> dict[str, Any]:
+    """Give the JSON schema of an experiment."""
+    # the draft that every editor knows; what pydantic writes is the same in it
+    return {"$schema": "http://json-schema.org/draft-07/schema#", **Experiment.model_json_schema()}
+
+
+def write_schema(project: Path) -> Path:
+    """Write the schema into the project's `experiments/`."""
+    file = project / "experiments" / SCHEMA
+    file.write_text(json.dumps(schema(), indent=2) + "\n", encoding="utf-8")
+    return file

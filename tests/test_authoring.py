@@ -1,0 +1,265 @@
+"""Experiments made from experiments, what is said of their values, and the schema that editors check them by."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from conftest import ROOT
+from jsonschema import Draft7Validator
+from ruamel.yaml import YAML
+
+from lib.__main__ import app
+from lib.authoring import SCHEMA_LINE, explain, new_experiment, schema, show_explained
+from lib.errors import ExperimentError
+from lib.experiment import keys, load_experiment, meanings
+from lib.training import ALWAYS, ultralytics_arguments
+
+EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
+BASELINE = ROOT / "experiments/001_det_baseline.yaml"
+SMALL = """\
+name: a  # short
+module: detection
+dataset: data/detection
+model: {architecture: yolo11n}
+training:
+  epochs: 2  # few
+  batch_size: 4
+
+  learning_rate: 1e-3
+wandb:
+  tags: [one]
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """Give a project with the experiments of this one."""
+    folder = tmp_path / "project"
+    shutil.copytree(ROOT / "experiments", folder / "experiments")
+    for name in ("render.py", "uv.lock"):
+        (folder / name).touch()
+    return folder
+
+
+def new(project: Path, source: Path, *parameters: tuple[str, str], name: str = "other") -> str:
+    """Give the text of a new experiment."""
+    file, experiment = new_experiment(project, name, source, parameters)
+    assert load_experiment(file) == experiment
+    return file.read_text(encoding="utf-8")
+
+
+def refusals(values: Any) -> list[str]:
+    """Give what a JSON schema validator has against values."""
+    return [error.message for error in Draft7Validator(schema()).iter_errors(values)]
+
+
+# ── a new experiment ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("source", EXPERIMENTS, ids=lambda path: path.stem)
+def test_a_new_experiment_is_the_old_one_line_by_line(project: Path, source: Path) -> None:
+    """But for its name and description: comments, empty lines, numbers and null stay as they were written."""
+    old, text = source.read_text(encoding="utf-8").splitlines(), new(project, source).splitlines()
+    changed = [(before, after) for before, after in zip(old, text, strict=True) if before != after]
+    architecture = load_experiment(source).model.architecture.replace("-", "_")
+    assert [after for _, after in changed] == [
+        f"name: exp002_{architecture}_other",
+        f"description: As {load_experiment(source).name}.",
+    ]
+
+
+def test_what_is_given_is_changed_and_told(project: Path) -> None:
+    """By its key or the short one; the description says how it differs, the comment stays."""
+    text = new(project, BASELINE, ("epochs", "30"), ("model.architecture", "yolo11m"), ("wandb.tags", "[a, b]"))
+    assert "name: exp002_yolo11m_other\n" in text
+    told = 'training.epochs 30, model.architecture yolo11m, wandb.tags ["a", "b"]'
+    assert f"description: As exp001_yolo11s_baseline, with {told}.\n" in text
+    assert re.search(r"^  architecture: yolo11m +# yolo11n, s, m, l or x$", text, re.MULTILINE)
+    assert "  tags: [a, b]\n" in text
+
+
+def test_a_name_and_a_description_of_one_s_own_stay(project: Path) -> None:
+    """They are values like others."""
+    text = new(project, BASELINE, ("name", "mine"), ("description", "'Why: because.'"))
+    assert "name: mine\n" in text
+    assert YAML(typ="safe", pure=True).load(text)["description"] == "Why: because."
+
+
+def test_null_is_a_value(project: Path, tmp_path: Path) -> None:
+    """What stands in the old one is taken away by it."""
+    source = tmp_path / "old.yaml"
+    source.write_text(BASELINE.read_text().replace("max_hours: 11.0", "max_hours: 3.5"), encoding="utf-8")
+    assert re.search(r"max_hours: null +# stop after", new(project, source, ("session.max_hours", "null")))
+
+
+def test_what_the_old_one_does_not_name_is_put_in_its_section(project: Path, tmp_path: Path) -> None:
+    """Also where the section is missing, and with no line at the top of the old one."""
+    source = tmp_path / "old.yaml"
+    source.write_text(SMALL, encoding="utf-8")
+    given = (("seed", "4"), ("training.patience", "7"), ("hardware.num_workers", "2"), ("hardware.multi_gpu", "false"))
+    assert new(project, source, *given) == SCHEMA_LINE + SMALL.replace(
+        "name: a  # short\n",
+        "name: exp002_yolo11n_other # short\nseed: 4\ndescription: As a, with seed 4, training.patience 7, "
+        "hardware.num_workers 2, hardware.multi_gpu false.\n",
+    ).replace("\n\n  learning_rate", "\n\n  patience: 7\n  learning_rate") + (
+        "\nhardware:\n  multi_gpu: false\n  num_workers: 2\n"
+    )
+
+
+def test_each_module_is_numbered_for_itself(project: Path) -> None:
+    """The next after the highest; a gap is not filled, and no file is written over."""
+    folder = project / "experiments"
+    shutil.copy(BASELINE, folder / "007_det_x.yaml")
+    shutil.copy(BASELINE, folder / "draft_det_x.yaml")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    made = [new_experiment(project, "x", BASELINE, ())[0].name for _ in range(2)]
+    made.append(new_experiment(project, "x", ROOT / "experiments/000_loc_sandbox.yaml", ())[0].name)
+    assert made == ["008_det_x.yaml", "009_det_x.yaml", "002_loc_x.yaml"]
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "given", "told"),
+    [
+        ("a/b", "001_det_baseline", (), "NAME is 'a/b'"),
+        ("", "001_det_baseline", (), "NAME is ''"),
+        ("x" * 64, "001_det_baseline", (), "name is 'exp002_yolo11s_xxx"),
+        ("x", "001_det_baselin", (), "did you mean"),
+        ("x", "001_det_baseline", (("epoch", "3"),), "did you mean epochs?"),
+        ("x", "001_det_baseline", (("epochs", "[3"),), "-p epochs '[3': this is no YAML value"),
+        ("x", "001_loc_baseline", (("augmentation.fliplr", "0.5"),), "mirrored text"),
+        ("x", "001_det_baseline", (("training.epochs.x", "3"),), "-p training.epochs.x: an experiment has no such key"),
+    ],
+)
+def test_what_would_be_no_experiment_is_not_written(
+    project: Path, name: str, source: str, given: tuple[tuple[str, str], ...], told: str
+) -> None:
+    """One error that names what was given; the folder is as it was."""
+    before = sorted(path.name for path in (project / "experiments").iterdir())
+    with pytest.raises(ExperimentError) as caught:
+        new_experiment(project, name, project / f"experiments/{source}.yaml", given)
+    assert told in str(caught.value)
+    assert sorted(path.name for path in (project / "experiments").iterdir()) == before
+
+
+def test_the_command_prints_the_file_and_the_next_command(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which can be copied as it stands."""
+    monkeypatch.chdir(project)
+    words = ["new", "longer", "--from", "experiments/001_loc_baseline.yaml", "-p", "epochs", "300"]
+    told = CliRunner().invoke(app, words, catch_exceptions=False).output
+    assert told == (
+        "experiments/002_loc_longer.yaml: exp002_yolo11s_pose_longer\n"
+        "Next: uv run render.py localization --experiment experiments/002_loc_longer.yaml\n"
+    )
+    assert load_experiment(project / "experiments/002_loc_longer.yaml").training.epochs == 300
+
+
+# ── what each value means ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_key_has_a_meaning() -> None:
+    """Whatever is added to the models."""
+    assert [key for key, meaning in meanings().items() if len(meaning) < 10] == []
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda path: path.stem)
+def test_every_value_is_explained_as_it_is_trained_with(file: Path) -> None:
+    """The arguments told are those that ultralytics is given, with these values, and no others."""
+    experiment, explained = load_experiment(file), explain(file)
+    assert [each.key for each in explained] == list(keys())
+    assert all(each.value == attrgetter(each.key)(experiment) for each in explained)
+    told = {each.argument: each.value for each in explained if each.argument and not each.argument.startswith("(")}
+    assert told | {**ALWAYS} == ultralytics_arguments(experiment)
+
+
+def test_it_is_said_where_a_value_comes_from(tmp_path: Path) -> None:
+    """A line of the file, the command, or the models."""
+    file = tmp_path / "x.yaml"
+    file.write_text(SMALL.replace("  tags: [one]", "  <<: {enabled: false}"), encoding="utf-8")
+    origins = {each.key: each.origin for each in explain(file, [("epochs", "3"), ("session.max_hours", "null")])}
+    lines = {"name": 1, "model.architecture": 4, "training.learning_rate": 9, "wandb.enabled": 10}
+    assert {key: origins[key] for key in lines} == {key: f"line {line}" for key, line in lines.items()}
+    assert (origins["training.epochs"], origins["session.max_hours"]) == ("-p", "-p")
+    assert (origins["training.momentum"], origins["wandb.tags"]) == ("default", "default")
+
+
+def test_the_table_shows_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row a key: value, origin, argument and meaning; square brackets of a value too."""
+    monkeypatch.setenv("COLUMNS", "300")
+    rows = {row.split()[0]: row.split(maxsplit=4) for row in show_explained(explain(BASELINE)).splitlines() if row}
+    assert set(keys()) <= set(rows)
+    line = BASELINE.read_text().splitlines().index("  learning_rate: 0.001") + 1
+    assert rows["training.learning_rate"][1:4] == ["0.001", "line", str(line)]
+    assert rows["training.learning_rate"][4].split(maxsplit=1) == ["lr0", meanings()["training.learning_rate"]]
+    assert '["detection", "yolo11s", "baseline"]' in show_explained(explain(BASELINE))
+
+
+def test_the_command_takes_values_as_rendering_does() -> None:
+    """And an experiment that cannot be is the same error."""
+    told = CliRunner().invoke(app, ["explain", str(BASELINE), "-p", "epochs", "7"], catch_exceptions=False).output
+    assert re.search(r"^training\.epochs +7 +-p +epochs ", told, re.MULTILINE)
+    with pytest.raises(ExperimentError, match=r"-p, or .*: training\.epochs is 0"):
+        explain(BASELINE, [("epochs", "0")])
+
+
+# ── the schema ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_schema_is_in_step_with_the_models(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python -m lib schema` writes what is committed; it is a schema, and tells of every key what it means."""
+    written = project / "experiments/schema.json"
+    written.unlink()
+    monkeypatch.chdir(project)
+    assert CliRunner().invoke(app, ["schema"], catch_exceptions=False).output == f"{written}\n"
+    committed = (ROOT / "experiments/schema.json").read_text(encoding="utf-8")
+    assert written.read_text(encoding="utf-8") == committed, "run `python -m lib schema` and commit its file"
+    Draft7Validator.check_schema(json.loads(committed))
+    sections = [json.loads(committed), *json.loads(committed)["$defs"].values()]
+    assert all(section["description"] for section in sections)
+    told = {name for each in sections for name, key in each["properties"].items() if "description" in key}
+    assert told == {key.rpartition(".")[2] for key in keys()}
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda path: path.stem)
+def test_every_experiment_names_the_schema_and_keeps_to_it(file: Path) -> None:
+    """The first line is the one by which editors find it."""
+    text = file.read_text(encoding="utf-8")
+    assert text.startswith(SCHEMA_LINE)
+    assert (file.parent / SCHEMA_LINE.strip().partition("$schema=")[2]).is_file()
+    assert refusals(YAML(typ="safe", pure=True).load(text)) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("epoch", 3, "'epoch' was unexpected"),
+        ("epochs", "3", "'3' is not of type 'integer'"),
+        ("epochs", 0, "0 is less than the minimum of 1"),
+        ("learning_rate", 0, "0 is less than or equal to the minimum of 0"),
+        ("image_size", 650, "650 is not a multiple of 32"),
+        ("optimizer", "auto", "'auto' is not one of"),
+        ("epochs", None, "None is not of type 'integer'"),
+    ],
+)
+def test_an_editor_marks_what_loading_refuses(key: str, value: Any, told: str) -> None:
+    """While it is typed."""
+    values = YAML(typ="safe", pure=True).load(BASELINE.read_text(encoding="utf-8"))
+    values["training"][key] = value
+    assert any(told in each for each in refusals(values)), refusals(values)
+    with pytest.raises(ExperimentError, match=f"training.{key}"):
+        load_experiment(values)
+
+
+def test_an_editor_completes_modules_and_networks() -> None:
+    """All that there are."""
+    properties = schema()["properties"]
+    assert properties["module"]["enum"] == ["detection", "localization"]
+    networks = schema()["$defs"]["Model"]["properties"]["architecture"]["enum"]
+    assert {load_experiment(file).model.architecture for file in EXPERIMENTS} <= set(networks)
