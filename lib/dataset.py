@@ -18,8 +18,7 @@ from __future__ import annotations
 
 import os
 import posixpath
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -27,7 +26,7 @@ from typing import Any
 
 from lib.commands import limit_silence
 from lib.credentials import Credentials
-from lib.errors import DatasetError
+from lib.errors import DatasetError, RemoteError
 from lib.experiment import Experiment
 from lib.labels import KEYPOINT, Findings, Form, Kind, Picture, check_labels, in_threads, label_path
 
@@ -103,39 +102,53 @@ def pull_dataset(root: Path, experiment: Experiment, scratch: Path, credentials:
 
     Raises `DatasetError` when the remote does not give it or it is not what the module needs.
     """
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-
-    pointer = read_pointer(root, experiment)
-    limit_silence()
+    pointer, name = read_pointer(root, experiment), f"{experiment.dataset}.dvc"
     try:
-        place = make_workspace(root, scratch / "dataset")
-        target = place / f"{experiment.dataset}.dvc"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(pointer.file, target)
-        with Repo(str(place)) as repo:
-            repo.pull(targets=[str(target)], force=True)
-    except (DvcException, OSError) as error:
+        place = pull_objects(root, scratch / "dataset", {name: pointer.file.read_text(encoding="utf-8")}, credentials)
+    except RemoteError as error:
         raise DatasetError(
-            credentials.redact(f"`dvc pull {experiment.dataset}.dvc` failed: {type(error).__name__}: {error}"),
+            f"`dvc pull {name}` failed: {error.what}",
             state="nothing was trained.",
             remedy="ensure the DVC remote is accessible and internet is on in the Kaggle settings; "
-            f"run `dvc pull {experiment.dataset}.dvc` in a clone and inspect its errors.",
+            f"run `dvc pull {name}` in a clone and inspect its errors.",
         ) from error
     return check_dataset(place / experiment.dataset, experiment, scratch, md5=pointer.md5)
 
 
-def make_workspace(root: Path, place: Path) -> Path:
-    """Give a DVC workspace without Git that has the remotes and the cache of the clone at `root`."""
+def pull_objects(root: Path, place: Path, pointers: Mapping[str, str], credentials: Credentials) -> Path:
+    """Bring what these `.dvc` files (their text by path) name into the folder `place`, from where `root` has it.
+
+    `place` becomes a workspace with the remotes and the cache of the clone at `root`; gives it. Raises `RemoteError`.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    limit_silence()
+    try:
+        _make_workspace(root, place)
+        for name, text in pointers.items():
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / name).write_text(text, encoding="utf-8")
+        with Repo(str(place)) as repo:
+            repo.pull(targets=[str(place / name) for name in pointers], force=True)
+    except (DvcException, OSError) as error:
+        raise RemoteError(credentials.redact(f"{type(error).__name__}: {error}")) from error
+    return place
+
+
+def _make_workspace(root: Path, place: Path) -> None:
+    """Make a DVC workspace without Git that has the remotes and the cache of the clone at `root`."""
     from dvc.repo import Repo
 
     (place / ".dvc").mkdir(parents=True, exist_ok=True)
     (place / ".dvc" / "config").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
     with Repo(str(root)) as clone, Repo(str(place)) as workspace, workspace.config.edit("local") as local:
-        local["core"] = {"remote": clone.config["core"]["remote"]}
-        local["remote"] = {name: dict(remote) for name, remote in clone.config["remote"].items()}
+        remotes, name = clone.config["remote"], clone.config["core"]["remote"]
+        local["core"] = {"remote": name}
+        # by itself DVC takes what most stores give for what it asked for, and caches it
+        local["remote"] = {each: dict(remote) for each, remote in remotes.items()}
+        local["remote"][name]["verify"] = True
         local["cache"] = {"dir": clone.cache.local_cache_dir}
-    return place
 
 
 def check_dataset(folder: Path, experiment: Experiment, scratch: Path, *, md5: str) -> Dataset:
@@ -297,7 +310,7 @@ def _find_split(
         if _is_foreign(place):
             findings.add(Kind.FOREIGN, "data.yaml", f"{split} is {place!r}, taken as {found}")
         if (folder / found).is_dir():
-            pictures = [name for name in inside if _is_picture(name) and (found == "." or name.startswith(f"{found}/"))]
+            pictures = [name for name in inside if is_picture(name) and (found == "." or name.startswith(f"{found}/"))]
             folders.append(found)
         else:
             pictures, listed = _read_list(folder, inside, found, findings), True
@@ -337,7 +350,8 @@ def _is_foreign(path: str) -> bool:
     return path.startswith("/") or path[1:3] in {":/", ":\\"}
 
 
-def _is_picture(name: str) -> bool:
+def is_picture(name: str) -> bool:
+    """Whether a file is one of ultralytics' pictures by its name."""
     return name.rpartition(".")[2].lower() in PICTURES and "." in name
 
 
@@ -353,7 +367,7 @@ def _read_list(folder: Path, inside: dict[str, None], name: str, findings: Findi
         if not line.strip():
             continue
         picture = _find_inside(inside, posixpath.dirname(name), line)
-        if picture is None or not _is_picture(picture):
+        if picture is None or not is_picture(picture):
             told = "there is no such file" if picture is None else "ultralytics takes no such pictures"
             findings.add(Kind.LISTED, f"{name}:{number}", f"{line.strip()}: {told}")
             continue
@@ -515,7 +529,7 @@ def _content(path: str) -> object:
 def _check_strays(folder: Path, inside: dict[str, None], pictures: Sequence[Picture], findings: Findings) -> None:
     """Note pictures that no split holds, and labels without a picture, where labels and pictures of splits stand."""
     used = {picture.name for picture in pictures}
-    found = [name for name in inside if _is_picture(name)]
+    found = [name for name in inside if is_picture(name)]
     top = f"{folder}{os.sep}"
     labels = {label_path(f"{top}{name}").removeprefix(top) for name in found}
     label_folders = {posixpath.dirname(label) for label in labels}
