@@ -84,7 +84,9 @@ def _predict(yolo: Any, settings: Mapping[str, Any], picture: Path, target: Path
     try:
         with Image.open(picture) as opened:
             image = ImageOps.exif_transpose(opened).convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow's own for a damaged PNG
+    except ImportError:  # the library makes Pillow look for a reader of phones' pictures
+        return Predicted(picture, problem="it cannot be read (its format is not known here)")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises
         return Predicted(picture, problem=f"it cannot be read ({error})")
     (result,) = yolo.predict(image, **settings)
     boxes = result.boxes
