@@ -6,6 +6,8 @@ predicted on; coordinates are pixels of the upright picture. A picture that does
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,7 +59,8 @@ def predict(
             remedy="choose another branch; `python -m lib status` shows them.",
         )
     with tempfile.TemporaryDirectory(prefix="kaggle-training-") as scratch:
-        prepare_library(Path(scratch))
+        with contextlib.redirect_stdout(sys.stderr):  # what the library says of itself is no prediction
+            prepare_library(Path(scratch))
         from ultralytics.models import YOLO
         from ultralytics.utils.torch_utils import select_device
 
