@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from lib.errors import RunError
-from lib.options import KAGGLE_USER, OLDER_THAN, PARAMETERS, SECRETS, SECRETS_DATASET
+from lib.options import KAGGLE_USER, OLDER_THAN, PARAMETERS, SECRETS, SECRETS_DATASET, complete_branch
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -111,7 +111,78 @@ def preflight(*, experiment: Path, accelerator: str, secrets: str) -> None:
 
 
 @app.command()
-@click.argument("branch")
+@click.argument("branch", required=False, shell_complete=complete_branch)
+@click.option("--output", type=Path, metavar="DIR", help="Where the files go; without it build/models/BRANCH.")
+@SECRETS
+def fetch(*, branch: str | None, output: Path | None, secrets: str) -> None:
+    """Bring weights and results of the run that published BRANCH here, whole; no checkout, no dataset.
+
+    Without BRANCH it lets you choose among the newest.
+    """
+    from lib.credentials import load_credentials
+    from lib.models import fetch_model
+    from lib.published import ask_for_run, list_runs
+    from lib.sandbox import find_project
+    from lib.sync import Refs
+
+    root, credentials = find_project(Path.cwd()), load_credentials(secrets)
+    chosen = branch or ask_for_run(list_runs(Refs(root, credentials)), terminal=sys.stdin.isatty())
+    print(fetch_model(root, chosen, credentials, output).describe())
+
+
+@app.command()
+@click.argument("branch", shell_complete=complete_branch)
+@click.argument("images", type=Path, nargs=-1, required=True, metavar="IMAGE...")
+@click.option("--output", type=Path, metavar="DIR", help="Where they are drawn; without it build/predictions/BRANCH.")
+@click.option("--confidence", type=click.FloatRange(0, 1), default=0.25, help="Of the least sure that is shown.")
+@click.option("--device", metavar="DEVICE", default="", help="cpu or a GPU's number; without it what is there.")
+@SECRETS
+def predict(
+    *, branch: str, images: tuple[Path, ...], output: Path | None, confidence: float, device: str, secrets: str
+) -> None:
+    """Predict with the model of BRANCH, fetched where it is not yet, on each IMAGE: a picture, or a folder of them.
+
+    Prints a line a picture and draws it. Exits with 1 if one cannot be read.
+    """
+    from lib.credentials import load_credentials
+    from lib.models import fetch_model
+    from lib.prediction import predict as predict_on
+    from lib.sandbox import find_project
+
+    root = find_project(Path.cwd())
+    model = fetch_model(root, branch, load_credentials(secrets))
+    folder = output or root / "build" / "predictions" / model.record["branch"]
+    problems = 0
+    for predicted in predict_on(model, images, folder, confidence=confidence, device=device):
+        print(predicted, flush=True)
+        problems += bool(predicted.problem)
+    print(f"Drawn into {folder}")
+    raise SystemExit(1 if problems else 0)
+
+
+@app.command()
+@click.argument("branches", nargs=-1, metavar="[BRANCH]...", shell_complete=complete_branch)
+@click.option("--output", type=Path, metavar="PNG", default=Path("build/compare.png"), help="Where the curves go.")
+@SECRETS
+@click.option("--json", "as_json", is_flag=True, help="Print metrics and differences as JSON.")
+def compare(*, branches: tuple[str, ...], output: Path, secrets: str, as_json: bool) -> None:
+    """Show runs side by side: metrics, what they were made from where it differs, and their curves in one picture.
+
+    Without BRANCH the newest runs of the experiment that was trained last.
+    """
+    from lib import side_by_side
+    from lib.credentials import load_credentials
+    from lib.sync import Refs
+
+    sides = side_by_side.read_sides(Refs(Path.cwd(), load_credentials(secrets)), branches)
+    side_by_side.draw_curves(sides, output)
+    print(side_by_side.as_json(sides, output) if as_json else side_by_side.show_sides(sides))
+    if not as_json:
+        print(f"\nCurves: {output}")
+
+
+@app.command()
+@click.argument("branch", shell_complete=complete_branch)
 @click.option("--output", type=Path, metavar="DIR", help="Where the files go; without it build/BRANCH.")
 @KAGGLE_USER
 @SECRETS_DATASET
@@ -220,7 +291,7 @@ def check(*, older_than: float, secrets: str, as_json: bool) -> None:
 def main() -> None:
     """Run a command; an error of this project is shown as its three sentences, without a traceback."""
     try:
-        app()
+        app(complete_var="_LIB_COMPLETE")  # by itself it would have spaces: `python -m lib`
     except RunError as error:
         print(f"Error: {error}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -13,7 +13,6 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,9 +23,9 @@ from pydantic import BaseModel, Field, ValidationError
 
 from lib.commands import MINUTE
 from lib.credentials import Credentials
-from lib.dataset import make_workspace, read_pointer
-from lib.errors import CheckpointError, GitPushError, RunError
-from lib.experiment import Experiment
+from lib.dataset import pull_objects, read_pointer
+from lib.errors import CheckpointError, GitPushError, RemoteError, RunError
+from lib.experiment import Experiment, flat
 from lib.remotes import set_up_copy
 from lib.sync import Publication, Refs, RunHold, sync_outputs
 from lib.training import epochs_behind
@@ -57,20 +56,12 @@ class Record(BaseModel):
 
     def differences(self, experiment: Experiment, commit: str, dataset: str) -> list[str]:
         """Say what would go on with something else than what the checkpoint was trained with."""
-        # how a session uses its time changes no model
-        mine, ours = (dict(_flat(values)) for values in (self.experiment, experiment.model_dump(mode="json")))
-        keys = sorted(key for key in mine | ours if not key.startswith(("session.", "description")))
+        # how a session uses its time changes no model, nor does what it is exported to
+        mine, ours = (dict(flat(values)) for values in (self.experiment, experiment.model_dump(mode="json")))
+        keys = sorted(key for key in mine | ours if not key.startswith(("session.", "description", "export")))
         found = [f"{key} {mine.get(key)} → {ours.get(key)}" for key in keys if mine.get(key) != ours.get(key)]
         found += [f"the code {self.commit[:12]} → {commit[:12]}"] * (self.commit != commit)
         return found + [f"the dataset {self.dataset[:12]} → {dataset[:12]}"] * (self.dataset != dataset)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 # ── going on ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -149,11 +140,8 @@ def fetch_checkpoint(
 
     Raises `CheckpointError` where the remote does not give them.
     """
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-
     ref, refs = f"refs/heads/{checkpoint.branch}", Refs(root, credentials)
-    place = make_workspace(root, scratch / "checkpoint")
+    place = scratch / "checkpoint"
     last = place / experiment.artifacts / WEIGHTS[1]
     read: list[dict[str, str]] = []
     while True:
@@ -161,15 +149,11 @@ def fetch_checkpoint(
         # another session may have moved the branch, and deleted what it had, since it was read
         if read[-1] in read[:-1] or len(read) > TRIES:
             break
-        for name, text in read[-1].items():
-            (place / name).parent.mkdir(parents=True, exist_ok=True)
-            (place / name).write_text(text, encoding="utf-8")
         cause = "it names no last.pt"
         try:
-            with Repo(str(place)) as repo:
-                repo.pull(targets=[str(place / name) for name in read[-1]], force=True)
-        except (DvcException, OSError) as error:
-            cause = credentials.redact(f"{type(error).__name__}: {error}")
+            pull_objects(root, place, read[-1], credentials)
+        except RemoteError as error:
+            cause = error.what
         else:
             if last.is_file():
                 return last

@@ -264,7 +264,7 @@ def _fit(text: str, font: Any) -> str:  # noqa: ANN401  one of Pillow's fonts
 
 
 def _draw_tile(tile: _Tile) -> Any:  # noqa: ANN401  Pillow's image
-    from PIL import Image, ImageDraw, ImageFont, ImageOps
+    from PIL import Image, ImageOps
 
     with Image.open(tile.picture) as opened:
         image = ImageOps.exif_transpose(opened).convert("RGB")
@@ -272,26 +272,46 @@ def _draw_tile(tile: _Tile) -> Any:  # noqa: ANN401  Pillow's image
     scale = CELL / max(right - left, bottom - top)
     size = max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale))
     image = image.crop((left, top, right, bottom)).resize(size)  # what lies outside of the picture is black
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(13)
-    origin = np.array([left, top])
-    for thing, colour, width in [(label, TRUTH, 3) for label in tile.labels] + [(p, GUESS, 2) for p in tile.predicted]:
-        (x0, y0), (x1, y1) = ((thing.box.reshape(2, 2) - origin) * scale).tolist()
-        draw.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=colour, width=width)
-        predicted = colour == GUESS
-        shown = thing.corners if predicted else thing.corners[thing.corners[:, 2] > 0]  # (0, 0) stands for no label
-        corners = [(float(x), float(y)) for x, y in (shown[:, :2] - origin) * scale]
-        _draw_corners(draw, corners, CORNER_COLOURS if predicted else (TRUTH,) * len(corners), 3 if predicted else 4)
-        if predicted:
-            label = f"{thing.score:.2f}"
-            wide = 8 * len(label) + 4
-            x, y = min(max(0, x0), image.width - wide), min(max(16, y0), image.height)
-            draw.rectangle((x, y - 16, x + wide, y), fill=GUESS)
-            draw.text((x + 3, y - 15), label, fill="black", font=font)
+    _draw_things(image, tile.labels, tile.predicted, origin=np.array([left, top]), scale=scale)
     return image
 
 
-def _draw_corners(draw: Any, corners: list[tuple[float, float]], colours: Sequence[str], radius: int) -> None:  # noqa: ANN401
+def draw_found(image: Any, predicted: Sequence[Thing], names: Mapping[int, str]) -> None:  # noqa: ANN401
+    """Draw predictions into a Pillow image of the whole picture, each with its class where there are several."""
+    _draw_things(image, (), predicted, pen=max(1, round(max(image.size) / 1000)), names=names)
+
+
+def _draw_things(
+    image: Any,  # noqa: ANN401
+    labels: Sequence[Thing], predicted: Sequence[Thing], *, origin: Points | None = None, scale: float = 1.0,
+    pen: int = 1, names: Mapping[int, str] | None = None,
+) -> None:  # fmt: skip
+    """Draw into an image that shows the picture from `origin` on, `scale` times as large, with a pen of that width."""
+    from PIL import ImageDraw, ImageFont
+
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(13 * pen)
+    origin = np.zeros(2) if origin is None else origin
+    for thing, colour, width in [(label, TRUTH, 3) for label in labels] + [(p, GUESS, 2) for p in predicted]:
+        (x0, y0), (x1, y1) = ((thing.box.reshape(2, 2) - origin) * scale).tolist()
+        draw.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=colour, width=width * pen)
+        is_guess = colour == GUESS
+        shown = thing.corners if is_guess else thing.corners[thing.corners[:, 2] > 0]  # (0, 0) stands for no label
+        corners = [(float(x), float(y)) for x, y in (shown[:, :2] - origin) * scale]
+        colours, radius = (CORNER_COLOURS, 3) if is_guess else ((TRUTH,) * len(corners), 4)
+        _draw_corners(draw, corners, colours, radius * pen, pen)
+        if is_guess:
+            name = f"{names[thing.category]} " if names and len(names) > 1 else ""
+            label = f"{name}{thing.score:.2f}"
+            wide, high = 8 * pen * len(label) + 4 * pen, 16 * pen
+            x, y = min(max(0, x0), image.width - wide), min(max(high, y0), image.height)
+            draw.rectangle((x, y - high, x + wide, y), fill=GUESS)
+            draw.text((x + 3 * pen, y - 15 * pen), label, fill="black", font=font)
+
+
+def _draw_corners(
+    draw: Any, corners: list[tuple[float, float]], colours: Sequence[str], radius: int, pen: int  # noqa: ANN401
+) -> None:  # fmt: skip
     if corners:
-        draw.line([*corners, corners[0]], fill=colours[0], width=1)
+        draw.line([*corners, corners[0]], fill=colours[0], width=pen)
     for (x, y), colour in zip(corners, colours, strict=False):
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour, outline="black")

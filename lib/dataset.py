@@ -23,8 +23,7 @@ from __future__ import annotations
 import logging
 import os
 import posixpath
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -32,7 +31,7 @@ from typing import Any
 
 from lib.commands import limit_silence
 from lib.credentials import Credentials
-from lib.errors import DatasetError
+from lib.errors import DatasetError, RemoteError
 from lib.experiment import Experiment
 from lib.labels import KEYPOINT, Findings, Form, Kind, Picture, check_labels, in_threads, label_path
 
@@ -116,78 +115,89 @@ def pull_dataset(
     `inputs` is where Kaggle's datasets are attached: copies of the DVC remote there are asked first. Raises
     `DatasetError` when the remote does not give it or it is not what the module needs.
     """
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-
-    pointer = read_pointer(root, experiment)
-    limit_silence()
+    pointer, name = read_pointer(root, experiment), f"{experiment.dataset}.dvc"
     try:
-        place = make_workspace(root, scratch / "dataset")
-        target = place / f"{experiment.dataset}.dvc"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(pointer.file, target)
-        mirrors = _add_mirrors(place, inputs)
-        with Repo(str(place)) as repo:
-            if mirrors:
-                _fetch_listing(repo, pointer.md5)
-            for name, mirror in mirrors.items():
-                _fetch_from(repo, name, mirror, target)
-            repo.pull(targets=[str(target)], force=True, jobs=JOBS)
-    except (DvcException, OSError) as error:
+        texts = {name: pointer.file.read_text(encoding="utf-8")}
+        place = pull_objects(root, scratch / "dataset", texts, credentials, mirrors=find_mirrors(inputs))
+    except RemoteError as error:
         raise DatasetError(
-            credentials.redact(f"`dvc pull {experiment.dataset}.dvc` failed: {type(error).__name__}: {error}"),
+            f"`dvc pull {name}` failed: {error.what}",
             state="nothing was trained.",
             remedy="ensure the DVC remote is accessible and internet is on in the Kaggle settings; "
-            f"run `dvc pull {experiment.dataset}.dvc` in a clone and inspect its errors.",
+            f"run `dvc pull {name}` in a clone and inspect its errors.",
         ) from error
     return check_dataset(place / experiment.dataset, experiment, scratch, md5=pointer.md5)
 
 
-def _add_mirrors(place: Path, inputs: Path) -> dict[str, Path]:
-    """Name every attached copy of a DVC remote as a remote of the workspace; folder by name."""
+def find_mirrors(inputs: Path = INPUTS) -> list[Path]:
+    """Give the attached copies of DVC remotes."""
+    return sorted({found.parent.parent for pattern in MIRRORS for found in inputs.glob(pattern)})
+
+
+def pull_objects(
+    root: Path, place: Path, pointers: Mapping[str, str], credentials: Credentials, *, mirrors: Sequence[Path] = ()
+) -> Path:
+    """Bring what these `.dvc` files (their text by path) name into the folder `place`, from where `root` has it.
+
+    `place` becomes a workspace with the remotes and the cache of the clone at `root`; gives it. `mirrors` are copies of
+    the DVC remote that are asked first. Raises `RemoteError`.
+    """
+    from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
-    found = {found.parent.parent for pattern in MIRRORS for found in inputs.glob(pattern)}
-    mirrors = {f"attached-{number}": mirror for number, mirror in enumerate(sorted(found), 1)}
-    with Repo(str(place)) as workspace, workspace.config.edit("local") as local:
-        # verify: anybody may have uploaded it, and DVC would take a folder's word for what lies in it
-        local["remote"] |= {name: {"url": str(mirror), "verify": True} for name, mirror in mirrors.items()}
-    return mirrors
+    limit_silence()
+    try:
+        _make_workspace(root, place, mirrors)
+        for name, text in pointers.items():
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / name).write_text(text, encoding="utf-8")
+        targets = [str(place / name) for name in pointers]
+        with Repo(str(place)) as repo:
+            if mirrors:
+                _fetch_from(repo, mirrors, targets)
+            repo.pull(targets=targets, force=True, jobs=JOBS)
+    except (DvcException, OSError) as error:
+        raise RemoteError(credentials.redact(f"{type(error).__name__}: {error}")) from error
+    return place
 
 
-def _fetch_listing(repo: Any, md5: str) -> None:  # noqa: ANN401  dvc.repo.Repo
-    """Bring the folder's listing from the default remote, checked: a copy's may be of another day, or damaged."""
-    remote = repo.cloud.get_remote_odb()
-    repo.cache.local.add(remote.oid_to_path(md5), remote.fs, md5, verify=True)
-
-
-def _fetch_from(repo: Any, name: str, mirror: Path, target: Path) -> None:  # noqa: ANN401  dvc.repo.Repo
-    """Bring what an attached copy has into DVC's cache; what it lacks or has wrong, the default remote gives."""
+def _fetch_from(repo: Any, mirrors: Sequence[Path], targets: Sequence[str]) -> None:  # noqa: ANN401  dvc.repo.Repo
+    """Bring what attached copies have into DVC's cache; what they lack or have wrong, the default remote gives."""
     from dvc.exceptions import DvcException
     from dvc_objects.errors import ObjectFormatError
 
-    logging.disable(logging.ERROR)  # DVC would name every single file that the copy lacks
-    try:
-        count = repo.fetch(targets=[str(target)], remote=name, jobs=JOBS)
-        told = f"{count} files came from {mirror}." if count else f"{mirror} holds nothing of this dataset."
-    except (DvcException, ObjectFormatError, OSError):
-        told = f"{mirror} holds a part of this dataset; the rest comes from the DVC remote."
-    finally:
-        logging.disable(logging.NOTSET)
-    print(told, flush=True)
+    # a folder's listing comes from the default remote alone: a copy's may be of another day, or damaged
+    remote = repo.cloud.get_remote_odb()
+    for out in (out for target in targets for out in _read(Path(target))["outs"]):
+        if str(out["md5"]).endswith(".dir"):
+            repo.cache.local.add(remote.oid_to_path(out["md5"]), remote.fs, out["md5"], verify=True)
+    for number, mirror in enumerate(mirrors):
+        logging.disable(logging.ERROR)  # DVC would name every single file that the copy lacks
+        try:
+            count = repo.fetch(targets=targets, remote=f"attached-{number}", jobs=JOBS)
+            told = f"{count} files came from {mirror}." if count else f"{mirror} holds nothing of this."
+        except (DvcException, ObjectFormatError, OSError):
+            told = f"{mirror} holds a part of this; the rest comes from the DVC remote."
+        finally:
+            logging.disable(logging.NOTSET)
+        print(told, flush=True)
 
 
-def make_workspace(root: Path, place: Path) -> Path:
-    """Give a DVC workspace without Git that has the remotes and the cache of the clone at `root`."""
+def _make_workspace(root: Path, place: Path, mirrors: Sequence[Path]) -> None:
+    """Make a DVC workspace without Git that has the remotes and the cache of the clone at `root`, and the mirrors."""
     from dvc.repo import Repo
 
     (place / ".dvc").mkdir(parents=True, exist_ok=True)
     (place / ".dvc" / "config").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
     with Repo(str(root)) as clone, Repo(str(place)) as workspace, workspace.config.edit("local") as local:
-        local["core"] = {"remote": clone.config["core"]["remote"]}
-        local["remote"] = {name: dict(remote) for name, remote in clone.config["remote"].items()}
+        remotes, name = clone.config["remote"], clone.config["core"]["remote"]
+        local["core"] = {"remote": name}
+        # by itself DVC takes what most stores give for what it asked for, and caches it
+        local["remote"] = {each: dict(remote) for each, remote in remotes.items()}
+        local["remote"] |= {f"attached-{number}": {"url": str(mirror)} for number, mirror in enumerate(mirrors)}
+        for each in (name, *(each for each in local["remote"] if each.startswith("attached-"))):
+            local["remote"][each]["verify"] = True
         local["cache"] = {"dir": clone.cache.local_cache_dir}
-    return place
 
 
 def check_dataset(folder: Path, experiment: Experiment, scratch: Path, *, md5: str) -> Dataset:
@@ -355,7 +365,7 @@ def _find_split(
         if _is_foreign(place):
             findings.add(Kind.FOREIGN, "data.yaml", f"{split} is {place!r}, taken as {found}")
         if (folder / found).is_dir():
-            pictures = [name for name in inside if _is_picture(name) and (found == "." or name.startswith(f"{found}/"))]
+            pictures = [name for name in inside if is_picture(name) and (found == "." or name.startswith(f"{found}/"))]
             folders.append(found)
         else:
             pictures, listed = _read_list(folder, inside, found, findings), True
@@ -395,7 +405,8 @@ def _is_foreign(path: str) -> bool:
     return path.startswith("/") or path[1:3] in {":/", ":\\"}
 
 
-def _is_picture(name: str) -> bool:
+def is_picture(name: str) -> bool:
+    """Whether a file is one of ultralytics' pictures by its name."""
     return name.rpartition(".")[2].lower() in PICTURES and "." in name
 
 
@@ -411,7 +422,7 @@ def _read_list(folder: Path, inside: dict[str, None], name: str, findings: Findi
         if not line.strip():
             continue
         picture = _find_inside(inside, posixpath.dirname(name), line)
-        if picture is None or not _is_picture(picture):
+        if picture is None or not is_picture(picture):
             told = "there is no such file" if picture is None else "ultralytics takes no such pictures"
             findings.add(Kind.LISTED, f"{name}:{number}", f"{line.strip()}: {told}")
             continue
@@ -573,7 +584,7 @@ def _content(path: str) -> object:
 def _check_strays(folder: Path, inside: dict[str, None], pictures: Sequence[Picture], findings: Findings) -> None:
     """Note pictures that no split holds, and labels without a picture, where labels and pictures of splits stand."""
     used = {picture.name for picture in pictures}
-    found = [name for name in inside if _is_picture(name)]
+    found = [name for name in inside if is_picture(name)]
     top = f"{folder}{os.sep}"
     labels = {label_path(f"{top}{name}").removeprefix(top) for name in found}
     label_folders = {posixpath.dirname(label) for label in labels}

@@ -59,6 +59,10 @@ class KaggleError(RunError):
     """The notebook cannot be pushed to Kaggle as it must be, or its run there did not end well."""
 
 
+class BranchError(RunError):
+    """A branch is no finished run's, or what it names cannot be had."""
+
+
 class RemoteError(RunError):
     """The DVC or Git remote is not configured, or cannot be reached with these credentials."""
 
@@ -89,6 +93,14 @@ class TrainingError(RunError):
 
 class EvaluationError(RunError):
     """Training succeeded, evaluating its best weights did not."""
+
+
+class ExportError(RunError):
+    """Training succeeded, bringing its best weights into another format did not."""
+
+
+class PredictionError(RunError):
+    """A path, a picture or a device that a model was to predict with cannot be used."""
 
 
 class SyncError(RunError):

@@ -268,6 +268,8 @@ class Experiment(_Section):
     hardware: Hardware = Hardware()
     augmentation: Augmentation = Augmentation()
     session: Session = Session()
+    export: Annotated[tuple[Literal["onnx", "torchscript"], ...], Strict(False)] = ()
+    """Formats that `best.pt` is published in as well: `train/weights/best.onnx`, `best.torchscript`."""
     wandb: Wandb = Wandb()
 
     @field_validator("name")
@@ -277,6 +279,13 @@ class Experiment(_Section):
         if ".." in name or name.lower().endswith(".lock"):
             raise ValueError("a name holds no '..' and does not end in '.lock'")
         return name
+
+    @field_validator("export")
+    @classmethod
+    def _names_each_once(cls, export: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(export)) < len(export):
+            raise ValueError("each format is named once")
+        return export
 
     @field_validator("dataset")
     @classmethod
@@ -458,6 +467,15 @@ def _elsewhere(key: str) -> list[str]:
     """Give the dotted keys of other sections that are called nearly the same."""
     dotted = {name.rpartition(".")[2]: name for name in keys()}
     return [dotted[name] for name in difflib.get_close_matches(key, list(dotted), n=1)]
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Give the values of nested mappings by dotted key."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def keys() -> Iterator[str]:

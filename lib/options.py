@@ -1,6 +1,9 @@
 """The options that several commands have."""
 
+from pathlib import Path
+
 import click
+from click.shell_completion import CompletionItem
 
 KAGGLE_USER = click.option(
     "--kaggle-user",
@@ -26,4 +29,20 @@ PARAMETERS = click.option(
 OLDER_THAN = click.option(
     "--older-than", type=float, metavar="SECONDS", default=600.0, help="A run that has not moved for so long is dead."
 )
+
+
+def complete_branch(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Give the branches of finished runs that begin so, for the shell; none where the remote does not answer."""
+    from lib.credentials import load_credentials
+    from lib.errors import RunError
+    from lib.published import list_runs
+    from lib.sync import Refs
+
+    try:
+        names = list_runs(Refs(Path.cwd(), load_credentials()))
+    except RunError:
+        return []
+    return [CompletionItem(name) for name in names if name.startswith(begun)]
+
+
 SECRETS = click.option("--secrets", metavar="FILE", default="", help="Path of secrets.json.")

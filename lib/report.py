@@ -21,6 +21,7 @@ from lib.checkpoints import checkpoint_branch
 from lib.dataset import Dataset
 from lib.evaluation import HEADS, Evaluated
 from lib.experiment import Experiment
+from lib.export import Exported
 from lib.host import Host
 from lib.sync import Publication, RunHold
 from lib.tracking import Tracking
@@ -46,7 +47,7 @@ class RunFacts:
 
 def write_report(
     facts: RunFacts, experiment: Experiment, host: Host, dataset: Dataset, start: Start, trained: Trained,
-    evaluated: Evaluated, tracking: Tracking, steps: Steps,
+    evaluated: Evaluated, exported: Exported, tracking: Tracking, steps: Steps,
 ) -> dict[str, Any]:  # fmt: skip
     """Write `run.json` and `README.md` into the artifacts' folder; gives the content of the first."""
     folder = facts.root / experiment.artifacts
@@ -71,16 +72,20 @@ def write_report(
         "seed": experiment.seed,
         "started": facts.started.isoformat(),
         "seconds": {"training": round(trained.seconds, 1), **durations(steps)},
+        "exported": [file.relative_to(folder).as_posix() for file in exported.files],
         "wandb": tracking.address,
-    } | {key: text for key, text in (("reason", trained.reason), ("missing", _missing(evaluated))) if text}
+    }
+    told = {"reason": trained.reason, "missing": "; ".join(_missing(evaluated, exported))}
+    run |= {key: text for key, text in told.items() if text}
     (folder / "run.json").write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
-    card = _model_card(facts, experiment, host, dataset, start, trained, evaluated, run)
+    card = _model_card(facts, experiment, host, dataset, start, trained, evaluated, exported, run)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return run
 
 
-def _missing(evaluated: Evaluated) -> str:
-    return evaluated.missing.what if evaluated.missing else ""
+def _missing(evaluated: Evaluated, exported: Exported) -> list[str]:
+    """Say what a whole run would have, and this one has not."""
+    return [error.what for error in (evaluated.missing, exported.missing) if error]
 
 
 def durations(steps: Steps, end: float | None = None) -> dict[str, float]:
@@ -91,7 +96,7 @@ def durations(steps: Steps, end: float | None = None) -> dict[str, float]:
 
 def _model_card(
     facts: RunFacts, experiment: Experiment, host: Host, dataset: Dataset, start: Start, trained: Trained,
-    evaluated: Evaluated, run: dict[str, Any],
+    evaluated: Evaluated, exported: Exported, run: dict[str, Any],
 ) -> str:  # fmt: skip
     metrics = evaluated.metrics
     hardware = host.describe().partition(": ")[2]
@@ -109,7 +114,7 @@ def _model_card(
         f"{settings.image_size} px, seed {experiment.seed}"
     )
     notes = [f"**The training {_was(trained)}.**"] if trained.state != "finished" else []
-    notes += [f"**Not everything was measured: {_missing(evaluated)}**"] if evaluated.missing else []
+    notes += [f"**Something is missing: {what}**" for what in _missing(evaluated, exported)]
     best = f"; the best epoch is {metrics['best_epoch']}" if "best_epoch" in metrics else ""
     return f"""# {title}
 
@@ -134,7 +139,8 @@ Measured with `train/weights/best.pt`. `test/predictions.json` holds every predi
 {chr(10).join(commands_to_get(facts.branch))}
 ```
 
-The weights are then at `{experiment.artifacts}/train/weights/best.pt`.
+The weights are then at `{experiment.artifacts}/train/weights/best.pt`{_beside(exported)}. Without a checkout:
+`uv run python -m lib fetch {facts.branch}` brings all of it into `build/models/`.
 
 ## How it was made
 
@@ -150,6 +156,10 @@ The weights are then at `{experiment.artifacts}/train/weights/best.pt`.
 
 `run.json` holds all of it for a machine to read. The weights were trained with Ultralytics YOLO, under AGPL-3.0.
 """
+
+
+def _beside(exported: Exported) -> str:
+    return f", beside them {', '.join(f'`{file.name}`' for file in exported.files)}" if exported.files else ""
 
 
 def _was(trained: Trained) -> str:
@@ -208,10 +218,10 @@ def describe_run(facts: RunFacts, experiment: Experiment, host: Host) -> str:
 
 
 def publication(
-    facts: RunFacts, experiment: Experiment, trained: Trained, evaluated: Evaluated, hold: RunHold
+    facts: RunFacts, experiment: Experiment, trained: Trained, evaluated: Evaluated, exported: Exported, hold: RunHold
 ) -> Publication:
     """Say what of a run is published: the weights by DVC, everything else in its artifacts' folder by Git."""
-    folder = experiment.artifacts
+    folder, files = experiment.artifacts, (trained.best, trained.last, *exported.files)
     state = f" ({trained.state})" if trained.state != "finished" else ""
     figures = ", ".join(f"{name} {value:.3f}" for name, value in evaluated.flat().items() if name.endswith("/mAP50"))
     return Publication(
@@ -219,7 +229,7 @@ def publication(
         branch=facts.branch,
         message=f"{experiment.about.title}: {experiment.name}{state}\n\n{figures}\n\nTrained from {facts.commit}.\n",
         folder=folder,
-        objects=tuple(f"{folder}/train/weights/{file.name}" for file in (trained.best, trained.last) if file.is_file()),
+        objects=tuple(f"{folder}/train/weights/{file.name}" for file in files if file.is_file()),
         stamp=facts.started,
         leave_out=frozenset({"run.log"}),
         supersedes=(checkpoint_branch(experiment),) if trained.state == "finished" else (),
@@ -228,8 +238,8 @@ def publication(
 
 
 def show_summary(
-    facts: RunFacts, experiment: Experiment, trained: Trained, evaluated: Evaluated, tracking: Tracking, steps: Steps,
-    end: float,
+    facts: RunFacts, experiment: Experiment, trained: Trained, evaluated: Evaluated, exported: Exported,
+    tracking: Tracking, steps: Steps, end: float,
 ) -> None:  # fmt: skip
     """Print what a person wants to see when a run has ended well."""
     from rich.console import Console
@@ -244,8 +254,8 @@ def show_summary(
     console.print(f"\n[bold]{escape(title)}[/bold]\n")
     if trained.reason:
         print(f"Warning: training {_was(trained)}.")
-    if evaluated.missing:
-        print(f"Warning: not everything was measured: {_missing(evaluated)}")
+    for what in _missing(evaluated, exported):
+        print(f"Warning: something is missing: {what}")
     table = Table("Split", "Head", "Images", *HEADERS.values(), title="Metrics of best.pt", title_justify="left")
     for cells in _metric_rows(evaluated.metrics):
         table.add_row(*cells)

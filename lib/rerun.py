@@ -5,7 +5,6 @@ Guarantees: nothing comes from the checkout at hand but the remote's address; no
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 from lib.credentials import Credentials
 from lib.errors import RenderError
 from lib.experiment import find_module
+from lib.published import PublishedRun, read_published
 from lib.remotes import find_git_remote
 from lib.rendering import Rendered, bake, kernel_metadata, parameters, public_url, read_notebook, write_rendered
 from lib.sync import Refs
@@ -57,15 +57,15 @@ def rerun(
 ) -> tuple[Rendered, RunRecord]:
     """Render the run that published `branch` into `folder` (None: `build/BRANCH` of the checkout), ready for Kaggle.
 
-    Raises `RenderError` where the branch, its record or its notebook is missing or cannot be used, `GitPushError` where
-    the Git remote does not answer.
+    Raises `BranchError` where the branch or its record is missing, `RenderError` where its record or notebook cannot be
+    used, `GitPushError` where the Git remote does not answer.
     """
     url = find_git_remote(root, credentials)
     refs = Refs(root, credentials)
-    ref = _find_branch(refs, branch.removeprefix("origin/"))
-    record = _read_record(refs, ref)
+    run = read_published(refs, branch)
+    record = _check_record(run)
     about = find_module(str(record.experiment.get("module")))
-    source = refs.read_files(ref, "notebooks/train.py", commit=record.commit).get("notebooks/train.py", "")
+    source = refs.read_files(run.ref, "notebooks/train.py", commit=record.commit).get("notebooks/train.py", "")
     notebook = read_notebook(source)
     lacking = [name for name in BAKED if not source or name not in parameters(notebook)]
     if lacking:
@@ -81,33 +81,13 @@ def rerun(
     return write_rendered(folder or root / "build" / record.branch, about, baked, kernel), record
 
 
-def _find_branch(refs: Refs, branch: str) -> str:
-    ref = f"refs/heads/{branch}"
-    names = [found.removeprefix("refs/heads/") for found in refs.list_refs("refs/heads/kaggle-train-*")]
-    if branch in names:
-        return ref
-    meant = difflib.get_close_matches(branch, names, n=3)
-    newest = sorted(names, key=lambda name: name[-len("YYYYMMDD-HHMMSS") :])[-3:]
-    raise RenderError(
-        f"{refs.url} has no branch {branch!r} of a finished run.",
-        state="nothing was written.",
-        remedy=f"{'did you mean' if meant else 'the newest are'}: {', '.join(meant or newest[::-1]) or 'none'}.",
-    )
-
-
-def _read_record(refs: Refs, ref: str) -> RunRecord:
-    """Read the `run.json` that the branch was published with; it may hold those of other runs as well."""
-    name, problems = ref.removeprefix("refs/heads/"), []
-    for path, text in refs.read_files(ref, "artifacts/*/run.json").items():
-        try:
-            record = RunRecord.model_validate_json(text)
-        except ValidationError as error:
-            problems += [f"{path}: {'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:3]]
-            continue
-        if record.branch == name:
-            return record
-    raise RenderError(
-        f"{name} has no run.json of its own that can be read{': ' if problems else ''}{'; '.join(problems)}.",
-        state="nothing was written.",
-        remedy="choose a branch that a run has published.",
-    )
+def _check_record(run: PublishedRun) -> RunRecord:
+    try:
+        return RunRecord.model_validate(run.record)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:3]]
+        raise RenderError(
+            f"{run.branch} cannot be run again: {run.folder}/run.json: {'; '.join(problems)}.",
+            state="nothing was written.",
+            remedy="choose a branch that a run has published.",
+        ) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from io import StringIO
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.credentials import Credentials
+from lib.published import HEADS, RUNS, UNREADABLE, find_own, measured
 from lib.sync import RUN_PLACES, Refs, read_run
 
 SHOWN = ("mAP50", "mean_px")
@@ -43,7 +44,7 @@ def read_status(root: Path, credentials: Credentials) -> list[Entry]:
     """Read the Git remote of the clone at `root`; by experiment, the newest first. Raises `GitPushError`."""
     refs = Refs(root, credentials)
     files = "artifacts/*/*.json"
-    published = refs.read_files_of_all("refs/heads/kaggle-train-*", files)
+    published = refs.read_files_of_all(RUNS, files)
     checkpoints = refs.read_files_of_all("refs/heads/kaggle-checkpoint-*", files)
     entries = [_run(ref, texts) for ref, texts in published.items()]
     entries += [_checkpoint(ref, texts) for ref, texts in checkpoints.items()]
@@ -60,21 +61,9 @@ def read_status(root: Path, credentials: Credentials) -> list[Entry]:
     return sorted(newest, key=lambda entry: entry.experiment)
 
 
-def _own(ref: str, texts: Mapping[str, str], name: str) -> tuple[str, dict[str, Any]]:
-    """Give folder and content of the file that the branch was published with: it may hold those of other runs too."""
-    branch = ref.removeprefix("refs/heads/")
-    for path, text in texts.items():
-        if path.endswith(f"/{name}"):
-            content = json.loads(text)
-            slug = f"{content['experiment']['module']}-"
-            if content.get("branch", branch) == branch and slug in branch:
-                return path.removesuffix(f"/{name}"), dict(content)
-    raise KeyError(name)
-
-
 def _run(ref: str, texts: Mapping[str, str]) -> Entry:
     try:
-        folder, run = _own(ref, texts, "run.json")
+        folder, run = find_own(ref.removeprefix(HEADS), texts, "run.json")
         metrics = json.loads(texts.get(f"{folder}/train/metrics.json", "{}"))
         experiment = run["experiment"]
         return Entry(
@@ -83,15 +72,15 @@ def _run(ref: str, texts: Mapping[str, str]) -> Entry:
             ref,
             f"{metrics.get('epochs', '?')}/{experiment['training']['epochs']}",
             datetime.fromisoformat(run["started"]),
-            dict(_flat(metrics)),
+            dict(measured(metrics)),
         )
-    except (KeyError, ValueError, TypeError, AttributeError):  # what somebody has made by hand
-        return Entry(ref.removeprefix("refs/heads/"), "unreadable", ref)
+    except UNREADABLE:
+        return Entry(ref.removeprefix(HEADS), "unreadable", ref)
 
 
 def _checkpoint(ref: str, texts: Mapping[str, str]) -> Entry:
     try:
-        _, record = _own(ref, texts, "checkpoint.json")
+        _, record = find_own(ref.removeprefix(HEADS), texts, "checkpoint.json")
         experiment = record["experiment"]
         return Entry(
             f"{experiment['module']}/{experiment['name']}",
@@ -100,15 +89,8 @@ def _checkpoint(ref: str, texts: Mapping[str, str]) -> Entry:
             f"{record['epoch']}/{experiment['training']['epochs']}",
             datetime.fromisoformat(record["saved"]),
         )
-    except (KeyError, ValueError, TypeError, AttributeError):
-        return Entry(ref.removeprefix("refs/heads/"), "unreadable", ref)
-
-
-def _flat(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    for split in ("validation", "test"):
-        for part, values in metrics.get(split, {}).items():
-            if isinstance(values, Mapping):
-                yield from ((f"{split}/{part}/{name}", float(value)) for name, value in values.items())
+    except UNREADABLE:
+        return Entry(ref.removeprefix(HEADS), "unreadable", ref)
 
 
 def show_status(entries: Sequence[Entry], now: datetime | None = None) -> str:
@@ -125,9 +107,7 @@ def show_status(entries: Sequence[Entry], now: datetime | None = None) -> str:
     for entry in entries:
         measured = [f"{entry.metrics[key]:.3f}" if key in entry.metrics else "" for key in columns]
         age = _age((now - entry.when).total_seconds()) if entry.when else ""
-        table.add_row(
-            entry.experiment, entry.state, entry.epochs, age, *measured, entry.ref.removeprefix("refs/heads/")
-        )
+        table.add_row(entry.experiment, entry.state, entry.epochs, age, *measured, entry.ref.removeprefix(HEADS))
     text = StringIO()
     Console(file=text, width=200, force_terminal=False).print(table)
     return text.getvalue().rstrip()

@@ -310,10 +310,18 @@ from lib.evaluation import evaluate
 
 evaluated = evaluate(chosen, dataset, trained, device=device)
 
+# %% [markdown]
+# They are brought into the formats that the experiment names under `export`.
+
+# %% tags=["nbval-ignore-output"]
+from lib.export import export
+
+exported = export(chosen, trained, root)
+
 # %%
 from lib.report import metrics_table, write_report
 
-write_report(facts, chosen, host, dataset, start, trained, evaluated, tracking, steps)
+write_report(facts, chosen, host, dataset, start, trained, evaluated, exported, tracking, steps)
 print(metrics_table(evaluated.metrics))
 
 # %% [markdown]
@@ -326,7 +334,7 @@ from lib.sync import sync_outputs
 
 if trained.state == "failed" and chosen.session.on_failure == "keep":
     raise trained.error
-published = sync_outputs(publication(facts, chosen, trained, evaluated, hold), credentials)
+published = sync_outputs(publication(facts, chosen, trained, evaluated, exported, hold), credentials)
 results = {"branch": published.branch, "commit": published.commit, **evaluated.flat()}
 hold.release()
 finish_tracking(tracking, trained.state, results, "\n".join(filter(None, [published.branch, trained.reason])))
@@ -349,10 +357,10 @@ from IPython.display import Image, display
 
 from lib.report import show_summary
 
-show_summary(facts, chosen, trained, evaluated, tracking, steps, time.time())
+show_summary(facts, chosen, trained, evaluated, exported, tracking, steps, time.time())
 for picture in (artifacts / "train" / "results.png", artifacts / "test" / "predictions.png"):
     if picture.is_file():
         display(Image(str(picture)))
-if error := trained.error or evaluated.missing:
+if error := trained.error or evaluated.missing or exported.missing:
     raise error
 log.close()

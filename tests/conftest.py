@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tqdm import tqdm
@@ -117,7 +118,11 @@ def write_run(clone: Path, *, seed: int = 0) -> None:
 @pytest.fixture
 def stores(tmp_path: Path) -> Stores:
     """Both remotes, and a clone with a run that is not published yet."""
-    folder = tmp_path
+    return make_stores(tmp_path)
+
+
+def make_stores(folder: Path) -> Stores:
+    """Make both remotes in a folder, and a clone with a run that is not published yet."""
     stores = Stores(folder, folder / "origin.git", folder / "storage", folder / "clone")
     run_git("init", "--quiet", "--bare", "--template=", "--initial-branch=main", stores.origin, cwd=folder)
     with (stores.origin / "config").open("a", encoding="utf-8") as config:
@@ -139,6 +144,20 @@ def stores(tmp_path: Path) -> Stores:
     run_git("push", "--quiet", "origin", "HEAD:main", cwd=stores.clone)
     write_run(stores.clone)
     return stores
+
+
+def write_tiny_model(path: Path, *, seed: int = 0) -> Path:
+    """Write weights of a model of four corners that nobody has trained, and that is half sure of everything."""
+    import torch
+    from ultralytics.nn.tasks import PoseModel
+
+    torch.manual_seed(seed)
+    model: Any = PoseModel("yolo11n-pose.yaml", nc=1, data_kpt_shape=(4, 3), verbose=False)
+    model.names, model.args = {0: "container_id"}, {"task": "pose"}
+    for scores in model.model[-1].cv3:
+        torch.nn.init.zeros_(scores[-1].bias)
+    torch.save({"model": model, "train_args": model.args}, path)
+    return path
 
 
 @pytest.fixture(scope="session", autouse=True)

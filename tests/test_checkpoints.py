@@ -281,6 +281,7 @@ def test_another_dataset_is_told(left: Stores) -> None:
 def test_how_a_session_uses_its_time_is_no_difference(left: Stores) -> None:
     """A shorter one goes on all the same."""
     assert find(left, left.clone_again(), session__max_hours=2.0, session__checkpoint_minutes=5.0) is not None
+    assert find(left, left.clone_again("third"), export=["onnx"]) is not None
 
 
 def test_a_damaged_record_stops_with_the_way_out(left: Stores) -> None:

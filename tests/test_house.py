@@ -64,10 +64,10 @@ def test_what_runs_before_the_packages_needs_the_standard_library_alone(name: st
     assert top <= set(sys.stdlib_module_names) | {"lib", "__future__"}
 
 
-def test_only_training_and_evaluation_import_ultralytics() -> None:
+def test_only_the_rooms_that_run_a_model_import_ultralytics() -> None:
     """One place to look when the library changes."""
     users = {path.name for path in MODULES if any(name.startswith("ultralytics") for name in imports_of(path))}
-    assert users == {"training.py", "trainer.py", "evaluation.py"}
+    assert users == {"training.py", "trainer.py", "evaluation.py", "export.py", "prediction.py"}
 
 
 def test_only_commands_and_install_start_processes() -> None:

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, RUN, Stores, run_git, write_run
 
 from lib.credentials import Credentials
-from lib.errors import RenderError
+from lib.errors import BranchError, RenderError
 from lib.experiment import load_experiment
 from lib.rerun import rerun
 from lib.sync import Publication, sync_outputs
@@ -106,10 +106,10 @@ def test_kaggle_is_asked_for_the_gpus_that_the_run_had(
 
 def test_a_branch_that_is_not_there_is_told_with_those_that_are_meant(published: Published) -> None:
     """A near miss names the branch, anything else the newest; nothing is written."""
-    with pytest.raises(RenderError, match="no branch") as near:
+    with pytest.raises(BranchError, match="no branch") as near:
         published.rerun(BRANCH.replace("30405", "30406"))
     assert near.value.remedy == f"did you mean: {BRANCH}."
-    with pytest.raises(RenderError, match="no branch 'main'") as far:
+    with pytest.raises(BranchError, match="no branch 'main'") as far:
         published.rerun("main")
     assert far.value.remedy == f"the newest are: {BRANCH}."
     assert not (published.stores.folder / "out").exists()
@@ -127,7 +127,7 @@ def test_another_runs_record_is_not_taken(published: Published) -> None:
     """A branch of a repository that has merged a run holds that run's run.json as well."""
     branch = BRANCH.replace("2025", "2026")
     published.publish(record(published.commit), branch)
-    with pytest.raises(RenderError, match=r"no run\.json of its own"):
+    with pytest.raises(BranchError, match=r"no run\.json of its own"):
         published.rerun(branch)
 
 

@@ -388,8 +388,14 @@ def test_a_training_that_fails_is_published_or_kept(detection: Run, choice: str)
 
 @pytest.mark.slow
 def test_localization_measures_boxes_and_corners(sandbox: Path) -> None:
-    """The other module in the same sandbox: pose metrics, keypoints in every prediction, its own branch."""
-    run = render("localization", sandbox, epochs=8)
+    """The other module in the same sandbox: pose metrics, keypoints in every prediction, its own branch.
+
+    It asks for an exported model, which is published, fetched and named with the weights; another clone predicts.
+    """
+    text = (ROOT / "experiments/000_loc_sandbox.yaml").read_text(encoding="utf-8")
+    experiment = sandbox.parent / "exporting.yaml"
+    experiment.write_text(f"{text}\nexport: [onnx]\n", encoding="utf-8")
+    run = render("localization", sandbox, "--experiment", str(experiment), epochs=8)
     assert run.status == 0, run.output[-5000:]
     folder = run.clone / run.artifacts
     metrics = json.loads((folder / "train/metrics.json").read_text())
@@ -398,4 +404,20 @@ def test_localization_measures_boxes_and_corners(sandbox: Path) -> None:
     assert metrics["test"]["pose"]["mAP50"] > 0.1
     predictions = json.loads((folder / "test/predictions.json").read_text())
     assert all(len(item["keypoints"]) == 4 * 3 for item in predictions)
-    assert [ref for ref in run.refs() if ref.startswith("refs/heads/kaggle-train-localization-exp000-sandbox-")]
+    (ref,) = [ref for ref in run.refs() if ref.startswith("refs/heads/kaggle-train-localization-exp000-sandbox-")]
+    branch = ref.removeprefix("refs/heads/")
+    clone = sandbox.parent / "predicting"
+    run_git("clone", "--quiet", sandbox / "origin.git", clone, cwd=sandbox.parent)
+    pictures = sandbox / "seed/data/localization/images/test"
+    words = [sys.executable, "-m", "lib", "predict", branch, str(pictures), "--device", "cpu"]
+    told = subprocess.run(words, cwd=clone, env=environment(), capture_output=True, text=True, timeout=120)
+    assert told.returncode == 0, told.stderr
+    lines = told.stdout.splitlines()[:-1]
+    assert len(lines) == metrics["test"]["images"]
+    assert any(re.search(r": \w+ 0\.\d\d box( -?\d+){4} corners( -?[\d.]+,-?[\d.]+){4}", line) for line in lines)
+    assert len(list((clone / "build/predictions" / branch).glob("*.jpg"))) == len(lines)
+    model = clone / "build/models" / branch
+    assert (model / "train/weights/best.onnx").stat().st_size > 2**20
+    assert "best.onnx" in (model / "README.md").read_text()
+    assert json.loads((model / "run.json").read_text())["exported"] == ["train/weights/best.onnx"]
+    assert run_git("status", "--porcelain", cwd=clone) == ""

@@ -164,14 +164,27 @@ class Refs:
             for ref, pointers_of in found.items()
         }
 
-    def read_files(self, ref: str, pattern: str, *, commit: str = "") -> dict[str, str]:
+    def read_files(self, ref: str, *patterns: str, commit: str = "") -> dict[str, str]:
         """Give the text of the files that match, by path: of the commit at `ref`, or of `commit` in its history.
 
-        `pattern` is a glob whose * takes slashes too. Raises `GitPushError` where the remote does not answer or has no
+        `patterns` are globs whose * takes slashes too. Raises `GitPushError` where the remote does not answer or has no
         such commit.
         """
         with self._fetched(ref):
-            return self._texts(commit or ref, pattern)
+            return self._texts(commit or ref, *patterns)
+
+    def write_files(self, ref: str, folder: str, target: Path) -> None:
+        """Write the files below `folder` in the commit at `ref` into the folder `target`, byte for byte.
+
+        Raises `GitPushError` where the remote does not answer.
+        """
+        with self._fetched(ref):
+            # what this index says of files that an earlier call has written elsewhere is not true here
+            (self._mirror / "index").unlink(missing_ok=True)
+            self._remote(
+                "-c", "core.autocrlf=false", f"--work-tree={target}", "read-tree", "--reset", "-u", f"{ref}:{folder}",
+                cwd=self._mirror, timeout=10 * MINUTE,
+            )  # fmt: skip
 
     def read_files_of_all(self, refs: str, pattern: str) -> dict[str, dict[str, str]]:
         """Give the same for each ref that matches `refs`, by ref, in one request where the files are small."""
@@ -179,9 +192,9 @@ class Refs:
             listed = self._git("for-each-ref", "--format=%(refname)", refs, cwd=self._mirror).output.split()
             return {ref: self._texts(ref, pattern) for ref in listed}
 
-    def _texts(self, tree: str, pattern: str) -> dict[str, str]:
+    def _texts(self, tree: str, *patterns: str) -> dict[str, str]:
         listed = self._remote("ls-tree", "-r", "-z", "--name-only", tree, cwd=self._mirror).output.split("\0")
-        found = [path for path in listed if fnmatchcase(path, pattern)]
+        found = [path for path in listed if any(fnmatchcase(path, pattern) for pattern in patterns)]
         return {path: self._remote("cat-file", "blob", f"{tree}:{path}", cwd=self._mirror).output for path in found}
 
     def roots(self) -> set[str]:

@@ -1,0 +1,96 @@
+"""Bring the best weights into other formats, `export` in an experiment: `train/weights/best.onnx`, `best.torchscript`.
+
+Guarantees: what is given back predicts what `best.pt` predicts, on the CPU, to within rounding; it is there whole or
+not at all. Exporting runs in a process of its own: whatever happens to it, a crash or a hang included, is said, and the
+weights are published all the same.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lib.commands import MINUTE, run_command
+from lib.errors import CommandError, ExportError
+from lib.experiment import Experiment
+from lib.training import Trained
+
+TIMEOUT = 10 * MINUTE  # a format; a large model at 1280 px takes less than one
+RELATIVE, ABSOLUTE = 1e-3, 1e-2  # of pixels and scores; both exporters stay a hundred times below
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The exported models, and why one that was asked for is not among them."""
+
+    files: tuple[Path, ...] = ()
+    missing: ExportError | None = None
+    """To be raised when everything else is saved."""
+
+
+def export(experiment: Experiment, trained: Trained, root: Path) -> Exported:
+    """Bring `best.pt` into each format that the experiment asks for, beside it; what fails is given back as missing."""
+    files, failed = [], []
+    for form in experiment.export:
+        target = trained.best.with_suffix(f".{form}")
+        target.unlink(missing_ok=True)  # what an earlier call left is of other weights
+        try:
+            _export(trained.best, form, experiment.training.image_size, target, root)
+            print(f"Exported: {target.name}, {target.stat().st_size / 2**20:.1f} MiB; it predicts what best.pt does.")
+            files.append(target)
+        except (CommandError, OSError) as error:
+            told = error.what if isinstance(error, CommandError) else str(error)
+            print(f"Warning: exporting to {form} failed: {told}", flush=True)
+            failed.append(f"{form} ({told.strip().splitlines()[-1]})")
+    missing = ExportError(
+        f"the weights could not be exported to {', '.join(failed)}",
+        state=f"the weights themselves are in {trained.best.parent}.",
+        remedy="read the log above the error; they can be exported again with `yolo export`.",
+    )
+    return Exported(tuple(files), missing if failed else None)
+
+
+def _export(best: Path, form: str, image_size: int, target: Path, root: Path) -> None:
+    """Export a copy elsewhere, in another process, and take over what it has found to be right."""
+    with tempfile.TemporaryDirectory(prefix="kaggle-training-") as scratch:
+        copy = shutil.copy(best, scratch)
+        paths = filter(None, [str(root), os.environ.get("PYTHONPATH", "")])
+        run_command(
+            [sys.executable, "-m", "lib.export", copy, form, str(image_size)],
+            cwd=Path(scratch), env={"PYTHONPATH": os.pathsep.join(paths)}, timeout=TIMEOUT,
+        )  # fmt: skip
+        shutil.move(Path(scratch) / target.name, target)
+
+
+def main(weights: str, form: str, image_size: str) -> None:
+    """Export and compare: what the process that exports does."""
+    from ultralytics.models import YOLO
+
+    made = YOLO(weights).export(format=form, imgsz=int(image_size), device="cpu")
+    check_same(weights, str(made), int(image_size))
+
+
+def check_same(weights: str, made: str, image_size: int) -> None:
+    """End this process with an error where two models answer differently to the same picture."""
+    import torch
+    from ultralytics.nn.autobackend import AutoBackend
+
+    noise = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+
+    def ask(file: str) -> torch.Tensor:
+        answer: Any = AutoBackend(file, device=torch.device("cpu"), verbose=False).eval()(noise)
+        found: torch.Tensor = answer[0] if isinstance(answer, list | tuple) else answer
+        return found
+
+    wanted, given = ask(weights), ask(made)
+    if given.shape != wanted.shape or not torch.allclose(given, wanted, rtol=RELATIVE, atol=ABSOLUTE):
+        raise SystemExit("what was exported predicts something else than best.pt")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

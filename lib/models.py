@@ -1,0 +1,131 @@
+"""A published model on one's own machine.
+
+Guarantees: a fetched folder holds everything that the run has published in its artifacts' folder, each weights file
+with the hash that its `.dvc` file names, or it is not there; the checkout at hand, its index, HEAD, branches and files
+stay as they are, and the dataset is not asked for. A folder that is there is verified and used again, without the
+network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lib.credentials import Credentials
+from lib.dataset import pull_objects
+from lib.errors import BranchError, RemoteError
+from lib.published import PublishedRun, read_published
+from lib.remotes import clone_with
+from lib.sync import Refs
+
+CHUNK = 2**20
+
+
+@dataclass(frozen=True)
+class Model:
+    """What was published of one run, in a folder."""
+
+    folder: Path
+    record: Mapping[str, Any]
+    """Its `run.json`."""
+
+    @property
+    def best(self) -> Path:
+        """The best weights."""
+        return self.folder / "train/weights/best.pt"
+
+    @property
+    def weights(self) -> list[Path]:
+        """Everything that stands on the DVC remote: best and last weights, exported models."""
+        return [pointer.with_suffix("") for pointer in sorted(self.folder.rglob("*.dvc"))]
+
+    def describe(self) -> str:
+        """Give a few lines for people."""
+        sizes = [f"{path.relative_to(self.folder)} ({path.stat().st_size / 2**20:.1f} MiB)" for path in self.weights]
+        return f"Folder:  {self.folder}\nCard:    {self.folder / 'README.md'}\nWeights: {', '.join(sizes)}"
+
+
+def fetch_model(root: Path, branch: str, credentials: Credentials, folder: Path | None = None) -> Model:
+    """Bring what the run of `branch` has published into `folder` (None: `build/models/BRANCH` of the checkout).
+
+    Raises `BranchError` where the branch is no run's, its weights cannot be had, or the folder holds something else;
+    `GitPushError` where the Git remote does not answer.
+    """
+    name = branch.removeprefix("origin/")
+    folder = folder or root / "build" / "models" / name
+    found = _find_fetched(folder, name)
+    if found is not None:
+        return found
+    refs = Refs(root, credentials)
+    run = read_published(refs, name)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{name}.", suffix=".part", dir=folder.parent) as place:
+            part = Path(place).resolve() / "run"
+            part.mkdir()
+            refs.write_files(run.ref, run.folder, part)
+            _pull_weights(root, part, run, credentials)
+            part.replace(folder)
+    except OSError as error:
+        raise BranchError(
+            f"{folder} cannot be written: {error}.",
+            state="nothing is there.",
+            remedy="free some space, or name another folder with --output.",
+        ) from error
+    return Model(folder, run.record)
+
+
+def _find_fetched(folder: Path, branch: str) -> Model | None:
+    """Give what an earlier call has left in `folder`; None where nothing is there."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return None
+    try:
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        wrong = "" if record["branch"] == branch else f"it holds {record['branch']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        wrong = "it is no fetched model"
+    wrong = wrong or "; ".join(_damages(folder))
+    if wrong:
+        raise BranchError(
+            f"{folder} cannot be used for {branch}: {wrong}.",
+            state="it was left as it is.",
+            remedy="remove that folder, or name another with --output, and run the same command again.",
+        )
+    return Model(folder, record)
+
+
+def _pull_weights(root: Path, part: Path, run: PublishedRun, credentials: Credentials) -> None:
+    pointers = {f"run/{path.relative_to(part)}": path.read_text(encoding="utf-8") for path in part.rglob("*.dvc")}
+    try:
+        with clone_with(root, credentials) as clone:
+            pull_objects(clone, part.parent, pointers, credentials)
+        wrong = "; ".join(_damages(part))
+    except RemoteError as error:
+        wrong = error.what
+    if wrong:
+        raise BranchError(
+            f"`dvc pull` of {run.branch} failed: {wrong}.",
+            state="nothing was written.",
+            remedy="ensure the DVC remote is accessible (for Google Drive: --secrets secrets.json); `python -m lib "
+            "check` says whether it has what the branch names.",
+        )
+
+
+def _damages(folder: Path) -> Iterator[str]:
+    """Say which weights are not what their `.dvc` files name."""
+    for pointer in sorted(folder.rglob("*.dvc")):
+        file = pointer.with_suffix("")
+        if not file.is_file():
+            yield f"{file.relative_to(folder)} is not there"
+        elif f"md5: {_md5(file)}" not in pointer.read_text(encoding="utf-8"):
+            yield f"{file.relative_to(folder)} is damaged"
+
+
+def _md5(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

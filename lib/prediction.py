@@ -1,0 +1,143 @@
+"""Predict with a published model on pictures of one's own, and draw what it found.
+
+Guarantees: no picture that is predicted on is written over, and all of them are looked for before the first is
+predicted on; coordinates are pixels of the upright picture. A picture that does not decode is said, and stops no other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lib.comparison import Thing, draw_found
+from lib.dataset import is_picture
+from lib.errors import PredictionError
+from lib.models import Model
+from lib.training import prepare_library
+
+
+@dataclass(frozen=True, eq=False)
+class Predicted:
+    """A picture, what was found in it (the surest first), and where that is drawn; or why there is nothing."""
+
+    picture: Path
+    things: tuple[Thing, ...] = ()
+    names: Mapping[int, str] | None = None
+    drawn: Path | None = None
+    problem: str = ""
+
+    def __str__(self) -> str:
+        """Give one line: each object's class, confidence, box (left, top, right, bottom) and corners."""
+        found = "; ".join(self._describe(thing) for thing in self.things) or "nothing was found"
+        return f"{self.picture}: {self.problem or found}"
+
+    def _describe(self, thing: Thing) -> str:
+        box = " ".join(f"{value:.0f}" for value in thing.box)
+        corners = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in thing.corners)
+        name = (self.names or {}).get(thing.category, thing.category)
+        return f"{name} {thing.score:.2f} box {box}{f' corners {corners}' if corners else ''}"
+
+
+def predict(
+    model: Model, pictures: Sequence[Path], output: Path, *, confidence: float, device: str = ""
+) -> Iterator[Predicted]:
+    """Predict on pictures, and on all those of folders among them; each is drawn into `output` and given when done.
+
+    `device` is `cpu` or a GPU's number; empty, a GPU is used where there is one. Raises `PredictionError` for a path
+    that is no picture, a device that is not there, and a run without weights.
+    """
+    targets = _plan(pictures, output)
+    if not model.best.is_file():
+        raise PredictionError(
+            f"{model.record['branch']} was published without train/weights/best.pt.",
+            state="nothing was predicted.",
+            remedy="choose another branch; `python -m lib status` shows them.",
+        )
+    with tempfile.TemporaryDirectory(prefix="kaggle-training-") as scratch:
+        with contextlib.redirect_stdout(sys.stderr):  # what the library says of itself is no prediction
+            prepare_library(Path(scratch))
+        from ultralytics.models import YOLO
+        from ultralytics.utils.torch_utils import select_device
+
+        try:
+            chosen = select_device(device, verbose=False)
+        except (ValueError, RuntimeError, AssertionError) as error:
+            raise PredictionError(
+                f"--device is {device!r}, and this machine has no such device ({str(error).strip().splitlines()[0]}).",
+                state="nothing was predicted.",
+                remedy="leave --device out, or give cpu or the number of a GPU.",
+            ) from None
+        yolo: Any = YOLO(str(model.best))
+        settings = {
+            "conf": confidence, "imgsz": model.record["experiment"]["training"]["image_size"], "device": chosen,
+            "verbose": False, "save": False,
+        }  # fmt: skip
+        for picture, target in targets.items():
+            yield _predict(yolo, settings, picture, target)
+
+
+def _predict(yolo: Any, settings: Mapping[str, Any], picture: Path, target: Path) -> Predicted:  # noqa: ANN401
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(picture) as opened:
+            image = ImageOps.exif_transpose(opened).convert("RGB")
+    except ImportError:  # the library makes Pillow look for a reader of phones' pictures
+        return Predicted(picture, problem="it cannot be read (its format is not known here)")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises
+        return Predicted(picture, problem=f"it cannot be read ({error})")
+    (result,) = yolo.predict(image, **settings)
+    boxes = result.boxes
+    points = result.keypoints.data.cpu().numpy() if result.keypoints is not None else [[]] * len(boxes)
+    rows = zip(boxes.cls.tolist(), boxes.xyxy.cpu().numpy(), points, boxes.conf.tolist(), strict=True)
+    things = tuple(_thing(*row) for row in rows)
+    draw_found(image, things, result.names)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    image.save(target, quality=90)
+    return Predicted(picture, things, result.names, target)
+
+
+def _thing(category: float, box: Any, corners: Any, score: float) -> Thing:  # noqa: ANN401
+    import numpy as np
+
+    return Thing(int(category), box.astype(float), np.asarray(corners, dtype=float).reshape(-1, 3), score)
+
+
+def _plan(given: Sequence[Path], output: Path) -> dict[Path, Path]:
+    """Say where each picture is drawn: below `output` by its name, or by its path in the folder that was given."""
+    targets: dict[Path, Path] = {}
+    for path in given:
+        found = sorted(each for each in path.rglob("*") if is_picture(each.name)) if path.is_dir() else [path]
+        wrong = "" if path.exists() else "there is no such file or folder"
+        if not wrong and not (found and all(is_picture(each.name) for each in found)):
+            wrong = "there is no picture in it" if path.is_dir() else "this is no picture"
+        if wrong:
+            raise PredictionError(
+                f"{path}: {wrong}.", state="nothing was predicted.", remedy="name pictures, or folders of pictures."
+            )
+        for picture in found:
+            inside = picture.relative_to(path) if path.is_dir() else Path(picture.name)
+            targets.setdefault(picture, _free(output / inside, set(targets.values())))
+    originals = {picture.resolve() for picture in targets}
+    over = [target for target in targets.values() if target.resolve() in originals]
+    if over:
+        raise PredictionError(
+            f"--output is {output}: drawing there would write over {over[0]}.",
+            state="nothing was predicted.",
+            remedy="name another folder with --output.",
+        )
+    return targets
+
+
+def _free(wanted: Path, taken: set[Path]) -> Path:
+    """Give the JPEG beside the others that a picture is drawn into: two folders may hold the same name."""
+    target, number = wanted.with_suffix(".jpg"), 1
+    while target in taken:
+        number += 1
+        target = wanted.with_name(f"{wanted.stem}-{number}.jpg")
+    return target

@@ -1,0 +1,172 @@
+"""Finished runs side by side, from the Git remote alone: metrics, what was different, and their curves in one picture.
+
+Guarantees: only what the runs themselves have recorded is shown; what one has not measured or recorded is left empty,
+never guessed. No weights and no dataset are asked for.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from lib.errors import BranchError
+from lib.experiment import flat
+from lib.published import UNREADABLE, PublishedRun, list_runs, measured, read_published, series_of
+from lib.sync import Refs
+
+MOST = 5  # runs of an experiment that are compared where none is named
+FILES = ("train/metrics.json", "train/results.csv")
+MADE_FROM = ("commit", "dataset", "lock", "versions", "machine", "batch_size", "start")
+"""Keys of `run.json` that say from what and with what a run was made, beside its experiment."""
+COLUMNS, PANEL = 4, (4.0, 2.6)  # curves a row; inches
+NO_CURVE = ("epoch", "time", "lr/")
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of several runs: what was measured, from what it was made by dotted key, and its curves by name."""
+
+    branch: str
+    state: str
+    metrics: Mapping[str, float]
+    made_from: Mapping[str, Any]
+    curves: Mapping[str, list[float]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give it as JSON can hold it, without its curves."""
+        return {"branch": self.branch, "state": self.state, "metrics": dict(self.metrics)}
+
+
+def read_sides(refs: Refs, branches: Sequence[str]) -> list[Side]:
+    """Read these runs, in their order; without a name the newest of the experiment that was trained last.
+
+    Raises `BranchError` for a branch that is no finished run's, and where there are no two to choose.
+    """
+    return [_side(read_published(refs, branch, *FILES)) for branch in branches or _newest(refs)]
+
+
+def _newest(refs: Refs) -> list[str]:
+    names = list_runs(refs)
+    same = [name for name in names if series_of(name) == series_of(names[0])][:MOST]
+    if len(same) < 2:  # noqa: PLR2004
+        listed = "".join(f"\n  {name}" for name in names[:MOST])
+        raise BranchError(
+            f"no branch was named, and {'the newest experiment has one run' if names else 'no run is published'}.",
+            state="nothing was compared.",
+            remedy=f"name the branches to compare; the newest are:{listed}" if names else "train first.",
+        )
+    return same
+
+
+def _side(run: PublishedRun) -> Side:
+    record = run.record
+    try:
+        metrics = json.loads(run.texts.get(FILES[0], "{}"))
+        machine = record.get("machine", {})
+        gpus = ", ".join(gpu["name"] for gpu in machine.get("gpus", ())) or "none"
+        made = {key: record[key] for key in MADE_FROM if key in record} | {"machine": {**machine, "gpus": gpus}}
+        experiment = {key: value for key, value in record["experiment"].items() if key != "description"}
+        facts = {key: value for key, value in metrics.items() if key in ("epochs", "best_epoch")}
+        return Side(
+            run.branch, record.get("state", "finished"), {**facts, **dict(measured(metrics))},
+            {**dict(flat(experiment)), **dict(flat(made))}, _curves(run.texts.get(FILES[1], "")),
+        )  # fmt: skip
+    except UNREADABLE as error:
+        raise BranchError(
+            f"{run.branch}: {run.folder}: run.json, metrics.json or results.csv cannot be read "
+            f"({type(error).__name__}: {error}).",
+            state="nothing was compared.",
+            remedy="leave that branch out.",
+        ) from None
+
+
+def _curves(text: str) -> dict[str, list[float]]:
+    rows = [{key.strip(): value for key, value in row.items()} for row in csv.DictReader(StringIO(text))]
+    return {key: [float(row[key]) for row in rows] for key in (rows[0] if rows else ())}
+
+
+def differences(sides: Sequence[Side]) -> dict[str, list[Any]]:
+    """Give the dotted keys in which the runs differ, with each one's value; None where it records none."""
+    keys = dict.fromkeys(key for side in sides for key in side.made_from)
+    found = {key: [side.made_from.get(key) for side in sides] for key in keys}
+    return {key: values for key, values in found.items() if any(value != values[0] for value in values)}
+
+
+def as_json(sides: Sequence[Side], picture: Path) -> str:
+    """Give all of it for machines."""
+    runs = [side.as_dict() for side in sides]
+    return json.dumps({"runs": runs, "differences": differences(sides), "curves": str(picture)}, indent=2)
+
+
+def show_sides(sides: Sequence[Side]) -> str:
+    """Give the runs with their numbers, the table of metrics and that of differences, for people."""
+    different = {key: list(map(_short, values)) for key, values in differences(sides).items()}
+    metrics = dict.fromkeys(key for side in sides for key in side.metrics)
+    measured_by = {key: [_figure(side.metrics.get(key)) for side in sides] for key in metrics}
+    parts = ["\n".join(f"{number}  {side.branch} ({side.state})" for number, side in enumerate(sides, 1))]
+    parts += [_table("Metric", measured_by)] if metrics else ["Nothing was measured."]
+    same = "They were made from the same." if len(sides) > 1 else ""
+    parts += [_table("Made from", different)] if different else [same]
+    return "\n\n".join(filter(None, parts))
+
+
+def _table(title: str, rows: Mapping[str, Sequence[str]]) -> str:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    numbers = range(1, len(next(iter(rows.values()))) + 1)
+    table = Table(title, *map(str, numbers))
+    for key, cells in rows.items():
+        table.add_row(key, *map(escape, cells))
+    text = StringIO()
+    Console(file=text, width=200, force_terminal=False).print(table)
+    return text.getvalue().rstrip()
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"
+
+
+def _short(value: object) -> str:
+    """Show a value; of a hash its beginning."""
+    text = "" if value is None else json.dumps(value) if isinstance(value, bool | list) else str(value)
+    return f"{text[:12]}…" if len(text) >= 32 and text.removesuffix(".dir").isalnum() else text  # noqa: PLR2004
+
+
+def draw_curves(sides: Sequence[Side], picture: Path) -> None:
+    """Draw each column of `results.csv` as a panel with a line a run; written whole or not at all."""
+    from matplotlib.figure import Figure
+
+    names = list(_panels(sides))
+    rows = max(1, -(-len(names) // COLUMNS))
+    figure = Figure(figsize=(COLUMNS * PANEL[0], rows * PANEL[1] + 1), layout="constrained")
+    for place, name in enumerate(names, 1):
+        axes = figure.add_subplot(rows, COLUMNS, place)
+        axes.set_title(name, fontsize=9)
+        axes.tick_params(labelsize=7)
+        axes.grid(alpha=0.3)
+        for number, side in enumerate(sides):
+            if name in side.curves:
+                values = side.curves[name]
+                epochs = side.curves.get("epoch", list(range(1, len(values) + 1)))
+                axes.plot(epochs, values, color=f"C{number % 10}", marker="." if len(values) == 1 else None)
+    lines = [figure.axes[0].plot([], [], color=f"C{number % 10}")[0] for number in range(len(sides))] if names else []
+    labels = [f"{number}  {side.branch}" for number, side in enumerate(sides, 1)]
+    if names:
+        figure.legend(lines, labels, loc="outside upper left", fontsize=8)
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    part = picture.with_name(f".{picture.name}.part")
+    figure.savefig(part, format="png", dpi=100)
+    part.replace(picture)
+
+
+def _panels(sides: Sequence[Side]) -> Iterator[str]:
+    """Give the names of all curves, each once: what was measured before what was lost."""
+    found = dict.fromkeys(key for side in sides for key in side.curves if not key.startswith(NO_CURVE))
+    yield from sorted(found, key=lambda name: not name.startswith("metrics/"))

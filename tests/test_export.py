@@ -1,0 +1,82 @@
+"""An exported model predicts what its weights predict, or it is missing, and that is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, write_tiny_model
+
+from lib.experiment import load_experiment
+from lib.export import check_same, export
+from lib.training import Trained
+
+SIZE = 64
+
+
+def trained(folder: Path, weights: Path | None = None) -> Trained:
+    """Give a training that has left these weights; without any, a torn file."""
+    best = folder / "train/weights/best.pt"
+    best.parent.mkdir(parents=True)
+    best.write_bytes(weights.read_bytes() if weights else b"torn")
+    return Trained(folder / "train", best, best.with_name("last.pt"), 1.0)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give weights that export in seconds."""
+    return write_tiny_model(tmp_path_factory.mktemp("weights") / "tiny.pt")
+
+
+def asked_for(*forms: str) -> dict[str, object]:
+    """Give the values of an experiment that asks for these formats."""
+    return {"export": list(forms), "training.image_size": SIZE}
+
+
+@pytest.mark.parametrize("form", ["onnx", pytest.param("torchscript", marks=pytest.mark.slow)])
+def test_an_exported_model_stands_beside_the_weights_and_predicts_the_same(
+    tiny: Path, tmp_path: Path, form: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Asked without this project or ultralytics, by the format's own runtime; nothing else is left in the folder."""
+    run = trained(tmp_path, tiny)
+    exported = export(load_experiment(ROOT / "experiments/001_loc_baseline.yaml", asked_for(form)), run, ROOT)
+    assert exported.missing is None
+    (file,) = exported.files
+    assert sorted(path.name for path in run.best.parent.iterdir()) == sorted(["best.pt", f"best.{form}"])
+    assert f"Exported: best.{form}, " in capfd.readouterr().out
+    picture = np.random.default_rng(1).random((1, 3, SIZE, SIZE), dtype=np.float32)
+    if form == "onnx":
+        import onnxruntime
+
+        (answer,) = onnxruntime.InferenceSession(file).run(None, {"images": picture})
+    else:
+        scripted: Any = torch.jit
+        answer = scripted.load(file)(torch.from_numpy(picture)).numpy()
+    model = torch.load(tiny, weights_only=False)["model"].eval()
+    with torch.no_grad():
+        wanted = model(torch.from_numpy(picture))[0].numpy()
+    assert answer == pytest.approx(wanted, abs=0.01)
+    other = write_tiny_model(tmp_path / "other.pt", seed=1)
+    with pytest.raises(SystemExit, match="predicts something else"):
+        check_same(str(other), str(file), SIZE)
+
+
+def test_what_cannot_be_exported_is_missing_and_the_weights_stay(tmp_path: Path) -> None:
+    """The format and its cause are told; an older export of other weights is not taken for this one's."""
+    run = trained(tmp_path)
+    run.best.with_suffix(".onnx").write_bytes(b"of other weights")
+    exported = export(load_experiment(ROOT / "experiments/001_loc_baseline.yaml", asked_for("onnx")), run, ROOT)
+    assert exported.files == ()
+    assert exported.missing is not None
+    assert "could not be exported to onnx (" in exported.missing.what
+    assert [path.name for path in run.best.parent.iterdir()] == ["best.pt"]
+    assert run.best.read_bytes() == b"torn"
+
+
+def test_without_a_format_nothing_is_exported(tmp_path: Path) -> None:
+    """The default."""
+    exported = export(load_experiment(ROOT / "experiments/001_loc_baseline.yaml"), trained(tmp_path), ROOT)
+    assert (exported.files, exported.missing) == ((), None)

@@ -1,0 +1,358 @@
+"""A published run comes to one's own machine whole, predicts there, and stands beside others."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from conftest import ROOT, RUN, WEIGHTS, Stores, make_stores, run_git, write_run, write_tiny_model
+from PIL import Image
+
+from lib.__main__ import app
+from lib.credentials import Credentials
+from lib.errors import BranchError, PredictionError, RunError
+from lib.experiment import load_experiment
+from lib.models import Model, fetch_model
+from lib.prediction import predict
+from lib.sync import Publication, sync_outputs
+
+OLDER, NEWER = (f"kaggle-train-detection-exp001-2025010{day}-030405" for day in (2, 3))
+SIZE = 64  # pixels that the model takes
+RESULTS = "epoch,time,train/box_loss,metrics/mAP50(B),lr/pg0\n1,2.5,1.5,0.25,0.01\n2,5.0,{},0.75,0.01\n"
+
+
+def publish(stores: Stores, branch: str, weights: Path | None = None, learning_rate: float = 0.001) -> Path:
+    """Publish a run from a machine of its own, as far as its files matter here; gives what it published."""
+    clone = stores.clone_again(f"machine-{branch}")
+    write_run(clone, seed=int(branch[-8]))
+    folder = clone / RUN
+    if weights is not None:
+        (folder / "train/weights/best.pt").write_bytes(weights.read_bytes())
+    given = {"name": "exp001", "training.image_size": SIZE, "training.learning_rate": learning_rate}
+    experiment = load_experiment(ROOT / "experiments/001_det_baseline.yaml", given).model_dump(mode="json")
+    commit = run_git("rev-parse", "HEAD", cwd=clone)
+    run = {
+        "branch": branch, "commit": commit, "experiment": experiment, "state": "finished",
+        "dataset": {"path": "data/detection", "md5": f"{branch[-8]}" * 32 + ".dir"},
+        "versions": {"torch": "2.6.0"}, "machine": {"gpus": [{"name": "Tesla T4"}] * 2, "device": "0,1"},
+    }  # fmt: skip
+    metrics = {"schema": 2, "epochs": 2, "best_epoch": 2, "test": {"images": 3, "box": {"mAP50": 0.5, "recall": 0.25}}}
+    chance = np.random.default_rng(0)
+    Image.fromarray(chance.integers(0, 255, (200, 200, 3), dtype=np.uint8)).save(folder / "train/results.png")
+    (folder / "train/results.csv").write_text(RESULTS.format(branch[-8]))
+    (folder / "train/metrics.json").write_text(json.dumps(metrics))
+    (folder / "run.json").write_text(json.dumps(run))
+    (folder / "README.md").write_text("# A card\r\n")
+    stamp = datetime.strptime(branch[-15:], "%Y%m%d-%H%M%S").replace(tzinfo=UTC)
+    sync_outputs(Publication(clone, branch, "a run", RUN, WEIGHTS, stamp), say=str, progress=False)
+    return folder
+
+
+@dataclass(frozen=True)
+class Published:
+    """Two finished runs of one experiment on the remotes, and what they had published."""
+
+    stores: Stores
+    older: Path
+    newer: Path
+
+    def user(self, folder: Path) -> Path:
+        """Give a user's clone, which looks like a checkout of this project."""
+        clone = folder / "user"
+        run_git("clone", "--quiet", "--branch", "main", self.stores.origin, clone, cwd=folder)
+        for name in ("render.py", "uv.lock"):
+            (clone / name).touch()
+        return clone
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
+    """Publish two runs that differ in their learning rate, the newer one with a model that predicts."""
+    folder = tmp_path_factory.mktemp("published")
+    stores, weights = make_stores(folder), write_tiny_model(folder / "tiny.pt")
+    older = publish(stores, OLDER, learning_rate=0.5)
+    return Published(stores, older, publish(stores, NEWER, weights))
+
+
+@pytest.fixture
+def user(published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand in a user's clone."""
+    clone = published.user(tmp_path)
+    monkeypatch.chdir(clone)
+    return clone
+
+
+@pytest.fixture(scope="module")
+def model(published: Published, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """Fetch the newer run."""
+    return fetch_model(published.user(tmp_path_factory.mktemp("fetched")), NEWER, Credentials())
+
+
+def command(*words: str | Path) -> Result:
+    """Run a command of `python -m lib` where one stands."""
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Give every file below a folder."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# ── fetch ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_all_that_was_published_comes_and_the_checkout_stays(published: Published, user: Path) -> None:
+    """Byte for byte, pictures that only the remote has and the weights included; no ref, index or file changes."""
+    (user / "code.py").write_text("being edited\n")
+    run_git("add", "code.py", cwd=user)
+    looks = (("for-each-ref",), ("status", "--porcelain=v2", "--branch"), ("stash", "list"), ("branch", "-a"))
+    before = [run_git(*words, cwd=user) for words in looks], (user / ".git/index").read_bytes()
+    done = command("fetch", f"origin/{NEWER}", "--output", user.parent / "model")
+    assert done.exit_code == 0, done.output
+    assert contents(user.parent / "model") == contents(published.newer)
+    assert "train/weights/best.pt" in done.output
+    assert ([run_git(*words, cwd=user) for words in looks], (user / ".git/index").read_bytes()) == before
+
+
+def test_what_is_fetched_is_found_again_without_the_remotes(
+    published: Published, user: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stands in `build/models/BRANCH` of the checkout, also from a folder inside of it; nothing is asked for."""
+    (user / "inside").mkdir()
+    monkeypatch.chdir(user / "inside")
+    assert command("fetch", OLDER).exit_code == 0
+    folder = user / "build/models" / OLDER
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    run_git("remote", "set-url", "origin", user.parent / "nowhere", cwd=user)
+    assert command("fetch", OLDER).exit_code == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == times
+    assert [path.name for path in folder.parent.iterdir()] == [OLDER]
+
+
+@pytest.mark.parametrize("harm", ["gone", "damaged"])
+def test_without_its_weights_nothing_is_there(stores: Stores, harm: str) -> None:
+    """An object that the DVC remote has lost, or whose bytes are others; once it is mended all comes."""
+    made = publish(stores, OLDER)
+    best = (made / "train/weights/best.pt").read_bytes()
+    (victim,) = [name for name, content in stores.objects().items() if content == best]
+    path = stores.storage / victim
+    good = path.read_bytes()
+    path.chmod(0o644)
+    path.unlink() if harm == "gone" else path.write_bytes(b"x" * len(good))
+    user, folder = stores.clone_again(), stores.folder / "models"
+    with pytest.raises(BranchError, match="`dvc pull` of kaggle-train-detection-exp001"):
+        fetch_model(user, OLDER, Credentials(), folder / "one")
+    assert list(folder.iterdir()) == []
+    path.write_bytes(good)
+    assert contents(fetch_model(user, OLDER, Credentials(), folder / "one").folder) == contents(made)
+
+
+def test_a_folder_with_something_else_is_left_as_it_is(user: Path, model: Model) -> None:
+    """Files of somebody's own, another run's model, or weights that are no longer those of the run."""
+    (user / "mine").mkdir()
+    (user / "mine/notes.txt").write_text("mine")
+    for folder, said in ((user / "mine", "it is no fetched model"), (model.folder, f"it holds {NEWER}")):
+        before = contents(folder)
+        with pytest.raises(BranchError, match=said):
+            fetch_model(user, OLDER, Credentials(), folder)
+        assert contents(folder) == before
+    own = fetch_model(user, OLDER, Credentials()).best
+    own.write_bytes(b"trained on")
+    with pytest.raises(BranchError, match=r"train/weights/best\.pt is damaged"):
+        fetch_model(user, OLDER, Credentials())
+    assert own.read_bytes() == b"trained on"
+
+
+def test_without_a_branch_and_without_a_terminal_the_newest_are_listed(user: Path) -> None:
+    """One error, which names what may be typed."""
+    raised = command("fetch").exception
+    assert isinstance(raised, BranchError)
+    assert raised.remedy == f"name one; the newest are:\n  {NEWER}\n  {OLDER}"
+
+
+def test_at_a_terminal_one_chooses_among_the_newest(user: Path) -> None:
+    """A numbered list, the newest first; the second is fetched."""
+    ours, theirs = pty.openpty()
+    os.write(ours, b"2\n")
+    words = [sys.executable, "-m", "lib", "fetch"]
+    done = subprocess.run(words, stdin=theirs, cwd=user, env=environment(), capture_output=True, text=True)
+    os.close(ours)
+    os.close(theirs)
+    assert done.returncode == 0, done.stderr
+    assert f"  1  {NEWER}\n  2  {OLDER}\n" in done.stdout
+    assert (user / "build/models" / OLDER / "train/weights/best.pt").is_file()
+
+
+def environment() -> dict[str, str]:
+    """Give the environment of a command that runs this project in a clone that is none of it."""
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def test_the_shell_completes_branches(user: Path) -> None:
+    """In a real bash: those that begin as typed; and none, without an error, where there is no remote."""
+    script = (
+        'lib() { "$PYTHON" -m lib "$@"; }\n'
+        '_lib() { COMPREPLY=($(COMP_WORDS="${COMP_WORDS[*]}" COMP_CWORD=$COMP_CWORD _LIB_COMPLETE=bash_complete lib |'
+        " cut -d, -f2)); }\n"
+        'COMP_WORDS=(lib fetch kaggle-train-detection-exp001-20250103); COMP_CWORD=2; _lib; echo "${COMPREPLY[@]}"\n'
+        'git remote remove origin; _lib; echo "${#COMPREPLY[@]}"'
+    )
+    env = {**environment(), "PYTHON": sys.executable}
+    done = subprocess.run(["bash", "-c", script], cwd=user, env=env, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"{NEWER}\n0\n", "")
+
+
+# ── predict ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def draw(path: Path, size: tuple[int, int] = (90, 60)) -> Path:
+    """Write a picture of noise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(len(path.name)).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    return path
+
+
+def test_what_is_predicted_is_what_the_library_predicts(model: Model, tmp_path: Path) -> None:
+    """Boxes, confidence and corners, at least as sure as asked for; one line says them, one picture shows them."""
+    from ultralytics.models import YOLO
+
+    picture = draw(tmp_path / "a.png")
+    (found,) = predict(model, [picture], tmp_path / "out", confidence=0.4, device="cpu")
+    yolo: Any = YOLO(str(model.best))
+    (wanted,) = yolo.predict(str(picture), imgsz=SIZE, conf=0.4, device="cpu", verbose=False)
+    assert len(found.things) == len(wanted.boxes) > 0
+    for thing, box, score, corners in zip(
+        found.things, wanted.boxes.xyxy.numpy(), wanted.boxes.conf.tolist(), wanted.keypoints.data.numpy(), strict=True
+    ):
+        assert thing.box == pytest.approx(box, abs=0.1)
+        assert thing.score == pytest.approx(score, abs=0.001)
+        assert thing.corners == pytest.approx(corners, abs=0.1)
+    first, (x, y, _) = found.things[0], found.things[0].corners[0]
+    assert str(found).startswith(f"{picture}: container_id {first.score:.2f} box {first.box[0]:.0f} ")
+    assert f" corners {x:.1f},{y:.1f} " in str(found)
+    assert "\n" not in str(found)
+    assert found.drawn == tmp_path / "out/a.jpg"
+    with Image.open(found.drawn) as drawn, Image.open(picture) as plain:
+        assert drawn.size == plain.size
+        assert np.abs(np.asarray(drawn, dtype=int) - np.asarray(plain, dtype=int)).mean() > 5
+
+
+def test_folders_are_predicted_on_and_a_broken_picture_stops_no_other(model: Model, user: Path) -> None:
+    """Two of one name are both drawn; the broken one is said, and the command exits with 1."""
+    draw(user / "in/one/a.png")
+    draw(user / "in/two/a.png")
+    draw(user / "b.png")
+    (user / "in/broken.jpg").write_bytes(b"no picture")
+    (user / "in/notes.txt").touch()
+    (user / "build/models").mkdir(parents=True)
+    model_here = user / "build/models" / NEWER
+    model_here.symlink_to(model.folder)
+    done = command("predict", NEWER, "in", "in/one", "in/two", "b.png", "--confidence", "1")
+    assert done.exit_code == 1
+    assert "in/broken.jpg: it cannot be read" in done.output
+    assert "in/one/a.png: nothing was found" in done.output
+    drawn = user / "build/predictions" / NEWER
+    assert sorted(contents(drawn)) == ["b.jpg", "one/a.jpg", "two/a.jpg"]
+    assert command("predict", NEWER, "b.png", "--confidence", "1").exit_code == 0
+
+
+def test_pictures_of_one_name_are_all_drawn(model: Model, tmp_path: Path) -> None:
+    """From two places into one folder."""
+    pictures = [draw(tmp_path / place / "a.png") for place in ("one", "two")]
+    done = list(predict(model, pictures, tmp_path / "out", confidence=1.0, device="cpu"))
+    assert [each.drawn for each in done] == [tmp_path / "out/a.jpg", tmp_path / "out/a-2.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("given", "output", "device", "said"),
+    [
+        ("nowhere.png", "out", "cpu", "nowhere.png: there is no such file"),
+        ("notes.txt", "out", "cpu", "notes.txt: this is no picture"),
+        ("empty", "out", "cpu", "empty: there is no picture in it"),
+        ("own.jpg", ".", "cpu", "would write over .*own.jpg"),
+        ("own.jpg", "out", "77", "--device is '77'"),
+    ],
+)
+def test_what_cannot_be_predicted_on_is_told_before_anything_is_drawn(
+    model: Model, tmp_path: Path, given: str, output: str, device: str, said: str
+) -> None:
+    """The path or the device is named; no picture is touched."""
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "empty").mkdir()
+    draw(tmp_path / "own.jpg")
+    before = contents(tmp_path)
+    with pytest.raises(PredictionError, match=said):
+        list(predict(model, [tmp_path / given], tmp_path / output, confidence=0.5, device=device))
+    assert contents(tmp_path) == before
+
+
+# ── compare ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_runs_stand_side_by_side(published: Published, user: Path) -> None:
+    """Metrics of each, only what differs of what they were made from, and a picture; the DVC remote is not needed."""
+    hidden = published.stores.storage.rename(published.stores.folder / "hidden")
+    try:
+        told = json.loads(command("compare", OLDER, NEWER, "--json").stdout)
+        shown = command("compare", OLDER, NEWER).stdout
+    finally:
+        hidden.rename(published.stores.storage)
+    assert [run["branch"] for run in told["runs"]] == [OLDER, NEWER]
+    assert told["runs"][0]["metrics"] == {
+        "epochs": 2, "best_epoch": 2, "test/box/mAP50": 0.5, "test/box/recall": 0.25,
+    }  # fmt: skip
+    assert told["differences"] == {
+        "training.learning_rate": [0.5, 0.001],
+        "dataset.md5": ["2" * 32 + ".dir", "3" * 32 + ".dir"],
+    }
+    assert "test/box/mAP50" in shown
+    assert "training.learning_rate" in shown
+    assert "training.epochs" not in shown
+    with Image.open(user / "build/compare.png") as picture:
+        assert picture.format == "PNG"
+    assert run_git("status", "--porcelain", "--untracked-files=no", cwd=user) == ""
+
+
+def test_without_a_branch_the_newest_of_the_last_experiment_are_compared(stores: Stores, monkeypatch: Any) -> None:
+    """Not another experiment's; with fewer than two of them an error says which branches there are."""
+    monkeypatch.chdir(stores.clone)
+    assert "no run is published" in str(command("compare").exception)
+    publish(stores, OLDER)
+    raised = command("compare").exception
+    assert isinstance(raised, RunError)
+    assert OLDER in raised.remedy
+    publish(stores, NEWER)
+    publish(stores, "kaggle-train-detection-exp009-20240103-030405")
+    shown = command("compare")
+    assert shown.stdout.startswith(f"1  {NEWER} (finished)\n2  {OLDER} (finished)\n\n"), shown.output
+    with pytest.raises(BranchError, match="no branch 'main'"):
+        CliRunner().invoke(app, ["compare", "main"], catch_exceptions=False)
+
+
+def test_a_run_that_measured_nothing_is_shown_with_the_others(stores: Stores, monkeypatch: Any) -> None:
+    """A training that failed early has no metrics and no curves; nothing is filled in."""
+    monkeypatch.chdir(stores.clone)
+    publish(stores, OLDER)
+    other = stores.clone_again(branch=OLDER)
+    for name in ("train/metrics.json", "train/results.csv"):
+        run_git("rm", "--quiet", f"{RUN}/{name}", cwd=other)
+    record = json.loads((other / RUN / "run.json").read_text())
+    (other / RUN / "run.json").write_text(json.dumps({**record, "branch": NEWER, "state": "failed"}))
+    run_git("commit", "--quiet", "--all", "--message=less", cwd=other)
+    run_git("push", "--quiet", "origin", f"HEAD:refs/heads/{NEWER}", cwd=other)
+    told = json.loads(command("compare", OLDER, NEWER, "--json").stdout)
+    assert [run["state"] for run in told["runs"]] == ["finished", "failed"]
+    assert told["runs"][1]["metrics"] == {}
+    assert f"2  {NEWER} (failed)" in command("compare", OLDER, NEWER).stdout
+    assert command("compare", NEWER).exit_code == 0
