@@ -24,9 +24,10 @@ from pydantic import BaseModel, Field, ValidationError
 
 from lib.commands import MINUTE
 from lib.credentials import Credentials
-from lib.dataset import make_workspace, read_pointer
+from lib.dataset import make_workspace, pull, read_pointer
 from lib.errors import CheckpointError, GitPushError, RunError
 from lib.experiment import Experiment
+from lib.progress import say
 from lib.remotes import set_up_copy
 from lib.sync import Publication, Refs, RunHold, sync_outputs
 from lib.training import epochs_behind
@@ -150,7 +151,6 @@ def fetch_checkpoint(
     Raises `CheckpointError` where the remote does not give them.
     """
     from dvc.exceptions import DvcException
-    from dvc.repo import Repo
 
     ref, refs = f"refs/heads/{checkpoint.branch}", Refs(root, credentials)
     place = make_workspace(root, scratch / "checkpoint")
@@ -166,8 +166,7 @@ def fetch_checkpoint(
             (place / name).write_text(text, encoding="utf-8")
         cause = "it names no last.pt"
         try:
-            with Repo(str(place)) as repo:
-                repo.pull(targets=[str(place / name) for name in read[-1]], force=True)
+            pull(place, [place / name for name in read[-1]], f"Pulling {checkpoint.branch}")
         except (DvcException, OSError) as error:
             cause = credentials.redact(f"{type(error).__name__}: {error}")
         else:
@@ -236,7 +235,7 @@ class Keeper:
         except Exception as error:  # noqa: BLE001  a training is worth more than its checkpoint
             what = error.what if isinstance(error, RunError) else self._credentials.redact(str(error))
             told = f"{type(error).__name__}: {what}"
-            print(f"Warning: the checkpoint did not leave the machine ({told}); it is tried again.", flush=True)
+            say(f"Warning: the checkpoint did not leave the machine ({told}); it is tried again.")
             return False
         return True
 
@@ -278,7 +277,7 @@ class Keeper:
         self._saved = epoch
         took = (datetime.now(UTC) - now).total_seconds()
         sent = f"{published.uploaded / 2**20:.1f} MiB in {took:.0f} s"
-        print(f"\nCheckpoint: epoch {epoch} has left the machine ({sent}): {branch}", flush=True)
+        say(f"Checkpoint: epoch {epoch} has left the machine ({sent}): {branch}")
 
     def _take(self, folder: Path) -> None:
         """Copy what training has until now; each of its files is whole at every moment."""

@@ -16,6 +16,7 @@ heart. One of val that stands in test is a warning: a small dataset may have no 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
 import shutil
@@ -30,6 +31,7 @@ from lib.credentials import Credentials
 from lib.errors import DatasetError
 from lib.experiment import Experiment
 from lib.labels import KEYPOINT, Findings, Form, Kind, Picture, check_labels, in_threads, label_path
+from lib.progress import showing
 
 SPLITS = ("train", "val", "test")
 PICTURES = frozenset(("avif", "bmp", "dng", "heic", "heif", "jp2", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp"))
@@ -104,7 +106,6 @@ def pull_dataset(root: Path, experiment: Experiment, scratch: Path, credentials:
     Raises `DatasetError` when the remote does not give it or it is not what the module needs.
     """
     from dvc.exceptions import DvcException
-    from dvc.repo import Repo
 
     pointer = read_pointer(root, experiment)
     limit_silence()
@@ -113,8 +114,7 @@ def pull_dataset(root: Path, experiment: Experiment, scratch: Path, credentials:
         target = place / f"{experiment.dataset}.dvc"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(pointer.file, target)
-        with Repo(str(place)) as repo:
-            repo.pull(targets=[str(target)], force=True)
+        pull(place, [target], f"Pulling {experiment.dataset}")
     except (DvcException, OSError) as error:
         raise DatasetError(
             credentials.redact(f"`dvc pull {experiment.dataset}.dvc` failed: {type(error).__name__}: {error}"),
@@ -136,6 +136,35 @@ def make_workspace(root: Path, place: Path) -> Path:
         local["remote"] = {name: dict(remote) for name, remote in clone.config["remote"].items()}
         local["cache"] = {"dir": clone.cache.local_cache_dir}
     return place
+
+
+def pull(place: Path, targets: Sequence[Path], what: str) -> None:
+    """Bring what `.dvc` files of a workspace name with DVC; `what` says for people what is done.
+
+    DVC says nothing where it is no terminal that it writes to: its cache is looked at. Raises what DVC raises.
+    """
+    from dvc.repo import Repo
+
+    total = sum(int(out.get("size") or 0) for target in targets for out in _read(target)["outs"])
+    with Repo(str(place)) as repo:
+        cache = str(repo.cache.local_cache_dir)
+        before = _bytes_in(cache)
+        with showing(what, total, lambda: _bytes_in(cache) - before):
+            repo.pull(targets=[str(target) for target in targets], force=True)
+
+
+def _bytes_in(folder: str) -> int:
+    """Give the size of all files below a folder that somebody writes into."""
+    size = 0
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                size += (
+                    _bytes_in(entry.path)
+                    if entry.is_dir(follow_symlinks=False)
+                    else entry.stat(follow_symlinks=False).st_size
+                )
+    return size
 
 
 def check_dataset(folder: Path, experiment: Experiment, scratch: Path, *, md5: str) -> Dataset:

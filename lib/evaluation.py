@@ -33,6 +33,7 @@ from lib.comparison import compare, corner_errors, draw_predictions, draw_worst,
 from lib.dataset import Dataset
 from lib.errors import EvaluationError
 from lib.experiment import Experiment
+from lib.progress import Bar
 from lib.training import Trained
 
 HEADS = {"box": "B", "pose": "P"}
@@ -194,7 +195,15 @@ def _validate(
     from ultralytics.models import YOLO
 
     task = experiment.about.task
-    measured = YOLO(str(trained.best), task=task).val(
+    model = YOLO(str(trained.best), task=task)
+    bar = Bar(f"Measuring best.pt on {split}")
+
+    def end_batch(validator: Any) -> None:  # noqa: ANN401  ultralytics has no types
+        bar.total = len(validator.dataloader)
+        bar.show(validator.batch_i + 1)
+
+    model.add_callback("on_val_batch_end", end_batch)
+    measured = model.val(
         data=str(dataset.data_file),
         split=split,
         imgsz=experiment.training.image_size,
@@ -208,6 +217,7 @@ def _validate(
         save_json=split == "test",
         validator=_validator(task, dataset),
     )
+    bar.end(f"Measured best.pt on {split}: {dataset.counts[split]} pictures")
     if split == "test" and not (folder / "predictions.json").is_file():
         (folder / "predictions.json").write_text("[]\n", encoding="utf-8")  # the library writes none for no prediction
     results: Mapping[str, Any] = measured.results_dict
