@@ -294,7 +294,7 @@ def show_pictures(facts: RunFacts, experiment: Experiment) -> None:
 
     folder = facts.root / experiment.artifacts
     for path, title in _pictures(folder):
-        display(Markdown(f"**{title}**"), Image(filename=str(folder / path), width=SHOWN_WIDTH))
+        display(Markdown(f"**{title}**"), Image(filename=str(folder / path), width=SHOWN_WIDTH, alt=title))
 
 
 def _pictures(folder: Path) -> list[tuple[str, str]]:
