@@ -26,6 +26,7 @@ from lib.credentials import Credentials
 from lib.dataset import pull_objects, read_pointer
 from lib.errors import CheckpointError, GitPushError, RemoteError, RunError
 from lib.experiment import Experiment, flat
+from lib.progress import say
 from lib.remotes import set_up_copy
 from lib.sync import Publication, Refs, RunHold, sync_outputs
 from lib.training import epochs_behind
@@ -151,7 +152,7 @@ def fetch_checkpoint(
             break
         cause = "it names no last.pt"
         try:
-            pull_objects(root, place, read[-1], credentials)
+            pull_objects(root, place, read[-1], credentials, f"Pulling {checkpoint.branch}")
         except RemoteError as error:
             cause = error.what
         else:
@@ -220,7 +221,7 @@ class Keeper:
         except Exception as error:  # noqa: BLE001  a training is worth more than its checkpoint
             what = error.what if isinstance(error, RunError) else self._credentials.redact(str(error))
             told = f"{type(error).__name__}: {what}"
-            print(f"Warning: the checkpoint did not leave the machine ({told}); it is tried again.", flush=True)
+            say(f"Warning: the checkpoint did not leave the machine ({told}); it is tried again.")
             return False
         return True
 
@@ -262,7 +263,7 @@ class Keeper:
         self._saved = epoch
         took = (datetime.now(UTC) - now).total_seconds()
         sent = f"{published.uploaded / 2**20:.1f} MiB in {took:.0f} s"
-        print(f"\nCheckpoint: epoch {epoch} has left the machine ({sent}): {branch}", flush=True)
+        say(f"Checkpoint: epoch {epoch} has left the machine ({sent}): {branch}")
 
     def _take(self, folder: Path) -> None:
         """Copy what training has until now; each of its files is whole at every moment."""

@@ -20,6 +20,7 @@ heart. One of val that stands in test is a warning: a small dataset may have no 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import posixpath
@@ -34,6 +35,7 @@ from lib.credentials import Credentials
 from lib.errors import DatasetError, RemoteError
 from lib.experiment import Experiment
 from lib.labels import KEYPOINT, Findings, Form, Kind, Picture, check_labels, in_threads, label_path
+from lib.progress import showing
 
 SPLITS = ("train", "val", "test")
 PICTURES = frozenset(("avif", "bmp", "dng", "heic", "heif", "jp2", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp"))
@@ -118,7 +120,9 @@ def pull_dataset(
     pointer, name = read_pointer(root, experiment), f"{experiment.dataset}.dvc"
     try:
         texts = {name: pointer.file.read_text(encoding="utf-8")}
-        place = pull_objects(root, scratch / "dataset", texts, credentials, mirrors=find_mirrors(inputs))
+        place = pull_objects(
+            root, scratch / "dataset", texts, credentials, f"Pulling {experiment.dataset}", find_mirrors(inputs)
+        )
     except RemoteError as error:
         raise DatasetError(
             f"`dvc pull {name}` failed: {error.what}",
@@ -135,12 +139,13 @@ def find_mirrors(inputs: Path = INPUTS) -> list[Path]:
 
 
 def pull_objects(
-    root: Path, place: Path, pointers: Mapping[str, str], credentials: Credentials, *, mirrors: Sequence[Path] = ()
-) -> Path:
+    root: Path, place: Path, pointers: Mapping[str, str], credentials: Credentials, what: str,
+    mirrors: Sequence[Path] = (),
+) -> Path:  # fmt: skip
     """Bring what these `.dvc` files (their text by path) name into the folder `place`, from where `root` has it.
 
-    `place` becomes a workspace with the remotes and the cache of the clone at `root`; gives it. `mirrors` are copies of
-    the DVC remote that are asked first. Raises `RemoteError`.
+    `place` becomes a workspace with the remotes and the cache of the clone at `root`; gives it. `what` says for people
+    what is done; `mirrors` are copies of the DVC remote that are asked first. Raises `RemoteError`.
     """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
@@ -152,35 +157,43 @@ def pull_objects(
             (place / name).parent.mkdir(parents=True, exist_ok=True)
             (place / name).write_text(text, encoding="utf-8")
         targets = [str(place / name) for name in pointers]
+        outs = [out for target in targets for out in _read(Path(target))["outs"]]
         with Repo(str(place)) as repo:
-            if mirrors:
-                _fetch_from(repo, mirrors, targets)
-            repo.pull(targets=targets, force=True, jobs=JOBS)
+            cache = str(repo.cache.local_cache_dir)
+            before, total = _bytes_in(cache), sum(int(out.get("size") or 0) for out in outs)
+            # DVC says nothing where it is no terminal that it writes to: its cache is looked at
+            with showing(what, total, lambda: _bytes_in(cache) - before):
+                if mirrors:
+                    _fetch_listings(repo, [str(out["md5"]) for out in outs])
+                told = [_fetch_from(repo, number, mirror, targets) for number, mirror in enumerate(mirrors)]
+                repo.pull(targets=targets, force=True, jobs=JOBS)
     except (DvcException, OSError) as error:
         raise RemoteError(credentials.redact(f"{type(error).__name__}: {error}")) from error
+    print("".join(f"{line}\n" for line in told), end="", flush=True)
     return place
 
 
-def _fetch_from(repo: Any, mirrors: Sequence[Path], targets: Sequence[str]) -> None:  # noqa: ANN401  dvc.repo.Repo
-    """Bring what attached copies have into DVC's cache; what they lack or have wrong, the default remote gives."""
+def _fetch_listings(repo: Any, objects: Sequence[str]) -> None:  # noqa: ANN401  dvc.repo.Repo
+    """Bring folders' listings from the default remote, checked: a copy's may be of another day, or damaged."""
+    remote = repo.cloud.get_remote_odb()
+    for oid in objects:
+        if oid.endswith(".dir"):
+            repo.cache.local.add(remote.oid_to_path(oid), remote.fs, oid, verify=True)
+
+
+def _fetch_from(repo: Any, number: int, mirror: Path, targets: Sequence[str]) -> str:  # noqa: ANN401  dvc.repo.Repo
+    """Bring what an attached copy has into DVC's cache; a line on it. What it lacks the default remote gives."""
     from dvc.exceptions import DvcException
     from dvc_objects.errors import ObjectFormatError
 
-    # a folder's listing comes from the default remote alone: a copy's may be of another day, or damaged
-    remote = repo.cloud.get_remote_odb()
-    for out in (out for target in targets for out in _read(Path(target))["outs"]):
-        if str(out["md5"]).endswith(".dir"):
-            repo.cache.local.add(remote.oid_to_path(out["md5"]), remote.fs, out["md5"], verify=True)
-    for number, mirror in enumerate(mirrors):
-        logging.disable(logging.ERROR)  # DVC would name every single file that the copy lacks
-        try:
-            count = repo.fetch(targets=targets, remote=f"attached-{number}", jobs=JOBS)
-            told = f"{count} files came from {mirror}." if count else f"{mirror} holds nothing of this."
-        except (DvcException, ObjectFormatError, OSError):
-            told = f"{mirror} holds a part of this; the rest comes from the DVC remote."
-        finally:
-            logging.disable(logging.NOTSET)
-        print(told, flush=True)
+    logging.disable(logging.ERROR)  # DVC would name every single file that the copy lacks
+    try:
+        count = repo.fetch(targets=targets, remote=f"attached-{number}", jobs=JOBS)
+    except (DvcException, ObjectFormatError, OSError):
+        return f"{mirror} holds a part of it; the rest came from the DVC remote."
+    finally:
+        logging.disable(logging.NOTSET)
+    return f"{count} files came from {mirror}." if count else f"{mirror} holds nothing of it."
 
 
 def _make_workspace(root: Path, place: Path, mirrors: Sequence[Path]) -> None:
@@ -198,6 +211,20 @@ def _make_workspace(root: Path, place: Path, mirrors: Sequence[Path]) -> None:
         for each in (name, *(each for each in local["remote"] if each.startswith("attached-"))):
             local["remote"][each]["verify"] = True
         local["cache"] = {"dir": clone.cache.local_cache_dir}
+
+
+def _bytes_in(folder: str) -> int:
+    """Give the size of all files below a folder that somebody writes into."""
+    size = 0
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                size += (
+                    _bytes_in(entry.path)
+                    if entry.is_dir(follow_symlinks=False)
+                    else entry.stat(follow_symlinks=False).st_size
+                )
+    return size
 
 
 def check_dataset(folder: Path, experiment: Experiment, scratch: Path, *, md5: str) -> Dataset:

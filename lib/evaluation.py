@@ -34,6 +34,7 @@ from lib.comparison import compare, corner_errors, draw_predictions, draw_worst,
 from lib.dataset import Dataset
 from lib.errors import EvaluationError
 from lib.experiment import Experiment
+from lib.progress import Bar
 from lib.training import Trained
 
 HEADS = {"box": "B", "mask": "M", "pose": "P"}
@@ -198,6 +199,13 @@ def _validate(
 
     task = experiment.about.task
     model = YOLO(str(trained.best), task=task)
+    bar = Bar(f"Measuring best.pt on {split}")
+
+    def end_batch(validator: Any) -> None:  # noqa: ANN401  ultralytics has no types
+        bar.total = len(validator.dataloader)
+        bar.show(validator.batch_i + 1)
+
+    model.add_callback("on_val_batch_end", end_batch)
     measured = model.val(
         data=str(dataset.data_file),
         split=split,
@@ -212,6 +220,7 @@ def _validate(
         save_json=split == "test",
         validator=_validator(model.task_map[task]["validator"], dataset),
     )
+    bar.end(f"Measured best.pt on {split}: {dataset.counts[split]} pictures")
     if split == "test" and not (folder / "predictions.json").is_file():
         (folder / "predictions.json").write_text("[]\n", encoding="utf-8")  # the library writes none for no prediction
     results: Mapping[str, Any] = measured.results_dict

@@ -26,6 +26,7 @@ import sys
 from pathlib import Path
 
 from lib.errors import InstallError  # standard library only, too
+from lib.progress import showing
 
 HARDWARE = ("torch", "torchvision", "numpy")
 HANGS_ON_THEM = ("nvidia-", "triton", "cuda-")
@@ -47,11 +48,11 @@ def install(root: Path, overlay: Path, *, inputs: Path = INPUTS) -> str:
     stamp = {"lock": lock_hash(root), "python": sys.version, "platform": sys.platform}
     if _is_stamped(overlay, stamp):
         _activate(overlay)
-        return f"everything in uv.lock was installed in this session already, over torch {_version('torch')}."
+        return f"Everything in uv.lock was installed in this session already, over torch {_version('torch')}."
     wheels = find_wheels(root, inputs)
     requirements = (wheels / "requirements.txt").read_text(encoding="utf-8") if wheels else export(root)
     if _is_satisfied(requirements):
-        return f"everything in uv.lock is installed; torch {_version('torch')} is used as it is."
+        return f"Everything in uv.lock is installed; torch {_version('torch')} is used as it is."
     if _version("torch") is None:
         raise InstallError(
             "this machine has no torch to install over.",
@@ -109,11 +110,12 @@ def _fill(overlay: Path, requirements: str, wheels: Path | None, stamp: dict[str
             shutil.rmtree(old, ignore_errors=True)
         part.mkdir(parents=True)
         file.write_text(requirements, encoding="utf-8")
-        run_installer(
-            [*find_uv(wheels), "pip", "install", "--quiet", "--python", sys.executable, "--target", str(part),
-             "--no-deps", "--require-hashes", *source, "-r", str(file)],
-            part,
-        )  # fmt: skip
+        command = [
+            *find_uv(wheels), "pip", "install", "--quiet", "--python", sys.executable, "--target", str(part),
+            "--no-deps", "--require-hashes", *source, "-r", str(file),
+        ]  # fmt: skip
+        with showing(f"Installing {len(_wanted(requirements))} packages"):
+            run_installer(command, part)
         (part / STAMP).write_text(json.dumps(stamp), encoding="utf-8")
         part.rename(overlay)
     except OSError as error:

@@ -1,7 +1,8 @@
 """`run.log`: everything a run printed, and why it stopped, without credentials.
 
 Guarantees: what is written to standard output and error goes to the notebook and to the file, redacted in both; an
-error that ends a cell is written too; progress bars take one line. Cannot: see what worker processes write.
+error that ends a cell is written too; progress bars take a line now and then (`lib/progress.py`), in the file always
+and on the screen where nobody watches. Cannot: see what worker processes write.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
+
+from lib.progress import Lines, find_shell, is_watched
 
 
 class RunLog:
@@ -30,7 +34,7 @@ class RunLog:
         sys.stdout = _Tee(sys.stdout, self._write, redact)
         sys.stderr = _Tee(sys.stderr, self._write, redact)
         sys.excepthook = self._on_exception  # a script; a notebook's cells report by the event below
-        self._shell = _shell()
+        self._shell = find_shell()
         if self._shell is not None:
             self._shell.events.register("post_run_cell", self._on_cell)
 
@@ -44,9 +48,7 @@ class RunLog:
 
     def close(self) -> None:
         """Give the streams back and leave the copy."""
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, _Tee):
-                stream.flush()
+        self._end_lines()
         sys.stdout, sys.stderr = self._streams
         sys.excepthook = self._hook
         if self._shell is not None:
@@ -66,7 +68,13 @@ class RunLog:
             with contextlib.suppress(OSError):
                 self._file.write(line)
 
+    def _end_lines(self) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, _Tee):
+                stream.end()
+
     def _on_cell(self, result: Any) -> None:  # noqa: ANN401  IPython's ExecutionResult
+        self._end_lines()
         error = result.error_before_exec or result.error_in_exec
         if error is not None:
             self._report(error)
@@ -76,6 +84,7 @@ class RunLog:
         self._hook(kind, error, trace)
 
     def _report(self, error: BaseException) -> None:
+        self._end_lines()
         self._write(self._redact("".join(traceback.format_exception(error))))
         self._copy()
         if self._told is not None:
@@ -83,31 +92,35 @@ class RunLog:
 
 
 class _Tee:
-    """A stream that also writes to the log: whole lines, each as it looked in the end."""
+    """A stream that also writes to the log: whole lines, which are all that the stream gets where nobody watches it."""
 
     def __init__(self, stream: TextIO, write: Callable[[str], None], redact: Callable[[str], str]) -> None:
         self._stream, self._log, self._redact = stream, write, redact
-        self._line = ""
+        self._watched = is_watched(stream)
+        self._lines = Lines(self._show)
+        self._lock = threading.RLock()
 
     def write(self, text: str) -> int:
-        self._stream.write(self._redact(text))
-        *lines, self._line = (self._line + text).split("\n")
-        for line in lines:
-            # a progress bar rewrites its line after each carriage return: its last state is what counts
-            shown = next((part for part in reversed(line.split("\r")) if part.strip()), "")
-            self._log(self._redact(shown) + "\n")
+        with self._lock:
+            if self._watched:
+                self._stream.write(self._redact(text))
+            self._lines.write(text)
         return len(text)
+
+    def end(self) -> None:
+        """End the line that has no end yet."""
+        with self._lock:
+            self._lines.end()
+            self._stream.flush()
+
+    def _show(self, line: str) -> None:
+        line = self._redact(line)
+        self._log(line)
+        if not self._watched:
+            self._stream.write(line)
 
     def flush(self) -> None:
         self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401  whatever else a stream can do
         return getattr(self._stream, name)
-
-
-def _shell() -> Any:  # noqa: ANN401  IPython's shell, or None
-    with contextlib.suppress(ImportError):
-        from IPython import get_ipython
-
-        return get_ipython()
-    return None

@@ -103,7 +103,7 @@ def _pull_weights(root: Path, part: Path, run: PublishedRun, credentials: Creden
     pointers = {f"run/{path.relative_to(part)}": path.read_text(encoding="utf-8") for path in part.rglob("*.dvc")}
     try:
         with clone_with(root, credentials) as clone:
-            pull_objects(clone, part.parent, pointers, credentials)
+            pull_objects(clone, part.parent, pointers, credentials, f"Pulling {run.branch}")
         wrong = "; ".join(_damages(part))
     except RemoteError as error:
         wrong = error.what

@@ -23,11 +23,20 @@ from lib.evaluation import HEADS, Evaluated
 from lib.experiment import Experiment
 from lib.export import Exported
 from lib.host import Host
+from lib.progress import duration
 from lib.sync import Publication, RunHold
 from lib.tracking import Tracking
 from lib.training import Start, Trained
 
 LIBRARIES = ("ultralytics", "torch", "torchvision", "numpy", "dvc", "wandb", "opencv-python")
+PICTURES = {
+    "test/predictions.png": "Predictions on the test split",
+    "test/worst.png": "The worst test pictures",
+    "train/results.png": "Training curves",
+    "test/BoxPR_curve.png": "Box precision and recall on the test split",
+}
+"""What is shown of a run: its pictures below the artifacts' folder, and their captions."""
+SHOWN_WIDTH = 900  # pixels of a picture in the notebook
 HEADERS = {"precision": "Precision", "recall": "Recall", "mAP50": "mAP50", "mAP50-95": "mAP50-95"}
 Steps = Sequence[tuple[str, float]]
 """Each step's title and its start in seconds since the epoch, in order."""
@@ -100,13 +109,8 @@ def _model_card(
 ) -> str:  # fmt: skip
     metrics = evaluated.metrics
     hardware = host.describe().partition(": ")[2]
-    pictures = [
-        ("Predictions on the test split", "test/predictions.png"),
-        ("Training curves", "train/results.png"),
-        ("Box precision and recall on the test split", "test/BoxPR_curve.png"),
-    ]
-    folder = facts.root / experiment.artifacts
-    shown = "\n\n".join(f"### {title}\n\n![{title}]({path})" for title, path in pictures if (folder / path).is_file())
+    pictures = _pictures(facts.root / experiment.artifacts)
+    shown = "\n\n".join(f"### {title}\n\n![{title}]({path})" for path, title in pictures)
     title = f"{experiment.about.title}: {experiment.name}"
     settings = experiment.training
     optimizer = (
@@ -121,7 +125,7 @@ def _model_card(
 {chr(10).join([experiment.description, *(f"{chr(10)}{note}" for note in notes)])}
 
 `{experiment.model.architecture}`, trained for {metrics.get("epochs", "?")} of {settings.epochs} epochs on {hardware}
-in {_minutes(trained.seconds)}{best}.
+in {duration(trained.seconds)}{best}.
 
 ## Metrics
 
@@ -213,7 +217,7 @@ def describe_run(facts: RunFacts, experiment: Experiment, host: Host) -> str:
     return (
         f"{experiment.about.title} on {facts.device}; {host.describe()}\n"
         f"Code: commit {facts.commit} of {facts.repository}\n"
-        f"Will be published as: {facts.branch}\n\n{text.getvalue()}"
+        f"Will be published as: {facts.branch}\n\n{text.getvalue().rstrip()}"
     )
 
 
@@ -242,48 +246,69 @@ def show_summary(
     tracking: Tracking, steps: Steps, end: float,
 ) -> None:  # fmt: skip
     """Print what a person wants to see when a run has ended well."""
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
-    # a notebook's output is as wide as it is; a Kaggle log has no colours
-    console = Console(file=sys.stdout, width=110, force_terminal=False, force_jupyter=False, highlight=False)
     folder = facts.root / experiment.artifacts
     how = {"finished": "trained and ", "interrupted": "interrupted, and ", "failed": "failed, and what there is of it "}
-    title = f"{experiment.about.title}: {experiment.name} is {how[trained.state]}published."
-    console.print(f"\n[bold]{escape(title)}[/bold]\n")
+    print(f"{experiment.about.title} ({experiment.name}) is {how[trained.state]}published.\n")
     if trained.reason:
         print(f"Warning: training {_was(trained)}.")
     for what in _missing(evaluated, exported):
         print(f"Warning: something is missing: {what}")
-    table = Table("Split", "Head", "Images", *HEADERS.values(), title="Metrics of best.pt", title_justify="left")
-    for cells in _metric_rows(evaluated.metrics):
-        table.add_row(*cells)
-    console.print(table)
+    show_metrics(evaluated)
     times = Table("Step", "Time", title="Where the time went", title_justify="left")
     for title, seconds in durations(steps, end).items():
-        times.add_row(title, _minutes(seconds))
-    times.add_row("Together", _minutes(end - steps[0][1]), style="bold")
-    console.print(times)
+        times.add_row(title, duration(seconds))
+    times.add_row("Together", duration(end - steps[0][1]), style="bold")
+    _console().print(times)
     lines = [
-        f"Pictures:  {folder / 'train' / 'results.png'}",
-        f"           {folder / 'test' / 'predictions.png'}",
-        f"Card:      {folder / 'README.md'}",
         f"Branch:    {facts.branch}",
         f"W&B:       {tracking.address}",
+        f"Card:      {folder / 'README.md'}",
+        *(f"{'Pictures:' * (not number):10} {folder / path}" for number, (path, _) in enumerate(_pictures(folder))),
         "",
-        f"To bring the model to another clone of {facts.repository}:",
+        f"To bring the model to a clone of {facts.repository}:",
         *(f"  {command}" for command in commands_to_get(facts.branch)),
-        f"  → {experiment.artifacts}/train/weights/best.pt",
+        f"It is then {experiment.artifacts}/train/weights/best.pt. Or, without leaving the branch that you are on:",
+        f"  python -m lib fetch {facts.branch}",
     ]
     print("\n".join(lines), flush=True)  # unwrapped: these are for copying
 
 
-def _minutes(seconds: float) -> str:
-    if seconds < 90:  # noqa: PLR2004
-        return f"{seconds:.1f} s"
-    hours, rest = divmod(round(seconds), 3600)
-    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60:02d} s"
+def show_metrics(evaluated: Evaluated) -> None:
+    """Print what was measured as a table, and how far corners are off."""
+    from rich.table import Table
+
+    table = Table("Split", "Head", "Images", *HEADERS.values(), title="Metrics of best.pt", title_justify="left")
+    for cells in _metric_rows(evaluated.metrics):
+        table.add_row(*cells)
+    _console().print(table)
+    corners = evaluated.metrics.get("test", {}).get("corners")
+    if corners:
+        pixels = [(name, corners.get(f"{key}_px")) for name, key in (("mean", "mean"), ("median", "median"))]
+        pixels += [("95 of 100 within", corners.get("p95_px"))]
+        off = ", ".join(f"{name} {value:.1f} px" for name, value in pixels if value is not None)
+        print(f"Corners on test: {corners['found']} of {corners['objects']} objects found{off and '; off by: '}{off}")
+
+
+def _console() -> Any:  # noqa: ANN401  rich is imported where it is used
+    from rich.console import Console
+
+    # a notebook's output is as wide as it is; a Kaggle log has no colours
+    return Console(file=sys.stdout, width=110, force_terminal=False, force_jupyter=False, highlight=False)
+
+
+def show_pictures(facts: RunFacts, experiment: Experiment) -> None:
+    """Show a run's pictures in the notebook itself, each below its caption."""
+    from IPython.display import Image, Markdown, display
+
+    folder = facts.root / experiment.artifacts
+    for path, title in _pictures(folder):
+        display(Markdown(f"**{title}**"), Image(filename=str(folder / path), width=SHOWN_WIDTH, alt=title))
+
+
+def _pictures(folder: Path) -> list[tuple[str, str]]:
+    return [(path, title) for path, title in PICTURES.items() if (folder / path).is_file()]
 
 
 def _versions() -> dict[str, str]:

@@ -14,6 +14,7 @@ import contextlib
 import csv
 import ctypes
 import json
+import logging
 import os
 import shutil
 import signal
@@ -27,18 +28,21 @@ from typing import Any
 import torch
 from ultralytics.engine import trainer as library
 from ultralytics.models import YOLO
-from ultralytics.utils import LOCAL_RANK, RANK
+from ultralytics.utils import LOCAL_RANK, LOGGER, RANK
 from ultralytics.utils.callbacks import get_default_callbacks
 from ultralytics.utils.patches import torch_load
 from ultralytics.utils.torch_utils import init_seeds, torch_distributed_zero_first
 
 from lib.experiment import Task
+from lib.progress import REDRAWN, Bar, duration
 from lib.tracking import Recorder
 from lib.training import Outcome, Plan
 
 FIRST = RANK in {-1, 0}
 """Whether this process is the one that writes: the only one, or the first of several."""
 
+
+UNWATCHED = 300.0  # seconds: within them an epoch's own line is enough of a sign of life
 
 BaseTrainer: Any = library.BaseTrainer  # the library has no types
 
@@ -53,13 +57,16 @@ class GuardedTrainer(BaseTrainer):  # type: ignore[misc]
         self._evaluating = False  # the library's last validation sends an epoch's events once more
         self._recorder: Recorder | None = None
         self._seconds_before = 0.0  # of training, in the sessions before this one
+        self._begun = 0.0
+        self._bar: Bar | None = None  # of the epoch
+        self._batches = 0  # of it that are over
         events = get_default_callbacks()
         for event, call in {
             "on_pretrain_routine_start": self._open,
             "on_train_start": self._count_on,
             "on_train_epoch_start": self._begin_epoch,
-            "on_train_batch_end": self._show_life,
-            "on_val_batch_end": self._show_life,
+            "on_train_batch_end": self._end_batch,
+            "on_val_batch_end": self._end_batch,
             "on_fit_epoch_end": self._end_epoch,
             "on_train_end": self._send_plots,
             "teardown": self._close,
@@ -142,6 +149,12 @@ class GuardedTrainer(BaseTrainer):  # type: ignore[misc]
 
     def _count_on(self, _: object) -> None:
         self.train_time_start -= self._seconds_before  # one curve: its time goes on too
+        self._begun = time.monotonic()
+        if FIRST:
+            model, size = Path(self.plan.arguments["model"]).stem, sum(each.numel() for each in self.model.parameters())
+            train, val = (len(loader.dataset) for loader in (self.train_loader, self.test_loader))
+            batches = f"{len(self.train_loader)} batches of {self.batch_size} an epoch"
+            print(f"{model}: {size:,} parameters; {train} train, {val} val pictures; {batches}", flush=True)
 
     def _begin_epoch(self, _: object) -> None:
         # out of memory, the library would halve the batch by itself, up to three times, in silence and on one GPU only
@@ -151,16 +164,28 @@ class GuardedTrainer(BaseTrainer):  # type: ignore[misc]
         init_seeds(seed, deterministic=self.args.deterministic)
         self.train_loader.sampler.generator = torch.Generator().manual_seed(seed)
 
-    def _show_life(self, _: object) -> None:
+        if FIRST:
+            batches = len(self.train_loader) + len(self.test_loader)
+            every = REDRAWN if self.plan.watched else UNWATCHED
+            self._bar, self._batches = Bar(f"epoch {self.epoch + 1}/{self.epochs}", batches, every=every), 0
+
+    def _end_batch(self, _: object) -> None:
         if FIRST:
             os.utime(self.plan.beat)
+        if self._bar is not None:
+            self._batches += 1
+            self._bar.show(self._batches)
 
     def _end_epoch(self, _: object) -> None:
         if self._evaluating or not FIRST:
             return
+        values = {**self.label_loss_items(self.tloss, prefix="train"), **self.metrics, **self.lr}
         if self._recorder is not None:
-            values = {**self.label_loss_items(self.tloss, prefix="train"), **self.metrics, **self.lr}
             self._recorder.log({**values, "gpu_memory_gib": self._get_memory(), "epoch": self.epoch + 1})
+        self._show_epoch(values)
+        if self.stop and self.epoch + 1 < self.epochs:
+            better = f"training.patience is {self.args.patience}, the best epoch is {self.stopper.best_epoch}"
+            print(f"Training stops: it has not become better for so long ({better}).", flush=True)
         if self.stop or self.plan.stop_at is None:
             return
         left = self.plan.stop_at - time.monotonic()
@@ -169,8 +194,28 @@ class GuardedTrainer(BaseTrainer):  # type: ignore[misc]
                 f"stopped after epoch {self.epoch + 1} of {self.epochs}: another one takes {self.epoch_time:.0f} s, "
                 f"and {max(left, 0):.0f} s are left of session.max_hours"
             )
-            print(f"\nTraining is {self.interrupted}.", flush=True)
+            print(f"Training is {self.interrupted}.", flush=True)
             self.stop: bool = True  # the library tells the other processes
+
+    def _show_epoch(self, values: Mapping[str, float]) -> None:
+        """Put the epoch's line in its bar's place."""
+        done, left = self.epoch + 1 - self.start_epoch, self.epochs - self.epoch - 1
+        only = "(B)" if self.plan.task == "detect" else "(none)"  # of one head there is no need to say whose it is
+        cells = {"epoch": f"{self.epoch + 1}/{self.epochs}"}
+        for key, value in values.items():
+            kind, _, name = key.partition("/")
+            if kind == "train" or name.startswith("mAP"):
+                cells[name.removesuffix("_loss").removesuffix(only)] = f"{value:.3f}"
+        if self.device.type != "cpu":
+            cells["GPU GiB"] = f"{self._get_memory():.1f}"
+        cells["time"] = duration(self.epoch_time)
+        cells["left"] = duration((time.monotonic() - self._begun) / done * left) if left else "none"
+        widths = [max(len(name), 10 if name in {"time", "left"} else 7) for name in cells]
+        lines = [list(cells)] * (done == 1) + [list(cells.values())]
+        text = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+        if self._bar is not None:
+            self._bar.end("\n".join(text))
+            self._bar = None
 
     def _send_plots(self, _: object) -> None:
         if self._recorder is not None:
@@ -214,6 +259,7 @@ def main(plan_file: Path, guard: type[GuardedTrainer] = GuardedTrainer) -> None:
     plan = Plan.read(plan_file)
     _die_with(plan.parent)
     status = 1
+    LOGGER.setLevel(logging.WARNING if FIRST else logging.ERROR)
     try:
         trainer = trainer_of(plan.task, guard)(plan)
         trainer.train()

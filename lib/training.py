@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import inspect
+import logging
 import os
 import shutil
 import sys
@@ -29,6 +30,7 @@ from pydantic import TypeAdapter
 from lib.commands import MINUTE, run_side_by_side
 from lib.errors import TrainingError, WeightsError
 from lib.experiment import Augmentation, Experiment, Task
+from lib.progress import is_watched
 from lib.tracking import Tracking
 
 State = Literal["finished", "interrupted", "failed"]
@@ -84,6 +86,8 @@ class Plan:
     stop_at: float | None
     """When the session's time is over, in seconds of this machine's monotonic clock; None: never."""
     tracking: Tracking
+    watched: bool
+    """Whether somebody sees what they print at once."""
     parent: int
     """The process that they may not outlive."""
 
@@ -125,10 +129,12 @@ def prepare_library(scratch: Path) -> None:
     config.mkdir(parents=True, exist_ok=True)
     os.environ["YOLO_CONFIG_DIR"] = str(config)
     os.environ["YOLO_AUTOINSTALL"] = "false"
-    os.environ["YOLO_VERBOSE"] = "true"
+    os.environ["YOLO_VERBOSE"] = "false"  # five lines an epoch; lib/trainer.py prints one
     # lib/tracking.py writes the one W&B run; the library's own integrations would open more
     from ultralytics import settings
+    from ultralytics.utils import LOGGER
 
+    LOGGER.setLevel(logging.WARNING)
     trackers = dict.fromkeys(("clearml", "comet", "dvc", "mlflow", "neptune", "raytune", "tensorboard", "wandb"), False)
     known = {name: value for name, value in trackers.items() if name in settings}
     settings.update({**known, "sync": False, "weights_dir": str(config / "weights"), "runs_dir": str(config / "runs")})
@@ -330,7 +336,15 @@ def train(
             "exist_ok": True,
             **attempt.arguments(),
         }
-        plan = Plan(experiment.about.task, arguments, scratch / "training", stop_at, tracking, os.getpid())
+        plan = Plan(
+            experiment.about.task,
+            arguments,
+            scratch / "training",
+            stop_at,
+            tracking,
+            is_watched(sys.stdout),
+            os.getpid(),
+        )
         outcome = _run(plan, worker, root, attempt.processes, experiment.hardware.stall_minutes * MINUTE)
         retry = attempt.after(outcome, experiment)
         if retry is None:
@@ -480,7 +494,7 @@ def free_gpu_memory() -> str:
     import torch
 
     if not torch.cuda.is_available():
-        return "there is no GPU to clear."
+        return "There is no GPU to clear."
     torch.cuda.empty_cache()
     held = sum(torch.cuda.memory_reserved(index) for index in range(torch.cuda.device_count()))
     return f"GPU cache cleared; {held / 2**20:.0f} MiB are still reserved."

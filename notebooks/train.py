@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   jupytext:
-#     formats: ipynb,py:percent
+#     notebook_metadata_filter: -jupytext.text_representation.jupytext_version
 #     text_representation:
 #       extension: .py
 #       format_name: percent
@@ -122,6 +122,7 @@ for file in [Path(secrets)] if secrets else [*inputs.glob("*/secrets.json"), *in
             f"{file} cannot be read as a JSON object ({type(error).__name__}).", "correct it, or the parameter secrets."
         )
 git_environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
+git_environment |= {"GIT_HTTP_LOW_SPEED_LIMIT": "1000", "GIT_HTTP_LOW_SPEED_TIME": "120"}  # bytes a second for so long
 if token and repository.startswith("http"):
     # git asks for it, and gives it to this host alone: a header would follow a redirect
     helper = '!f() { test "$1" = get && printf "username=x-access-token\\npassword=%s\\n" "$GIT_TOKEN"; }; f'
@@ -136,18 +137,29 @@ def git(*words):
     return subprocess.run(["git", *words], cwd=root, env=git_environment, capture_output=True, text=True, timeout=600)
 
 
+def fetch(*words):
+    """Fetch, and say every ten seconds how far it is; gives what went wrong, or 0."""
+    command, told, due = ["git", "fetch", "--progress", *words], [], time.monotonic() + 10
+    with subprocess.Popen(command, cwd=root, env=git_environment, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:  # git rewrites its line; read as text, each state of it is a line
+            if "% (" not in line:
+                told.append(line)
+            elif time.monotonic() > due:
+                due = time.monotonic() + 10
+                say(line.rstrip())
+    return process.returncode and ("".join(told) or f"git ended with status {process.returncode}")
+
+
 root = working / repository.rstrip("/").rpartition("/")[2].removesuffix(".git")
 root.mkdir(exist_ok=True)
 git("init", "--quiet")  # run again in the same session, it keeps what is there
 git("remote", "remove", "origin")
 git("remote", "add", "origin", repository)
-fetched = git("fetch", "--quiet", "--depth=1", "origin", commit or "HEAD")
-if fetched.returncode:  # a host that gives no single commits
-    fetched = git("fetch", "--quiet", "origin")
-fetched = git("checkout", "--quiet", "--detach", commit or "FETCH_HEAD") if not fetched.returncode else fetched
-if fetched.returncode:
+wrong = fetch("--depth=1", "origin", commit or "HEAD") and fetch("origin")  # a host that gives no single commits
+checked_out = git("checkout", "--quiet", "--detach", commit or "FETCH_HEAD")
+if wrong or checked_out.returncode:
     stop(
-        f"{repository} at {commit or 'its newest commit'} cannot be cloned:\n{fetched.stderr}",
+        f"{repository} at {commit or 'its newest commit'} cannot be cloned:\n{wrong or checked_out.stderr}",
         "check the address, that internet is on in the notebook's settings, that the commit is pushed, and, for a "
         "private repository, GITHUB_TOKEN in secrets.json.",
     )
@@ -319,10 +331,10 @@ from lib.export import export
 exported = export(chosen, trained, root)
 
 # %%
-from lib.report import metrics_table, write_report
+from lib.report import show_metrics, write_report
 
 write_report(facts, chosen, host, dataset, start, trained, evaluated, exported, tracking, steps)
-print(metrics_table(evaluated.metrics))
+show_metrics(evaluated)
 
 # %% [markdown]
 # Weights go to the DVC remote, everything else to a new branch: both, or neither. A training that failed half-way is
@@ -353,14 +365,10 @@ print(free_gpu_memory())
 # ## What came out
 
 # %% tags=["nbval-ignore-output"]
-from IPython.display import Image, display
-
-from lib.report import show_summary
+from lib.report import show_pictures, show_summary
 
 show_summary(facts, chosen, trained, evaluated, exported, tracking, steps, time.time())
-for picture in (artifacts / "train" / "results.png", artifacts / "test" / "predictions.png"):
-    if picture.is_file():
-        display(Image(str(picture)))
+show_pictures(facts, chosen)
 if error := trained.error or evaluated.missing or exported.missing:
     raise error
 log.close()

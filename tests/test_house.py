@@ -57,7 +57,7 @@ def test_imports_run_one_way() -> None:
     assert not [name for name in rooms if name in reach(name, frozenset())]
 
 
-@pytest.mark.parametrize("name", ["install", "errors", "host", "commands", "credentials", "log"])
+@pytest.mark.parametrize("name", ["install", "errors", "host", "commands", "credentials", "log", "progress"])
 def test_what_runs_before_the_packages_needs_the_standard_library_alone(name: str) -> None:
     """Step 2 runs on a bare Python; another library may be asked for where its absence is answered."""
     top = {found.partition(".")[0] for found, is_top in imports_of(ROOT / f"lib/{name}.py").items() if is_top}

@@ -83,7 +83,7 @@ def test_nothing_is_done_where_everything_is_installed(tmp_path: Path) -> None:
     """The sandbox: uv has installed the lock already."""
     before = list(sys.path), os.environ.get("PYTHONPATH")
     said = install(ROOT, tmp_path / "packages", inputs=tmp_path)
-    assert said.startswith("everything in uv.lock is installed; torch ")
+    assert said.startswith("Everything in uv.lock is installed; torch ")
     assert (list(sys.path), os.environ.get("PYTHONPATH")) == before
     assert not (tmp_path / "packages").exists()
 
@@ -150,7 +150,7 @@ def test_the_lock_is_installed_over_the_hosts_torch(tmp_path: Path, bare: Bare) 
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert "the host's torch 2.10.0+cu128 and the 2 packages that belong to it are byte for byte" in told["said"][0]
-    assert told["said"][1].startswith("everything in uv.lock was installed in this session already")
+    assert told["said"][1].startswith("Everything in uv.lock was installed in this session already")
     assert told["again"] == 0
     assert {name: told["found"][name] for name in ("torch", "numpy")} == {
         "torch": HOST["torch"],
@@ -167,7 +167,7 @@ def test_the_lock_is_installed_over_the_hosts_torch(tmp_path: Path, bare: Bare) 
     assert not [name for name in folders if name.startswith(("nvidia_cu", "nvidia_nccl"))]
     # another process of the same session, after the kernel was restarted
     again = bare.install(overlay, tmp_path, UV_OFFLINE="1", UV_NO_CACHE="1")
-    assert json.loads(again.stdout.splitlines()[-1])["said"][0].startswith("everything in uv.lock was installed")
+    assert json.loads(again.stdout.splitlines()[-1])["said"][0].startswith("Everything in uv.lock was installed")
 
 
 def test_a_host_whose_torch_changes_meanwhile_is_told(bare: Bare, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,62 @@ def test_the_default_folder_is_build_module(project: Path) -> None:
     assert run_render(project, "detection").returncode == 0
     assert (project / "build/detection/train_module_1_detection.ipynb").is_file()
     assert run_git("status", "--porcelain", cwd=project) == ""
+
+
+def run_jupytext(folder: Path, *words: str) -> None:
+    """Run jupytext's own command, which pairs and saves as it does inside Jupyter."""
+    command = [sys.executable, "-m", "jupytext", *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Path:
+    """Give a folder with the source notebook and the project's settings, opened once in Jupyter."""
+    for name in ("notebooks/train.py", "pyproject.toml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy2(ROOT / name, tmp_path / name)
+    run_jupytext(tmp_path, "--sync", "notebooks/train.py")
+    return tmp_path
+
+
+def test_the_source_opens_as_a_notebook_and_comes_back_the_same(opened: Path) -> None:
+    """Byte for byte, with every tag; what Jupyter keeps beside it lies where Git does not look."""
+    assert (opened / "notebooks/train.py").read_text(encoding="utf-8") == NOTEBOOK
+    assert [path.name for path in (opened / "notebooks").iterdir()] == ["train.py"]
+    shown = nbformat.read(opened / "build/notebooks/train.ipynb", as_version=4)
+    nbformat.validate(shown)
+    kinds = [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in read_notebook(NOTEBOOK).cells]
+    assert [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in shown.cells] == kinds
+    for words in (("--to", "notebook", "--output", "a.ipynb", "notebooks/train.py"), ("--to", "py:percent", "a.ipynb")):
+        run_jupytext(opened, *words)
+    assert (opened / "a.py").read_text(encoding="utf-8") == NOTEBOOK
+
+
+def test_what_is_edited_as_a_notebook_is_in_the_source(opened: Path) -> None:
+    """The changed line and nothing else; outputs stay in the notebook."""
+    file = opened / "build/notebooks/train.ipynb"
+    edited = nbformat.read(file, as_version=4)
+    edited.cells[3].source += "\nprint('edited')"
+    edited.cells[3].outputs = [nbformat.v4.new_output("stream", text="0.123\n")]
+    nbformat.write(edited, file)
+    run_jupytext(opened, "--sync", "build/notebooks/train.ipynb")
+    before, after = (text.splitlines() for text in (NOTEBOOK, (opened / "notebooks/train.py").read_text()))
+    assert [line for line in after if line not in before] == ["print('edited')"]
+    assert len(after) == len(before) + 1
+    assert nbformat.read(file, as_version=4).cells[3].outputs
+
+
+def test_notebooks_that_jupyter_left_change_nothing_that_is_rendered(project: Path, tmp_path: Path) -> None:
+    """The source is the `.py`; the tree stays clean too."""
+    assert run_render(project, "detection", "--output", str(tmp_path / "a")).returncode == 0
+    for name in ("notebooks/train.ipynb", "build/notebooks/train.ipynb"):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text("{}")
+    done = run_render(project, "detection", "--output", str(tmp_path / "b"))
+    assert done.returncode == 0, done.stderr
+    name = "train_module_1_detection.ipynb"
+    assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_one_cell_holds_the_whole_run(project: Path, tmp_path: Path) -> None:

@@ -215,7 +215,20 @@ def test_the_log_of_a_good_run_stands_with_the_artifacts(detection: Run) -> None
     assert "0/10: Verify GPU" in log
     assert "is trained and published" in log
     assert "\r" not in log
+    assert "\x1b" not in log
     assert log == (detection.clone.parent / "run.log").read_text()
+
+
+def test_an_epoch_is_a_line(detection: Run) -> None:
+    """With losses, mAP and the time left; nobody watches papermill's output, so no line is rewritten there."""
+    training = detection.output[detection.output.index("9/10: ") :].partition("Measured best.pt")[0]
+    header, *rows = re.findall(r"^ +(?:epoch|\d/2) .*$", training, re.MULTILINE)
+    assert header.split() == ["epoch", "box", "cls", "dfl", "mAP50", "mAP50-95", "time", "left"]
+    assert [row.split()[0] for row in rows] == ["1/2", "2/2"]
+    cells = json.loads(detection.notebook.read_text())["cells"]
+    kept = "".join("".join(out.get("text", "")) for cell in cells for out in cell.get("outputs", []))
+    assert not {"\r", "\x1b"} & {*kept, *detection.output}
+    assert re.search(r"^Pulling data/detection: [\d.]+ MiB in ", detection.output, re.MULTILINE)
 
 
 def test_no_credential_is_in_any_file_of_the_run(detection: Run) -> None:
@@ -241,10 +254,12 @@ def test_the_clone_keeps_index_head_and_branch(detection: Run) -> None:
 
 
 def test_the_executed_notebook_shows_the_pictures(detection: Run) -> None:
-    """Curves and predictions stand in the notebook itself."""
+    """Curves, predictions and the worst cases stand in the notebook itself, each after its caption."""
     notebook = json.loads(detection.notebook.read_text())
-    pictures = [out for out in notebook["cells"][-1]["outputs"] if "image/png" in out.get("data", {})]
-    assert len(pictures) == 2
+    shown = [out["data"] for out in notebook["cells"][-1]["outputs"] if out["output_type"] == "display_data"]
+    assert ["image/png" in data for data in shown] == [False, True] * 4
+    captions = ["".join(data["text/markdown"]) for data in shown[::2]]
+    assert captions[:3] == ["**Predictions on the test split**", "**The worst test pictures**", "**Training curves**"]
 
 
 def test_running_the_executed_notebook_again_gives_the_same_outputs(detection: Run) -> None:

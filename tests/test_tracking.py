@@ -94,7 +94,7 @@ def test_what_travels_to_workers_holds_no_key(tmp_path: Path, monkeypatch: pytes
     tracking = configure_tracking(EXPERIMENT, Credentials(wandb_api_key="k" * 40), tmp_path, "a-run")
     assert tracking.mode == "online"
     assert tracking.address == f"https://curves.example.com/somebody/container-id/runs/{tracking.id}"
-    plan = Plan("detect", {}, tmp_path / "plan", None, tracking, 1)
+    plan = Plan("detect", {}, tmp_path / "plan", None, tracking, watched=False, parent=1)
     assert b"k" * 40 not in plan.write().read_bytes()
     assert Plan.read(tmp_path / "plan" / "plan.json") == plan
 
