@@ -230,7 +230,7 @@ def _check_session(flight: Flight) -> Iterator[Line]:
         yield Line("session", "warning", told, "start a new session: this one ends soon")
     elif min(ends) == SESSION:
         yield Line(
-            "session", "warning", f"{told}; session.max_hours is {most or 'null'}, and Kaggle ends a session after 12 h",
+            "session", "warning", f"{told}; session.max_hours is {most or 'null'}, and Kaggle ends it after 12 h",
             "set session.max_hours to 11, so that evaluation and publication have their time",
         )  # fmt: skip
     else:

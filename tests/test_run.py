@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, run_git
+from test_tracking import records
 
 CANARY = f"ghp_{secrets.token_hex(16)}"  # made anew: the sandbox holds a copy of this file
 WEIGHTS = ("train/weights/best.pt", "train/weights/last.pt")
@@ -218,18 +219,44 @@ def test_the_log_of_a_good_run_stands_with_the_artifacts(detection: Run) -> None
     assert log == (detection.clone.parent / "run.log").read_text()
 
 
+def leaks(*folders: Path) -> list[Path]:
+    """Give the files that hold the token."""
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    return [path for path in files if CANARY.encode() in path.read_bytes()]
+
+
 def test_no_credential_is_in_any_file_of_the_run(detection: Run) -> None:
     """A token in the environment reaches no file: clone, log, W&B, notebook, remotes."""
-    files = [*detection.sandbox.rglob("*"), *detection.notebook.parent.rglob("*")]
-    found = [path for path in files if path.is_file() and CANARY.encode() in path.read_bytes()]
-    assert not found
+    assert not leaks(detection.sandbox, detection.notebook.parent)
     assert CANARY not in detection.output
 
 
+def recorded(run: Run) -> tuple[set[str], dict[str, Any], list[tuple[str, str]]]:
+    """Read a run's own W&B files back: its ids, its summary, and the alerts that were sent."""
+    found = list(records(run.clone.parent))
+    ids = {record.run.run_id for record in found if record.HasField("run")}
+    items = [item for record in found if record.HasField("summary") for item in record.summary.update]
+    summary = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+    return ids, summary, [(record.alert.title, record.alert.text) for record in found if record.HasField("alert")]
+
+
 def test_wandb_has_one_run(detection: Run) -> None:
-    """Training and the results added afterwards carry one id."""
-    ids = {path.name.rpartition("-")[2] for path in (detection.clone.parent / "wandb").glob("offline-run-*")}
+    """Training and what is known after it carry one id: test metrics and the published branch; one alert is sent."""
+    ids, summary, alerts = recorded(detection)
+    folders = {path.name.rpartition("-")[2] for path in (detection.clone.parent / "wandb").glob("offline-run-*")}
     assert len(ids) == 1
+    assert folders == ids
+    metrics = json.loads((detection.clone / detection.artifacts / "train/metrics.json").read_text())
+    assert {name: summary[f"test/box/{name}"] for name in metrics["test"]["box"]} == metrics["test"]["box"]
+    branch = json.loads((detection.clone / detection.artifacts / "run.json").read_text())["branch"]
+    assert (summary["branch"], summary["state"]) == (branch, "finished")
+    assert alerts == [(f"{branch.removeprefix('kaggle-train-')} is finished", branch)]
+
+
+def test_the_dashboard_is_told_before_training_starts(detection: Run) -> None:
+    """A person may look at the curves from the first epoch on, or knows how they get there."""
+    before = detection.output.partition("1/2 ")[0]
+    assert "Dashboard: offline; upload it with: wandb sync " in before[before.index("9/10: Run training") :]
 
 
 def test_the_clone_keeps_index_head_and_branch(detection: Run) -> None:
@@ -305,6 +332,9 @@ def test_a_session_that_is_over_publishes_what_was_trained(detection: Run) -> No
     assert "stopped after epoch 1 of 3" in (folder / "README.md").read_text()
     assert (folder / "train/weights/last.pt.dvc").is_file()
     assert CHECKPOINT in detection.refs()
+    ids, summary, ((title, text),) = recorded(run)
+    assert (len(ids), summary["state"], title.rpartition(" ")[2]) == (1, "interrupted", "interrupted")
+    assert "stopped after epoch 1 of 3" in text
     differs = render("detection", detection.sandbox, epochs=4)
     assert differs.status == 1
     assert "training.epochs 3 → 4" in differs.output
@@ -384,6 +414,11 @@ def test_a_training_that_fails_is_published_or_kept(detection: Run, choice: str)
     assert "killed by signal 9" in run["reason"]
     assert "killed by signal 9" in (folder / "README.md").read_text()
     assert all((folder / name).stat().st_size > 0 for name in WEIGHTS)
+    ids, summary, ((title, text),) = recorded(detection)
+    assert (len(ids), summary["state"], title.rpartition(" ")[2]) == (1, "failed", "failed")
+    assert "killed by signal 9" in text
+    assert not leaks(detection.sandbox, output)
+    assert CANARY not in told
 
 
 @pytest.mark.slow

@@ -144,7 +144,9 @@ def test_every_epoch_is_in_the_one_wandb_run(machine: Machine, finished: Trained
     history = read_history(machine.folder / "finished/curves")
     epochs = [row for row in history if "train/box_loss" in row]
     assert [json.loads(row["epoch"]) for row in epochs] == [1, 2, 3, 4]
-    wanted = {"train/box_loss", "val/box_loss", "metrics/mAP50(B)", "metrics/recall(B)", "lr/pg0", "gpu_memory_gib"}
+    measured = {f"metrics/{name}(B)" for name in ("precision", "recall", "mAP50", "mAP50-95")}
+    losses = {f"{part}/{name}_loss" for part in ("train", "val") for name in ("box", "cls", "dfl")}
+    wanted = measured | losses | {"lr/pg0", "gpu_memory_gib"}
     assert all(wanted <= row.keys() for row in epochs)
     assert [float(f"{float(row['lr/pg0']):.6g}") for row in epochs] == [float(row["lr/pg0"]) for row in rows(finished)]
     assert any(key.startswith("plots/results") for row in history for key in row)
