@@ -171,6 +171,12 @@ def test_metrics_hold_only_what_was_measured(detection: Run) -> None:
         assert set(metrics[split]["box"]) == {"precision", "recall", "mAP50", "mAP50-95"}
 
 
+def test_predictions_of_boxes_have_no_keypoints(detection: Run) -> None:
+    """Every other documented field, for every prediction."""
+    predictions = json.loads((detection.clone / detection.artifacts / "test/predictions.json").read_text())
+    assert {tuple(item) for item in predictions} <= {("image_id", "file_name", "category_id", "bbox", "score")}
+
+
 def test_run_json_says_from_what_the_model_was_made(detection: Run, second_clone: Path) -> None:
     """Commit, dataset and lock are those of the clone, not only filled in."""
     import hashlib
@@ -181,6 +187,7 @@ def test_run_json_says_from_what_the_model_was_made(detection: Run, second_clone
     assert run["lock"] == hashlib.sha256((second_clone / "uv.lock").read_bytes()).hexdigest()
     assert run["branch"] == run_git("branch", "--show-current", cwd=second_clone)
     assert run["seconds"]["training"] > 0
+    assert (run["batch_size"], run["machine"]["device"], run["seed"], run["state"]) == (8, "cpu", 42, "finished")
 
 
 def test_the_summary_names_metrics_pictures_branch_and_times(detection: Run) -> None:
