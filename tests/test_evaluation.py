@@ -203,7 +203,7 @@ def test_predictions_are_as_documented_field_by_field(localization: Model) -> No
         assert item["category_id"] == 1
         assert 0.001 <= item["score"] <= 1
         left, top, width, height = item["bbox"]
-        assert -1 < min(left, top)
+        assert min(left, top) > -1
         assert max(left + width, top + height) < side + 1
         assert min(width, height) > 0
         assert len(item["keypoints"]) == 4 * 3
