@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,16 @@ from lib.drawing import draw_dataset
 from lib.errors import PreflightError
 from lib.experiment import Experiment, load_experiment
 from lib.host import Gpu, Host
-from lib.preflight import Flight, Line, _check_session, judge_gpus, preflight, show_preflight, stop_on_errors
+from lib.preflight import (
+    Flight,
+    Line,
+    _check_session,
+    _check_weights,
+    judge_gpus,
+    preflight,
+    show_preflight,
+    stop_on_errors,
+)
 from lib.remotes import configure_dvc
 from lib.training import prepare_library
 
@@ -209,3 +219,32 @@ def test_preflight_by_hand_leaves_the_clone_as_it_is(stores: Stores, flight: Fli
     assert done.returncode == 1
     assert "ERROR    dataset" in done.stdout
     assert "Error: dataset: " in done.stderr
+
+
+def test_a_machine_and_a_remote_without_room_are_told_by_their_bytes(
+    flight: Flight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Working folder and DVC remote need what is going to be published, the scratch folder what is pulled."""
+    whole = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: whole._replace(free=20 * 2**20))
+    lines = preflight(flight)
+    found = {line.name: line for line in lines if line.state != "ok"}
+    assert found["working folder"].state == found["DVC remote"].state == "error"
+    assert "20.0 MiB free, about 60.0 MiB needed" in found["working folder"].found
+    assert found["DVC remote"].found == "20.0 MiB left, and a publication sends about 30.0 MiB"
+    assert "free space" in found["DVC remote"].remedy
+    assert found["scratch folder"].state == "warning"
+
+
+def test_published_weights_that_cannot_be_reached_are_an_error(flight: Flight, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for by their address, without fetching them; the remedy names the ways out."""
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # a proxy that is not there: no request leaves the machine
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setattr(urllib.request, "_opener", None)
+    (line,) = _check_weights(changed(flight, experiment=with_model(pretrained=True)))
+    assert line.state == "error"
+    assert "/yolo11n.pt cannot be reached" in line.found
+    assert "turn internet on" in line.remedy
+    assert "model.pretrained" in line.remedy
