@@ -7,9 +7,11 @@ import os
 import re
 import secrets
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from typing import Any
 import pytest
 from conftest import ROOT, run_git
 from test_tracking import records
+
+from lib.drawing import draw_dataset
 
 CANARY = f"ghp_{secrets.token_hex(16)}"  # made anew: the sandbox holds a copy of this file
 WEIGHTS = ("train/weights/best.pt", "train/weights/last.pt")
@@ -426,6 +430,46 @@ def test_a_training_that_fails_is_published_or_kept(detection: Run, choice: str)
     assert "killed by signal 9" in text
     assert not leaks(detection.sandbox, output)
     assert CANARY not in told
+
+
+def write_damaged_picture(file: Path) -> None:
+    """Write a PNG whose header and checksums are right, and whose pixels cannot be decoded."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 64, 8, 2, 0, 0, 0))
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"no pixels") + chunk(b"IEND", b""))
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_fails_costs_no_model(tmp_path: Path) -> None:
+    """A test picture that shows no damage before it is decoded: weights and curves are published, and why."""
+    draw_dataset(tmp_path / "data", "detection", counts={"train": 8, "val": 4, "test": 6}, size=64)
+    write_damaged_picture(tmp_path / "data/images/test/zz-damaged.png")  # behind those that the sandbox's sheet shows
+    words = ["--data", str(tmp_path / "data"), "-p", "training.image_size", "64"]
+    run = render("detection", tmp_path / "sandbox", *words, epochs=1)
+    assert run.status == 1
+    told = run.output[run.output.rindex("Error: the run stopped: ") :]
+    assert "EvaluationError: not everything could be measured: the test: " in told
+    assert "damaged.png" in told
+    (ref,) = run.refs()
+    clone = tmp_path / "second"
+    branch, origin = ref.removeprefix("refs/heads/"), run.sandbox / "origin.git"
+    run_git("clone", "--quiet", "--branch", branch, origin, clone, cwd=tmp_path)
+    subprocess.run([sys.executable, "-m", "dvc", "pull", "--quiet"], cwd=clone, check=True, timeout=120)
+    folder = clone / run.artifacts
+    for name in (*WEIGHTS, "train/results.csv", "train/results.png", "train/args.yaml"):
+        assert (folder / name).stat().st_size > 0, name
+    metrics = json.loads((folder / "train/metrics.json").read_text())
+    assert metrics.keys() == {"schema", "best_epoch", "epochs", "validation", "missing"}
+    record = json.loads((folder / "run.json").read_text())
+    assert record["state"] == "finished"
+    assert "damaged.png" in record["missing"]
+    assert "Not everything was measured" in (folder / "README.md").read_text()
+    _, summary, ((title, _),) = recorded(run)
+    assert summary["branch"] == record["branch"]
+    assert title.endswith(" is finished")
 
 
 @pytest.mark.slow
