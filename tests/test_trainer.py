@@ -335,13 +335,16 @@ def test_memory_that_is_too_small_is_one_clear_error(machine: Machine, monkeypat
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("device", ["cpu", "0,1"])
 def test_batches_are_halved_by_the_experiments_choice(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], device: str
 ) -> None:
     """Down to what fits, the gradients being accumulated to the nominal batch; the end says what it came to."""
     monkeypatch.setenv("FAULT", "memory:4")
-    trained = machine.train("halved", worker="faulty_trainer", training__min_batch_size=2)
-    assert (trained.state, trained.batch_size) == ("finished", 4)
+    if device != "cpu":
+        monkeypatch.setenv("GLOO", "1")
+    trained = machine.train(f"halved-{device}", device=device, worker="faulty_trainer", training__min_batch_size=2)
+    assert (trained.state, trained.batch_size, trained.device) == ("finished", 4, device)
     assert len(rows(trained)) == EPOCHS
     assert load(trained.last)["train_args"]["batch"] == 4
     assert load(trained.last)["train_args"]["nbs"] == 8
