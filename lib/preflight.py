@@ -32,6 +32,7 @@ ACCELERATORS: Mapping[str, tuple[str, ...]] = {"t4x2": ("T4", "T4"), "p100": ("P
 """What a run may be rendered for: a word of each GPU's name."""
 WEIGHTS_SIZE = {"n": 6, "s": 20, "m": 42, "l": 54, "x": 118}
 """MiB of a finished `.pt`, by the architecture's size; one that holds its optimizer is four times that."""
+HOUR = 3600.0
 SMALL = 2**31  # bytes of free space below which a warning is due
 MOST_TOLD = 600  # characters of a finding in the error; the table has all of it
 TIMEOUT = 180.0  # seconds for torch's import and first kernel
@@ -217,14 +218,21 @@ def _check_disk(flight: Flight) -> Iterator[Line]:
 
 
 def _check_session(flight: Flight) -> Iterator[Line]:
-    if not flight.host.on_kaggle:
-        yield Line("session", "ok", "this machine ends no session")
+    most = flight.experiment.session.max_hours
+    ends = [hours * HOUR for hours in (most,) if hours] + [SESSION] * flight.host.on_kaggle
+    if not ends:
+        yield Line("session", "ok", "session.max_hours is null, and this machine ends no session")
         return
-    left = SESSION - flight.elapsed
+    left = min(ends) - flight.elapsed
     epochs = flight.experiment.training.epochs
-    told = f"{left / 3600:.1f} h left: {epochs} epochs fit if one takes less than {left / epochs / 60:.1f} min"
-    if left < SESSION / 12:
+    told = f"{left / HOUR:.1f} h left to train: {epochs} epochs fit if one takes less than {left / epochs / 60:.1f} min"
+    if left < HOUR and flight.host.on_kaggle:
         yield Line("session", "warning", told, "start a new session: this one ends soon")
+    elif min(ends) == SESSION:
+        yield Line(
+            "session", "warning", f"{told}; session.max_hours is {most or 'null'}, and Kaggle ends it after 12 h",
+            "set session.max_hours to 11, so that evaluation and publication have their time",
+        )  # fmt: skip
     else:
         yield Line("session", "ok", told)
 

@@ -452,6 +452,7 @@ class _Handler(BaseHTTPRequestHandler):
         about = {
             "user": {"emailAddress": email, "displayName": "A User"},
             "quotaBytesUsed": str(self.drive._used()),
+            "quotaBytesUsedAggregate": str(self.drive._used()),  # with what other services of the account hold
             "quotaType": "UNLIMITED" if total is None else "LIMITED",
         }
         return _json(about | ({} if total is None else {"quotaBytesTotal": str(total)}))

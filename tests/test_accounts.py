@@ -463,7 +463,7 @@ def test_a_wandb_that_has_trouble_is_unreachable_and_not_a_refusal(
 
 
 TRACK = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from lib.credentials import Credentials
 from lib.experiment import load_experiment
@@ -477,10 +477,11 @@ def quick(**words):  # waits seconds for the service where a run waits up to a m
 wandb.init, wandb.Api = quick, lambda timeout: api(timeout=1)
 started = time.monotonic()
 experiment = load_experiment("experiments/001_det_baseline.yaml")
-found = tracking.configure_tracking(experiment, Credentials(wandb_api_key=sys.argv[1]), Path(sys.argv[2]), "a-run")
+given = Credentials(wandb_api_key=os.environ.pop("GIVEN"))
+found = tracking.configure_tracking(experiment, given, Path(sys.argv[1]), "a-run")
 recorder = tracking.Recorder(found)
 recorder.log({"epoch": 1.0})
-recorder.log_plots(Path(sys.argv[2]))
+recorder.log_plots(Path(sys.argv[1]))
 recorder.close()
 tracking.finish_tracking(found, "finished", {"branch": "x"})
 print(f"training goes on after {time.monotonic() - started:.0f} s", flush=True)
@@ -499,8 +500,9 @@ def test_training_goes_on_without_wandb(tmp_path: Path, trouble: str) -> None:
         service.keys = {wandb_emulator.KEY} if trouble == "ailing" else set()
         url = "http://127.0.0.1:9" if trouble == "away" else service.url
         environment = {**os.environ, "WANDB_BASE_URL": url, "WANDB_MODE": "online", "HOME": str(tmp_path)}
+        environment["GIVEN"] = wandb_emulator.KEY  # not an argument: W&B keeps those
         done = subprocess.run(
-            [sys.executable, "-c", TRACK, wandb_emulator.KEY, tmp_path / "run"],
+            [sys.executable, "-c", TRACK, tmp_path / "run"],
             cwd=ROOT, env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=100,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -509,6 +511,8 @@ def test_training_goes_on_without_wandb(tmp_path: Path, trouble: str) -> None:
     assert "recorded offline" in done.stdout
     assert list(tmp_path.glob("run/wandb/offline-run-*/*.wandb")), done.stdout + done.stderr
     assert_no_canary(done.stdout, done.stderr)
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]  # its logs too, and whatever it keeps at home
+    assert [path for path in left if wandb_emulator.KEY.encode() in path.read_bytes()] == []
 
 
 # ── signing in to Google ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT
+from pydantic import ValidationError
 
+from lib import evaluation
 from lib.comparison import Case, Compared, Thing, compare, corner_errors, draw_worst, iou, match
 from lib.dataset import Dataset, check_dataset
 from lib.evaluation import Evaluated, Metrics, evaluate
@@ -187,20 +190,35 @@ def boxed(bbox: list[float]) -> Any:
     return np.array([bbox[0], bbox[1], bbox[0] + bbox[2], bbox[1] + bbox[3]])
 
 
-def test_predictions_have_the_fields_that_are_documented(localization: Model) -> None:
-    """No more and no fewer, and names that lead to pictures."""
+def test_predictions_are_as_documented_field_by_field(localization: Model) -> None:
+    """The table in the module's docstring names every field; each holds what its line says."""
+    documented = re.findall(r"^\| `(\w+)` \|", str(evaluation.__doc__), re.MULTILINE)
+    side = 2 * SIZE
+    assert localization.predictions
     for item in localization.predictions:
-        assert item.keys() == {"image_id", "file_name", "category_id", "bbox", "score", "keypoints"}
-        assert (localization.dataset.folder / item["file_name"]).stem == item["image_id"]
+        assert list(item) == documented
+        picture = localization.dataset.folder / item["file_name"]
+        assert picture in localization.dataset.pictures("test")
+        assert picture.stem == item["image_id"]
         assert item["category_id"] == 1
-        assert len(item["keypoints"]) == 12
+        assert 0.001 <= item["score"] <= 1
+        left, top, width, height = item["bbox"]
+        assert min(left, top) > -1
+        assert max(left + width, top + height) < side + 1
+        assert min(width, height) > 0
+        assert len(item["keypoints"]) == 4 * 3
+        assert all(0 <= confidence <= 1 for confidence in item["keypoints"][2::3])
 
 
 def test_the_file_of_metrics_is_what_its_schema_says(localization: Model) -> None:
     """Read back by the documented model; nothing else stands in it."""
     content = json.loads((localization.trained.folder / "metrics.json").read_text())
     assert content == localization.evaluated.metrics
-    metrics = Metrics.model_validate(content)
+    metrics = Metrics.model_validate(content, strict=True)
+    described = Metrics.model_json_schema(by_alias=True)
+    assert content.keys() <= described["properties"].keys()
+    with pytest.raises(ValidationError):
+        Metrics.model_validate(content | {"test": content["test"] | {"mAP50": 0.5}})
     assert metrics.version == 2
     assert metrics.test is not None
     assert metrics.test.pose is not None

@@ -31,7 +31,7 @@ from lib.commands import MINUTE, Answer, run_command
 from lib.credentials import Credentials
 from lib.errors import CredentialsError, GitPushError, InDoubt, RemoteError, RunError
 from lib.remotes import configure_git
-from lib.sync import Publication, Published, check, recover, sync_outputs
+from lib.sync import Publication, Published, check, recover, rehearse, sync_outputs
 from lib.sync import refs as refs_module
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of DVC's own
@@ -404,6 +404,31 @@ def test_a_token_without_the_workflow_scope_is_told(hosted: Hosted) -> None:
     hosted.host.add_token(TOKEN)
     hosted.publish()
     assert_published(hosted)
+
+
+def test_a_rehearsal_finds_the_missing_workflow_scope(hosted: Hosted) -> None:
+    """Its throw-away branch stands at the run's own commit, which holds the workflow; before anything costs time."""
+    commit_workflow(hosted)
+    hosted.host.add_token(TOKEN, rights=["read", "write"])
+    found = rehearse(hosted.clone, Credentials(TOKEN), say=str)
+    assert isinstance(found.git, GitPushError)
+    assert "without `workflow` scope" in found.git.what
+    assert "the `workflow` scope" in found.git.remedy
+    assert hosted.stores.refs() == {}
+    hosted.host.add_token(TOKEN)
+    assert isinstance(rehearse(hosted.clone, Credentials(TOKEN), say=str).git, str)
+
+
+def test_a_rehearsal_asks_no_ci_to_build_anything(hosted: Hosted) -> None:
+    """The one commit that it makes says so; its branch stands at a commit that was there."""
+    seen = hosted.stores.folder / "seen"
+    hosted.stores.write_hook("post-receive", f'while read o n ref; do echo "$ref $n" >> {seen}; done')
+    rehearse(hosted.clone, Credentials(TOKEN), say=str)
+    commits = dict(line.split() for line in reversed(seen.read_text().splitlines()) if not line.endswith("0" * 40))
+    (intent,) = [commit for ref, commit in commits.items() if ref.startswith("refs/intents/")]
+    (branch,) = [commit for ref, commit in commits.items() if ref.startswith("refs/heads/")]
+    assert "[skip ci]" in run_git("show", "--no-patch", "--format=%B", intent, cwd=hosted.stores.origin)
+    assert branch == run_git("rev-parse", "HEAD", cwd=hosted.clone)
 
 
 def test_without_workflows_the_scope_is_not_needed(hosted: Hosted) -> None:

@@ -621,6 +621,17 @@ class TestDrive:
         assert remedy in caught.value.remedy
         assert_no_secret(caught.value, drive_emulator.SECRETS)
 
+    def test_the_room_that_is_left_is_that_of_the_account(
+        self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob]
+    ) -> None:
+        """What is not used of its quota; an account without one has no limit."""
+        assert on_drive.room() is None
+        send(on_drive, make(2000))
+        own_drive.capacity = 5000
+        assert on_drive.room() == 3000
+        own_drive.capacity = 1000  # a smaller one was booked since
+        assert on_drive.room() == 0
+
     def test_a_full_account_is_not_asked_twice(
         self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob]
     ) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,16 @@ from lib.drawing import draw_dataset
 from lib.errors import PreflightError
 from lib.experiment import Experiment, load_experiment
 from lib.host import Gpu, Host
-from lib.preflight import Flight, Line, judge_gpus, preflight, show_preflight, stop_on_errors
+from lib.preflight import (
+    Flight,
+    Line,
+    _check_session,
+    _check_weights,
+    judge_gpus,
+    preflight,
+    show_preflight,
+    stop_on_errors,
+)
 from lib.remotes import configure_dvc
 from lib.training import prepare_library
 
@@ -107,16 +117,39 @@ def test_a_check_that_breaks_is_a_finding_and_not_the_end_of_the_others(
     assert "canary" not in show_preflight(lines)
 
 
-def test_a_session_on_kaggle_says_how_long_an_epoch_may_take(flight: Flight) -> None:
-    """Twelve hours less what has passed."""
-    host = Host(flight.host.working, flight.host.scratch, (), on_kaggle=True)
-    lines = preflight(changed(flight, host=host, elapsed=2 * 3600.0))
-    (session,) = (line for line in lines if line.name == "session")
+def session_of(hours: float | None, *, on_kaggle: bool, elapsed: float = 2.0) -> Line:
+    """Give what is said of a session after `elapsed` hours, of an experiment with that `session.max_hours`."""
+    experiment = SMALL.model_copy(update={"session": SMALL.session.model_copy(update={"max_hours": hours})})
+    host = Host(Path("working"), Path("scratch"), (), on_kaggle=on_kaggle)
+    (line,) = _check_session(Flight(Path(), experiment, host, Credentials(), elapsed=elapsed * 3600))
+    return line
+
+
+@pytest.mark.parametrize("on_kaggle", [True, False])
+def test_a_session_says_how_long_an_epoch_may_take(*, on_kaggle: bool) -> None:
+    """`session.max_hours` less what has passed: that is when training ends, on Kaggle and anywhere else."""
+    session, epochs = session_of(11.0, on_kaggle=on_kaggle), SMALL.training.epochs
     assert session.state == "ok"
-    epochs = SMALL.training.epochs
-    assert f"10.0 h left: {epochs} epochs fit if one takes less than {600 / epochs:.1f} min" in session.found
-    late = preflight(changed(flight, host=host, elapsed=11.5 * 3600))
-    assert states(late)["session"] == "warning"
+    wanted = f"9.0 h left to train: {epochs} epochs fit if one takes less than {540 / epochs:.1f} min"
+    assert wanted in session.found
+
+
+def test_a_session_that_ends_soon_is_a_warning_on_kaggle() -> None:
+    """A new one has more time; elsewhere a short one is as it was asked for."""
+    late = session_of(11.0, on_kaggle=True, elapsed=10.5)
+    assert (late.state, "new session" in late.remedy) == ("warning", True)
+    assert session_of(0.5, on_kaggle=False, elapsed=0.0).state == "ok"
+    assert session_of(None, on_kaggle=False).found == "session.max_hours is null, and this machine ends no session"
+
+
+@pytest.mark.parametrize("hours", [None, 12.0, 20.0])
+def test_a_session_without_a_margin_is_a_warning_on_kaggle(hours: float | None) -> None:
+    """Twelve hours less what has passed are left, and none for evaluation and publication."""
+    session = session_of(hours, on_kaggle=True)
+    assert session.state == "warning"
+    assert "10.0 h left to train" in session.found
+    assert f"session.max_hours is {'null' if hours is None else hours}" in session.found
+    assert "session.max_hours to 11" in session.remedy
 
 
 def test_kaggle_without_the_gpu_that_was_rendered_for_is_an_error(flight: Flight) -> None:
@@ -186,3 +219,32 @@ def test_preflight_by_hand_leaves_the_clone_as_it_is(stores: Stores, flight: Fli
     assert done.returncode == 1
     assert "ERROR    dataset" in done.stdout
     assert "Error: dataset: " in done.stderr
+
+
+def test_a_machine_and_a_remote_without_room_are_told_by_their_bytes(
+    flight: Flight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Working folder and DVC remote need what is going to be published, the scratch folder what is pulled."""
+    whole = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: whole._replace(free=20 * 2**20))
+    lines = preflight(flight)
+    found = {line.name: line for line in lines if line.state != "ok"}
+    assert found["working folder"].state == found["DVC remote"].state == "error"
+    assert "20.0 MiB free, about 60.0 MiB needed" in found["working folder"].found
+    assert found["DVC remote"].found == "20.0 MiB left, and a publication sends about 30.0 MiB"
+    assert "free space" in found["DVC remote"].remedy
+    assert found["scratch folder"].state == "warning"
+
+
+def test_published_weights_that_cannot_be_reached_are_an_error(flight: Flight, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for by their address, without fetching them; the remedy names the ways out."""
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # a proxy that is not there: no request leaves the machine
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setattr(urllib.request, "_opener", None)
+    (line,) = _check_weights(changed(flight, experiment=with_model(pretrained=True)))
+    assert line.state == "error"
+    assert "/yolo11n.pt cannot be reached" in line.found
+    assert "turn internet on" in line.remedy
+    assert "model.pretrained" in line.remedy

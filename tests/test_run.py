@@ -7,15 +7,20 @@ import os
 import re
 import secrets
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import ROOT, run_git
+from test_tracking import records
+
+from lib.drawing import draw_dataset
 
 CANARY = f"ghp_{secrets.token_hex(16)}"  # made anew: the sandbox holds a copy of this file
 WEIGHTS = ("train/weights/best.pt", "train/weights/last.pt")
@@ -170,6 +175,12 @@ def test_metrics_hold_only_what_was_measured(detection: Run) -> None:
         assert set(metrics[split]["box"]) == {"precision", "recall", "mAP50", "mAP50-95"}
 
 
+def test_predictions_of_boxes_have_no_keypoints(detection: Run) -> None:
+    """Every other documented field, for every prediction."""
+    predictions = json.loads((detection.clone / detection.artifacts / "test/predictions.json").read_text())
+    assert {tuple(item) for item in predictions} <= {("image_id", "file_name", "category_id", "bbox", "score")}
+
+
 def test_run_json_says_from_what_the_model_was_made(detection: Run, second_clone: Path) -> None:
     """Commit, dataset and lock are those of the clone, not only filled in."""
     import hashlib
@@ -180,6 +191,7 @@ def test_run_json_says_from_what_the_model_was_made(detection: Run, second_clone
     assert run["lock"] == hashlib.sha256((second_clone / "uv.lock").read_bytes()).hexdigest()
     assert run["branch"] == run_git("branch", "--show-current", cwd=second_clone)
     assert run["seconds"]["training"] > 0
+    assert (run["batch_size"], run["machine"]["device"], run["seed"], run["state"]) == (8, "cpu", 42, "finished")
 
 
 def test_the_summary_names_metrics_pictures_branch_and_times(detection: Run) -> None:
@@ -231,18 +243,44 @@ def test_an_epoch_is_a_line(detection: Run) -> None:
     assert re.search(r"^Pulling data/detection: [\d.]+ MiB in ", detection.output, re.MULTILINE)
 
 
+def leaks(*folders: Path) -> list[Path]:
+    """Give the files that hold the token."""
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    return [path for path in files if CANARY.encode() in path.read_bytes()]
+
+
 def test_no_credential_is_in_any_file_of_the_run(detection: Run) -> None:
     """A token in the environment reaches no file: clone, log, W&B, notebook, remotes."""
-    files = [*detection.sandbox.rglob("*"), *detection.notebook.parent.rglob("*")]
-    found = [path for path in files if path.is_file() and CANARY.encode() in path.read_bytes()]
-    assert not found
+    assert not leaks(detection.sandbox, detection.notebook.parent)
     assert CANARY not in detection.output
 
 
+def recorded(run: Run) -> tuple[set[str], dict[str, Any], list[tuple[str, str]]]:
+    """Read a run's own W&B files back: its ids, its summary, and the alerts that were sent."""
+    found = list(records(run.clone.parent))
+    ids = {record.run.run_id for record in found if record.HasField("run")}
+    items = [item for record in found if record.HasField("summary") for item in record.summary.update]
+    summary = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+    return ids, summary, [(record.alert.title, record.alert.text) for record in found if record.HasField("alert")]
+
+
 def test_wandb_has_one_run(detection: Run) -> None:
-    """Training and the results added afterwards carry one id."""
-    ids = {path.name.rpartition("-")[2] for path in (detection.clone.parent / "wandb").glob("offline-run-*")}
+    """Training and what is known after it carry one id: test metrics and the published branch; one alert is sent."""
+    ids, summary, alerts = recorded(detection)
+    folders = {path.name.rpartition("-")[2] for path in (detection.clone.parent / "wandb").glob("offline-run-*")}
     assert len(ids) == 1
+    assert folders == ids
+    metrics = json.loads((detection.clone / detection.artifacts / "train/metrics.json").read_text())
+    assert {name: summary[f"test/box/{name}"] for name in metrics["test"]["box"]} == metrics["test"]["box"]
+    branch = json.loads((detection.clone / detection.artifacts / "run.json").read_text())["branch"]
+    assert (summary["branch"], summary["state"]) == (branch, "finished")
+    assert alerts == [(f"{branch.removeprefix('kaggle-train-')} is finished", branch)]
+
+
+def test_the_dashboard_is_told_before_training_starts(detection: Run) -> None:
+    """A person may look at the curves from the first epoch on, or knows how they get there."""
+    before = detection.output.partition("1/2 ")[0]
+    assert "Dashboard: offline; upload it with: wandb sync " in before[before.index("9/10: Run training") :]
 
 
 def test_the_clone_keeps_index_head_and_branch(detection: Run) -> None:
@@ -320,6 +358,9 @@ def test_a_session_that_is_over_publishes_what_was_trained(detection: Run) -> No
     assert "stopped after epoch 1 of 3" in (folder / "README.md").read_text()
     assert (folder / "train/weights/last.pt.dvc").is_file()
     assert CHECKPOINT in detection.refs()
+    ids, summary, ((title, text),) = recorded(run)
+    assert (len(ids), summary["state"], title.rpartition(" ")[2]) == (1, "interrupted", "interrupted")
+    assert "stopped after epoch 1 of 3" in text
     differs = render("detection", detection.sandbox, epochs=4)
     assert differs.status == 1
     assert "training.epochs 3 → 4" in differs.output
@@ -399,6 +440,51 @@ def test_a_training_that_fails_is_published_or_kept(detection: Run, choice: str)
     assert "killed by signal 9" in run["reason"]
     assert "killed by signal 9" in (folder / "README.md").read_text()
     assert all((folder / name).stat().st_size > 0 for name in WEIGHTS)
+    ids, summary, ((title, text),) = recorded(detection)
+    assert (len(ids), summary["state"], title.rpartition(" ")[2]) == (1, "failed", "failed")
+    assert "killed by signal 9" in text
+    assert not leaks(detection.sandbox, output)
+    assert CANARY not in told
+
+
+def write_damaged_picture(file: Path) -> None:
+    """Write a PNG whose header and checksums are right, and whose pixels cannot be decoded."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 64, 8, 2, 0, 0, 0))
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"no pixels") + chunk(b"IEND", b""))
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_fails_costs_no_model(tmp_path: Path) -> None:
+    """A test picture that shows no damage before it is decoded: weights and curves are published, and why."""
+    draw_dataset(tmp_path / "data", "detection", counts={"train": 8, "val": 4, "test": 6}, size=64)
+    write_damaged_picture(tmp_path / "data/images/test/zz-damaged.png")  # behind those that the sandbox's sheet shows
+    words = ["--data", str(tmp_path / "data"), "-p", "training.image_size", "64"]
+    run = render("detection", tmp_path / "sandbox", *words, epochs=1)
+    assert run.status == 1
+    told = run.output[run.output.rindex("Error: the run stopped: ") :]
+    assert "EvaluationError: not everything could be measured: the test: " in told
+    assert "damaged.png" in told
+    (ref,) = run.refs()
+    clone = tmp_path / "second"
+    branch, origin = ref.removeprefix("refs/heads/"), run.sandbox / "origin.git"
+    run_git("clone", "--quiet", "--branch", branch, origin, clone, cwd=tmp_path)
+    subprocess.run([sys.executable, "-m", "dvc", "pull", "--quiet"], cwd=clone, check=True, timeout=120)
+    folder = clone / run.artifacts
+    for name in (*WEIGHTS, "train/results.csv", "train/results.png", "train/args.yaml"):
+        assert (folder / name).stat().st_size > 0, name
+    metrics = json.loads((folder / "train/metrics.json").read_text())
+    assert metrics.keys() == {"schema", "best_epoch", "epochs", "validation", "missing"}
+    record = json.loads((folder / "run.json").read_text())
+    assert record["state"] == "finished"
+    assert "damaged.png" in record["missing"]
+    assert "Not everything was measured" in (folder / "README.md").read_text()
+    _, summary, ((title, _),) = recorded(run)
+    assert summary["branch"] == record["branch"]
+    assert title.endswith(" is finished")
 
 
 @pytest.mark.slow

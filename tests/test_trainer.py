@@ -144,7 +144,9 @@ def test_every_epoch_is_in_the_one_wandb_run(machine: Machine, finished: Trained
     history = read_history(machine.folder / "finished/curves")
     epochs = [row for row in history if "train/box_loss" in row]
     assert [json.loads(row["epoch"]) for row in epochs] == [1, 2, 3, 4]
-    wanted = {"train/box_loss", "val/box_loss", "metrics/mAP50(B)", "metrics/recall(B)", "lr/pg0", "gpu_memory_gib"}
+    measured = {f"metrics/{name}(B)" for name in ("precision", "recall", "mAP50", "mAP50-95")}
+    losses = {f"{part}/{name}_loss" for part in ("train", "val") for name in ("box", "cls", "dfl")}
+    wanted = measured | losses | {"lr/pg0", "gpu_memory_gib"}
     assert all(wanted <= row.keys() for row in epochs)
     assert [float(f"{float(row['lr/pg0']):.6g}") for row in epochs] == [float(row["lr/pg0"]) for row in rows(finished)]
     assert any(key.startswith("plots/results") for row in history for key in row)
@@ -333,13 +335,16 @@ def test_memory_that_is_too_small_is_one_clear_error(machine: Machine, monkeypat
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("device", ["cpu", "0,1"])
 def test_batches_are_halved_by_the_experiments_choice(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], device: str
 ) -> None:
     """Down to what fits, the gradients being accumulated to the nominal batch; the end says what it came to."""
     monkeypatch.setenv("FAULT", "memory:4")
-    trained = machine.train("halved", worker="faulty_trainer", training__min_batch_size=2)
-    assert (trained.state, trained.batch_size) == ("finished", 4)
+    if device != "cpu":
+        monkeypatch.setenv("GLOO", "1")
+    trained = machine.train(f"halved-{device}", device=device, worker="faulty_trainer", training__min_batch_size=2)
+    assert (trained.state, trained.batch_size, trained.device) == ("finished", 4, device)
     assert len(rows(trained)) == EPOCHS
     assert load(trained.last)["train_args"]["batch"] == 4
     assert load(trained.last)["train_args"]["nbs"] == 8

@@ -1,0 +1,72 @@
+"""What `run.json` and the model card say is what happened, not what was asked for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+from lib.credentials import Credentials
+from lib.dataset import Dataset
+from lib.errors import EvaluationError
+from lib.evaluation import Evaluated
+from lib.experiment import load_experiment
+from lib.host import Gpu, Host
+from lib.report import RunFacts, write_report
+from lib.tracking import configure_tracking
+from lib.training import Start, Trained
+
+SMALL = load_experiment(ROOT / "experiments/000_det_sandbox.yaml", {"wandb.enabled": False})
+TWO = (Gpu("Tesla T4", 15360), Gpu("Tesla T4", 15360))
+
+
+def report(folder: Path, missing: EvaluationError | None = None, **ended: Any) -> tuple[dict[str, Any], str]:
+    """Report a run on two T4 that ended so; gives `run.json` and the card, as they stand in the files."""
+    facts = RunFacts(folder, "kaggle-train-x", "0" * 40, "https://host/x", datetime(2026, 1, 2, tzinfo=UTC), "0,1")
+    made = folder / SMALL.artifacts
+    (made / "train").mkdir(parents=True)
+    trained = Trained(made / "train", made / "best.pt", made / "last.pt", 60.0, batch_size=8, device="0,1")
+    dataset = Dataset(folder, folder / "data.yaml", "0" * 32, {"train": 1, "val": 1, "test": 1}, {0: "door"})
+    write_report(
+        facts, SMALL, Host(folder, folder, TWO, on_kaggle=True), dataset, Start(None), replace(trained, **ended),
+        Evaluated(made / "test", {"epochs": 3}, missing), configure_tracking(SMALL, Credentials(), folder, "x"), [],
+    )  # fmt: skip
+    return json.loads((made / "run.json").read_text()), (made / "README.md").read_text()
+
+
+def test_a_run_that_went_as_asked_for_says_no_more(tmp_path: Path) -> None:
+    """Both GPUs, the experiment's batch, and nothing to explain."""
+    run, _ = report(tmp_path)
+    assert (run["state"], run["batch_size"], run["machine"]["device"]) == ("finished", 8, "0,1")
+    assert run["experiment"]["training"]["batch_size"] == 8
+    assert not {"reason", "missing"} & run.keys()
+
+
+def test_halved_batches_and_the_one_gpu_that_was_left_are_recorded(tmp_path: Path) -> None:
+    """Beside what the experiment asked for, which stays as it is: `rerun` asks for it again."""
+    run, card = report(tmp_path, batch_size=4, device="0")
+    assert (run["batch_size"], run["machine"]["device"]) == (4, "0")
+    assert run["experiment"]["training"]["batch_size"] == 8
+    assert len(run["machine"]["gpus"]) == 2
+    assert "batch 4," in card
+
+
+@pytest.mark.parametrize("state", ["interrupted", "failed"])
+def test_a_run_that_ended_too_early_says_how_and_why(tmp_path: Path, state: Any) -> None:
+    """In the record and on the card's first lines."""
+    run, card = report(tmp_path, state=state, reason="ended after epoch 3 of 9")
+    assert (run["state"], run["reason"]) == (state, "ended after epoch 3 of 9")
+    assert "ended after epoch 3 of 9" in card.partition("## Metrics")[0]
+
+
+def test_an_evaluation_that_failed_is_marked_missing_with_its_reason(tmp_path: Path) -> None:
+    """The training is finished all the same."""
+    run, card = report(tmp_path, EvaluationError("not everything could be measured: the test: no such picture"))
+    assert run["state"] == "finished"
+    assert run["missing"] == "not everything could be measured: the test: no such picture"
+    assert "the test: no such picture" in card.partition("## Metrics")[0]
