@@ -59,7 +59,8 @@ def test_a_rendered_notebook_is_ready_for_kaggle(project: Path, tmp_path: Path, 
     """The names of the requirements, valid format, T4 x2 and internet, the URL and the exact commit."""
     done = run_render(project, module, "--output", str(tmp_path), "--kaggle-user", "somebody")
     assert done.returncode == 0, done.stderr
-    name = {"detection": "train_module_1_detection", "localization": "train_module_3_localization"}[module]
+    asked = {"detection": "train_module_1_detection", "localization": "train_module_3_localization"}
+    name = asked.get(module, MODULES[module].notebook)
     notebook = nbformat.read(tmp_path / f"{name}.ipynb", as_version=4)
     nbformat.validate(notebook)
     assert notebook.metadata.kaggle.accelerator == "nvidiaTeslaT4"
