@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from lib.__main__ import app
 from lib.authoring import SCHEMA_LINE, explain, new_experiment, schema, show_explained
 from lib.errors import ExperimentError
-from lib.experiment import keys, load_experiment, meanings
+from lib.experiment import MODULES, keys, load_experiment, meanings
 from lib.training import ALWAYS, ultralytics_arguments
 
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
@@ -260,6 +260,6 @@ def test_an_editor_marks_what_loading_refuses(key: str, value: Any, told: str) -
 def test_an_editor_completes_modules_and_networks() -> None:
     """All that there are."""
     properties = schema()["properties"]
-    assert properties["module"]["enum"] == ["detection", "localization"]
+    assert properties["module"]["enum"] == list(MODULES)
     networks = schema()["$defs"]["Model"]["properties"]["architecture"]["enum"]
     assert {load_experiment(file).model.architecture for file in EXPERIMENTS} <= set(networks)

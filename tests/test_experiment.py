@@ -199,7 +199,7 @@ def test_the_tags_of_an_experiment_cannot_be_changed() -> None:
         ({"model__pretrained": "weights.txt"}, ["model.pretrained", "'weights.txt'", ".pt"]),
         ({"model__pretrained": 5}, ["model.pretrained", "5", "boolean", "string"]),
         ({"model__resume_from": "last.ckpt"}, ["model.resume_from", "'last.ckpt'", ".pt"]),
-        ({"module": "segmentation"}, ["module", "'segmentation'", "'detection'", "'localization'"]),
+        ({"module": "counting"}, ["module", "'counting'", "'detection'", "'localization'"]),
         ({"export": ["onnx", "tflite"]}, ["export.1", "'tflite'", "'onnx' or 'torchscript'"]),
         ({"export": "onnx"}, ["export", "'onnx'", "list"]),
         ({"export": ["onnx", "onnx"]}, ["export", "each format is named once"]),

@@ -16,6 +16,7 @@ from lib.dataset import Dataset
 from lib.errors import EvaluationError
 from lib.evaluation import Evaluated
 from lib.experiment import load_experiment
+from lib.export import Exported
 from lib.host import Gpu, Host
 from lib.report import RunFacts, write_report
 from lib.tracking import configure_tracking
@@ -34,7 +35,8 @@ def report(folder: Path, missing: EvaluationError | None = None, **ended: Any) -
     dataset = Dataset(folder, folder / "data.yaml", "0" * 32, {"train": 1, "val": 1, "test": 1}, {0: "door"})
     write_report(
         facts, SMALL, Host(folder, folder, TWO, on_kaggle=True), dataset, Start(None), replace(trained, **ended),
-        Evaluated(made / "test", {"epochs": 3}, missing), configure_tracking(SMALL, Credentials(), folder, "x"), [],
+        Evaluated(made / "test", {"epochs": 3}, missing), Exported(),
+        configure_tracking(SMALL, Credentials(), folder, "x"), [],
     )  # fmt: skip
     return json.loads((made / "run.json").read_text()), (made / "README.md").read_text()
 
