@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import s3_emulator
 from click.testing import CliRunner, Result
 from conftest import ROOT, RUN, WEIGHTS, Stores, make_stores, run_git, write_run, write_tiny_model
 from PIL import Image
@@ -155,6 +156,29 @@ def test_without_its_weights_nothing_is_there(stores: Stores, harm: str) -> None
     assert list(folder.iterdir()) == []
     path.write_bytes(good)
     assert contents(fetch_model(user, OLDER, Credentials(), folder / "one").folder) == contents(made)
+
+
+def test_what_a_store_gives_is_not_taken_for_what_was_asked_for(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S3, whose answers DVC by itself caches unseen: other bytes are refused, and are in nobody's way afterwards."""
+    for name, value in s3_emulator.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    with s3_emulator.S3Emulator() as s3:
+        s3.make_bucket("bucket")
+        s3.configure_clone(stores.clone, "bucket")
+        run_git("commit", "--quiet", "--all", "--message=the remote", cwd=stores.clone)
+        run_git("push", "--quiet", "origin", "HEAD:main", cwd=stores.clone)
+        made = publish(stores, OLDER)
+        best = (made / "train/weights/best.pt").read_bytes()
+        (key,) = [name for name, content in s3.files("bucket").items() if content == best]
+        s3.client().put_object(Bucket="bucket", Key=key, Body=b"x" * len(best))
+        user, folder = stores.clone_again(), stores.folder / "model"
+        with pytest.raises(BranchError, match="`dvc pull` of kaggle-train-detection-exp001"):
+            fetch_model(user, OLDER, Credentials(), folder)
+        assert not folder.exists()
+        s3.client().put_object(Bucket="bucket", Key=key, Body=best)
+        assert contents(fetch_model(user, OLDER, Credentials(), folder).folder) == contents(made)
 
 
 def test_a_folder_with_something_else_is_left_as_it_is(user: Path, model: Model) -> None:
