@@ -100,11 +100,12 @@ def main(
     given = {name: read_value(name, text) for name, text in parameter}
     notebook = read_notebook(SOURCE.read_text(encoding="utf-8"))
     unknown_or_reserved(given, notebook)
-    dotted = {name: value for name, value in given.items() if "." in name}
-    chosen = load_experiment(_experiment_file(about, experiment, run=run), dotted, module=about.name)
-    baked = {name: value for name, value in given.items() if name not in dotted}
+    changed = {name: value for name, value in given.items() if name in keys()}
+    chosen = load_experiment(_experiment_file(about, experiment, run=run), changed, module=about.name)
+    baked = {name: value for name, value in given.items() if name not in changed}
     # a shortcut is checked against the experiment now: a bad value must not wait for the GPU
-    load_experiment(chosen.model_dump(), {SHORTCUTS[name]: baked[name] for name in baked if name in SHORTCUTS})
+    shortcuts = {SHORTCUTS[name]: value for name, value in baked.items() if name in SHORTCUTS and value is not None}
+    load_experiment(chosen.model_dump(), shortcuts)
     services = click.get_current_context().with_resource(_emulators()) if emulate else None
     where = _sandbox(sandbox, chosen, data, services) if run else _repository(allow_dirty=allow_dirty, given=baked)
     values = {
@@ -136,7 +137,7 @@ def main(
 
 def unknown_or_reserved(given: Mapping[str, Any], notebook: Any) -> None:  # noqa: ANN401  nbformat has no types
     """Refuse a parameter that the notebook does not have: papermill would only warn, and train something else."""
-    known = [name for name in parameters(notebook) if name not in BY_OPTION] + [key for key in keys() if "." in key]
+    known = [name for name in (*parameters(notebook), *keys()) if name not in BY_OPTION]
     for name in given:
         if name in BY_OPTION:
             raise RenderError(f"-p {name}: this is chosen by {BY_OPTION[name]}.", remedy=f"use {BY_OPTION[name]}.")

@@ -23,7 +23,10 @@ def app() -> None:
 @click.option("--data", type=Path, metavar="DIR", help="A dataset in YOLO format, in place of the drawn one.")
 @click.option("--json", "as_json", is_flag=True, help="Print repository and commit as JSON.")
 def sandbox(*, module: str, folder: Path, data: Path | None, as_json: bool) -> None:
-    """Make the sandbox of this checkout, or bring it up to date: a Git repository, a DVC remote and a dataset."""
+    """Make the sandbox, or bring it up to date.
+
+    A Git repository with this checkout, a DVC remote and a dataset of MODULE.
+    """
     from lib.experiment import find_module, load_experiment
     from lib.sandbox import find_project, make_sandbox
 
@@ -42,7 +45,10 @@ def sandbox(*, module: str, folder: Path, data: Path | None, as_json: bool) -> N
 @click.option("--from", "source", type=Path, metavar="FILE", required=True, help="The experiment it begins as.")
 @PARAMETERS
 def new(*, name: str, source: Path, parameters: tuple[tuple[str, str], ...]) -> None:
-    """Make the next experiment of FILE's module, experiments/NUMBER_MODULE_NAME.yaml, with FILE's comments."""
+    """Make the next experiment from another one.
+
+    Writes experiments/NUMBER_MODULE_NAME.yaml with the comments of FILE.
+    """
     from lib.authoring import new_experiment
     from lib.sandbox import find_project
 
@@ -56,7 +62,10 @@ def new(*, name: str, source: Path, parameters: tuple[tuple[str, str], ...]) -> 
 @click.argument("file", type=Path)
 @PARAMETERS
 def explain(*, file: Path, parameters: tuple[tuple[str, str], ...]) -> None:
-    """Show each value of FILE, where it comes from, what it means, and the ultralytics argument it becomes."""
+    """Show what each value of an experiment means.
+
+    Also where it comes from, and the ultralytics argument it becomes.
+    """
     from lib.authoring import explain as look
     from lib.authoring import show_explained
 
@@ -65,7 +74,7 @@ def explain(*, file: Path, parameters: tuple[tuple[str, str], ...]) -> None:
 
 @app.command()
 def schema() -> None:
-    """Write experiments/schema.json, by which editors complete and check experiments, from the models."""
+    """Write experiments/schema.json, for editors."""
     from lib.authoring import write_schema
     from lib.sandbox import find_project
 
@@ -76,7 +85,10 @@ def schema() -> None:
 @click.argument("file", type=Path, default=Path("secrets.json"))
 @click.option("--client", type=Path, metavar="JSON", help="Your OAuth client, or a service account's key.")
 def credentials(*, file: Path, client: Path | None) -> None:
-    """Make or complete FILE (secrets.json) with you: sign in to Google, ask for the keys, try each at its service."""
+    """Make or complete secrets.json with you.
+
+    Signs in to Google in the browser, asks for the keys, tries each at its service, and writes FILE.
+    """
     from lib.accounts import make_secrets
 
     for account in make_secrets(file, client=client):
@@ -87,7 +99,10 @@ def credentials(*, file: Path, client: Path | None) -> None:
 @click.argument("folder", type=Path, default=Path("build/wheels"))
 @click.option("--python", metavar="VERSION", default="3.12", help="The Python of the machine that they are for.")
 def wheels(*, folder: Path, python: str) -> None:
-    """Gather in FOLDER what step 2 installs, for sessions without a network: attach it as a dataset."""
+    """Gather what step 2 installs, for sessions without a network.
+
+    Attach FOLDER as a Kaggle dataset.
+    """
     from lib.sandbox import find_project
     from lib.wheels import gather_wheels
 
@@ -100,7 +115,10 @@ def wheels(*, folder: Path, python: str) -> None:
 @click.option("--accelerator", type=click.Choice(["t4x2", "p100", "none"]), default="none", help="What it must have.")
 @SECRETS
 def preflight(*, experiment: Path, accelerator: str, secrets: str) -> None:
-    """Try on this machine what a run of EXPERIMENT (a YAML) would need; nothing stays. Exits with 1 on errors."""
+    """Try on this machine what a run would need.
+
+    EXPERIMENT is a YAML. Nothing stays; exits with 1 on errors.
+    """
     from lib.credentials import load_credentials
     from lib.experiment import load_experiment
     from lib.preflight import preflight_here, show_preflight, stop_on_errors
@@ -115,9 +133,9 @@ def preflight(*, experiment: Path, accelerator: str, secrets: str) -> None:
 @click.option("--output", type=Path, metavar="DIR", help="Where the files go; without it build/models/BRANCH.")
 @SECRETS
 def fetch(*, branch: str | None, output: Path | None, secrets: str) -> None:
-    """Bring weights and results of the run that published BRANCH here, whole; no checkout, no dataset.
+    """Bring a published run's weights and results here.
 
-    Without BRANCH it lets you choose among the newest.
+    Whole, without touching the checkout and without the dataset. Without BRANCH it lets you choose among the newest.
     """
     from lib.credentials import load_credentials
     from lib.models import fetch_model
@@ -140,9 +158,10 @@ def fetch(*, branch: str | None, output: Path | None, secrets: str) -> None:
 def predict(
     *, branch: str, images: tuple[Path, ...], output: Path | None, confidence: float, device: str, secrets: str
 ) -> None:
-    """Predict with the model of BRANCH, fetched where it is not yet, on each IMAGE: a picture, or a folder of them.
+    """Draw a published model's predictions on pictures.
 
-    Prints a line a picture and draws it. Exits with 1 if one cannot be read.
+    The model of BRANCH is fetched where it is not here yet; an IMAGE may be a folder of them. Prints a line a picture
+    and draws it. Exits with 1 if one cannot be read.
     """
     from lib.credentials import load_credentials
     from lib.models import fetch_model
@@ -166,9 +185,10 @@ def predict(
 @SECRETS
 @click.option("--json", "as_json", is_flag=True, help="Print metrics and differences as JSON.")
 def compare(*, branches: tuple[str, ...], output: Path, secrets: str, as_json: bool) -> None:
-    """Show runs side by side: metrics, what they were made from where it differs, and their curves in one picture.
+    """Show published runs side by side.
 
-    Without BRANCH the newest runs of the experiment that was trained last.
+    Metrics, what they were made from where it differs, and their curves in one picture. Without BRANCH the newest
+    runs of the experiment that was trained last.
     """
     from lib import side_by_side
     from lib.credentials import load_credentials
@@ -188,7 +208,10 @@ def compare(*, branches: tuple[str, ...], output: Path, secrets: str, as_json: b
 @SECRETS_DATASET
 @SECRETS
 def rerun(*, branch: str, output: Path | None, kaggle_user: str, secrets_dataset: str, secrets: str) -> None:
-    """Render the run that published BRANCH once more: its notebook, commit and experiment, ready for Kaggle."""
+    """Render a published run once more.
+
+    Its own notebook, commit, dataset and experiment, as BRANCH names them, ready for Kaggle.
+    """
     from lib.credentials import load_credentials
     from lib.rendering import configured_user, ways_to_kaggle
     from lib.rerun import rerun as render_again
@@ -210,7 +233,10 @@ def rerun(*, branch: str, output: Path | None, kaggle_user: str, secrets_dataset
 @KAGGLE_USER
 @click.option("--every", type=float, metavar="SECONDS", default=20.0, help="How often Kaggle is asked for its state.")
 def watch(*, module: str, kaggle_user: str, every: float) -> None:
-    """Follow the newest run of MODULE on Kaggle, state and log, to its end. Exits with 1 if it did not end well."""
+    """Follow a module's newest run on Kaggle to its end.
+
+    Shows its state and log; exits with 1 if it did not end well.
+    """
     from lib.experiment import find_module
     from lib.kaggle_kernel import client_user, watch_kernel
     from lib.rendering import configured_user, kernel_metadata
@@ -229,7 +255,10 @@ def watch(*, module: str, kaggle_user: str, every: float) -> None:
 @SECRETS
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def status(*, secrets: str, as_json: bool) -> None:
-    """Show every experiment of this clone's Git remote: finished runs, checkpoints, sessions, open publications."""
+    """Show where every experiment stands.
+
+    Finished runs with metrics, checkpoints, sessions and open publications, from the Git remote alone.
+    """
     from lib.credentials import load_credentials
     from lib.status import read_status, show_status
 
@@ -241,7 +270,10 @@ def status(*, secrets: str, as_json: bool) -> None:
 @OLDER_THAN
 @SECRETS
 def recover(*, older_than: float, secrets: str) -> None:
-    """Undo what dead runs left unfinished on the two remotes of this clone; waits until their lease is over."""
+    """Undo what dead runs left unfinished.
+
+    On both remotes of this clone; waits until their lease is over.
+    """
     import time
 
     from lib.credentials import load_credentials
@@ -265,7 +297,10 @@ def recover(*, older_than: float, secrets: str) -> None:
 @SECRETS
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
 def check(*, older_than: float, secrets: str, as_json: bool) -> None:
-    """Look at both remotes of this clone and say what is wrong; nothing is deleted. Exits with 1 if something is."""
+    """Look at both remotes and say what is wrong.
+
+    Nothing is deleted; exits with 1 if something is wrong.
+    """
     from lib.credentials import load_credentials
     from lib.remotes import clone_with
     from lib.sync import check as look

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import ExperimentError
-from lib.experiment import SHORTCUTS, Experiment, keys, load_experiment, meanings, read_value, read_yaml, set_value
+from lib.experiment import SHORTCUTS, Experiment, keys, load_experiment, meanings, read_value, read_yaml
 from lib.training import ALWAYS, ARGUMENTS, WORKED_OUT
 
 SCHEMA = "schema.json"
@@ -44,11 +44,8 @@ def _typed(parameters: Parameters) -> dict[str, Any]:
 
 
 def _load(file: Path, given: Mapping[str, Any]) -> Experiment:
-    """Load an experiment with values changed; one that is given as null is null."""
-    values = read_yaml(file)
-    for key, value in given.items():
-        set_value(values, key, value)
-    return load_experiment(values, where=f"{'-p, or ' if given else ''}{file}")
+    """Load an experiment with values changed."""
+    return load_experiment(read_yaml(file), given, where=f"{'-p, or ' if given else ''}{file}")
 
 
 # ── a new experiment ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -342,7 +342,7 @@ def load_experiment(
 ) -> Experiment:
     """Give the experiment of a YAML file, or of its content as a rendered notebook carries it.
 
-    `overrides` are values by dotted key (`{"training.epochs": 3}`) that win over the file's; None leaves the file's.
+    `overrides` are values by dotted key (`{"training.epochs": 3}`) that win over the file's.
     `module` is the one it must be of; empty, it may be of any. `where` is what errors call a content.
     Raises `ExperimentError` naming the file and, for everything that is wrong in it, key, value and what is allowed.
     """
@@ -351,8 +351,7 @@ def load_experiment(
     else:
         where, values = str(source), read_yaml(Path(source))
     for key, value in (overrides or {}).items():
-        if value is not None:
-            set_value(values, key, value)
+        set_value(values, key, value)
     try:
         experiment = Experiment.model_validate(values)
     except ValidationError as error:

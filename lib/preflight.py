@@ -81,6 +81,7 @@ def preflight(flight: Flight) -> list[Line]:
     """Check everything, side by side; what a check raises becomes its line."""
     checks = (
         ("GPU", _check_gpus),
+        ("batch", _check_batch),
         ("remotes", _check_remotes),
         ("accounts", _check_accounts),
         ("W&B", _check_wandb),
@@ -198,6 +199,18 @@ def judge_gpus(found: Mapping[str, Any], driven: int, wanted: tuple[str, ...], *
         )  # fmt: skip
     elif len(gpus) > 1 and not multi_gpu:
         yield Line("GPU", "ok", f"hardware.multi_gpu is false: one of {len(gpus)} is used")
+
+
+def _check_batch(flight: Flight) -> Iterator[Line]:
+    count, batch = len(flight.host.gpus), flight.experiment.training.batch_size
+    if count < 2 or not flight.experiment.hardware.multi_gpu:  # noqa: PLR2004
+        return
+    if batch < count:
+        told = f"training.batch_size is {batch}, and {count} GPUs train side by side"
+        yield Line("batch", "error", told, "give each GPU a picture at least, or set hardware.multi_gpu: false")
+    elif batch % count:
+        told = f"training.batch_size is {batch}: each of {count} GPUs takes {batch // count}"
+        yield Line("batch", "warning", told, f"make it a multiple of {count}")
 
 
 def _check_disk(flight: Flight) -> Iterator[Line]:

@@ -197,12 +197,13 @@ from lib.experiment import find_module, load_experiment
 from lib.host import find_host
 from lib.remotes import configure_dvc, configure_git
 
-overrides = {
+shortcuts = {
     "training.epochs": epochs,
     "training.batch_size": batch_size,
     "training.learning_rate": learning_rate,
     "model.resume_from": resume_from,
 }
+overrides = {key: value for key, value in shortcuts.items() if value is not None}
 chosen = load_experiment(experiment or find_module(module).small(root), overrides, module=module)
 artifacts = root / chosen.artifacts
 log.also_in(artifacts)

@@ -139,11 +139,12 @@ def test_a_mapping_stays_as_it_was() -> None:
     assert (experiment.training.epochs, experiment.name, experiment.hardware.multi_gpu) == (9, "other", False)
 
 
-def test_an_override_wins_and_none_leaves_the_files_value(write: Write) -> None:
-    """A parameter that was not given changes nothing."""
+def test_an_override_wins_also_with_null(write: Write) -> None:
+    """What is not given stays as the file has it."""
     path = write(DETECTION)
-    experiment = load_experiment(path, {"training.epochs": 3, "training.batch_size": None, "seed": 5})
+    experiment = load_experiment(path, {"training.epochs": 3, "session.max_hours": None, "seed": 5})
     assert (experiment.training.epochs, experiment.training.batch_size, experiment.seed) == (3, 4, 5)
+    assert experiment.session.max_hours is None
 
 
 @pytest.mark.parametrize("override", ["training.epoch", "trainin.epochs", "epochs"])

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from lib.host import Gpu, Host
 from lib.preflight import (
     Flight,
     Line,
+    _check_batch,
     _check_session,
     _check_weights,
     judge_gpus,
@@ -115,6 +117,20 @@ def test_a_check_that_breaks_is_a_finding_and_not_the_end_of_the_others(
     assert states(lines)["disk"] == "error"
     assert states(lines)["weights"] == "ok"
     assert "canary" not in show_preflight(lines)
+
+
+@pytest.mark.parametrize(
+    ("batch", "multi_gpu", "state"),
+    [(1, True, "error"), (3, True, "warning"), (4, True, None), (1, False, None)],
+)
+def test_a_batch_that_two_gpus_cannot_share_is_told(
+    flight: Flight, batch: int, multi_gpu: bool, state: str | None
+) -> None:
+    """Before training would fail with none a GPU, or take fewer pictures than were asked for."""
+    keys = {"training.batch_size": batch, "hardware.multi_gpu": multi_gpu}
+    experiment = load_experiment(ROOT / "experiments/000_det_sandbox.yaml", keys)
+    host = replace(flight.host, gpus=(Gpu("Tesla T4", 15360),) * 2)
+    assert states(list(_check_batch(changed(flight, experiment=experiment, host=host)))).get("batch") == state
 
 
 def session_of(hours: float | None, *, on_kaggle: bool, elapsed: float = 2.0) -> Line:

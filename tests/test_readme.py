@@ -95,15 +95,15 @@ def test_recover_by_hand_says_that_nothing_is_left(stores: Stores) -> None:
 
 
 def test_the_commands_for_the_dataset_work_as_written(tmp_path: Path) -> None:
-    """DVC's own commands of "Once", with a folder in place of Google Drive; what they push can be pulled."""
-    (block,) = [text for text in blocks() if "dvc init" in text]
+    """DVC's own commands, with a folder in place of Google Drive; what they push can be pulled, and the copy is one."""
+    block, copy = [text for text in blocks() if "dvc remote add" in text]
     origin, clone = tmp_path / "origin.git", tmp_path / "clone"
     run_git("init", "--quiet", "--bare", "--initial-branch=main", origin, cwd=tmp_path)
     run_git("clone", "--quiet", origin, clone, cwd=tmp_path)
     (clone / "data/detection").mkdir(parents=True)
     (clone / "data/detection/data.yaml").write_text("path: .\n")
     (tmp_path / "drive").mkdir()
-    script = block.replace("gdrive://<folder id>", str(tmp_path / "drive")).replace("uv run dvc", "dvc")
+    script = f"{block}\n{copy}".replace("gdrive://<folder id>", str(tmp_path / "drive")).replace("uv run dvc", "dvc")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     env = {**os.environ, "PATH": path}
     done = subprocess.run(
@@ -114,6 +114,9 @@ def test_the_commands_for_the_dataset_work_as_written(tmp_path: Path) -> None:
     run_git("clone", "--quiet", origin, second, cwd=tmp_path)
     subprocess.run(["dvc", "pull", "--quiet"], cwd=second, env=env, check=True)
     assert (second / "data/detection/data.yaml").read_text() == "path: .\n"
+    objects = [path.relative_to(tmp_path / "drive") for path in (tmp_path / "drive/files").rglob("*") if path.is_file()]
+    assert objects
+    assert all((clone / "build/copy" / name).is_file() for name in objects)
 
 
 def test_every_shell_block_is_known_to_a_test() -> None:
@@ -121,14 +124,20 @@ def test_every_shell_block_is_known_to_a_test() -> None:
     tried = {
         "pip install uv && uv run render.py detection --run",  # test_run; .ci/run runs it as it stands
         "uv run pytest",  # .ci/run
-        "uv run render.py detection",  # test_render
         "uv run render.py detection -p epochs 3 -p augmentation.degrees 5",  # test_render
         "uv run papermill build/detection/train_module_1_detection.ipynb build/out.ipynb -p epochs 1",  # test_render
         "git fetch origin kaggle-train-{module}-{experiment}-{time}",  # test_run, as the run prints them
         "git checkout kaggle-train-{module}-{experiment}-{time}",
         "dvc pull",
+        # test_models, in a real bash
+        'lib() { uv run python -m lib "$@"; }',
+        (
+            '_lib() { COMPREPLY=($(COMP_WORDS="${COMP_WORDS[*]}" COMP_CWORD=$COMP_CWORD _LIB_COMPLETE=bash_complete lib '
+            "| cut -d, -f2)); }"
+        ),
+        "complete -F _lib lib",
         # test_preflight
         "uv run python -m lib preflight experiments/001_det_baseline.yaml --secrets secrets.json",
     }
-    lines = {line for text in blocks() if "dvc init" not in text for line in text.splitlines() if line.strip()}
+    lines = {line for text in blocks() if "dvc remote add" not in text for line in text.splitlines() if line.strip()}
     assert lines == tried

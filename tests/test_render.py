@@ -354,6 +354,16 @@ def test_shortcuts_are_parameters_and_keys() -> None:
     assert set(SHORTCUTS.values()) <= set(keys())
 
 
+def test_every_key_of_an_experiment_can_be_given(project: Path, tmp_path: Path) -> None:
+    """Of a section or not; one that is given as null is null."""
+    given = ("-p", "session.max_hours", "null", "-p", "seed", "7", "-p", "export", "[onnx]")
+    done = run_render(project, "detection", "--output", str(tmp_path), *given)
+    assert done.returncode == 0, done.stderr
+    baked = parameters_of(tmp_path / "train_module_1_detection.ipynb")["experiment"]
+    wanted = {"session.max_hours": None, "seed": 7, "export": ["onnx"]}
+    assert baked == load_experiment(ROOT / MODULES["detection"].baseline, wanted).model_dump(mode="json")
+
+
 def test_unknown_parameters_are_an_error_even_without_a_near_miss() -> None:
     """All that are known are listed."""
     with pytest.raises(RenderError, match="known are: repository"):
