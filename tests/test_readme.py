@@ -132,8 +132,8 @@ def test_every_shell_block_is_known_to_a_test() -> None:
         # test_models, in a real bash
         'lib() { uv run python -m lib "$@"; }',
         (
-            '_lib() { COMPREPLY=($(COMP_WORDS="${COMP_WORDS[*]}" COMP_CWORD=$COMP_CWORD _LIB_COMPLETE=bash_complete lib '
-            "| cut -d, -f2)); }"
+            '_lib() { COMPREPLY=($(COMP_WORDS="${COMP_WORDS[*]}" COMP_CWORD=$COMP_CWORD _LIB_COMPLETE=bash_complete '
+            "lib | cut -d, -f2)); }"
         ),
         "complete -F _lib lib",
         # test_preflight
