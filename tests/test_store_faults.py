@@ -66,7 +66,7 @@ from lib.sync.s3 import S3Objects
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of DVC's own
 
 tmp_path = pytest.fixture(in_memory)
-tally = pytest.fixture(scope="module")(gather)
+tally = pytest.fixture(scope="session")(gather)
 
 Place = Callable[[Stores], contextlib.AbstractContextManager[Shelf]]
 Row = tuple[str, Scenario, Kind]

@@ -99,7 +99,7 @@ QUICK = {(ALONE, ONCE), (refused(ALONE), ONCE), (ALONE, LATE), (ALONE, VERY_LATE
 
 
 tmp_path = pytest.fixture(in_memory)
-tally = pytest.fixture(scope="module")(gather)
+tally = pytest.fixture(scope="session")(gather)
 
 
 def each(pairs: Pairs) -> pytest.MarkDecorator:
