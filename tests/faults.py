@@ -42,6 +42,7 @@ from typing import Any, NoReturn, Protocol, Self
 
 import pytest
 from conftest import ROOT, RUN, WEIGHTS, Stores, run_git, write_run
+from switches import Switch
 
 from lib import commands
 from lib.commands import Answer, CommandFailed
@@ -1000,9 +1001,6 @@ def assert_nothing_is_found(
     finally:
         tally.add(own)
     assert not own.findings(), "\n".join(["", *own.findings()])
-
-
-Switch = Callable[[pytest.MonkeyPatch], None]
 
 
 def sweep(

@@ -31,7 +31,6 @@ from faults import (
     Kind,
     Scenario,
     Shelf,
-    Switch,
     Tally,
     assert_nothing_is_found,
     gather,
@@ -55,6 +54,7 @@ from store_faults import (
     drive_shelf,
     s3_shelf,
 )
+from switches import Switch, does_not_verify, takes_identities_for_yes_or_no
 
 from lib.errors import SyncError
 from lib.sync import drive as drive_module
@@ -159,21 +159,6 @@ def test_a_fault_at_any_request_to_a_store_ends_in_all_or_nothing(
 
 
 # ── with one rule switched off ────────────────────────────────────────────────────────────────────────────────────────
-
-
-def does_not_verify(patch: pytest.MonkeyPatch) -> None:
-    """Push the branch without a look at the objects."""
-    patch.setattr(transaction._Publishing, "_verify", lambda *_: None)
-
-
-def takes_identities_for_yes_or_no(patch: pytest.MonkeyPatch) -> None:
-    """Delete nothing where anything stood before."""
-    delete = transaction.Vault._delete_new
-
-    def delete_where_nothing_stood(vault: transaction.Vault, doomed: Sequence[StoredObject], *rest: Any) -> None:
-        delete(vault, [item for item in doomed if not item.before], *rest)
-
-    patch.setattr(transaction.Vault, "_delete_new", delete_where_nothing_stood)
 
 
 def takes_every_copy_for_its_own(patch: pytest.MonkeyPatch) -> None:
