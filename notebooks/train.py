@@ -293,13 +293,16 @@ print(f"Dashboard: {tracking.address}")
 
 
 def on_error(error):
+    if isinstance(error, Exception):
+        keeper.wait()
     hold.release()
     finish_tracking(tracking, "failed", {}, credentials.redact(str(error)))
 
 
+keeper = Keeper(root, chosen, commit, dataset.md5, credentials, hold)
 log.on_error(on_error)
 stop_at = begun + chosen.session.max_hours * 3600 if chosen.session.max_hours else None
-with Keeper(root, chosen, commit, dataset.md5, credentials, hold):
+with keeper:
     trained = train(chosen, dataset.data_file, start, root, scratch, device=device, tracking=tracking, stop_at=stop_at)
 
 # %% [markdown]
@@ -326,6 +329,7 @@ from lib.sync import sync_outputs
 
 if trained.state == "failed" and chosen.session.on_failure == "keep":
     raise trained.error
+keeper.wait()
 published = sync_outputs(publication(facts, chosen, trained, evaluated, hold), credentials)
 results = {"branch": published.branch, "commit": published.commit, **evaluated.flat()}
 hold.release()

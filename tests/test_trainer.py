@@ -201,8 +201,9 @@ for turn in $(seq 2400); do [ $(wc -l < {table}) -ge $((rows + 3)) ] && exit 0; 
 exit 1""",
     )
     commit = run_git("rev-parse", "HEAD", cwd=stores.clone)
-    with Keeper(stores.clone, experiment, commit, "0" * 32, Credentials()):
+    with Keeper(stores.clone, experiment, commit, "0" * 32, Credentials()) as keeper:
         trained = here.train("clone", **values)
+    keeper.wait()
     assert trained.state == "finished"
     told = capfd.readouterr().out
     assert "did not leave the machine" not in told
