@@ -89,10 +89,10 @@ class Checkpoint:
         return f"Checkpoint: epoch {self.record.epoch} of {when:%Y-%m-%d %H:%M:%S} UTC ({self.branch}); it goes on."
 
 
-def hold_run(root: Path, experiment: Experiment, credentials: Credentials) -> RunHold:
-    """Begin to hold the experiment's run, or to watch the session that holds it."""
+def hold_run(root: Path, experiment: Experiment, credentials: Credentials, noted: tuple[str, float]) -> RunHold:
+    """Begin to hold the experiment's run, or to watch the session that holds it; `noted` as `RunHold` takes it."""
     name = f"{experiment.module}-{experiment.slug}"
-    hold = RunHold(root, name, credentials, lease=experiment.session.lease_minutes * MINUTE)
+    hold = RunHold(root, name, credentials, lease=experiment.session.lease_minutes * MINUTE, noted=noted)
     try:
         told = "is held by this session" if hold.watch() else "is held by another session, which is watched from now on"
     except GitPushError as error:  # preflight tells cause and remedy of all that is refused together

@@ -141,6 +141,8 @@ root.mkdir(exist_ok=True)
 git("init", "--quiet")  # run again in the same session, it keeps what is there
 git("remote", "remove", "origin")
 git("remote", "add", "origin", repository)
+# another session of the experiment is watched from here on: it is dead when it does not move for its lease
+noted = git("ls-remote", "origin", "refs/runs/*", "refs/heads/kaggle-runs/*").stdout, time.monotonic()
 fetched = git("fetch", "--quiet", "--depth=1", "origin", commit or "HEAD")
 if fetched.returncode:  # a host that gives no single commits
     fetched = git("fetch", "--quiet", "origin")
@@ -210,7 +212,7 @@ from lib.sync import recover
 print(configure_git(root, credentials))
 unfinished = recover(root, credentials)
 print(f"Unfinished publications of other runs: {unfinished}")
-hold = hold_run(root, chosen, credentials)
+hold = hold_run(root, chosen, credentials, noted)
 log.on_error(lambda _: hold.release())
 checkpoint = find_checkpoint(root, chosen, commit, credentials)
 print(checkpoint.describe() if checkpoint else "No earlier session has left a checkpoint to go on from.")
