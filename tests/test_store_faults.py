@@ -23,6 +23,7 @@ from faults import (
     DIES,
     LIES,
     LOST,
+    MOVING,
     ON,
     ONCE,
     RECOVERY,
@@ -98,6 +99,7 @@ OPERATIONS = [
     *rows(BOTH, DEAD, *map(at_the_store, (ON, LOST, DIES))),
     *rows(BOTH, RECOVERY, *map(at_the_store, (ONCE, ON, LOST))),
     *rows(["drive"], TWIN, at_the_store(LOST)),
+    *rows(BOTH, MOVING, *map(at_the_store, (ONCE, LOST))),
 ]
 REQUESTS = [
     *rows(BOTH, ALONE, CUT_MIDWAY, BUSY_ON, NO_ANSWER, NO_ANSWERS, DIES_AFTER_A_REQUEST),

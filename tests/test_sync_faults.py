@@ -96,7 +96,7 @@ MEANWHILES: Pairs = tuple(
 )
 KILLS: Pairs = (
     (COLD, (KILLED_BEFORE, KILLED_AFTER, KILLED_MIDWAY)),
-    *((scenario, (KILLED_AFTER,)) for scenario in (STRANGER, DEAD, BESIDE, CLEANING, FINISHING, MOVING)),
+    *((scenario, (KILLED_AFTER,)) for scenario in (STRANGER, DEAD, BESIDE, CLEANING, FINISHING, MOVING, HOLDING)),
     *((refused(scenario), (KILLED_AFTER,)) for scenario in (ALONE, STRANGER, DEAD, BESIDE)),
     (RECOVERY, (KILLED_AFTER,)),
     (SWEEPING, (KILLED_AFTER,)),
