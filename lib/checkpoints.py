@@ -81,10 +81,10 @@ class Checkpoint:
         return f"Checkpoint: epoch {self.record.epoch} of {when:%Y-%m-%d %H:%M:%S} UTC ({self.branch}); it goes on."
 
 
-def hold_run(root: Path, experiment: Experiment, credentials: Credentials) -> RunHold:
-    """Begin to hold the experiment's run, or to watch the session that holds it."""
+def hold_run(root: Path, experiment: Experiment, credentials: Credentials, noted: tuple[str, float]) -> RunHold:
+    """Begin to hold the experiment's run, or to watch the session that holds it; `noted` as `RunHold` takes it."""
     name = f"{experiment.module}-{experiment.slug}"
-    hold = RunHold(root, name, credentials, lease=experiment.session.lease_minutes * MINUTE)
+    hold = RunHold(root, name, credentials, lease=experiment.session.lease_minutes * MINUTE, noted=noted)
     try:
         told = "is held by this session" if hold.watch() else "is held by another session, which is watched from now on"
     except GitPushError as error:  # preflight tells cause and remedy of all that is refused together
@@ -172,7 +172,9 @@ class Keeper:
     """Publishes the checkpoints of a training from a thread beside it, as a context around it.
 
     One at a time and always the newest: the first after the first epoch, then one every `session.checkpoint_minutes`,
-    and at the end what has not left yet, unless the training is finished. What fails is said and tried again.
+    and at the end what has not left yet, unless the training is finished. What fails is said and tried again. The
+    evaluation waits for none of it; only the finished run's publication, which takes the checkpoint's place, must
+    `wait`.
     """
 
     def __init__(
@@ -183,7 +185,7 @@ class Keeper:
         self._commit, self._dataset, self._hold = commit, dataset, hold
         self._folder = root / experiment.artifacts
         self._saved = 0  # epochs of the newest checkpoint that has left
-        self._stop = threading.Event()
+        self._stop, self._last = threading.Event(), True
         self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
         self._copies = ExitStack()
         self._copy: Path | None = None
@@ -199,20 +201,28 @@ class Keeper:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # Ctrl-C waits for nothing: what is under way is settled by the next run
+        self._last = kind is None or issubclass(kind, Exception)
         self._stop.set()
-        if kind is not None and not issubclass(kind, Exception):
-            return  # Ctrl-C waits for nothing: what is under way is settled by the next run
+        if self._last and self._thread.ident is None:
+            self._thread.start()
+        if self._last and kind is not None:
+            self.wait()  # the process may end with the error
+
+    def wait(self) -> None:
+        """Return when all that should leave has left, or could not."""
         if self.is_at_work:
             self._thread.join()
-        self._try()
-        self._copies.close()
 
     def _work(self) -> None:
         interval = (self._experiment.session.checkpoint_minutes or 0) * MINUTE
         due = 0.0
-        while not self._stop.wait(LOOK):
-            if time.monotonic() >= due and (self._folder / WEIGHTS[1]).is_file():
-                due = time.monotonic() + (interval if self._try() else min(interval, AGAIN))
+        with self._copies:
+            while not self._stop.wait(LOOK):
+                if time.monotonic() >= due and (self._folder / WEIGHTS[1]).is_file():
+                    due = time.monotonic() + (interval if self._try() else min(interval, AGAIN))
+            if self._last:
+                self._try()
 
     def _try(self) -> bool:
         """Publish what there is; whether nothing is left to publish."""

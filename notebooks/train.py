@@ -155,6 +155,8 @@ root.mkdir(exist_ok=True)
 git("init", "--quiet")  # run again in the same session, it keeps what is there
 git("remote", "remove", "origin")
 git("remote", "add", "origin", repository)
+# another session of the experiment is watched from here on: it is dead when it does not move for its lease
+noted = git("ls-remote", "origin", "refs/runs/*", "refs/heads/kaggle-runs/*").stdout, time.monotonic()
 wrong = fetch("--depth=1", "origin", commit or "HEAD") and fetch("origin")  # a host that gives no single commits
 checked_out = git("checkout", "--quiet", "--detach", commit or "FETCH_HEAD")
 if wrong or checked_out.returncode:
@@ -223,7 +225,7 @@ from lib.sync import recover
 print(configure_git(root, credentials))
 unfinished = recover(root, credentials)
 print(f"Unfinished publications of other runs: {unfinished}")
-hold = hold_run(root, chosen, credentials)
+hold = hold_run(root, chosen, credentials, noted)
 log.on_error(lambda _: hold.release())
 checkpoint = find_checkpoint(root, chosen, commit, credentials)
 print(checkpoint.describe() if checkpoint else "No earlier session has left a checkpoint to go on from.")
@@ -306,13 +308,16 @@ print(f"Dashboard: {tracking.address}")
 
 
 def on_error(error):
+    if isinstance(error, Exception):
+        keeper.wait()
     hold.release()
     finish_tracking(tracking, "failed", {}, credentials.redact(str(error)))
 
 
+keeper = Keeper(root, chosen, commit, dataset.md5, credentials, hold)
 log.on_error(on_error)
 stop_at = begun + chosen.session.max_hours * 3600 if chosen.session.max_hours else None
-with Keeper(root, chosen, commit, dataset.md5, credentials, hold):
+with keeper:
     trained = train(chosen, dataset.data_file, start, root, scratch, device=device, tracking=tracking, stop_at=stop_at)
 
 # %% [markdown]
@@ -347,6 +352,7 @@ from lib.sync import sync_outputs
 
 if trained.state == "failed" and chosen.session.on_failure == "keep":
     raise trained.error
+keeper.wait()
 published = sync_outputs(publication(facts, chosen, trained, evaluated, exported, hold), credentials)
 results = {"branch": published.branch, "commit": published.commit, **evaluated.flat()}
 hold.release()

@@ -42,6 +42,7 @@ from typing import Any, NoReturn, Protocol, Self
 
 import pytest
 from conftest import ROOT, RUN, WEIGHTS, Stores, run_git, write_run
+from switches import Switch
 
 from lib import commands
 from lib.commands import Answer, CommandFailed
@@ -759,6 +760,9 @@ class Tally:
         return self.half_states + self.others
 
 
+TALLY = pytest.StashKey[Tally]()
+
+
 def md5_of(content: bytes) -> str:
     """Give the name of an object by its content."""
     return hashlib.md5(content).hexdigest()
@@ -978,16 +982,13 @@ def in_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield world
 
 
-def gather(request: pytest.FixtureRequest) -> Iterator[Tally]:
-    """Gather what the sweeps of a module find, and tell the sum at the end."""
-    tally = Tally()
-    yield tally
-    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-    capture = request.config.pluginmanager.get_plugin("capturemanager")
-    with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
-        if reporter:
-            reporter.ensure_newline()
-            reporter.write_line(tally.line())
+def gather(request: pytest.FixtureRequest) -> Tally:
+    """Gather what all sweeps of this session find; the sum is the last line that pytest prints."""
+    config = request.config
+    if TALLY not in config.stash:
+        tally = config.stash[TALLY] = Tally()
+        config.add_cleanup(lambda: config.get_terminal_writer().line(tally.line()))
+    return config.stash[TALLY]
 
 
 def assert_nothing_is_found(
@@ -1000,9 +1001,6 @@ def assert_nothing_is_found(
     finally:
         tally.add(own)
     assert not own.findings(), "\n".join(["", *own.findings()])
-
-
-Switch = Callable[[pytest.MonkeyPatch], None]
 
 
 def sweep(

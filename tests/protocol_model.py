@@ -15,19 +15,22 @@ uploads                           transaction._Publishing._send               Ob
 verifies                          transaction._Publishing._verify             Objects.look
 COMMITS, or its push is late      transaction.Lease.end                      Refs.push
 wants to undo its own             transaction._Publishing._undo_remotely      Refs.read_intents
+declares anew to undo             transaction._Publishing._undo_late_uploads  Objects.look, Refs.push
 marks                             transaction.Vault.settle, Lease.__enter__   Refs.push
 looks at intents, at branches     transaction.Vault.settle                     Refs.read_intents, Refs.named_objects
 looks at an object                transaction.Vault._delete_new              Objects.look
 reads its mark again, deletes     transaction.Lease.reread, _delete_new      Refs.list_refs, Objects.delete
 removes the intent                transaction.Lease.end                      Refs.push
 
-A run of kind C moves the checkpoint branch: a publication that `supersedes` it, and cleans up after its commit.
+A run of kind C moves the checkpoint branch: a publication that `supersedes` it, and cleans up after its commit. It has
+read the branch before anything else happened.
 
 What is simplified. Reading an intent and marking it is one step: a mark on something stale is refused and changes
 nothing. A lease expires exactly when its holder is gone; `lease_owner` and `lease_undoer` switched off are a lease that
 expires on the living (`recover --older-than 0`, a machine that slept). Reading the mark again and deleting is one step
 unless the world has a `gap`. Whoever gives up in the middle of an undoing is dead to the others. A run is tried once:
-its retry is another run. An upload happens when its answer comes; only the commit push may arrive later.
+its retry is another run. An upload happens when its answer comes; only the commit push may arrive later. Who was undone
+by others knows its own uploads by their identities, where the code takes what has come since its second probe.
 """
 
 from __future__ import annotations
@@ -80,6 +83,10 @@ class World:
     """The object that is the `.dir` listing of all the others; 0 where there is none."""
     gap: bool = False
     """Whether others may act between reading the mark again and the deletion."""
+    lies: bool = False
+    """Whether the store may say that an upload is done, and keep nothing."""
+    mortal: bool = True
+    """Whether anybody may die."""
     leftovers: bool = False
     """Whether objects that nobody names are tolerated: what a run leaves that was recovered while it lived."""
 
@@ -97,9 +104,11 @@ class Rules:
     probe_again: bool = True
     verify: bool = True
     fence: bool = True
+    branch_as_read: bool = True
     lease_owner: bool = True
     lease_undoer: bool = True
     owner_waits: bool = True
+    undo_late_uploads: bool = True
     look_intents_first: bool = True
     keep_named: bool = True
     keep_announced: bool = True
@@ -206,11 +215,11 @@ class Model:
     def steps(self, state: State) -> Iterator[Step]:
         """Give everything that may happen next."""
         for k in self.runs:
-            if state[self.slot[k]] & LATE:
+            if state[self.slot[k]] & LATE and self._is_branch_as_read(state, k):
                 yield self._committed(bytearray(state), k), k, "'s late push arrives: COMMITS"
         for k in range(len(self.actors)):
             at = state[self.seat[k]]
-            if LISTEN <= at < IDLE:
+            if LISTEN <= at < IDLE and self.world.mortal:
                 yield self._left(bytearray(state), k, GONE), k, f"dies before {AT[at]}"
             yield from self._next(state, k, at)
 
@@ -280,7 +289,7 @@ class Model:
             whole = not rules.verify or all(state[o] for o in self.members[self.actors[k].objects])
             new[seat] = COMMIT if whole else WANT_UNDO
             yield bytes(new), k, "verifies" if whole else "finds something missing"
-        elif at == COMMIT and rules.fence and state[slot] & 3 != UPLOADING:
+        elif at == COMMIT and not self._may_commit(state, k):
             new[seat] = WANT_UNDO
             yield bytes(new), k, "is refused"
         elif at == COMMIT:
@@ -289,9 +298,31 @@ class Model:
             new[slot] |= LATE
             yield bytes(new), k, "gets no answer to its commit push"
         elif not state[slot] & 3:
-            yield self._left(new, k, GONE), k, "finds its intent settled"
+            late = any(state[o] >> k & 1 for o in self.members[self.actors[k].objects])
+            if late and rules.undo_late_uploads and not state[self.count] >> k & 1:
+                yield self._declared_anew(new, k), k, "declares anew to undo its late uploads"
+            else:
+                yield self._left(new, k, GONE), k, "finds its intent settled"
         elif self._may_settle(state, k, k):
             yield self._marked(state, k, k), k, "marks its own"
+
+    def _may_commit(self, state: State, k: int) -> bool:
+        """Whether the commit push is taken: the intent as we wrote it, every branch where it was read."""
+        return self._is_branch_as_read(state, k) and (not self.rules.fence or state[self.slot[k]] & 3 == UPLOADING)
+
+    def _is_branch_as_read(self, state: State, k: int) -> bool:
+        if self.actors[k].kind != "C" or not self.rules.branch_as_read:
+            return True
+        return state[self.count] & self.moved == (OLD_BRANCH if self.world.checkpoint else 0)
+
+    def _declared_anew(self, new: bytearray, k: int) -> State:
+        """Mark an intent of our own for what we have sent since others undid us."""
+        slot, seat = self.slot[k], self.seat[k]
+        new[slot], new[slot + 1] = ABORTING, k
+        for o in self.members[self.actors[k].objects]:
+            new[slot + 2 + o] = new[o] & ~(1 << k)
+        new[seat : seat + 5] = bytes((LOOK_FIRST, k, 0, 0, 0))
+        return bytes(new)
 
     def _is_deleting(self, state: State, run: int, objects: int) -> bool:
         phase, other = state[self.slot[run]] & 3, self.actors[run]
@@ -307,6 +338,11 @@ class Model:
             new[self.seat[k] + 3] = missing & ~(1 << o)
             new[self.seat[k]] = UPLOAD if new[self.seat[k] + 3] else VERIFY
             yield self._tidied(new), k, f"uploads {NAMES[o]}"
+            if self.world.lies:
+                new = bytearray(state)
+                new[self.seat[k] + 3] = missing & ~(1 << o)
+                new[self.seat[k]] = UPLOAD if new[self.seat[k] + 3] else VERIFY
+                yield bytes(new), k, f"believes that {NAMES[o]} is uploaded"
         new = bytearray(state)
         new[self.seat[k]], new[self.seat[k] + 3] = WANT_UNDO, 0
         yield bytes(new), k, "fails to upload"
@@ -314,9 +350,8 @@ class Model:
     def _committed(self, new: bytearray, k: int) -> State:
         """Make the branch visible and let the intent go, or begin to clean, all in one push."""
         slot, seat = self.slot[k], self.seat[k]
-        new[self.count] |= 1 << k
         if self.actors[k].kind == "C":
-            new[self.count] &= ~OLD_BRANCH & 255
+            new[self.count] &= ~self.moved & 255
             new[slot], new[slot + 1] = CLEANING, k
             if new[seat] == COMMIT:
                 new[seat], new[seat + 1] = LOOK_FIRST, k
@@ -324,6 +359,7 @@ class Model:
             self._clear(new, k)
             if new[seat] == COMMIT:
                 new[seat] = GONE
+        new[self.count] |= 1 << k
         return bytes(new)
 
     def _may_settle(self, state: State, k: int, run: int) -> bool:

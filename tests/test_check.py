@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -9,24 +10,27 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import ROOT, RUN, WEIGHTS, Stores, run_git
+from conftest import ROOT, RUN, WEIGHTS, Stores, run_git, write_run
 
 from lib.credentials import Credentials
+from lib.errors import GitPushError
 from lib.sync import Checked, Publication, check, sync_outputs
+from lib.sync.directory import DirectoryObjects
 from lib.sync.intent import Intent, Owner, StoredObject
 from lib.sync.refs import Move, Refs
 
 BRANCH = "kaggle-train-detection-exp001-20250102-030405"
+CHECKPOINT = "kaggle-checkpoint-detection-exp001"
+STAMP = datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 @pytest.fixture
 def published(stores: Stores) -> Stores:
     """Publish the run, so that there is something to look at."""
-    sync_outputs(
-        Publication(stores.clone, BRANCH, "a run", RUN, WEIGHTS, datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC)), say=str
-    )
+    sync_outputs(Publication(stores.clone, BRANCH, "a run", RUN, WEIGHTS, STAMP), say=str)
     return stores
 
 
@@ -76,6 +80,16 @@ def test_an_object_of_another_size_is_damaged(published: Stores) -> None:
     assert "100 bytes instead of 5000" in checked.findings[0].what
 
 
+def test_an_object_of_other_content_is_damaged(published: Stores) -> None:
+    """Of the right size: a folder is read through."""
+    path = first_object(published)
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[::-1])
+    checked = look(published)
+    assert kinds(checked) == ["damaged"]
+    assert "has other content (MD5 " in checked.findings[0].what
+
+
 def test_an_object_that_nothing_names_is_told(published: Stores) -> None:
     """Left by somebody's hand, or by another repository."""
     path = published.object_path("0123456789abcdef0123456789abcdef")
@@ -109,8 +123,9 @@ def test_a_dead_publication_is_told_with_the_command_that_settles_it(published: 
     assert "python -m lib recover" in checked.findings[0].remedy
 
 
-def test_a_folder_is_checked_file_by_file(published: Stores) -> None:
-    """Its listing is there, one of the files that it names is not."""
+@pytest.fixture
+def listing(published: Stores) -> Path:
+    """Let a branch name a folder; gives the listing of its files on the DVC remote."""
     from dvc.repo import Repo
 
     clone = published.clone_again("folder")
@@ -120,16 +135,82 @@ def test_a_folder_is_checked_file_by_file(published: Stores) -> None:
     with Repo(str(clone)) as repo:
         (stage,) = repo.add([str(clone / "data")])
         repo.push()
-        listing = stage.outs[0].hash_info.value
+        oid = stage.outs[0].hash_info.value
     run_git("add", "data.dvc", ".gitignore", cwd=clone)
     run_git("commit", "--quiet", "--message=data", cwd=clone)
     run_git("push", "--quiet", "origin", "HEAD:refs/heads/data", cwd=clone)
+    return published.object_path(oid)
+
+
+def test_a_folder_is_checked_file_by_file(published: Stores, listing: Path) -> None:
+    """Its listing is there, one of the files that it names is not."""
     assert look(published).findings == ()
-    (part,) = [item["md5"] for item in json.loads(published.object_path(listing).read_text()) if item["relpath"] == "a"]
+    (part,) = [item["md5"] for item in json.loads(listing.read_text()) if item["relpath"] == "a"]
     published.object_path(part).unlink()
     checked = look(published)
     assert kinds(checked) == ["missing"]
     assert f"data needs {part}" in checked.findings[0].what
+
+
+def test_a_damaged_listing_is_told_and_its_files_are_no_strays(published: Stores, listing: Path) -> None:
+    """Nobody knows any more what it names; everything else is checked all the same."""
+    listing.chmod(0o644)
+    listing.write_text("[")
+    model = hashlib.md5((published.clone / WEIGHTS[0]).read_bytes()).hexdigest()
+    published.object_path(model).unlink()
+    checked = look(published)
+    assert kinds(checked) == ["damaged", "missing"]
+    assert f"refs/heads/data: data needs {listing.parent.name}{listing.name}" in checked.findings[0].what
+
+
+def living(stores: Stores, seed: int) -> None:
+    """Let a run on another machine move its checkpoint, and another one fail to publish."""
+    clone = stores.folder / "living"
+    if not clone.exists():
+        stores.clone_again("living")
+
+    def publish(branch: str, content: int, *supersedes: str) -> None:
+        write_run(clone, seed=content)
+        sync_outputs(Publication(clone, branch, "a run", RUN, WEIGHTS, STAMP, supersedes=supersedes), say=str)
+
+    publish(CHECKPOINT, seed, CHECKPOINT)
+    stores.write_hook("pre-receive", "while read old new ref; do test $ref != refs/heads/kaggle-train-refused; done")
+    with pytest.raises(GitPushError):
+        publish("kaggle-train-refused", 100 + seed)
+    stores.remove_hook("pre-receive")
+
+
+def test_runs_that_go_on_meanwhile_are_no_findings(published: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever they do between any two looks: what has moved, come or gone since is no damage."""
+    living(published, 1)
+    clone = published.clone_again()
+    looks = 0
+    moment = 1
+
+    def look_in_between(kind: type[Any], name: str) -> None:
+        real = getattr(kind, name)
+
+        def passage(*given: Any) -> Any:
+            nonlocal looks
+            looks += 1
+            if looks == moment:
+                living(published, moment + 1)
+            return real(*given)
+
+        monkeypatch.setattr(kind, name, passage)
+
+    for name in ("read_intents", "list_refs", "published_objects", "named_objects"):
+        look_in_between(Refs, name)
+    for name in ("survey", "look", "marks"):
+        look_in_between(DirectoryObjects, name)
+    while True:
+        looks = 0
+        checked = check(clone, older_than=0, say=str)
+        assert checked.findings == (), f"before look {moment}"
+        if looks < moment:
+            break
+        moment += 1
+    assert moment > 8
 
 
 @pytest.mark.parametrize("damage", [False, True])

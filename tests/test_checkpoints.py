@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,19 @@ def train_epoch(stores: Stores, epoch: int, *, finished: bool = False) -> None:
         part.replace(folder / "weights" / name)
 
 
-def keep(stores: Stores, **session: Any) -> Keeper:
+def keeper_of(stores: Stores, **session: Any) -> Keeper:
     """Give what stands around a training there."""
     keys = {f"session.{key}": value for key, value in session.items()}
     experiment = load_experiment(EXPERIMENT.model_dump(), keys)
     return Keeper(stores.clone, experiment, commit_of(stores), DATASET, Credentials())
+
+
+@contextlib.contextmanager
+def keep(stores: Stores, **session: Any) -> Iterator[None]:
+    """Stand around a training there, until the finished run may be published."""
+    with keeper_of(stores, **session) as keeper:
+        yield
+    keeper.wait()
 
 
 def wait_until(true: Callable[[], object]) -> None:
@@ -196,12 +205,36 @@ def test_ctrl_c_waits_for_no_upload(machine: Stores, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(checkpoints, "sync_outputs", upload)
     train_epoch(machine, 1)
-    keeper = keep(machine)
+    keeper = keeper_of(machine)
     with pytest.raises(KeyboardInterrupt), keeper:
         interrupt()
     assert keeper.is_at_work
     ended.set()
     wait_until(lambda: not keeper.is_at_work)
+
+
+def test_the_evaluation_waits_for_no_upload_and_the_publication_for_the_one_under_way(
+    machine: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training ends while the second epoch's checkpoint leaves; what has not left follows it, and then no more."""
+    begun, evaluated = threading.Event(), threading.Event()
+
+    def upload(*given: Any, **words: Any) -> Any:
+        begun.set()
+        assert evaluated.wait(60)
+        return sync_outputs(*given, **words)
+
+    monkeypatch.setattr(checkpoints, "sync_outputs", upload)
+    train_epoch(machine, 2)
+    with keeper_of(machine) as keeper:
+        assert begun.wait(60)
+        train_epoch(machine, 3)
+    assert keeper.is_at_work
+    assert machine.refs() == {}
+    evaluated.set()
+    keeper.wait()
+    assert not keeper.is_at_work
+    assert epoch_there(machine) == 3
 
 
 # ── going on ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -174,7 +174,7 @@ def test_the_next_session_goes_on_where_a_killed_one_was(
     run = json.loads((other / "origin" / ARTIFACTS / "run.json").read_text())
     lost = done - run["start"]["epoch"]
     with capfd.disabled():
-        print(f"\nKilled {moment}: {done} epochs trained, {lost} of them lost")
+        print(f"\nWork lost when killed {moment}: {lost} of {done} epochs")
     assert 0 <= lost <= 2  # what had not left yet, and what was leaving
     assert run["state"] == "finished"
     assert rows(other) == list(range(1, EPOCHS + 1))

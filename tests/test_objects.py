@@ -369,14 +369,14 @@ class TestContract:
         }
 
     def test_a_survey_gives_every_object_and_nothing_else(self, store: Objects, make: Callable[..., Blob]) -> None:
-        """Files and listings under the names that `look` takes, with their sizes."""
+        """Files and listings under the names that `look` takes, with their sizes and the MD5 of their content."""
         before = store.survey()
         there = [make(100 + number, listing=number == 2) for number in range(4)]
         for blob in there:
             send(store, blob)
         after = store.survey()
-        assert {oid: after.pop(oid)[0].size for oid in [blob.oid for blob in there]} == {
-            blob.oid: blob.size for blob in there
+        assert {oid: after.pop(oid) for oid in [blob.oid for blob in there]} == {
+            blob.oid: [Copy(blob.size, blob.oid.removesuffix(".dir"))] for blob in there
         }
         assert after == before
 
@@ -891,6 +891,25 @@ class TestS3:
         assert list(look(bucket.objects, blob).values()) == [Copy(blob.size, None)]
         client.put_object(**words)
         assert list(look(bucket.objects, blob).values()) == [Copy(blob.size, blob.oid)]
+        # as that service's ETags are: no listing shows whose they are
+        client.put_object(**{**words, "Body": bytes(blob.size)}, ServerSideEncryption="aws:kms")
+        assert bucket.objects.survey() == {blob.oid: [Copy(blob.size, None)]}
+
+    def test_a_survey_asks_only_for_what_a_listing_does_not_tell(
+        self, bucket: Bucket, make: Callable[..., Blob]
+    ) -> None:
+        """The copy whose ETag is not its name; it is told to have other content."""
+        right, wrong = make(), make()
+        send(bucket.objects, right)
+        other = bytes(wrong.size)
+        bucket.s3.client().put_object(Bucket=bucket.name, Key=bucket.key(wrong), Body=other)
+        before = bucket.s3.count("^HEAD")
+        found = bucket.objects.survey()
+        assert bucket.s3.count("^HEAD") - before == 1
+        assert found == {
+            right.oid: [Copy(right.size, right.oid)],
+            wrong.oid: [Copy(wrong.size, hashlib.md5(other).hexdigest())],
+        }
 
     @pytest.mark.parametrize(
         ("kind", "match", "remedy"),

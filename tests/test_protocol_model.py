@@ -35,6 +35,8 @@ CHECKPOINT_KEEPS = World((moves_the_checkpoint(B | C, A), publishes(A | B), RECO
 CHECKPOINT_SHARES = World((moves_the_checkpoint(B, A), publishes(A | B), RECOVERS, RECOVERS), checkpoint=A)
 LIVING_RECOVERED = replace(TWO_SHARE_ONE, leftovers=True)
 LIVING_RECOVERED_TWICE = replace(TWO_AND_TWO, leftovers=True, gap=True)
+TWO_CHECKPOINTS = World((moves_the_checkpoint(B, A), moves_the_checkpoint(C, A), RECOVERS), checkpoint=A)
+NOBODY_DIES = World((publishes(A | B), RECOVERS), mortal=False)
 LISTING = World((publishes(A | B), publishes(A | B), RECOVERS), listing=B)
 
 HOLDS = {
@@ -53,6 +55,9 @@ HOLDS = {
     "a-checkpoint-moves-with-twins": (replace(CHECKPOINT_AND_TWO, twins=True), Rules()),
     "a-checkpoint-moves-and-keeps-an-object": (CHECKPOINT_KEEPS, Rules()),
     "a-checkpoint-moves-to-what-a-run-publishes": (CHECKPOINT_SHARES, Rules()),
+    "two-sessions-move-one-checkpoint": (TWO_CHECKPOINTS, Rules()),
+    "a-store-that-lies": (replace(TWO_SHARE_ONE, lies=True), Rules()),
+    "a-run-recovered-while-it-lives-takes-back-what-it-sends-later": (NOBODY_DIES, Rules(lease_owner=False)),
     "the-branches-of-runs-recovered-while-they-live": (LIVING_RECOVERED, Rules(lease_owner=False)),
     "the-branches-of-runs-recovered-while-they-live-twice": (LIVING_RECOVERED_TWICE, Rules(lease_owner=False)),
     "an-undoer-that-lives-is-taken-over-and-reads-its-mark-again": (TWO_AND_TWO, Rules(lease_undoer=False)),
@@ -70,6 +75,9 @@ BREAKS = {
     "nobody-listens": ("A BRANCH LACKS", TWO_SHARE_ONE, Rules(listen=False)),
     "nobody-listens-to-who-cleans-up": ("A BRANCH LACKS", CHECKPOINT, Rules(listen_to_cleaning=False)),
     "nobody-probes-again-after-declaring": ("A BRANCH LACKS", TWO_SHARE_ONE, Rules(probe_again=False, verify=False)),
+    "nobody-verifies-what-a-store-says": ("A BRANCH LACKS", replace(TWO_SHARE_ONE, lies=True), Rules(verify=False)),
+    "a-branch-is-moved-wherever-it-stands": ("NOBODY NAMES", TWO_CHECKPOINTS, Rules(branch_as_read=False)),
+    "late-uploads-are-left": ("NOBODY NAMES", NOBODY_DIES, Rules(lease_owner=False, undo_late_uploads=False)),
     "the-mark-does-not-fence": ("A BRANCH LACKS", TWO_SHARE_ONE, Rules(fence=False)),
     "a-living-owner-is-recovered": ("NOBODY NAMES", TWO_SHARE_ONE, Rules(lease_owner=False)),
     "branches-are-looked-at-before-intents": ("A BRANCH LACKS", TWO_SHARE_ONE, Rules(look_intents_first=False)),

@@ -23,6 +23,7 @@ from faults import (
     DIES,
     LIES,
     LOST,
+    MOVING,
     ON,
     ONCE,
     RECOVERY,
@@ -31,7 +32,6 @@ from faults import (
     Kind,
     Scenario,
     Shelf,
-    Switch,
     Tally,
     assert_nothing_is_found,
     gather,
@@ -55,6 +55,7 @@ from store_faults import (
     drive_shelf,
     s3_shelf,
 )
+from switches import Switch, does_not_verify, takes_identities_for_yes_or_no
 
 from lib.errors import SyncError
 from lib.sync import drive as drive_module
@@ -66,7 +67,7 @@ from lib.sync.s3 import S3Objects
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of DVC's own
 
 tmp_path = pytest.fixture(in_memory)
-tally = pytest.fixture(scope="module")(gather)
+tally = pytest.fixture(scope="session")(gather)
 
 Place = Callable[[Stores], contextlib.AbstractContextManager[Shelf]]
 Row = tuple[str, Scenario, Kind]
@@ -98,6 +99,7 @@ OPERATIONS = [
     *rows(BOTH, DEAD, *map(at_the_store, (ON, LOST, DIES))),
     *rows(BOTH, RECOVERY, *map(at_the_store, (ONCE, ON, LOST))),
     *rows(["drive"], TWIN, at_the_store(LOST)),
+    *rows(BOTH, MOVING, *map(at_the_store, (ONCE, LOST))),
 ]
 REQUESTS = [
     *rows(BOTH, ALONE, CUT_MIDWAY, BUSY_ON, NO_ANSWER, NO_ANSWERS, DIES_AFTER_A_REQUEST),
@@ -159,21 +161,6 @@ def test_a_fault_at_any_request_to_a_store_ends_in_all_or_nothing(
 
 
 # ── with one rule switched off ────────────────────────────────────────────────────────────────────────────────────────
-
-
-def does_not_verify(patch: pytest.MonkeyPatch) -> None:
-    """Push the branch without a look at the objects."""
-    patch.setattr(transaction._Publishing, "_verify", lambda *_: None)
-
-
-def takes_identities_for_yes_or_no(patch: pytest.MonkeyPatch) -> None:
-    """Delete nothing where anything stood before."""
-    delete = transaction.Vault._delete_new
-
-    def delete_where_nothing_stood(vault: transaction.Vault, doomed: Sequence[StoredObject], *rest: Any) -> None:
-        delete(vault, [item for item in doomed if not item.before], *rest)
-
-    patch.setattr(transaction.Vault, "_delete_new", delete_where_nothing_stood)
 
 
 def takes_every_copy_for_its_own(patch: pytest.MonkeyPatch) -> None:

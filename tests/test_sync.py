@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -420,6 +421,28 @@ def test_nobody_is_given_advice_by_dvc(stores: Stores) -> None:
     assert "Phase 4" in shown
     for advice in ("git add", "To track", "autostage"):
         assert advice not in shown
+
+
+def test_files_are_uploaded_side_by_side(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each waits here until the other one has begun."""
+    begun = threading.Barrier(len(WEIGHTS), timeout=30)
+    copy = shutil.copyfile
+
+    def copy_together(source: Path, target: Path) -> None:
+        begun.wait()
+        copy(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", copy_together)
+    publish(stores.clone)
+    assert_published(stores, stores.clone)
+
+
+def test_uploads_show_bytes_rate_and_time_left(stores: Stores, capsys: pytest.CaptureFixture[str]) -> None:
+    """One bar for all of them, to the last byte; none where there is nothing to send."""
+    publish(stores.clone)
+    assert re.search(r"uploading: 100%.* 9\.77k/9\.77k \[\d+:\d+<\d+:\d+, .*B/s\]", capsys.readouterr().err)
+    publish(stores.clone, OTHER)
+    assert "uploading" not in capsys.readouterr().err
 
 
 def test_the_four_phases_are_told(stores: Stores) -> None:

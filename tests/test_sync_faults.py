@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,7 +34,6 @@ from faults import (
     WANTED,
     Kind,
     Scenario,
-    Switch,
     Tally,
     assert_nothing_is_found,
     gather,
@@ -44,9 +42,19 @@ from faults import (
     refused,
     sweep,
 )
+from switches import (
+    Switch,
+    adopts_nothing,
+    does_not_listen,
+    does_not_probe_again,
+    does_not_verify,
+    ignores_what_branches_name,
+    ignores_what_others_name,
+    takes_identities_for_yes_or_no,
+)
 
 from lib.sync import transaction
-from lib.sync.intent import Intent, StoredObject
+from lib.sync.intent import StoredObject
 from lib.sync.refs import Move, Refs
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of DVC's own
@@ -88,7 +96,7 @@ MEANWHILES: Pairs = tuple(
 )
 KILLS: Pairs = (
     (COLD, (KILLED_BEFORE, KILLED_AFTER, KILLED_MIDWAY)),
-    *((scenario, (KILLED_AFTER,)) for scenario in (STRANGER, DEAD, BESIDE, CLEANING, FINISHING, MOVING)),
+    *((scenario, (KILLED_AFTER,)) for scenario in (STRANGER, DEAD, BESIDE, CLEANING, FINISHING, MOVING, HOLDING)),
     *((refused(scenario), (KILLED_AFTER,)) for scenario in (ALONE, STRANGER, DEAD, BESIDE)),
     (RECOVERY, (KILLED_AFTER,)),
     (SWEEPING, (KILLED_AFTER,)),
@@ -99,7 +107,7 @@ QUICK = {(ALONE, ONCE), (refused(ALONE), ONCE), (ALONE, LATE), (ALONE, VERY_LATE
 
 
 tmp_path = pytest.fixture(in_memory)
-tally = pytest.fixture(scope="module")(gather)
+tally = pytest.fixture(scope="session")(gather)
 
 
 def each(pairs: Pairs) -> pytest.MarkDecorator:
@@ -163,21 +171,6 @@ def test_a_fault_that_kills_the_process_at_any_call_ends_in_all_or_nothing(
 # ── with one rule switched off ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def adopts_nothing(patch: pytest.MonkeyPatch) -> None:
-    """Let what another's intent answers for count as standing there before."""
-    patch.setattr(Intent, "may_delete", lambda *_: False)
-
-
-def ignores_what_branches_name(patch: pytest.MonkeyPatch) -> None:
-    """Delete what a branch names."""
-    patch.setattr(Refs, "named_objects", lambda *_: set())
-
-
-def ignores_what_others_name(patch: pytest.MonkeyPatch) -> None:
-    """Delete what another run is about to publish."""
-    patch.setattr(transaction, "_named_by", lambda *_: False)
-
-
 def looks_at_branches_first(patch: pytest.MonkeyPatch) -> None:
     """Look at the intents last: a publication between the two looks is seen in neither."""
     enter, named = transaction.Lease.__enter__, Refs.named_objects
@@ -194,16 +187,6 @@ def looks_at_branches_first(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(transaction.Lease, "__enter__", look_early)
     patch.setattr(Refs, "named_objects", look_once)
-
-
-def takes_identities_for_yes_or_no(patch: pytest.MonkeyPatch) -> None:
-    """Delete nothing where anything stood before, whoever stored it again."""
-    delete = transaction.Vault._delete_new
-
-    def delete_where_nothing_stood(vault: transaction.Vault, doomed: Sequence[StoredObject], *rest: Any) -> None:
-        delete(vault, [item for item in doomed if not item.before], *rest)
-
-    patch.setattr(transaction.Vault, "_delete_new", delete_where_nothing_stood)
 
 
 def deletes_its_intent_first(patch: pytest.MonkeyPatch) -> None:
@@ -232,37 +215,6 @@ def pushes_without_the_fence(patch: pytest.MonkeyPatch) -> None:
             push(refs, move)
 
     patch.setattr(Refs, "push", push_one_by_one)
-
-
-def does_not_verify(patch: pytest.MonkeyPatch) -> None:
-    """Push the branch without a look at the objects."""
-    patch.setattr(transaction._Publishing, "_verify", lambda *_: None)
-
-
-def does_not_listen(patch: pytest.MonkeyPatch) -> None:
-    """Pass by who is deleting the same objects."""
-    patch.setattr(transaction._Publishing, "_listen", lambda *_: None)
-
-
-def does_not_probe_again(patch: pytest.MonkeyPatch) -> None:
-    """Let count at the upload what the first look saw."""
-    upload = transaction._Publishing._upload
-    plan = transaction._Publishing._plan
-    kept: dict[str, Any] = {}
-
-    def plan_and_keep(publishing: transaction._Publishing, items: Sequence[StoredObject]) -> Intent:
-        look = publishing.vault.objects.look
-        with pytest.MonkeyPatch.context() as inner:
-            inner.setattr(publishing.vault.objects, "look", lambda oids: kept.setdefault("seen", look(oids)))
-            return plan(publishing, items)
-
-    def upload_blindly(publishing: transaction._Publishing, *given: Any) -> None:
-        with pytest.MonkeyPatch.context() as inner:
-            inner.setattr(publishing.vault.objects, "look", lambda _oids: kept.pop("seen"))
-            upload(publishing, *given)
-
-    patch.setattr(transaction._Publishing, "_plan", plan_and_keep)
-    patch.setattr(transaction._Publishing, "_upload", upload_blindly)
 
 
 AT_A_FETCH = replace(MEANWHILE, applies=lambda call: call.words[1:2] == ("fetch",))

@@ -36,8 +36,8 @@ def hold() -> Iterator[Hold]:
     """Make holds on the run, and let them go after the test."""
     made: list[RunHold] = []
 
-    def make(clone: Path, *, lease: float = LEASE, say: Any = str) -> RunHold:
-        made.append(RunHold(clone, NAME, Credentials(), lease=lease, say=say))
+    def make(clone: Path, *, lease: float = LEASE, say: Any = str, **more: Any) -> RunHold:
+        made.append(RunHold(clone, NAME, Credentials(), lease=lease, say=say, **more))
         return made[-1]
 
     yield make
@@ -109,6 +109,20 @@ def test_the_time_of_watching_counts(stores: Stores, hold: Hold) -> None:
     time.sleep(LEASE + 0.5)
     second.take()
     assert not any("waiting" in line for line in said)
+
+
+@pytest.mark.parametrize("moves", [False, True])
+def test_the_time_before_there_is_a_clone_counts(stores: Stores, hold: Hold, moves: bool) -> None:
+    """While the second session clones and installs, the first one's lease runs out; if it moves, it begins anew."""
+    first, said = hold(stores.clone), list[str]()
+    assert first.watch()
+    noted = run_git("ls-remote", stores.origin, "refs/runs/*", cwd=stores.folder), time.monotonic() - 2 * LEASE
+    if moves:
+        publish(stores.clone, first)
+    sleep_through(first)
+    second = hold(stores.clone_again(), say=said.append, noted=noted)
+    assert second.watch() is not moves
+    assert any("takes over" in line for line in said) is not moves
 
 
 def test_who_was_taken_over_from_publishes_nothing_any_more(stores: Stores, hold: Hold) -> None:

@@ -1,9 +1,10 @@
 """Claims on the vault under interleaving: the real code on real remotes, one request of one actor at a time.
 
-Three actors, each a clone with a thread of its own, publish and recover. Wherever the code is about to speak to a
-remote its thread stops, and goes on when it is given the baton; there it may also die, be refused, lose the answer, or
-have a push that arrives much later. A dead actor's thread unwinds, and whatever it still says on its way is not said:
-that is what SIGKILL leaves. A lease expires exactly when its holder has died or ended, so no clock is asked.
+Three actors, each a clone with a thread of its own, publish, move the checkpoint that they share, end it with a
+finished run, recover and check. Wherever the code is about to speak to a remote its thread stops, and goes on when it
+is given the baton; there it may also die, be refused, lose the answer, or have a push that arrives much later. A dead
+actor's thread unwinds, and whatever it still says on its way is not said: that is what SIGKILL leaves. A lease expires
+exactly when its holder has died or ended, so no clock is asked.
 
 `protocol_model.py` explores the same steps without the code, and all of them; this searches by chance, in the code.
 VAULT_EXAMPLES=1000 searches longer.
@@ -33,11 +34,23 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from switches import (
+    Switch,
+    adopts_nothing,
+    announces_nothing_superseded,
+    does_not_listen,
+    does_not_probe_again,
+    ignores_what_branches_name,
+    ignores_what_others_name,
+    takes_identities_for_yes_or_no,
+    takes_living_owners_for_dead,
+    takes_living_undoers_for_dead,
+)
 
 from lib.errors import DvcPushError, GitPushError, RunError
-from lib.sync import Publication, Published, recover, sync_outputs, transaction
+from lib.sync import Checked, Publication, Published, check, recover, sync_outputs, transaction
 from lib.sync.directory import DirectoryObjects
-from lib.sync.intent import LEASE, Intent, StoredObject, clone_name
+from lib.sync.intent import LEASE, StoredObject, clone_name
 from lib.sync.objects import Objects, open_objects
 from lib.sync.refs import Move, Refs, SeenIntent
 
@@ -48,6 +61,9 @@ LONG = 60.0  # seconds that one request may take on a slow machine
 ACTORS = ("one", "two", "three")
 CONTENTS = ("ab", "bc", "ab")
 """What each actor publishes: two files, by letter. All share b; the first and the last are the same."""
+MOVES = ("ad", "bd", "db")
+"""What each moves the checkpoint to, or ends it with."""
+CHECKPOINT = "kaggle-checkpoint-detection"
 
 
 class Died(BaseException):
@@ -166,17 +182,21 @@ class World:
 
     # ── doing ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def publish(self, name: str, content: str) -> None:
-        """Begin to publish files of this content under a branch of their own."""
+    def publish(self, name: str, content: str, *supersedes: str, branch: str = "") -> None:
+        """Begin to publish files of this content, under a branch of their own if there is no other."""
         actor = self.actors[name]
         self._branches += 1
         for path, letter in zip(WEIGHTS, content, strict=True):
             (actor.clone / path).parent.mkdir(parents=True, exist_ok=True)
             (actor.clone / path).write_bytes(letter.encode() * 100)
-        branch = f"kaggle-train-detection-{name}-{self._branches}"
+        branch = branch or f"kaggle-train-detection-{name}-{self._branches}"
         self.told.append(f"{name} has {content}")
-        actor.run = Publication(actor.clone, branch, "Training\n", RUN, WEIGHTS, STAMP)
+        actor.run = Publication(actor.clone, branch, "Training\n", RUN, WEIGHTS, STAMP, supersedes=supersedes)
         self.retry(name)
+
+    def move(self, name: str, content: str) -> None:
+        """Begin to move the checkpoint to files of this content."""
+        self.publish(name, content, CHECKPOINT, branch=CHECKPOINT)
 
     def retry(self, name: str) -> None:
         """Begin to publish the same once more."""
@@ -192,6 +212,13 @@ class World:
         actor = self.actors[name]
         self.told.append(f"{name} recovers")
         actor.start(self, lambda: recover(actor.clone, say=str))
+        self.look_at(actor)
+
+    def look(self, name: str) -> None:
+        """Begin to check both remotes."""
+        actor = self.actors[name]
+        self.told.append(f"{name} checks")
+        actor.start(self, lambda: check(actor.clone, older_than=0, say=str))
         self.look_at(actor)
 
     def step(self, name: str, fault: str = "") -> None:
@@ -256,10 +283,19 @@ class World:
         if isinstance(actor.outcome, BaseException) and not isinstance(actor.outcome, RunError | Died):
             raise actor.outcome
         heads = [ref.removeprefix("refs/heads/") for ref in self.stores.refs()]
-        if isinstance(actor.outcome, Published):
+        heads.append(CHECKPOINT)  # others move and end it too
+        if isinstance(actor.outcome, Checked):
+            for found in actor.outcome.findings:
+                strange = [path.parent.name + path.name for path in self.strangers]
+                known = found.kind == "expired" or (found.kind == "unnamed" and any(s in found.what for s in strange))
+                assert known, f"it said that {found.what}:\n{self}"
+        elif isinstance(actor.outcome, Published):
             assert actor.outcome.branch in heads, f"it said that it is published:\n{self}"
         elif isinstance(actor.outcome, RunError) and "everything is undone" in str(actor.outcome):
             assert actor.run is not None
+            heads.remove(CHECKPOINT)
+            if actor.run.branch == CHECKPOINT:
+                return
             assert actor.run.branch not in heads, f"it said that all is undone:\n{self}"
 
     def named(self) -> dict[str, int]:
@@ -351,9 +387,9 @@ def standing_between(world: World) -> Iterator[None]:  # noqa: C901  a wrapper a
         return holder is by_clone[vault.refs.root] or not holder.at
 
     with pytest.MonkeyPatch.context() as patch:
-        for request in ("push", "read_intents", "named_objects", "list_refs"):
+        for request in ("push", "read_intents", "named_objects", "published_objects", "list_refs"):
             say(Refs, request, lambda refs: by_clone[refs.root], GitPushError)
-        for request in ("look", "upload", "delete"):
+        for request in ("look", "upload", "delete", "survey"):
             say(DirectoryObjects, request, lambda objects: by_objects[id(objects)], DvcPushError)
         patch.setattr(transaction, "open_objects", opened)
         patch.setattr(transaction, "SIDE_BY_SIDE", 1)
@@ -388,16 +424,18 @@ class Vault(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.world.begin()
+        self._strange = "-"
 
     @initialize(letter=st.sampled_from("-abc"))
     def a_stranger_was_here(self, letter: str) -> None:
         """Somebody's object stands there from the start, or not."""
+        self._strange = letter
         self.world.stranger_puts(letter)
 
     @rule(
         first=st.sampled_from(ACTORS),
         second=st.sampled_from(ACTORS),
-        call=st.sampled_from(["publish", "publish", "retry", "recover"]),
+        call=st.sampled_from(["publish", "publish", "move", "finish", "retry", "recover", "check"]),
         times=st.tuples(st.integers(1, 8), st.integers(0, 8)),
     )
     def go_on(self, first: str, second: str, call: str, times: tuple[int, int]) -> None:
@@ -411,8 +449,16 @@ class Vault(RuleBasedStateMachine):
                     self.world.check()
 
     def _begin(self, name: str, call: str) -> None:
+        # what a checkpoint names is deleted when it moves, also a stranger's copy of it: known, and not promised
+        content = MOVES[ACTORS.index(name)].replace(self._strange, "e")
         if call == "recover":
             self.world.recover(name)
+        elif call == "check":
+            self.world.look(name)
+        elif call == "move":
+            self.world.move(name, content)
+        elif call == "finish":
+            self.world.publish(name, content, CHECKPOINT)
         elif call == "retry" and self.world.actors[name].run is not None:
             self.world.retry(name)
         else:
@@ -490,28 +536,7 @@ def test_no_order_of_requests_deaths_and_faults_breaks_a_promise(world: World) -
 # ── with a rule switched off ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-Switch = Callable[[pytest.MonkeyPatch], None]
 Scenario = Callable[[World], None]
-
-
-def forget_what_is_named(patch: pytest.MonkeyPatch) -> None:
-    """Let no branch and no tag keep an object."""
-    patch.setattr(Refs, "named_objects", lambda *_: set())
-
-
-def forget_what_is_announced(patch: pytest.MonkeyPatch) -> None:
-    """Let no intent keep an object."""
-    patch.setattr(transaction, "_named_by", lambda *_: False)
-
-
-def adopt_nothing(patch: pytest.MonkeyPatch) -> None:
-    """Let everything that stands there count as before."""
-    patch.setattr(Intent, "may_delete", lambda *_: False)
-
-
-def listen_to_nobody(patch: pytest.MonkeyPatch) -> None:
-    """Let nobody wait for who deletes."""
-    patch.setattr(transaction._Publishing, "_listen", lambda *_: None)
 
 
 def look_at_branches_first(patch: pytest.MonkeyPatch) -> None:
@@ -621,9 +646,7 @@ def one_declares_while_another_is_undone(world: World) -> None:
     world.die("three")
     world.recover("two")
     world.run_to("two", "delete")
-    for _ in range(20):
-        if world.actors["one"].at:
-            world.step("one")
+    for_a_while(world, "one")
     world.settle()
     world.check_at_rest()
 
@@ -653,14 +676,105 @@ def one_undoing_dies_before_it_deletes(world: World) -> None:
     world.check_at_rest()
 
 
+def for_a_while(world: World, name: str) -> None:
+    """Let one actor go on until it ends, or has waited in vain for somebody."""
+    for _ in range(60):
+        if world.actors[name].at:
+            world.step(name)
+
+
+def one_looks_while_another_lives_and_is_undone(world: World) -> None:
+    """Let what stood there at a run's first look be gone when it declares; it sends it again, and dies."""
+    world.publish("three", "ab")
+    world.run_to("three", "push", 2)
+    world.publish("one", "ab")
+    world.run_to("one", "look")
+    world.step("one")
+    world.die("three")
+    world.recover("two")
+    world.run_to("two", "")
+    world.run_to("one", "push", 2)
+    world.die("one")
+    world.settle()
+    world.check_at_rest()
+
+
+def one_finds_objects_there_that_are_gone_when_it_sends(world: World) -> None:
+    """Undo the dead run that had sent them after another's first look; nobody fails."""
+    world.publish("three", "ab")
+    world.run_to("three", "push", 2)
+    world.publish("one", "ab")
+    world.run_to("one", "push")
+    world.die("three")
+    world.recover("two")
+    world.run_to("two", "")
+    world.run_to("one", "")
+    assert isinstance(world.actors["one"].outcome, Published), f"it fails, and nothing had failed:\n{world}"
+
+
+def one_waits_for_who_is_about_to_delete(world: World) -> None:
+    """Let a run hear of an undoing that has read its mark for the last time: it is too late to take it over."""
+    world.publish("three", "ab")
+    world.run_to("three", "push", 2)
+    world.publish("one", "ab")
+    world.run_to("one", "push")
+    world.die("three")
+    world.recover("two")
+    world.run_to("two", "delete")
+    for_a_while(world, "one")
+    world.settle()
+    world.check_at_rest()
+
+
+def one_dies_after_an_upload_that_others_saw_begin(world: World) -> None:
+    """Let somebody recover while a run is about to send; the run sends, and dies."""
+    world.publish("three", "ab")
+    world.run_to("three", "upload")
+    world.recover("two")
+    world.run_to("two", "")
+    world.step("three")
+    world.die("three")
+    world.settle()
+    world.check_at_rest()
+
+
+def one_publishes_what_a_checkpoint_leaves_behind(world: World) -> None:
+    """Publish it when the checkpoint has moved, and what it named is about to be deleted."""
+    world.move("two", "ab")
+    world.run_to("two", "")
+    world.move("two", "cd")
+    world.run_to("two", "delete")
+    world.publish("one", "ab")
+    for_a_while(world, "one")
+    world.settle()
+    world.check_at_rest()
+
+
 SWITCHES = {
-    "branches-keep-nothing": (forget_what_is_named, one_dies_and_another_publishes_the_same, "lacks"),
-    "intents-keep-nothing": (forget_what_is_announced, one_is_recovered_before_another_commits, "lacks"),
-    "nothing-is-adopted": (adopt_nothing, one_is_recovered_and_another_dies, "nobody names"),
+    "branches-keep-nothing": (ignores_what_branches_name, one_dies_and_another_publishes_the_same, "lacks"),
+    "intents-keep-nothing": (ignores_what_others_name, one_is_recovered_before_another_commits, "lacks"),
+    "nothing-is-adopted": (adopts_nothing, one_is_recovered_and_another_dies, "nobody names"),
     "branches-are-looked-at-first": (look_at_branches_first, one_commits_between_two_looks, "lacks"),
-    "nobody-listens": (listen_to_nobody, one_declares_while_another_is_undone, "lacks"),
+    "nobody-listens": (does_not_listen, one_declares_while_another_is_undone, "lacks"),
     "the-mark-does-not-fence": (push_without_the_intent, one_commits_while_it_is_undone, "lacks"),
     "the-intent-is-removed-first": (remove_the_intent_first, one_undoing_dies_before_it_deletes, "nobody names"),
+    "before-is-yes-or-no": (
+        takes_identities_for_yes_or_no,
+        one_looks_while_another_lives_and_is_undone,
+        "nobody names",
+    ),
+    "nobody-probes-again": (does_not_probe_again, one_finds_objects_there_that_are_gone_when_it_sends, "it fails"),
+    "the-living-are-undone": (
+        takes_living_owners_for_dead,
+        one_dies_after_an_upload_that_others_saw_begin,
+        "nobody names",
+    ),
+    "the-living-are-taken-over": (takes_living_undoers_for_dead, one_waits_for_who_is_about_to_delete, "lacks"),
+    "nothing-superseded-is-announced": (
+        announces_nothing_superseded,
+        one_publishes_what_a_checkpoint_leaves_behind,
+        "lacks",
+    ),
 }
 
 

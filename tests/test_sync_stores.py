@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from pathlib import Path
 import drive_emulator
 import pytest
 import s3_emulator
-from conftest import RUN, SMALL_FILES, WEIGHTS, Stores, run_git
+from conftest import ROOT, RUN, SMALL_FILES, WEIGHTS, Stores, run_git
 from drive_emulator import DriveEmulator, client_pointed_at
 from s3_emulator import S3Emulator
 
@@ -271,6 +272,58 @@ DELETING = {"drive": drive_module.DriveObjects, "s3": s3_module.S3Objects}
 def refuse(*_: object) -> None:
     """Delete nothing."""
     raise DvcPushError("the remote does not delete today.")
+
+
+PUBLISH_LARGE_FILES = """
+import json, os, sys
+from datetime import datetime
+from pathlib import Path
+from lib.sync import Publication, sync_outputs
+
+clone, folder, stamp, names = Path(sys.argv[1]), sys.argv[2], datetime.fromisoformat(sys.argv[3]), tuple(sys.argv[4:])
+
+def publish(branch):
+    return sync_outputs(Publication(clone, branch, "x", folder, names, stamp), say=str, progress=False).uploaded
+
+def told(file, key):
+    lines = Path(f"/proc/self/{file}").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1])
+
+publish("kaggle-train-detection-small-20250102-030405")  # every library is loaded
+for name in names:
+    os.replace(clone / f"{name}.large", clone / name)
+Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+standing, read = told("status", "VmRSS"), told("io", "rchar")
+uploaded = publish("kaggle-train-detection-large-20250102-030405")
+print(json.dumps([uploaded, told("io", "rchar") - read, 1024 * (told("status", "VmHWM") - standing)]))
+"""
+LARGE = 48 * 2**20  # bytes of each of the two models: more than all that may be held of them
+
+
+def assert_large_files_are_read_little(clone: Path, environment: dict[str, str], times: int) -> None:
+    """Publish two large files in a process of its own, and look at what it has read and held."""
+    for number, name in enumerate(WEIGHTS):
+        with (clone / f"{name}.large").open("wb") as file:
+            for block in range(LARGE // 2**20):
+                file.write(bytes([number, block]) * 2**19)
+    words = [sys.executable, "-c", PUBLISH_LARGE_FILES, str(clone), RUN, STAMP.isoformat(), *WEIGHTS]
+    paths = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
+    done = subprocess.run(words, cwd=clone, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    uploaded, read, held = json.loads(done.stdout.splitlines()[-1])
+    assert uploaded == 2 * LARGE
+    assert read < (times + 0.2) * uploaded
+    assert held < LARGE
+
+
+def test_large_files_are_read_for_their_hash_and_their_upload_and_never_held(stores: Stores, remote: Remote) -> None:
+    """Both models at once. Over plain HTTP, as here, S3's client computes two checksums first; with TLS, meanwhile."""
+    assert_large_files_are_read_little(stores.clone, remote.environment, 4 if remote.kind == "s3" else 2)
+
+
+def test_large_files_are_copied_to_a_folder_and_never_held(stores: Stores) -> None:
+    """Read for their hash and for the copy."""
+    assert_large_files_are_read_little(stores.clone, {}, 2)
 
 
 class TestRevoked:

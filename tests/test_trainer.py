@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,13 +13,16 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, Stores, run_git
 from test_tracking import records
 
+from lib.checkpoints import Keeper, checkpoint_branch
 from lib.credentials import Credentials
 from lib.dataset import Dataset, check_dataset
 from lib.drawing import draw_dataset
@@ -178,6 +182,40 @@ def test_a_checkpoint_that_is_read_while_it_is_written_is_whole(machine: Machine
         reader.join()
     assert loads[0] > 10
     assert torn == []
+
+
+@pytest.mark.slow
+def test_no_epoch_waits_for_a_checkpoint_that_takes_longer_than_one(
+    machine: Machine, stores: Stores, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The Git remote answers the first checkpoint's push when three more epochs are trained: else this would hang."""
+    values: dict[str, Any] = {"training__epochs": 16, "session__checkpoint_minutes": 0.001}
+    here = Machine(stores.folder, machine.module, machine.data)
+    experiment = here.experiment(**values)
+    branch = f"refs/heads/{checkpoint_branch(experiment)}"
+    table, first = stores.clone / experiment.artifacts / "train/results.csv", stores.folder / "first"
+    stores.write_hook(
+        "pre-receive",
+        f"""while read old new ref; do [ "$ref" = {branch} ] && moves=yes; done
+[ "$moves" ] && mkdir {first} || exit 0
+rows=$(wc -l < {table})
+for turn in $(seq 2400); do [ $(wc -l < {table}) -ge $((rows + 3)) ] && exit 0; sleep 0.05; done
+exit 1""",
+    )
+    commit = run_git("rev-parse", "HEAD", cwd=stores.clone)
+    with Keeper(stores.clone, experiment, commit, "0" * 32, Credentials()) as keeper:
+        trained = here.train("clone", **values)
+    keeper.wait()
+    assert trained.state == "finished"
+    told = capfd.readouterr().out
+    assert "did not leave the machine" not in told
+    left = [int(epoch) for epoch in re.findall(r"Checkpoint: epoch (\d+) has left", told)]
+    assert [later for later in left[1:] if later < left[0] + 3] == []  # the newest follows, not the next
+    ends = [float(row["time"]) for row in rows(trained)]
+    seconds = [after - before for before, after in pairwise(ends)]
+    beside, others = seconds[left[0] : left[0] + 2], [*seconds[1 : left[0]], *seconds[left[0] + 2 :]]
+    with capfd.disabled():
+        print(f"\nAn epoch beside a checkpoint that leaves: {median(beside):.2f} s; others: {median(others):.2f} s")
 
 
 # ── the session's time ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,9 +1,13 @@
 """Look at both remotes and say what is wrong with them; nothing is written or deleted there.
 
-What is looked at: every branch and tag with all its history, every intent, and every object on the DVC remote. Cannot
-see: an object that is replaced while it is looked at, and what another repository of the same DVC remote names. Where
-the remote is marked as that one's, what no ref of this one names is passed by; where it is marked as this one's, the
-other's objects are told as unnamed, and only that repository can say more.
+What is looked at: every branch and tag with all its history, every intent, and every object on the DVC remote, its
+content too: a folder is read, Drive and S3 are asked for the MD5 (S3 knows none of a copy in parts or encrypted by a
+key service). Runs may go on meanwhile: a branch that moves is passed by, and what seems missing or unnamed is looked
+for once more before it is told.
+
+Cannot see: an object that is replaced while it is looked at, and what another repository of the same DVC remote names.
+Where the remote is marked as that one's, what no ref of this one names is passed by; where it is marked as this one's,
+the other's objects are told as unnamed, and only that repository can say more.
 """
 
 from __future__ import annotations
@@ -74,20 +78,31 @@ def check(
     """
     with open_vault(root, credentials or Credentials()) as vault:
         intents = _watch(vault, older_than, say)
-        # branches after intents: a publication that commits in between is seen as a branch
+        standing = vault.objects.survey()
+        # what stood there then is named by now or was undone: by an intent, or by a branch that has come since
+        announced = [seen.record for seen in vault.refs.read_intents()] + [seen.record for seen, _ in intents]
+        heads = vault.refs.list_refs(*EVERYTHING)
         published = vault.refs.published_objects(*EVERYTHING)
         named = vault.refs.named_objects(*EVERYTHING)
-        standing = vault.objects.survey()
-        parts = {oid: vault.parts_of(oid) for oid in named if oid.endswith(".dir") and oid in standing}
+        listings = {oid for oid in named if oid.endswith(".dir") and oid in standing}
+        broken = {oid for oid in listings if any(mismatch(StoredObject(oid, -1), copy) for copy in standing[oid])}
+        parts = {oid: vault.parts_of(oid) for oid in listings - broken}
         named = named.union(*parts.values())
-        for seen, _ in intents:
-            if seen.record is not None:
-                named |= {item.oid for item in seen.record.objects} | set(seen.record.superseded)
+        for record in filter(None, announced):
+            named |= {item.oid for item in record.objects} | set(record.superseded)
         foreign = vault.is_foreign()
+        # nobody knows what a broken listing names
+        unnamed = set() if foreign or broken else standing.keys() - named
+        wanted = {item.oid for outputs in published.values() for item in outputs.values()}.union(*parts.values())
+        doubtful = unnamed | (wanted - standing.keys())
+        again = {oid: list(copies.values()) for oid, copies in vault.objects.look(doubtful).items()}
+        standing = {oid: copies for oid, copies in standing.items() if oid not in doubtful} | again
+        after = vault.refs.list_refs(*EVERYTHING)
+        published = {ref: items for ref, items in published.items() if heads.get(ref) == after.get(ref)}
         findings = [
             *([Finding("foreign", vault.keeps, FOREIGN)] if foreign else ()),
             *_check_branches(published, parts, standing),
-            *_check_objects(standing.keys() if foreign else named, standing),
+            *_check_objects(unnamed, standing),
             *_check_intents(intents),
         ]
         return Checked(len(published), len(standing), len(intents), tuple(findings))
@@ -118,9 +133,9 @@ def _check_branches(
                     yield Finding("damaged", f"{ref}: {path} needs {wanted.oid}, and a copy of it {wrong}", push)
 
 
-def _check_objects(named: Collection[str], standing: Standing) -> Iterator[Finding]:
+def _check_objects(unnamed: Collection[str], standing: Standing) -> Iterator[Finding]:
     for oid, copies in sorted(standing.items()):
-        if oid not in named:
+        if oid in unnamed:
             size = sum(copy.size for copy in copies)
             remedy = "if no other repository uses this DVC remote, delete it by hand"
             yield Finding("unnamed", f"{oid} ({size} bytes) is named by no commit and no intent", remedy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable
@@ -58,11 +59,13 @@ class DirectoryObjects:
         return target.with_name(f".{target.name}.{label}.tmp")
 
     def survey(self) -> dict[str, list[Copy]]:
-        """Walk the folder; what DVC would not take for an object is passed by."""
+        """Walk the folder and read every file: nobody else can tell its MD5. What is no object for DVC is passed by."""
         found: dict[str, list[Copy]] = {}
         for path in Path(self.name).glob("[0-9a-f][0-9a-f]/*"):
             if not path.name.startswith(".") and path.is_file():
-                found[path.parent.name + path.name] = [Copy(path.stat().st_size)]
+                with contextlib.suppress(FileNotFoundError), path.open("rb") as file:  # deleted meanwhile
+                    digest = hashlib.file_digest(file, "md5").hexdigest()
+                    found[path.parent.name + path.name] = [Copy(os.fstat(file.fileno()).st_size, digest)]
         return found
 
     def marks(self) -> set[str]:

@@ -8,12 +8,16 @@ A kind of store joins by one class with ten methods:
   After an error the copy may be there or not. May run in several threads. `label` is the intent that pays for it.
 - `delete(oid, identity)` removes that one copy, if it still stands there. May be repeated.
 - `discard(oid, label)` removes what a cut upload of that label left elsewhere, if the store keeps such things.
-- `survey()` gives every object of the store with its copies, in requests that grow with the pages, not the objects.
+- `survey()` gives every object of the store with its copies, and the MD5 of each where the store lets it be known;
+  in requests that grow with the pages, not the objects that are right.
 - `mark(name)`, `unmark(name)` and `marks()` make, remove and list small files in the remote's own folder, outside of
   what DVC keeps, whose names (after `MARK`) say everything. Both may be repeated; a mark is written as an object would
   be, so that making one proves what an upload needs.
 - `room()` gives the bytes that may still be stored, or None where nobody can say.
 - `close()` gives back what it holds.
+
+The class stands in a module of its own, which gives it by `open_remote(odb)` for DVC's object database and which
+`KINDS` names. `test_objects.py` holds every kind to this page: a new one joins by one more fixture.
 
 Nothing here decides what may be deleted: `transaction.py` does.
 """

@@ -27,16 +27,29 @@ RUN_PLACES = ("refs/runs/", "refs/heads/kaggle-runs/")
 
 
 class RunHold:
-    """The hold on the run `name` for the session in the clone at `root`; `lease` is in seconds."""
+    """The hold on the run `name` for the session in the clone at `root`; `lease` is in seconds.
+
+    `noted` is what `git ls-remote` told of runs at an earlier time (monotonic), before there was a clone: a session
+    that has not moved since then has been silent for so long.
+    """
 
     def __init__(
-        self, root: Path, name: str, credentials: Credentials, *, lease: float = journal.LEASE, say: Say = print
+        self,
+        root: Path,
+        name: str,
+        credentials: Credentials,
+        *,
+        lease: float = journal.LEASE,
+        noted: tuple[str, float] = ("", 0.0),
+        say: Say = print,
     ) -> None:
         self.name, self._length, self._say = name, lease, say
         self._refs = Refs(root, credentials)
         self._me = Owner(journal.clone_name(self._refs.private / "clone"), journal.process_name(os.getpid()))
         self._lease: Lease | None = None
-        self._seen: tuple[str, float] | None = None
+        refs = [line.split("\t") for line in noted[0].splitlines()]
+        mine = [(commit, noted[1]) for commit, ref in refs if ref in [f"{place}{name}" for place in RUN_PLACES]]
+        self._seen: tuple[str, float] | None = mine[0] if mine else None
         """Another's commit, and when it was first seen there, monotonic."""
         self._lives = False
         self._stop = threading.Event()

@@ -96,19 +96,27 @@ class S3Objects:
             self._remove(self._path_of(oid) + note)
 
     def survey(self) -> dict[str, list[Copy]]:
-        """List the bucket below the remote's path; no MD5, since a listing does not say what is encrypted."""
+        """List the bucket below the remote's path.
+
+        An ETag that is the object's name tells its content. Another one is no MD5 where it is of parts or of an
+        encrypted copy, which a listing does not say: that object alone is asked for.
+        """
         found: dict[str, list[Copy]] = {}
         with self._told():
-            for name, size in self._list(f"{self.name}/"):
+            for name, size, etag in self._list(f"{self.name}/"):
                 oid = name.replace("/", "", 1)
-                if not oid.endswith(".upload"):  # the note of a large file under way
-                    found[oid] = [Copy(size)]
+                if oid.endswith(".upload"):  # the note of a large file under way
+                    continue
+                if etag == oid.removesuffix(".dir") or "-" in etag:
+                    found[oid] = [Copy(size, None if "-" in etag else etag)]
+                elif head := self._head(oid):
+                    found[oid] = [_copy(head)]
         return found
 
     def marks(self) -> set[str]:
         """List what begins as marks do."""
         with self._told():
-            return {name for name, _ in self._list(f"{self._home}/{MARK}")}
+            return {name for name, *_ in self._list(f"{self._home}/{MARK}")}
 
     def mark(self, name: str) -> None:
         """Put a small file."""
@@ -143,15 +151,15 @@ class S3Objects:
             self._s3.invalidate_cache()  # DVC reads it
         return answer
 
-    def _list(self, beginning: str) -> Iterator[tuple[str, int]]:
-        """Give the rest of the name, and the size, of everything whose path begins so; in as many requests as pages."""
+    def _list(self, beginning: str) -> Iterator[tuple[str, int, str]]:
+        """Give rest of the name, size and ETag of everything whose path begins so, in as many requests as pages."""
         bucket, prefix, _ = self._s3.split_path(beginning)
         page: dict[str, Any] = {}
         while True:
             following = {"ContinuationToken": page["NextContinuationToken"]} if page else {}
             page = self._s3.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **following)
             for item in page.get("Contents", ()):
-                yield item["Key"].removeprefix(prefix), int(item["Size"])
+                yield item["Key"].removeprefix(prefix), int(item["Size"]), item["ETag"].strip('"')
             if not page.get("IsTruncated"):
                 return
 
