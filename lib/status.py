@@ -43,9 +43,8 @@ class Entry:
 def read_status(root: Path, credentials: Credentials) -> list[Entry]:
     """Read the Git remote of the clone at `root`; by experiment, the newest first. Raises `GitPushError`."""
     refs = Refs(root, credentials)
-    files = "artifacts/*/*.json"
-    published = refs.read_files_of_all(RUNS, files)
-    checkpoints = refs.read_files_of_all("refs/heads/kaggle-checkpoint-*", files)
+    published = refs.read_files_of_all(RUNS, "artifacts/*/run.json", "artifacts/*/metrics.json")
+    checkpoints = refs.read_files_of_all("refs/heads/kaggle-checkpoint-*", "artifacts/*/checkpoint.json")
     entries = [_run(ref, texts) for ref, texts in published.items()]
     entries += [_checkpoint(ref, texts) for ref, texts in checkpoints.items()]
     for place in RUN_PLACES:

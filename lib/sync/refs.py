@@ -137,11 +137,8 @@ class Refs:
         with self._fetched(*patterns):
             raw = self._git("log", *shown, *globs, "--", *pointers, cwd=self._mirror).output
             blobs = {line.split()[3] for line in raw.splitlines() if line.startswith(":")} - {"0" * 40}
-            if not blobs:
-                return set()
-            # what the filter left out of the mirror comes from the remote
-            texts = self._remote("cat-file", "--batch", cwd=self._mirror, text="\n".join(sorted(blobs)) + "\n").output
-        return set(re.findall(r"\bmd5:\s*['\"]?([0-9a-f]{32}(?:\.dir)?)", texts))
+            texts = self._blobs(blobs).values()
+        return {oid for text in texts for oid in re.findall(r"\bmd5:\s*['\"]?([0-9a-f]{32}(?:\.dir)?)", text)}
 
     def published_objects(self, *patterns: str) -> dict[str, dict[str, StoredObject]]:
         """Give, for each ref that matches, what the `.dvc` files of its commit name: object by path in the repository.
@@ -150,15 +147,8 @@ class Refs:
         """
         with self._fetched(*patterns):
             refs = self._git("for-each-ref", "--format=%(refname)", *patterns, cwd=self._mirror).output.split()
-            found = {}
-            for ref in refs:
-                listed = self._git("ls-tree", "-r", "-z", ref, cwd=self._mirror).output.split("\0")
-                pointers = [entry.partition("\t") for entry in listed if entry.endswith(".dvc")]
-                found[ref] = {path: about.split()[2] for about, _, path in pointers}
-            texts = {
-                blob: self._remote("cat-file", "blob", blob, cwd=self._mirror).output
-                for blob in {blob for pointers_of in found.values() for blob in pointers_of.values()}
-            }
+            found = {ref: self._tree(ref, "*.dvc") for ref in refs}
+            texts = self._blobs(blob for pointers_of in found.values() for blob in pointers_of.values())
         return {
             ref: {name: item for path, blob in pointers_of.items() for name, item in _outputs(path, texts[blob])}
             for ref, pointers_of in found.items()
@@ -171,7 +161,9 @@ class Refs:
         such commit.
         """
         with self._fetched(ref):
-            return self._texts(commit or ref, *patterns)
+            found = self._tree(commit or ref, *patterns)
+            texts = self._blobs(found.values())
+        return {path: texts[blob] for path, blob in found.items()}
 
     def write_files(self, ref: str, folder: str, target: Path) -> None:
         """Write the files below `folder` in the commit at `ref` into the folder `target`, byte for byte.
@@ -186,16 +178,29 @@ class Refs:
                 cwd=self._mirror, timeout=10 * MINUTE,
             )  # fmt: skip
 
-    def read_files_of_all(self, refs: str, pattern: str) -> dict[str, dict[str, str]]:
+    def read_files_of_all(self, refs: str, *patterns: str) -> dict[str, dict[str, str]]:
         """Give the same for each ref that matches `refs`, by ref, in one request where the files are small."""
         with self._fetched(refs):
             listed = self._git("for-each-ref", "--format=%(refname)", refs, cwd=self._mirror).output.split()
-            return {ref: self._texts(ref, pattern) for ref in listed}
+            found = {ref: self._tree(ref, *patterns) for ref in listed}
+            texts = self._blobs(blob for files in found.values() for blob in files.values())
+        return {ref: {path: texts[blob] for path, blob in files.items()} for ref, files in found.items()}
 
-    def _texts(self, tree: str, *patterns: str) -> dict[str, str]:
-        listed = self._remote("ls-tree", "-r", "-z", "--name-only", tree, cwd=self._mirror).output.split("\0")
-        found = [path for path in listed if any(fnmatchcase(path, pattern) for pattern in patterns)]
-        return {path: self._remote("cat-file", "blob", f"{tree}:{path}", cwd=self._mirror).output for path in found}
+    def _tree(self, tree: str, *patterns: str) -> dict[str, str]:
+        """Give the files of a commit that match, by path: the name of each one's blob."""
+        listed = self._remote("ls-tree", "-r", "-z", tree, cwd=self._mirror).output.split("\0")
+        entries = (entry.partition("\t") for entry in listed if entry)
+        matching = ((about, path) for about, _, path in entries if any(fnmatchcase(path, each) for each in patterns))
+        return {path: about.split()[2] for about, path in matching}
+
+    def _blobs(self, names: Iterable[str]) -> dict[str, str]:
+        """Give the text of each blob, all by one process; what the mirror's filter left out comes from the remote."""
+        wanted = sorted(set(names))
+        if not wanted:
+            return {}
+        told = self._remote("cat-file", "--batch", cwd=self._mirror, text="\n".join(wanted) + "\n").output
+        _, *parts = re.split(r"^([0-9a-f]{40,64}) blob \d+\n", told, flags=re.MULTILINE)
+        return {name: text.removesuffix("\n") for name, text in zip(parts[::2], parts[1::2], strict=True)}
 
     def roots(self) -> set[str]:
         """Give the first commits of the repository, which name it in every clone, also in a shallow one.
