@@ -22,6 +22,9 @@ from test_tracking import records
 
 from lib.drawing import draw_dataset
 
+from lib.credentials import Credentials
+from lib.sync import RunHold
+
 CANARY = f"ghp_{secrets.token_hex(16)}"  # made anew: the sandbox holds a copy of this file
 WEIGHTS = ("train/weights/best.pt", "train/weights/last.pt")
 CHECKPOINT = "refs/heads/kaggle-checkpoint-detection-exp000-sandbox"
@@ -346,6 +349,24 @@ def test_a_run_that_cannot_start_says_why_and_logs_it(detection: Run) -> None:
     assert run.status == 1
     assert "model.resume_from is 'nowhere/last.pt'" in run.output
     assert "model.resume_from is 'nowhere/last.pt'" in (run.clone.parent / "run.log").read_text()
+
+
+@pytest.mark.slow
+def test_a_second_session_of_the_experiment_stops_before_it_trains(detection: Run, tmp_path: Path) -> None:
+    """Another machine holds the run and gives signs of life: it is left alone, and the second says what to do."""
+    run_git("clone", "--quiet", detection.sandbox / "origin.git", tmp_path / "first", cwd=tmp_path)
+    first = RunHold(tmp_path / "first", "detection-exp000-sandbox", Credentials(), lease=10.0, say=str)
+    assert first.watch()
+    try:
+        refs, objects = detection.refs(), detection.objects()
+        run = render("detection", detection.sandbox, "-p", "session.lease_minutes", "0.2")
+        assert run.status == 1
+        assert "is held by another session, which is watched from now on" in run.output
+        assert "another session trains detection-exp000-sandbox right now, and is alive" in run.output
+        assert not (run.clone / run.artifacts / "train").exists()
+        assert (run.refs(), run.objects()) == (refs, objects)
+    finally:
+        first.release()
 
 
 @pytest.mark.slow

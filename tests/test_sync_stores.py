@@ -316,6 +316,7 @@ def assert_large_files_are_read_little(clone: Path, environment: dict[str, str],
     assert held < LARGE
 
 
+@pytest.mark.slow
 def test_large_files_are_read_for_their_hash_and_their_upload_and_never_held(stores: Stores, remote: Remote) -> None:
     """Both models at once. Over plain HTTP, as here, S3's client computes two checksums first; with TLS, meanwhile."""
     assert_large_files_are_read_little(stores.clone, remote.environment, 4 if remote.kind == "s3" else 2)
