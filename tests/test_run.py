@@ -20,9 +20,8 @@ import pytest
 from conftest import ROOT, run_git
 from test_tracking import records
 
-from lib.drawing import draw_dataset
-
 from lib.credentials import Credentials
+from lib.drawing import draw_dataset
 from lib.sync import RunHold
 
 CANARY = f"ghp_{secrets.token_hex(16)}"  # made anew: the sandbox holds a copy of this file
