@@ -500,7 +500,7 @@ def test_a_whole_run_leaves_a_complete_log_and_notebook(published: Run) -> None:
     steps = [f"{number}/10: " for number in range(11)]
     for text in (published.log, published.shown):
         assert [step for step in steps if step not in text] == []
-        assert "exp000_sandbox is trained and published" in text
+        assert "(exp000_sandbox) is trained and published" in text
         assert "Traceback" not in text
     assert (published.clone / "artifacts/detection/exp000_sandbox/run.log").read_text(encoding="utf-8") == published.log
     notebook = json.loads((published.folder / "out/train_module_1_detection.executed.ipynb").read_text())
