@@ -179,7 +179,7 @@ def _require_secrets(dataset: str) -> None:
         raise KaggleError(
             f"there is no dataset {dataset} on Kaggle that this key may read.",
             state="nothing was pushed.",
-            remedy="make a private Kaggle dataset of this name with secrets.json in it (README, Once), "
+            remedy="make a private Kaggle dataset of this name with secrets.json in it (README, Prerequisites), "
             "or name yours with --secrets-dataset OWNER/SLUG.",
         ) from None
     if found.get("info", found).get("isPrivate") is not True:
@@ -193,7 +193,7 @@ def _require_secrets(dataset: str) -> None:
         raise KaggleError(
             f"the dataset {dataset} has no file secrets.json.",
             state="nothing was pushed.",
-            remedy="add it (README, Once), or name another dataset with --secrets-dataset OWNER/SLUG.",
+            remedy="add it (README, Prerequisites), or name another dataset with --secrets-dataset OWNER/SLUG.",
         )
 
 

@@ -51,6 +51,14 @@ def test_the_table_of_errors_names_every_error() -> None:
     assert sorted(rows) == sorted(kinds)
 
 
+def test_an_error_that_names_a_section_names_one_that_is_there() -> None:
+    """`(README, Prerequisites)`: who looks for it finds it."""
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "lib").rglob("*.py")]
+    named = {title for text in texts for title in re.findall(r"README, ([A-Z]\w+)", text)}
+    assert named
+    assert [title for title in named if f"\n## {title}\n" not in README] == []
+
+
 @pytest.mark.parametrize(
     "said",
     ["CUDA out of memory", "data.yaml not found", "Authentication failed", "failed to push data to the remote"],
