@@ -151,10 +151,11 @@ class GuardedTrainer(BaseTrainer):  # type: ignore[misc]
         self.train_time_start -= self._seconds_before  # one curve: its time goes on too
         self._begun = time.monotonic()
         if FIRST:
-            model, size = Path(self.plan.arguments["model"]).stem, sum(each.numel() for each in self.model.parameters())
+            size = sum(each.numel() for each in self.model.parameters())
+            network = f"{Path(self.plan.arguments['model']).stem}: {size:,} parameters, torch {torch.__version__}"
             train, val = (len(loader.dataset) for loader in (self.train_loader, self.test_loader))
             batches = f"{len(self.train_loader)} batches of {self.batch_size} an epoch"
-            print(f"{model}: {size:,} parameters; {train} train, {val} val pictures; {batches}", flush=True)
+            print(f"{network}; {train} train, {val} val pictures; {batches}", flush=True)
 
     def _begin_epoch(self, _: object) -> None:
         # out of memory, the library would halve the batch by itself, up to three times, in silence and on one GPU only
