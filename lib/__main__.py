@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -169,7 +170,8 @@ def predict(
     from lib.sandbox import find_project
 
     root = find_project(Path.cwd())
-    model = fetch_model(root, branch, load_credentials(secrets))
+    with contextlib.redirect_stdout(sys.stderr):  # how far the fetching is is no prediction
+        model = fetch_model(root, branch, load_credentials(secrets))
     folder = output or root / "build" / "predictions" / model.record["branch"]
     problems = 0
     for predicted in predict_on(model, images, folder, confidence=confidence, device=device):

@@ -501,7 +501,7 @@ def test_an_evaluation_that_fails_costs_no_model(tmp_path: Path) -> None:
     record = json.loads((folder / "run.json").read_text())
     assert record["state"] == "finished"
     assert "damaged.png" in record["missing"]
-    assert "Not everything was measured" in (folder / "README.md").read_text()
+    assert "Something is missing: not everything could be measured" in (folder / "README.md").read_text()
     _, summary, ((title, _),) = recorded(run)
     assert summary["branch"] == record["branch"]
     assert title.endswith(" is finished")
