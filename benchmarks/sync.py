@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,10 +23,10 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
 
 import drive_emulator
 from drive_emulator import DriveEmulator
+from many import FOLDER, clone, make_origin
 from measure import Case, compare, report, seconds_of
 
 NAMES = ("best.pt", "last.pt")
-FOLDER = "artifacts/detection/exp001/train/weights"
 OURS = """
 import sys
 from datetime import UTC, datetime
@@ -47,31 +46,13 @@ class Bench:
 
     def __init__(self, folder: Path, size: int) -> None:
         self.folder, self.size, self.turn = folder, size, 0
-        self.origin, self.storage = folder / "origin.git", folder / "storage"
-        self.storage.mkdir(parents=True)
-        seed = folder / "seed"
-        self._git("init", "--quiet", "--bare", "--initial-branch=main", self.origin, cwd=folder)
-        self._git("clone", "--quiet", self.origin, seed, cwd=folder)
-        (seed / ".dvc").mkdir()
-        (seed / ".dvc/.gitignore").write_text("/config.local\n/tmp\n/cache\n")
-        config = (
-            f"[core]\n    remote = storage\n    analytics = false\n['remote \"storage\"']\n    url = {self.storage}\n"
-        )
-        (seed / ".dvc/config").write_text(config)
-        (seed / ".dvcignore").touch()
-        self._git("add", "--all", cwd=seed)
-        self._git("commit", "--quiet", "--message=code", cwd=seed)
-        self._git("push", "--quiet", "origin", "HEAD:main", cwd=seed)
-
-    @staticmethod
-    def _git(*words: str | Path, cwd: Path) -> None:
-        subprocess.run(["git", *map(str, words)], cwd=cwd, check=True, capture_output=True)
+        self.origin = make_origin(folder, str(folder / "storage"))
+        (folder / "storage").mkdir()
 
     def clone(self, drive: DriveEmulator | None = None) -> Path:
         """Give a new clone with weights that nobody has seen."""
         self.turn += 1
-        path = self.folder / f"clone-{self.turn}"
-        self._git("clone", "--quiet", self.origin, path, cwd=self.folder)
+        path = clone(self.origin, self.folder / f"clone-{self.turn}")
         for name in NAMES:
             file = path / FOLDER / name
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -83,14 +64,14 @@ class Bench:
 
     def ours(self, env: dict[str, str], drive: DriveEmulator | None = None) -> float:
         """Publish with `sync_outputs()`, in a process of its own."""
-        clone = self.clone(drive)
+        root = self.clone(drive)
         path = os.pathsep.join(filter(None, [str(HERE.parent), env.get("PYTHONPATH")]))
-        command = [sys.executable, "-c", OURS, clone, f"kaggle-train-detection-exp001-{self.turn}"]
-        return seconds_of(command, cwd=clone, env={**env, "PYTHONPATH": path})
+        command = [sys.executable, "-c", OURS, root, f"kaggle-train-detection-exp001-{self.turn}"]
+        return seconds_of(command, cwd=root, env={**env, "PYTHONPATH": path})
 
     def by_hand(self, env: dict[str, str], drive: DriveEmulator | None = None) -> float:
         """Publish with the commands of the requirements."""
-        clone, branch = self.clone(drive), f"kaggle-train-detection-exp001-{self.turn}"
+        root, branch = self.clone(drive), f"kaggle-train-detection-exp001-{self.turn}"
         dvc = [sys.executable, "-m", "dvc"]
         return seconds_of(
             *([*dvc, "add", f"{FOLDER}/{name}"] for name in NAMES),
@@ -99,7 +80,7 @@ class Bench:
             ["git", "checkout", "--quiet", "-b", branch],
             ["git", "commit", "--quiet", "--message=Trained"],
             ["git", "push", "--quiet", "origin", branch],
-            cwd=clone,
+            cwd=root,
             env=env,
         )
 

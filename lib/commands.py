@@ -120,6 +120,12 @@ def _start(
         ) from None
 
 
+def found_from(root: Path) -> dict[str, str]:
+    """Give the environment in which another Python finds the package in `root`, and all else as this process does."""
+    paths = filter(None, [str(root), os.environ.get("PYTHONPATH", "")])
+    return {"PYTHONPATH": os.pathsep.join(paths)}
+
+
 class FollowedCommand:
     """A program whose lines are read while it works; its errors are not. `close` ends it with its children."""
 

@@ -7,7 +7,6 @@ weights are published all the same.
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import tempfile
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib.commands import MINUTE, run_command
+from lib.commands import MINUTE, found_from, run_command
 from lib.errors import CommandError, ExportError
 from lib.experiment import Experiment
 from lib.training import Trained
@@ -59,10 +58,9 @@ def _export(best: Path, form: str, image_size: int, target: Path, root: Path) ->
     """Export a copy elsewhere, in another process, and take over what it has found to be right."""
     with tempfile.TemporaryDirectory(prefix="kaggle-training-") as scratch:
         copy = shutil.copy(best, scratch)
-        paths = filter(None, [str(root), os.environ.get("PYTHONPATH", "")])
         run_command(
             [sys.executable, "-m", "lib.export", copy, form, str(image_size)],
-            cwd=Path(scratch), env={"PYTHONPATH": os.pathsep.join(paths)}, timeout=TIMEOUT,
+            cwd=Path(scratch), env=found_from(root), timeout=TIMEOUT,
         )  # fmt: skip
         shutil.move(Path(scratch) / target.name, target)
 

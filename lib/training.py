@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from lib.commands import MINUTE, run_side_by_side
+from lib.commands import MINUTE, found_from, run_side_by_side
 from lib.errors import TrainingError, WeightsError
 from lib.experiment import Augmentation, Experiment, Task
 from lib.progress import is_watched
@@ -429,9 +429,7 @@ def _plot_curves(results: Path) -> None:
 def _run(plan: Plan, worker: str, root: Path, processes: int, stall: float) -> Outcome:
     """Run the processes of a plan to their end; whatever happens, none is left."""
     command = [sys.executable, "-m", worker, str(plan.write())]
-    # they find this package as this process did, and say what they have to say at once
-    paths = filter(None, [str(root), os.environ.get("PYTHONPATH", "")])
-    environment = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+    environment = {**found_from(root), "PYTHONUNBUFFERED": "1"}  # what they have to say they say at once
     identities = [environment | identity for identity in _identities(processes)]
     statuses = run_side_by_side(command, identities, cwd=root, beat=plan.beat, stall=stall)
     if statuses is None:

@@ -712,20 +712,6 @@ def one_finds_objects_there_that_are_gone_when_it_sends(world: World) -> None:
     assert isinstance(world.actors["one"].outcome, Published), f"it fails, and nothing had failed:\n{world}"
 
 
-def one_waits_for_who_is_about_to_delete(world: World) -> None:
-    """Let a run hear of an undoing that has read its mark for the last time: it is too late to take it over."""
-    world.publish("three", "ab")
-    world.run_to("three", "push", 2)
-    world.publish("one", "ab")
-    world.run_to("one", "push")
-    world.die("three")
-    world.recover("two")
-    world.run_to("two", "delete")
-    for_a_while(world, "one")
-    world.settle()
-    world.check_at_rest()
-
-
 def one_dies_after_an_upload_that_others_saw_begin(world: World) -> None:
     """Let somebody recover while a run is about to send; the run sends, and dies."""
     world.publish("three", "ab")
@@ -769,7 +755,7 @@ SWITCHES = {
         one_dies_after_an_upload_that_others_saw_begin,
         "nobody names",
     ),
-    "the-living-are-taken-over": (takes_living_undoers_for_dead, one_waits_for_who_is_about_to_delete, "lacks"),
+    "the-living-are-taken-over": (takes_living_undoers_for_dead, one_declares_while_another_is_undone, "lacks"),
     "nothing-superseded-is-announced": (
         announces_nothing_superseded,
         one_publishes_what_a_checkpoint_leaves_behind,
