@@ -240,25 +240,30 @@ class Vault:
             )
         try:
             self.objects.mark(PROBE + label)
-            if not self._owners():
+            owners = self._owners()
+            if not owners:
                 self.objects.mark(OWNER + min(roots))
+                owners = self._owners()  # two first publications may have marked it at once
             self.objects.unmark(PROBE + label)
         except OSError as error:
             raise DvcPushError(
                 f"{self.objects.name} takes no writes ({type(error).__name__}: {error}).",
                 remedy="make it writable, free some space on it, and run sync_outputs() again.",
             ) from error
-        if self.is_foreign(roots):
+        if self._keep_for(owners.difference(roots)):
             say(f"Note: {self.keeps}. Should this publication fail, its objects stay there.")
 
     def _owners(self) -> set[str]:
         return {name.removeprefix(OWNER) for name in self.objects.marks() if name.startswith(OWNER)}
 
-    def is_foreign(self, roots: Collection[str] | None = None) -> bool:
+    def is_foreign(self) -> bool:
         """Whether another repository's objects may lie on the DVC remote, which no ref of ours could name."""
-        others = sorted(self._owners().difference(self.refs.roots() if roots is None else roots))
+        return self._keep_for(self._owners().difference(self.refs.roots()))
+
+    def _keep_for(self, others: Collection[str]) -> bool:
+        """Note for which other repositories nothing is deleted; whether there is one."""
         told = f"{self.objects.name} is marked as that of the repository with the first commit"
-        self.keeps = f"{told} {others[0]}" if others else ""
+        self.keeps = f"{told} {min(others)}" if others else ""
         return bool(others)
 
     def settle(self, seen: SeenIntent) -> bool:
