@@ -32,7 +32,7 @@ from lib.errors import DvcPushError, GitPushError, InDoubt, RunError, SyncError
 from lib.sync import Publication, Published, recover, sync_outputs, transaction
 from lib.sync import intent as journal
 from lib.sync import refs as refs_module
-from lib.sync.refs import Refs
+from lib.sync.refs import Move, Refs
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of DVC's own
 
@@ -1374,3 +1374,30 @@ def test_a_renewal_on_its_way_does_not_spoil_the_end_of_a_lease(
                 threading.Event().wait(0.01)
             lease.end()
     assert ref not in stores.refs()
+
+
+def test_a_push_waits_for_another_one_that_holds_the_ref(stores: Stores) -> None:
+    """Git refuses it at once; nothing had happened, and a moment later it is taken."""
+    refs = Refs(stores.clone, Credentials())
+    ref = "refs/heads/kaggle-train-x"
+    lock = stores.origin / f"{ref}.lock"
+    lock.touch()
+    threading.Timer(0.5, lock.unlink).start()
+    refs.push(Move(ref, None, refs.head()))
+    assert stores.refs() == {ref: refs.head()}
+
+
+def test_a_ref_that_stands_elsewhere_is_no_lock(stores: Stores) -> None:
+    """Who comes second is told at once, in the host's words."""
+    refs = Refs(stores.clone, Credentials())
+    ref = "refs/heads/kaggle-train-x"
+    refs.push(Move(ref, None, refs.head()))
+    other = run_git("commit-tree", "HEAD^{tree}", "-m", "other", cwd=stores.clone)
+    with pytest.raises(GitPushError) as caught:
+        refs.push(Move(ref, None, other))
+    assert not refs_module.BUSY.search(caught.value.what)
+    told = subprocess.run(
+        ["git", "update-ref", ref, refs.head(), "0" * 40], cwd=stores.origin, capture_output=True, text=True
+    ).stderr
+    assert "cannot lock ref" in told
+    assert not refs_module.BUSY.search(told)

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -28,6 +29,10 @@ INTENT_PLACES = ("refs/intents/", "refs/heads/kaggle-intents/")
 """Where intents live; the second is for hosts that take branches and tags alone. Readers always read both."""
 BLOBS = "64k"  # `.dvc` files are below this, pictures and weights above: they stay on the remote
 PUSH_TIMEOUT = 10 * MINUTE
+BUSY = re.compile(r"cannot lock ref '[^']*': unable to (resolve reference|create)", re.IGNORECASE)
+"""What Git says where another push has a lock, or removes the folder that the ref would lie in: the whole of an atomic
+push is refused before anything of it has happened. One that stands elsewhere (`is at … but`) is no lock."""
+BUSY_PAUSES = (0.1, 0.3, 1.0, 3.0)  # seconds
 
 
 @dataclass(frozen=True)
@@ -273,17 +278,22 @@ class Refs:
     def push(self, *moves: Move) -> None:
         """Make all the moves in one atomic push, each only from its `old`. Raises `GitPushError`.
 
-        After an error the moves have happened together or not at all; which of the two, only the remote knows.
+        After an error the moves have happened together or not at all; which of the two, only the remote knows. Where
+        somebody else's push held a lock there, nothing had happened, and it is tried again.
         """
         words = ["--atomic", "--no-verify", "--no-signed", "--no-follow-tags", "--recurse-submodules=no", "--quiet"]
         words += [f"--force-with-lease={move.ref}:{move.old or ''}" for move in moves]
         words += ["origin"] + [f"{move.new or ''}:{move.ref}" for move in moves]
-        try:
-            answer = self._remote("push", *words, timeout=PUSH_TIMEOUT, check=False)
-        except GitPushError as error:
-            raise GitPushError(f"Git push failed: {error.what}", remedy=error.remedy) from error
-        if answer.status != 0:
-            raise _refusal(answer, self.url, [move.ref for move in moves])
+        for pause in (*BUSY_PAUSES, None):
+            try:
+                answer = self._remote("push", *words, timeout=PUSH_TIMEOUT, check=False)
+            except GitPushError as error:
+                raise GitPushError(f"Git push failed: {error.what}", remedy=error.remedy) from error
+            if answer.status == 0:
+                return
+            if pause is None or not BUSY.search(answer.errors):
+                raise _refusal(answer, self.url, [move.ref for move in moves])
+            time.sleep(pause)
 
 
 def _outputs(path: str, text: str) -> Iterator[tuple[str, StoredObject]]:
