@@ -130,7 +130,7 @@ def report(script: str, cases: Sequence[Case], question: str) -> None:
         "question": question,
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "machine": machine(),
-        "command": f"uv run python benchmarks/{script}.py",
+        "command": " ".join(["uv run python", f"benchmarks/{script}.py", *sys.argv[1:]]),
         "cases": [
             {**asdict(case), "ratio": case.ratio, "interval": case.interval(), "kept": case.is_kept} for case in cases
         ],
@@ -170,7 +170,7 @@ def tables() -> str:
         for case in told["cases"]:
             ours, other = (f"{statistics.median(case[side]):.3g} {case['unit']}" for side in ("ours", "other"))
             low, high = case["interval"]
-            reach = "" if case["reach"] is None else f"{case['reach']:g}{'' if case['kept'] else ', missed'}"
+            reach = "" if case["reach"] is None else f"{case['reach']:.3g}{'' if case['kept'] else ', missed'}"
             name = case["name"] + "".join(f"; {key}: {value:g}" for key, value in case["notes"].items())
             rows.append(f"| {name} | {ours} | {other} | {case['ratio']:.2f} | {low:.2f} to {high:.2f} | {reach} |")
         parts.append(

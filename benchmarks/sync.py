@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -67,22 +69,28 @@ class Bench:
         root = self.clone(drive)
         path = os.pathsep.join(filter(None, [str(HERE.parent), env.get("PYTHONPATH")]))
         command = [sys.executable, "-c", OURS, root, f"kaggle-train-detection-exp001-{self.turn}"]
-        return seconds_of(command, cwd=root, env={**env, "PYTHONPATH": path})
+        return self._timed(root, [command], {**env, "PYTHONPATH": path})
 
     def by_hand(self, env: dict[str, str], drive: DriveEmulator | None = None) -> float:
         """Publish with the commands of the requirements."""
         root, branch = self.clone(drive), f"kaggle-train-detection-exp001-{self.turn}"
         dvc = [sys.executable, "-m", "dvc"]
-        return seconds_of(
+        commands = [
             *([*dvc, "add", f"{FOLDER}/{name}"] for name in NAMES),
             [*dvc, "push"],
             ["git", "add", "artifacts"],
             ["git", "checkout", "--quiet", "-b", branch],
             ["git", "commit", "--quiet", "--message=Trained"],
             ["git", "push", "--quiet", "origin", branch],
-            cwd=root,
-            env=env,
-        )
+        ]
+        return self._timed(root, commands, env)
+
+    def _timed(self, root: Path, commands: Sequence[Sequence[object]], env: Mapping[str, str]) -> float:
+        seconds = seconds_of(*commands, cwd=root, env=env)
+        shutil.rmtree(root)
+        for file in (self.folder / "storage").glob("files/md5/*/*"):
+            file.unlink()
+        return seconds
 
 
 PLAIN = """
@@ -151,6 +159,7 @@ def on_drive(folder: Path, size: int, latency: int, turns: int) -> list[Case]:
                 sending[side].append(seen.sending(before))
             for file in [file for path, copies in drive.files().items() if "-owner-" not in path for file, _ in copies]:
                 drive._remove(file)  # noqa: SLF001  the emulator keeps everything in memory
+            drive._sessions.clear()  # noqa: SLF001  and what was uploaded with it
             return seconds
 
         case = compare(name, lambda: run("ours"), lambda: run("other"), turns=turns, reach=1.0)

@@ -597,6 +597,7 @@ class _Handler(BaseHTTPRequestHandler):
             session.data[first:] = body
         if len(session.data) == session.size:
             session.item = self.drive._add(session.body, bytes(session.data))
+            session.data.clear()  # the file has it
 
     def _download(self, data: bytes) -> _Answer:
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
