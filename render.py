@@ -29,10 +29,12 @@ from lib.rendering import (
     KAGGLE_WORDS,
     bake,
     configured_user,
+    execute,
+    executed_copy,
     kernel_metadata,
     parameters,
-    public_url,
     read_notebook,
+    source,
     ways_to_kaggle,
     write_rendered,
 )
@@ -107,7 +109,7 @@ def main(
     shortcuts = {SHORTCUTS[name]: value for name, value in baked.items() if name in SHORTCUTS and value is not None}
     load_experiment(chosen.model_dump(), shortcuts)
     services = click.get_current_context().with_resource(_emulators()) if emulate else None
-    where = _sandbox(sandbox, chosen, data, services) if run else _repository(allow_dirty=allow_dirty, given=baked)
+    where = _sandbox(sandbox, chosen, data, services) if run else source(PROJECT, allow_dirty=allow_dirty, given=baked)
     values = {
         "module": about.name,
         "experiment": chosen.model_dump(mode="json"),
@@ -122,7 +124,8 @@ def main(
     rendered = write_rendered(folder, about, bake(notebook, values, accelerator), kernel)
     print(rendered)
     if run:
-        _execute(rendered.notebook)
+        print(f"Executed: {executed_copy(rendered.notebook)}", flush=True)
+        print(f"\nThe executed notebook: {execute(rendered.notebook, PROJECT)}")
         return
     print(f"Trains:   {chosen.name} at commit {where['commit']} of {where['repository']}")
     if kernel and push:
@@ -190,62 +193,6 @@ def _emulators() -> Iterator[Any]:
         yield services
 
 
-def _repository(*, allow_dirty: bool, given: Mapping[str, Any]) -> dict[str, str]:
-    """Give the URL and the commit that Kaggle clones, and refuse what it could not clone or is not what lies here."""
-    import git
-
-    try:
-        repo = git.Repo(PROJECT)
-        commit = repo.head.commit.hexsha
-    except (git.InvalidGitRepositoryError, ValueError):
-        raise RenderError(
-            f"{PROJECT} is no Git checkout with a commit.", remedy="clone the project with Git and render there."
-        ) from None
-    with repo:
-        if given.get("repository") and given.get("commit"):
-            return {"repository": str(given["repository"]), "commit": str(given["commit"])}
-        if "origin" not in [remote.name for remote in repo.remotes]:
-            raise RenderError(
-                "this checkout has no remote `origin` that Kaggle could clone.",
-                state="nothing was written.",
-                remedy="`git remote add origin https://github.com/YOU/REPOSITORY.git && git push -u origin HEAD`.",
-            )
-        if not allow_dirty:
-            changed = repo.git.status("--porcelain").splitlines()
-            if changed:
-                raise RenderError(
-                    f"the tree is dirty, and Kaggle clones the commit: {', '.join(line[3:] for line in changed[:5])}"
-                    f"{' …' if len(changed) > 5 else ''}.",  # noqa: PLR2004
-                    state="nothing was written.",
-                    remedy="commit and push, or render the commit as it is with --allow-dirty.",
-                )
-            _require_on_remote(repo, commit)
-        return {"repository": public_url(repo.remotes.origin.url), "commit": commit}
-
-
-def _require_on_remote(repo: Any, commit: str) -> None:  # noqa: ANN401  GitPython's Repo
-    import git
-
-    try:
-        tips = {line.split()[0] for line in repo.git.ls_remote("origin", kill_after_timeout=60).splitlines()}
-        if commit in tips:
-            return
-        repo.git.fetch("--quiet", "origin", kill_after_timeout=300)  # only remote-tracking branches move
-        if repo.git.branch("--remotes", "--contains", commit, "--list", "origin/*").strip():
-            return
-    except git.GitCommandError as error:
-        raise RenderError(
-            f"the remote cannot be asked for commit {commit[:12]}: {str(error.stderr).strip()}",
-            state="nothing was written.",
-            remedy="check the network and `git remote -v`, or render without asking with --allow-dirty.",
-        ) from None
-    raise RenderError(
-        f"commit {commit[:12]} is not on the remote, and Kaggle could not clone it.",
-        state="nothing was written.",
-        remedy="`git push`, then render again (--allow-dirty renders all the same).",
-    )
-
-
 # ── pushing it to Kaggle ────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -270,30 +217,6 @@ def _push(folder: Path, kernel: Mapping[str, Any]) -> None:
     if quota := gpu_quota():
         print(f"GPU:      {quota}", flush=True)
     print(push_kernel(folder))
-
-
-# ── running it here ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _execute(notebook: Path) -> None:
-    """Execute the rendered notebook with papermill, showing what it prints while it prints it."""
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
-
-    executed = notebook.with_suffix(".executed.ipynb")
-    print(f"Executed: {executed}", flush=True)
-    try:
-        papermill.execute_notebook(
-            str(notebook), str(executed), kernel_name="python3", cwd=str(PROJECT), progress_bar=False,
-            stdout_file=sys.stdout, stderr_file=sys.stderr,
-            # the kernel's own remarks (no encryption on loopback, an interrupt at its end) are none of the run's
-            extra_arguments=["--IPKernelApp.log_level=50"],
-        )  # fmt: skip
-    except PapermillExecutionError as error:
-        raise RunError(
-            f"the run stopped: {error.ename}: {error.evalue}", remedy=f"everything it printed is in {executed}."
-        ) from None
-    print(f"\nThe executed notebook: {executed}")
 
 
 if __name__ == "__main__":

@@ -254,6 +254,49 @@ def watch(*, module: str, kaggle_user: str, every: float) -> None:
 
 
 @app.command()
+@click.argument("experiments", type=Path, nargs=-1, required=True, metavar="EXPERIMENT...")
+@PARAMETERS
+@click.option("--address", metavar="ADDRESS", default="", help="A Ray cluster (auto: the one of this machine).")
+@click.option("--gpus-per-run", type=click.FloatRange(0), default=1, help="GPUs that a run trains on; 0: the CPU.")
+@click.option("--cpus-per-run", type=click.FloatRange(0), default=1, help="CPU cores that a run is counted with.")
+@click.option("--retries", type=click.IntRange(0), default=3, help="How often a run may lose its node.")
+@click.option("--folder", type=Path, metavar="DIR", default=Path("build/sweep"), help="Where runs work, on every node.")
+@click.option("--sandbox", type=Path, metavar="DIR", help="Train in a sandbox there: no account, no network.")
+@click.option("--allow-dirty", is_flag=True, help="Train the commit although the tree is dirty or it is not pushed.")
+@SECRETS
+def sweep(
+    *,
+    experiments: tuple[Path, ...],
+    parameters: tuple[tuple[str, str], ...],
+    address: str,
+    gpus_per_run: float,
+    cpus_per_run: float,
+    retries: int,
+    folder: Path,
+    sandbox: Path | None,
+    allow_dirty: bool,
+    secrets: str,
+) -> None:
+    """Train many experiments, on this machine or a Ray cluster.
+
+    Each EXPERIMENT is a YAML, or a matrix of them (its key sweep). What the same commit has published is skipped, and
+    the rest goes on from its checkpoints. Compares them in the end; exits with 1 if one is not published.
+    """
+    from lib.authoring import typed
+    from lib.cluster import Cluster
+    from lib.sandbox import find_project
+    from lib.sweep import read_sweep, train_all
+
+    chosen = read_sweep(experiments, typed(parameters))
+    complete = train_all(
+        find_project(Path.cwd()), chosen, Cluster(address, gpus=gpus_per_run, cpus=cpus_per_run, retries=retries),
+        sandbox=sandbox.resolve() if sandbox else None, allow_dirty=allow_dirty, secrets=secrets,
+        folder=folder.resolve(), watched=sys.stdout.isatty(),
+    )  # fmt: skip
+    raise SystemExit(0 if complete else 1)
+
+
+@app.command()
 @SECRETS
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def status(*, secrets: str, as_json: bool) -> None:

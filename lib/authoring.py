@@ -20,7 +20,17 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import ExperimentError
-from lib.experiment import SHORTCUTS, Experiment, keys, load_experiment, meanings, read_value, read_yaml
+from lib.experiment import (
+    FROM_VALUES,
+    MATRIX,
+    SHORTCUTS,
+    Experiment,
+    keys,
+    load_experiment,
+    meanings,
+    read_value,
+    read_yaml,
+)
 from lib.training import ALWAYS, ARGUMENTS, WORKED_OUT
 
 SCHEMA = "schema.json"
@@ -30,7 +40,8 @@ Parameters = Iterable[tuple[str, str]]
 """Names and values of `-p`, as typed."""
 
 
-def _typed(parameters: Parameters) -> dict[str, Any]:
+def typed(parameters: Parameters) -> dict[str, Any]:
+    """Give the values of `-p` by dotted key. Raises `ExperimentError` for a key that no experiment has."""
     given, known = {SHORTCUTS.get(name, name): read_value(name, text) for name, text in parameters}, list(keys())
     for key in given:
         if key not in known:
@@ -62,7 +73,7 @@ def new_experiment(project: Path, name: str, source: Path, parameters: Parameter
             state="nothing was written.",
             remedy="give another NAME; the number and the module are put before it.",
         )
-    given = _typed(parameters)
+    given = typed(parameters)
     old, draft = _load(source, {}), _load(source, given)
     folder, short = project / "experiments", draft.about.short
     number = max(_numbers(folder, short), default=0) + 1
@@ -149,7 +160,7 @@ class Explained:
 
 def explain(file: Path, parameters: Parameters = ()) -> list[Explained]:
     """Give every value of an experiment's file, with values changed as given. Raises `ExperimentError`."""
-    given = _typed(parameters)
+    given = typed(parameters)
     experiment = _load(file, given)
     origins = {key: f"line {line}" for key, line in _lines(file).items()} | dict.fromkeys(given, "-p")
     arguments = {**ARGUMENTS, **{key: f"({name})" for key, name in WORKED_OUT.items()}}
@@ -200,7 +211,15 @@ def _as_yaml(value: Any) -> str:  # noqa: ANN401
 def schema() -> dict[str, Any]:
     """Give the JSON schema of an experiment."""
     # the draft that every editor knows; what pydantic writes is the same in it
-    return {"$schema": "http://json-schema.org/draft-07/schema#", **Experiment.model_json_schema()}
+    made = {"$schema": "http://json-schema.org/draft-07/schema#", **Experiment.model_json_schema()}
+    made["properties"][MATRIX] = {
+        "type": "object",
+        "description": "For `python -m lib sweep`: lists of values by dotted key, an experiment for each combination.",
+        "propertyNames": {"enum": [key for key in keys() if key not in FROM_VALUES]},
+        "additionalProperties": {"type": "array", "minItems": 1, "uniqueItems": True},
+        "minProperties": 1,
+    }
+    return made
 
 
 def write_schema(project: Path) -> Path:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import ctypes
 import os
 import select
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -158,6 +160,31 @@ class FollowedCommand:
         end_group(self._process)
 
 
+class LoggedCommand:
+    """A program that works beside this process; whatever it says goes into the file `log`."""
+
+    def __init__(self, command: Sequence[str], log: Path) -> None:
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    @property
+    def status(self) -> int | None:
+        """Its exit status; None while it works."""
+        return self._process.poll()
+
+    def interrupt(self) -> None:
+        """Let it end by itself, as Ctrl-C would."""
+        self._process.send_signal(signal.SIGINT)
+
+    def close(self, patience: float = 0) -> None:
+        """End it with its children, when it has not ended by itself within `patience` seconds."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(patience)
+        end_group(self._process)
+
+
 def run_side_by_side(
     command: Sequence[str], identities: Sequence[Mapping[str, str]], *, cwd: Path, beat: Path, stall: float
 ) -> list[int] | None:
@@ -229,6 +256,14 @@ class _Shown:
         parts = [line.rstrip("\r").rpartition("\r") for line in lines]
         print("\n".join(f"{middle}{last}" for _, middle, last in parts), end="", flush=True)
         self._text, self._at = "", time.monotonic()
+
+
+def die_with(parent: int) -> None:
+    """End with the process that started this one, also when it is killed: nobody would end this one then."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, prctl(2)
+    if os.getppid() != parent:
+        sys.exit(1)
 
 
 def end_group(process: subprocess.Popen[Any]) -> None:

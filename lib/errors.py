@@ -59,6 +59,10 @@ class KaggleError(RunError):
     """The notebook cannot be pushed to Kaggle as it must be, or its run there did not end well."""
 
 
+class ClusterError(RunError):
+    """A sweep's engine is not installed, does not answer, or has no room for a run."""
+
+
 class BranchError(RunError):
     """A branch is no finished run's, or what it names cannot be had."""
 

@@ -110,6 +110,10 @@ SHORTCUTS: Mapping[str, str] = {
     "resume_from": "model.resume_from",
 }
 """Keys that `-p` and the notebook also take by their last word."""
+MATRIX = "sweep"
+"""The key of a file that makes many experiments of one; see `lib/sweep.py`."""
+FROM_VALUES = ("name", "module", "description")
+"""Keys that cannot be swept: the experiments of a sweep are named after their values."""
 Share = Annotated[float, Field(ge=0, le=1)]
 Degrees = Annotated[float, Field(ge=0, le=180)]
 
@@ -432,6 +436,8 @@ def _complaint(problem: Any) -> str:  # noqa: ANN401  pydantic's ErrorDetails
     cause = problem.get("ctx", {}).get("error")
     if isinstance(cause, _UnsuitableError):
         return str(cause)
+    if problem["type"] == "extra_forbidden" and location == [MATRIX]:
+        return f"{MATRIX} makes many experiments of this one, for `python -m lib sweep`; here it should not stand"
     if problem["type"] == "extra_forbidden":
         section: Any = Experiment
         for part in location[:-1]:

@@ -5,10 +5,11 @@ Standard library only: it is used before anything is installed. What is said her
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,16 +51,31 @@ class Host:
 
 
 def find_gpus() -> tuple[Gpu, ...]:
-    """Ask the driver for the GPUs; none where there is no driver."""
+    """Ask the driver for the GPUs that this process may use; none where there is no driver."""
     if shutil.which("nvidia-smi") is None:
         return ()
-    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    query = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"]
     try:
         answer = run_command(query, timeout=60)
     except CommandError:
         return ()
-    rows = [line.rsplit(",", 1) for line in answer.output.splitlines() if "," in line]
-    return tuple(Gpu(name.strip(), int(memory)) for name, memory in rows if memory.strip().isdigit())
+    found: dict[str, Gpu] = {}
+    for line in answer.output.splitlines():
+        index, _, rest = line.partition(", ")
+        uuid, _, rest = rest.partition(", ")
+        name, _, memory = rest.rpartition(", ")
+        if memory.isdigit():
+            found[index] = found[uuid] = Gpu(name, int(memory))
+    return tuple(found[word] for word in _visible(found))
+
+
+def _visible(found: Mapping[str, Gpu]) -> list[str]:
+    """Give the GPUs that the environment lets this process see, as CUDA does: it stops at the first unknown word."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is None:
+        return [word for word in found if word.isdigit()]
+    words = [word.strip() for word in given.split(",")]
+    return list(itertools.takewhile(found.__contains__, words))
 
 
 def find_host(working: Path, scratch: Path) -> Host:

@@ -1,4 +1,4 @@
-"""A notebook with its values baked in, and the files that Kaggle takes.
+"""A notebook with its values baked in, the files that Kaggle takes, and its execution here.
 
 Guarantees: what is written is valid and complete or not there; the same input gives the same bytes; every value stands
 in the `parameters` cell, so that a later `papermill … -p NAME VALUE` changes that one and keeps the others.
@@ -10,12 +10,14 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from lib.errors import RenderError, RunError
 from lib.experiment import Module
 
 # What Kaggle calls an accelerator in a notebook, and in kernel-metadata.json.
@@ -24,6 +26,8 @@ KAGGLE_WORDS = {
     "p100": ("nvidiaTeslaP100", "NvidiaTeslaP100"),
     "none": ("none", ""),
 }
+
+GRACE = 30.0  # seconds an interrupted run has to end by itself
 
 
 @dataclass(frozen=True)
@@ -180,3 +184,93 @@ def public_url(url: str) -> str:
     if parts.scheme not in ("http", "https"):
         return url
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def source(project: Path, *, allow_dirty: bool, given: Mapping[str, Any]) -> dict[str, str]:
+    """Give the repository and the commit that a run clones: what is given, or those of the checkout `project`.
+
+    Raises `RenderError` for what could not be cloned, or is not what lies here.
+    """
+    import git
+
+    try:
+        repo = git.Repo(project)
+        commit = repo.head.commit.hexsha
+    except (git.InvalidGitRepositoryError, ValueError):
+        raise RenderError(
+            f"{project} is no Git checkout with a commit.", remedy="clone the project with Git and render there."
+        ) from None
+    with repo:
+        if given.get("repository") and given.get("commit"):
+            return {"repository": str(given["repository"]), "commit": str(given["commit"])}
+        if "origin" not in [remote.name for remote in repo.remotes]:
+            raise RenderError(
+                "this checkout has no remote `origin` that a run could clone.",
+                state="nothing was written.",
+                remedy="`git remote add origin https://github.com/YOU/REPOSITORY.git && git push -u origin HEAD`.",
+            )
+        if not allow_dirty:
+            changed = repo.git.status("--porcelain").splitlines()
+            if changed:
+                raise RenderError(
+                    f"the tree is dirty, and a run clones the commit: {', '.join(line[3:] for line in changed[:5])}"
+                    f"{' …' if len(changed) > 5 else ''}.",  # noqa: PLR2004
+                    state="nothing was written.",
+                    remedy="commit and push, or render the commit as it is with --allow-dirty.",
+                )
+            _require_on_remote(repo, commit)
+        return {"repository": public_url(repo.remotes.origin.url), "commit": commit}
+
+
+def _require_on_remote(repo: Any, commit: str) -> None:  # noqa: ANN401  GitPython's Repo
+    import git
+
+    try:
+        tips = {line.split()[0] for line in repo.git.ls_remote("origin", kill_after_timeout=60).splitlines()}
+        if commit in tips:
+            return
+        repo.git.fetch("--quiet", "origin", kill_after_timeout=300)  # only remote-tracking branches move
+        if repo.git.branch("--remotes", "--contains", commit, "--list", "origin/*").strip():
+            return
+    except git.GitCommandError as error:
+        raise RenderError(
+            f"the remote cannot be asked for commit {commit[:12]}: {str(error.stderr).strip()}",
+            state="nothing was written.",
+            remedy="check the network and `git remote -v`, or render without asking with --allow-dirty.",
+        ) from None
+    raise RenderError(
+        f"commit {commit[:12]} is not on the remote, and a run could not clone it.",
+        state="nothing was written.",
+        remedy="`git push`, then render again (--allow-dirty renders all the same).",
+    )
+
+
+def executed_copy(notebook: Path) -> Path:
+    """Give the file that an execution of the notebook is kept in."""
+    return notebook.with_suffix(".executed.ipynb")
+
+
+def execute(notebook: Path, cwd: Path) -> Path:
+    """Execute a rendered notebook with papermill, showing what it prints while it prints it; gives the executed one.
+
+    Interrupted, it interrupts the run and waits for it to end. Raises `RunError` where the run stopped with an error.
+    """
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
+
+    executed = executed_copy(notebook)
+    try:
+        papermill.execute_notebook(
+            str(notebook), str(executed), kernel_name="python3", cwd=str(cwd), progress_bar=False,
+            stdout_file=sys.stdout, stderr_file=sys.stderr,
+            # the kernel's own remarks (no encryption on loopback, an interrupt at its end) are none of the run's
+            extra_arguments=["--IPKernelApp.log_level=50"],
+            # an interrupted run ends its processes and lets go of what it holds, before its kernel is killed
+            config=Config({"KernelManager": {"shutdown_wait_time": GRACE}}),
+        )  # fmt: skip
+    except PapermillExecutionError as error:
+        raise RunError(
+            f"the run stopped: {error.ename}: {error.evalue}", remedy=f"everything it printed is in {executed}."
+        ) from None
+    return executed

@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import ctypes
 import json
 import logging
 import os
 import shutil
-import signal
 import sys
 import time
 import traceback
@@ -33,6 +31,7 @@ from ultralytics.utils.callbacks import get_default_callbacks
 from ultralytics.utils.patches import torch_load
 from ultralytics.utils.torch_utils import init_seeds, torch_distributed_zero_first
 
+from lib.commands import die_with
 from lib.experiment import Task
 from lib.progress import REDRAWN, Bar, duration
 from lib.tracking import Recorder
@@ -258,7 +257,7 @@ def _copy_whole(source: Path, target: Path) -> None:
 def main(plan_file: Path, guard: type[GuardedTrainer] = GuardedTrainer) -> None:
     """Train by a plan and write how it ended; the process ends with 0 when training ended by itself."""
     plan = Plan.read(plan_file)
-    _die_with(plan.parent)
+    die_with(plan.parent)
     status = 1
     LOGGER.setLevel(logging.WARNING if FIRST else logging.ERROR)
     try:
@@ -274,14 +273,6 @@ def main(plan_file: Path, guard: type[GuardedTrainer] = GuardedTrainer) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # nothing that still waits for a network may hold the result back
-
-
-def _die_with(parent: int) -> None:
-    """End with the process that started this one, also when it is killed: nobody would end this one then."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, prctl(2)
-    if os.getppid() != parent:
-        sys.exit(1)
 
 
 if __name__ == "__main__":

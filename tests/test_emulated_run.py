@@ -45,10 +45,11 @@ TRAINING = "9/10: Run training"
 RUNS_ITSELF = """
 import sys
 from pathlib import Path
-import render
+from lib.errors import RunError
+from lib.rendering import execute
 try:
-    render._execute(Path(sys.argv[1]))
-except render.RunError as problem:
+    execute(Path(sys.argv[1]), Path.cwd())
+except RunError as problem:
     raise SystemExit(f"Error: {problem}")
 """
 

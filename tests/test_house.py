@@ -76,6 +76,12 @@ def test_only_commands_and_install_start_processes() -> None:
     assert users == {"commands.py", "install.py"}
 
 
+def test_only_the_cluster_imports_ray() -> None:
+    """It is an optional group."""
+    users = {path.name for path in MODULES if any(name.partition(".")[0] == "ray" for name in imports_of(path))}
+    assert users == {"cluster.py"}
+
+
 def test_no_module_shadows_a_library() -> None:
     """`secrets.py`, `git.py` or `dvc.py` on the path would be imported in its place."""
     assert not {path.stem for path in MODULES} & {"secrets", "git", "dvc", "wandb", "torch"}

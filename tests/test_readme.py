@@ -81,7 +81,7 @@ def test_every_command_explains_itself(command: list[str]) -> None:
         "import runpy, sys\nname, *sys.argv[1:] = sys.argv[1:]\n"
         "try: runpy.run_module(name, run_name='__main__', alter_sys=True)\n"
         "except SystemExit as end: assert not end.code\n"
-        "print(sorted({'torch', 'ultralytics', 'dvc', 'wandb', 'cv2', 'numpy'} & set(sys.modules)))"
+        "print(sorted({'torch', 'ultralytics', 'dvc', 'wandb', 'cv2', 'numpy', 'ray'} & set(sys.modules)))"
     )
     module = "render" if command == ["render.py"] else "lib"
     done = subprocess.run(
@@ -144,6 +144,11 @@ def test_every_shell_block_is_known_to_a_test() -> None:
             "lib | cut -d, -f2)); }"
         ),
         "complete -F _lib lib",
+        # test_sweep, with fewer epochs
+        (
+            "uv run python -m lib sweep experiments/000_det_sandbox.yaml experiments/000_loc_sandbox.yaml "
+            "--sandbox build/sandbox --gpus-per-run 0"
+        ),
         # test_preflight
         "uv run python -m lib preflight experiments/001_det_baseline.yaml --secrets secrets.json",
     }

@@ -1,0 +1,92 @@
+"""What the engine of a sweep adds to a run, and how long N small runs take on two nodes, against one after the other.
+
+Both sides are whole commands, from the sandbox to the publication: `python -m lib sweep` against `render.py --run`. The
+two nodes are a Ray cluster on this machine, one core each: what they share, they cannot gain.
+
+    uv run python benchmarks/sweep.py [--turns 2] [--runs 4]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+sys.path.insert(0, str(ROOT))
+
+from measure import compare, report, seconds_of
+
+NODES = """
+from ray.cluster_utils import Cluster
+machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+for _ in range(2):
+    machines.add_node(num_cpus=1)
+print(machines.address, flush=True)
+input()
+"""
+SMALL = ["-p", "training.epochs", "3", "-p", "training.image_size", "64"]
+
+
+class Bench:
+    """One sandbox for all; each command has an experiment that nobody has trained yet."""
+
+    def __init__(self, folder: Path, runs: int) -> None:
+        self.folder, self.turn = folder, count()
+        text = (ROOT / "experiments/000_det_sandbox.yaml").read_text(encoding="utf-8")
+        self.files = [folder / f"{number}.yaml" for number in range(runs)]
+        for number, file in enumerate(self.files):
+            file.write_text(text.replace("name: exp000_sandbox", f"name: exp{number:03}"), encoding="utf-8")
+
+    def _given(self) -> list[object]:
+        return [*SMALL, "-p", "description", f"turn {next(self.turn)}", "--sandbox", self.folder / "sandbox"]
+
+    def sweep(self, runs: int, address: str = "") -> float:
+        """Train the first `runs` experiments as a sweep."""
+        where = ["--address", address] if address else []
+        command = [sys.executable, "-m", "lib", "sweep", *self.files[:runs], *self._given(), "--gpus-per-run", 0]
+        return seconds_of([*command, "--folder", self.folder / "sweep", *where], cwd=ROOT)
+
+    def one_by_one(self, runs: int) -> float:
+        """Train them one after the other."""
+        begin: list[object] = [sys.executable, "render.py", "detection", "--run", "--output", self.folder / "rendered"]
+        given = self._given()
+        return seconds_of(*([*begin, "--experiment", file, *given] for file in self.files[:runs]), cwd=ROOT)
+
+
+def main() -> None:
+    """Measure and report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=4)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        bench = Bench(Path(name), given.runs)
+        bench.one_by_one(1)  # makes the sandbox, and fills the caches
+        one = compare("engine", lambda: bench.sweep(1), lambda: bench.one_by_one(1), turns=given.turns)
+        added = statistics.median(one.ours) - statistics.median(one.other)
+        with subprocess.Popen(
+            [sys.executable, "-c", NODES], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as nodes:
+            assert nodes.stdin is not None
+            assert nodes.stdout is not None
+            address = nodes.stdout.readline().strip()
+            many = compare(
+                f"{given.runs}-runs-on-2-nodes",
+                lambda: bench.sweep(given.runs, address),
+                lambda: bench.one_by_one(given.runs),
+                turns=given.turns,
+            )
+            nodes.stdin.close()
+    cases = [replace(one, notes={"seconds added to a run": round(added, 1)}), many]
+    report("sweep", cases, "What does a sweep's engine cost, and what do two nodes gain?")
+
+
+if __name__ == "__main__":
+    main()

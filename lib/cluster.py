@@ -1,0 +1,204 @@
+"""The runs of a sweep on a Ray cluster; the only module that imports Ray.
+
+Each run is a task that a node takes when it has the GPUs for it. Guarantees: a node that dies loses no run: its task is
+given to another one, where it goes on from its checkpoint branch; a run that fails by itself is not tried again, and
+stops no other. No credential goes through the engine. Cannot: outlive the driver, which the tasks end with; the same
+sweep, started again, goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Self
+
+from lib.errors import ClusterError
+from lib.node import Execution, Job, Progress
+
+LOOK = 1.0  # seconds between two looks at a run
+ANSWER = 10.0  # seconds that a cluster has to answer
+PROJECT = Path(__file__).resolve().parents[1]
+
+# Ray reads these when it is imported. Under `uv run` it would make an environment of its own on each node.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+class Board:
+    """Where runs say how far they are, an actor beside the driver; and the only way to tell them to stop."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._progress = {name: (Progress(), "") for name in names}
+        self._stop = False
+
+    def tell(self, name: str, progress: Progress, node: str) -> bool:
+        """Take what a run says, on the node of that id; whether it must stop."""
+        self._progress[name] = (progress, node)
+        return self._stop
+
+    def read(self) -> dict[str, tuple[Progress, str]]:
+        """Give what each has said last, and its node's id."""
+        return self._progress
+
+    def stop(self) -> None:
+        """Let every run stop, those too that have not begun."""
+        self._stop = True
+
+
+def _run(name: str, job: Job, board: Any) -> Progress:  # noqa: ANN401  an actor's handle
+    """Be the task: execute the run and say how far it is until it has ended."""
+    import ray
+
+    identity = ray.get_runtime_context().get_node_id()
+    node = f"{socket.gethostname()}-{identity[:4]}"
+    # a task that waits in its main thread is taken to need no CPU meanwhile: Ray would start another one in its place
+    beside = ThreadPoolExecutor(1)
+
+    def tell(progress: Progress) -> bool:
+        return beside.submit(lambda: bool(ray.get(board.tell.remote(name, progress, identity)))).result()
+
+    if tell(Progress("running", node)):
+        return Progress("stopped", note="it was stopped before it began.")
+    with beside, Execution(job) as execution:
+        while True:
+            progress = replace(execution.look(), node=node)
+            if progress.has_ended:
+                return progress
+            if tell(progress):
+                execution.stop()
+            time.sleep(LOOK)
+
+
+class Cluster:
+    """A Ray cluster and the runs on it, as a context: the one at `address`, or this machine where there is none."""
+
+    def __init__(self, address: str = "", *, gpus: float = 1, cpus: float = 1, retries: int = 3) -> None:
+        self._address, self._gpus, self._cpus, self._retries = address, gpus, cpus, retries
+        self._ray = _import_ray()
+        self._board: Any = None
+        self._tasks: dict[str, Any] = {}
+        self._ended: dict[str, Progress] = {}
+
+    def __enter__(self) -> Self:
+        # without an address Ray would join any cluster that it finds traces of
+        where = {"address": self._address} if self._address else {"address": "local", "include_dashboard": False}
+        try:
+            _require_answer(self._address)
+            self._ray.init(
+                **where, log_to_driver=False, logging_level="error", runtime_env={"py_modules": [str(PROJECT / "lib")]}
+            )
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ClusterError(
+                f"no Ray cluster answers at --address {self._address!r}: {error}",
+                state="nothing was started.",
+                remedy="start one with `ray start --head` (and `ray start --address=HEAD:6379` on each other machine) "
+                "with the same Python and Ray, or leave --address out to use this machine.",
+            ) from None
+        try:
+            self._require_room()
+        except ClusterError:
+            self._ray.shutdown()
+            raise
+        # Ray would end the driver at once, and its runs with it; they are let to stop by themselves
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ray.shutdown()
+
+    def _require_room(self) -> None:
+        """Refuse what no node could ever run: the task would wait for ever."""
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        wanted = {"GPU": self._gpus, "CPU": self._cpus}
+        if not any(all(node.get(kind, 0) >= count for kind, count in wanted.items()) for node in nodes):
+            most = "; ".join(f"{node.get('GPU', 0):g} GPUs, {node.get('CPU', 0):g} CPUs" for node in nodes)
+            raise ClusterError(
+                f"no node has room for a run of {self._gpus:g} GPUs and {self._cpus:g} CPUs; the nodes have: {most}.",
+                state="nothing was started.",
+                remedy="lower --gpus-per-run (0 trains on the CPU) or --cpus-per-run.",
+            )
+
+    @property
+    def nodes(self) -> int:
+        """How many machines it has."""
+        return sum(node["Alive"] for node in self._ray.nodes())
+
+    def start(self, jobs: Mapping[str, Job]) -> None:
+        """Give every run to the engine."""
+        ray = self._ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._board = ray.remote(num_cpus=0)(Board).options(scheduling_strategy=here).remote(list(jobs))
+        task = ray.remote(
+            num_cpus=self._cpus, num_gpus=self._gpus, max_retries=self._retries, scheduling_strategy="SPREAD"
+        )(_run)  # fmt: skip
+        self._tasks = {name: task.remote(name, job, self._board) for name, job in jobs.items()}
+
+    def look(self) -> dict[str, Progress]:
+        """Say how far every run is. Raises `ClusterError` when the cluster is lost."""
+        ray = self._ray
+        told: Mapping[str, tuple[Progress, str]] = self._ask(self._board.read)
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        done, _ = ray.wait(list(self._tasks.values()), num_returns=len(self._tasks), timeout=0)
+        for name in [name for name, task in self._tasks.items() if task in done and name not in self._ended]:
+            self._ended[name] = self._end(name, told[name][0])
+        found = {
+            name: replace(progress, state="lost") if identity and identity not in alive else progress
+            for name, (progress, identity) in told.items()
+        }
+        return found | self._ended
+
+    def _end(self, name: str, last: Progress) -> Progress:
+        from ray.exceptions import RayError, RayTaskError
+
+        try:
+            ended: Progress = self._ray.get(self._tasks[name])
+        except RayTaskError as error:
+            return replace(last, state="failed", note=str(error.cause))
+        except RayError as error:
+            what = f"its node was lost {self._retries + 1} times ({type(error).__name__})"
+            return replace(last, state="failed", note=f"{what}; start the same sweep again to go on.")
+        return ended
+
+    def stop(self) -> None:
+        """Let every run stop."""
+        self._ask(self._board.stop)
+
+    def _ask(self, method: Any) -> Any:  # noqa: ANN401  of the board
+        from ray.exceptions import RayError
+
+        try:
+            return self._ray.get(method.remote())
+        except RayError as error:
+            raise ClusterError(
+                f"the Ray cluster is lost: {type(error).__name__}: {error}",
+                state="its runs end with it; what they have published stays, and so do their checkpoints.",
+                remedy="start the cluster and the same sweep again: it goes on.",
+            ) from None
+
+
+def _require_answer(address: str) -> None:
+    """Raise `OSError` where nothing listens at `HOST:PORT`: Ray itself would go on asking for minutes."""
+    host, _, port = address.rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host, int(port)), ANSWER).close()
+
+
+def _import_ray() -> ModuleType:
+    try:
+        import ray
+    except ImportError as error:
+        raise ClusterError(
+            f"a sweep needs Ray, which is not installed ({error}).",
+            state="nothing was started.",
+            remedy="`uv sync --group cluster`, on every machine.",
+        ) from None
+    return ray

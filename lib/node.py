@@ -1,0 +1,182 @@
+"""One run of a sweep on the machine that it was given: rendered, executed and watched.
+
+`Execution` is the side that watches; `python -m lib.node FOLDER` is the run itself, in a process of its own.
+Guarantees: the run ends with who watches it, however that ends; interrupted, it lets go of what it holds. How far it is
+is read from the files that every run writes (`run.log`, `results.csv`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from io import StringIO
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from lib.commands import LoggedCommand, die_with
+from lib.errors import RunError
+from lib.experiment import Experiment, find_module, load_experiment
+from lib.rendering import GRACE, bake, execute, read_notebook, write_rendered
+
+State = Literal["waiting", "running", "lost", "published", "failed", "stopped"]
+ENDS: tuple[State, ...] = ("published", "failed", "stopped")
+STEP = re.compile(r"^\[\d+:\d\d:\d\d\] (\d+/\d+: [^+(\n]*[^+(\n ])", re.MULTILINE)
+SHOWN = 2000  # characters of an error
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a node must know of one run; no credential is in it."""
+
+    experiment: Mapping[str, Any]
+    """The whole of it."""
+    source: str
+    """The text of `notebooks/train.py`."""
+    parameters: Mapping[str, Any]
+    """Of the notebook, beside the experiment: repository, commit, secrets."""
+    folder: str
+    """Where runs work, on every node."""
+
+    def load(self) -> Experiment:
+        """Give the experiment."""
+        return load_experiment(self.experiment)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is."""
+
+    state: State = "waiting"
+    node: str = ""
+    """The node it is on, or was last."""
+    step: str = ""
+    epoch: int = 0
+    epochs: int = 0
+    """Those behind it, and those that were asked for."""
+    seconds_left: float | None = None
+    """Of training."""
+    best: float | None = None
+    """The best mAP50-95 on the validation split until now."""
+    branch: str = ""
+    note: str = ""
+    """Why it failed, or was published before its last epoch."""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more will happen."""
+        return self.state in ENDS
+
+
+class Execution:
+    """A run in a folder of its own, as a context; it is ended when the context is left."""
+
+    def __init__(self, job: Job) -> None:
+        self.experiment = job.load()
+        stamp = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}"
+        self.folder = Path(job.folder) / self.experiment.module / self.experiment.name / stamp
+        self._job, self._stopping = job, False
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True)
+        plan = {"parent": os.getpid(), "job": asdict(self._job)}
+        (self.folder / "job.json").write_text(json.dumps(plan, indent=1), encoding="utf-8")
+        command = [sys.executable, "-m", "lib.node", str(self.folder)]
+        self._command = LoggedCommand(command, self.folder / "output.log")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._command.status is None:
+            self.stop()
+        self._command.close(2 * GRACE)
+
+    def stop(self) -> None:
+        """Interrupt it, once; it ends by itself, at the latest after a while."""
+        if not self._stopping:
+            self._stopping = True
+            self._command.interrupt()
+
+    def look(self) -> Progress:
+        """Say how far it is."""
+        status = self._command.status
+        told = _read(self.folder / "run.log")
+        progress = Progress("running", step=(STEP.findall(told) or [""])[-1], epochs=self.experiment.training.epochs)
+        progress = self._trained(progress)
+        if status is None:
+            return progress
+        outcome: dict[str, str] = json.loads(_read(self.folder / "outcome.json") or "{}")
+        if status == 0:
+            return replace(
+                progress, state="published", seconds_left=None, branch=outcome["branch"], note=outcome["note"]
+            )
+        note = outcome.get("note") or f"it ended with status {status}: {_read(self.folder / 'output.log')}"
+        state: State = "stopped" if self._stopping else "failed"
+        where = f"\nEverything is in {self.folder}."
+        return replace(progress, state=state, note=note.strip()[-SHOWN:] + where, seconds_left=None)
+
+    def _trained(self, progress: Progress) -> Progress:
+        """Read what training has written: a line an epoch."""
+        for file in self.folder.glob(f"*/{self.experiment.artifacts}/train/results.csv"):
+            read = csv.DictReader(StringIO(_read(file)))
+            rows = [{key.strip(): value for key, value in row.items() if key} for row in read]
+            # a line that is not whole yet is seen by the next look
+            with contextlib.suppress(KeyError, ValueError, TypeError, IndexError, AttributeError):
+                key = [key for key in rows[-1] if key.startswith("metrics/mAP50-95(")][-1]
+                best = max(float(row[key]) for row in rows)
+                epoch, each = int(float(rows[-1]["epoch"])), float(rows[-1]["time"]) / len(rows)
+                return replace(progress, epoch=epoch, best=best, seconds_left=each * (progress.epochs - epoch))
+        return progress
+
+
+def _read(file: Path) -> str:
+    with contextlib.suppress(OSError):
+        return file.read_text(encoding="utf-8", errors="replace")
+    return ""
+
+
+def main(folder: Path) -> int:
+    """Render and execute the run of a folder; how it ended stands in `outcome.json`."""
+    plan = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    die_with(plan["parent"])
+    # an engine keeps Ctrl-C from its processes; a kernel that cannot be interrupted could only be killed
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    job = Job(**plan["job"])
+    try:
+        experiment = job.load()
+        values = {
+            "module": experiment.module,
+            "experiment": experiment.model_dump(mode="json"),
+            "accelerator": "none",
+            "working": str(folder),
+            **job.parameters,
+        }
+        notebook = bake(read_notebook(job.source), values, "none")
+        rendered = write_rendered(folder, find_module(experiment.module), notebook, None)
+        execute(rendered.notebook, folder)
+        (file,) = folder.glob(f"*/{experiment.artifacts}/run.json")
+        record = json.loads(file.read_text(encoding="utf-8"))
+        outcome = {"branch": record["branch"], "note": record.get("reason", "")}
+    except KeyboardInterrupt:
+        outcome = {"note": "it was stopped; what its last checkpoint holds is gone on from."}
+    except RunError as error:
+        outcome = {"note": str(error)}
+    (folder / "outcome.json").write_text(json.dumps(outcome), encoding="utf-8")
+    if "branch" not in outcome:
+        print(f"Error: {outcome['note']}", flush=True)
+        return 1
+    # its clone keeps what was made; the dataset and the packages would fill the disk
+    shutil.rmtree(folder / "scratch", ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

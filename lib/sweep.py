@@ -1,0 +1,313 @@
+"""Many experiments as one: what a sweep trains, what of it is published already, and how far the rest is.
+
+Guarantees: every experiment is checked before the first one starts, and recorded whole by its run; what the same commit
+has trained and published already is not trained again. Nothing here knows the engine: `Cluster` does.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from io import StringIO
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from lib.errors import ExperimentError
+from lib.experiment import FROM_VALUES, MATRIX, Experiment, load_experiment, read_yaml, set_value
+from lib.node import Job, Progress
+from lib.progress import duration
+from lib.published import HEADS, UNREADABLE, find_own
+from lib.sync import Refs
+
+LOOK = 1.0  # seconds between two looks
+EVERY = 30.0  # seconds between two lines about the same step of a run
+PATIENCE = 120.0  # seconds that stopped runs have to end
+
+
+# ── what is trained ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def read_sweep(files: Sequence[Path], given: Mapping[str, Any]) -> list[Experiment]:
+    """Give the experiments of these files, in their order; `given` are values by dotted key that win in each.
+
+    A file with a `sweep` (values by dotted key) gives one for each combination. Raises `ExperimentError`, also for two
+    that would be published under one name.
+    """
+    found: dict[str, tuple[Experiment, Path]] = {}
+    for file in files:
+        for experiment in _expand(file, given):
+            title = title_of(experiment)
+            if title in found:
+                raise ExperimentError(
+                    f"{file}: its experiment {title} is also one of {found[title][1]}.",
+                    state="nothing was started.",
+                    remedy="give each experiment a name of its own.",
+                )
+            found[title] = experiment, file
+    return [experiment for experiment, _ in found.values()]
+
+
+def title_of(experiment: Experiment) -> str:
+    """Give what an experiment's branches are called after: no two runs may share it."""
+    return f"{experiment.module}/{experiment.slug}"
+
+
+def _expand(file: Path, given: Mapping[str, Any]) -> Iterator[Experiment]:
+    values = read_yaml(file)
+    if MATRIX not in values:
+        yield load_experiment(file, given)
+        return
+    matrix = values.pop(MATRIX)
+    _check_matrix(file, matrix, given)
+    base = load_experiment(values, given, where=str(file))
+    for choice in itertools.product(*matrix.values()):
+        chosen = dict(zip(matrix, choice, strict=True))
+        told = ", ".join(f"{key} {_word(value)}" for key, value in chosen.items())
+        name = "-".join([base.name, *(re.sub(r"[^A-Za-z0-9.]+", "-", _word(value)).strip("-.") for value in choice)])
+        own = {"name": name, "description": f"{base.description} With {told}.".lstrip()}
+        content = base.model_dump(mode="json")
+        for key, value in {**chosen, **own}.items():
+            set_value(content, key, value)
+        yield load_experiment(content, where=f"{file}, with {told}")
+
+
+def _check_matrix(file: Path, matrix: object, given: Mapping[str, Any]) -> None:
+    """Refuse what is no matrix; whether its keys and values are an experiment's is checked with each combination."""
+    wrong = ""
+    if not isinstance(matrix, dict) or not matrix:
+        wrong = f"{MATRIX} is {matrix!r}: it should be a mapping of keys to lists of values"
+    else:
+        for key, values in matrix.items():
+            if not isinstance(values, list) or not values:
+                wrong = f"{MATRIX}.{key} is {values!r}: it should be a list of values"
+            elif len({json.dumps(value, default=str) for value in values}) < len(values):
+                wrong = f"{MATRIX}.{key} is {values!r}: each value is named once"
+            elif key in FROM_VALUES:
+                wrong = f"{MATRIX}.{key}: {key} cannot be swept, the experiments are named after their values"
+            elif key in given:
+                wrong = f"{MATRIX}.{key}: the same key is given by -p"
+            if wrong:
+                break
+    if wrong:
+        raise ExperimentError(
+            f"{file}: {wrong}.",
+            state="nothing was started.",
+            remedy="write it like `sweep: {training.learning_rate: [0.001, 0.003]}`.",
+        )
+
+
+def _word(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def find_published(refs: Refs, experiment: Experiment, commit: str) -> str:
+    """Give the branch of a finished run of exactly this experiment and commit; empty where there is none."""
+    wanted = experiment.model_dump(mode="json")
+    series = f"{HEADS}kaggle-train-{experiment.module}-{experiment.slug}-*"
+    for ref, texts in sorted(refs.read_files_of_all(series, "artifacts/*/run.json").items(), reverse=True):
+        branch = ref.removeprefix(HEADS)
+        try:
+            _, record = find_own(branch, texts, "run.json")
+        except UNREADABLE:
+            continue
+        if (record["experiment"], record.get("commit"), record.get("state")) == (wanted, commit, "finished"):
+            return branch
+    return ""
+
+
+# ── while it runs ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Engine(Protocol):
+    """What gives runs to machines: `Cluster`."""
+
+    def start(self, jobs: Mapping[str, Job]) -> None:
+        """Give every run to the engine."""
+
+    def look(self) -> dict[str, Progress]:
+        """Say how far every run is, by its name."""
+
+    def stop(self) -> None:
+        """Let every run stop."""
+
+
+def run_sweep(jobs: Mapping[str, Job], engine: Engine, show: Callable[[Mapping[str, Progress]], object]) -> None:
+    """Run them all and `show` how far they are until each has ended; Ctrl-C lets them stop.
+
+    A second Ctrl-C, or runs that do not stop in time, raise `KeyboardInterrupt`: the engine ends them with the driver.
+    """
+    engine.start(jobs)
+    deadline = 0.0
+    while not deadline or time.monotonic() < deadline:
+        try:
+            seen = engine.look()
+            show(seen)
+            if all(progress.has_ended for progress in seen.values()):
+                return
+            time.sleep(LOOK)
+        except KeyboardInterrupt:
+            if deadline:
+                raise
+            deadline = time.monotonic() + PATIENCE
+            engine.stop()
+    raise KeyboardInterrupt
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What was said of a run last, and when."""
+
+    facts: tuple[str, ...] = ()
+    line: str = ""
+    at: float = 0.0
+
+
+class Scoreboard:
+    """Shows a sweep: a table that moves where it is `watched`, else lines; the lines go to `log` in any case.
+
+    Used as a context. `before` are the branches of runs that are published already, by their names.
+    """
+
+    def __init__(self, log: Path, before: Mapping[str, str], *, watched: bool) -> None:
+        from rich.live import Live
+
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._log = log.open("a", encoding="utf-8", buffering=1)
+        self.progress = {name: Progress("published", branch=branch) for name, branch in before.items()}
+        self._told: dict[str, _Told] = {}
+        self._live = Live(auto_refresh=False) if watched else None
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        for name, progress in self.progress.items():
+            self._line(f"{name}: published already as {progress.branch}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+        self._log.close()
+
+    def show(self, seen: Mapping[str, Progress]) -> None:
+        """Take how far the runs are: a new step is said at once, epochs now and then."""
+        self.progress |= seen
+        if self._live:
+            self._live.update(table(self.progress), refresh=True)
+        now = time.monotonic()
+        for name, progress in seen.items():
+            told, line = self._told.get(name, _Told()), describe(progress)
+            facts = (progress.state, progress.node, progress.step)
+            if facts != told.facts or (line != told.line and now - told.at >= EVERY):
+                self._told[name] = _Told(facts, line, now)
+                self._line(f"{name}: {line}")
+
+    def _line(self, text: str) -> None:
+        line = f"[{datetime.now(UTC):%H:%M:%S}] {text}"
+        self._log.write(f"{line}\n")
+        if not self._live:
+            print(line, flush=True)
+
+
+def describe(progress: Progress) -> str:
+    """Give how far a run is, in one line."""
+    state = {"running": progress.step or "starting", "lost": "its node is lost, another one goes on"}
+    parts = [
+        state.get(progress.state, progress.state),
+        f"on {progress.node}" if progress.node else "",
+        f"epoch {progress.epoch} of {progress.epochs}" if progress.epoch else "",
+        f"{duration(progress.seconds_left)} left" if progress.seconds_left else "",
+        f"best mAP50-95 {progress.best:.3f}" if progress.best is not None else "",
+        progress.branch,
+        progress.note.partition("\n")[0],
+    ]
+    return ", ".join(filter(None, parts))
+
+
+COLUMNS = ("Experiment", "Node", "State", "Epoch", "Left", "Best mAP50-95")
+
+
+def table(progress: Mapping[str, Progress]) -> Any:  # noqa: ANN401  rich.table.Table
+    """Give the runs as a table."""
+    from rich.table import Table
+
+    made = Table(*COLUMNS)
+    for name, each in progress.items():
+        made.add_row(
+            name,
+            each.node,
+            each.step if each.state == "running" and each.step else each.state,
+            f"{each.epoch}/{each.epochs}" if each.epoch else "",
+            duration(each.seconds_left) if each.seconds_left else "",
+            "" if each.best is None else f"{each.best:.3f}",
+        )
+    return made
+
+
+def show_end(progress: Mapping[str, Progress]) -> str:
+    """Give the table of what came out, and below it in full why a run is not all that it should be."""
+    from rich.console import Console
+
+    text = StringIO()
+    Console(file=text, width=160, force_terminal=False).print(table(progress))
+    notes = (f"{name}: {each.state}: {each.note}" for name, each in progress.items() if each.note)
+    return "\n\n".join([text.getvalue().rstrip(), *notes])
+
+
+# ── the whole of it ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def train_all(
+    project: Path, experiments: Sequence[Experiment], cluster: AbstractContextManager[Engine], *, sandbox: Path | None,
+    allow_dirty: bool, secrets: str, folder: Path, watched: bool,
+) -> bool:  # fmt: skip
+    """Train what of these experiments is not published yet, and compare what is in the end; whether all are.
+
+    `project` is the checkout whose commit is trained; with `sandbox` a sandbox is made there in its place. `secrets`
+    and `folder`, where runs work, are paths of every node. Raises `RunError` before anything has started.
+    """
+    from lib import side_by_side
+    from lib.credentials import load_credentials
+    from lib.rendering import source
+    from lib.sandbox import make_sandbox
+
+    credentials = load_credentials(secrets)
+    secrets = str(Path(secrets).resolve()) if secrets else ""
+    if sandbox is None:
+        root, parameters = project, source(project, allow_dirty=allow_dirty, given={})
+    else:
+        datasets = {(experiment.module, experiment.dataset): experiment for experiment in experiments}
+        for experiment in datasets.values():
+            print(f"Making the sandbox in {sandbox}, with {experiment.dataset} …", flush=True)
+            made = make_sandbox(project, sandbox, experiment)
+        root, parameters = sandbox / "seed", {"repository": str(made.origin), "commit": made.commit}
+    refs, commit = Refs(root, credentials), parameters["commit"]
+    named = {title_of(experiment): experiment for experiment in experiments}
+    standing = {name: find_published(refs, experiment, commit) for name, experiment in named.items()}
+    before = {name: branch for name, branch in standing.items() if branch}
+    text = (project / "notebooks" / "train.py").read_text(encoding="utf-8")
+    jobs = {
+        name: Job(experiment.model_dump(mode="json"), text, {**parameters, "secrets": secrets}, str(folder))
+        for name, experiment in named.items()
+        if name not in before
+    }
+    print(f"{len(named)} experiments at commit {commit} of {parameters['repository']}, {len(before)} published already")
+    with Scoreboard(folder / "sweep.log", before, watched=watched) as board:
+        if jobs:
+            with cluster as engine:
+                run_sweep(jobs, engine, board.show)
+        progress = board.progress
+    print(f"\n{show_end(progress)}")
+    published = [each.branch for each in progress.values() if each.branch]
+    if published:
+        sides = side_by_side.read_sides(refs, published)
+        picture = folder / "compare.png"
+        side_by_side.draw_curves(sides, picture)
+        print(f"\n{side_by_side.show_sides(sides)}\n\nCurves: {picture}")
+    return len(published) == len(named)

@@ -1,0 +1,496 @@
+"""Many experiments on a Ray cluster: what is trained, how it ends, and what a lost node, a failure or Ctrl-C leaves.
+
+The engine, papermill and the kernels are real; the notebooks are small ones where no training is needed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, Stores, run_git
+
+from lib.credentials import Credentials
+from lib.errors import ExperimentError
+from lib.experiment import load_experiment
+from lib.node import Progress
+from lib.sweep import Scoreboard, describe, find_published, read_sweep
+from lib.sync import Refs, check, recover
+
+SMALL = ROOT / "experiments/000_det_sandbox.yaml"
+
+
+# ── what is trained ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def matrix(tmp_path: Path) -> Callable[[str], Path]:
+    """Make the small experiment's file with a `sweep` in it."""
+
+    def write(text: str) -> Path:
+        file = tmp_path / "matrix.yaml"
+        file.write_text(f"{SMALL.read_text(encoding='utf-8')}\nsweep: {text}\n", encoding="utf-8")
+        return file
+
+    return write
+
+
+def test_a_matrix_gives_an_experiment_for_each_combination(matrix: Callable[[str], Path]) -> None:
+    """Named by the values, everything else as the file has it, and `-p` in each."""
+    file = matrix("{training.learning_rate: [0.001, 3e-3], model.architecture: [yolo11n, yolo11s]}")
+    found = read_sweep([file], {"training.epochs": 2})
+    assert [experiment.name for experiment in found] == [
+        "exp000_sandbox-0.001-yolo11n",
+        "exp000_sandbox-0.001-yolo11s",
+        "exp000_sandbox-0.003-yolo11n",
+        "exp000_sandbox-0.003-yolo11s",
+    ]
+    last = found[-1]
+    assert (last.training.learning_rate, last.model.architecture, last.training.epochs) == (0.003, "yolo11s", 2)
+    assert last.description.endswith("With training.learning_rate 0.003, model.architecture yolo11s.")
+    base = load_experiment(SMALL, {"training.epochs": 2, "training.learning_rate": 0.003})
+    own = {"name": base.name, "description": base.description}
+    assert last.model_copy(update={**own, "model": base.model}) == base
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[1, 2]", "sweep is [1, 2]: it should be a mapping of keys to lists of values"),
+        ("{}", "sweep is {}: it should be a mapping"),
+        ("{training.epochs: 3}", "sweep.training.epochs is 3: it should be a list of values"),
+        ("{training.epochs: []}", "sweep.training.epochs is []: it should be a list of values"),
+        ("{training.epochs: [3, 3]}", "sweep.training.epochs is [3, 3]: each value is named once"),
+        ("{name: [a, b]}", "sweep.name: name cannot be swept"),
+        ("{seed: [1, 2]}", "sweep.seed: the same key is given by -p"),
+        ("{training.epoch: [3]}", "with training.epoch 3: training.epoch is no key of an experiment"),
+        ("{training.epochs: [3, 0]}", "with training.epochs 0: training.epochs is 0"),
+        ("{model.pretrained: [a/b.pt, a-b.pt]}", "its experiment detection/exp000-sandbox-a-b-pt is also one of"),
+    ],
+)
+def test_what_is_no_matrix_is_refused(matrix: Callable[[str], Path], text: str, said: str) -> None:
+    """By file, key and value, before anything has started."""
+    file = matrix(text)
+    with pytest.raises(ExperimentError) as caught:
+        read_sweep([file], {"seed": 1})
+    assert str(file) in caught.value.what
+    assert said in caught.value.what
+    assert caught.value.remedy
+
+
+def test_two_experiments_of_one_name_are_refused(matrix: Callable[[str], Path]) -> None:
+    """They would write one checkpoint."""
+    with pytest.raises(ExperimentError, match="detection/exp000-sandbox is also one of"):
+        read_sweep([SMALL, SMALL], {})
+    assert len(read_sweep([SMALL, matrix("{seed: [1, 2]}")], {})) == 3
+
+
+def test_a_matrix_is_no_experiment_by_itself(matrix: Callable[[str], Path]) -> None:
+    """Whoever renders one is told what it is for."""
+    with pytest.raises(ExperimentError, match="sweep makes many experiments of this one, for `python -m lib sweep`"):
+        load_experiment(matrix("{seed: [1, 2]}"))
+
+
+def test_what_is_published_already_is_the_same_experiment_at_the_same_commit(stores: Stores) -> None:
+    """Whole and finished; the newest of several. What cannot be read is nobody's."""
+    experiment = load_experiment(SMALL)
+    name = f"kaggle-train-detection-{experiment.slug}"
+    record = {"experiment": experiment.model_dump(mode="json"), "commit": "c" * 40, "state": "finished"}
+    other = load_experiment(SMALL, {"seed": 7}).model_dump(mode="json")
+    runs = {
+        "20260101-000000": record,
+        "20260102-000000": record,
+        "20260103-000000": {**record, "state": "interrupted"},
+        "20260104-000000": {**record, "commit": "d" * 40},
+        "20260105-000000": {**record, "experiment": other},
+        "20260106-000000": None,
+    }
+    file = stores.clone / experiment.artifacts / "run.json"
+    for stamp, content in runs.items():
+        branch = f"{name}-{stamp}"
+        run_git("checkout", "--quiet", "-b", branch, "main", cwd=stores.clone)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("{" if content is None else json.dumps({**content, "branch": branch}))
+        run_git("add", "--force", file, cwd=stores.clone)
+        run_git("commit", "--quiet", "--message=run", cwd=stores.clone)
+        run_git("push", "--quiet", "origin", branch, cwd=stores.clone)
+    refs = Refs(stores.clone_again(), Credentials())
+    assert find_published(refs, experiment, "c" * 40) == f"{name}-20260102-000000"
+    assert find_published(refs, experiment, "d" * 40) == f"{name}-20260104-000000"
+    assert find_published(refs, load_experiment(SMALL, {"seed": 8}), "c" * 40) == ""
+    assert find_published(refs, load_experiment(SMALL, {"name": "exp000"}), "c" * 40) == ""
+
+
+# ── on a cluster ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+HEAD = """
+# %% tags=["parameters"]
+module = ""
+experiment = ""
+working = ""
+repository = ""
+what = ""
+
+# %%
+import json, os, pathlib, signal, subprocess, sys, time
+folder = pathlib.Path(working)
+train = folder / "clone/artifacts" / module / experiment["name"] / "train"
+train.mkdir(parents=True)
+def say(text):
+    with (folder / "run.log").open("a") as log:
+        print(text, file=log)
+say("[00:00:01] 9/10: Run training + Automatic model sync")
+(train / "results.csv").write_text("epoch,time,metrics/mAP50-95(B)\\n1,4.0,0.25\\n2,8.0,0.125\\n")
+"""
+TAIL = """
+# %%
+(train.parent / "run.json").write_text(json.dumps({"branch": "kaggle-train-" + what}))
+"""
+SMALL_RUN = (
+    HEAD
+    + """
+# %%
+if what == "fails":
+    raise ValueError("no luck")
+if what == "dies":
+    os.kill(os.getpid(), signal.SIGKILL)
+if what == "waits" or what == "waits once" and len(list(folder.parent.iterdir())) == 1:
+    child = subprocess.Popen(["sleep", "600"])
+    (folder / "pids").write_text(f"{os.getpid()} {child.pid}")
+    try:
+        child.wait()
+    except KeyboardInterrupt:
+        child.kill()
+        (folder / "let-go").touch()
+        raise
+"""
+    + TAIL
+)
+
+
+class Sweep:
+    """A driver in a process of its own, and what it has seen."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.seen_file = folder, folder / "seen.json"
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(
+        self, whats: Mapping[str, Mapping[str, Any]], *, cpus: float = 1, nodes: int = 0, kill: str = "",
+        source: str = SMALL_RUN,
+    ) -> None:  # fmt: skip
+        """Start a sweep of small notebooks, each with parameters of its own."""
+        jobs = {}
+        for name, parameters in whats.items():
+            experiment = load_experiment(SMALL, {"name": name}).model_dump(mode="json")
+            job = {"experiment": experiment, "source": source, "parameters": parameters, "folder": str(self.folder)}
+            jobs[name] = job
+        plan = {"nodes": nodes, "cpus": cpus, "kill": kill, "seen": str(self.seen_file), "jobs": jobs}
+        words = [sys.executable, str(ROOT / "tests/sweep_driver.py"), json.dumps(plan)]
+        with (self.folder / "driver.log").open("w") as log:
+            self.process = subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, text=True)
+
+    def seen(self) -> dict[str, Progress]:
+        """Give how far the runs are."""
+        if not self.seen_file.is_file():
+            return {}
+        return {name: Progress(**each) for name, each in json.loads(self.seen_file.read_text()).items()}
+
+    def wait(self, until: Callable[[dict[str, Progress]], bool] | None = None) -> dict[str, Progress]:
+        """Wait for what is to be seen; without it for the end."""
+        assert self.process is not None
+        end = time.monotonic() + 180
+        while time.monotonic() < end:
+            if self.process.poll() is not None or (until is not None and until(self.seen())):
+                break
+            time.sleep(0.2)
+        log = (self.folder / "driver.log").read_text()
+        assert until is not None or self.process.returncode == 0, log
+        assert time.monotonic() < end, log
+        return self.seen()
+
+    def runs(self, name: str) -> list[Path]:
+        """Give the folders of a run's attempts, in order."""
+        return sorted((self.folder / "detection" / name).iterdir())
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Iterator[Sweep]:
+    """Give a sweep that is not started; nothing of it is left behind."""
+    made = Sweep(tmp_path)
+    yield made
+    if made.process is not None and made.process.poll() is None:
+        made.process.terminate()
+        try:
+            made.process.wait(60)
+        finally:
+            made.process.kill()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and waits for its parent does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_run_that_fails_stops_no_other(sweep: Sweep) -> None:
+    """Its error is told; a kernel that is killed is a failure too."""
+    sweep.start({name: {"what": name} for name in ("works", "fails", "dies", "too")}, cpus=0.5)
+    ended = sweep.wait()
+    assert {name: each.state for name, each in ended.items()} == {
+        "works": "published", "fails": "failed", "dies": "failed", "too": "published",
+    }  # fmt: skip
+    assert ended["works"].branch == "kaggle-train-works"
+    assert (ended["works"].epoch, ended["works"].epochs, ended["works"].best) == (2, 18, 0.25)
+    assert "ValueError: no luck" in ended["fails"].note
+    assert "DeadKernelError" in ended["dies"].note
+    (attempt,) = sweep.runs("fails")
+    assert f"Everything is in {attempt}." in ended["fails"].note
+    assert "no luck" in (attempt / "train_module_1_detection.executed.ipynb").read_text()
+
+
+def test_ctrl_c_lets_every_run_stop(sweep: Sweep) -> None:
+    """What runs is interrupted and lets go of what it holds; what waits does not begin."""
+    sweep.start({name: {"what": "waits"} for name in ("one", "two", "three")}, cpus=float(os.cpu_count() or 1) / 2)
+    sweep.wait(lambda seen: sum(each.step.startswith("9/10") for each in seen.values()) == 2)
+    assert sweep.process is not None
+    sweep.process.send_signal(signal.SIGINT)
+    ended = sweep.wait()
+    assert {each.state for each in ended.values()} == {"stopped"}
+    begun = [attempt for name in ended for attempt in (sweep.folder / "detection" / name).glob("*")]
+    assert len(begun) == 2
+    for attempt in begun:
+        assert (attempt / "let-go").is_file()
+        assert not any(is_alive(int(pid)) for pid in (attempt / "pids").read_text().split())
+
+
+@pytest.mark.slow
+def test_a_node_that_is_killed_loses_no_run(sweep: Sweep) -> None:
+    """The run goes on at another node, and nothing of it is left on the dead one."""
+    sweep.start({"long": {"what": "waits once"}, "short": {"what": "short"}}, nodes=2, kill="long")
+    states: list[tuple[str, str]] = []
+
+    def noted(seen: dict[str, Progress]) -> bool:
+        if "long" in seen and (told := (seen["long"].state, seen["long"].node)) not in states:
+            states.append(told)
+        return seen.get("long", Progress()).has_ended
+
+    sweep.wait(noted)
+    ended = sweep.wait()
+    assert {each.state for each in ended.values()} == {"published"}
+    nodes = [node for state, node in states if state == "running" and node]
+    assert len(set(nodes)) == 2, states
+    first, second = sweep.runs("long")
+    assert ended["long"].node == nodes[-1]
+    assert not (second / "pids").exists()
+    assert not (first / "let-go").exists()
+    kernel, _ = map(int, (first / "pids").read_text().split())
+    assert not is_alive(kernel)
+
+
+PUBLISHES = (
+    HEAD
+    + """
+# %%
+from datetime import UTC, datetime
+from lib.sync import Publication, sync_outputs
+from conftest import RUN, WEIGHTS, write_run
+clone = folder / "published-from"
+subprocess.run(["git", "clone", "--quiet", repository, clone], check=True)
+write_run(clone, seed=int(what.partition(" ")[0]))
+branch = "kaggle-train-" + experiment["name"]
+# all of them at one time
+ready = folder.parent.parent / "ready"
+ready.mkdir(exist_ok=True)
+(ready / experiment["name"]).touch()
+while len(list(ready.iterdir())) < 8:
+    time.sleep(0.05)
+def tell(text):
+    print(text)
+    if "dies" in what and text.startswith(what.partition(" dies at ")[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+sync_outputs(Publication(clone, branch, "Trained", RUN, WEIGHTS, datetime.now(UTC)), say=tell)
+"""
+    + TAIL
+)
+
+
+def test_eight_runs_publish_at_once(stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against one Git repository and one DVC remote: some with the same content, some killed; none is half there."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+    whats = {
+        "one": "1", "same": "1", "two": "2", "same-dies": "1 dies at Phase 3", "three": "3",
+        "dies-early": "4 dies at Phase 2", "dies-late": "2 dies at Phase 4", "four": "4",
+    }  # fmt: skip
+    (tmp_path / "sweep").mkdir()
+    sweep = Sweep(tmp_path / "sweep")
+    parameters = {name: {"what": what, "repository": str(stores.origin)} for name, what in whats.items()}
+    sweep.start(parameters, cpus=(os.cpu_count() or 1) / 8, source=PUBLISHES)
+    ended = sweep.wait()
+    killed = {name for name, what in whats.items() if "dies" in what}
+    assert {name for name, each in ended.items() if each.state == "failed"} == killed, ended
+    assert {name for name, each in ended.items() if each.state == "published"} == whats.keys() - killed
+    other = stores.clone_again()
+    while recover(other, older_than=0, say=str):
+        time.sleep(0.1)
+    branches = {ref.removeprefix("refs/heads/kaggle-train-") for ref in stores.refs()}
+    assert branches == whats.keys() - killed
+    found = check(other, older_than=0, say=str)
+    assert found.is_healthy, found.findings
+    assert found.objects == 2 * 4  # of four contents, each once
+    for name in branches:
+        clone = stores.clone_again(f"of-{name}", branch=f"kaggle-train-{name}")
+        done = subprocess.run([sys.executable, "-m", "dvc", "pull", "--quiet"], cwd=clone, capture_output=True)
+        assert done.returncode == 0, done.stderr
+
+
+# ── the command ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def run_sweep_command(*words: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run `python -m lib sweep`."""
+    command = [sys.executable, "-m", "lib", "sweep", *map(str, words)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--gpus-per-run", "64"], "no node has room for a run of 64 GPUs and 1 CPUs"),
+        (["--address", "127.0.0.1:1"], "no Ray cluster answers at --address '127.0.0.1:1'"),
+    ],
+)
+def test_what_no_cluster_can_run_is_refused(tmp_path: Path, words: list[str], said: str) -> None:
+    """At once, where the task would wait for ever."""
+    done = run_sweep_command(SMALL, "--sandbox", tmp_path / "sandbox", "--folder", tmp_path / "sweep", *words)
+    assert done.returncode == 1
+    assert said in done.stderr, done.stderr
+    assert "What to do:" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_ray_the_remedy_is_said(tmp_path: Path) -> None:
+    """It is an optional group."""
+    (tmp_path / "ray.py").write_text("raise ImportError('No module named ray')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "lib", "sweep", str(SMALL)], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "uv sync --group cluster" in done.stderr
+
+
+def test_the_lines_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A new step is told at once, the same one not again; the log has what a terminal would show moving."""
+    log = tmp_path / "sweep.log"
+    running = Progress("running", "a-1", "9/10: Run training", 3, 10, 420.0, 0.5)
+    with Scoreboard(log, {"detection/old": "kaggle-train-old"}, watched=False) as board:
+        board.show({"detection/new": Progress()})
+        board.show({"detection/new": running})
+        board.show({"detection/new": running})
+        board.show({"detection/new": Progress("lost", "a-1", "9/10: Run training", 3, 10)})
+        board.show({"detection/new": Progress("failed", "b-2", note="no luck\nmore")})
+    lines = [line.partition("] ")[2] for line in log.read_text().splitlines()]
+    assert lines == [
+        "detection/old: published already as kaggle-train-old",
+        "detection/new: waiting",
+        "detection/new: 9/10: Run training, on a-1, epoch 3 of 10, 7 min 00 s left, best mAP50-95 0.500",
+        "detection/new: its node is lost, another one goes on, on a-1, epoch 3 of 10",
+        "detection/new: failed, on b-2, no luck",
+    ]
+    assert capsys.readouterr().out == log.read_text()
+    assert describe(Progress("running")) == "starting"
+
+
+@pytest.mark.slow
+def test_a_node_is_killed_in_the_middle_of_a_training(tmp_path: Path) -> None:
+    """Two whole runs on two nodes: the killed one goes on from its checkpoint; started again, nothing is left to do."""
+    sandbox, folder = tmp_path / "sandbox", tmp_path / "sweep"
+    keys = {"training.epochs": 6, "session.checkpoint_minutes": 0.01, "session.lease_minutes": 0.3}
+    given = [word for key, value in keys.items() for word in ("-p", key, value)]
+    words = ["--sandbox", sandbox, "--folder", folder, "--gpus-per-run", 0, *given]
+    second = ROOT / "experiments/000_loc_sandbox.yaml"
+    script = (
+        "import subprocess, sys\nsys.path.insert(0, 'tests')\nfrom sweep_driver import make_nodes\n"
+        "machines = make_nodes(2)\nprint(machines.address, flush=True)\n"
+        "names = {node.node_id[:4]: node for node in machines.worker_nodes}\n"
+        "machines.remove_node(names[sys.stdin.readline().strip()], allow_graceful=False)\nprint('killed', flush=True)\n"
+        "sys.stdin.readline()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as nodes:
+        assert nodes.stdin is not None
+        assert nodes.stdout is not None
+        address = nodes.stdout.readline().strip()
+        command = [sys.executable, "-m", "lib", "sweep", SMALL, second, *words, "--address", address]
+        driver = subprocess.Popen([*map(str, command)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert driver.stdout is not None
+        lines, node = [], ""
+        checkpoint = "refs/heads/kaggle-checkpoint-detection-exp000-sandbox"
+        for line in driver.stdout:
+            lines.append(line)
+            if not node and "detection/exp000-sandbox:" in line and "9/10" in line:
+                while checkpoint not in run_git("for-each-ref", cwd=sandbox / "origin.git"):
+                    time.sleep(0.2)
+                node = line.partition(", on ")[2].split(",")[0].strip()
+                print(node.rpartition("-")[2], file=nodes.stdin, flush=True)
+                assert nodes.stdout.readline() == "killed\n"
+        output = "".join(lines)
+        assert driver.wait() == 0, output
+        again = run_sweep_command(SMALL, second, *words, "--address", address)
+        nodes.stdin.close()
+    (_, ended) = sorted((folder / "detection/exp000_sandbox").iterdir())
+    assert "has left the machine" in (ended / "run.log").read_text()
+    record = json.loads((ended / "origin/artifacts/detection/exp000_sandbox/run.json").read_text())
+    assert record["start"]["epoch"] >= 1
+    runs = run_git("for-each-ref", "--format=%(refname)", cwd=sandbox / "origin.git").splitlines()
+    assert sum("kaggle-train-" in ref for ref in runs) == 2
+    assert not [ref for ref in runs if "checkpoint" in ref or "intents" in ref or "runs" in ref]
+    assert "its node is lost" in output
+    assert "Curves: " in output
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("published already as") == 2
+
+
+SKYPILOT = """
+import sys
+import jsonschema, sky, yaml
+from sky.utils import schemas
+task = yaml.safe_load(open(sys.argv[1]))
+jsonschema.validate(task, schemas.get_task_schema())
+jsonschema.validate(task["resources"], schemas.get_resources_schema())
+del task["file_mounts"]  # which must be there
+made = sky.Task.from_yaml_config(task)
+assert all(resources.use_spot for resources in made.resources)
+print(made.run)
+"""
+
+
+@pytest.mark.slow
+def test_the_task_for_skypilot_is_one(tmp_path: Path) -> None:
+    """By SkyPilot's own schema and reader, where its package can be installed."""
+    python = tmp_path / "sky/bin/python"
+    for step in (["venv", "--quiet", tmp_path / "sky"], ["pip", "install", "--quiet", "--python", python, "skypilot"]):
+        done = subprocess.run(["uv", *map(str, step)], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"SkyPilot cannot be installed here: {done.stderr}")
+    command = [str(python), "-c", SKYPILOT, str(ROOT / "docs/skypilot.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HOME": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.replace("\\\n", "").splitlines() if "lib sweep" in line]
+    words = line.replace('"$EXPERIMENT"', str(SMALL)).replace('"$SKYPILOT_NUM_GPUS_PER_NODE"', "64").split()
+    options = words[words.index(str(SMALL)) :]
+    assert options == [str(SMALL), "--gpus-per-run", "64", "--secrets", "~/secrets.json"]
+    refused = run_sweep_command(*options[:3], "--sandbox", tmp_path / "sandbox", "--folder", tmp_path / "work")
+    assert "no node has room for a run of 64 GPUs" in refused.stderr
