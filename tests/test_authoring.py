@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from lib.__main__ import app
 from lib.authoring import SCHEMA_LINE, explain, new_experiment, schema, show_explained
 from lib.errors import ExperimentError
-from lib.experiment import MODULES, keys, load_experiment, meanings
+from lib.experiment import MATRIX, MODULES, keys, load_experiment, meanings, read_yaml
 from lib.training import ALWAYS, ultralytics_arguments
 
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
@@ -224,7 +224,21 @@ def test_the_schema_is_in_step_with_the_models(project: Path, monkeypatch: pytes
     sections = [json.loads(committed), *json.loads(committed)["$defs"].values()]
     assert all(section["description"] for section in sections)
     told = {name for each in sections for name, key in each["properties"].items() if "description" in key}
-    assert told == {key.rpartition(".")[2] for key in keys()}
+    assert told == {key.rpartition(".")[2] for key in keys()} | {MATRIX}
+
+
+def test_the_schema_knows_a_matrix() -> None:
+    """Editors complete its keys, and see a list that is none."""
+    values = read_yaml(BASELINE)
+    for matrix, is_one in (
+        ({"training.epochs": [1, 2], "seed": [0]}, True),
+        ({"training.epoch": [1]}, False),
+        ({"name": ["a"]}, False),
+        ({"seed": 3}, False),
+        ({"seed": []}, False),
+        ({}, False),
+    ):
+        assert Draft7Validator(schema()).is_valid({**values, MATRIX: matrix}) is is_one, matrix
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda path: path.stem)

@@ -226,7 +226,7 @@ def test_emulating_gives_the_kernel_a_drive_and_a_private_repository(
     draw_dataset(tmp_path / "data", "detection", counts={"train": 1, "val": 1, "test": 1}, size=64)
     looked: list[Path] = []
 
-    def look(notebook: Path) -> None:
+    def look(notebook: Path, _cwd: Path) -> Path:
         values = parameters_of(notebook)
         secrets, repository = Path(str(values["secrets"])), str(values["repository"])
         looked.append(secrets)
@@ -243,8 +243,9 @@ def test_emulating_gives_the_kernel_a_drive_and_a_private_repository(
         told = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
         assert re.fullmatch(r"(http://127\.0\.0\.1:\d+/)token \1\n", told.stdout)
         assert "WANDB_API_KEY" not in os.environ
+        return notebook
 
-    monkeypatch.setattr(render, "_execute", look)
+    monkeypatch.setattr(render, "execute", look)
     monkeypatch.setenv("WANDB_API_KEY", "of the user")
     words = ["detection", "--run", "--emulate", "--sandbox", str(tmp_path / "sandbox"), "--output", str(tmp_path / "o")]
     before = dict(os.environ)
