@@ -24,12 +24,13 @@ sys.path.insert(0, str(ROOT))
 from measure import compare, report, seconds_of
 
 NODES = """
+import sys
 from ray.cluster_utils import Cluster
 machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
 for _ in range(2):
     machines.add_node(num_cpus=1)
 print(machines.address, flush=True)
-input()
+sys.stdin.read()
 """
 SMALL = ["-p", "training.epochs", "3", "-p", "training.image_size", "64"]
 
