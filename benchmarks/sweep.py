@@ -25,10 +25,9 @@ from measure import compare, report, seconds_of
 
 NODES = """
 import sys
-from ray.cluster_utils import Cluster
-machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-for _ in range(2):
-    machines.add_node(num_cpus=1)
+sys.path.insert(0, "tests")
+from sweep_driver import make_nodes
+machines = make_nodes(2)
 print(machines.address, flush=True)
 sys.stdin.read()
 """
@@ -73,7 +72,7 @@ def main() -> None:
         one = compare("engine", lambda: bench.sweep(1), lambda: bench.one_by_one(1), turns=given.turns)
         added = statistics.median(one.ours) - statistics.median(one.other)
         with subprocess.Popen(
-            [sys.executable, "-c", NODES], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", NODES], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         ) as nodes:
             assert nodes.stdin is not None
             assert nodes.stdout is not None

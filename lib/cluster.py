@@ -125,11 +125,6 @@ class Cluster:
                 remedy="lower --gpus-per-run (0 trains on the CPU) or --cpus-per-run.",
             )
 
-    @property
-    def nodes(self) -> int:
-        """How many machines it has."""
-        return sum(node["Alive"] for node in self._ray.nodes())
-
     def start(self, jobs: Mapping[str, Job]) -> None:
         """Give every run to the engine."""
         ray = self._ray

@@ -61,7 +61,7 @@ def title_of(experiment: Experiment) -> str:
 def _expand(file: Path, given: Mapping[str, Any]) -> Iterator[Experiment]:
     values = read_yaml(file)
     if MATRIX not in values:
-        yield load_experiment(file, given)
+        yield load_experiment(values, given, where=str(file))
         return
     matrix = values.pop(MATRIX)
     _check_matrix(file, matrix, given)
