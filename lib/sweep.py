@@ -235,9 +235,10 @@ COLUMNS = ("Experiment", "Node", "State", "Epoch", "Left", "Best mAP50-95")
 
 def table(progress: Mapping[str, Progress]) -> Any:  # noqa: ANN401  rich.table.Table
     """Give the runs as a table."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    made = Table(*COLUMNS)
+    # the names of a matrix differ at their ends: in a narrow terminal they are folded, not cut
+    made = Table(Column(COLUMNS[0], overflow="fold"), *COLUMNS[1:])
     for name, each in progress.items():
         made.add_row(
             name,
