@@ -23,6 +23,10 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # `pytest` by itself puts only this folder there
     sys.path.insert(0, str(ROOT))
 
+# what a test starts reads torch's bytecode, which a machine without any would else compile for every process anew
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 tqdm.monitor_interval = 0  # its thread would not survive the forks of test_sync_faults.py
 
 RUN = "artifacts/detection/exp001"
@@ -158,6 +162,12 @@ def write_tiny_model(path: Path, *, seed: int = 0) -> Path:
         torch.nn.init.zeros_(scores[-1].bias)
     torch.save({"model": model, "train_args": model.args}, path)
     return path
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Offer what the sweeps of `fault_sweeps.py` can leave out."""
+    parser.addoption("--full", action="store_true", help="fault sweeps: break every call, and not every third")
+    parser.addoption("--retry-all", action="store_true", help="fault sweeps: retry in equal worlds again, too")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,9 +1,8 @@
 """Fault injection in the manner of SQLite: the Nth external call of a publication breaks, for every N.
 
 `Doors` stands at every way out of the vault: git commands, operations on the DVC remote, DVC's and GitPython's own
-work, and durable local writes. It numbers what passes and breaks one passage. `sweep` plays one scenario with one kind
-of fault for N = 1, 2, … until a run is through without reaching it, and examines the world after each: at once, after
-recovery from another clone, and after a retry.
+work, and durable local writes. It numbers what passes and breaks one passage; `fault_sweeps.py` plays one scenario
+with one kind of fault for every N and examines the world after each.
 
 The Git remote is always a real one. The DVC remote is a `Shelf`: a folder here, Drive and S3 in `store_faults.py`,
 where requests can be broken too, below the operations.
@@ -19,35 +18,27 @@ import contextlib
 import errno
 import functools
 import hashlib
-import io
-import itertools
-import json
 import os
-import re
 import secrets
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NoReturn, Protocol, Self
+from typing import Any, NoReturn, Protocol
 
 import pytest
-from conftest import ROOT, RUN, WEIGHTS, Stores, run_git, write_run
-from switches import Switch
+from conftest import ROOT, RUN, WEIGHTS, Stores
 
 from lib import commands
 from lib.commands import Answer, CommandFailed
 from lib.credentials import Credentials
-from lib.errors import InDoubt, RunError, SyncError
 from lib.sync import Publication, Published, RunHold, recover, sync_outputs, transaction
 from lib.sync import intent as journal
 from lib.sync.objects import open_objects
@@ -64,12 +55,6 @@ KILLED = "\nkilled at "
 MANY = 400  # more calls than a publication makes
 
 KINDS = ("kaggle-train", "kaggle-checkpoint")
-
-REFUSE = f"""
-while read old new ref; do
-  case "$ref" in refs/heads/{BRANCH}|refs/heads/{CHECKPOINT}) echo "no new branches today" >&2; exit 1;; esac
-done
-"""
 
 
 def publish(clone: Path, branch: str = BRANCH, *supersedes: str, hold: RunHold | None = None) -> Published:
@@ -109,6 +94,9 @@ class Shelf(Protocol):
 
     def put_back(self) -> None:
         """Hold again what was remembered."""
+
+    def everything(self) -> object:
+        """Return all that its next user could meet, hidden things too; times and drawn names are left out."""
 
     def requests(self, decide: Decide, /) -> contextlib.AbstractContextManager[None]:
         """Ask about every request for as long as the block lasts."""
@@ -152,9 +140,22 @@ class FolderShelf:
     def put_back(self) -> None:
         """Do nothing, for the same reason."""
 
+    def everything(self) -> object:
+        """Walk the folder, empty folders too."""
+        return sorted(walk(self._folder))
+
     def requests(self, _decide: Decide, /) -> contextlib.AbstractContextManager[None]:
         """There are none."""
         return contextlib.nullcontext()
+
+
+def walk(folder: Path) -> Iterator[tuple[str, int, bytes]]:
+    """Yield what is in a folder, folders too: the path with the folder's name, the mode, and a file's bytes."""
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(place, name)
+            content = path.read_bytes() if name in files else b""
+            yield path.relative_to(folder.parent).as_posix(), path.lstat().st_mode, content
 
 
 # ── the doors ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -726,41 +727,7 @@ RECOVERY = Scenario("recovery", we_died_before_our_push, recovers=True)
 SWEEPING = replace(FINISHING, name="recovery of a clean-up", prepare=we_died_before_cleaning_up, recovers=True)
 
 
-# ── looking ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class HalfState(AssertionError):
-    """The remotes hold part of a publication, or lack part of it."""
-
-
-class Untrue(AssertionError):
-    """The world is right, but what was said of it, or what comes next, is not."""
-
-
-@dataclass
-class Tally:
-    """What the sweeps of one session found."""
-
-    points: int = 0
-    half_states: list[str] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)
-
-    def add(self, other: Tally) -> None:
-        """Count what another has gathered."""
-        self.points += other.points
-        self.half_states += other.half_states
-        self.others += other.others
-
-    def line(self) -> str:
-        """Give the sum."""
-        return f"{self.points} fault points, {len(self.half_states)} half-states"
-
-    def findings(self) -> list[str]:
-        """Give everything that should not be."""
-        return self.half_states + self.others
-
-
-TALLY = pytest.StashKey[Tally]()
+# ── names of objects ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def md5_of(content: bytes) -> str:
@@ -768,405 +735,6 @@ def md5_of(content: bytes) -> str:
     return hashlib.md5(content).hexdigest()
 
 
-class World:
-    """The remotes and clones as they were prepared, for one fault, and what is to be seen there."""
-
-    def __init__(self, stores: Stores, scenario: Scenario, shelf: Shelf) -> None:
-        # always at one path: what a clone keeps of its remotes is found again
-        shutil.rmtree(stores.folder)
-        shutil.copytree(_template(stores), stores.folder)
-        shelf.put_back()
-        transaction._SEEN.clear()
-        self.scenario, self.stores, self.shelf = scenario, stores, shelf
-        self.rescuer = stores.folder / "rescuer"
-        self.models = {name: (self.stores.clone / name).read_bytes() for name in WEIGHTS}
-        self.mine = {object_name(md5_of(content)): content for content in self.models.values()}
-        named = self.whole_branches()
-        dead = {name for ref in self.stores.intents() for name in self._named_by_intent(ref)}
-        stood = {key for ref in self.stores.intents() for key in self._stood_before(ref)}
-        self.kept = {
-            (name, key) for name, key in self.identities() if name in named or name not in dead or key in stood
-        }
-        self.refs = {ref: commit for ref, commit in self.stores.refs().items() if ref.startswith("refs/heads/")}
-        self.head = f"refs/heads/{scenario.branch}"
-        self.replaced = {ref for ref in self.refs if ref.removeprefix("refs/heads/") in scenario.supersedes}
-        # what only they name may go once we are published
-        theirs = {name for ref in self.replaced for name in self._named_by(ref)} - set(self.mine)
-        self.superseded = {(name, key) for name, key in self.kept if name in theirs}
-        self.index = (self.stores.clone / ".git" / "index").read_bytes()
-        self.guest: Guest | None = None
-
-    def __enter__(self) -> Self:
-        if work := self.scenario.guest:
-            clone = self.stores.folder / "guest"
-            self.guest = Guest(functools.partial(work, clone), self.stores.folder / "guest.txt")
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self.guest is not None:
-            self.guest.finish()
-
-    def copies(self) -> Copies:
-        """Give what the DVC remote holds, but for the mark that says whose it is: that stays for ever."""
-        mark = f"kaggle-training-owner-{self.stores.root()}"
-        return {name: copies for name, copies in self.shelf.copies().items() if name != mark}
-
-    def identities(self) -> set[tuple[str, str]]:
-        """Give every copy on the DVC remote: its path, with what changes when it is written again."""
-        return {(name, key) for name, copies in self.copies().items() for key in copies}
-
-    def whole_branches(self) -> set[str]:
-        """Give the objects that visible branches name, after checking that each is there, whole."""
-        named: set[str] = set()
-        copies = self.copies()
-        for ref in self.stores.refs():
-            if not ref.removeprefix("refs/heads/").startswith(KINDS):
-                continue
-            objects = self._named_by(ref)
-            for name, size in objects.items():
-                standing = copies.get(name, {})
-                if not standing:
-                    raise HalfState(f"{ref} names {name}, which is not there")
-                if any(len(content) != size or object_name(md5_of(content)) != name for content in standing.values()):
-                    raise HalfState(f"{ref} names {name}, which has other content")
-            if len(objects) != len(WEIGHTS):
-                raise HalfState(f"{ref} names {len(objects)} objects")
-            named |= objects.keys()
-        return named
-
-    def is_published(self) -> bool:
-        """Whether our branch is there, with what this clone has."""
-        return self.head in self.stores.refs() and self._named_by(self.head).keys() == self.mine.keys()
-
-    def _named_by(self, ref: str) -> dict[str, int]:
-        """Give the objects that a branch names, with their sizes."""
-        origin, found = self.stores.origin, {}
-        for line in run_git("ls-tree", "-r", ref, cwd=origin).splitlines():
-            if line.endswith(".dvc"):
-                text = run_git("cat-file", "blob", line.split()[2], cwd=origin)
-                (md5,), (size,) = re.findall(r"md5: (\w+)", text), re.findall(r"size: (\d+)", text)
-                found[object_name(md5)] = int(size)
-        return found
-
-    def _named_by_intent(self, ref: str) -> set[str]:
-        intent = self.read_intent(ref)
-        return {object_name(md5) for md5 in [item["oid"] for item in intent["objects"]] + intent["superseded"]}
-
-    def _stood_before(self, ref: str) -> set[str]:
-        return {key for item in self.read_intent(ref)["objects"] for key in item["before"]}
-
-    def read_intent(self, ref: str) -> dict[str, Any]:
-        """Give what an intent says."""
-        text = run_git("cat-file", "blob", f"{ref}:intent.json", cwd=self.stores.origin)
-        return dict(json.loads(text))
-
-    def look_at_models(self) -> None:
-        """Check that the models are in place, unchanged, and the user's index too."""
-        for name, content in self.models.items():
-            path = self.stores.clone / name
-            if not path.is_file() or path.read_bytes() != content:
-                raise HalfState(f"{name} is not what it was")
-        if (self.stores.clone / ".git" / "index").read_bytes() != self.index:
-            raise HalfState("the user's index has changed")
-
-    def look_at_error(self, error: Exception) -> None:
-        """Check that an error is one of the vault's, says what to do, and that what it says of the world is so."""
-        wanted = (RunError,) if self.scenario.recovers else (SyncError, InDoubt)
-        if not isinstance(error, wanted):
-            raise Untrue(f"it raises {type(error).__name__}: {str(error)[:300]}")
-        for part in ("state", "remedy"):
-            if not getattr(error, part) and not self.scenario.recovers:
-                raise Untrue(f"{type(error).__name__} has no {part}: {str(error)[:300]}")
-        if "everything is undone" in str(error):
-            self._look_undone()
-
-    def _look_undone(self) -> None:
-        said = "it says that everything is undone, and"
-        named = self.whole_branches()
-        if self.is_published():
-            raise Untrue(f"{said} the branch is there")
-        for ref in self.stores.intents():
-            if OURS in ref:
-                raise Untrue(f"{said} {ref} is there")
-            named |= self._named_by_intent(ref)
-        if left := self._unnamed(named):
-            raise Untrue(f"{said} {sorted(left)} are there")
-        for name in WEIGHTS:
-            if (self.stores.clone / f"{name}.dvc").exists():
-                raise Untrue(f"{said} {name}.dvc is there")
-
-    def look_settled(self) -> bool:
-        """Check that no half of anything is left; whether our branch is there."""
-        refs, named = self.stores.refs(), self.whole_branches()
-        if intents := self.stores.intents():
-            raise HalfState(f"after recovery {intents} are left")
-        published = self.is_published()
-        ours = {self.head, *self.replaced} if published else set()
-        strange = refs.keys() - self.refs.keys() - ours - {f"refs/heads/{OTHER}", f"refs/runs/{HELD}"}
-        if strange or any(refs.get(ref) != commit for ref, commit in self.refs.items() if ref not in ours):
-            raise HalfState(f"refs have changed: {sorted(strange)}")
-        if published and (left := (self.replaced - {self.head}) & refs.keys()):
-            raise HalfState(f"published, and what it took the place of is left: {sorted(left)}")
-        standing = self.identities()
-        if lost := self.kept - standing - (self.superseded if published else set()):
-            raise HalfState(f"{sorted(lost)} stood there before")
-        unnamed = self._unnamed(named) | {(name, key) for name, key in self.superseded & standing if name not in named}
-        if unnamed:
-            raise HalfState(f"objects are left that nobody names: {sorted(unnamed)}")
-        return published
-
-    def _unnamed(self, named: set[str]) -> set[tuple[str, str]]:
-        return {(name, key) for name, key in self.identities() - self.kept if name not in named}
-
-    def look_for_twins(self) -> None:
-        """Check that nothing was stored twice."""
-        new = [name for name, _ in self.identities() - self.kept]
-        if twins := {name for name in new if new.count(name) > 1}:
-            raise Untrue(f"stored more than once: {sorted(twins)}")
-
-
 def object_name(md5: str) -> str:
     """Give the path of an object below the DVC remote."""
     return f"files/md5/{md5[:2]}/{md5[2:]}"
-
-
-# ── playing ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def prepare(stores: Stores, scenario: Scenario, shelf: Shelf) -> None:
-    """Make the template that each fault of a sweep gets a copy of, and load what a child must not load again."""
-    import tqdm
-
-    tqdm.tqdm.monitor_interval = 0  # its thread would not survive a fork
-    for name in ("rescuer", "guest"):
-        clone = stores.clone_again(name)
-        write_run(clone)
-        shelf.connect(clone)
-    clones = (stores.folder / "rescuer", stores.folder / "guest", stores.clone)
-    for clone in clones:
-        shutil.rmtree(clone / ".git" / "hooks", ignore_errors=True)
-        shutil.rmtree(clone / ".git" / "logs", ignore_errors=True)
-    for clone in clones[: 2 if scenario.cold else 3]:
-        recover(clone, say=str)
-    _load_everything(stores, shelf)
-    scenario.prepare(stores, shelf)
-    if scenario.refused:
-        stores.write_hook("pre-receive", REFUSE)
-    shutil.rmtree(_template(stores), ignore_errors=True)
-    shutil.copytree(stores.folder, _template(stores))
-    shelf.keep()
-
-
-def _template(stores: Stores) -> Path:
-    return stores.folder.with_name(f"{stores.folder.name}-template")
-
-
-def _load_everything(stores: Stores, shelf: Shelf) -> None:
-    """Publish once and take it back, so that every library is loaded before the first fork."""
-    clone = stores.clone_again("warm")
-    write_run(clone)
-    shelf.connect(clone)
-    publish(clone)
-    run_git("update-ref", "-d", f"refs/heads/{BRANCH}", cwd=stores.origin)
-    shutil.rmtree(clone)
-    shelf.clear()
-
-
-def in_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Give a folder in memory, where the machine has one: each fault gets remotes and clones of its own."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
-        monkeypatch.setenv("DVC_SITE_CACHE_DIR", f"{folder}/dvc")
-        world = Path(folder) / "world"
-        world.mkdir()
-        yield world
-
-
-def gather(request: pytest.FixtureRequest) -> Tally:
-    """Gather what all sweeps of this session find; the sum is the last line that pytest prints."""
-    config = request.config
-    if TALLY not in config.stash:
-        tally = config.stash[TALLY] = Tally()
-        config.add_cleanup(lambda: config.get_terminal_writer().line(tally.line()))
-    return config.stash[TALLY]
-
-
-def assert_nothing_is_found(
-    stores: Stores, scenario: Scenario, kind: Kind, tally: Tally, *, shelf: Shelf | None = None, stride: int = 1
-) -> None:
-    """Sweep, and show everything that should not be."""
-    own = Tally()
-    try:
-        assert sweep(stores, scenario, kind, own, shelf=shelf, stride=stride) > 0
-    finally:
-        tally.add(own)
-    assert not own.findings(), "\n".join(["", *own.findings()])
-
-
-def sweep(
-    stores: Stores,
-    scenario: Scenario,
-    kind: Kind,
-    tally: Tally,
-    *,
-    until_found: bool = False,
-    switch: Switch | None = None,
-    shelf: Shelf | None = None,
-    stride: int = 1,
-) -> int:
-    """Break call 1, 2, … until a run is through without reaching the fault. Give the number of faults.
-
-    `switch` turns a rule of the protocol off after everything is prepared; `until_found` stops at the first finding.
-    `stride` breaks calls 1, 1 + stride, … alone. The DVC remote is the folder of `stores` if it is no other.
-    """
-    shelf = shelf or FolderShelf(stores)
-    prepare(stores, scenario, shelf)
-    with pytest.MonkeyPatch.context() as patch:
-        if switch:
-            switch(patch)
-        patch.setattr(sys, "stderr", io.StringIO())  # progress bars
-        worlds = functools.partial(World, stores, scenario, shelf)
-        where = f"[{scenario.name}; {kind.name}] "
-        return _sweep(worlds, kind, tally, where, until_found=until_found, stride=stride)
-
-
-def _sweep(worlds: Callable[[], World], kind: Kind, tally: Tally, where: str, *, until_found: bool, stride: int) -> int:
-    for points, at in enumerate(itertools.count(1, stride)):
-        assert at < MANY, "a publication makes that many calls?"
-        with worlds() as world:
-            played = Play(world, kind, at)
-            try:
-                reached = played.play()
-            except (HalfState, Untrue) as found:
-                reached = played.reached
-                told = f"{where}{at} {played.call}: {found}"
-                (tally.half_states if isinstance(found, HalfState) else tally.others).append(told)
-            if not reached:
-                return points
-            tally.points += 1
-            if until_found and tally.findings():
-                return points + 1
-    raise AssertionError
-
-
-class Play:
-    """One run of a scenario with one fault, and all that must hold after it."""
-
-    def __init__(self, world: World, kind: Kind, at: int) -> None:
-        self.world, self.kind = world, kind
-        scenario = world.scenario
-        self.doors = Doors(
-            kind,
-            at,
-            from_refusal=scenario.refused and not scenario.whole,
-            guest=world.guest,
-            shelf=world.shelf if kind.on_the_wire else None,
-        )
-        self.reached = False
-        self._report = world.stores.folder / "child.txt"
-
-    @property
-    def call(self) -> str:
-        """What was broken."""
-        if self.kind.kills and self._report.exists():
-            return self._report.read_text(encoding="utf-8").rpartition(KILLED)[2]
-        return self.doors.passed[self.doors.at - 1] if self.doors.reached else ""
-
-    def play(self) -> bool:
-        """Do it all; whether the fault was reached."""
-        world, scenario = self.world, self.world.scenario
-        error = self._do()
-        world.look_at_models()
-        world.whole_branches()
-        told: Untrue | None = None
-        try:
-            self._look_at_outcome(error)
-        except Untrue as untrue:  # a half-state found later is worse
-            told = untrue
-        if self.kind.arrives == "before":
-            self.doors.deliver()
-            world.whole_branches()
-        if world.guest is not None:
-            status, world.guest = world.guest.finish(), None
-            world.whole_branches()
-            if status != 0:
-                report = (world.stores.folder / "guest.txt").read_text(encoding="utf-8")
-                told = told or Untrue(f"the other run failed: {report[-500:]}")
-        self._recover()
-        standing = world.look_settled()
-        if self.kind.arrives == "after":
-            self.doors.deliver()
-            world.whole_branches()
-            self._recover()
-            standing = world.look_settled()
-        if scenario.refused:
-            world.stores.remove_hook("pre-receive")
-        self._retry(standing)
-        if told is not None:
-            raise told
-        return self.reached
-
-    def _do(self) -> Exception | None:
-        world, scenario = self.world, self.world.scenario
-        publish_it = scenario.publishing(world.stores.clone)
-
-        def act() -> None:
-            with self.doors.installed():
-                if scenario.recovers:
-                    recover(world.rescuer, older_than=0, say=str)
-                else:
-                    publish_it()
-
-        if self.kind.kills:
-            report = self._report
-            status = end(start(act, report), report)
-            self.reached = status == -signal.SIGKILL
-            if not self.reached and status != int(scenario.refused):
-                raise Untrue(f"without a fault: {report.read_text(encoding='utf-8')[-2000:]}")
-            return None
-        error = None
-        try:
-            act()
-        except Died:
-            pass
-        except Exception as caught:  # noqa: BLE001  what it may be is looked at
-            error = caught
-        self.reached = self.doors.reached
-        return error
-
-    def _look_at_outcome(self, error: Exception | None) -> None:
-        world, scenario = self.world, self.world.scenario
-        if error is not None:
-            if not self.reached and not scenario.refused:
-                raise Untrue(f"without a fault it raises {error!r}")
-            if self.kind.name == MEANWHILE.name and not scenario.refused:
-                raise Untrue(f"nothing failed, and it raises {error!r}")
-            world.look_at_error(error)
-        elif self.kind.kills or self.kind.dies or scenario.recovers:
-            pass
-        elif not world.is_published():
-            raise Untrue("it says that it is published, and there is no branch")
-        elif any(OURS in ref and world.read_intent(ref)["state"] != "cleaning" for ref in world.stores.intents()):
-            raise HalfState("it says that it is published, and its intent is left")
-
-    def _recover(self) -> None:
-        try:
-            left = recover(self.world.rescuer, older_than=0, say=str)
-        except RunError as error:
-            raise HalfState(f"it cannot be recovered: {str(error)[:500]}") from error
-        if left:
-            raise HalfState(f"recovery leaves {left} intents")
-
-    def _retry(self, standing: bool) -> None:
-        world = self.world
-        for before in sorted({standing, True}):
-            try:
-                published = world.scenario.publishing(world.stores.clone)()
-            except Exception as error:
-                raise HalfState(f"a retry fails: {type(error).__name__}: {str(error)[:500]}") from error
-            if published.before is not before:
-                raise Untrue(f"a retry says that it was {'' if published.before else 'not '}published before")
-        if not world.look_settled():
-            raise HalfState("a retry does not publish")
-        world.look_for_twins()
-        world.look_at_models()

@@ -83,6 +83,13 @@ class DriveShelf:
         self._drive._items = copy.deepcopy(self._kept)
         self._drive._sessions.clear()
 
+    def everything(self) -> object:
+        """Return every item, twins, trash and folders too, and how far each upload has come."""
+        drive = self._drive
+        items = [(drive._path(item), item.trashed, item.mime_type, item.md5) for item in drive._items.values()]
+        uploads = [(str(each.body["title"]), each.size, bytes(each.data)) for each in drive._sessions.values()]
+        return sorted(items), sorted(uploads)
+
     def trash(self, path: str, *, away: bool) -> None:
         """Let the owner put what stands under a path into the trash, or take it out again."""
         for item in self._drive._items.values():
@@ -130,6 +137,16 @@ class S3Shelf:
             if upload.parts:
                 found[f"{upload.key_name} {ENDED}"] = {name: b"".join(part.value for part in upload.parts.values())}
         return found
+
+    def everything(self) -> object:
+        """Return every version of every object and every upload that is not ended, without a part too."""
+        bucket = self._bucket
+        objects = {
+            key: [(type(item).__name__, getattr(item, "value", b"")) for item in bucket.keys.getlist(key)]
+            for key in list(bucket.keys)
+        }
+        uploads = [(each.key_name, [part.value for part in each.parts.values()]) for each in bucket.multiparts.values()]
+        return sorted(objects.items()), sorted(uploads)
 
     def put(self, path: str, content: bytes) -> None:
         """Put an object as another client would."""

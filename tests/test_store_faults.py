@@ -12,11 +12,12 @@ import http.client as http_client
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import pytest
 from conftest import Stores
+from fault_sweeps import Sweeps, assert_nothing_is_found, gather, in_memory, sweep
 from faults import (
     ALONE,
     DEAD,
@@ -32,12 +33,7 @@ from faults import (
     Kind,
     Scenario,
     Shelf,
-    Tally,
-    assert_nothing_is_found,
-    gather,
-    in_memory,
     refused,
-    sweep,
 )
 from store_faults import (
     BUSY,
@@ -67,7 +63,7 @@ from lib.sync.s3 import S3Objects
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of DVC's own
 
 tmp_path = pytest.fixture(in_memory)
-tally = pytest.fixture(scope="session")(gather)
+sweeps = pytest.fixture(scope="session")(gather)
 
 Place = Callable[[Stores], contextlib.AbstractContextManager[Shelf]]
 Row = tuple[str, Scenario, Kind]
@@ -79,6 +75,7 @@ PLACES: dict[str, Place] = {
 }
 
 
+@cache
 def at_the_store(kind: Kind) -> Kind:
     """Give the kind of fault that counts and breaks calls of the store alone."""
     return replace(kind, name=f"{kind.name}, at the store", applies=lambda call: call.door == "store")
@@ -93,7 +90,8 @@ BOTH = ("drive", "s3")
 OPERATIONS = [
     *rows(BOTH, ALONE, ONCE),
     *rows(["drive"], ALONE, ON, LOST),
-    *rows(["s3"], ALONE, *map(at_the_store, (ON, LOST))),  # each opening of S3 costs a fifth of a second
+    *rows(["s3"], ALONE, at_the_store(ON)),  # each opening of S3 costs a fifth of a second
+    *rows(BOTH, ALONE, at_the_store(LOST)),
     *rows(BOTH, refused(ALONE), ONCE, LOST),
     *rows(BOTH, refused(STRANGER), at_the_store(ONCE)),
     *rows(BOTH, DEAD, *map(at_the_store, (ON, LOST, DIES))),
@@ -112,52 +110,46 @@ REQUESTS = [
     *rows(["s3 in one request"], ALONE, NO_ANSWER, DENIED_ON_S3),
     *rows(["s3 with versions"], ALONE, NO_ANSWER, DIES_BEFORE_A_REQUEST),
 ]
-EVERY_FEW = [  # for each time: all of these are among the slow ones, call by call
-    *((row, 4) for row in rows(["drive"], ALONE, NO_ANSWER, DENIED_ON_DRIVE, DIES_AFTER_A_REQUEST)),
-    *((row, 4) for row in rows(["s3"], ALONE, NO_ANSWER, DENIED_ON_S3, DIES_AFTER_A_REQUEST)),
-    *((row, 2) for row in rows(BOTH, ALONE, at_the_store(LOST))),
-]
+QUICK = {
+    *rows(["drive"], ALONE, NO_ANSWER, DENIED_ON_DRIVE, DIES_AFTER_A_REQUEST),
+    *rows(["s3"], ALONE, NO_ANSWER, DENIED_ON_S3, DIES_AFTER_A_REQUEST),
+    *rows(BOTH, ALONE, at_the_store(LOST)),
+}
+"""The most telling ones: done and not answered, refused, or the last thing that the process did. The rest is slow."""
 
 
-def each(found: Iterable[tuple[Row, int]], *marks: pytest.MarkDecorator) -> pytest.MarkDecorator:
-    """Give every store, scenario and kind of fault to a test, with how many calls are between two that break."""
+def each(found: Iterable[Row]) -> pytest.MarkDecorator:
+    """Give every store, scenario and kind of fault to a test; what takes long is marked slow."""
     return pytest.mark.parametrize(
-        ("place", "scenario", "kind", "stride"),
+        ("place", "scenario", "kind"),
         [
-            pytest.param(PLACES[place], scenario, kind, stride, id=f"{place}-{scenario.name}-{kind.name}", marks=marks)
-            for (place, scenario, kind), stride in found
+            pytest.param(
+                PLACES[row[0]],
+                *row[1:],
+                id=f"{row[0]}-{row[1].name}-{row[2].name}",
+                marks=() if row in QUICK else pytest.mark.slow,
+            )
+            for row in found
         ],
     )
 
 
-def sweep_and_look(stores: Stores, tally: Tally, place: Place, scenario: Scenario, kind: Kind, stride: int) -> None:
-    """Sweep over that store."""
-    with place(stores) as shelf:
-        assert_nothing_is_found(stores, scenario, kind, tally, shelf=shelf, stride=stride)
-
-
-@each(EVERY_FEW)
-def test_a_fault_at_every_few_requests_or_calls_of_a_store_ends_in_all_or_nothing(
-    stores: Stores, tally: Tally, place: Place, scenario: Scenario, kind: Kind, stride: int
-) -> None:
-    """The most telling ones: done and not answered, refused, or the last thing that the process did."""
-    sweep_and_look(stores, tally, place, scenario, kind, stride)
-
-
-@each(((row, 1) for row in OPERATIONS), pytest.mark.slow)
+@each(OPERATIONS)
 def test_a_fault_at_any_operation_over_a_store_ends_in_all_or_nothing(
-    stores: Stores, tally: Tally, place: Place, scenario: Scenario, kind: Kind, stride: int
+    stores: Stores, sweeps: Sweeps, place: Place, scenario: Scenario, kind: Kind
 ) -> None:
     """It fails once, from then on, or does its work and loses its answer."""
-    sweep_and_look(stores, tally, place, scenario, kind, stride)
+    with place(stores) as shelf:
+        assert_nothing_is_found(stores, scenario, kind, sweeps, shelf=shelf)
 
 
-@each(((row, 1) for row in REQUESTS), pytest.mark.slow)
+@each(REQUESTS)
 def test_a_fault_at_any_request_to_a_store_ends_in_all_or_nothing(
-    stores: Stores, tally: Tally, place: Place, scenario: Scenario, kind: Kind, stride: int
+    stores: Stores, sweeps: Sweeps, place: Place, scenario: Scenario, kind: Kind
 ) -> None:
     """Its connection is cut, it is refused, or its answer is lost; once, from then on, or because the process died."""
-    sweep_and_look(stores, tally, place, scenario, kind, stride)
+    with place(stores) as shelf:
+        assert_nothing_is_found(stores, scenario, kind, sweeps, shelf=shelf)
 
 
 # ── with one rule switched off ────────────────────────────────────────────────────────────────────────────────────────
@@ -244,7 +236,7 @@ def test_a_fault_sweep_over_a_store_finds_a_publication_that(
     stores: Stores, switch: Switch, place: str, scenario: Scenario, kind: Kind
 ) -> None:
     """The suite bites: with one rule switched off it finds what the rule is there for."""
-    tally = Tally()
+    sweeps = Sweeps()
     with PLACES[place](stores) as shelf:
-        sweep(stores, scenario, kind, tally, until_found=True, switch=switch, shelf=shelf)
-    assert tally.findings()
+        sweep(stores, scenario, kind, sweeps, until_found=True, switch=switch, shelf=shelf)
+    assert sweeps.findings()

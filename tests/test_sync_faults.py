@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from conftest import Stores
+from fault_sweeps import Sweeps, assert_nothing_is_found, gather, in_memory, sweep
 from faults import (
     ALONE,
     BESIDE,
@@ -34,13 +35,8 @@ from faults import (
     WANTED,
     Kind,
     Scenario,
-    Tally,
-    assert_nothing_is_found,
-    gather,
-    in_memory,
     is_push,
     refused,
-    sweep,
 )
 from switches import (
     Switch,
@@ -107,7 +103,7 @@ QUICK = {(ALONE, ONCE), (refused(ALONE), ONCE), (ALONE, LATE), (ALONE, VERY_LATE
 
 
 tmp_path = pytest.fixture(in_memory)
-tally = pytest.fixture(scope="session")(gather)
+sweeps = pytest.fixture(scope="session")(gather)
 
 
 def each(pairs: Pairs) -> pytest.MarkDecorator:
@@ -122,50 +118,50 @@ def each(pairs: Pairs) -> pytest.MarkDecorator:
 
 @each(PUBLICATIONS)
 def test_a_fault_at_any_call_of_a_publication_ends_in_all_or_nothing(
-    stores: Stores, tally: Tally, scenario: Scenario, kind: Kind
+    stores: Stores, sweeps: Sweeps, scenario: Scenario, kind: Kind
 ) -> None:
     """A call fails once, from then on, with all of its kind, or does its work and loses its answer."""
-    assert_nothing_is_found(stores, scenario, kind, tally)
+    assert_nothing_is_found(stores, scenario, kind, sweeps)
 
 
 @each(UNDOINGS)
 def test_a_fault_at_any_call_of_an_undoing_ends_in_all_or_nothing(
-    stores: Stores, tally: Tally, scenario: Scenario, kind: Kind
+    stores: Stores, sweeps: Sweeps, scenario: Scenario, kind: Kind
 ) -> None:
     """The branch is refused, or a machine died before it, and then a call of the clean-up breaks too."""
-    assert_nothing_is_found(stores, scenario, kind, tally)
+    assert_nothing_is_found(stores, scenario, kind, sweeps)
 
 
 @each(DELAYS)
 def test_a_fault_that_delays_a_push_ends_in_all_or_nothing(
-    stores: Stores, tally: Tally, scenario: Scenario, kind: Kind
+    stores: Stores, sweeps: Sweeps, scenario: Scenario, kind: Kind
 ) -> None:
     """It was given up, and arrives after all: before somebody recovers, or when all is settled."""
-    assert_nothing_is_found(stores, scenario, kind, tally)
+    assert_nothing_is_found(stores, scenario, kind, sweeps)
 
 
 @each(((ALONE, (LIES,)), (STRANGER, (LIES,))))
 def test_a_fault_of_a_store_that_says_yes_and_keeps_nothing_is_found_before_the_branch(
-    stores: Stores, tally: Tally, scenario: Scenario, kind: Kind
+    stores: Stores, sweeps: Sweeps, scenario: Scenario, kind: Kind
 ) -> None:
     """An upload that did not happen, without an error."""
-    assert_nothing_is_found(stores, scenario, kind, tally)
+    assert_nothing_is_found(stores, scenario, kind, sweeps)
 
 
 @each(MEANWHILES)
 def test_without_a_fault_what_another_does_right_before_any_call_leaves_both_whole(
-    stores: Stores, tally: Tally, scenario: Scenario, kind: Kind
+    stores: Stores, sweeps: Sweeps, scenario: Scenario, kind: Kind
 ) -> None:
     """Another run of the same content ends its publication, or its undoing, between any two calls of this one."""
-    assert_nothing_is_found(stores, scenario, kind, tally)
+    assert_nothing_is_found(stores, scenario, kind, sweeps)
 
 
 @each(KILLS)
 def test_a_fault_that_kills_the_process_at_any_call_ends_in_all_or_nothing(
-    stores: Stores, tally: Tally, scenario: Scenario, kind: Kind
+    stores: Stores, sweeps: Sweeps, scenario: Scenario, kind: Kind
 ) -> None:
     """Kill -9 right before each call, right after it, in the middle of a write; all that it had started goes too."""
-    assert_nothing_is_found(stores, scenario, kind, tally)
+    assert_nothing_is_found(stores, scenario, kind, sweeps)
 
 
 # ── with one rule switched off ────────────────────────────────────────────────────────────────────────────────────────
@@ -239,6 +235,6 @@ RULES = [
 )
 def test_a_fault_sweep_finds_a_publication_that(stores: Stores, switch: Switch, scenario: Scenario, kind: Kind) -> None:
     """The suite bites: with one rule of the protocol switched off it finds what the rule is there for."""
-    tally = Tally()
-    sweep(stores, scenario, kind, tally, until_found=True, switch=switch)
-    assert tally.findings()
+    sweeps = Sweeps()
+    sweep(stores, scenario, kind, sweeps, until_found=True, switch=switch)
+    assert sweeps.findings()
