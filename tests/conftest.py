@@ -42,6 +42,14 @@ def run_git(*words: str | Path, cwd: Path) -> str:
     return done.stdout.strip()
 
 
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and waits for its parent does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def copy_project(target: Path) -> None:
     """Copy what Git tracks or does not ignore of this project, as it stands, into a checkout of its own."""
     for name in run_git("ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines():

@@ -436,9 +436,9 @@ def assert_nothing_is_found(
     stores: Stores, scenario: Scenario, kind: Kind, sweeps: Sweeps, *, shelf: Shelf | None = None
 ) -> None:
     """Sweep, and show everything that should not be."""
-    points, before = sweeps.points, len(sweeps.findings())
+    calls, before = sweeps.calls, len(sweeps.findings())
     sweep(stores, scenario, kind, sweeps, shelf=shelf)
-    assert sweeps.points > points
+    assert sweeps.calls > calls
     found = sweeps.findings()[before:]
     assert not found, "\n".join(["", *found])
 

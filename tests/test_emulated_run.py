@@ -23,7 +23,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 from urllib.parse import quote, quote_plus
 
 import pytest
@@ -705,20 +705,6 @@ BEFORE_TRAINING = {
 }
 
 
-SLOW = {name for name, trouble in BEFORE_TRAINING.items() if trouble.last_step in ("5/10", "6/10")} - {
-    "the Git token may only read"
-}
-
-
-def troubles() -> list[Any]:
-    """Give the names of troubles, the slow ones marked."""
-    found = []
-    for name in BEFORE_TRAINING:
-        marks = [pytest.mark.slow] if name in SLOW else []
-        found.append(pytest.param(name, marks=marks))
-    return found
-
-
 def stop(stage: Stage, services: EmulatedServices, name: str) -> tuple[Run, bool]:
     """Give the run that had this trouble, and whether both remotes were as before it."""
     if name not in stage.stopped:
@@ -729,7 +715,8 @@ def stop(stage: Stage, services: EmulatedServices, name: str) -> tuple[Run, bool
     return stage.stopped[name]
 
 
-@pytest.mark.parametrize("name", troubles())
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BEFORE_TRAINING)
 def test_a_run_stops_before_training_and_leaves_nothing_when(
     stage: Stage, services: EmulatedServices, name: str
 ) -> None:
@@ -742,7 +729,8 @@ def test_a_run_stops_before_training_and_leaves_nothing_when(
     assert run.leaks == []
 
 
-@pytest.mark.parametrize("name", troubles())
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BEFORE_TRAINING)
 def test_a_run_tells_cause_and_remedy_when(stage: Stage, services: EmulatedServices, name: str) -> None:
     """In the executed notebook and in the log."""
     run, _ = stop(stage, services, name)

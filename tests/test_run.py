@@ -24,6 +24,8 @@ from lib.credentials import Credentials
 from lib.drawing import draw_dataset
 from lib.sync import RunHold
 
+pytestmark = pytest.mark.slow
+
 CANARY = f"ghp_{secrets.token_hex(16)}"  # made anew: the sandbox holds a copy of this file
 WEIGHTS = ("train/weights/best.pt", "train/weights/last.pt")
 CHECKPOINT = "refs/heads/kaggle-checkpoint-detection-exp000-sandbox"
@@ -350,7 +352,6 @@ def test_a_run_that_cannot_start_says_why_and_logs_it(detection: Run) -> None:
     assert "model.resume_from is 'nowhere/last.pt'" in (run.clone.parent / "run.log").read_text()
 
 
-@pytest.mark.slow
 def test_a_second_session_of_the_experiment_stops_before_it_trains(detection: Run, tmp_path: Path) -> None:
     """Another machine holds the run and gives signs of life: it is left alone, and the second says what to do."""
     run_git("clone", "--quiet", detection.sandbox / "origin.git", tmp_path / "first", cwd=tmp_path)
@@ -368,7 +369,6 @@ def test_a_second_session_of_the_experiment_stops_before_it_trains(detection: Ru
         first.release()
 
 
-@pytest.mark.slow
 def test_a_session_that_is_over_publishes_what_was_trained(detection: Run) -> None:
     """One epoch fits: it is measured and published, marked as interrupted; the next session goes on by itself."""
     run = render("detection", detection.sandbox, "-p", "session.max_hours", "0.0001", epochs=3)
@@ -393,7 +393,6 @@ def test_a_session_that_is_over_publishes_what_was_trained(detection: Run) -> No
     assert json.loads((again.clone / again.artifacts / "run.json").read_text())["start"]["epoch"] == 1
 
 
-@pytest.mark.slow
 def test_a_published_run_can_be_run_again_from_any_clone(detection: Run, second_clone: Path) -> None:
     """`rerun` of the branch, executed with papermill as the README says, measures the same and publishes anew."""
     branch = run_git("branch", "--show-current", cwd=second_clone)
@@ -437,7 +436,6 @@ def kill_training(run: subprocess.Popen[str], sandbox: Path) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("choice", ["publish", "keep"])
 def test_a_training_that_fails_is_published_or_kept(detection: Run, choice: str) -> None:
     """By the experiment's choice; either way the run ends with the error, and the record of it is there."""
@@ -477,7 +475,6 @@ def write_damaged_picture(file: Path) -> None:
     file.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"no pixels") + chunk(b"IEND", b""))
 
 
-@pytest.mark.slow
 def test_an_evaluation_that_fails_costs_no_model(tmp_path: Path) -> None:
     """A test picture that shows no damage before it is decoded: weights and curves are published, and why."""
     draw_dataset(tmp_path / "data", "detection", counts={"train": 8, "val": 4, "test": 6}, size=64)
@@ -507,7 +504,6 @@ def test_an_evaluation_that_fails_costs_no_model(tmp_path: Path) -> None:
     assert title.endswith(" is finished")
 
 
-@pytest.mark.slow
 def test_localization_measures_boxes_and_corners(sandbox: Path) -> None:
     """The other module in the same sandbox: pose metrics, keypoints in every prediction, its own branch.
 

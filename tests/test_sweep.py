@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Stores, run_git
+from conftest import ROOT, Stores, is_alive, run_git
 
 from lib.credentials import Credentials
 from lib.errors import ExperimentError
@@ -235,14 +235,7 @@ def sweep(tmp_path: Path) -> Iterator[Sweep]:
             made.process.kill()
 
 
-def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and waits for its parent does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
+@pytest.mark.slow
 def test_a_run_that_fails_stops_no_other(sweep: Sweep) -> None:
     """Its error is told; a kernel that is killed is a failure too."""
     sweep.start({name: {"what": name} for name in ("works", "fails", "dies", "too")}, cpus=0.5)
@@ -259,6 +252,7 @@ def test_a_run_that_fails_stops_no_other(sweep: Sweep) -> None:
     assert "no luck" in (attempt / "train_module_1_detection.executed.ipynb").read_text()
 
 
+@pytest.mark.slow
 def test_ctrl_c_lets_every_run_stop(sweep: Sweep) -> None:
     """What runs is interrupted and lets go of what it holds; what waits does not begin."""
     sweep.start({name: {"what": "waits"} for name in ("one", "two", "three")}, cpus=float(os.cpu_count() or 1) / 2)
@@ -325,6 +319,7 @@ sync_outputs(Publication(clone, branch, "Trained", RUN, WEIGHTS, datetime.now(UT
 )
 
 
+@pytest.mark.slow
 def test_eight_runs_publish_at_once(stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against one Git repository and one DVC remote: some with the same content, some killed; none is half there."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
@@ -363,6 +358,7 @@ def run_sweep_command(*words: object, cwd: Path = ROOT) -> subprocess.CompletedP
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [

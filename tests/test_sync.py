@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, RUN, SMALL_FILES, WEIGHTS, Stores, run_git, write_run
+from conftest import ROOT, RUN, SMALL_FILES, WEIGHTS, Stores, is_alive, run_git, write_run
 
 from lib.commands import Answer, CommandTimedOut, run_command
 from lib.credentials import Credentials
@@ -98,8 +98,7 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> str:
 
 def wait_for_end(pid: int) -> None:
     """Return when a process that is no child of this one has ended."""
-    status = Path(f"/proc/{pid}/stat")
-    while status.exists() and status.read_text(encoding="utf-8").rpartition(") ")[2][0] != "Z":
+    while is_alive(pid):
         time.sleep(0.02)
 
 

@@ -33,6 +33,7 @@ from faults import (
     SWEEPING,
     VERY_LATE,
     WANTED,
+    Call,
     Kind,
     Scenario,
     is_push,
@@ -214,7 +215,14 @@ def pushes_without_the_fence(patch: pytest.MonkeyPatch) -> None:
 
 
 AT_A_FETCH = replace(MEANWHILE, applies=lambda call: call.words[1:2] == ("fetch",))
-AT_A_DELETION = replace(MEANWHILE, applies=lambda call: call.name.startswith("delete "))
+
+
+def is_deletion(call: Call) -> bool:
+    """Whether it deletes a copy on the DVC remote."""
+    return call.name.startswith("delete ")
+
+
+AT_A_DELETION = replace(MEANWHILE, applies=is_deletion)
 RULES = [
     (adopts_nothing, DEAD, replace(ON, applies=is_push)),
     (ignores_what_branches_name, refused(BESIDE), MEANWHILE),
@@ -222,7 +230,7 @@ RULES = [
     (ignores_what_others_name, WANTED, AT_A_DELETION),
     (looks_at_branches_first, refused(BESIDE), AT_A_FETCH),
     (takes_identities_for_yes_or_no, refused(CLEANING, whole=True), AT_A_FETCH),
-    (deletes_its_intent_first, refused(ALONE), ON),
+    (deletes_its_intent_first, refused(ALONE), replace(ON, applies=is_deletion)),
     (pushes_without_the_fence, ALONE, VERY_LATE),
     (does_not_verify, ALONE, LIES),
     (does_not_listen, CLEANING, replace(ONCE, applies=is_push)),

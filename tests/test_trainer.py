@@ -31,6 +31,8 @@ from lib.experiment import Experiment, load_experiment
 from lib.tracking import Tracking, configure_tracking
 from lib.training import Start, Trained, fetch_weights, prepare_library, train
 
+pytestmark = pytest.mark.slow
+
 EPOCHS = 4
 NEW = Start(None)
 
@@ -184,7 +186,6 @@ def test_a_checkpoint_that_is_read_while_it_is_written_is_whole(machine: Machine
     assert torn == []
 
 
-@pytest.mark.slow
 def test_no_epoch_waits_for_a_checkpoint_that_takes_longer_than_one(
     machine: Machine, stores: Stores, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -233,7 +234,6 @@ def test_training_ends_with_the_last_epoch_that_fits(interrupted: Trained) -> No
     assert len(rows(interrupted)) == 1
 
 
-@pytest.mark.slow
 def test_time_that_is_long_enough_changes_nothing(machine: Machine, finished: Trained) -> None:
     """The schedule is that of all epochs, and the same numbers come out as without a limit."""
     limited = machine.train("limited", stop_after=3600.0)
@@ -300,7 +300,6 @@ def test_a_resumed_training_goes_on_in_the_same_wandb_run(machine: Machine, move
     assert {fetch_weights(machine.experiment(model__resume_from=str(moved)), ROOT).run_path.rpartition("/")[2]} == runs
 
 
-@pytest.mark.slow
 def test_the_best_weights_before_the_interruption_are_not_lost(machine: Machine, interrupted: Trained) -> None:
     """Beside last.pt lies a best.pt that no later epoch beats: it is the best one's at the end too."""
     folder = machine.folder / "beside"
@@ -372,7 +371,6 @@ def test_memory_that_is_too_small_is_one_clear_error(machine: Machine, monkeypat
     assert "reduce training.batch_size" in caught.value.remedy
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", "0,1"])
 def test_batches_are_halved_by_the_experiments_choice(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], device: str
@@ -389,7 +387,6 @@ def test_batches_are_halved_by_the_experiments_choice(
     assert "goes on with batches of 4" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_batches_are_halved_no_further_than_allowed(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bound is a bound."""
     monkeypatch.setenv("FAULT", "memory:2")
@@ -397,7 +394,7 @@ def test_batches_are_halved_no_further_than_allowed(machine: Machine, monkeypatc
         machine.train("bound", worker="faulty_trainer", training__min_batch_size=4)
 
 
-@pytest.mark.parametrize("fault", ["killed:2", pytest.param("torn:5", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("fault", ["killed:2", "torn:5"])
 def test_a_killed_process_leaves_the_newest_whole_checkpoint(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
@@ -415,7 +412,6 @@ def test_a_killed_process_leaves_the_newest_whole_checkpoint(
     assert start.epoch == 2
 
 
-@pytest.mark.slow
 def test_an_error_of_the_library_is_told_in_its_words(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first epoch never ended: nothing to give back, one error."""
     monkeypatch.setenv("FAULT", "error:0")
@@ -442,7 +438,7 @@ def wait_for_workers(parent: int, count: int) -> list[int]:
     raise AssertionError("no training process was started")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_no_training_process_outlives_its_notebook(machine: Machine, number: int) -> None:
     """Interrupted or killed, the kernel takes its training with it: nobody would end that otherwise."""
     name = f"orphan-{int(number)}"
@@ -472,7 +468,7 @@ def test_no_training_process_outlives_its_notebook(machine: Machine, number: int
 # ── several processes ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("module", ["detection", pytest.param("localization", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("module", ["detection", "localization"])
 def test_two_processes_train_one_model(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str
 ) -> None:
@@ -487,7 +483,6 @@ def test_two_processes_train_one_model(
     assert sum("train/box_loss" in row for row in read_history(here.folder / "two/curves")) == EPOCHS
 
 
-@pytest.mark.slow
 def test_two_processes_stop_together_when_the_time_is_over(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first one knows the time; the other one does not wait for an epoch that never comes."""
     monkeypatch.setenv("GLOO", "1")
@@ -496,7 +491,6 @@ def test_two_processes_stop_together_when_the_time_is_over(machine: Machine, mon
     assert load(trained.last)["optimizer"] is not None
 
 
-@pytest.mark.slow
 def test_a_launch_that_hangs_goes_on_with_one(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
