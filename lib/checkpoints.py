@@ -21,11 +21,11 @@ from typing import Any, Self
 
 from pydantic import BaseModel, Field, ValidationError
 
-from lib.commands import MINUTE
 from lib.credentials import Credentials
 from lib.dataset import pull_objects, read_pointer
 from lib.errors import CheckpointError, GitPushError, RemoteError, RunError
 from lib.experiment import Experiment, flat
+from lib.process import MINUTE
 from lib.progress import say
 from lib.remotes import set_up_copy
 from lib.sync import Publication, Refs, RunHold, sync_outputs

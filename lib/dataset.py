@@ -30,11 +30,11 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from lib.commands import limit_silence
 from lib.credentials import Credentials
 from lib.errors import DatasetError, RemoteError
 from lib.experiment import Experiment
 from lib.labels import KEYPOINT, Findings, Form, Kind, Picture, check_labels, in_threads, label_path
+from lib.process import limit_silence
 from lib.progress import showing
 
 SPLITS = ("train", "val", "test")

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib.commands import MINUTE, found_from, run_command
 from lib.errors import CommandError, ExportError
 from lib.experiment import Experiment
+from lib.process import MINUTE, found_from, run_command
 from lib.training import Trained
 
 TIMEOUT = 10 * MINUTE  # a format; a large model at 1280 px takes less than one

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.commands import run_command
 from lib.errors import CommandError, HostError
+from lib.process import run_command
 
 KAGGLE = Path("/kaggle/working")
 SESSION = 12 * 3600.0  # seconds after which Kaggle ends a session

@@ -22,9 +22,9 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from lib.commands import LoggedCommand, die_with
 from lib.errors import RunError
 from lib.experiment import Experiment, find_module, load_experiment
+from lib.process import LoggedCommand, die_with
 from lib.rendering import GRACE, bake, execute, read_notebook, write_rendered
 
 State = Literal["waiting", "running", "lost", "published", "failed", "stopped"]

@@ -12,10 +12,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.commands import run_command
 from lib.drawing import CLASSES, draw_contact_sheet, draw_dataset
 from lib.errors import CommandError, SandboxError
 from lib.experiment import Experiment
+from lib.process import run_command
 
 REMOTE = "sandbox"
 

@@ -36,9 +36,9 @@ from typing import Any, NoReturn, Protocol
 import pytest
 from conftest import ROOT, RUN, WEIGHTS, Stores
 
-from lib import commands
-from lib.commands import Answer, CommandFailed
+from lib import process as commands
 from lib.credentials import Credentials
+from lib.process import Answer, CommandFailed
 from lib.sync import Publication, Published, RunHold, recover, sync_outputs, transaction
 from lib.sync import intent as journal
 from lib.sync.objects import open_objects

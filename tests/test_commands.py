@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from lib.commands import CommandFailed, CommandTimedOut, FollowedCommand, run_command
 from lib.errors import CommandError
+from lib.process import CommandFailed, CommandTimedOut, FollowedCommand, run_command
 
 SECRET = "hunter2-hunter2"
 
@@ -162,7 +162,7 @@ def test_a_time_limit_ends_also_what_does_not_listen(tmp_path: Path, pipe: int) 
 def test_an_interrupt_ends_the_command_and_its_children(tmp_path: Path, pipe: int) -> None:
     """Ctrl-C reaches this process alone; the command must not outlive it."""
     script = (
-        "import signal; from lib.commands import run_command\n"
+        "import signal; from lib.process import run_command\n"
         # a shell starts what runs in its background deaf to Ctrl-C
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"run_command(['sh', '-c', 'exec 3>alive; {SLEEPER}'])"

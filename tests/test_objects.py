@@ -26,8 +26,8 @@ from conftest import run_git
 from drive_emulator import DriveEmulator, client_pointed_at
 from s3_emulator import S3Emulator
 
-from lib.commands import SILENCE
 from lib.errors import DvcPushError
+from lib.process import SILENCE
 from lib.sync import drive as drive_module
 from lib.sync import s3 as s3_module
 from lib.sync.intent import StoredObject

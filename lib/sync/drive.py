@@ -17,7 +17,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from lib.commands import limit_silence
+from lib.process import limit_silence
 from lib.sync.objects import MARK, MARK_TEXT, Copy, Progress, causes, home_of, told
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds before Drive is asked again: its limits are counted by the minute
