@@ -23,7 +23,7 @@ from typing import Any
 import click
 
 from lib.errors import RenderError, RunError
-from lib.experiment import SHORTCUTS, Experiment, Module, find_module, keys, load_experiment, read_value
+from lib.experiment.schema import SHORTCUTS, Experiment, Module, find_module, keys, load_experiment, read_value
 from lib.options import KAGGLE_USER, SECRETS_DATASET
 from lib.rendering import (
     KAGGLE_WORDS,

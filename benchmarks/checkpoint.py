@@ -33,7 +33,7 @@ from lib.checkpoints import Keeper
 from lib.credentials import Credentials
 from lib.dataset import check_dataset
 from lib.drawing import draw_dataset
-from lib.experiment import Experiment, load_experiment
+from lib.experiment.schema import Experiment, load_experiment
 from lib.tracking import configure_tracking
 from lib.training import Start, prepare_library, train
 

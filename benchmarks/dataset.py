@@ -30,7 +30,7 @@ import sys
 from pathlib import Path
 import lib.dataset
 from lib.credentials import Credentials
-from lib.experiment import load_experiment
+from lib.experiment.schema import load_experiment
 
 lib.dataset.check_dataset = lambda folder, *_, **__: folder  # what is measured is the pull
 experiment = load_experiment(Path(sys.argv[1]) / "experiments/000_det_sandbox.yaml", {"dataset": "data"})

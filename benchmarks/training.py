@@ -24,7 +24,7 @@ from measure import Case, report
 from lib.credentials import Credentials
 from lib.dataset import check_dataset
 from lib.drawing import draw_dataset
-from lib.experiment import Experiment, load_experiment
+from lib.experiment.schema import Experiment, load_experiment
 from lib.tracking import configure_tracking
 from lib.training import Start, prepare_library, train, ultralytics_arguments
 

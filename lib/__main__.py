@@ -28,7 +28,7 @@ def sandbox(*, module: str, folder: Path, data: Path | None, as_json: bool) -> N
 
     A Git repository with this checkout, a DVC remote and a dataset of MODULE.
     """
-    from lib.experiment import find_module, load_experiment
+    from lib.experiment.schema import find_module, load_experiment
     from lib.sandbox import find_project, make_sandbox
 
     project = find_project(Path.cwd())
@@ -50,7 +50,7 @@ def new(*, name: str, source: Path, parameters: tuple[tuple[str, str], ...]) -> 
 
     Writes experiments/NUMBER_MODULE_NAME.yaml with the comments of FILE.
     """
-    from lib.authoring import new_experiment
+    from lib.experiment.authoring import new_experiment
     from lib.sandbox import find_project
 
     project = find_project(Path.cwd())
@@ -67,8 +67,8 @@ def explain(*, file: Path, parameters: tuple[tuple[str, str], ...]) -> None:
 
     Also where it comes from, and the ultralytics argument it becomes.
     """
-    from lib.authoring import explain as look
-    from lib.authoring import show_explained
+    from lib.experiment.authoring import explain as look
+    from lib.experiment.authoring import show_explained
 
     print(show_explained(look(file, parameters)))
 
@@ -76,7 +76,7 @@ def explain(*, file: Path, parameters: tuple[tuple[str, str], ...]) -> None:
 @app.command()
 def schema() -> None:
     """Write experiments/schema.json, for editors."""
-    from lib.authoring import write_schema
+    from lib.experiment.authoring import write_schema
     from lib.sandbox import find_project
 
     print(write_schema(find_project(Path.cwd())))
@@ -121,7 +121,7 @@ def preflight(*, experiment: Path, accelerator: str, secrets: str) -> None:
     EXPERIMENT is a YAML. Nothing stays; exits with 1 on errors.
     """
     from lib.credentials import load_credentials
-    from lib.experiment import load_experiment
+    from lib.experiment.schema import load_experiment
     from lib.preflight import preflight_here, show_preflight, stop_on_errors
 
     found = preflight_here(Path.cwd(), load_experiment(experiment), load_credentials(secrets), accelerator)
@@ -239,7 +239,7 @@ def watch(*, module: str, kaggle_user: str, every: float) -> None:
 
     Shows its state and log; exits with 1 if it did not end well.
     """
-    from lib.experiment import find_module
+    from lib.experiment.schema import find_module
     from lib.kaggle_kernel import client_user, watch_kernel
     from lib.rendering import configured_user, kernel_metadata
 
@@ -282,8 +282,8 @@ def sweep(
     Each EXPERIMENT is a YAML, or a matrix of them (its key sweep). What the same commit has published is skipped, and
     the rest goes on from its checkpoints. Compares them in the end; exits with 1 if one is not published.
     """
-    from lib.authoring import typed
     from lib.cluster import Cluster
+    from lib.experiment.authoring import typed
     from lib.sandbox import find_project
     from lib.sweep import read_sweep, train_all
 

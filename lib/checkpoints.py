@@ -24,7 +24,7 @@ from pydantic import BaseModel, Field, ValidationError
 from lib.credentials import Credentials
 from lib.dataset import pull_objects, read_pointer
 from lib.errors import CheckpointError, GitPushError, RemoteError, RunError
-from lib.experiment import Experiment, flat
+from lib.experiment.schema import Experiment, flat
 from lib.process import MINUTE
 from lib.progress import say
 from lib.remotes import set_up_copy

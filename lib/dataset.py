@@ -32,7 +32,7 @@ from typing import Any
 
 from lib.credentials import Credentials
 from lib.errors import DatasetError, RemoteError
-from lib.experiment import Experiment
+from lib.experiment.schema import Experiment
 from lib.labels import KEYPOINT, Findings, Form, Kind, Picture, check_labels, in_threads, label_path
 from lib.process import limit_silence
 from lib.progress import showing

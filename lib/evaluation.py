@@ -33,7 +33,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from lib.comparison import compare, corner_errors, draw_predictions, draw_worst, file_name
 from lib.dataset import Dataset
 from lib.errors import EvaluationError
-from lib.experiment import Experiment
+from lib.experiment.schema import Experiment
 from lib.progress import Bar
 from lib.training import Trained
 

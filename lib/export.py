@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import CommandError, ExportError
-from lib.experiment import Experiment
+from lib.experiment.schema import Experiment
 from lib.process import MINUTE, found_from, run_command
 from lib.training import Trained
 

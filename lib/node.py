@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from lib.errors import RunError
-from lib.experiment import Experiment, find_module, load_experiment
+from lib.experiment.schema import Experiment, find_module, load_experiment
 from lib.process import LoggedCommand, die_with
 from lib.rendering import GRACE, bake, execute, read_notebook, write_rendered
 

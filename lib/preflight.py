@@ -22,7 +22,7 @@ from lib.accounts import check_drive, check_github, check_wandb
 from lib.credentials import Credentials
 from lib.dataset import Pointer, read_pointer
 from lib.errors import CommandError, PreflightError, RunError
-from lib.experiment import Experiment
+from lib.experiment.schema import Experiment
 from lib.host import SESSION, Host, find_host
 from lib.process import run_command
 from lib.remotes import find_dvc_remote, find_git_remote, set_up_copy

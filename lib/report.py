@@ -20,7 +20,7 @@ from typing import Any
 from lib.checkpoints import checkpoint_branch
 from lib.dataset import Dataset
 from lib.evaluation import HEADS, Evaluated
-from lib.experiment import Experiment
+from lib.experiment.schema import Experiment
 from lib.export import Exported
 from lib.host import Host
 from lib.progress import duration

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from lib.credentials import Credentials
 from lib.errors import RenderError
-from lib.experiment import find_module
+from lib.experiment.schema import find_module
 from lib.published import PublishedRun, read_published
 from lib.remotes import find_git_remote
 from lib.rendering import Rendered, bake, kernel_metadata, parameters, public_url, read_notebook, write_rendered

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lib.drawing import CLASSES, draw_contact_sheet, draw_dataset
 from lib.errors import CommandError, SandboxError
-from lib.experiment import Experiment
+from lib.experiment.schema import Experiment
 from lib.process import run_command
 
 REMOTE = "sandbox"

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from lib.errors import ExperimentError
-from lib.experiment import FROM_VALUES, MATRIX, Experiment, load_experiment, read_yaml, set_value
+from lib.experiment.schema import FROM_VALUES, MATRIX, Experiment, load_experiment, read_yaml, set_value
 from lib.node import Job, Progress
 from lib.progress import duration
 from lib.published import HEADS, UNREADABLE, find_own

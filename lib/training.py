@@ -28,7 +28,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from lib.errors import TrainingError, WeightsError
-from lib.experiment import Augmentation, Experiment, Task
+from lib.experiment.schema import Augmentation, Experiment, Task
 from lib.process import MINUTE, found_from, run_side_by_side
 from lib.progress import is_watched
 from lib.tracking import Tracking

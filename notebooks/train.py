@@ -195,7 +195,7 @@ print(install(root, scratch / "packages"))
 
 # %%
 step("3/10: Configure DVC with Google Drive")
-from lib.experiment import find_module, load_experiment
+from lib.experiment.schema import find_module, load_experiment
 from lib.host import find_host
 from lib.remotes import configure_dvc, configure_git
 

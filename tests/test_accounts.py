@@ -466,7 +466,7 @@ TRACK = """
 import os, sys, time
 from pathlib import Path
 from lib.credentials import Credentials
-from lib.experiment import load_experiment
+from lib.experiment.schema import load_experiment
 from lib import tracking
 import wandb
 init, api = wandb.init, wandb.Api

@@ -16,9 +16,9 @@ from jsonschema import Draft7Validator
 from ruamel.yaml import YAML
 
 from lib.__main__ import app
-from lib.authoring import SCHEMA_LINE, explain, new_experiment, schema, show_explained
 from lib.errors import ExperimentError
-from lib.experiment import MATRIX, MODULES, keys, load_experiment, meanings, read_yaml
+from lib.experiment.authoring import SCHEMA_LINE, explain, new_experiment, schema, show_explained
+from lib.experiment.schema import MATRIX, MODULES, keys, load_experiment, meanings, read_yaml
 from lib.training import ALWAYS, ultralytics_arguments
 
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))

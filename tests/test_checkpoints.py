@@ -17,7 +17,7 @@ from lib import checkpoints
 from lib.checkpoints import Checkpoint, Keeper, Record, checkpoint_branch, fetch_checkpoint, find_checkpoint
 from lib.credentials import Credentials
 from lib.errors import CheckpointError, SyncError
-from lib.experiment import load_experiment
+from lib.experiment.schema import load_experiment
 from lib.sync import Publication, check, sync_outputs
 from lib.sync.refs import Refs
 

@@ -15,7 +15,7 @@ from lib.credentials import Credentials
 from lib.dataset import check_dataset, pull_dataset
 from lib.drawing import draw_dataset
 from lib.errors import DatasetError
-from lib.experiment import Experiment, load_experiment
+from lib.experiment.schema import Experiment, load_experiment
 from lib.remotes import configure_dvc
 
 LOCALIZATION = load_experiment(ROOT / "experiments/000_loc_sandbox.yaml")

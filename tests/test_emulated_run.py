@@ -34,7 +34,7 @@ from emulated_services import NOTES, REPOSITORY, EmulatedServices
 import render
 from lib.credentials import Credentials
 from lib.drawing import draw_dataset
-from lib.experiment import find_module, load_experiment
+from lib.experiment.schema import find_module, load_experiment
 from lib.rendering import bake, read_notebook, write_rendered
 from lib.sandbox import Sandbox, make_sandbox
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from lib.errors import ExperimentError
-from lib.experiment import MODULES, Experiment, load_experiment
+from lib.experiment.schema import MODULES, Experiment, load_experiment
 
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
 

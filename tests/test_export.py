@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT, write_tiny_model
 
-from lib.experiment import load_experiment
+from lib.experiment.schema import load_experiment
 from lib.export import check_same, export
 from lib.training import Trained
 

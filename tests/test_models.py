@@ -22,7 +22,7 @@ from PIL import Image
 from lib.__main__ import app
 from lib.credentials import Credentials
 from lib.errors import BranchError, PredictionError, RunError
-from lib.experiment import load_experiment
+from lib.experiment.schema import load_experiment
 from lib.models import Model, fetch_model
 from lib.prediction import predict
 from lib.sync import Publication, sync_outputs

@@ -16,7 +16,7 @@ from conftest import ROOT, Stores, run_git
 from lib.credentials import Credentials
 from lib.drawing import draw_dataset
 from lib.errors import PreflightError
-from lib.experiment import Experiment, load_experiment
+from lib.experiment.schema import Experiment, load_experiment
 from lib.host import Gpu, Host
 from lib.preflight import (
     Flight,

@@ -18,7 +18,7 @@ import render
 from lib.credentials import load_credentials
 from lib.drawing import draw_dataset
 from lib.errors import RenderError
-from lib.experiment import MODULES, SHORTCUTS, Experiment, keys, load_experiment
+from lib.experiment.schema import MODULES, SHORTCUTS, Experiment, keys, load_experiment
 from lib.rendering import parameters, public_url, read_notebook
 
 NOTEBOOK = render.SOURCE.read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ from lib.credentials import Credentials
 from lib.dataset import Dataset
 from lib.errors import EvaluationError
 from lib.evaluation import Evaluated
-from lib.experiment import load_experiment
+from lib.experiment.schema import load_experiment
 from lib.export import Exported
 from lib.host import Gpu, Host
 from lib.report import RunFacts, write_report

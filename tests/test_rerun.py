@@ -14,7 +14,7 @@ from conftest import ROOT, RUN, Stores, run_git, write_run
 
 from lib.credentials import Credentials
 from lib.errors import BranchError, RenderError
-from lib.experiment import load_experiment
+from lib.experiment.schema import load_experiment
 from lib.rerun import rerun
 from lib.sync import Publication, sync_outputs
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, run_git
 
 from lib.errors import SandboxError
-from lib.experiment import Experiment, load_experiment
+from lib.experiment.schema import Experiment, load_experiment
 from lib.sandbox import Sandbox, find_project, make_sandbox
 
 DETECTION = load_experiment(ROOT / "experiments/000_det_sandbox.yaml")

@@ -45,7 +45,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("third") / "project"
     run_git("init", "--quiet", folder, cwd=folder.parent)
     copy_project(folder)
-    modules = folder / "lib/experiment.py"
+    modules = folder / "lib/experiment/schema.py"
     text = modules.read_text(encoding="utf-8")
     assert BESIDE in text
     modules.write_text(text.replace(BESIDE, BESIDE + ENTRY), encoding="utf-8")
@@ -104,7 +104,7 @@ def test_its_labels_are_checked_as_outlines(project: Path, tmp_path: Path) -> No
     data = draw_polygons(tmp_path / "data")
     script = (
         "import sys; from pathlib import Path; from lib.dataset import check_dataset; from lib.errors import RunError\n"
-        "from lib.experiment import load_experiment; folder, scratch = map(Path, sys.argv[1:])\n"
+        "from lib.experiment.schema import load_experiment; folder, scratch = map(Path, sys.argv[1:])\n"
         "try: print(check_dataset(folder, load_experiment('experiments/001_seg_baseline.yaml'), scratch, md5=''))\n"
         "except RunError as error: print(error)"
     )

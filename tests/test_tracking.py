@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT
 
 from lib.credentials import Credentials
-from lib.experiment import load_experiment
+from lib.experiment.schema import load_experiment
 from lib.tracking import Recorder, Tracking, configure_tracking, finish_tracking
 from lib.training import Plan
 

@@ -27,7 +27,7 @@ from lib.credentials import Credentials
 from lib.dataset import Dataset, check_dataset
 from lib.drawing import draw_dataset
 from lib.errors import TrainingError, WeightsError
-from lib.experiment import Experiment, load_experiment
+from lib.experiment.schema import Experiment, load_experiment
 from lib.tracking import Tracking, configure_tracking
 from lib.training import Start, Trained, fetch_weights, prepare_library, train
 

@@ -363,7 +363,7 @@ def load_experiment(
         raise ExperimentError(
             f"{where}: {'; '.join(complaints)}.",
             state="nothing was started.",
-            remedy=f"correct {where} (every key is explained in lib/experiment.py) and run the same command again.",
+            remedy=f"correct {where} (every key is explained in lib/experiment/schema.py) and run the same command again.",
         ) from None
     if module and experiment.module != find_module(module).name:
         raise ExperimentError(

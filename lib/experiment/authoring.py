@@ -1,7 +1,7 @@
 """For people who write experiments: a new one from an old one, what each value means, and the schema for editors.
 
 Guarantees: a new experiment is valid, and no file is ever written over; everything said of a key is what the models of
-`lib/experiment.py` and the table of `lib/training.py` say.
+`lib/experiment/schema.py` and the table of `lib/training.py` say.
 
 Not in the schema: what depends on two keys at once, as flips on the module; loading the experiment tells it.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import ExperimentError
-from lib.experiment import (
+from lib.experiment.schema import (
     FROM_VALUES,
     MATRIX,
     SHORTCUTS,
