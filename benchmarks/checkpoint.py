@@ -28,12 +28,12 @@ from many import clone, make_origin
 from measure import compare, report
 from training import seconds_an_epoch
 
-import lib.credentials
+import lib.remotes.credentials
 from lib.checkpoints import Keeper
-from lib.credentials import Credentials
 from lib.dataset import check_dataset
 from lib.drawing import draw_dataset
 from lib.experiment.schema import Experiment, load_experiment
+from lib.remotes.credentials import Credentials
 from lib.tracking import configure_tracking
 from lib.training import Start, prepare_library, train
 
@@ -82,7 +82,7 @@ def main() -> None:
     given = parser.parse_args()
     os.environ["PYTHONPATH"] = str(ROOT)
     with tempfile.TemporaryDirectory() as name, DriveEmulator() as drive, client_pointed_at(drive):
-        lib.credentials.TOKEN_URI = f"{drive.url}/token"
+        lib.remotes.credentials.TOKEN_URI = f"{drive.url}/token"
         drive.latency = given.latency / 1000
         bench = Bench(Path(name), drive, given.epochs)
         case = compare("epoch", lambda: bench.train(0.001), lambda: bench.train(None), turns=given.turns, reach=1.01)

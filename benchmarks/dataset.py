@@ -29,7 +29,7 @@ PULL = """
 import sys
 from pathlib import Path
 import lib.dataset
-from lib.credentials import Credentials
+from lib.remotes.credentials import Credentials
 from lib.experiment.schema import load_experiment
 
 lib.dataset.check_dataset = lambda folder, *_, **__: folder  # what is measured is the pull

@@ -21,10 +21,10 @@ sys.path.insert(0, str(ROOT))
 
 from measure import Case, report
 
-from lib.credentials import Credentials
 from lib.dataset import check_dataset
 from lib.drawing import draw_dataset
 from lib.experiment.schema import Experiment, load_experiment
+from lib.remotes.credentials import Credentials
 from lib.tracking import configure_tracking
 from lib.training import Start, prepare_library, train, ultralytics_arguments
 

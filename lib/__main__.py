@@ -90,7 +90,7 @@ def credentials(*, file: Path, client: Path | None) -> None:
 
     Signs in to Google in the browser, asks for the keys, tries each at its service, and writes FILE.
     """
-    from lib.accounts import make_secrets
+    from lib.remotes.accounts import make_secrets
 
     for account in make_secrets(file, client=client):
         print(account)
@@ -120,9 +120,9 @@ def preflight(*, experiment: Path, accelerator: str, secrets: str) -> None:
 
     EXPERIMENT is a YAML. Nothing stays; exits with 1 on errors.
     """
-    from lib.credentials import load_credentials
     from lib.experiment.schema import load_experiment
     from lib.preflight import preflight_here, show_preflight, stop_on_errors
+    from lib.remotes.credentials import load_credentials
 
     found = preflight_here(Path.cwd(), load_experiment(experiment), load_credentials(secrets), accelerator)
     print(show_preflight(found))
@@ -138,9 +138,9 @@ def fetch(*, branch: str | None, output: Path | None, secrets: str) -> None:
 
     Whole, without touching the checkout and without the dataset. Without BRANCH it lets you choose among the newest.
     """
-    from lib.credentials import load_credentials
     from lib.models import fetch_model
     from lib.published import ask_for_run, list_runs
+    from lib.remotes.credentials import load_credentials
     from lib.sandbox import find_project
     from lib.sync import Refs
 
@@ -164,9 +164,9 @@ def predict(
     The model of BRANCH is fetched where it is not here yet; an IMAGE may be a folder of them. Prints a line a picture
     and draws it. Exits with 1 if one cannot be read.
     """
-    from lib.credentials import load_credentials
     from lib.models import fetch_model
     from lib.prediction import predict as predict_on
+    from lib.remotes.credentials import load_credentials
     from lib.sandbox import find_project
 
     root = find_project(Path.cwd())
@@ -193,7 +193,7 @@ def compare(*, branches: tuple[str, ...], output: Path, secrets: str, as_json: b
     runs of the experiment that was trained last.
     """
     from lib import side_by_side
-    from lib.credentials import load_credentials
+    from lib.remotes.credentials import load_credentials
     from lib.sync import Refs
 
     sides = side_by_side.read_sides(Refs(Path.cwd(), load_credentials(secrets)), branches)
@@ -214,7 +214,7 @@ def rerun(*, branch: str, output: Path | None, kaggle_user: str, secrets_dataset
 
     Its own notebook, commit, dataset and experiment, as BRANCH names them, ready for Kaggle.
     """
-    from lib.credentials import load_credentials
+    from lib.remotes.credentials import load_credentials
     from lib.rendering import configured_user, ways_to_kaggle
     from lib.rerun import rerun as render_again
     from lib.sandbox import find_project
@@ -304,7 +304,7 @@ def status(*, secrets: str, as_json: bool) -> None:
 
     Finished runs with metrics, checkpoints, sessions and open publications, from the Git remote alone.
     """
-    from lib.credentials import load_credentials
+    from lib.remotes.credentials import load_credentials
     from lib.status import read_status, show_status
 
     entries = read_status(Path.cwd(), load_credentials(secrets))
@@ -321,8 +321,8 @@ def recover(*, older_than: float, secrets: str) -> None:
     """
     import time
 
-    from lib.credentials import load_credentials
-    from lib.remotes import clone_with
+    from lib.remotes.clone import clone_with
+    from lib.remotes.credentials import load_credentials
     from lib.sync import recover as settle
 
     credentials = load_credentials(secrets)
@@ -346,8 +346,8 @@ def check(*, older_than: float, secrets: str, as_json: bool) -> None:
 
     Nothing is deleted; exits with 1 if something is wrong.
     """
-    from lib.credentials import load_credentials
-    from lib.remotes import clone_with
+    from lib.remotes.clone import clone_with
+    from lib.remotes.credentials import load_credentials
     from lib.sync import check as look
 
     def note(line: str) -> None:

@@ -21,13 +21,13 @@ from typing import Any, Self
 
 from pydantic import BaseModel, Field, ValidationError
 
-from lib.credentials import Credentials
 from lib.dataset import pull_objects, read_pointer
 from lib.errors import CheckpointError, GitPushError, RemoteError, RunError
 from lib.experiment.schema import Experiment, flat
 from lib.process import MINUTE
 from lib.progress import say
-from lib.remotes import set_up_copy
+from lib.remotes.clone import set_up_copy
+from lib.remotes.credentials import Credentials
 from lib.sync import Publication, Refs, RunHold, sync_outputs
 from lib.training import epochs_behind
 

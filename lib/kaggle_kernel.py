@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib.credentials import SHORTEST_SECRET
 from lib.errors import KaggleError
 from lib.process import MINUTE, Answer, CommandFailed, CommandTimedOut, FollowedCommand, run_command
+from lib.remotes.credentials import SHORTEST_SECRET
 
 CLIENT = (sys.executable, "-P", "-m", "kaggle", "--no-warn")
 ENVIRONMENT = {"VERBOSE": "", "VERBOSE_OUTPUT": "", "PYTHONIOENCODING": "utf-8"}

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib.credentials import Credentials
 from lib.dataset import pull_objects
 from lib.errors import BranchError, RemoteError
 from lib.published import PublishedRun, read_published
-from lib.remotes import clone_with
+from lib.remotes.clone import clone_with
+from lib.remotes.credentials import Credentials
 from lib.sync import Refs
 
 CHUNK = 2**20

@@ -33,9 +33,9 @@ OLDER_THAN = click.option(
 
 def complete_branch(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
     """Give the branches of finished runs that begin so, for the shell; none where the remote does not answer."""
-    from lib.credentials import load_credentials
     from lib.errors import RunError
     from lib.published import list_runs
+    from lib.remotes.credentials import load_credentials
     from lib.sync import Refs
 
     try:

@@ -18,14 +18,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lib.accounts import check_drive, check_github, check_wandb
-from lib.credentials import Credentials
 from lib.dataset import Pointer, read_pointer
 from lib.errors import CommandError, PreflightError, RunError
 from lib.experiment.schema import Experiment
 from lib.host import SESSION, Host, find_host
 from lib.process import run_command
-from lib.remotes import find_dvc_remote, find_git_remote, set_up_copy
+from lib.remotes.accounts import check_drive, check_github, check_wandb
+from lib.remotes.clone import find_dvc_remote, find_git_remote, set_up_copy
+from lib.remotes.credentials import Credentials
 
 State = Literal["ok", "warning", "error"]
 ACCELERATORS: Mapping[str, tuple[str, ...]] = {"t4x2": ("T4", "T4"), "p100": ("P100",), "none": ()}

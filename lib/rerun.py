@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from lib.credentials import Credentials
 from lib.errors import RenderError
 from lib.experiment.schema import find_module
 from lib.published import PublishedRun, read_published
-from lib.remotes import find_git_remote
+from lib.remotes.clone import find_git_remote
+from lib.remotes.credentials import Credentials
 from lib.rendering import Rendered, bake, kernel_metadata, parameters, public_url, read_notebook, write_rendered
 from lib.sync import Refs
 

@@ -274,7 +274,7 @@ def train_all(
     and `folder`, where runs work, are paths of every node. Raises `RunError` before anything has started.
     """
     from lib import side_by_side
-    from lib.credentials import load_credentials
+    from lib.remotes.credentials import load_credentials
     from lib.rendering import source
     from lib.sandbox import make_sandbox
 

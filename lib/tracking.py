@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lib.credentials import Credentials
 from lib.experiment.schema import Experiment
+from lib.remotes.credentials import Credentials
 
 OPENING = 60.0  # seconds for W&B to open a run; then it is recorded offline
 CLOSING = 180.0  # seconds for W&B to take what it was given; the rest is uploaded by hand

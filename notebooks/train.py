@@ -170,9 +170,9 @@ os.chdir(root)
 sys.path.insert(0, str(root))
 say(f"{repository} at {commit} is in {root}")
 
-from lib.credentials import load_credentials
 from lib.errors import RunError
 from lib.log import RunLog
+from lib.remotes.credentials import load_credentials
 
 try:
     credentials = load_credentials(secrets)
@@ -197,7 +197,7 @@ print(install(root, scratch / "packages"))
 step("3/10: Configure DVC with Google Drive")
 from lib.experiment.schema import find_module, load_experiment
 from lib.host import find_host
-from lib.remotes import configure_dvc, configure_git
+from lib.remotes.clone import configure_dvc, configure_git
 
 shortcuts = {
     "training.epochs": epochs,

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import parse_qsl, unquote_plus, urlencode, urlsplit
 
-from lib.credentials import Credentials
+from lib.remotes.credentials import Credentials
 
 FOLDER = "application/vnd.google-apps.folder"
 STEP = 256 * 1024  # of a resumable upload: only the last piece may be something else than a multiple of it

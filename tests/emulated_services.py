@@ -26,7 +26,7 @@ from drive_emulator import DriveEmulator
 from git_host_emulator import GitHost
 from wandb_emulator import WandbEmulator
 
-from lib.credentials import NAMES, write_private
+from lib.remotes.credentials import NAMES, write_private
 from lib.sandbox import Sandbox, _commit
 
 REPOSITORY = "octocat/kaggle-training"
@@ -47,7 +47,7 @@ def serve_discovery(module):
     exec({discovery!r}, {{}})
 
 
-CHANGES = {{"lib.credentials": name_token_uri, "googleapiclient.discovery_cache": serve_discovery}}
+CHANGES = {{"lib.remotes.credentials": name_token_uri, "googleapiclient.discovery_cache": serve_discovery}}
 
 
 class Changed:

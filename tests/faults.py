@@ -37,8 +37,8 @@ import pytest
 from conftest import ROOT, RUN, WEIGHTS, Stores
 
 from lib import process as commands
-from lib.credentials import Credentials
 from lib.process import Answer, CommandFailed
+from lib.remotes.credentials import Credentials
 from lib.sync import Publication, Published, RunHold, recover, sync_outputs, transaction
 from lib.sync import intent as journal
 from lib.sync.objects import open_objects

@@ -28,9 +28,10 @@ from conftest import ROOT, run_git
 from drive_emulator import CANARIES, DriveEmulator, client_pointed_at, name_remote
 from wandb_emulator import WandbEmulator
 
-import lib.credentials
-from lib import accounts
-from lib.accounts import (
+import lib.remotes.credentials
+from lib.errors import CredentialsError, HostError, RemoteError, RunError
+from lib.remotes import accounts
+from lib.remotes.accounts import (
     OAuthClient,
     ask_hidden,
     check_drive,
@@ -40,8 +41,7 @@ from lib.accounts import (
     read_google_file,
     sign_in,
 )
-from lib.credentials import DRIVE_FIELDS, Credentials, load_credentials
-from lib.errors import CredentialsError, HostError, RemoteError, RunError
+from lib.remotes.credentials import DRIVE_FIELDS, Credentials, load_credentials
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Google's own client
 
@@ -78,7 +78,7 @@ def assert_no_canary(*texts: str, more: tuple[str, ...] = ()) -> None:
 def drive(monkeypatch: pytest.MonkeyPatch) -> Iterator[DriveEmulator]:
     """Give a Drive whose tokens come from loopback too."""
     with DriveEmulator() as drive, client_pointed_at(drive):
-        monkeypatch.setattr(lib.credentials, "TOKEN_URI", f"{drive.url}/token")
+        monkeypatch.setattr(lib.remotes.credentials, "TOKEN_URI", f"{drive.url}/token")
         yield drive
 
 
@@ -465,7 +465,7 @@ def test_a_wandb_that_has_trouble_is_unreachable_and_not_a_refusal(
 TRACK = """
 import os, sys, time
 from pathlib import Path
-from lib.credentials import Credentials
+from lib.remotes.credentials import Credentials
 from lib.experiment.schema import load_experiment
 from lib import tracking
 import wandb
@@ -833,7 +833,7 @@ def test_nobody_at_the_terminal_ends_it(place: Place, monkeypatch: pytest.Monkey
 
 def test_a_terminal_that_would_show_what_is_typed_is_not_used() -> None:
     """Without a terminal Python's own falls back to showing it."""
-    code = "from lib.accounts import ask_hidden\ntry: ask_hidden('?')\nexcept Exception as e: print(type(e).__name__)"
+    code = "from lib.remotes.accounts import ask_hidden\ntry: ask_hidden('?')\nexcept Exception as e: print(type(e).__name__)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, input="canary\n",
         capture_output=True, text=True, start_new_session=True, timeout=60,

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from conftest import ROOT, RUN, WEIGHTS, Stores, run_git, write_run
 
-from lib.credentials import Credentials
 from lib.errors import GitPushError
+from lib.remotes.credentials import Credentials
 from lib.sync import Checked, Publication, check, sync_outputs
 from lib.sync.directory import DirectoryObjects
 from lib.sync.intent import Intent, Owner, StoredObject

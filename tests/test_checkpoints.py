@@ -15,9 +15,9 @@ from conftest import ROOT, Stores, run_git
 
 from lib import checkpoints
 from lib.checkpoints import Checkpoint, Keeper, Record, checkpoint_branch, fetch_checkpoint, find_checkpoint
-from lib.credentials import Credentials
 from lib.errors import CheckpointError, SyncError
 from lib.experiment.schema import load_experiment
+from lib.remotes.credentials import Credentials
 from lib.sync import Publication, check, sync_outputs
 from lib.sync.refs import Refs
 

@@ -18,9 +18,9 @@ import pytest
 from conftest import RUN, WEIGHTS, Stores, run_git
 from drive_emulator import DriveEmulator, client_pointed_at, name_remote, write_sitecustomize
 
-from lib.credentials import DRIVE_FIELDS, GIT_TOKEN, Credentials, load_credentials
 from lib.errors import CredentialsError, RunError
-from lib.remotes import configure_dvc
+from lib.remotes.clone import configure_dvc
+from lib.remotes.credentials import DRIVE_FIELDS, GIT_TOKEN, Credentials, load_credentials
 from lib.sync import Publication, sync_outputs
 from lib.sync.refs import Move, Refs
 

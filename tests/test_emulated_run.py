@@ -32,9 +32,9 @@ from drive_emulator import DriveEmulator, write_credentials
 from emulated_services import NOTES, REPOSITORY, EmulatedServices
 
 import render
-from lib.credentials import Credentials
 from lib.drawing import draw_dataset
 from lib.experiment.schema import find_module, load_experiment
+from lib.remotes.credentials import Credentials
 from lib.rendering import bake, read_notebook, write_rendered
 from lib.sandbox import Sandbox, make_sandbox
 

@@ -27,10 +27,10 @@ import pytest
 from conftest import RUN, WEIGHTS, Stores, run_git, write_run
 from git_host_emulator import GitHost, Kind, Right
 
-from lib.credentials import Credentials
 from lib.errors import CredentialsError, GitPushError, InDoubt, RemoteError, RunError
 from lib.process import MINUTE, Answer, run_command
-from lib.remotes import configure_git
+from lib.remotes.clone import configure_git
+from lib.remotes.credentials import Credentials
 from lib.sync import Publication, Published, check, recover, rehearse, sync_outputs
 from lib.sync import refs as refs_module
 

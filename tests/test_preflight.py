@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Stores, run_git
 
-from lib.credentials import Credentials
 from lib.drawing import draw_dataset
 from lib.errors import PreflightError
 from lib.experiment.schema import Experiment, load_experiment
@@ -29,7 +28,8 @@ from lib.preflight import (
     show_preflight,
     stop_on_errors,
 )
-from lib.remotes import configure_dvc
+from lib.remotes.clone import configure_dvc
+from lib.remotes.credentials import Credentials
 from lib.training import prepare_library
 
 SMALL = load_experiment(ROOT / "experiments/000_det_sandbox.yaml")

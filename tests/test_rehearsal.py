@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import pytest
 from conftest import Stores, run_git
 
-from lib.credentials import Credentials
 from lib.errors import DvcPushError, GitPushError, SyncError
+from lib.remotes.credentials import Credentials
 from lib.sync import recover, rehearse
 from lib.sync.directory import DirectoryObjects
 from lib.sync.refs import Refs

@@ -15,10 +15,10 @@ import pytest
 from conftest import ROOT, copy_project, run_git
 
 import render
-from lib.credentials import load_credentials
 from lib.drawing import draw_dataset
 from lib.errors import RenderError
 from lib.experiment.schema import MODULES, SHORTCUTS, Experiment, keys, load_experiment
+from lib.remotes.credentials import load_credentials
 from lib.rendering import parameters, public_url, read_notebook
 
 NOTEBOOK = render.SOURCE.read_text(encoding="utf-8")
@@ -238,8 +238,10 @@ def test_emulating_gives_the_kernel_a_drive_and_a_private_repository(
         account = load_credentials(str(secrets)).git_environment(repository)
         listed = subprocess.run(asks, env={**os.environ, **account}, capture_output=True, text=True, check=True)
         assert listed.stdout.split()[0] == values["commit"]
-        script = "import json, lib.credentials; from googleapiclient.discovery_cache import get_static_doc as doc; "
-        script += "print(lib.credentials.TOKEN_URI, json.loads(doc('drive', 'v2'))['rootUrl'])"
+        script = (
+            "import json, lib.remotes.credentials; from googleapiclient.discovery_cache import get_static_doc as doc; "
+        )
+        script += "print(lib.remotes.credentials.TOKEN_URI, json.loads(doc('drive', 'v2'))['rootUrl'])"
         told = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
         assert re.fullmatch(r"(http://127\.0\.0\.1:\d+/)token \1\n", told.stdout)
         assert "WANDB_API_KEY" not in os.environ

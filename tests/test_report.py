@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from lib.credentials import Credentials
 from lib.dataset import Dataset
 from lib.errors import EvaluationError
 from lib.evaluation import Evaluated
 from lib.experiment.schema import load_experiment
 from lib.export import Exported
 from lib.host import Gpu, Host
+from lib.remotes.credentials import Credentials
 from lib.report import RunFacts, write_report
 from lib.tracking import configure_tracking
 from lib.training import Start, Trained

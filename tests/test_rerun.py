@@ -12,9 +12,9 @@ import nbformat
 import pytest
 from conftest import ROOT, RUN, Stores, run_git, write_run
 
-from lib.credentials import Credentials
 from lib.errors import BranchError, RenderError
 from lib.experiment.schema import load_experiment
+from lib.remotes.credentials import Credentials
 from lib.rerun import rerun
 from lib.sync import Publication, sync_outputs
 

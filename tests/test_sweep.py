@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 from conftest import ROOT, Stores, is_alive, run_git
 
-from lib.credentials import Credentials
 from lib.errors import ExperimentError
 from lib.experiment.schema import load_experiment
 from lib.node import Progress
+from lib.remotes.credentials import Credentials
 from lib.sweep import Scoreboard, describe, find_published, read_sweep
 from lib.sync import Refs, check, recover
 

@@ -26,9 +26,9 @@ from typing import Any
 import pytest
 from conftest import ROOT, RUN, SMALL_FILES, WEIGHTS, Stores, is_alive, run_git, write_run
 
-from lib.credentials import Credentials
 from lib.errors import DvcPushError, GitPushError, InDoubt, RunError, SyncError
 from lib.process import Answer, CommandTimedOut, run_command
+from lib.remotes.credentials import Credentials
 from lib.sync import Publication, Published, recover, sync_outputs, transaction
 from lib.sync import intent as journal
 from lib.sync import refs as refs_module

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from conftest import ROOT, RUN, WEIGHTS, Stores, run_git, write_run
 
-from lib.credentials import Credentials
 from lib.errors import GitPushError, RunHeldError
+from lib.remotes.credentials import Credentials
 from lib.sync import Publication, Published, RunHold, recover, sync_outputs
 from lib.sync import intent as journal
 from lib.sync.refs import Refs
@@ -176,7 +176,7 @@ def test_who_could_not_renew_stops_publishing_by_itself(stores: Stores, hold: Ho
 KILLED = """
 import sys, time
 from pathlib import Path
-from lib.credentials import Credentials
+from lib.remotes.credentials import Credentials
 from lib.sync import RunHold
 assert RunHold(Path(sys.argv[1]), "detection-exp001", Credentials(), lease=600.0).watch()
 print("held", flush=True)

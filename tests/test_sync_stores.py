@@ -24,8 +24,8 @@ from conftest import ROOT, RUN, SMALL_FILES, WEIGHTS, Stores, run_git
 from drive_emulator import DriveEmulator, client_pointed_at
 from s3_emulator import S3Emulator
 
-from lib.credentials import Credentials
 from lib.errors import DvcPushError, GitPushError, SyncError
+from lib.remotes.credentials import Credentials
 from lib.sync import Publication, Published, check, recover, sync_outputs
 from lib.sync import drive as drive_module
 from lib.sync import s3 as s3_module

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from lib.credentials import Credentials
 from lib.experiment.schema import load_experiment
+from lib.remotes.credentials import Credentials
 from lib.tracking import Recorder, Tracking, configure_tracking, finish_tracking
 from lib.training import Plan
 

@@ -23,11 +23,11 @@ from conftest import ROOT, Stores, run_git
 from test_tracking import records
 
 from lib.checkpoints import Keeper, checkpoint_branch
-from lib.credentials import Credentials
 from lib.dataset import Dataset, check_dataset
 from lib.drawing import draw_dataset
 from lib.errors import TrainingError, WeightsError
 from lib.experiment.schema import Experiment, load_experiment
+from lib.remotes.credentials import Credentials
 from lib.tracking import Tracking, configure_tracking
 from lib.training import Start, Trained, fetch_weights, prepare_library, train
 

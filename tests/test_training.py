@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from lib.credentials import Credentials
 from lib.errors import TrainingError, WeightsError
 from lib.experiment.schema import Experiment, keys, load_experiment
+from lib.remotes.credentials import Credentials
 from lib.tracking import configure_tracking
 from lib.training import (
     ALWAYS,

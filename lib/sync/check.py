@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from lib.credentials import Credentials
+from lib.remotes.credentials import Credentials
 from lib.sync import intent as journal
 from lib.sync.intent import StoredObject
 from lib.sync.objects import Copy, mismatch

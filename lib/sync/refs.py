@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from lib.credentials import Credentials
 from lib.errors import CommandError, GitPushError
 from lib.process import MINUTE, Answer, run_command
+from lib.remotes.credentials import Credentials
 from lib.sync.intent import Intent, StoredObject, read_intent
 
 INTENT_PLACES = ("refs/intents/", "refs/heads/kaggle-intents/")

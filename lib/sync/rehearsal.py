@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.credentials import Credentials
 from lib.errors import DvcPushError, GitPushError, RunError
+from lib.remotes.credentials import Credentials
 from lib.sync import intent as journal
 from lib.sync.intent import Intent
 from lib.sync.refs import Move

@@ -15,8 +15,8 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from lib.credentials import Credentials
 from lib.errors import GitPushError, RunHeldError
+from lib.remotes.credentials import Credentials
 from lib.sync import intent as journal
 from lib.sync.intent import Owner, Run
 from lib.sync.refs import Move, Refs, RefusedByHostError

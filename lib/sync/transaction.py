@@ -20,8 +20,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, Self
 
-from lib.credentials import Credentials
 from lib.errors import CommandError, DvcPushError, GitPushError, InDoubt, RunError, SyncError
+from lib.remotes.credentials import Credentials
 from lib.sync import intent as journal
 from lib.sync.intent import Intent, Owner, Run, StoredObject
 from lib.sync.objects import Objects, damaged, open_objects

@@ -32,10 +32,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from lib.credentials import DRIVE_NAMES, TOKEN_URI, Credentials, make_credentials, read_secrets, write_private
 from lib.errors import CommandError, CredentialsError, HostError, RemoteError, RunError
 from lib.process import limit_silence, run_command
-from lib.remotes import find_dvc_remote, find_git_remote
+from lib.remotes.clone import find_dvc_remote, find_git_remote
+from lib.remotes.credentials import DRIVE_NAMES, TOKEN_URI, Credentials, make_credentials, read_secrets, write_private
 
 DRIVE_SCOPE = "https://www.googleapis.com/auth/drive"
 AUTH_URI = "https://accounts.google.com/o/oauth2/auth"

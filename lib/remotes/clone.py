@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from lib.credentials import Credentials
 from lib.errors import CommandError, CredentialsError, RemoteError
 from lib.process import run_command
+from lib.remotes.credentials import Credentials
 
 
 def find_dvc_remote(root: Path) -> tuple[str, str]:
