@@ -1,6 +1,6 @@
 """Everything a run will need, tried before anything costs time: one table, each line ok, a warning or an error.
 
-Guarantees: writing is shown by writing (`lib.sync.rehearsal`), a GPU by computing on it; every check is made even when
+Guarantees: writing is shown by writing (`lib.sync.rehearse`), a GPU by computing on it; every check is made even when
 another fails, side by side, and none can hang. Nothing of it stays. Cannot: promise that a token, a quota or a GPU is
 still there hours later, or know how long an epoch takes before one was trained.
 """

@@ -41,7 +41,7 @@ from lib.process import Answer, CommandFailed
 from lib.remotes.credentials import Credentials
 from lib.sync import Publication, Published, RunHold, recover, sync_outputs, transaction
 from lib.sync import intent as journal
-from lib.sync.objects import open_objects
+from lib.sync.stores.base import open_objects
 
 BRANCH = "kaggle-train-detection-exp001-20250102-030405"
 OTHER = "kaggle-train-detection-exp001-20250102-040506"

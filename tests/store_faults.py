@@ -40,8 +40,8 @@ from faults import (
 )
 from s3_emulator import S3Emulator
 
-from lib.sync import drive as drive_module
-from lib.sync import s3 as s3_module
+from lib.sync.stores import gdrive as drive_module
+from lib.sync.stores import s3 as s3_module
 
 BUCKET = "bucket"
 PIECE = 2000  # bytes: of the 5000 of a model two whole pieces and a rest

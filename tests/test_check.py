@@ -18,9 +18,9 @@ from conftest import ROOT, RUN, WEIGHTS, Stores, run_git, write_run
 from lib.errors import GitPushError
 from lib.remotes.credentials import Credentials
 from lib.sync import Checked, Publication, check, sync_outputs
-from lib.sync.directory import DirectoryObjects
 from lib.sync.intent import Intent, Owner, StoredObject
 from lib.sync.refs import Move, Refs
+from lib.sync.stores.folder import DirectoryObjects
 
 BRANCH = "kaggle-train-detection-exp001-20250102-030405"
 CHECKPOINT = "kaggle-checkpoint-detection-exp001"

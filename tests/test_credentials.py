@@ -595,7 +595,7 @@ def test_a_service_account_whose_key_is_refused_is_told_without_it(
     stores: Stores, drive: DriveEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By DVC's client, through our store."""
-    monkeypatch.setattr("lib.sync.drive.PAUSES", (0.0,))
+    monkeypatch.setattr("lib.sync.stores.gdrive.PAUSES", (0.0,))
     key = drive.make_service_account()
     drive.make_service_account()  # another key took its place
     credentials = load_credentials(str(write_secrets(tmp_path / "secrets.json", {"GDRIVE_SERVICE_ACCOUNT": key})))

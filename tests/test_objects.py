@@ -28,11 +28,11 @@ from s3_emulator import S3Emulator
 
 from lib.errors import DvcPushError
 from lib.process import SILENCE
-from lib.sync import drive as drive_module
-from lib.sync import s3 as s3_module
 from lib.sync.intent import StoredObject
-from lib.sync.objects import Copy, Objects, damaged, open_objects
-from lib.sync.s3 import S3Objects
+from lib.sync.stores import gdrive as drive_module
+from lib.sync.stores import s3 as s3_module
+from lib.sync.stores.base import Copy, Objects, damaged, open_objects
+from lib.sync.stores.s3 import S3Objects
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of DVC's own
 

@@ -11,9 +11,9 @@ from conftest import Stores, run_git
 from lib.errors import DvcPushError, GitPushError, SyncError
 from lib.remotes.credentials import Credentials
 from lib.sync import recover, rehearse
-from lib.sync.directory import DirectoryObjects
 from lib.sync.refs import Refs
-from lib.sync.rehearsal import BRANCHES
+from lib.sync.rehearse import BRANCHES
+from lib.sync.stores.folder import DirectoryObjects
 
 
 @contextmanager

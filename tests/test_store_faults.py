@@ -54,11 +54,11 @@ from store_faults import (
 from switches import Switch, does_not_verify, takes_identities_for_yes_or_no
 
 from lib.errors import SyncError
-from lib.sync import drive as drive_module
 from lib.sync import transaction
-from lib.sync.drive import DriveObjects
 from lib.sync.intent import StoredObject
-from lib.sync.s3 import S3Objects
+from lib.sync.stores import gdrive as drive_module
+from lib.sync.stores.gdrive import DriveObjects
+from lib.sync.stores.s3 import S3Objects
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of DVC's own
 

@@ -14,9 +14,9 @@ from conftest import RUN, WEIGHTS, Stores, run_git, write_run
 
 from lib.errors import DvcPushError, GitPushError
 from lib.sync import Publication, Published, check, recover, sync_outputs, transaction
-from lib.sync.directory import DirectoryObjects
 from lib.sync.intent import Intent
 from lib.sync.refs import Refs
+from lib.sync.stores.folder import DirectoryObjects
 
 CHECKPOINT = "kaggle-checkpoint-detection-exp001"
 FINAL = "kaggle-train-detection-exp001-20250102-030405"

@@ -49,10 +49,10 @@ from switches import (
 
 from lib.errors import DvcPushError, GitPushError, RunError
 from lib.sync import Checked, Publication, Published, check, recover, sync_outputs, transaction
-from lib.sync.directory import DirectoryObjects
 from lib.sync.intent import LEASE, StoredObject, clone_name
-from lib.sync.objects import Objects, open_objects
 from lib.sync.refs import Move, Refs, SeenIntent
+from lib.sync.stores.base import Objects, open_objects
+from lib.sync.stores.folder import DirectoryObjects
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of DVC's own
 

@@ -27,8 +27,8 @@ from s3_emulator import S3Emulator
 from lib.errors import DvcPushError, GitPushError, SyncError
 from lib.remotes.credentials import Credentials
 from lib.sync import Publication, Published, check, recover, sync_outputs
-from lib.sync import drive as drive_module
-from lib.sync import s3 as s3_module
+from lib.sync.stores import gdrive as drive_module
+from lib.sync.stores import s3 as s3_module
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of DVC's own
 

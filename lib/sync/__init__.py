@@ -25,7 +25,7 @@ identities that were not there before and that nobody else names; delete the int
 with that in the same way. Nothing is deleted from a DVC remote that is marked as another repository's (`owner-` and its
 first commit, written by the first publication): only that one's refs can say what it needs.
 
-A run as a whole holds `refs/runs/<name>` from its start to its end (`lib.sync.runs`), and each of its commit pushes
+A run as a whole holds `refs/runs/<name>` from its start to its end (`lib.sync.hold`), and each of its commit pushes
 moves that ref along: two sessions of one experiment never write one checkpoint, and who slept through its lease and was
 taken over from publishes nothing any more.
 
@@ -41,10 +41,10 @@ Nothing here knows YOLO.
 """
 
 from lib.sync.check import Checked, check
+from lib.sync.hold import RUN_PLACES, RunHold
 from lib.sync.intent import read_run
 from lib.sync.refs import Refs
-from lib.sync.rehearsal import Rehearsed, rehearse
-from lib.sync.runs import RUN_PLACES, RunHold
+from lib.sync.rehearse import Rehearsed, rehearse
 from lib.sync.transaction import Publication, Published, recover, sync_outputs
 
 __all__ = [

@@ -22,8 +22,8 @@ from typing import Literal
 from lib.remotes.credentials import Credentials
 from lib.sync import intent as journal
 from lib.sync.intent import StoredObject
-from lib.sync.objects import Copy, mismatch
 from lib.sync.refs import SeenIntent
+from lib.sync.stores.base import Copy, mismatch
 from lib.sync.transaction import EVERYTHING, Vault, open_vault
 
 Kind = Literal["missing", "damaged", "unnamed", "twins", "expired", "unreadable", "foreign"]

@@ -24,8 +24,8 @@ from lib.errors import CommandError, DvcPushError, GitPushError, InDoubt, RunErr
 from lib.remotes.credentials import Credentials
 from lib.sync import intent as journal
 from lib.sync.intent import Intent, Owner, Run, StoredObject
-from lib.sync.objects import Objects, damaged, open_objects
 from lib.sync.refs import INTENT_PLACES, Move, Refs, RefusedByHostError, SeenIntent
+from lib.sync.stores.base import Objects, damaged, open_objects
 
 CHECKPOINTS = "refs/heads/kaggle-checkpoint-*"
 EVERYTHING = ("refs/heads/*", "refs/tags/*")
@@ -35,7 +35,7 @@ OWNER, PROBE = "owner-", "probe-"  # marks on the DVC remote: the repository tha
 
 
 class Hold(Protocol):
-    """What a publication needs of the run that it is of; see `lib.sync.runs`."""
+    """What a publication needs of the run that it is of; see `lib.sync.hold`."""
 
     def moved_along(self, refs: Refs) -> contextlib.AbstractContextManager[Move]:
         """Give the move that the commit push makes as well."""

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from lib.sync.objects import MARK, MARK_TEXT, Copy, Progress, causes, home_of, told
+from lib.sync.stores.base import MARK, MARK_TEXT, Copy, Progress, causes, home_of, told
 
 WHOLE = 2**30  # bytes up to which a file goes to S3 in one request, which cannot be seen half done
 MOST_VERSIONS = 100  # of a small file that is removed: a store that deletes nothing must end, too

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from lib.sync.objects import MARK, MARK_TEXT, Copy, Progress, home_of
+from lib.sync.stores.base import MARK, MARK_TEXT, Copy, Progress, home_of
 
 
 class DirectoryObjects:

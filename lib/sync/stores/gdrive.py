@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.process import limit_silence
-from lib.sync.objects import MARK, MARK_TEXT, Copy, Progress, causes, home_of, told
+from lib.sync.stores.base import MARK, MARK_TEXT, Copy, Progress, causes, home_of, told
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds before Drive is asked again: its limits are counted by the minute
 PIECE = 64 * 2**20  # bytes in one request of a Drive upload; at most this much is sent again after a cut
