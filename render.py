@@ -24,8 +24,7 @@ import click
 
 from lib.errors import RenderError, RunError
 from lib.experiment.schema import SHORTCUTS, Experiment, Module, find_module, keys, load_experiment, read_value
-from lib.options import KAGGLE_USER, SECRETS_DATASET
-from lib.rendering import (
+from lib.kaggle.notebook import (
     KAGGLE_WORDS,
     bake,
     configured_user,
@@ -38,6 +37,7 @@ from lib.rendering import (
     ways_to_kaggle,
     write_rendered,
 )
+from lib.options import KAGGLE_USER, SECRETS_DATASET
 
 PROJECT = Path(__file__).resolve().parent
 SOURCE = PROJECT / "notebooks" / "train.py"
@@ -198,7 +198,7 @@ def _emulators() -> Iterator[Any]:
 
 def _pushing_user(given: str, repository: str) -> str:
     """Give the kernel's owner; before anything is written, what can be refused without looking at Kaggle is."""
-    from lib.kaggle_kernel import client_user
+    from lib.kaggle.kernel import client_user
 
     if not repository.startswith(("https://", "http://")):
         raise RenderError(
@@ -211,7 +211,7 @@ def _pushing_user(given: str, repository: str) -> str:
 
 
 def _push(folder: Path, kernel: Mapping[str, Any]) -> None:
-    from lib.kaggle_kernel import gpu_quota, push_kernel, require_private
+    from lib.kaggle.kernel import gpu_quota, push_kernel, require_private
 
     require_private(kernel["id"], *kernel["dataset_sources"])
     if quota := gpu_quota():

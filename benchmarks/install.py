@@ -24,13 +24,13 @@ sys.path.insert(0, str(ROOT))
 
 from measure import Case, compare, report, seconds_of
 
-from lib.install import export, parse
+from lib.kaggle.install import export, parse
 
 STEP = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from lib.install import install
+from lib.kaggle.install import install
 print(install(Path(sys.argv[1]), Path(sys.argv[2])))
 """
 

@@ -104,8 +104,8 @@ def wheels(*, folder: Path, python: str) -> None:
 
     Attach FOLDER as a Kaggle dataset.
     """
+    from lib.kaggle.wheels import gather_wheels
     from lib.sandbox import find_project
-    from lib.wheels import gather_wheels
 
     found = gather_wheels(find_project(Path.cwd()), folder, python=python)
     print(f"{found.count} wheels for Python {python}, {found.size / 2**20:.0f} MiB, in {found.folder}.")
@@ -214,8 +214,8 @@ def rerun(*, branch: str, output: Path | None, kaggle_user: str, secrets_dataset
 
     Its own notebook, commit, dataset and experiment, as BRANCH names them, ready for Kaggle.
     """
+    from lib.kaggle.notebook import configured_user, ways_to_kaggle
     from lib.remotes.credentials import load_credentials
-    from lib.rendering import configured_user, ways_to_kaggle
     from lib.rerun import rerun as render_again
     from lib.sandbox import find_project
 
@@ -240,8 +240,8 @@ def watch(*, module: str, kaggle_user: str, every: float) -> None:
     Shows its state and log; exits with 1 if it did not end well.
     """
     from lib.experiment.schema import find_module
-    from lib.kaggle_kernel import client_user, watch_kernel
-    from lib.rendering import configured_user, kernel_metadata
+    from lib.kaggle.kernel import client_user, watch_kernel
+    from lib.kaggle.notebook import configured_user, kernel_metadata
 
     user = kaggle_user or configured_user() or client_user()
     kernel = kernel_metadata(find_module(module), "none", user, "")["id"]

@@ -24,8 +24,8 @@ from typing import Any, Literal, Self
 
 from lib.errors import RunError
 from lib.experiment.schema import Experiment, find_module, load_experiment
+from lib.kaggle.notebook import GRACE, bake, execute, read_notebook, write_rendered
 from lib.process import LoggedCommand, die_with
-from lib.rendering import GRACE, bake, execute, read_notebook, write_rendered
 
 State = Literal["waiting", "running", "lost", "published", "failed", "stopped"]
 ENDS: tuple[State, ...] = ("published", "failed", "stopped")

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from lib.dataset import Pointer, read_pointer
 from lib.errors import CommandError, PreflightError, RunError
 from lib.experiment.schema import Experiment
-from lib.host import SESSION, Host, find_host
+from lib.kaggle.host import SESSION, Host, find_host
 from lib.process import run_command
 from lib.remotes.accounts import check_drive, check_github, check_wandb
 from lib.remotes.clone import find_dvc_remote, find_git_remote, set_up_copy

@@ -1,4 +1,4 @@
-"""The only door to other programs (but for `lib/install.py`, which runs before this package's needs are there).
+"""The only door to other programs (but for `lib/kaggle/install.py`, which runs before this package's needs are there).
 
 Every command has a time limit, dies with all its children when it is passed, asks nothing at a terminal, and what it
 printed is redacted before anybody sees it. Cannot: undo what a command did before it was stopped.

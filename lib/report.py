@@ -22,7 +22,7 @@ from lib.dataset import Dataset
 from lib.evaluation import HEADS, Evaluated
 from lib.experiment.schema import Experiment
 from lib.export import Exported
-from lib.host import Host
+from lib.kaggle.host import Host
 from lib.progress import duration
 from lib.sync import Publication, RunHold
 from lib.tracking import Tracking

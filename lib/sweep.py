@@ -274,8 +274,8 @@ def train_all(
     and `folder`, where runs work, are paths of every node. Raises `RunError` before anything has started.
     """
     from lib import side_by_side
+    from lib.kaggle.notebook import source
     from lib.remotes.credentials import load_credentials
-    from lib.rendering import source
     from lib.sandbox import make_sandbox
 
     credentials = load_credentials(secrets)

@@ -186,7 +186,7 @@ log = RunLog(working / "run.log", credentials.redact)
 
 # %%
 step("2/10: Install dependencies (Hybrid Strategy)")
-from lib.install import install
+from lib.kaggle.install import install
 
 print(install(root, scratch / "packages"))
 
@@ -196,7 +196,7 @@ print(install(root, scratch / "packages"))
 # %%
 step("3/10: Configure DVC with Google Drive")
 from lib.experiment.schema import find_module, load_experiment
-from lib.host import find_host
+from lib.kaggle.host import find_host
 from lib.remotes.clone import configure_dvc, configure_git
 
 shortcuts = {
@@ -273,7 +273,7 @@ print(dataset.show_warnings())
 
 # %%
 step("7/10: Display training configuration")
-from lib.host import training_device
+from lib.kaggle.host import training_device
 from lib.report import describe_run
 
 device = training_device(host.gpus, multi_gpu=chosen.hardware.multi_gpu)

@@ -15,7 +15,7 @@ from conftest import ROOT, Stores, run_git
 from git_host_emulator import GitHost
 from test_git_host import NAME, TOKEN, WRONG, places_of
 
-from lib.rendering import bake, read_notebook
+from lib.kaggle.notebook import bake, read_notebook
 
 LAST = 'say(f"{repository} at {commit} is in {root}")\n'
 

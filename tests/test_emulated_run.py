@@ -34,8 +34,8 @@ from emulated_services import NOTES, REPOSITORY, EmulatedServices
 import render
 from lib.drawing import draw_dataset
 from lib.experiment.schema import find_module, load_experiment
+from lib.kaggle.notebook import bake, read_notebook, write_rendered
 from lib.remotes.credentials import Credentials
-from lib.rendering import bake, read_notebook, write_rendered
 from lib.sandbox import Sandbox, make_sandbox
 
 SMALL = load_experiment(
@@ -46,7 +46,7 @@ RUNS_ITSELF = """
 import sys
 from pathlib import Path
 from lib.errors import RunError
-from lib.rendering import execute
+from lib.kaggle.notebook import execute
 try:
     execute(Path(sys.argv[1]), Path.cwd())
 except RunError as problem:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.host import Gpu, find_gpus
+from lib.kaggle.host import Gpu, find_gpus
 
 T4, L4 = Gpu("Tesla T4", 15360), Gpu("NVIDIA L4", 23034)
 ROWS = "0, GPU-aa, Tesla T4, 15360\n1, GPU-bb, NVIDIA L4, 23034\n2, GPU-cc, Tesla T4, 15360\n"

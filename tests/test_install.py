@@ -17,16 +17,16 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from lib import install as step
 from lib.errors import InstallError
-from lib.install import STAMP, WHEELS, find_wheels, install, parse, run_installer
+from lib.kaggle import install as step
+from lib.kaggle.install import STAMP, WHEELS, find_wheels, install, parse, run_installer
 
 HOST = {"torch": "2.10.0+cu128", "torchvision": "0.25.0+cu128", "numpy": "2.3.1"}
 SCRIPT = """
 import importlib.metadata, importlib.util, json, os, sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from lib import install as step
+from lib.kaggle import install as step
 commands = []
 run = step.run_installer
 step.run_installer = lambda command, cwd: commands.append(command) or run(command, cwd)

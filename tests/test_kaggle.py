@@ -16,8 +16,8 @@ from kaggle_emulator import KEY, TOKEN, USER, Act, Dataset, KaggleEmulator, Kern
 
 from lib.errors import KaggleError
 from lib.experiment.schema import MODULES
-from lib.kaggle_kernel import client_user, gpu_quota, push_kernel, require_private, watch_kernel
-from lib.rendering import kernel_metadata
+from lib.kaggle.kernel import client_user, gpu_quota, push_kernel, require_private, watch_kernel
+from lib.kaggle.notebook import kernel_metadata
 
 KERNEL = f"{USER}/train-module-1-detection"
 SECRETS = f"{USER}/kaggle-training-secrets"
@@ -307,7 +307,7 @@ def test_a_log_that_only_the_stream_had_is_complete(kaggle: KaggleEmulator) -> N
 @pytest.mark.slow
 def test_a_kaggle_that_stays_away_is_given_up(kaggle: KaggleEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a while; the run goes on without being looked at."""
-    monkeypatch.setattr("lib.kaggle_kernel.PATIENCE", 1.0)
+    monkeypatch.setattr("lib.kaggle.kernel.PATIENCE", 1.0)
     kaggle.add_fault("GetKernelSessionStatus", times=99)
     with pytest.raises(KaggleError, match="gives no answer") as caught:
         follow(kaggle, Act("RUNNING"))

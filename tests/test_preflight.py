@@ -16,7 +16,7 @@ from conftest import ROOT, Stores, run_git
 from lib.drawing import draw_dataset
 from lib.errors import PreflightError
 from lib.experiment.schema import Experiment, load_experiment
-from lib.host import Gpu, Host
+from lib.kaggle.host import Gpu, Host
 from lib.preflight import (
     Flight,
     Line,

@@ -16,7 +16,7 @@ from lib.errors import EvaluationError
 from lib.evaluation import Evaluated
 from lib.experiment.schema import load_experiment
 from lib.export import Exported
-from lib.host import Gpu, Host
+from lib.kaggle.host import Gpu, Host
 from lib.remotes.credentials import Credentials
 from lib.report import RunFacts, write_report
 from lib.tracking import configure_tracking

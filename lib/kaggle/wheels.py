@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib.errors import InstallError
-from lib.install import WHEELS, export, find_uv, lock_hash, parse, run_installer
+from lib.kaggle.install import WHEELS, export, find_uv, lock_hash, parse, run_installer
 
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64",
              "manylinux_2_5_x86_64", "manylinux1_x86_64", "linux_x86_64")  # fmt: skip
