@@ -30,7 +30,7 @@ from training import seconds_an_epoch
 
 import lib.remotes.credentials
 from lib.checkpoints import Keeper
-from lib.dataset import check_dataset
+from lib.data.dataset import check_dataset
 from lib.drawing import draw_dataset
 from lib.experiment.schema import Experiment, load_experiment
 from lib.remotes.credentials import Credentials

@@ -28,13 +28,13 @@ from measure import Case, compare, report, seconds_of
 PULL = """
 import sys
 from pathlib import Path
-import lib.dataset
+import lib.data.dataset
 from lib.remotes.credentials import Credentials
 from lib.experiment.schema import load_experiment
 
-lib.dataset.check_dataset = lambda folder, *_, **__: folder  # what is measured is the pull
+lib.data.dataset.check_dataset = lambda folder, *_, **__: folder  # what is measured is the pull
 experiment = load_experiment(Path(sys.argv[1]) / "experiments/000_det_sandbox.yaml", {"dataset": "data"})
-folder = lib.dataset.pull_dataset(Path.cwd(), experiment, Path(sys.argv[2]), Credentials(), inputs=Path(sys.argv[3]))
+folder = lib.data.dataset.pull_dataset(Path.cwd(), experiment, Path(sys.argv[2]), Credentials(), inputs=Path(sys.argv[3]))
 assert len(list(folder.iterdir())) == int(sys.argv[4])
 """
 SIZE = 3000  # bytes of a picture

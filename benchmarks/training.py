@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from measure import Case, report
 
-from lib.dataset import check_dataset
+from lib.data.dataset import check_dataset
 from lib.drawing import draw_dataset
 from lib.experiment.schema import Experiment, load_experiment
 from lib.remotes.credentials import Credentials

@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, Field, ValidationError
 
-from lib.dataset import pull_objects, read_pointer
+from lib.data.dataset import pull_objects, read_pointer
 from lib.errors import CheckpointError, GitPushError, RemoteError, RunError
 from lib.experiment.schema import Experiment, flat
 from lib.process import MINUTE

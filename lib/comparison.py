@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lib.dataset import Dataset
-from lib.labels import KEYPOINT, label_path, read_objects
+from lib.data.dataset import Dataset
+from lib.data.labels import KEYPOINT, label_path, read_objects
 
 SHOWN = 0.25  # score; ultralytics' own threshold for showing a prediction
 OVERLAP = 0.5  # IoU

@@ -27,8 +27,8 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps, Unidentified
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from lib.data.labels import POLYGON, box_around, label_path
 from lib.errors import DatasetError
-from lib.labels import POLYGON, box_around, label_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

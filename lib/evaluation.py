@@ -31,7 +31,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from lib.comparison import compare, corner_errors, draw_predictions, draw_worst, file_name
-from lib.dataset import Dataset
+from lib.data.dataset import Dataset
 from lib.errors import EvaluationError
 from lib.experiment.schema import Experiment
 from lib.progress import Bar

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib.dataset import pull_objects
+from lib.data.dataset import pull_objects
 from lib.errors import BranchError, RemoteError
 from lib.published import PublishedRun, read_published
 from lib.remotes.clone import clone_with

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.comparison import Thing, draw_found
-from lib.dataset import is_picture
+from lib.data.dataset import is_picture
 from lib.errors import PredictionError
 from lib.models import Model
 from lib.training import prepare_library

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lib.dataset import Pointer, read_pointer
+from lib.data.dataset import Pointer, read_pointer
 from lib.errors import CommandError, PreflightError, RunError
 from lib.experiment.schema import Experiment
 from lib.kaggle.host import SESSION, Host, find_host

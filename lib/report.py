@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.checkpoints import checkpoint_branch
-from lib.dataset import Dataset
+from lib.data.dataset import Dataset
 from lib.evaluation import HEADS, Evaluated
 from lib.experiment.schema import Experiment
 from lib.export import Exported

@@ -262,7 +262,7 @@ stop_on_errors(found)
 
 # %%
 step("6/10: Pull dataset via DVC")
-from lib.dataset import pull_dataset
+from lib.data.dataset import pull_dataset
 
 dataset = pull_dataset(root, chosen, scratch, credentials)
 print(dataset.describe())

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, Stores, run_git
 from ruamel.yaml import YAML
 
-from lib.dataset import check_dataset, pull_dataset
+from lib.data.dataset import check_dataset, pull_dataset
 from lib.drawing import draw_dataset
 from lib.errors import DatasetError
 from lib.experiment.schema import Experiment, load_experiment

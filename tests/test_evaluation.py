@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from lib import evaluation
 from lib.comparison import Case, Compared, Thing, compare, corner_errors, draw_worst, iou, match
-from lib.dataset import Dataset, check_dataset
+from lib.data.dataset import Dataset, check_dataset
 from lib.evaluation import Evaluated, Metrics, evaluate
 from lib.experiment.schema import Experiment, load_experiment
 from lib.training import Trained

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from lib.dataset import Dataset
+from lib.data.dataset import Dataset
 from lib.errors import EvaluationError
 from lib.evaluation import Evaluated
 from lib.experiment.schema import load_experiment

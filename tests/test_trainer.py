@@ -23,7 +23,7 @@ from conftest import ROOT, Stores, run_git
 from test_tracking import records
 
 from lib.checkpoints import Keeper, checkpoint_branch
-from lib.dataset import Dataset, check_dataset
+from lib.data.dataset import Dataset, check_dataset
 from lib.drawing import draw_dataset
 from lib.errors import TrainingError, WeightsError
 from lib.experiment.schema import Experiment, load_experiment

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, fiel
 from lib.errors import ExperimentError
 
 Task = Literal["detect", "segment", "pose"]
-"""What ultralytics can be asked for here: the tasks whose labels `lib/labels.py` reads."""
+"""What ultralytics can be asked for here: the tasks whose labels `lib/data/labels.py` reads."""
 SUFFIXES: Mapping[Task, str] = {"detect": "", "segment": "-seg", "pose": "-pose"}
 """What ultralytics appends to the name of an architecture."""
 SIZES = "nsmlx"

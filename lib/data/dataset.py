@@ -30,9 +30,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from lib.data.labels import KEYPOINT, Findings, Form, Kind, Picture, check_labels, in_threads, label_path
 from lib.errors import DatasetError, RemoteError
 from lib.experiment.schema import Experiment
-from lib.labels import KEYPOINT, Findings, Form, Kind, Picture, check_labels, in_threads, label_path
 from lib.process import limit_silence
 from lib.progress import showing
 from lib.remotes.credentials import Credentials
