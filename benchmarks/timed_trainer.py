@@ -7,8 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from lib import trainer
-from lib.training import Plan
+from lib.train import trainer
+from lib.train.launch import Plan
 
 
 class Timed(trainer.GuardedTrainer):

@@ -25,8 +25,8 @@ from lib.data.dataset import check_dataset
 from lib.drawing import draw_dataset
 from lib.experiment.schema import Experiment, load_experiment
 from lib.remotes.credentials import Credentials
-from lib.tracking import configure_tracking
-from lib.training import Start, prepare_library, train, ultralytics_arguments
+from lib.train.launch import Start, prepare_library, train, ultralytics_arguments
+from lib.train.tracking import configure_tracking
 
 WARM_UP = 2  # epochs that are not counted: caches, allocators
 

@@ -121,8 +121,8 @@ def preflight(*, experiment: Path, accelerator: str, secrets: str) -> None:
     EXPERIMENT is a YAML. Nothing stays; exits with 1 on errors.
     """
     from lib.experiment.schema import load_experiment
-    from lib.preflight import preflight_here, show_preflight, stop_on_errors
     from lib.remotes.credentials import load_credentials
+    from lib.train.preflight import preflight_here, show_preflight, stop_on_errors
 
     found = preflight_here(Path.cwd(), load_experiment(experiment), load_credentials(secrets), accelerator)
     print(show_preflight(found))

@@ -35,7 +35,7 @@ from lib.data.dataset import Dataset
 from lib.errors import EvaluationError
 from lib.experiment.schema import Experiment
 from lib.progress import Bar
-from lib.training import Trained
+from lib.train.launch import Trained
 
 HEADS = {"box": "B", "mask": "M", "pose": "P"}
 """The heads of ultralytics' networks, and the letter by which its figures name each: `metrics/mAP50(B)`."""

@@ -18,7 +18,7 @@ from lib.comparison import Thing, draw_found
 from lib.data.dataset import is_picture
 from lib.errors import PredictionError
 from lib.models import Model
-from lib.training import prepare_library
+from lib.train.launch import prepare_library
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,16 +17,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lib.checkpoints import checkpoint_branch
 from lib.data.dataset import Dataset
 from lib.evaluation import HEADS, Evaluated
 from lib.experiment.schema import Experiment
-from lib.export import Exported
 from lib.kaggle.host import Host
 from lib.progress import duration
 from lib.sync import Publication, RunHold
-from lib.tracking import Tracking
-from lib.training import Start, Trained
+from lib.train.checkpoints import checkpoint_branch
+from lib.train.export import Exported
+from lib.train.launch import Start, Trained
+from lib.train.tracking import Tracking
 
 LIBRARIES = ("ultralytics", "torch", "torchvision", "numpy", "dvc", "wandb", "opencv-python")
 PICTURES = {

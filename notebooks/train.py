@@ -219,8 +219,8 @@ print(configure_dvc(root, scratch, credentials))
 
 # %%
 step("4/10: Configure Git with GitHub token")
-from lib.checkpoints import Keeper, fetch_checkpoint, find_checkpoint, hold_run
 from lib.sync import recover
+from lib.train.checkpoints import Keeper, fetch_checkpoint, find_checkpoint, hold_run
 
 print(configure_git(root, credentials))
 unfinished = recover(root, credentials)
@@ -236,7 +236,7 @@ print(checkpoint.describe() if checkpoint else "No earlier session has left a ch
 # %%
 step("5/10: Configure WandB for experiment tracking")
 from lib.report import RunFacts, branch_name
-from lib.tracking import configure_tracking
+from lib.train.tracking import configure_tracking
 
 branch = branch_name(chosen, started)
 tracking = configure_tracking(chosen, credentials, working, branch.removeprefix("kaggle-train-"))
@@ -247,8 +247,8 @@ print(f"Dashboard: {tracking.address}")
 # Everything the run will need is tried now: a GPU by computing on it, a token by pushing with it. An error stops here.
 
 # %% tags=["nbval-ignore-output"]
-from lib.preflight import Flight, preflight, show_preflight, stop_on_errors
-from lib.training import prepare_library
+from lib.train.launch import prepare_library
+from lib.train.preflight import Flight, preflight, show_preflight, stop_on_errors
 
 prepare_library(scratch)
 elapsed = time.monotonic() - begun
@@ -285,7 +285,7 @@ print(describe_run(facts, chosen, host))
 
 # %%
 step("8/10: Download pretrained YOLO weights")
-from lib.training import fetch_weights
+from lib.train.launch import fetch_weights
 
 hold.take()
 checkpoint = find_checkpoint(root, chosen, commit, credentials)  # once more: nobody else moves it from now on
@@ -301,8 +301,8 @@ print(start.describe())
 
 # %% tags=["nbval-ignore-output"]
 step("9/10: Run training + Automatic model sync")
-from lib.tracking import finish_tracking
-from lib.training import train
+from lib.train.launch import train
+from lib.train.tracking import finish_tracking
 
 print(f"Dashboard: {tracking.address}")
 
@@ -332,7 +332,7 @@ evaluated = evaluate(chosen, dataset, trained, device=device)
 # They are brought into the formats that the experiment names under `export`.
 
 # %% tags=["nbval-ignore-output"]
-from lib.export import export
+from lib.train.export import export
 
 exported = export(chosen, trained, root)
 
@@ -364,7 +364,7 @@ log.on_error(None)
 
 # %%
 step("10/10: Cleanup (clear GPU cache)")
-from lib.training import free_gpu_memory
+from lib.train.launch import free_gpu_memory
 
 print(free_gpu_memory())
 

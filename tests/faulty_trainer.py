@@ -22,7 +22,7 @@ import ultralytics.engine.validator
 from torch import distributed, nn
 from ultralytics.utils import LOCAL_RANK, RANK
 
-from lib import trainer
+from lib.train import trainer
 
 FAULT, _, ARGUMENT = os.environ.get("FAULT", "").partition(":")
 

@@ -467,7 +467,7 @@ import os, sys, time
 from pathlib import Path
 from lib.remotes.credentials import Credentials
 from lib.experiment.schema import load_experiment
-from lib import tracking
+from lib.train import tracking
 import wandb
 init, api = wandb.init, wandb.Api
 def quick(**words):  # waits seconds for the service where a run waits up to a minute

@@ -19,7 +19,7 @@ from lib.__main__ import app
 from lib.errors import ExperimentError
 from lib.experiment.authoring import SCHEMA_LINE, explain, new_experiment, schema, show_explained
 from lib.experiment.schema import MATRIX, MODULES, keys, load_experiment, meanings, read_yaml
-from lib.training import ALWAYS, ultralytics_arguments
+from lib.train.launch import ALWAYS, ultralytics_arguments
 
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
 BASELINE = ROOT / "experiments/001_det_baseline.yaml"

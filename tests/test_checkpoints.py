@@ -13,13 +13,13 @@ import pytest
 import torch
 from conftest import ROOT, Stores, run_git
 
-from lib import checkpoints
-from lib.checkpoints import Checkpoint, Keeper, Record, checkpoint_branch, fetch_checkpoint, find_checkpoint
 from lib.errors import CheckpointError, SyncError
 from lib.experiment.schema import load_experiment
 from lib.remotes.credentials import Credentials
 from lib.sync import Publication, check, sync_outputs
 from lib.sync.refs import Refs
+from lib.train import checkpoints
+from lib.train.checkpoints import Checkpoint, Keeper, Record, checkpoint_branch, fetch_checkpoint, find_checkpoint
 
 EXPERIMENT = load_experiment(ROOT / "experiments/000_det_sandbox.yaml", {"training.epochs": 9})
 BRANCH = checkpoint_branch(EXPERIMENT)

@@ -21,7 +21,7 @@ from lib.comparison import Case, Compared, Thing, compare, corner_errors, draw_w
 from lib.data.dataset import Dataset, check_dataset
 from lib.evaluation import Evaluated, Metrics, evaluate
 from lib.experiment.schema import Experiment, load_experiment
-from lib.training import Trained
+from lib.train.launch import Trained
 
 EPOCHS = 20
 SIZE = 64  # pixels that a picture is trained with; it has twice as many

@@ -11,8 +11,8 @@ import torch
 from conftest import ROOT, write_tiny_model
 
 from lib.experiment.schema import load_experiment
-from lib.export import check_same, export
-from lib.training import Trained
+from lib.train.export import check_same, export
+from lib.train.launch import Trained
 
 SIZE = 64
 

@@ -17,7 +17,10 @@ from lib.drawing import draw_dataset
 from lib.errors import PreflightError
 from lib.experiment.schema import Experiment, load_experiment
 from lib.kaggle.host import Gpu, Host
-from lib.preflight import (
+from lib.remotes.clone import configure_dvc
+from lib.remotes.credentials import Credentials
+from lib.train.launch import prepare_library
+from lib.train.preflight import (
     Flight,
     Line,
     _check_batch,
@@ -28,9 +31,6 @@ from lib.preflight import (
     show_preflight,
     stop_on_errors,
 )
-from lib.remotes.clone import configure_dvc
-from lib.remotes.credentials import Credentials
-from lib.training import prepare_library
 
 SMALL = load_experiment(ROOT / "experiments/000_det_sandbox.yaml")
 T4 = {"name": "Tesla T4", "memory": 15 * 2**30, "capability": "sm_75", "works": True}

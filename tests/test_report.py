@@ -15,12 +15,12 @@ from lib.data.dataset import Dataset
 from lib.errors import EvaluationError
 from lib.evaluation import Evaluated
 from lib.experiment.schema import load_experiment
-from lib.export import Exported
 from lib.kaggle.host import Gpu, Host
 from lib.remotes.credentials import Credentials
 from lib.report import RunFacts, write_report
-from lib.tracking import configure_tracking
-from lib.training import Start, Trained
+from lib.train.export import Exported
+from lib.train.launch import Start, Trained
+from lib.train.tracking import configure_tracking
 
 SMALL = load_experiment(ROOT / "experiments/000_det_sandbox.yaml", {"wandb.enabled": False})
 TWO = (Gpu("Tesla T4", 15360), Gpu("Tesla T4", 15360))

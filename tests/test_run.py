@@ -430,7 +430,9 @@ def kill_training(run: subprocess.Popen[str], sandbox: Path) -> None:
         if [file for folder in new for file in folder.glob("origin/artifacts/*/*/train/weights/last.pt")]:
             for command in Path("/proc").glob("[0-9]*/cmdline"):
                 words = command.read_bytes().split(b"\0") if command.is_file() else []
-                if b"lib.trainer" in words and any(str(folder).encode() in word for folder in new for word in words):
+                if b"lib.train.trainer" in words and any(
+                    str(folder).encode() in word for folder in new for word in words
+                ):
                     os.kill(int(command.parent.name), signal.SIGKILL)
             return
         time.sleep(0.1)

@@ -15,8 +15,8 @@ from conftest import ROOT
 
 from lib.experiment.schema import load_experiment
 from lib.remotes.credentials import Credentials
-from lib.tracking import Recorder, Tracking, configure_tracking, finish_tracking
-from lib.training import Plan
+from lib.train.launch import Plan
+from lib.train.tracking import Recorder, Tracking, configure_tracking, finish_tracking
 
 EXPERIMENT = load_experiment(ROOT / "experiments/001_det_baseline.yaml")
 
@@ -90,7 +90,7 @@ def test_what_travels_to_workers_holds_no_key(tmp_path: Path, monkeypatch: pytes
     """The key is in the environment alone, not in the plan that is written for the processes of a training."""
     monkeypatch.setenv("WANDB_API_KEY", "")
     monkeypatch.setenv("WANDB_BASE_URL", "https://curves.example.com")  # a server of one's own
-    monkeypatch.setattr("lib.tracking._default_entity", lambda: "somebody")  # asks W&B's server
+    monkeypatch.setattr("lib.train.tracking._default_entity", lambda: "somebody")  # asks W&B's server
     tracking = configure_tracking(EXPERIMENT, Credentials(wandb_api_key="k" * 40), tmp_path, "a-run")
     assert tracking.mode == "online"
     assert tracking.address == f"https://curves.example.com/somebody/container-id/runs/{tracking.id}"
@@ -121,7 +121,7 @@ def test_a_slow_wandb_delays_nothing(
 
     there = threading.Event()
     monkeypatch.setattr(wandb, "init", lambda **_: there.wait(60) and None)
-    monkeypatch.setattr("lib.tracking.CLOSING", 0.2)
+    monkeypatch.setattr("lib.train.tracking.CLOSING", 0.2)
     recorder = Recorder(tracking)
     begun = time.monotonic()
     recorder.log({"epoch": 1})

@@ -22,14 +22,14 @@ import pytest
 from conftest import ROOT, Stores, run_git
 from test_tracking import records
 
-from lib.checkpoints import Keeper, checkpoint_branch
 from lib.data.dataset import Dataset, check_dataset
 from lib.drawing import draw_dataset
 from lib.errors import TrainingError, WeightsError
 from lib.experiment.schema import Experiment, load_experiment
 from lib.remotes.credentials import Credentials
-from lib.tracking import Tracking, configure_tracking
-from lib.training import Start, Trained, fetch_weights, prepare_library, train
+from lib.train.checkpoints import Keeper, checkpoint_branch
+from lib.train.launch import Start, Trained, fetch_weights, prepare_library, train
+from lib.train.tracking import Tracking, configure_tracking
 
 pytestmark = pytest.mark.slow
 
@@ -60,8 +60,8 @@ class Machine:
         return configure_tracking(experiment, Credentials(), self.folder / name / "curves", name)
 
     def train(self, name: str, start: Start = NEW, *, stop_after: float | None = None, **values: Any) -> Trained:
-        """Train in a folder of that name; `device` and `worker` as `lib.training.train` takes them."""
-        given = {"device": values.pop("device", "cpu"), "worker": values.pop("worker", "lib.trainer")}
+        """Train in a folder of that name; `device` and `worker` as `lib.train.launch.train` takes them."""
+        given = {"device": values.pop("device", "cpu"), "worker": values.pop("worker", "lib.train.trainer")}
         experiment = self.experiment(**values)
         root = self.folder / name
         tracking = self.tracking(name, experiment).going_on(start.run_path)
@@ -430,7 +430,7 @@ def wait_for_workers(parent: int, count: int) -> list[int]:
                 command = stat.with_name("cmdline").read_bytes()
             except OSError:
                 continue
-            if int(fields[1]) == parent and b"lib.trainer" in command:
+            if int(fields[1]) == parent and b"lib.train.trainer" in command:
                 found.append(int(stat.parent.name))
         if len(found) == count:
             return found

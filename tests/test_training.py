@@ -13,8 +13,7 @@ from conftest import ROOT
 from lib.errors import TrainingError, WeightsError
 from lib.experiment.schema import Experiment, keys, load_experiment
 from lib.remotes.credentials import Credentials
-from lib.tracking import configure_tracking
-from lib.training import (
+from lib.train.launch import (
     ALWAYS,
     ARGUMENTS,
     WORKED_OUT,
@@ -26,6 +25,7 @@ from lib.training import (
     train,
     ultralytics_arguments,
 )
+from lib.train.tracking import configure_tracking
 
 BASELINE = ROOT / "experiments/001_det_baseline.yaml"
 
@@ -111,7 +111,7 @@ def test_published_weights_that_cannot_be_had_are_told_with_the_three_ways_out(t
     """Without a network the library's own download fails; in a process of its own, since settings are read once."""
     script = (
         "import sys\nfrom pathlib import Path\nfrom lib.experiment.schema import load_experiment\n"
-        "from lib.training import fetch_weights, prepare_library\nprepare_library(Path(sys.argv[1]))\n"
+        "from lib.train.launch import fetch_weights, prepare_library\nprepare_library(Path(sys.argv[1]))\n"
         "fetch_weights(load_experiment('experiments/001_det_baseline.yaml'), Path('.'))"
     )
     nowhere = "http://127.0.0.1:9"  # a proxy that is not there: no request leaves the machine
@@ -128,7 +128,7 @@ def test_published_weights_that_cannot_be_had_are_told_with_the_three_ways_out(t
 def test_the_library_is_kept_from_installing_and_tracking(tmp_path: Path) -> None:
     """Settings of the run's own, every tracker off, no installs; the user's settings are not read."""
     script = (
-        "import sys\nfrom pathlib import Path\nfrom lib.training import prepare_library\n"
+        "import sys\nfrom pathlib import Path\nfrom lib.train.launch import prepare_library\n"
         "prepare_library(Path(sys.argv[1]))\n"
         "from ultralytics import settings\nfrom ultralytics.utils import AUTOINSTALL\n"
         "on = [name for name in ('wandb', 'dvc', 'mlflow', 'clearml', 'comet', 'sync') if settings[name]]\n"

@@ -1,7 +1,7 @@
 """For people who write experiments: a new one from an old one, what each value means, and the schema for editors.
 
 Guarantees: a new experiment is valid, and no file is ever written over; everything said of a key is what the models of
-`lib/experiment/schema.py` and the table of `lib/training.py` say.
+`lib/experiment/schema.py` and the table of `lib/train/launch.py` say.
 
 Not in the schema: what depends on two keys at once, as flips on the module; loading the experiment tells it.
 """
@@ -31,7 +31,7 @@ from lib.experiment.schema import (
     read_value,
     read_yaml,
 )
-from lib.training import ALWAYS, ARGUMENTS, WORKED_OUT
+from lib.train.launch import ALWAYS, ARGUMENTS, WORKED_OUT
 
 SCHEMA = "schema.json"
 SCHEMA_LINE = f"# yaml-language-server: $schema={SCHEMA}\n"

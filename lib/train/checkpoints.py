@@ -29,7 +29,7 @@ from lib.progress import say
 from lib.remotes.clone import set_up_copy
 from lib.remotes.credentials import Credentials
 from lib.sync import Publication, Refs, RunHold, sync_outputs
-from lib.training import epochs_behind
+from lib.train.launch import epochs_behind
 
 WEIGHTS = ("train/weights/best.pt", "train/weights/last.pt")
 """In the order in which they are copied: `best.pt` may never be newer than `last.pt`."""

@@ -1,6 +1,6 @@
 """Train one experiment: what it starts from, its processes, and what is done when they fail.
 
-Training runs in processes of its own (`lib/trainer.py`), one a GPU, whatever their number: what hangs can be ended,
+Training runs in processes of its own (`lib/train/trainer.py`), one a GPU, whatever their number: what hangs can be ended,
 what runs out of memory begins again with all of it, and the notebook's kernel lives on.
 
 Guarantees: the values trained with are the experiment's, each under the name ultralytics gives it; nothing is installed
@@ -31,7 +31,7 @@ from lib.errors import TrainingError, WeightsError
 from lib.experiment.schema import Augmentation, Experiment, Task
 from lib.process import MINUTE, found_from, run_side_by_side
 from lib.progress import is_watched
-from lib.tracking import Tracking
+from lib.train.tracking import Tracking
 
 State = Literal["finished", "interrupted", "failed"]
 
@@ -129,8 +129,8 @@ def prepare_library(scratch: Path) -> None:
     config.mkdir(parents=True, exist_ok=True)
     os.environ["YOLO_CONFIG_DIR"] = str(config)
     os.environ["YOLO_AUTOINSTALL"] = "false"
-    os.environ["YOLO_VERBOSE"] = "false"  # five lines an epoch; lib/trainer.py prints one
-    # lib/tracking.py writes the one W&B run; the library's own integrations would open more
+    os.environ["YOLO_VERBOSE"] = "false"  # five lines an epoch; lib/train/trainer.py prints one
+    # lib/train/tracking.py writes the one W&B run; the library's own integrations would open more
     from ultralytics import settings
     from ultralytics.utils import LOGGER
 
@@ -310,7 +310,7 @@ def train(
     device: str,
     tracking: Tracking,
     stop_at: float | None = None,
-    worker: str = "lib.trainer",
+    worker: str = "lib.train.trainer",
 ) -> Trained:
     """Train into `artifacts/{module}/{name}/train` below `root`.
 

@@ -110,7 +110,7 @@ def preflight_here(root: Path, experiment: Experiment, credentials: Credentials,
 
     A copy of it is set up as a session sets itself up: the remotes of the commit, the credentials of `secrets.json`.
     """
-    from lib.training import prepare_library
+    from lib.train.launch import prepare_library
 
     with set_up_copy(root, credentials) as (copy, scratch):
         host = replace(find_host(root, scratch), on_kaggle=False)
@@ -318,7 +318,7 @@ def _judge_dataset(pointer: Pointer, name: str, *, is_there: bool) -> Line:
 
 
 def _check_weights(flight: Flight) -> Iterator[Line]:
-    from lib.training import find_weights
+    from lib.train.launch import find_weights
 
     found = find_weights(flight.experiment, flight.root)
     if found is None:

@@ -17,7 +17,7 @@ from typing import Any
 from lib.errors import CommandError, ExportError
 from lib.experiment.schema import Experiment
 from lib.process import MINUTE, found_from, run_command
-from lib.training import Trained
+from lib.train.launch import Trained
 
 TIMEOUT = 10 * MINUTE  # a format; a large model at 1280 px takes less than one
 RELATIVE, ABSOLUTE = 1e-3, 1e-2  # of pixels and scores; both exporters stay a hundred times below
@@ -59,7 +59,7 @@ def _export(best: Path, form: str, image_size: int, target: Path, root: Path) ->
     with tempfile.TemporaryDirectory(prefix="kaggle-training-") as scratch:
         copy = shutil.copy(best, scratch)
         run_command(
-            [sys.executable, "-m", "lib.export", copy, form, str(image_size)],
+            [sys.executable, "-m", "lib.train.export", copy, form, str(image_size)],
             cwd=Path(scratch), env=found_from(root), timeout=TIMEOUT,
         )  # fmt: skip
         shutil.move(Path(scratch) / target.name, target)

@@ -1,4 +1,4 @@
-"""The trainer that every process of a training runs: `python -m lib.trainer PLAN`, started by `lib/training.py`.
+"""The trainer that every process of a training runs: `python -m lib.train.trainer PLAN`, started by `lib/train/launch.py`.
 
 Guarantees: it trains with the plan's arguments, on resuming too; a checkpoint in its folder is whole at every moment,
 also while the library writes it; every finished batch moves the sign of life; the last epoch that fits into the
@@ -34,8 +34,8 @@ from ultralytics.utils.torch_utils import init_seeds, torch_distributed_zero_fir
 from lib.experiment.schema import Task
 from lib.process import die_with
 from lib.progress import REDRAWN, Bar, duration
-from lib.tracking import Recorder
-from lib.training import Outcome, Plan
+from lib.train.launch import Outcome, Plan
+from lib.train.tracking import Recorder
 
 FIRST = RANK in {-1, 0}
 """Whether this process is the one that writes: the only one, or the first of several."""
