@@ -138,9 +138,9 @@ def fetch(*, branch: str | None, output: Path | None, secrets: str) -> None:
 
     Whole, without touching the checkout and without the dataset. Without BRANCH it lets you choose among the newest.
     """
-    from lib.models import fetch_model
-    from lib.published import ask_for_run, list_runs
     from lib.remotes.credentials import load_credentials
+    from lib.results.fetch import fetch_model
+    from lib.results.published import ask_for_run, list_runs
     from lib.sandbox import find_project
     from lib.sync import Refs
 
@@ -164,9 +164,9 @@ def predict(
     The model of BRANCH is fetched where it is not here yet; an IMAGE may be a folder of them. Prints a line a picture
     and draws it. Exits with 1 if one cannot be read.
     """
-    from lib.models import fetch_model
-    from lib.prediction import predict as predict_on
     from lib.remotes.credentials import load_credentials
+    from lib.results.fetch import fetch_model
+    from lib.results.predict import predict as predict_on
     from lib.sandbox import find_project
 
     root = find_project(Path.cwd())
@@ -192,8 +192,8 @@ def compare(*, branches: tuple[str, ...], output: Path, secrets: str, as_json: b
     Metrics, what they were made from where it differs, and their curves in one picture. Without BRANCH the newest
     runs of the experiment that was trained last.
     """
-    from lib import side_by_side
     from lib.remotes.credentials import load_credentials
+    from lib.results import compare as side_by_side
     from lib.sync import Refs
 
     sides = side_by_side.read_sides(Refs(Path.cwd(), load_credentials(secrets)), branches)
@@ -216,7 +216,7 @@ def rerun(*, branch: str, output: Path | None, kaggle_user: str, secrets_dataset
     """
     from lib.kaggle.notebook import configured_user, ways_to_kaggle
     from lib.remotes.credentials import load_credentials
-    from lib.rerun import rerun as render_again
+    from lib.results.rerun import rerun as render_again
     from lib.sandbox import find_project
 
     user = kaggle_user or configured_user()
@@ -305,7 +305,7 @@ def status(*, secrets: str, as_json: bool) -> None:
     Finished runs with metrics, checkpoints, sessions and open publications, from the Git remote alone.
     """
     from lib.remotes.credentials import load_credentials
-    from lib.status import read_status, show_status
+    from lib.results.status import read_status, show_status
 
     entries = read_status(Path.cwd(), load_credentials(secrets))
     print(json.dumps([entry.as_dict() for entry in entries], indent=2) if as_json else show_status(entries))

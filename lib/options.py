@@ -34,8 +34,8 @@ OLDER_THAN = click.option(
 def complete_branch(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
     """Give the branches of finished runs that begin so, for the shell; none where the remote does not answer."""
     from lib.errors import RunError
-    from lib.published import list_runs
     from lib.remotes.credentials import load_credentials
+    from lib.results.published import list_runs
     from lib.sync import Refs
 
     try:

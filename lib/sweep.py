@@ -22,7 +22,7 @@ from lib.errors import ExperimentError
 from lib.experiment.schema import FROM_VALUES, MATRIX, Experiment, load_experiment, read_yaml, set_value
 from lib.node import Job, Progress
 from lib.progress import duration
-from lib.published import HEADS, UNREADABLE, find_own
+from lib.results.published import HEADS, UNREADABLE, find_own
 from lib.sync import Refs
 
 LOOK = 1.0  # seconds between two looks
@@ -273,9 +273,9 @@ def train_all(
     `project` is the checkout whose commit is trained; with `sandbox` a sandbox is made there in its place. `secrets`
     and `folder`, where runs work, are paths of every node. Raises `RunError` before anything has started.
     """
-    from lib import side_by_side
     from lib.kaggle.notebook import source
     from lib.remotes.credentials import load_credentials
+    from lib.results import compare as side_by_side
     from lib.sandbox import make_sandbox
 
     credentials = load_credentials(secrets)

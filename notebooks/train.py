@@ -235,7 +235,7 @@ print(checkpoint.describe() if checkpoint else "No earlier session has left a ch
 
 # %%
 step("5/10: Configure WandB for experiment tracking")
-from lib.report import RunFacts, branch_name
+from lib.results.report import RunFacts, branch_name
 from lib.train.tracking import configure_tracking
 
 branch = branch_name(chosen, started)
@@ -274,7 +274,7 @@ print(dataset.show_warnings())
 # %%
 step("7/10: Display training configuration")
 from lib.kaggle.host import training_device
-from lib.report import describe_run
+from lib.results.report import describe_run
 
 device = training_device(host.gpus, multi_gpu=chosen.hardware.multi_gpu)
 facts = RunFacts(root, branch, commit, credentials.redact(repository), started, device)
@@ -324,7 +324,7 @@ with keeper:
 # The best weights are measured on the validation and the test split.
 
 # %% tags=["nbval-ignore-output"]
-from lib.evaluation import evaluate
+from lib.results.evaluate import evaluate
 
 evaluated = evaluate(chosen, dataset, trained, device=device)
 
@@ -337,7 +337,7 @@ from lib.train.export import export
 exported = export(chosen, trained, root)
 
 # %%
-from lib.report import show_metrics, write_report
+from lib.results.report import show_metrics, write_report
 
 write_report(facts, chosen, host, dataset, start, trained, evaluated, exported, tracking, steps)
 show_metrics(evaluated)
@@ -347,7 +347,7 @@ show_metrics(evaluated)
 # published too, marked as failed, unless the experiment says to keep it here.
 
 # %% tags=["nbval-ignore-output"]
-from lib.report import publication
+from lib.results.report import publication
 from lib.sync import sync_outputs
 
 if trained.state == "failed" and chosen.session.on_failure == "keep":
@@ -372,7 +372,7 @@ print(free_gpu_memory())
 # ## What came out
 
 # %% tags=["nbval-ignore-output"]
-from lib.report import show_pictures, show_summary
+from lib.results.report import show_pictures, show_summary
 
 show_summary(facts, chosen, trained, evaluated, exported, tracking, steps, time.time())
 show_pictures(facts, chosen)

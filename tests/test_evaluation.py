@@ -16,11 +16,11 @@ import pytest
 from conftest import ROOT
 from pydantic import ValidationError
 
-from lib import evaluation
-from lib.comparison import Case, Compared, Thing, compare, corner_errors, draw_worst, iou, match
 from lib.data.dataset import Dataset, check_dataset
-from lib.evaluation import Evaluated, Metrics, evaluate
 from lib.experiment.schema import Experiment, load_experiment
+from lib.results import evaluate as evaluation
+from lib.results.evaluate import Evaluated, Metrics, evaluate
+from lib.results.matching import Case, Compared, Thing, compare, corner_errors, draw_worst, iou, match
 from lib.train.launch import Trained
 
 EPOCHS = 20

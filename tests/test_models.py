@@ -22,9 +22,9 @@ from PIL import Image
 from lib.__main__ import app
 from lib.errors import BranchError, PredictionError, RunError
 from lib.experiment.schema import load_experiment
-from lib.models import Model, fetch_model
-from lib.prediction import predict
 from lib.remotes.credentials import Credentials
+from lib.results.fetch import Model, fetch_model
+from lib.results.predict import predict
 from lib.sync import Publication, sync_outputs
 
 OLDER, NEWER = (f"kaggle-train-detection-exp001-2025010{day}-030405" for day in (2, 3))

@@ -13,11 +13,11 @@ from conftest import ROOT
 
 from lib.data.dataset import Dataset
 from lib.errors import EvaluationError
-from lib.evaluation import Evaluated
 from lib.experiment.schema import load_experiment
 from lib.kaggle.host import Gpu, Host
 from lib.remotes.credentials import Credentials
-from lib.report import RunFacts, write_report
+from lib.results.evaluate import Evaluated
+from lib.results.report import RunFacts, write_report
 from lib.train.export import Exported
 from lib.train.launch import Start, Trained
 from lib.train.tracking import configure_tracking

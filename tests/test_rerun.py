@@ -15,7 +15,7 @@ from conftest import ROOT, RUN, Stores, run_git, write_run
 from lib.errors import BranchError, RenderError
 from lib.experiment.schema import load_experiment
 from lib.remotes.credentials import Credentials
-from lib.rerun import rerun
+from lib.results.rerun import rerun
 from lib.sync import Publication, sync_outputs
 
 BRANCH = "kaggle-train-detection-exp001-baseline-20250102-030405"

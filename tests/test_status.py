@@ -14,7 +14,7 @@ from conftest import ROOT, RUN, WEIGHTS, Stores, run_git, write_run
 from lib.__main__ import app
 from lib.experiment.schema import load_experiment
 from lib.remotes.credentials import Credentials
-from lib.status import read_status, show_status
+from lib.results.status import read_status, show_status
 from lib.sync import Publication, RunHold, sync_outputs
 from lib.sync.intent import Intent, Owner
 from lib.sync.refs import Move, Refs

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib.comparison import Thing, draw_found
 from lib.data.dataset import is_picture
 from lib.errors import PredictionError
-from lib.models import Model
+from lib.results.fetch import Model
+from lib.results.matching import Thing, draw_found
 from lib.train.launch import prepare_library
 
 

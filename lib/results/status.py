@@ -10,8 +10,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from lib.published import HEADS, RUNS, UNREADABLE, find_own, measured
 from lib.remotes.credentials import Credentials
+from lib.results.published import HEADS, RUNS, UNREADABLE, find_own, measured
 from lib.sync import RUN_PLACES, Refs, read_run
 
 SHOWN = ("mAP50", "mean_px")

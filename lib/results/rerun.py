@@ -13,9 +13,9 @@ from pydantic import BaseModel, Field, ValidationError
 from lib.errors import RenderError
 from lib.experiment.schema import find_module
 from lib.kaggle.notebook import Rendered, bake, kernel_metadata, parameters, public_url, read_notebook, write_rendered
-from lib.published import PublishedRun, read_published
 from lib.remotes.clone import find_git_remote
 from lib.remotes.credentials import Credentials
+from lib.results.published import PublishedRun, read_published
 from lib.sync import Refs
 
 BAKED = ("module", "experiment", "repository", "commit", "accelerator")

@@ -16,7 +16,7 @@ from typing import Any
 
 from lib.errors import BranchError
 from lib.experiment.schema import flat
-from lib.published import UNREADABLE, PublishedRun, list_runs, measured, read_published, series_of
+from lib.results.published import UNREADABLE, PublishedRun, list_runs, measured, read_published, series_of
 from lib.sync import Refs
 
 MOST = 5  # runs of an experiment that are compared where none is named

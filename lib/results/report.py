@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from lib.data.dataset import Dataset
-from lib.evaluation import HEADS, Evaluated
 from lib.experiment.schema import Experiment
 from lib.kaggle.host import Host
 from lib.progress import duration
+from lib.results.evaluate import HEADS, Evaluated
 from lib.sync import Publication, RunHold
 from lib.train.checkpoints import checkpoint_branch
 from lib.train.export import Exported

@@ -30,11 +30,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lib.comparison import compare, corner_errors, draw_predictions, draw_worst, file_name
 from lib.data.dataset import Dataset
 from lib.errors import EvaluationError
 from lib.experiment.schema import Experiment
 from lib.progress import Bar
+from lib.results.matching import compare, corner_errors, draw_predictions, draw_worst, file_name
 from lib.train.launch import Trained
 
 HEADS = {"box": "B", "mask": "M", "pose": "P"}

@@ -18,9 +18,9 @@ from typing import Any
 
 from lib.data.dataset import pull_objects
 from lib.errors import BranchError, RemoteError
-from lib.published import PublishedRun, read_published
 from lib.remotes.clone import clone_with
 from lib.remotes.credentials import Credentials
+from lib.results.published import PublishedRun, read_published
 from lib.sync import Refs
 
 CHUNK = 2**20
