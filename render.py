@@ -160,7 +160,7 @@ def _experiment_file(about: Module, given: Path | None, *, run: bool) -> Path:
 
 
 def _sandbox(folder: Path, chosen: Experiment, data: Path | None, services: Any) -> dict[str, str]:  # noqa: ANN401
-    from lib.sandbox import make_sandbox
+    from lib.sandbox.make import make_sandbox
 
     print(f"Making the sandbox in {folder} …", flush=True)
     made = make_sandbox(PROJECT, folder, chosen, data)

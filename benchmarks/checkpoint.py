@@ -30,9 +30,9 @@ from training import seconds_an_epoch
 
 import lib.remotes.credentials
 from lib.data.dataset import check_dataset
-from lib.drawing import draw_dataset
 from lib.experiment.schema import Experiment, load_experiment
 from lib.remotes.credentials import Credentials
+from lib.sandbox.dataset import draw_dataset
 from lib.train.checkpoints import Keeper
 from lib.train.launch import Start, prepare_library, train
 from lib.train.tracking import configure_tracking

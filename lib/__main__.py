@@ -29,7 +29,7 @@ def sandbox(*, module: str, folder: Path, data: Path | None, as_json: bool) -> N
     A Git repository with this checkout, a DVC remote and a dataset of MODULE.
     """
     from lib.experiment.schema import find_module, load_experiment
-    from lib.sandbox import find_project, make_sandbox
+    from lib.sandbox.make import find_project, make_sandbox
 
     project = find_project(Path.cwd())
     made = make_sandbox(project, folder, load_experiment(find_module(module).small(project)), data)
@@ -51,7 +51,7 @@ def new(*, name: str, source: Path, parameters: tuple[tuple[str, str], ...]) -> 
     Writes experiments/NUMBER_MODULE_NAME.yaml with the comments of FILE.
     """
     from lib.experiment.authoring import new_experiment
-    from lib.sandbox import find_project
+    from lib.sandbox.make import find_project
 
     project = find_project(Path.cwd())
     file, experiment = new_experiment(project, name, source, parameters)
@@ -77,7 +77,7 @@ def explain(*, file: Path, parameters: tuple[tuple[str, str], ...]) -> None:
 def schema() -> None:
     """Write experiments/schema.json, for editors."""
     from lib.experiment.authoring import write_schema
-    from lib.sandbox import find_project
+    from lib.sandbox.make import find_project
 
     print(write_schema(find_project(Path.cwd())))
 
@@ -105,7 +105,7 @@ def wheels(*, folder: Path, python: str) -> None:
     Attach FOLDER as a Kaggle dataset.
     """
     from lib.kaggle.wheels import gather_wheels
-    from lib.sandbox import find_project
+    from lib.sandbox.make import find_project
 
     found = gather_wheels(find_project(Path.cwd()), folder, python=python)
     print(f"{found.count} wheels for Python {python}, {found.size / 2**20:.0f} MiB, in {found.folder}.")
@@ -141,7 +141,7 @@ def fetch(*, branch: str | None, output: Path | None, secrets: str) -> None:
     from lib.remotes.credentials import load_credentials
     from lib.results.fetch import fetch_model
     from lib.results.published import ask_for_run, list_runs
-    from lib.sandbox import find_project
+    from lib.sandbox.make import find_project
     from lib.sync import Refs
 
     root, credentials = find_project(Path.cwd()), load_credentials(secrets)
@@ -167,7 +167,7 @@ def predict(
     from lib.remotes.credentials import load_credentials
     from lib.results.fetch import fetch_model
     from lib.results.predict import predict as predict_on
-    from lib.sandbox import find_project
+    from lib.sandbox.make import find_project
 
     root = find_project(Path.cwd())
     with contextlib.redirect_stdout(sys.stderr):  # how far the fetching is is no prediction
@@ -217,7 +217,7 @@ def rerun(*, branch: str, output: Path | None, kaggle_user: str, secrets_dataset
     from lib.kaggle.notebook import configured_user, ways_to_kaggle
     from lib.remotes.credentials import load_credentials
     from lib.results.rerun import rerun as render_again
-    from lib.sandbox import find_project
+    from lib.sandbox.make import find_project
 
     user = kaggle_user or configured_user()
     rendered, record = render_again(
@@ -284,7 +284,7 @@ def sweep(
     """
     from lib.cluster import Cluster
     from lib.experiment.authoring import typed
-    from lib.sandbox import find_project
+    from lib.sandbox.make import find_project
     from lib.sweep import read_sweep, train_all
 
     chosen = read_sweep(experiments, typed(parameters))

@@ -276,7 +276,7 @@ def train_all(
     from lib.kaggle.notebook import source
     from lib.remotes.credentials import load_credentials
     from lib.results import compare as side_by_side
-    from lib.sandbox import make_sandbox
+    from lib.sandbox.make import make_sandbox
 
     credentials = load_credentials(secrets)
     secrets = str(Path(secrets).resolve()) if secrets else ""

@@ -27,7 +27,7 @@ from git_host_emulator import GitHost
 from wandb_emulator import WandbEmulator
 
 from lib.remotes.credentials import NAMES, write_private
-from lib.sandbox import Sandbox, _commit
+from lib.sandbox.make import Sandbox, _commit
 
 REPOSITORY = "octocat/kaggle-training"
 

@@ -12,11 +12,11 @@ from conftest import ROOT, Stores, run_git
 from ruamel.yaml import YAML
 
 from lib.data.dataset import check_dataset, pull_dataset
-from lib.drawing import draw_dataset
 from lib.errors import DatasetError
 from lib.experiment.schema import Experiment, load_experiment
 from lib.remotes.clone import configure_dvc
 from lib.remotes.credentials import Credentials
+from lib.sandbox.dataset import draw_dataset
 
 LOCALIZATION = load_experiment(ROOT / "experiments/000_loc_sandbox.yaml")
 DETECTION = load_experiment(ROOT / "experiments/000_det_sandbox.yaml")

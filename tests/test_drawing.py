@@ -9,9 +9,9 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter
 from ruamel.yaml import YAML
 
-from lib import drawing
-from lib.drawing import check_digit, draw_contact_sheet, draw_dataset
 from lib.errors import DatasetError
+from lib.sandbox import dataset as drawing
+from lib.sandbox.dataset import check_digit, draw_contact_sheet, draw_dataset
 
 if TYPE_CHECKING:
     from pathlib import Path

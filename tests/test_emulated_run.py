@@ -32,11 +32,11 @@ from drive_emulator import DriveEmulator, write_credentials
 from emulated_services import NOTES, REPOSITORY, EmulatedServices
 
 import render
-from lib.drawing import draw_dataset
 from lib.experiment.schema import find_module, load_experiment
 from lib.kaggle.notebook import bake, read_notebook, write_rendered
 from lib.remotes.credentials import Credentials
-from lib.sandbox import Sandbox, make_sandbox
+from lib.sandbox.dataset import draw_dataset
+from lib.sandbox.make import Sandbox, make_sandbox
 
 SMALL = load_experiment(
     ROOT / "experiments/000_det_sandbox.yaml", {"training.epochs": 1, "training.image_size": 64}, module="detection"

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Stores, run_git
 
-from lib.drawing import draw_dataset
 from lib.errors import PreflightError
 from lib.experiment.schema import Experiment, load_experiment
 from lib.kaggle.host import Gpu, Host
 from lib.remotes.clone import configure_dvc
 from lib.remotes.credentials import Credentials
+from lib.sandbox.dataset import draw_dataset
 from lib.train.launch import prepare_library
 from lib.train.preflight import (
     Flight,

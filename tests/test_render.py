@@ -15,11 +15,11 @@ import pytest
 from conftest import ROOT, copy_project, run_git
 
 import render
-from lib.drawing import draw_dataset
 from lib.errors import RenderError
 from lib.experiment.schema import MODULES, SHORTCUTS, Experiment, keys, load_experiment
 from lib.kaggle.notebook import parameters, public_url, read_notebook
 from lib.remotes.credentials import load_credentials
+from lib.sandbox.dataset import draw_dataset
 
 NOTEBOOK = render.SOURCE.read_text(encoding="utf-8")
 

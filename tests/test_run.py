@@ -20,8 +20,8 @@ import pytest
 from conftest import ROOT, run_git
 from test_tracking import records
 
-from lib.drawing import draw_dataset
 from lib.remotes.credentials import Credentials
+from lib.sandbox.dataset import draw_dataset
 from lib.sync import RunHold
 
 pytestmark = pytest.mark.slow

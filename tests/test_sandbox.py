@@ -11,7 +11,7 @@ from conftest import ROOT, run_git
 
 from lib.errors import SandboxError
 from lib.experiment.schema import Experiment, load_experiment
-from lib.sandbox import Sandbox, find_project, make_sandbox
+from lib.sandbox.make import Sandbox, find_project, make_sandbox
 
 DETECTION = load_experiment(ROOT / "experiments/000_det_sandbox.yaml")
 
@@ -35,7 +35,7 @@ def project(tmp_path: Path) -> Path:
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     """Make a dataset of three pictures that stands for the user's own."""
-    from lib.drawing import draw_dataset
+    from lib.sandbox.dataset import draw_dataset
 
     draw_dataset(tmp_path / "tiny", "detection", counts={"train": 1, "val": 1, "test": 1}, size=64)
     return tmp_path / "tiny"

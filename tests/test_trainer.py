@@ -23,10 +23,10 @@ from conftest import ROOT, Stores, run_git
 from test_tracking import records
 
 from lib.data.dataset import Dataset, check_dataset
-from lib.drawing import draw_dataset
 from lib.errors import TrainingError, WeightsError
 from lib.experiment.schema import Experiment, load_experiment
 from lib.remotes.credentials import Credentials
+from lib.sandbox.dataset import draw_dataset
 from lib.train.checkpoints import Keeper, checkpoint_branch
 from lib.train.launch import Start, Trained, fetch_weights, prepare_library, train
 from lib.train.tracking import Tracking, configure_tracking

@@ -12,10 +12,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.drawing import CLASSES, draw_contact_sheet, draw_dataset
 from lib.errors import CommandError, SandboxError
 from lib.experiment.schema import Experiment
 from lib.process import run_command
+from lib.sandbox.dataset import CLASSES, draw_contact_sheet, draw_dataset
 
 REMOTE = "sandbox"
 
