@@ -282,10 +282,10 @@ def sweep(
     Each EXPERIMENT is a YAML, or a matrix of them (its key sweep). What the same commit has published is skipped, and
     the rest goes on from its checkpoints. Compares them in the end; exits with 1 if one is not published.
     """
-    from lib.cluster import Cluster
     from lib.experiment.authoring import typed
     from lib.sandbox.make import find_project
-    from lib.sweep import read_sweep, train_all
+    from lib.sweep.engine import Cluster
+    from lib.sweep.sweep import read_sweep, train_all
 
     chosen = read_sweep(experiments, typed(parameters))
     complete = train_all(

@@ -16,9 +16,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lib.cluster import Cluster
-from lib.node import Job, Progress
-from lib.sweep import run_sweep
+from lib.sweep.engine import Cluster
+from lib.sweep.sweep import run_sweep
+from lib.sweep.worker import Job, Progress
 
 
 def main(plan: dict[str, Any]) -> None:

@@ -20,9 +20,9 @@ from conftest import ROOT, Stores, is_alive, run_git
 
 from lib.errors import ExperimentError
 from lib.experiment.schema import load_experiment
-from lib.node import Progress
 from lib.remotes.credentials import Credentials
-from lib.sweep import Scoreboard, describe, find_published, read_sweep
+from lib.sweep.sweep import Scoreboard, describe, find_published, read_sweep
+from lib.sweep.worker import Progress
 from lib.sync import Refs, check, recover
 
 SMALL = ROOT / "experiments/000_det_sandbox.yaml"

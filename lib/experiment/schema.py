@@ -111,7 +111,7 @@ SHORTCUTS: Mapping[str, str] = {
 }
 """Keys that `-p` and the notebook also take by their last word."""
 MATRIX = "sweep"
-"""The key of a file that makes many experiments of one; see `lib/sweep.py`."""
+"""The key of a file that makes many experiments of one; see `lib/sweep/sweep.py`."""
 FROM_VALUES = ("name", "module", "description")
 """Keys that cannot be swept: the experiments of a sweep are named after their values."""
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -20,9 +20,9 @@ from typing import Any, Protocol, Self
 
 from lib.errors import ExperimentError
 from lib.experiment.schema import FROM_VALUES, MATRIX, Experiment, load_experiment, read_yaml, set_value
-from lib.node import Job, Progress
 from lib.progress import duration
 from lib.results.published import HEADS, UNREADABLE, find_own
+from lib.sweep.worker import Job, Progress
 from lib.sync import Refs
 
 LOOK = 1.0  # seconds between two looks

@@ -1,6 +1,6 @@
 """One run of a sweep on the machine that it was given: rendered, executed and watched.
 
-`Execution` is the side that watches; `python -m lib.node FOLDER` is the run itself, in a process of its own.
+`Execution` is the side that watches; `python -m lib.sweep.worker FOLDER` is the run itself, in a process of its own.
 Guarantees: the run ends with who watches it, however that ends; interrupted, it lets go of what it holds. How far it is
 is read from the files that every run writes (`run.log`, `results.csv`).
 """
@@ -89,7 +89,7 @@ class Execution:
         self.folder.mkdir(parents=True)
         plan = {"parent": os.getpid(), "job": asdict(self._job)}
         (self.folder / "job.json").write_text(json.dumps(plan, indent=1), encoding="utf-8")
-        command = [sys.executable, "-m", "lib.node", str(self.folder)]
+        command = [sys.executable, "-m", "lib.sweep.worker", str(self.folder)]
         self._command = LoggedCommand(command, self.folder / "output.log")
         return self
 

@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any, Self
 
 from lib.errors import ClusterError
-from lib.node import Execution, Job, Progress
+from lib.sweep.worker import Execution, Job, Progress
 
 LOOK = 1.0  # seconds between two looks at a run
 ANSWER = 10.0  # seconds that a cluster has to answer
