@@ -22,6 +22,7 @@ from typing import Any
 
 import click
 
+from lib.cli.options import KAGGLE_USER, SECRETS_DATASET
 from lib.errors import RenderError, RunError
 from lib.experiment.schema import SHORTCUTS, Experiment, Module, find_module, keys, load_experiment, read_value
 from lib.kaggle.notebook import (
@@ -37,7 +38,6 @@ from lib.kaggle.notebook import (
     ways_to_kaggle,
     write_rendered,
 )
-from lib.options import KAGGLE_USER, SECRETS_DATASET
 
 PROJECT = Path(__file__).resolve().parent
 SOURCE = PROJECT / "notebooks" / "train.py"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 
+from lib.cli.options import KAGGLE_USER, OLDER_THAN, PARAMETERS, SECRETS, SECRETS_DATASET, complete_branch
 from lib.errors import RunError
-from lib.options import KAGGLE_USER, OLDER_THAN, PARAMETERS, SECRETS, SECRETS_DATASET, complete_branch
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
