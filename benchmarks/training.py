@@ -22,10 +22,11 @@ sys.path.insert(0, str(ROOT))
 from measure import Case, report
 
 from lib.data.dataset import check_dataset
+from lib.experiment.arguments import ultralytics_arguments
 from lib.experiment.schema import Experiment, load_experiment
 from lib.remotes.credentials import Credentials
 from lib.sandbox.dataset import draw_dataset
-from lib.train.launch import Start, prepare_library, train, ultralytics_arguments
+from lib.train.launch import Start, prepare_library, train
 from lib.train.tracking import configure_tracking
 
 WARM_UP = 2  # epochs that are not counted: caches, allocators

@@ -29,7 +29,8 @@ def sandbox(*, module: str, folder: Path, data: Path | None, as_json: bool) -> N
     A Git repository with this checkout, a DVC remote and a dataset of MODULE.
     """
     from lib.experiment.schema import find_module, load_experiment
-    from lib.sandbox.make import find_project, make_sandbox
+    from lib.remotes.repository import find_project
+    from lib.sandbox.make import make_sandbox
 
     project = find_project(Path.cwd())
     made = make_sandbox(project, folder, load_experiment(find_module(module).small(project)), data)
@@ -51,7 +52,7 @@ def new(*, name: str, source: Path, parameters: tuple[tuple[str, str], ...]) -> 
     Writes experiments/NUMBER_MODULE_NAME.yaml with the comments of FILE.
     """
     from lib.experiment.authoring import new_experiment
-    from lib.sandbox.make import find_project
+    from lib.remotes.repository import find_project
 
     project = find_project(Path.cwd())
     file, experiment = new_experiment(project, name, source, parameters)
@@ -77,7 +78,7 @@ def explain(*, file: Path, parameters: tuple[tuple[str, str], ...]) -> None:
 def schema() -> None:
     """Write experiments/schema.json, for editors."""
     from lib.experiment.authoring import write_schema
-    from lib.sandbox.make import find_project
+    from lib.remotes.repository import find_project
 
     print(write_schema(find_project(Path.cwd())))
 
@@ -105,7 +106,7 @@ def wheels(*, folder: Path, python: str) -> None:
     Attach FOLDER as a Kaggle dataset.
     """
     from lib.kaggle.wheels import gather_wheels
-    from lib.sandbox.make import find_project
+    from lib.remotes.repository import find_project
 
     found = gather_wheels(find_project(Path.cwd()), folder, python=python)
     print(f"{found.count} wheels for Python {python}, {found.size / 2**20:.0f} MiB, in {found.folder}.")
@@ -139,9 +140,9 @@ def fetch(*, branch: str | None, output: Path | None, secrets: str) -> None:
     Whole, without touching the checkout and without the dataset. Without BRANCH it lets you choose among the newest.
     """
     from lib.remotes.credentials import load_credentials
+    from lib.remotes.repository import find_project
     from lib.results.fetch import fetch_model
     from lib.results.published import ask_for_run, list_runs
-    from lib.sandbox.make import find_project
     from lib.sync import Refs
 
     root, credentials = find_project(Path.cwd()), load_credentials(secrets)
@@ -165,9 +166,9 @@ def predict(
     and draws it. Exits with 1 if one cannot be read.
     """
     from lib.remotes.credentials import load_credentials
+    from lib.remotes.repository import find_project
     from lib.results.fetch import fetch_model
     from lib.results.predict import predict as predict_on
-    from lib.sandbox.make import find_project
 
     root = find_project(Path.cwd())
     with contextlib.redirect_stdout(sys.stderr):  # how far the fetching is is no prediction
@@ -216,8 +217,8 @@ def rerun(*, branch: str, output: Path | None, kaggle_user: str, secrets_dataset
     """
     from lib.kaggle.notebook import configured_user, ways_to_kaggle
     from lib.remotes.credentials import load_credentials
+    from lib.remotes.repository import find_project
     from lib.results.rerun import rerun as render_again
-    from lib.sandbox.make import find_project
 
     user = kaggle_user or configured_user()
     rendered, record = render_again(
@@ -283,7 +284,7 @@ def sweep(
     the rest goes on from its checkpoints. Compares them in the end; exits with 1 if one is not published.
     """
     from lib.experiment.authoring import typed
-    from lib.sandbox.make import find_project
+    from lib.remotes.repository import find_project
     from lib.sweep.engine import Cluster
     from lib.sweep.sweep import read_sweep, train_all
 

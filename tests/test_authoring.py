@@ -17,9 +17,9 @@ from ruamel.yaml import YAML
 
 from lib.__main__ import app
 from lib.errors import ExperimentError
+from lib.experiment.arguments import ALWAYS, ultralytics_arguments
 from lib.experiment.authoring import SCHEMA_LINE, explain, new_experiment, schema, show_explained
 from lib.experiment.schema import MATRIX, MODULES, keys, load_experiment, meanings, read_yaml
-from lib.train.launch import ALWAYS, ultralytics_arguments
 
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
 BASELINE = ROOT / "experiments/001_det_baseline.yaml"

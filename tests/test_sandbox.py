@@ -11,7 +11,8 @@ from conftest import ROOT, run_git
 
 from lib.errors import SandboxError
 from lib.experiment.schema import Experiment, load_experiment
-from lib.sandbox.make import Sandbox, find_project, make_sandbox
+from lib.remotes.repository import find_project
+from lib.sandbox.make import Sandbox, make_sandbox
 
 DETECTION = load_experiment(ROOT / "experiments/000_det_sandbox.yaml")
 

@@ -11,20 +11,10 @@ import pytest
 from conftest import ROOT
 
 from lib.errors import TrainingError, WeightsError
+from lib.experiment.arguments import ALWAYS, ARGUMENTS, WORKED_OUT, ultralytics_arguments
 from lib.experiment.schema import Experiment, keys, load_experiment
 from lib.remotes.credentials import Credentials
-from lib.train.launch import (
-    ALWAYS,
-    ARGUMENTS,
-    WORKED_OUT,
-    Plan,
-    Start,
-    fetch_weights,
-    find_weights,
-    keep_earlier,
-    train,
-    ultralytics_arguments,
-)
+from lib.train.launch import Plan, Start, fetch_weights, find_weights, keep_earlier, train
 from lib.train.tracking import configure_tracking
 
 BASELINE = ROOT / "experiments/001_det_baseline.yaml"

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import ExperimentError
+from lib.experiment.arguments import ALWAYS, ARGUMENTS, WORKED_OUT
 from lib.experiment.schema import (
     FROM_VALUES,
     MATRIX,
@@ -31,7 +32,6 @@ from lib.experiment.schema import (
     read_value,
     read_yaml,
 )
-from lib.train.launch import ALWAYS, ARGUMENTS, WORKED_OUT
 
 SCHEMA = "schema.json"
 SCHEMA_LINE = f"# yaml-language-server: $schema={SCHEMA}\n"

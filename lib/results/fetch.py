@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib.data.dataset import pull_objects
 from lib.errors import BranchError, RemoteError
 from lib.remotes.clone import clone_with
 from lib.remotes.credentials import Credentials
+from lib.remotes.pull import pull_objects
 from lib.results.published import PublishedRun, read_published
 from lib.sync import Refs
 

@@ -30,18 +30,6 @@ class Sandbox:
     sheet: Path
 
 
-def find_project(start: Path) -> Path:
-    """Give the checkout that `start` lies in. Raises `SandboxError` outside of one."""
-    for folder in (start.resolve(), *start.resolve().parents):
-        if (folder / "render.py").is_file() and (folder / "uv.lock").is_file():
-            return folder
-    raise SandboxError(
-        f"{start} lies in no checkout of this project, and no repository was named.",
-        state="nothing was started.",
-        remedy="run the notebook inside a clone, or name a repository with -p repository URL.",
-    )
-
-
 def make_sandbox(project: Path, folder: Path, experiment: Experiment, data: Path | None = None) -> Sandbox:
     """Make the sandbox in `folder`, or bring the one that stands there up to date.
 

@@ -24,7 +24,7 @@ from lib.sweep.worker import Execution, Job, Progress
 
 LOOK = 1.0  # seconds between two looks at a run
 ANSWER = 10.0  # seconds that a cluster has to answer
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = Path(__file__).resolve().parents[2]
 
 # Ray reads these when it is imported. Under `uv run` it would make an environment of its own on each node.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")

@@ -21,13 +21,14 @@ from typing import Any, Self
 
 from pydantic import BaseModel, Field, ValidationError
 
-from lib.data.dataset import pull_objects, read_pointer
+from lib.data.dataset import read_pointer
 from lib.errors import CheckpointError, GitPushError, RemoteError, RunError
 from lib.experiment.schema import Experiment, flat
 from lib.process import MINUTE
 from lib.progress import say
 from lib.remotes.clone import set_up_copy
 from lib.remotes.credentials import Credentials
+from lib.remotes.pull import pull_objects
 from lib.sync import Publication, Refs, RunHold, sync_outputs
 from lib.train.launch import epochs_behind
 

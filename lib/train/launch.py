@@ -21,14 +21,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
 from lib.errors import TrainingError, WeightsError
-from lib.experiment.schema import Augmentation, Experiment, Task
+from lib.experiment.arguments import ultralytics_arguments
+from lib.experiment.schema import Experiment, Task
 from lib.process import MINUTE, found_from, run_side_by_side
 from lib.progress import is_watched
 from lib.train.tracking import Tracking
@@ -258,46 +258,6 @@ def epochs_behind(checkpoint: Path) -> int:
 
     content = torch_load(checkpoint, map_location="cpu")
     return int(content["epoch"]) + 1 if content.get("optimizer") is not None else 0
-
-
-ARGUMENTS: Mapping[str, str] = {
-    "seed": "seed",
-    "training.epochs": "epochs",
-    "training.batch_size": "batch",
-    "training.learning_rate": "lr0",
-    "training.final_learning_rate_ratio": "lrf",
-    "training.cosine_schedule": "cos_lr",
-    "training.optimizer": "optimizer",
-    "training.momentum": "momentum",
-    "training.weight_decay": "weight_decay",
-    "training.warmup_epochs": "warmup_epochs",
-    "training.nominal_batch_size": "nbs",
-    "training.patience": "patience",
-    "training.image_size": "imgsz",
-    "hardware.num_workers": "workers",
-    "hardware.mixed_precision": "amp",
-    **{f"augmentation.{name}": name for name in Augmentation.model_fields},
-}
-"""Keys of an experiment whose values are train arguments of ultralytics as they stand, with their names there."""
-WORKED_OUT: Mapping[str, str] = {
-    "dataset": "data",
-    "model.architecture": "model",
-    "model.pretrained": "pretrained",
-    "model.resume_from": "resume",
-    "hardware.multi_gpu": "device",
-}
-"""Keys from which `train` works an argument out, together with what it finds on the machine."""
-ALWAYS: Mapping[str, Any] = {
-    # warm-up of biases starts far above a small learning rate by default; here every rate starts at 0
-    "warmup_bias_lr": 0.0,
-    "deterministic": True,
-}
-"""Arguments that are no choice of an experiment."""
-
-
-def ultralytics_arguments(experiment: Experiment) -> dict[str, Any]:
-    """Give the experiment's values under the names of ultralytics' train arguments."""
-    return {argument: attrgetter(key)(experiment) for key, argument in ARGUMENTS.items()} | {**ALWAYS}
 
 
 def train(

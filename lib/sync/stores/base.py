@@ -95,7 +95,7 @@ class Objects(Protocol):
         """Give back connections and locks."""
 
 
-KINDS = {"local": "directory", "gdrive": "drive", "s3": "s3"}
+KINDS = {"local": "folder", "gdrive": "gdrive", "s3": "s3"}
 """The module of this package that keeps a kind of DVC remote, by DVC's name for the kind."""
 
 
@@ -119,7 +119,7 @@ def open_objects(repo: Any) -> Objects:  # noqa: ANN401  dvc.repo.Repo
             remedy="use a DVC remote of one of these kinds.",
         )
     # imported when it is met: each brings its client's libraries
-    objects: Objects = import_module(f"lib.sync.{KINDS[kind]}").open_remote(odb)
+    objects: Objects = import_module(f"lib.sync.stores.{KINDS[kind]}").open_remote(odb)
     return objects
 
 

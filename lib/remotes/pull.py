@@ -1,0 +1,108 @@
+"""Pull files from the DVC remote, attached copies of it first."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lib.data.dataset import _read
+from lib.errors import RemoteError
+from lib.process import limit_silence
+from lib.progress import showing
+from lib.remotes.credentials import Credentials
+
+JOBS = 16  # downloads at once: DVC needs three requests a file, and Drive takes some 200 a second
+
+
+def pull_objects(
+    root: Path, place: Path, pointers: Mapping[str, str], credentials: Credentials, what: str,
+    mirrors: Sequence[Path] = (),
+) -> Path:  # fmt: skip
+    """Bring what these `.dvc` files (their text by path) name into the folder `place`, from where `root` has it.
+
+    `place` becomes a workspace with the remotes and the cache of the clone at `root`; gives it. `what` says for people
+    what is done; `mirrors` are copies of the DVC remote that are asked first. Raises `RemoteError`.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    limit_silence()
+    try:
+        _make_workspace(root, place, mirrors)
+        for name, text in pointers.items():
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / name).write_text(text, encoding="utf-8")
+        targets = [str(place / name) for name in pointers]
+        outs = [out for target in targets for out in _read(Path(target)).get("outs") or ()]
+        with Repo(str(place)) as repo:
+            cache = str(repo.cache.local_cache_dir)
+            before, total = _bytes_in(cache), sum(int(out.get("size") or 0) for out in outs)
+            # DVC says nothing where it is no terminal that it writes to: its cache is looked at
+            with showing(what, total, lambda: _bytes_in(cache) - before):
+                if mirrors:
+                    _fetch_listings(repo, [str(out.get("md5")) for out in outs])
+                told = [_fetch_from(repo, number, mirror, targets) for number, mirror in enumerate(mirrors)]
+                repo.pull(targets=targets, force=True, jobs=JOBS)
+    except (DvcException, OSError) as error:
+        raise RemoteError(credentials.redact(f"{type(error).__name__}: {error}")) from error
+    print("".join(f"{line}\n" for line in told), end="", flush=True)
+    return place
+
+
+def _fetch_listings(repo: Any, objects: Sequence[str]) -> None:  # noqa: ANN401  dvc.repo.Repo
+    """Bring folders' listings from the default remote, checked: a copy's may be of another day, or damaged."""
+    with contextlib.suppress(Exception):  # the pull that follows says what is wrong
+        remote = repo.cloud.get_remote_odb()
+        for oid in objects:
+            if oid.endswith(".dir"):
+                repo.cache.local.add(remote.oid_to_path(oid), remote.fs, oid, verify=True)
+
+
+def _fetch_from(repo: Any, number: int, mirror: Path, targets: Sequence[str]) -> str:  # noqa: ANN401  dvc.repo.Repo
+    """Bring what an attached copy has into DVC's cache; a line on it. What it lacks the default remote gives."""
+    from dvc.exceptions import DvcException
+    from dvc_objects.errors import ObjectFormatError
+
+    logging.disable(logging.ERROR)  # DVC would name every single file that the copy lacks
+    try:
+        count = repo.fetch(targets=targets, remote=f"attached-{number}", jobs=JOBS)
+    except (DvcException, ObjectFormatError, OSError):
+        return f"{mirror} holds a part of it; the rest came from the DVC remote."
+    finally:
+        logging.disable(logging.NOTSET)
+    return f"{count} files came from {mirror}." if count else f"{mirror} holds nothing of it."
+
+
+def _make_workspace(root: Path, place: Path, mirrors: Sequence[Path]) -> None:
+    """Make a DVC workspace without Git that has the remotes and the cache of the clone at `root`, and the mirrors."""
+    from dvc.repo import Repo
+
+    (place / ".dvc").mkdir(parents=True, exist_ok=True)
+    (place / ".dvc" / "config").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
+    with Repo(str(root)) as clone, Repo(str(place)) as workspace, workspace.config.edit("local") as local:
+        remotes, name = clone.config["remote"], clone.config["core"]["remote"]
+        local["core"] = {"remote": name}
+        # by itself DVC takes what most stores give for what it asked for, and caches it
+        local["remote"] = {each: dict(remote) for each, remote in remotes.items()}
+        local["remote"] |= {f"attached-{number}": {"url": str(mirror)} for number, mirror in enumerate(mirrors)}
+        for each in (name, *(each for each in local["remote"] if each.startswith("attached-"))):
+            local["remote"][each]["verify"] = True
+        local["cache"] = {"dir": clone.cache.local_cache_dir}
+
+
+def _bytes_in(folder: str) -> int:
+    """Give the size of all files below a folder that somebody writes into."""
+    size = 0
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                size += (
+                    _bytes_in(entry.path)
+                    if entry.is_dir(follow_symlinks=False)
+                    else entry.stat(follow_symlinks=False).st_size
+                )
+    return size
