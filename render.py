@@ -24,7 +24,9 @@ import click
 
 from lib.cli.options import KAGGLE_USER, SECRETS_DATASET
 from lib.errors import RenderError, RunError
-from lib.experiment.schema import SHORTCUTS, Experiment, Module, find_module, keys, load_experiment, read_value
+from lib.experiment.load import SHORTCUTS, keys, load_experiment, read_value
+from lib.experiment.modules import Module, find_module
+from lib.experiment.schema import Experiment
 from lib.kaggle.notebook import (
     KAGGLE_WORDS,
     bake,

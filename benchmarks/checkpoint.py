@@ -30,7 +30,8 @@ from training import seconds_an_epoch
 
 import lib.remotes.credentials
 from lib.data.dataset import check_dataset
-from lib.experiment.schema import Experiment, load_experiment
+from lib.experiment.load import load_experiment
+from lib.experiment.schema import Experiment
 from lib.remotes.credentials import Credentials
 from lib.sandbox.dataset import draw_dataset
 from lib.train.checkpoints import Keeper

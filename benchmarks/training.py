@@ -23,7 +23,8 @@ from measure import Case, report
 
 from lib.data.dataset import check_dataset
 from lib.experiment.arguments import ultralytics_arguments
-from lib.experiment.schema import Experiment, load_experiment
+from lib.experiment.load import load_experiment
+from lib.experiment.schema import Experiment
 from lib.remotes.credentials import Credentials
 from lib.sandbox.dataset import draw_dataset
 from lib.train.launch import Start, prepare_library, train

@@ -28,7 +28,8 @@ def sandbox(*, module: str, folder: Path, data: Path | None, as_json: bool) -> N
 
     A Git repository with this checkout, a DVC remote and a dataset of MODULE.
     """
-    from lib.experiment.schema import find_module, load_experiment
+    from lib.experiment.load import load_experiment
+    from lib.experiment.modules import find_module
     from lib.remotes.repository import find_project
     from lib.sandbox.make import make_sandbox
 
@@ -121,7 +122,7 @@ def preflight(*, experiment: Path, accelerator: str, secrets: str) -> None:
 
     EXPERIMENT is a YAML. Nothing stays; exits with 1 on errors.
     """
-    from lib.experiment.schema import load_experiment
+    from lib.experiment.load import load_experiment
     from lib.remotes.credentials import load_credentials
     from lib.train.preflight import preflight_here, show_preflight, stop_on_errors
 
@@ -240,7 +241,7 @@ def watch(*, module: str, kaggle_user: str, every: float) -> None:
 
     Shows its state and log; exits with 1 if it did not end well.
     """
-    from lib.experiment.schema import find_module
+    from lib.experiment.modules import find_module
     from lib.kaggle.kernel import client_user, watch_kernel
     from lib.kaggle.notebook import configured_user, kernel_metadata
 
@@ -284,9 +285,10 @@ def sweep(
     the rest goes on from its checkpoints. Compares them in the end; exits with 1 if one is not published.
     """
     from lib.experiment.authoring import typed
+    from lib.experiment.matrix import read_sweep
     from lib.remotes.repository import find_project
     from lib.sweep.engine import Cluster
-    from lib.sweep.sweep import read_sweep, train_all
+    from lib.sweep.sweep import train_all
 
     chosen = read_sweep(experiments, typed(parameters))
     complete = train_all(

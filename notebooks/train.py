@@ -195,7 +195,8 @@ print(install(root, scratch / "packages"))
 
 # %%
 step("3/10: Configure DVC with Google Drive")
-from lib.experiment.schema import find_module, load_experiment
+from lib.experiment.load import load_experiment
+from lib.experiment.modules import find_module
 from lib.kaggle.host import find_host
 from lib.remotes.clone import configure_dvc, configure_git
 

@@ -61,7 +61,9 @@ from switches import Switch
 
 from lib.errors import InDoubt, RunError, SyncError
 from lib.sync import intent as journal
-from lib.sync import recover, transaction
+from lib.sync import lease as lease_module
+from lib.sync import recover
+from lib.sync import vault as vault_module
 
 STRIDE = 3  # calls of a sweep between two that one commit breaks
 COUNTED = re.compile(r"^calls: (\d+)$", re.MULTILINE)  # in what a child says that came through without its fault
@@ -224,7 +226,7 @@ class World:
         shutil.rmtree(stores.folder)
         shutil.copytree(_template(stores), stores.folder)
         shelf.put_back()
-        transaction._SEEN.clear()
+        vault_module._SEEN.clear()
         self.scenario, self.stores, self.shelf = scenario, stores, shelf
         self.rescuer = stores.folder / "rescuer"
         self.models = {name: (self.stores.clone / name).read_bytes() for name in WEIGHTS}
@@ -345,7 +347,7 @@ class World:
           faults share as all clones of a machine do: it is found by inode and time of writing.
         """
         seen = self.stores.refs()
-        tables = (sorted(transaction._ALIVE), sorted(ref for _, ref in transaction._SEEN if ref in seen))
+        tables = (sorted(lease_module._ALIVE), sorted(ref for _, ref in vault_module._SEEN if ref in seen))
         held = [(ref, self._held(commit)) for ref, commit in seen.items() if ref.startswith("refs/runs/")]
         files = [
             (_without_lots(path), _content(content, path), mode)

@@ -39,8 +39,10 @@ from conftest import ROOT, RUN, WEIGHTS, Stores
 from lib import process as commands
 from lib.process import Answer, CommandFailed
 from lib.remotes.credentials import Credentials
-from lib.sync import Publication, Published, RunHold, recover, sync_outputs, transaction
+from lib.sync import Publication, Published, RunHold, recover, sync_outputs
 from lib.sync import intent as journal
+from lib.sync import publish as publish_module
+from lib.sync import vault as vault_module
 from lib.sync.stores.base import open_objects
 
 BRANCH = "kaggle-train-detection-exp001-20250102-030405"
@@ -225,13 +227,13 @@ class Doors:
         from dvc.exceptions import DvcException
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(transaction, "SIDE_BY_SIDE", 1)
+            patch.setattr(publish_module, "SIDE_BY_SIDE", 1)
             patch.setattr(journal, "new_intent_id", lambda: self._ids + secrets.token_hex(4))
             run = commands.run_command
             for module in list(sys.modules.values()):
                 if getattr(module, "__name__", "").startswith("lib") and getattr(module, "run_command", None) is run:
                     patch.setattr(module, "run_command", functools.partial(self._git, run))
-            patch.setattr(transaction, "open_objects", functools.partial(self._open_objects, open_objects))
+            patch.setattr(vault_module, "open_objects", functools.partial(self._open_objects, open_objects))
             for name in ("__init__", *PUBLIC_OF_DVC):
                 self._guard(patch, dvc.repo.Repo, name, "dvc", lambda: DvcException("no space left on device"))
             self._guard(patch, git.Repo, "__init__", "gitpython", lambda: git.exc.InvalidGitRepositoryError("cut"))

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from lib.sync import transaction
+from lib.sync import publish as publish_module
+from lib.sync import vault as vault_module
 from lib.sync.intent import Intent, StoredObject
 from lib.sync.refs import Refs, SeenIntent
 
@@ -29,48 +30,48 @@ def ignores_what_branches_name(patch: pytest.MonkeyPatch) -> None:
 
 def ignores_what_others_name(patch: pytest.MonkeyPatch) -> None:
     """Delete what another run is about to publish."""
-    patch.setattr(transaction, "_named_by", lambda *_: False)
+    patch.setattr(vault_module, "_named_by", lambda *_: False)
 
 
 def takes_identities_for_yes_or_no(patch: pytest.MonkeyPatch) -> None:
     """Delete nothing where anything stood before, whoever stored it again."""
-    delete = transaction.Vault._delete_new
+    delete = vault_module.Vault._delete_new
 
-    def delete_where_nothing_stood(vault: transaction.Vault, doomed: Sequence[StoredObject], *rest: Any) -> None:
+    def delete_where_nothing_stood(vault: vault_module.Vault, doomed: Sequence[StoredObject], *rest: Any) -> None:
         delete(vault, [item for item in doomed if not item.before], *rest)
 
-    patch.setattr(transaction.Vault, "_delete_new", delete_where_nothing_stood)
+    patch.setattr(vault_module.Vault, "_delete_new", delete_where_nothing_stood)
 
 
 def does_not_verify(patch: pytest.MonkeyPatch) -> None:
     """Push the branch without a look at the objects."""
-    patch.setattr(transaction._Publishing, "_verify", lambda *_: None)
+    patch.setattr(publish_module._Publishing, "_verify", lambda *_: None)
 
 
 def does_not_listen(patch: pytest.MonkeyPatch) -> None:
     """Pass by who is deleting the same objects."""
-    patch.setattr(transaction._Publishing, "_listen", lambda *_: None)
+    patch.setattr(publish_module._Publishing, "_listen", lambda *_: None)
 
 
 def does_not_probe_again(patch: pytest.MonkeyPatch) -> None:
     """Let count at the upload what the first look saw."""
-    upload = transaction._Publishing._upload
-    plan = transaction._Publishing._plan
+    upload = publish_module._Publishing._upload
+    plan = publish_module._Publishing._plan
     kept: dict[str, Any] = {}
 
-    def plan_and_keep(publishing: transaction._Publishing, items: Sequence[StoredObject]) -> Intent:
+    def plan_and_keep(publishing: publish_module._Publishing, items: Sequence[StoredObject]) -> Intent:
         look = publishing.vault.objects.look
         with pytest.MonkeyPatch.context() as inner:
             inner.setattr(publishing.vault.objects, "look", lambda oids: kept.setdefault("seen", look(oids)))
             return plan(publishing, items)
 
-    def upload_blindly(publishing: transaction._Publishing, *given: Any) -> None:
+    def upload_blindly(publishing: publish_module._Publishing, *given: Any) -> None:
         with pytest.MonkeyPatch.context() as inner:
             inner.setattr(publishing.vault.objects, "look", lambda _oids: kept.pop("seen"))
             upload(publishing, *given)
 
-    patch.setattr(transaction._Publishing, "_plan", plan_and_keep)
-    patch.setattr(transaction._Publishing, "_upload", upload_blindly)
+    patch.setattr(publish_module._Publishing, "_plan", plan_and_keep)
+    patch.setattr(publish_module._Publishing, "_upload", upload_blindly)
 
 
 def announces_nothing_superseded(patch: pytest.MonkeyPatch) -> None:
@@ -94,11 +95,11 @@ def takes_living_undoers_for_dead(patch: pytest.MonkeyPatch) -> None:
 
 
 def _respect_no_lease(patch: pytest.MonkeyPatch, state: str) -> None:
-    may_settle = transaction.Vault.may_settle
+    may_settle = vault_module.Vault.may_settle
 
-    def may_settle_all(vault: transaction.Vault, seen: SeenIntent, *rest: Any) -> bool:
+    def may_settle_all(vault: vault_module.Vault, seen: SeenIntent, *rest: Any) -> bool:
         if seen.record is not None and seen.record.state == state and seen.record.owner != vault.me:
             return True
         return may_settle(vault, seen, *rest)
 
-    patch.setattr(transaction.Vault, "may_settle", may_settle_all)
+    patch.setattr(vault_module.Vault, "may_settle", may_settle_all)

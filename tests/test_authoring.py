@@ -19,7 +19,8 @@ from lib.__main__ import app
 from lib.errors import ExperimentError
 from lib.experiment.arguments import ALWAYS, ultralytics_arguments
 from lib.experiment.authoring import SCHEMA_LINE, explain, new_experiment, schema, show_explained
-from lib.experiment.schema import MATRIX, MODULES, keys, load_experiment, meanings, read_yaml
+from lib.experiment.load import MATRIX, keys, load_experiment, meanings, read_yaml
+from lib.experiment.modules import MODULES
 
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
 BASELINE = ROOT / "experiments/001_det_baseline.yaml"

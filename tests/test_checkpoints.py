@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT, Stores, run_git
 
 from lib.errors import CheckpointError, SyncError
-from lib.experiment.schema import load_experiment
+from lib.experiment.load import load_experiment
 from lib.remotes.credentials import Credentials
 from lib.sync import Publication, check, sync_outputs
 from lib.sync.refs import Refs

@@ -13,7 +13,8 @@ from ruamel.yaml import YAML
 
 from lib.data.dataset import check_dataset, pull_dataset
 from lib.errors import DatasetError
-from lib.experiment.schema import Experiment, load_experiment
+from lib.experiment.load import load_experiment
+from lib.experiment.schema import Experiment
 from lib.remotes.clone import configure_dvc
 from lib.remotes.credentials import Credentials
 from lib.sandbox.dataset import draw_dataset

@@ -32,7 +32,8 @@ from drive_emulator import DriveEmulator, write_credentials
 from emulated_services import NOTES, REPOSITORY, EmulatedServices
 
 import render
-from lib.experiment.schema import find_module, load_experiment
+from lib.experiment.load import load_experiment
+from lib.experiment.modules import find_module
 from lib.kaggle.notebook import bake, read_notebook, write_rendered
 from lib.remotes.credentials import Credentials
 from lib.sandbox.dataset import draw_dataset

@@ -17,10 +17,12 @@ from conftest import ROOT
 from pydantic import ValidationError
 
 from lib.data.dataset import Dataset, check_dataset
-from lib.experiment.schema import Experiment, load_experiment
+from lib.experiment.load import load_experiment
+from lib.experiment.schema import Experiment
 from lib.results import evaluate as evaluation
 from lib.results.evaluate import Evaluated, Metrics, evaluate
-from lib.results.matching import Case, Compared, Thing, compare, corner_errors, draw_worst, iou, match
+from lib.results.matching import Case, Compared, Thing, compare, corner_errors, iou, match
+from lib.results.sheets import draw_worst
 from lib.train.launch import Trained
 
 EPOCHS = 20

@@ -15,7 +15,9 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from lib.errors import ExperimentError
-from lib.experiment.schema import MODULES, Experiment, load_experiment
+from lib.experiment.load import load_experiment
+from lib.experiment.modules import MODULES
+from lib.experiment.schema import Experiment
 
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT, write_tiny_model
 
-from lib.experiment.schema import load_experiment
+from lib.experiment.load import load_experiment
 from lib.train.export import check_same, export
 from lib.train.launch import Trained
 

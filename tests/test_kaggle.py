@@ -15,7 +15,7 @@ from conftest import ROOT
 from kaggle_emulator import KEY, TOKEN, USER, Act, Dataset, KaggleEmulator, Kernel
 
 from lib.errors import KaggleError
-from lib.experiment.schema import MODULES
+from lib.experiment.modules import MODULES
 from lib.kaggle.kernel import client_user, gpu_quota, push_kernel, require_private, watch_kernel
 from lib.kaggle.notebook import kernel_metadata
 

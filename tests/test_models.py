@@ -21,7 +21,7 @@ from PIL import Image
 
 from lib.__main__ import app
 from lib.errors import BranchError, PredictionError, RunError
-from lib.experiment.schema import load_experiment
+from lib.experiment.load import load_experiment
 from lib.remotes.credentials import Credentials
 from lib.results.fetch import Model, fetch_model
 from lib.results.predict import predict

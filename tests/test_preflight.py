@@ -14,7 +14,8 @@ import pytest
 from conftest import ROOT, Stores, run_git
 
 from lib.errors import PreflightError
-from lib.experiment.schema import Experiment, load_experiment
+from lib.experiment.load import load_experiment
+from lib.experiment.schema import Experiment
 from lib.kaggle.host import Gpu, Host
 from lib.remotes.clone import configure_dvc
 from lib.remotes.credentials import Credentials

@@ -16,7 +16,9 @@ from conftest import ROOT, copy_project, run_git
 
 import render
 from lib.errors import RenderError
-from lib.experiment.schema import MODULES, SHORTCUTS, Experiment, keys, load_experiment
+from lib.experiment.load import SHORTCUTS, keys, load_experiment
+from lib.experiment.modules import MODULES
+from lib.experiment.schema import Experiment
 from lib.kaggle.notebook import parameters, public_url, read_notebook
 from lib.remotes.credentials import load_credentials
 from lib.sandbox.dataset import draw_dataset

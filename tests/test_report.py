@@ -13,7 +13,7 @@ from conftest import ROOT
 
 from lib.data.dataset import Dataset
 from lib.errors import EvaluationError
-from lib.experiment.schema import load_experiment
+from lib.experiment.load import load_experiment
 from lib.kaggle.host import Gpu, Host
 from lib.remotes.credentials import Credentials
 from lib.results.evaluate import Evaluated

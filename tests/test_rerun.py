@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, RUN, Stores, run_git, write_run
 
 from lib.errors import BranchError, RenderError
-from lib.experiment.schema import load_experiment
+from lib.experiment.load import load_experiment
 from lib.remotes.credentials import Credentials
 from lib.results.rerun import rerun
 from lib.sync import Publication, sync_outputs

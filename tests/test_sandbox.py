@@ -10,7 +10,8 @@ import pytest
 from conftest import ROOT, run_git
 
 from lib.errors import SandboxError
-from lib.experiment.schema import Experiment, load_experiment
+from lib.experiment.load import load_experiment
+from lib.experiment.schema import Experiment
 from lib.remotes.repository import find_project
 from lib.sandbox.make import Sandbox, make_sandbox
 

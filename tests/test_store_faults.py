@@ -54,7 +54,7 @@ from store_faults import (
 from switches import Switch, does_not_verify, takes_identities_for_yes_or_no
 
 from lib.errors import SyncError
-from lib.sync import transaction
+from lib.sync import vault as vault_module
 from lib.sync.intent import StoredObject
 from lib.sync.stores import gdrive as drive_module
 from lib.sync.stores.gdrive import DriveObjects
@@ -157,12 +157,12 @@ def test_a_fault_at_any_request_to_a_store_ends_in_all_or_nothing(
 
 def takes_every_copy_for_its_own(patch: pytest.MonkeyPatch) -> None:
     """Delete a stranger's twin with its own."""
-    find = transaction.Vault._new_copies
+    find = vault_module.Vault._new_copies
 
-    def find_all(vault: transaction.Vault, items: Sequence[StoredObject]) -> list[tuple[str, str]]:
+    def find_all(vault: vault_module.Vault, items: Sequence[StoredObject]) -> list[tuple[str, str]]:
         return find(vault, [replace(item, before=()) for item in items])
 
-    patch.setattr(transaction.Vault, "_new_copies", find_all)
+    patch.setattr(vault_module.Vault, "_new_copies", find_all)
 
 
 def starts_cut_uploads_anew(patch: pytest.MonkeyPatch) -> None:

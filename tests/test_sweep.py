@@ -19,9 +19,10 @@ import pytest
 from conftest import ROOT, Stores, is_alive, run_git
 
 from lib.errors import ExperimentError
-from lib.experiment.schema import load_experiment
+from lib.experiment.load import load_experiment
+from lib.experiment.matrix import read_sweep
 from lib.remotes.credentials import Credentials
-from lib.sweep.sweep import Scoreboard, describe, find_published, read_sweep
+from lib.sweep.sweep import Scoreboard, describe, find_published
 from lib.sweep.worker import Progress
 from lib.sync import Refs, check, recover
 

@@ -29,9 +29,12 @@ from conftest import ROOT, RUN, SMALL_FILES, WEIGHTS, Stores, is_alive, run_git,
 from lib.errors import DvcPushError, GitPushError, InDoubt, RunError, SyncError
 from lib.process import Answer, CommandTimedOut, run_command
 from lib.remotes.credentials import Credentials
-from lib.sync import Publication, Published, recover, sync_outputs, transaction
+from lib.sync import Publication, Published, recover, sync_outputs
 from lib.sync import intent as journal
+from lib.sync import lease as lease_module
+from lib.sync import publish as publish_module
 from lib.sync import refs as refs_module
+from lib.sync import vault as vault_module
 from lib.sync.refs import Move, Refs
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of DVC's own
@@ -561,7 +564,7 @@ def test_a_dvc_remote_that_fills_up_in_mid_copy_leaves_nothing(stores: Stores, m
         if len(copied) > 1:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(transaction, "SIDE_BY_SIDE", 1)
+    monkeypatch.setattr(publish_module, "SIDE_BY_SIDE", 1)
     monkeypatch.setattr(shutil, "copyfile", copy_half)
     with nothing_changes(stores), pytest.raises(DvcPushError) as caught:
         publish(stores.clone)
@@ -1006,14 +1009,14 @@ def test_an_owner_does_not_take_over_the_living_who_undoes_it(
     stores: Stores, wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two that delete for one intent could each delete what a third has published since (`protocol_model.py`)."""
-    monkeypatch.setattr(transaction, "PATIENCE", 0.0)
-    marks: list[transaction.Lease] = []
-    with transaction.open_vault(stores.clone_again(), Credentials()) as vault:
+    monkeypatch.setattr(publish_module, "PATIENCE", 0.0)
+    marks: list[lease_module.Lease] = []
+    with vault_module.open_vault(stores.clone_again(), Credentials()) as vault:
 
         def mark() -> None:
             (seen,) = vault.refs.read_intents()
             assert seen.record is not None
-            lease = transaction.Lease(vault.refs, seen.ref, seen.record.marked(vault.me), seen.commit)
+            lease = lease_module.Lease(vault.refs, seen.ref, seen.record.marked(vault.me), seen.commit)
             marks.append(lease.__enter__())
 
         wire.before_commit[BRANCH] = mark
@@ -1031,13 +1034,13 @@ def test_undoing_deletes_nothing_after_somebody_took_it_over(stores: Stores, wir
     ref = leave_an_intent(stores, wire, stores.clone)
     before = identities(stores)
     other, third = stores.clone_again("other"), stores.clone_again("third")
-    with transaction.open_vault(other, Credentials()) as vault:
+    with vault_module.open_vault(other, Credentials()) as vault:
         (seen,) = vault.refs.read_intents()
         look = vault.objects.look
 
         def look_after_a_sleep(oids: Any) -> Any:
             if stores.refs()[ref] != taken:
-                with transaction.open_vault(third, Credentials()) as another:
+                with vault_module.open_vault(third, Credentials()) as another:
                     (marked,) = another.refs.read_intents()
                     assert marked.record is not None
                     another.refs.push(
@@ -1057,7 +1060,7 @@ def test_undoing_deletes_nothing_after_somebody_took_it_over(stores: Stores, wir
 
 def test_undoing_what_has_been_published_meanwhile_is_no_error(stores: Stores, wire: Wire) -> None:
     """Who looked at an intent a moment too early finds it gone: the branch decides, and everything stays."""
-    with transaction.open_vault(stores.clone_again(), Credentials()) as vault:
+    with vault_module.open_vault(stores.clone_again(), Credentials()) as vault:
         seen: list[Any] = []
         wire.before_commit[BRANCH] = lambda: seen.extend(vault.refs.read_intents())
         publish(stores.clone)
@@ -1103,7 +1106,7 @@ def test_an_owner_renews_its_intent_while_it_uploads(stores: Stores, monkeypatch
             seen.update(stores.refs().values())
         copy(source, target)
 
-    monkeypatch.setattr(transaction, "SIDE_BY_SIDE", 1)
+    monkeypatch.setattr(publish_module, "SIDE_BY_SIDE", 1)
     monkeypatch.setattr(shutil, "copyfile", copy_slowly)
     publish(stores.clone)
     assert_published(stores, stores.clone)
@@ -1120,7 +1123,7 @@ def test_an_owner_that_slept_past_its_lease_stops_by_itself(
         copied.append(copy(source, target))
         clock.ahead += journal.LEASE
 
-    monkeypatch.setattr(transaction, "SIDE_BY_SIDE", 1)
+    monkeypatch.setattr(publish_module, "SIDE_BY_SIDE", 1)
     monkeypatch.setattr(shutil, "copyfile", copy_and_sleep)
     with nothing_changes(stores), pytest.raises(SyncError, match="could not be renewed"):
         publish(stores.clone)
@@ -1323,13 +1326,13 @@ def test_what_is_uploaded_after_others_undid_the_run_is_removed_too(
         copied.append(str(target))
         if len(copied) == 2:
             kept = Path(target).read_bytes()
-            alive = set(transaction._ALIVE)
-            transaction._ALIVE.clear()  # the other machine knows nothing of this process
+            alive = set(lease_module._ALIVE)
+            lease_module._ALIVE.clear()  # the other machine knows nothing of this process
             assert recover(other, older_than=0, say=str) == 0
-            transaction._ALIVE.update(alive)
+            lease_module._ALIVE.update(alive)
             Path(target).write_bytes(kept)  # Drive has no temporary file that a recovery could take away
 
-    monkeypatch.setattr(transaction, "SIDE_BY_SIDE", 1)
+    monkeypatch.setattr(publish_module, "SIDE_BY_SIDE", 1)
     monkeypatch.setattr(shutil, "copyfile", slow)
     with nothing_changes(stores), pytest.raises(SyncError):
         publish(stores.clone)
@@ -1363,11 +1366,11 @@ def test_a_renewal_on_its_way_does_not_spoil_the_end_of_a_lease(
 ) -> None:
     """The ref is deleted from where the last renewal has left it."""
     ref = leave_an_intent(stores, wire, stores.clone)
-    with transaction.open_vault(stores.clone_again(), Credentials()) as vault:
+    with vault_module.open_vault(stores.clone_again(), Credentials()) as vault:
         (seen,) = vault.refs.read_intents()
         assert seen.record is not None
         monkeypatch.setattr(journal, "RENEWAL", 0.01)
-        with transaction.Lease(vault.refs, seen.ref, seen.record.marked(vault.me), seen.commit) as lease:
+        with lease_module.Lease(vault.refs, seen.ref, seen.record.marked(vault.me), seen.commit) as lease:
             first = lease.commit
             while lease.commit == first:
                 threading.Event().wait(0.01)

@@ -50,7 +50,8 @@ from switches import (
     takes_identities_for_yes_or_no,
 )
 
-from lib.sync import transaction
+from lib.sync import lease as lease_module
+from lib.sync import vault as vault_module
 from lib.sync.intent import StoredObject
 from lib.sync.refs import Move, Refs
 
@@ -170,37 +171,37 @@ def test_a_fault_that_kills_the_process_at_any_call_ends_in_all_or_nothing(
 
 def looks_at_branches_first(patch: pytest.MonkeyPatch) -> None:
     """Look at the intents last: a publication between the two looks is seen in neither."""
-    enter, named = transaction.Lease.__enter__, Refs.named_objects
+    enter, named = lease_module.Lease.__enter__, Refs.named_objects
     seen: dict[int, set[str]] = {}
 
-    def look_early(lease: transaction.Lease) -> transaction.Lease:
+    def look_early(lease: lease_module.Lease) -> lease_module.Lease:
         entered = enter(lease)
         if lease._record.state == "aborting":
-            seen[id(lease._refs)] = named(lease._refs, *transaction.EVERYTHING)
+            seen[id(lease._refs)] = named(lease._refs, *vault_module.EVERYTHING)
         return entered
 
     def look_once(refs: Refs, *patterns: str) -> set[str]:
         return seen.pop(id(refs)) if id(refs) in seen else named(refs, *patterns)
 
-    patch.setattr(transaction.Lease, "__enter__", look_early)
+    patch.setattr(lease_module.Lease, "__enter__", look_early)
     patch.setattr(Refs, "named_objects", look_once)
 
 
 def deletes_its_intent_first(patch: pytest.MonkeyPatch) -> None:
     """Lose the journal before the work is done."""
-    undo = transaction.Vault.settle
+    undo = vault_module.Vault.settle
 
-    def undo_afterwards(vault: transaction.Vault, seen: Any) -> bool:
+    def undo_afterwards(vault: vault_module.Vault, seen: Any) -> bool:
         waiting: list[StoredObject] = []
         with pytest.MonkeyPatch.context() as inner:
-            inner.setattr(transaction.Vault, "_delete_new", lambda _vault, doomed, *_: waiting.extend(doomed))
+            inner.setattr(vault_module.Vault, "_delete_new", lambda _vault, doomed, *_: waiting.extend(doomed))
             done = undo(vault, seen)
         for item in waiting:
             for identity in set(vault.objects.look([item.oid]).get(item.oid, {})) - set(item.before):
                 vault.objects.delete(item.oid, identity)
         return done
 
-    patch.setattr(transaction.Vault, "settle", undo_afterwards)
+    patch.setattr(vault_module.Vault, "settle", undo_afterwards)
 
 
 def pushes_without_the_fence(patch: pytest.MonkeyPatch) -> None:

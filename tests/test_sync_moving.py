@@ -13,7 +13,8 @@ import pytest
 from conftest import RUN, WEIGHTS, Stores, run_git, write_run
 
 from lib.errors import DvcPushError, GitPushError
-from lib.sync import Publication, Published, check, recover, sync_outputs, transaction
+from lib.sync import Publication, Published, check, recover, sync_outputs
+from lib.sync import publish as publish_module
 from lib.sync.intent import Intent
 from lib.sync.refs import Refs
 from lib.sync.stores.folder import DirectoryObjects
@@ -207,7 +208,7 @@ def publish_what_is_being_deleted(stores: Stores, patch: pytest.MonkeyPatch) -> 
 
     with patch.context() as inner:
         inner.setattr(DirectoryObjects, "delete", after_the_other)
-        inner.setattr(transaction, "PATIENCE", 0.0)  # it would wait for us, and we for it
+        inner.setattr(publish_module, "PATIENCE", 0.0)  # it would wait for us, and we for it
         save(stores, 2)
     if failures:
         sync_outputs(publication(other, FINAL), say=str)

@@ -48,7 +48,10 @@ from switches import (
 )
 
 from lib.errors import DvcPushError, GitPushError, RunError
-from lib.sync import Checked, Publication, Published, check, recover, sync_outputs, transaction
+from lib.sync import Checked, Publication, Published, check, recover, sync_outputs
+from lib.sync import lease as lease_module
+from lib.sync import publish as publish_module
+from lib.sync import vault as vault_module
 from lib.sync.intent import LEASE, StoredObject, clone_name
 from lib.sync.refs import Move, Refs, SeenIntent
 from lib.sync.stores.base import Objects, open_objects
@@ -380,8 +383,8 @@ def standing_between(world: World) -> Iterator[None]:  # noqa: C901  a wrapper a
         by_objects[id(objects)] = by_clone[Path(repo.root_dir)]
         return objects
 
-    def may_settle(vault: transaction.Vault, seen: SeenIntent, _older_than: float = LEASE) -> bool:
-        if seen.record is None or seen.record.id in transaction._ALIVE:
+    def may_settle(vault: vault_module.Vault, seen: SeenIntent, _older_than: float = LEASE) -> bool:
+        if seen.record is None or seen.record.id in lease_module._ALIVE:
             return False
         holder = by_owner[seen.record.owner.clone]
         return holder is by_clone[vault.refs.root] or not holder.at
@@ -391,10 +394,11 @@ def standing_between(world: World) -> Iterator[None]:  # noqa: C901  a wrapper a
             say(Refs, request, lambda refs: by_clone[refs.root], GitPushError)
         for request in ("look", "upload", "delete", "survey"):
             say(DirectoryObjects, request, lambda objects: by_objects[id(objects)], DvcPushError)
-        patch.setattr(transaction, "open_objects", opened)
-        patch.setattr(transaction, "SIDE_BY_SIDE", 1)
-        patch.setattr(transaction, "time", Timeless(world))
-        patch.setattr(transaction.Vault, "may_settle", may_settle)
+        patch.setattr(vault_module, "open_objects", opened)
+        patch.setattr(publish_module, "SIDE_BY_SIDE", 1)
+        for module in (lease_module, publish_module, vault_module):
+            patch.setattr(module, "time", Timeless(world))
+        patch.setattr(vault_module.Vault, "may_settle", may_settle)
         yield
 
 
@@ -541,21 +545,21 @@ Scenario = Callable[[World], None]
 
 def look_at_branches_first(patch: pytest.MonkeyPatch) -> None:
     """Let an undoing read the branches, and the intents after them."""
-    read_intents, named_objects, undo = Refs.read_intents, Refs.named_objects, transaction.Vault.settle
+    read_intents, named_objects, undo = Refs.read_intents, Refs.named_objects, vault_module.Vault.settle
     read: dict[Refs, set[str]] = {}
     undoing: set[Refs] = set()
 
-    def undo_so(vault: transaction.Vault, seen: SeenIntent) -> bool:
+    def undo_so(vault: vault_module.Vault, seen: SeenIntent) -> bool:
         undoing.add(vault.refs)
         return undo(vault, seen)
 
     def read_intents_second(refs: Refs) -> list[SeenIntent]:
         if refs in undoing:
-            read[refs] = named_objects(refs, *transaction.EVERYTHING)
+            read[refs] = named_objects(refs, *vault_module.EVERYTHING)
             undoing.discard(refs)
         return read_intents(refs)
 
-    patch.setattr(transaction.Vault, "settle", undo_so)
+    patch.setattr(vault_module.Vault, "settle", undo_so)
     patch.setattr(Refs, "read_intents", read_intents_second)
     patch.setattr(
         Refs, "named_objects", lambda refs, *which: read.pop(refs) if refs in read else named_objects(refs, *which)
@@ -574,15 +578,15 @@ def push_without_the_intent(patch: pytest.MonkeyPatch) -> None:
 
 def remove_the_intent_first(patch: pytest.MonkeyPatch) -> None:
     """Let an undoing remove its intent before it deletes."""
-    delete_new = transaction.Vault._delete_new
+    delete_new = vault_module.Vault._delete_new
 
-    def late(vault: transaction.Vault, doomed: Sequence[StoredObject], mark: transaction.Lease, others: Any) -> None:
+    def late(vault: vault_module.Vault, doomed: Sequence[StoredObject], mark: lease_module.Lease, others: Any) -> None:
         with suppress(RunError):
             vault.refs.push(Move(mark.ref, mark.commit, None))
         patch.setattr(mark, "reread", lambda: None)
         delete_new(vault, doomed, mark, others)
 
-    patch.setattr(transaction.Vault, "_delete_new", late)
+    patch.setattr(vault_module.Vault, "_delete_new", late)
 
 
 def two_are_about_to_commit(world: World, dying: str = "three", living: str = "one") -> None:

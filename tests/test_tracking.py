@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from lib.experiment.schema import load_experiment
+from lib.experiment.load import load_experiment
 from lib.remotes.credentials import Credentials
 from lib.train.launch import Plan
 from lib.train.tracking import Recorder, Tracking, configure_tracking, finish_tracking

@@ -24,7 +24,8 @@ from test_tracking import records
 
 from lib.data.dataset import Dataset, check_dataset
 from lib.errors import TrainingError, WeightsError
-from lib.experiment.schema import Experiment, load_experiment
+from lib.experiment.load import load_experiment
+from lib.experiment.schema import Experiment
 from lib.remotes.credentials import Credentials
 from lib.sandbox.dataset import draw_dataset
 from lib.train.checkpoints import Keeper, checkpoint_branch

@@ -12,7 +12,8 @@ from conftest import ROOT
 
 from lib.errors import TrainingError, WeightsError
 from lib.experiment.arguments import ALWAYS, ARGUMENTS, WORKED_OUT, ultralytics_arguments
-from lib.experiment.schema import Experiment, keys, load_experiment
+from lib.experiment.load import keys, load_experiment
+from lib.experiment.schema import Experiment
 from lib.remotes.credentials import Credentials
 from lib.train.launch import Plan, Start, fetch_weights, find_weights, keep_earlier, train
 from lib.train.tracking import configure_tracking

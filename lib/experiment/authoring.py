@@ -21,17 +21,8 @@ from typing import Any
 
 from lib.errors import ExperimentError
 from lib.experiment.arguments import ALWAYS, ARGUMENTS, WORKED_OUT
-from lib.experiment.schema import (
-    FROM_VALUES,
-    MATRIX,
-    SHORTCUTS,
-    Experiment,
-    keys,
-    load_experiment,
-    meanings,
-    read_value,
-    read_yaml,
-)
+from lib.experiment.load import FROM_VALUES, MATRIX, SHORTCUTS, keys, load_experiment, meanings, read_value, read_yaml
+from lib.experiment.schema import Experiment
 
 SCHEMA = "schema.json"
 SCHEMA_LINE = f"# yaml-language-server: $schema={SCHEMA}\n"

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from lib.errors import RenderError, RunError
-from lib.experiment.schema import Module
+from lib.experiment.modules import Module
 
 # What Kaggle calls an accelerator in a notebook, and in kernel-metadata.json.
 KAGGLE_WORDS = {

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import BranchError
-from lib.experiment.schema import flat
+from lib.experiment.load import flat
 from lib.results.published import UNREADABLE, PublishedRun, list_runs, measured, read_published, series_of
 from lib.sync import Refs
 

@@ -34,7 +34,8 @@ from lib.data.dataset import Dataset
 from lib.errors import EvaluationError
 from lib.experiment.schema import Experiment
 from lib.progress import Bar
-from lib.results.matching import compare, corner_errors, draw_predictions, draw_worst, file_name
+from lib.results.matching import compare, corner_errors, file_name
+from lib.results.sheets import draw_predictions, draw_worst
 from lib.train.launch import Trained
 
 HEADS = {"box": "B", "mask": "M", "pose": "P"}

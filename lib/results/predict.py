@@ -17,7 +17,8 @@ from typing import Any
 from lib.data.dataset import is_picture
 from lib.errors import PredictionError
 from lib.results.fetch import Model
-from lib.results.matching import Thing, draw_found
+from lib.results.matching import Thing
+from lib.results.sheets import draw_found
 from lib.train.launch import prepare_library
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, ValidationError
 
 from lib.errors import RenderError
-from lib.experiment.schema import find_module
+from lib.experiment.modules import find_module
 from lib.kaggle.notebook import Rendered, bake, kernel_metadata, parameters, public_url, read_notebook, write_rendered
 from lib.remotes.clone import find_git_remote
 from lib.remotes.credentials import Credentials

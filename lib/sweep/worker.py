@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from lib.errors import RunError
-from lib.experiment.schema import Experiment, find_module, load_experiment
+from lib.experiment.load import load_experiment
+from lib.experiment.modules import find_module
+from lib.experiment.schema import Experiment
 from lib.kaggle.notebook import GRACE, bake, execute, read_notebook, write_rendered
 from lib.process import LoggedCommand, die_with
 

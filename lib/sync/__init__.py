@@ -43,9 +43,11 @@ Nothing here knows YOLO.
 from lib.sync.check import Checked, check
 from lib.sync.hold import RUN_PLACES, RunHold
 from lib.sync.intent import read_run
+from lib.sync.publication import Publication, Published
+from lib.sync.publish import sync_outputs
+from lib.sync.recover import recover
 from lib.sync.refs import Refs
 from lib.sync.rehearse import Rehearsed, rehearse
-from lib.sync.transaction import Publication, Published, recover, sync_outputs
 
 __all__ = [
     "RUN_PLACES",

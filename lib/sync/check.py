@@ -24,7 +24,7 @@ from lib.sync import intent as journal
 from lib.sync.intent import StoredObject
 from lib.sync.refs import SeenIntent
 from lib.sync.stores.base import Copy, mismatch
-from lib.sync.transaction import EVERYTHING, Vault, open_vault
+from lib.sync.vault import EVERYTHING, Vault, open_vault
 
 Kind = Literal["missing", "damaged", "unnamed", "twins", "expired", "unreadable", "foreign"]
 FOREIGN = (

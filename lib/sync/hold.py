@@ -19,8 +19,9 @@ from lib.errors import GitPushError, RunHeldError
 from lib.remotes.credentials import Credentials
 from lib.sync import intent as journal
 from lib.sync.intent import Owner, Run
+from lib.sync.lease import Lease
+from lib.sync.publication import Say
 from lib.sync.refs import Move, Refs, RefusedByHostError
-from lib.sync.transaction import Lease, Say
 
 RUN_PLACES = ("refs/runs/", "refs/heads/kaggle-runs/")
 """Where runs are held; the second is for hosts that take branches and tags alone. Readers always read both."""

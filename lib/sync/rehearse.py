@@ -17,8 +17,10 @@ from lib.errors import DvcPushError, GitPushError, RunError
 from lib.remotes.credentials import Credentials
 from lib.sync import intent as journal
 from lib.sync.intent import Intent
+from lib.sync.lease import Lease
+from lib.sync.publication import Say
 from lib.sync.refs import Move
-from lib.sync.transaction import Lease, Say, Vault, open_vault
+from lib.sync.vault import Vault, open_vault
 
 BRANCHES = "kaggle-train-rehearsal-"
 """How throw-away branches begin: as published ones, so that the host's rules for those apply."""

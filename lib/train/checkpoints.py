@@ -23,7 +23,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from lib.data.dataset import read_pointer
 from lib.errors import CheckpointError, GitPushError, RemoteError, RunError
-from lib.experiment.schema import Experiment, flat
+from lib.experiment.load import flat
+from lib.experiment.schema import Experiment
 from lib.process import MINUTE
 from lib.progress import say
 from lib.remotes.clone import set_up_copy

@@ -28,7 +28,8 @@ from pydantic import TypeAdapter
 
 from lib.errors import TrainingError, WeightsError
 from lib.experiment.arguments import ultralytics_arguments
-from lib.experiment.schema import Experiment, Task
+from lib.experiment.modules import Task
+from lib.experiment.schema import Experiment
 from lib.process import MINUTE, found_from, run_side_by_side
 from lib.progress import is_watched
 from lib.train.tracking import Tracking

@@ -31,7 +31,7 @@ from ultralytics.utils.callbacks import get_default_callbacks
 from ultralytics.utils.patches import torch_load
 from ultralytics.utils.torch_utils import init_seeds, torch_distributed_zero_first
 
-from lib.experiment.schema import Task
+from lib.experiment.modules import Task
 from lib.process import die_with
 from lib.progress import REDRAWN, Bar, duration
 from lib.train.launch import Outcome, Plan

@@ -1,0 +1,194 @@
+"""Read an experiment from its YAML file and the values given beside it."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from lib.errors import ExperimentError
+from lib.experiment.modules import MODULES, find_module
+from lib.experiment.schema import Experiment, _UnsuitableError
+
+SHORTCUTS: Mapping[str, str] = {
+    "epochs": "training.epochs",
+    "batch_size": "training.batch_size",
+    "learning_rate": "training.learning_rate",
+    "resume_from": "model.resume_from",
+}
+"""Keys that `-p` and the notebook also take by their last word."""
+
+
+MATRIX = "sweep"
+"""The key of a file that makes many experiments of one; see `lib/sweep/sweep.py`."""
+
+
+FROM_VALUES = ("name", "module", "description")
+"""Keys that cannot be swept: the experiments of a sweep are named after their values."""
+
+
+def load_experiment(
+    source: Path | str | Mapping[str, Any],
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    module: str = "",
+    where: str = "the notebook's experiment",
+) -> Experiment:
+    """Give the experiment of a YAML file, or of its content as a rendered notebook carries it.
+
+    `overrides` are values by dotted key (`{"training.epochs": 3}`) that win over the file's.
+    `module` is the one it must be of; empty, it may be of any. `where` is what errors call a content.
+    Raises `ExperimentError` naming the file and, for everything that is wrong in it, key, value and what is allowed.
+    """
+    if isinstance(source, Mapping):
+        values = dict(source)
+    else:
+        where, values = str(source), read_yaml(Path(source))
+    for key, value in (overrides or {}).items():
+        set_value(values, key, value)
+    try:
+        experiment = Experiment.model_validate(values)
+    except ValidationError as error:
+        complaints = [_complaint(problem) for problem in error.errors()]
+        raise ExperimentError(
+            f"{where}: {'; '.join(complaints)}.",
+            state="nothing was started.",
+            remedy=f"correct {where} (every key is explained in lib/experiment/schema.py) and run the same command again.",
+        ) from None
+    if module and experiment.module != find_module(module).name:
+        raise ExperimentError(
+            f"{where}: module is {experiment.module!r}, and {module!r} was asked for.",
+            state="nothing was started.",
+            remedy=f"name an experiment of {module}, for instance {MODULES[module].baseline}.",
+        )
+    return experiment
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Give the content of an experiment's file, not checked yet. Raises `ExperimentError` for one that has none."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    if not path.is_file():
+        there = sorted(found.name for found in path.parent.glob("*.yaml"))
+        meant = difflib.get_close_matches(path.name, there, n=1)
+        listed = f"the experiments in {path.parent} are: {', '.join(there) or 'none'}."
+        hint = f"did you mean {(path.parent / meant[0]).as_posix()}?" if meant else listed
+        raise ExperimentError(f"{path}: there is no such file.", state="nothing was started.", remedy=hint)
+    try:
+        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except (YAMLError, ValueError, KeyError) as error:  # the last two: a date or number that is none
+        told = re.sub(r"\s+", " ", str(error)).split(" To suppress this check")[0]
+        raise ExperimentError(
+            f"{path}: this is no YAML: {told}",
+            state="nothing was started.",
+            remedy="correct the line named above; experiments/001_det_baseline.yaml shows the form.",
+        ) from None
+    if not isinstance(values, dict):
+        raise ExperimentError(
+            f"{path}: an experiment is a mapping of keys to values, this is {type(values).__name__}.",
+            state="nothing was started.",
+            remedy="start from a copy of experiments/001_det_baseline.yaml.",
+        )
+    return values
+
+
+def read_value(name: str, text: str) -> Any:  # noqa: ANN401
+    """Read the value of `-p NAME VALUE` as a file would be: 3 is a number, true a truth value, null nothing."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except (YAMLError, ValueError, KeyError):  # the last two: a date or number that is none
+        raise ExperimentError(
+            f"-p {name} {text!r}: this is no YAML value.", state="nothing was written.", remedy="put it in quotes."
+        ) from None
+
+
+def set_value(values: dict[str, Any], dotted: str, value: object) -> None:
+    """Set the value of a dotted key; sections on the way are made, and copied where they are there."""
+    *path, key = dotted.split(".")
+    for part in path:
+        inner = values.get(part, {})
+        if not isinstance(inner, Mapping):
+            return  # no section to set a value in: validation names it
+        values[part] = dict(inner)  # a copy: the mapping handed in by a notebook stays as it was
+        values = values[part]
+    values[key] = value
+
+
+def _complaint(problem: Any) -> str:  # noqa: ANN401  pydantic's ErrorDetails
+    """One sentence on one thing that is wrong: key, value, what is allowed, and the key that was meant."""
+    location = _location(problem["loc"])
+    key = ".".join(location)
+    value = problem["input"]
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, _UnsuitableError):
+        return str(cause)
+    if problem["type"] == "extra_forbidden" and location == [MATRIX]:
+        return f"{MATRIX} makes many experiments of this one, for `python -m lib sweep`; here it should not stand"
+    if problem["type"] == "extra_forbidden":
+        section: Any = Experiment
+        for part in location[:-1]:
+            section = section.model_fields[part].annotation
+        known = list(section.model_fields)
+        meant = difflib.get_close_matches(location[-1], known, n=1) or _elsewhere(location[-1])
+        hint = f"did you mean {meant[0]}?" if meant else f"known here: {', '.join(known)}"
+        return f"{key} is no key of an experiment ({key}: {value!r}); {hint}"
+    if problem["type"] == "missing":
+        return f"{key} is missing; it must be given"
+    allowed = problem["msg"].removeprefix("Input ").removeprefix("Value error, ").replace("valid tuple", "valid list")
+    return f"{key} is {value!r}: it {allowed}" if allowed.startswith("should") else f"{key} is {value!r}: {allowed}"
+
+
+def _location(parts: tuple[int | str, ...]) -> list[str]:
+    """Give the keys of a location; behind a value pydantic names the types of the union that it tried."""
+    section: Any = Experiment
+    keys_of_it = []
+    for part in parts:
+        inside = isinstance(section, type) and issubclass(section, BaseModel)
+        if not inside and not isinstance(part, int):
+            break
+        keys_of_it.append(str(part))
+        if not inside:
+            continue
+        field = section.model_fields.get(str(part))
+        section = field.annotation if field else None
+    return keys_of_it
+
+
+def _elsewhere(key: str) -> list[str]:
+    """Give the dotted keys of other sections that are called nearly the same."""
+    dotted = {name.rpartition(".")[2]: name for name in keys()}
+    return [dotted[name] for name in difflib.get_close_matches(key, list(dotted), n=1)]
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Give the values of nested mappings by dotted key."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def keys() -> Iterator[str]:
+    """Every key of an experiment, dotted: `name`, `training.epochs`, …."""
+    yield from meanings()
+
+
+def meanings(section: type[BaseModel] = Experiment, prefix: str = "") -> dict[str, str]:
+    """Give what every key means, by its dotted name, in the order of the models."""
+    found: dict[str, str] = {}
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            found |= meanings(inner, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = " ".join((field.description or "").split())
+    return found

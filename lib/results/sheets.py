@@ -1,0 +1,153 @@
+"""Sheets of images with labels and predictions drawn on them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lib.results.matching import CELL, COLUMNS, GUESS, HEADER, PAPER, TRUTH, Case, Compared, Points, Thing
+
+MOST = 12  # pictures on a sheet
+
+
+CORNER_COLOURS = ("#ff3b30", "#34c759", "#0a84ff", "#ffd60a")
+
+
+@dataclass(frozen=True, eq=False)
+class _Tile:
+    picture: Path
+    caption: str
+    labels: Sequence[Thing]
+    predicted: Sequence[Thing]
+    region: Points | None = None
+    """What is shown of the picture: left, top, right, bottom; None: all of it."""
+
+
+def draw_predictions(compared: Sequence[Compared], picture: Path) -> None:
+    """Draw test pictures from all over the split, whole."""
+    chosen = compared[:: max(1, -(-len(compared) // MOST))]
+    tiles = [
+        _Tile(one.picture, one.picture.name, [case.label for case in one.cases], one.predicted) for one in chosen
+    ]  # fmt: skip
+    _draw_sheet(tiles, f"{len(tiles)} of {len(compared)} test pictures", picture)
+
+
+def draw_worst(compared: Sequence[Compared], picture: Path, *, corners: bool) -> None:
+    """Draw the worst cases: by what was not found, then by how far corners are off, or by false alarms."""
+    if corners:
+        cases = sorted(((case, one) for one in compared for case in one.cases), key=lambda pair: -_badness(pair[0]))
+        tiles = [_close_up(case, one) for case, one in cases[:MOST]]
+        title = f"the worst {len(tiles)} of {len(cases)} labelled objects, by the mean distance of their corners"
+    else:
+        wrong = sorted((one for one in compared if one.missed or one.false), key=lambda one: (-one.missed, -one.false))
+        tiles = [
+            _Tile(
+                one.picture,
+                f"{one.missed} missed, {one.false} false: {one.picture.name}",
+                [case.label for case in one.cases],
+                one.predicted,
+            )
+            for one in wrong[:MOST]
+        ]
+        title = f"the worst {len(tiles)} of {len(wrong)} test pictures with objects missed or false alarms"
+    _draw_sheet(tiles, title, picture)
+
+
+def _badness(case: Case) -> float:
+    if case.found is None:
+        return math.inf
+    return -1.0 if math.isnan(case.relative) else case.relative
+
+
+def _close_up(case: Case, one: Compared) -> _Tile:
+    box = case.label.box
+    middle, side = (box[:2] + box[2:]) / 2, max(96.0, 2 * float((box[2:] - box[:2]).max())) / 2
+    off = "not found" if case.found is None else "no corner labelled"
+    if case.found is not None and case.distances.size:
+        off = f"{case.distances.mean():.1f} px, {100 * case.relative:.0f} % of height"
+    region = np.concatenate([middle - side, middle + side])
+    predicted = [case.found] if case.found is not None else one.predicted
+    return _Tile(case.picture, f"{off}: {case.picture.name}", [case.label], predicted, region)
+
+
+def _draw_sheet(tiles: Sequence[_Tile], title: str, picture: Path) -> None:
+    from PIL import Image, ImageDraw, ImageFont
+
+    columns, pitch = min(COLUMNS, max(2, len(tiles))), CELL + HEADER
+    sheet = Image.new("RGB", (columns * CELL, 2 * HEADER + -(-len(tiles) // columns) * pitch), PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    draw.text((8, 6), title, fill="white", font=font)
+    draw.text((8, 6 + HEADER), "labels white, predictions in colour with their score", fill="#c8c8c8", font=font)
+    for index, tile in enumerate(tiles):
+        image = _draw_tile(tile)
+        left, top = index % columns * CELL, 2 * HEADER + index // columns * pitch
+        sheet.paste(image, (left + (CELL - image.width) // 2, top + (CELL - image.height) // 2))
+        draw.text((left + 6, top + CELL + 5), _fit(tile.caption, font), fill="white", font=font)
+    # small enough for Git; by coverage, so that the few pixels of a corner keep their colour
+    sheet.quantize(256, Image.Quantize.MAXCOVERAGE).save(picture, optimize=True)
+
+
+def _fit(text: str, font: Any) -> str:  # noqa: ANN401  one of Pillow's fonts
+    """Shorten a caption to a tile's width."""
+    while font.getlength(text) > CELL - 12:
+        text = f"{text.rstrip('…')[:-1]}…"
+    return text
+
+
+def _draw_tile(tile: _Tile) -> Any:  # noqa: ANN401  Pillow's image
+    from PIL import Image, ImageOps
+
+    with Image.open(tile.picture) as opened:
+        image = ImageOps.exif_transpose(opened).convert("RGB")
+    left, top, right, bottom = (0, 0, *image.size) if tile.region is None else tile.region.round().astype(int).tolist()
+    scale = CELL / max(right - left, bottom - top)
+    size = max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale))
+    image = image.crop((left, top, right, bottom)).resize(size)  # what lies outside of the picture is black
+    _draw_things(image, tile.labels, tile.predicted, origin=np.array([left, top]), scale=scale)
+    return image
+
+
+def draw_found(image: Any, predicted: Sequence[Thing], names: Mapping[int, str]) -> None:  # noqa: ANN401
+    """Draw predictions into a Pillow image of the whole picture, each with its class where there are several."""
+    _draw_things(image, (), predicted, pen=max(1, round(max(image.size) / 1000)), names=names)
+
+
+def _draw_things(
+    image: Any,  # noqa: ANN401
+    labels: Sequence[Thing], predicted: Sequence[Thing], *, origin: Points | None = None, scale: float = 1.0,
+    pen: int = 1, names: Mapping[int, str] | None = None,
+) -> None:  # fmt: skip
+    """Draw into an image that shows the picture from `origin` on, `scale` times as large, with a pen of that width."""
+    from PIL import ImageDraw, ImageFont
+
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(13 * pen)
+    origin = np.zeros(2) if origin is None else origin
+    for thing, colour, width in [(label, TRUTH, 3) for label in labels] + [(p, GUESS, 2) for p in predicted]:
+        (x0, y0), (x1, y1) = ((thing.box.reshape(2, 2) - origin) * scale).tolist()
+        draw.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=colour, width=width * pen)
+        is_guess = colour == GUESS
+        shown = thing.corners if is_guess else thing.corners[thing.corners[:, 2] > 0]  # (0, 0) stands for no label
+        corners = [(float(x), float(y)) for x, y in (shown[:, :2] - origin) * scale]
+        colours, radius = (CORNER_COLOURS, 3) if is_guess else ((TRUTH,) * len(corners), 4)
+        _draw_corners(draw, corners, colours, radius * pen, pen)
+        if is_guess:
+            name = f"{names[thing.category]} " if names and len(names) > 1 else ""
+            label = f"{name}{thing.score:.2f}"
+            wide, high = 8 * pen * len(label) + 4 * pen, 16 * pen
+            x, y = min(max(0, x0), image.width - wide), min(max(high, y0), image.height)
+            draw.rectangle((x, y - high, x + wide, y), fill=GUESS)
+            draw.text((x + 3 * pen, y - 15 * pen), label, fill="black", font=font)
+
+
+def _draw_corners(
+    draw: Any, corners: list[tuple[float, float]], colours: Sequence[str], radius: int, pen: int  # noqa: ANN401
+) -> None:  # fmt: skip
+    if corners:
+        draw.line([*corners, corners[0]], fill=colours[0], width=pen)
+    for (x, y), colour in zip(corners, colours, strict=False):
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour, outline="black")
