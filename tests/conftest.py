@@ -11,6 +11,7 @@ import random
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,10 +173,40 @@ def write_tiny_model(path: Path, *, seed: int = 0) -> Path:
     return path
 
 
+SWEEPS = pytest.StashKey[Counter[str]]()
+"""What the fault sweeps of this process have tried and found; see `fault_sweeps.py`."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Offer what the sweeps of `fault_sweeps.py` can leave out."""
+    """Offer what the fault sweeps leave out."""
     parser.addoption("--full", action="store_true", help="fault sweeps: break every call, and not every third")
     parser.addoption("--retry-all", action="store_true", help="fault sweeps: retry in equal worlds again, too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Count from 0."""
+    config.stash[SWEEPS] = Counter()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Send what a process of pytest-xdist has counted to the one that prints."""
+    counts, output = session.config.stash[SWEEPS], getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["sweeps"] = dict(counts)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Add what it has counted; one that died has not."""
+    node.config.stash[SWEEPS].update(getattr(node, "workeroutput", {}).get("sweeps", {}))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Print the sum as the last line of all."""
+    if config.stash[SWEEPS] and not hasattr(config, "workeroutput"):
+        from fault_sweeps import Sweeps
+
+        config.get_terminal_writer().line(Sweeps.of(config).line())
 
 
 @pytest.fixture(scope="session", autouse=True)

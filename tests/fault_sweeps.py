@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import pytest
-from conftest import ROOT, WEIGHTS, Stores, run_git, write_run
+from conftest import ROOT, SWEEPS, WEIGHTS, Stores, run_git, write_run
 from faults import (
     BRANCH,
     CHECKPOINT,
@@ -94,19 +95,16 @@ class Sweeps:
     """Which third of the calls is broken; all are without one."""
     retry_all: bool = False
     """Whether a world is retried that equals one which has been."""
-    points: int = 0
-    calls: int = 0
-    """How many fault points there are, broken or not."""
-    retries: int = 0
-    half_states: list[str] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    """`points` that were broken, `calls` that could be, `retries` and `half-states`."""
+    findings: list[str] = field(default_factory=list)
+    """Everything that should not be."""
 
     @classmethod
     def of(cls, config: pytest.Config) -> Self:
-        """Return what the command line asks for."""
-        return cls(
-            None if config.getoption("full") else _number_of_this_commit() % STRIDE, config.getoption("retry_all")
-        )
+        """Return what the command line asks for; pytest adds up the counts of its processes."""
+        turn = None if config.getoption("full") else _number_of_this_commit() % STRIDE
+        return cls(turn, config.getoption("retry_all"), config.stash[SWEEPS])
 
     def first_call(self, where: str) -> int:
         """Return the number of the first call that a sweep breaks; sweeps that resemble each other differ in it."""
@@ -120,12 +118,8 @@ class Sweeps:
     def line(self) -> str:
         """Return the sum of all."""
         rotating = "" if self.turn is None else f", rotating: turn {self.turn + 1} of {STRIDE}"
-        tried = f"of {self.calls}{rotating}; {self.retries} different worlds were retried"
-        return f"{self.points} fault points, {len(self.half_states)} half-states ({tried})"
-
-    def findings(self) -> list[str]:
-        """Return everything that should not be."""
-        return self.half_states + self.others
+        tried = f"of {self.counts['calls']}{rotating}; {self.counts['retries']} different worlds were retried"
+        return f"{self.counts['points']} fault points, {self.counts['half-states']} half-states ({tried})"
 
 
 def _number_of_this_commit() -> int:
@@ -134,16 +128,9 @@ def _number_of_this_commit() -> int:
     return int(asked.stdout or 0)
 
 
-SWEEPS = pytest.StashKey[Sweeps]()
-
-
 def gather(request: pytest.FixtureRequest) -> Sweeps:
     """Gather what all sweeps of this session find; the sum is the last line that pytest prints."""
-    config = request.config
-    if SWEEPS not in config.stash:
-        sweeps = config.stash[SWEEPS] = Sweeps.of(config)
-        config.add_cleanup(lambda: config.get_terminal_writer().line(sweeps.line()))
-    return config.stash[SWEEPS]
+    return Sweeps.of(request.config)
 
 
 # ── looking ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -438,10 +425,10 @@ def assert_nothing_is_found(
     stores: Stores, scenario: Scenario, kind: Kind, sweeps: Sweeps, *, shelf: Shelf | None = None
 ) -> None:
     """Sweep, and show everything that should not be."""
-    calls, before = sweeps.calls, len(sweeps.findings())
+    calls, before = sweeps.counts["calls"], len(sweeps.findings)
     sweep(stores, scenario, kind, sweeps, shelf=shelf)
-    assert sweeps.calls > calls
-    found = sweeps.findings()[before:]
+    assert sweeps.counts["calls"] > calls
+    found = sweeps.findings[before:]
     assert not found, "\n".join(["", *found])
 
 
@@ -479,14 +466,14 @@ def _sweep(worlds: Callable[[], World], kind: Kind, sweeps: Sweeps, where: str, 
             try:
                 played.play()
             except (HalfState, Untrue) as found:
-                told = f"{where}{at} {played.call}: {found}"
-                (sweeps.half_states if isinstance(found, HalfState) else sweeps.others).append(told)
-            sweeps.retries += played.retried
+                sweeps.findings.append(f"{where}{at} {played.call}: {found}")
+                sweeps.counts["half-states"] += isinstance(found, HalfState)
+            sweeps.counts["retries"] += played.retried
             if not played.reached:
-                sweeps.calls += played.calls
+                sweeps.counts["calls"] += played.calls
                 return
-            sweeps.points += 1
-            if until_found and sweeps.findings():
+            sweeps.counts["points"] += 1
+            if until_found and sweeps.findings:
                 return
     raise AssertionError("a publication makes that many calls?")
 

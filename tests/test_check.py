@@ -180,6 +180,7 @@ def living(stores: Stores, seed: int) -> None:
     stores.remove_hook("pre-receive")
 
 
+@pytest.mark.slow
 def test_runs_that_go_on_meanwhile_are_no_findings(published: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever they do between any two looks: what has moved, come or gone since is no damage."""
     living(published, 1)

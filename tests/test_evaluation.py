@@ -132,6 +132,7 @@ def average_precision(model: Model, threshold: float) -> float:
     return float(np.trapezoid(np.interp(steps, recall, envelope), steps))
 
 
+@pytest.mark.slow
 def test_the_mean_average_precision_is_that_of_the_predictions(localization: Model) -> None:
     """Computed again from `predictions.json` and the labels."""
     assert localization.evaluated.missing is None
@@ -140,6 +141,7 @@ def test_the_mean_average_precision_is_that_of_the_predictions(localization: Mod
     assert again == pytest.approx(localization.evaluated.metrics["test"]["box"]["mAP50"], abs=0.02)
 
 
+@pytest.mark.slow
 def test_validation_is_that_of_the_best_epoch(localization: Model) -> None:
     """As the trainer's own table has it; its weights were single precision then, and are half of it in best.pt."""
     metrics = localization.evaluated.metrics
@@ -154,6 +156,7 @@ def test_validation_is_that_of_the_best_epoch(localization: Model) -> None:
             assert value == pytest.approx(float(row[f"metrics/{name}({letter})"]), abs=0.03), (head, name)
 
 
+@pytest.mark.slow
 def test_corner_errors_are_those_of_the_predictions(localization: Model) -> None:
     """Computed again with plain arithmetic: each picture holds one object."""
     distances, shares, objects, found = [], [], 0, 0
@@ -192,6 +195,7 @@ def boxed(bbox: list[float]) -> Any:
     return np.array([bbox[0], bbox[1], bbox[0] + bbox[2], bbox[1] + bbox[3]])
 
 
+@pytest.mark.slow
 def test_predictions_are_as_documented_field_by_field(localization: Model) -> None:
     """The table in the module's docstring names every field; each holds what its line says."""
     documented = re.findall(r"^\| `(\w+)` \| (?!of polygons)", str(evaluation.__doc__), re.MULTILINE)
@@ -212,6 +216,7 @@ def test_predictions_are_as_documented_field_by_field(localization: Model) -> No
         assert all(0 <= confidence <= 1 for confidence in item["keypoints"][2::3])
 
 
+@pytest.mark.slow
 def test_the_file_of_metrics_is_what_its_schema_says(localization: Model) -> None:
     """Read back by the documented model; nothing else stands in it."""
     content = json.loads((localization.trained.folder / "metrics.json").read_text())
@@ -226,6 +231,7 @@ def test_the_file_of_metrics_is_what_its_schema_says(localization: Model) -> Non
     assert metrics.test.pose is not None
 
 
+@pytest.mark.slow
 def test_pictures_show_predictions_and_the_worst_cases(localization: Model) -> None:
     """Both sheets are there, of a width that a page can hold."""
     from PIL import Image
@@ -238,6 +244,7 @@ def test_pictures_show_predictions_and_the_worst_cases(localization: Model) -> N
 # ── what can go wrong ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_torn_weights_leave_the_epochs_and_say_why(localization: Model, tmp_path: Path) -> None:
     """Nothing could be measured; the file says so, and the error is kept for the end."""
     trained = localization.in_another_folder(tmp_path)
@@ -250,6 +257,7 @@ def test_torn_weights_leave_the_epochs_and_say_why(localization: Model, tmp_path
     assert json.loads((trained.folder / "metrics.json").read_text()) == evaluated.metrics
 
 
+@pytest.mark.slow
 def test_a_split_that_cannot_be_measured_leaves_the_other(localization: Model, tmp_path: Path) -> None:
     """The test's pictures have gone: validation stands, and the sheet is not drawn."""
     trained = localization.in_another_folder(tmp_path)
@@ -262,6 +270,7 @@ def test_a_split_that_cannot_be_measured_leaves_the_other(localization: Model, t
     assert "the test: " in evaluated.metrics["missing"]
 
 
+@pytest.mark.slow
 def test_a_table_that_is_torn_takes_nothing_with_it(localization: Model, tmp_path: Path) -> None:
     """No best epoch is known; what best.pt does is measured."""
     trained = localization.in_another_folder(tmp_path)
@@ -272,6 +281,7 @@ def test_a_table_that_is_torn_takes_nothing_with_it(localization: Model, tmp_pat
     assert "reading results.csv" in evaluated.metrics["missing"]
 
 
+@pytest.mark.slow
 def test_a_plot_that_cannot_be_drawn_costs_no_figure(
     localization: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,6 +298,7 @@ def test_a_plot_that_cannot_be_drawn_costs_no_figure(
     assert (evaluated.folder / "worst.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_model_that_predicts_nothing_is_measured_as_such(localization: Model, tmp_path: Path) -> None:
     """Nothing is missing: every object was not found, and both sheets show it."""
     import torch
@@ -307,6 +318,7 @@ def test_a_model_that_predicts_nothing_is_measured_as_such(localization: Model, 
     assert (evaluated.folder / "worst.png").is_file()
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_pictures_are_drawn_costs_no_figure(
     localization: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_git
 
 MODULES = sorted((ROOT / "lib").rglob("*.py"))
 
@@ -89,7 +89,8 @@ def test_no_module_shadows_a_library() -> None:
 
 def test_no_registry_is_named_outside_the_lock() -> None:
     """The lock is what uv writes; elsewhere a mirror may serve."""
-    listed = [path for path in ROOT.rglob("*") if path.suffix in {".py", ".toml", ".md", ".yaml"} and path.is_file()]
+    listed = run_git(
+        "ls-files", "--cached", "--others", "--exclude-standard", "*.py", "*.toml", "*.md", "*.yaml", cwd=ROOT
+    ).splitlines()
     hosts = re.compile(r"(pypi|pythonhosted)\.org")
-    found = [path for path in listed if not {".venv", "build"} & set(path.parts) and hosts.search(path.read_text())]
-    assert found == []
+    assert [name for name in listed if (ROOT / name).is_file() and hosts.search((ROOT / name).read_text())] == []

@@ -114,7 +114,15 @@ LIMITS = {
 }
 
 
-@pytest.mark.parametrize(("world", "rules"), HOLDS.values(), ids=HOLDS)
+LARGE = {"an-undoer-that-lives-is-taken-over-with-twins", "an-undoer-that-lives-is-taken-over-and-reads-its-mark-again",
+         "three-runs-and-two-recoverers", "three-runs-that-share"}  # fmt: skip
+"""Worlds that take seconds each."""
+
+
+@pytest.mark.parametrize(
+    ("world", "rules"),
+    [pytest.param(*held, id=name, marks=[pytest.mark.slow] * (name in LARGE)) for name, held in HOLDS.items()],
+)
 def test_no_order_of_steps_and_deaths_breaks_a_promise(world: World, rules: Rules) -> None:
     """Every state that can be reached is looked at."""
     found = explore(world, rules)

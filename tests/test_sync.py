@@ -733,6 +733,7 @@ def assert_settles(stores: Stores, other: Path, branch: str, objects: dict[str, 
         assert stores.objects() == objects
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lasting", [False, True], ids=["once", "from-then-on"])
 @pytest.mark.parametrize("kind", ["refused", "lost"])
 def test_a_fault_at_any_word_to_the_git_remote_ends_in_all_or_nothing(
@@ -761,6 +762,7 @@ def test_a_fault_at_any_word_to_the_git_remote_ends_in_all_or_nothing(
     pytest.fail("a publication speaks that often to the Git remote?")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["refused", "lost"])
 def test_a_fault_at_any_word_of_an_undoing_ends_in_all_or_nothing(stores: Stores, wire: Wire, kind: str) -> None:
     """The branch is refused, and then one command of the clean-up fails too."""

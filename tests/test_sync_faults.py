@@ -246,4 +246,4 @@ def test_a_fault_sweep_finds_a_publication_that(stores: Stores, switch: Switch, 
     """The suite bites: with one rule of the protocol switched off it finds what the rule is there for."""
     sweeps = Sweeps()
     sweep(stores, scenario, kind, sweeps, until_found=True, switch=switch)
-    assert sweeps.findings()
+    assert sweeps.findings

@@ -515,9 +515,10 @@ def _arrive(world: World) -> None:
         push()
 
 
-def test_no_order_of_requests_deaths_and_faults_breaks_a_promise(world: World) -> None:
+@pytest.mark.parametrize("examples", [4, pytest.param(24, marks=pytest.mark.slow)])
+def test_no_order_of_requests_deaths_and_faults_breaks_a_promise(world: World, examples: int) -> None:
     """Two files each, one of them shared; every failure prints the requests that led to it."""
-    examples = int(os.environ.get("VAULT_EXAMPLES", "12"))
+    examples = int(os.environ.get("VAULT_EXAMPLES", examples))
 
     class Search(Vault):
         pass
