@@ -338,7 +338,8 @@ from lib.train.export import export
 exported = export(chosen, trained, root)
 
 # %%
-from lib.results.report import show_metrics, write_report
+from lib.results.report import write_report
+from lib.results.summary import show_metrics
 
 write_report(facts, chosen, host, dataset, start, trained, evaluated, exported, tracking, steps)
 show_metrics(evaluated)
@@ -373,7 +374,7 @@ print(free_gpu_memory())
 # ## What came out
 
 # %% tags=["nbval-ignore-output"]
-from lib.results.report import show_pictures, show_summary
+from lib.results.summary import show_pictures, show_summary
 
 show_summary(facts, chosen, trained, evaluated, exported, tracking, steps, time.time())
 show_pictures(facts, chosen)

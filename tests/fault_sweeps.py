@@ -334,7 +334,7 @@ class World:
           faults share as all clones of a machine do: it is found by inode and time of writing.
         """
         seen = self.stores.refs()
-        tables = (sorted(lease_module._ALIVE), sorted(ref for _, ref in vault_module._SEEN if ref in seen))
+        tables = (sorted(lease_module.ALIVE), sorted(ref for _, ref in vault_module._SEEN if ref in seen))
         held = [(ref, self._held(commit)) for ref, commit in seen.items() if ref.startswith("refs/runs/")]
         files = [
             (_without_lots(path), _content(content, path), mode)

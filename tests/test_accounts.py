@@ -31,17 +31,9 @@ from wandb_emulator import WandbEmulator
 import lib.remotes.credentials
 from lib.errors import CredentialsError, HostError, RemoteError, RunError
 from lib.remotes import accounts
-from lib.remotes.accounts import (
-    OAuthClient,
-    ask_hidden,
-    check_drive,
-    check_github,
-    check_wandb,
-    make_secrets,
-    read_google_file,
-    sign_in,
-)
+from lib.remotes.accounts import check_drive, check_github, check_wandb
 from lib.remotes.credentials import DRIVE_FIELDS, Credentials, load_credentials
+from lib.remotes.login import OAuthClient, ask_hidden, make_secrets, read_google_file, sign_in
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Google's own client
 
@@ -466,7 +458,7 @@ TRACK = """
 import os, sys, time
 from pathlib import Path
 from lib.remotes.credentials import Credentials
-from lib.experiment.schema import load_experiment
+from lib.experiment.load import load_experiment
 from lib.train import tracking
 import wandb
 init, api = wandb.init, wandb.Api
@@ -739,7 +731,7 @@ def test_every_account_may_be_skipped_and_what_will_not_work_is_said(place: Plac
 
 def test_the_client_may_be_typed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its id and secret, where its JSON was not kept."""
-    monkeypatch.setattr(accounts.OAuthClient, "auth_uri", f"{place.drive.url}/auth")
+    monkeypatch.setattr(OAuthClient, "auth_uri", f"{place.drive.url}/auth")
     typed: list[OAuthClient] = []
 
     def sign(client: OAuthClient, **_: Any) -> dict[str, str]:
@@ -833,7 +825,9 @@ def test_nobody_at_the_terminal_ends_it(place: Place, monkeypatch: pytest.Monkey
 
 def test_a_terminal_that_would_show_what_is_typed_is_not_used() -> None:
     """Without a terminal Python's own falls back to showing it."""
-    code = "from lib.remotes.accounts import ask_hidden\ntry: ask_hidden('?')\nexcept Exception as e: print(type(e).__name__)"
+    code = (
+        "from lib.remotes.login import ask_hidden\ntry: ask_hidden('?')\nexcept Exception as e: print(type(e).__name__)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, input="canary\n",
         capture_output=True, text=True, start_new_session=True, timeout=60,

@@ -15,7 +15,7 @@ from conftest import ROOT
 from jsonschema import Draft7Validator
 from ruamel.yaml import YAML
 
-from lib.__main__ import app
+from lib.cli.app import app
 from lib.errors import ExperimentError
 from lib.experiment.arguments import ALWAYS, ultralytics_arguments
 from lib.experiment.authoring import SCHEMA_LINE, explain, new_experiment, schema, show_explained

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lib.data.labels import EXAMPLES, Findings, Form, Kind, Picture, check_labels, label_path, read_objects
+from lib.data.findings import EXAMPLES, Findings, Kind
+from lib.data.labels import Form, Picture, check_labels, label_path, read_objects
 
 POSE = Form(classes=2, keypoints=4, poses=True, image_size=640)
 BOXES = Form(classes=2, keypoints=0, poses=False, image_size=640)
@@ -314,7 +315,7 @@ def test_what_ultralytics_drops_of_outlines_is_an_error_here(
 
 def test_labels_and_pictures_are_named_as_ultralytics_names_them(library: Any) -> None:
     """The rules that are repeated here are the installed library's."""
-    from lib.data.dataset import PICTURES
+    from lib.data.splits import PICTURES
 
     paths = ["/a/images/b/images/c/d.e.jpg", "/a/pictures/d.jpg", "/a/images/b.PNG", "/images.jpg"]
     assert [label_path(path) for path in paths] == library.img2label_paths(paths)

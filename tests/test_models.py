@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from conftest import ROOT, RUN, WEIGHTS, Stores, make_stores, run_git, write_run, write_tiny_model
 from PIL import Image
 
-from lib.__main__ import app
+from lib.cli.app import app
 from lib.errors import BranchError, PredictionError, RunError
 from lib.experiment.load import load_experiment
 from lib.remotes.credentials import Credentials

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, Stores, run_git
 
 from lib import errors
-from lib.__main__ import app
+from lib.cli.app import app
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -32,12 +32,13 @@ def blocks(language: str = "bash") -> list[str]:
 
 
 def test_the_tree_is_the_real_tree() -> None:
-    """Each line names a path that is there, and every module of lib has its line."""
+    """Each line names a path that is there, and every module and package of lib has its line."""
     (tree,) = re.findall(r"```\n(render\.py .*?)```", section("## What is where"), re.DOTALL)
     named = [line.split()[0] for line in tree.splitlines()]
     assert [name for name in named if not (ROOT / name).exists()] == []
-    modules = {f"lib/{path.name}" for path in (ROOT / "lib").glob("*.py")} | {"lib/sync/"}
-    assert modules - {"lib/__init__.py"} == {name for name in named if name.startswith("lib/")}
+    modules = {f"lib/{path.name}" for path in (ROOT / "lib").glob("*.py")} - {"lib/__init__.py"}
+    packages = {f"lib/{path.parent.name}/" for path in (ROOT / "lib").glob("*/__init__.py")}
+    assert modules | packages == {name for name in named if name.startswith("lib/")}
 
 
 def test_the_table_of_errors_names_every_error() -> None:

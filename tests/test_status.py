@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import ROOT, RUN, WEIGHTS, Stores, run_git, write_run
 
-from lib.__main__ import app
+from lib.cli.app import app
 from lib.experiment.load import load_experiment
 from lib.remotes.credentials import Credentials
 from lib.results.status import read_status, show_status

@@ -1328,10 +1328,10 @@ def test_what_is_uploaded_after_others_undid_the_run_is_removed_too(
         copied.append(str(target))
         if len(copied) == 2:
             kept = Path(target).read_bytes()
-            alive = set(lease_module._ALIVE)
-            lease_module._ALIVE.clear()  # the other machine knows nothing of this process
+            alive = set(lease_module.ALIVE)
+            lease_module.ALIVE.clear()  # the other machine knows nothing of this process
             assert recover(other, older_than=0, say=str) == 0
-            lease_module._ALIVE.update(alive)
+            lease_module.ALIVE.update(alive)
             Path(target).write_bytes(kept)  # Drive has no temporary file that a recovery could take away
 
     monkeypatch.setattr(publish_module, "SIDE_BY_SIDE", 1)

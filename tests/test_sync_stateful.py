@@ -384,7 +384,7 @@ def standing_between(world: World) -> Iterator[None]:  # noqa: C901  a wrapper a
         return objects
 
     def may_settle(vault: vault_module.Vault, seen: SeenIntent, _older_than: float = LEASE) -> bool:
-        if seen.record is None or seen.record.id in lease_module._ALIVE:
+        if seen.record is None or seen.record.id in lease_module.ALIVE:
             return False
         holder = by_owner[seen.record.owner.clone]
         return holder is by_clone[vault.refs.root] or not holder.at

@@ -103,8 +103,9 @@ def test_its_labels_are_checked_as_outlines(project: Path, tmp_path: Path) -> No
     """A box is none, and keypoints, which ultralytics would read in place of outlines, are refused."""
     data = draw_polygons(tmp_path / "data")
     script = (
-        "import sys; from pathlib import Path; from lib.data.dataset import check_dataset; from lib.errors import RunError\n"
-        "from lib.experiment.schema import load_experiment; folder, scratch = map(Path, sys.argv[1:])\n"
+        "import sys; from pathlib import Path\n"
+        "from lib.data.dataset import check_dataset; from lib.errors import RunError\n"
+        "from lib.experiment.load import load_experiment; folder, scratch = map(Path, sys.argv[1:])\n"
         "try: print(check_dataset(folder, load_experiment('experiments/001_seg_baseline.yaml'), scratch, md5=''))\n"
         "except RunError as error: print(error)"
     )

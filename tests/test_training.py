@@ -101,7 +101,7 @@ def test_a_path_may_be_absolute_or_in_the_repository(tmp_path: Path, key: str) -
 def test_published_weights_that_cannot_be_had_are_told_with_the_three_ways_out(tmp_path: Path) -> None:
     """Without a network the library's own download fails; in a process of its own, since settings are read once."""
     script = (
-        "import sys\nfrom pathlib import Path\nfrom lib.experiment.schema import load_experiment\n"
+        "import sys\nfrom pathlib import Path\nfrom lib.experiment.load import load_experiment\n"
         "from lib.train.launch import fetch_weights, prepare_library\nprepare_library(Path(sys.argv[1]))\n"
         "fetch_weights(load_experiment('experiments/001_det_baseline.yaml'), Path('.'))"
     )

@@ -22,27 +22,23 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from lib.data.labels import KEYPOINT, Findings, Form, Kind, Picture, check_labels, in_threads, label_path
+from lib.data.findings import Findings, Kind
+from lib.data.images import check_copies, check_pictures
+from lib.data.labels import KEYPOINT, Form, Picture, check_labels, label_path
+from lib.data.splits import SPLITS, Split, find_split, is_picture, list_files
 from lib.errors import DatasetError, RemoteError
 from lib.experiment.schema import Experiment
 from lib.remotes.credentials import Credentials
-from lib.remotes.pull import pull_objects
+from lib.remotes.pull import pull_objects, read_mapping
 
-SPLITS = ("train", "val", "test")
-PICTURES = frozenset(("avif", "bmp", "dng", "heic", "heif", "jp2", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp"))
-"""The endings that ultralytics takes; a file with another one is none of its pictures."""
-SMALLEST_SIDE = 10  # pixels; ultralytics drops smaller pictures
-END_OF_JPEG = b"\xff\xd9"
 INPUTS = Path("/kaggle/input")
 MIRRORS = ("*/files/md5", "*/*/files/md5", "datasets/*/*/files/md5", "datasets/*/*/*/files/md5")
 """Where a copy of a DVC remote lies in an attached dataset, or in a folder of it."""
-TAIL = 4096  # bytes: the ends of compressed pictures differ, even of those that happen to have one size
 
 
 @dataclass(frozen=True)
@@ -97,7 +93,7 @@ def read_pointer(root: Path, experiment: Experiment) -> Pointer:
             remedy=f"run `dvc add {experiment.dataset} && dvc push`, commit {target.name}, push and render again.",
         )
     try:
-        out = _read(target)["outs"][0]
+        out = read_mapping(target)["outs"][0]
         return Pointer(target, str(out["md5"]), out.get("size"), out.get("nfiles"))
     except (KeyError, IndexError, TypeError, AttributeError):
         raise DatasetError(
@@ -148,15 +144,15 @@ def check_dataset(folder: Path, experiment: Experiment, scratch: Path, *, md5: s
             remedy="put data.yaml at the top of the dataset's folder (Ultralytics' YOLO format), "
             f"`dvc add {experiment.dataset}`, push and commit.",
         )
-    values = _read(tracked)
+    values = read_mapping(tracked)
     findings = Findings()
     names = _check_names(values, findings)
     keypoints = _check_keypoints(values, experiment, findings)
-    inside = _list_files(folder)
-    splits = {split: _find_split(folder, inside, values, split, findings) for split in SPLITS}
+    inside = list_files(folder)
+    splits = {split: find_split(folder, inside, values, split, findings) for split in SPLITS}
     pictures = [picture for split in splits.values() for picture in split.pictures]
-    pictures = _check_pictures(pictures, findings)
-    _check_copies(pictures, findings)
+    pictures = check_pictures(pictures, findings)
+    check_copies(pictures, findings)
     polygons = experiment.about.task == "segment"
     form = Form(len(names), keypoints, bool(experiment.about.keypoints), experiment.training.image_size, polygons)
     check_labels(pictures, form, names, findings)
@@ -257,117 +253,8 @@ def _check_keypoints(values: dict[str, Any], experiment: Experiment, findings: F
 # ---------------------------------------------------------------------------------------------------- paths
 
 
-@dataclass(frozen=True)
-class _Split:
-    """What a key of `data.yaml` names: its folders, whether a list of paths was among them, and all its pictures."""
-
-    folders: tuple[str, ...]
-    listed: bool
-    pictures: tuple[Picture, ...]
-
-
-def _list_files(folder: Path) -> dict[str, None]:
-    """Give all files and folders inside by their relative paths, in order, without hidden ones."""
-    found = {"."}
-    for place, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        beside = os.path.relpath(place, folder)
-        found.update(posixpath.normpath(f"{beside}/{name}") for name in [*folders, *files] if not name.startswith("."))
-    return dict.fromkeys(sorted(found))
-
-
-def _find_split(
-    folder: Path, inside: dict[str, None], values: dict[str, Any], split: str, findings: Findings
-) -> _Split:
-    """Find a split's pictures: in a folder, in several, or on lists of paths."""
-    key = "validation" if split == "val" and "val" not in values else split  # ultralytics takes both
-    given = values.get(key)
-    wanted = given if isinstance(given, list) else [given]
-    root = values.get("path")
-    folders, names, listed = [], [], False
-    for place in wanted or [None]:
-        if not isinstance(place, str) or not place.strip():
-            told = f"{split} is {given!r}: it must be a folder of pictures relative to data.yaml, a list of folders, or"
-            findings.add(Kind.SPLIT, "data.yaml", f"{told} a text file of paths")
-            continue
-        found = _find_inside(inside, root if isinstance(root, str) else "", place)
-        if found is None:
-            beside = f" (path is {root!r})" if root not in (None, "", ".") else ""
-            told = f"{split} is {place!r}{beside}: there is no such folder or list in {folder.name}"
-            findings.add(Kind.SPLIT, "data.yaml", told)
-            continue
-        if _is_foreign(place):
-            findings.add(Kind.FOREIGN, "data.yaml", f"{split} is {place!r}, taken as {found}")
-        if (folder / found).is_dir():
-            pictures = [name for name in inside if is_picture(name) and (found == "." or name.startswith(f"{found}/"))]
-            folders.append(found)
-        else:
-            pictures, listed = _read_list(folder, inside, found, findings), True
-        if not pictures:
-            findings.add(Kind.SPLIT, "data.yaml", f"{split} is {place!r}: there is no picture in it")
-        names += pictures
-    top = f"{folder}{os.sep}"
-    paths = [(f"{top}{name}", name) for name in sorted(names)]
-    labelled = [(path, name, label_path(path)) for path, name in paths]
-    pictures_of_it = tuple(Picture(split, path, name, label, label.removeprefix(top)) for path, name, label in labelled)
-    return _Split(tuple(folders), listed, pictures_of_it)
-
-
-def _find_inside(inside: dict[str, None], base: str, given: str) -> str | None:
-    """Find what a path of `data.yaml` means inside of the dataset, whoever wrote it wherever.
-
-    It may be relative to this folder, to one above (`../train/images`, as Roboflow writes), to `path`, or absolute on
-    another machine. The longest end of it that is here is it. A relative path is never cut: `a/images` is not `images`.
-    Nothing outside of the dataset can be found: what DVC did not bring is not there on Kaggle.
-    """
-    given, base = given.strip().replace("\\", "/"), base.replace("\\", "/")
-    whole = given if _is_foreign(given) else posixpath.join(base, given)
-    shortest = 1 if _is_foreign(given) else len(_parts(given))
-    parts = _parts(whole)
-    for start in range(len(parts) - shortest + 1):
-        candidate = "/".join(parts[start:]) or "."
-        if candidate in inside:
-            return candidate
-    return None
-
-
-def _parts(path: str) -> list[str]:
-    return [part for part in posixpath.normpath(path).split("/") if part not in {"", ".", ".."}]
-
-
-def _is_foreign(path: str) -> bool:
-    return path.startswith("/") or path[1:3] in {":/", ":\\"}
-
-
-def is_picture(name: str) -> bool:
-    """Whether a file is one of ultralytics' pictures by its name."""
-    return name.rpartition(".")[2].lower() in PICTURES and "." in name
-
-
-def _read_list(folder: Path, inside: dict[str, None], name: str, findings: Findings) -> list[str]:
-    """Give the pictures whose paths a text file lists, each relative to the file or to the dataset."""
-    try:
-        lines = (folder / name).read_text(encoding="utf-8-sig").splitlines()
-    except (UnicodeDecodeError, OSError) as error:
-        findings.add(Kind.LISTED, name, f"it is no list of paths ({type(error).__name__})")
-        return []
-    found = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        picture = _find_inside(inside, posixpath.dirname(name), line)
-        if picture is None or not is_picture(picture):
-            told = "there is no such file" if picture is None else "ultralytics takes no such pictures"
-            findings.add(Kind.LISTED, f"{name}:{number}", f"{line.strip()}: {told}")
-            continue
-        if _is_foreign(line):
-            findings.add(Kind.FOREIGN, f"{name}:{number}", f"{line.strip()}, taken as {picture}")
-        found.append(picture)
-    return found
-
-
 def _write_portable(
-    data_file: Path, folder: Path, values: dict[str, Any], names: dict[int, str], splits: dict[str, _Split]
+    data_file: Path, folder: Path, values: dict[str, Any], names: dict[int, str], splits: dict[str, Split]
 ) -> None:
     """Write the `data.yaml` that training reads: the tracked one's values, with paths that hold on this machine."""
     portable = {key: value for key, value in values.items() if key not in {"download", "validation", "nc"}}
@@ -392,129 +279,6 @@ def _write_portable(
 # ---------------------------------------------------------------------------------------------------- pictures
 
 
-def _check_pictures(pictures: Sequence[Picture], findings: Findings) -> list[Picture]:
-    """Give the pictures with their sizes, and note those that ultralytics would leave out or write anew."""
-    paths = list(dict.fromkeys(picture.path for picture in pictures))
-    looked = dict(zip(paths, in_threads(_look_at, paths), strict=True))
-    told: set[str] = set()
-    sized = []
-    for picture in pictures:
-        width, height, kind, complaint = looked[picture.path]
-        if kind and picture.path not in told:
-            told.add(picture.path)
-            findings.add(kind, picture.name, complaint)
-        sized.append(picture._replace(width=width, height=height))
-    return sized
-
-
-def _look_at(path: str) -> tuple[int, int, Kind | None, str]:
-    """Give a picture's width and height as training sees it, and what is wrong with it."""
-    try:
-        form, width, height, complete = _read_header(path)
-    except Exception as error:  # noqa: BLE001  Pillow raises what its many decoders raise
-        return 0, 0, Kind.PICTURE, str(error) or type(error).__name__
-    if min(width, height) < SMALLEST_SIDE:
-        return width, height, Kind.PICTURE, f"{width} x {height} pixels: a side has fewer than {SMALLEST_SIDE}"
-    if form not in PICTURES | {"jpeg2000"}:
-        return width, height, Kind.PICTURE, f"{form} is a format that ultralytics does not take"
-    return width, height, None if complete else Kind.TRAILING, "its last bytes are not those of a JPEG"
-
-
-def _read_header(path: str) -> tuple[str, int, int, bool]:
-    """Give a picture's format, width, height, and whether it ends as it should; it raises what Pillow raises."""
-    from PIL import Image
-
-    with open(path, "rb") as file:  # noqa: PTH123  ten thousand Path objects cost time
-        size = file.seek(0, os.SEEK_END)
-        if not size:
-            raise ValueError("it has no bytes")
-        file.seek(max(0, size - len(END_OF_JPEG)))
-        ends = file.read() == END_OF_JPEG
-        file.seek(0)
-        try:
-            opened = Image.open(file)
-        except Image.DecompressionBombError:
-            raise
-        except Exception as error:  # ultralytics puts its own `open` into Pillow, with other errors
-            raise ValueError("it is no picture of a known format") from error
-        with opened as image:
-            form = str(image.format).lower()
-            # asked for its orientation, a PNG would be decoded
-            turned = form in {"jpeg", "mpo"} and image.getexif().get(0x0112) in {5, 6, 7, 8}
-            width, height = image.size[::-1] if turned else image.size
-            if form == "jpeg" and not ends:  # cut off, or followed by something: only decoding tells
-                image.draft("L", (1, 1))
-                image.load()
-            else:
-                image.verify()
-    return form, width, height, ends or form != "jpeg"
-
-
-def _check_copies(pictures: Sequence[Picture], findings: Findings) -> None:
-    """Note pictures of the same bytes: in several splits, or more than once in one."""
-    for group in _same_files(pictures):
-        by_split = {split: [picture for picture in group if picture.split == split] for split in SPLITS}
-        train, val, test = (by_split[split] for split in SPLITS)
-        for other in (val, test):
-            if train and other:
-                findings.add(Kind.LEAK, train[0].name, f"the same as {other[0].name} ({other[0].split})")
-        if val and test:
-            findings.add(Kind.REUSED, val[0].name, f"the same as {test[0].name}")
-        for same in by_split.values():
-            for picture in same[1:]:
-                findings.add(Kind.REPEATED, picture.name, f"the same as {same[0].name} ({picture.split})")
-
-
-def _same_files(pictures: Sequence[Picture]) -> Iterator[list[Picture]]:
-    """Give the groups of pictures whose bytes are equal: only what has one size and one end is read whole."""
-    groups = [list(pictures)]
-    for key in (_size, _tail, _content):
-        paths = list(dict.fromkeys(picture.path for group in groups for picture in group))
-        keys = dict(zip(paths, in_threads(key, paths), strict=True))
-        finer: list[list[Picture]] = []
-        for group in groups:
-            parts: dict[object, list[Picture]] = {}
-            for picture in group:
-                parts.setdefault(keys[picture.path], []).append(picture)
-            finer += [part for part in parts.values() if len(part) > 1]
-        groups = finer
-    yield from groups
-
-
-def _guarded(read: Callable[[str], object]) -> Callable[[str], object]:
-    """Let a file that cannot be read be equal to itself alone; the report names it as a picture."""
-
-    def guarded(path: str) -> object:
-        try:
-            return read(path)
-        except OSError:
-            return path
-
-    return guarded
-
-
-@_guarded
-def _size(path: str) -> object:
-    size = os.stat(path).st_size  # noqa: PTH116  ten thousand Path objects cost time
-    return size or path  # files without bytes are no copies of each other
-
-
-@_guarded
-def _tail(path: str) -> object:
-    with open(path, "rb") as file:  # noqa: PTH123  the same
-        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
-        return blake2b(file.read(), digest_size=16).digest()
-
-
-@_guarded
-def _content(path: str) -> object:
-    digest = blake2b(digest_size=16)
-    with open(path, "rb") as file:  # noqa: PTH123  the same
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.digest()
-
-
 def _check_strays(folder: Path, inside: dict[str, None], pictures: Sequence[Picture], findings: Findings) -> None:
     """Note pictures that no split holds, and labels without a picture, where labels and pictures of splits stand."""
     used = {picture.name for picture in pictures}
@@ -530,16 +294,3 @@ def _check_strays(folder: Path, inside: dict[str, None], pictures: Sequence[Pict
         is_label = file.endswith(".txt") and (place in label_folders or "labels" in place.split("/"))
         if is_label and name not in labels and file != "classes.txt":  # what labelling tools leave there
             findings.add(Kind.ORPHAN, name, "there is no picture of this name")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: this is no YAML: {error}", remedy="correct the file.") from None
-    if not isinstance(values, dict):
-        raise DatasetError(f"{path}: it holds no mapping of keys to values.", remedy="correct the file.")
-    return values

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from lib.errors import ExperimentError
 from lib.experiment.modules import MODULES, find_module
-from lib.experiment.schema import Experiment, _UnsuitableError
+from lib.experiment.schema import Experiment, UnsuitableError
 
 SHORTCUTS: Mapping[str, str] = {
     "epochs": "training.epochs",
@@ -57,7 +57,7 @@ def load_experiment(
         raise ExperimentError(
             f"{where}: {'; '.join(complaints)}.",
             state="nothing was started.",
-            remedy=f"correct {where} (every key is explained in lib/experiment/schema.py) and run the same command again.",
+            remedy=f"correct {where} (every key is explained in lib/experiment/schema.py) and run it again.",
         ) from None
     if module and experiment.module != find_module(module).name:
         raise ExperimentError(
@@ -128,7 +128,7 @@ def _complaint(problem: Any) -> str:  # noqa: ANN401  pydantic's ErrorDetails
     key = ".".join(location)
     value = problem["input"]
     cause = problem.get("ctx", {}).get("error")
-    if isinstance(cause, _UnsuitableError):
+    if isinstance(cause, UnsuitableError):
         return str(cause)
     if problem["type"] == "extra_forbidden" and location == [MATRIX]:
         return f"{MATRIX} makes many experiments of this one, for `python -m lib sweep`; here it should not stand"

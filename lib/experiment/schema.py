@@ -225,7 +225,7 @@ class Experiment(_Section):
                         f"{self.module}"
                     )
         if wrong:
-            raise _UnsuitableError("; ".join(wrong))
+            raise UnsuitableError("; ".join(wrong))
         return self
 
     @property
@@ -244,5 +244,5 @@ class Experiment(_Section):
         return f"artifacts/{self.module}/{self.name}"
 
 
-class _UnsuitableError(ValueError):
+class UnsuitableError(ValueError):
     """Values that are possible, but not for this module."""

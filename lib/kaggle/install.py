@@ -5,7 +5,7 @@ locked package is installed, with its hash checked, into a folder of its own tha
 packages are never written to, and torch with all that belongs to it is looked at before and after: every file's path,
 size and time of writing, and the hashes that its makers have listed. Training's workers see the same folder by way of
 PYTHONPATH. The folder appears whole, by a rename, and is used again as long as lock and Python are the same. Without a
-network the packages come from a folder of wheels (`lib/kaggle/wheels.py`). Where everything locked is installed already,
+network the packages come from a folder of wheels (`wheels.py`). Where everything locked is installed already,
 nothing is done.
 
 Cannot: replace what the running kernel has imported from the host. Such a package stays the host's in this process,

@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.data.dataset import _read
-from lib.errors import RemoteError
+from lib.errors import DatasetError, RemoteError
 from lib.process import limit_silence
 from lib.progress import showing
 from lib.remotes.credentials import Credentials
@@ -37,7 +36,7 @@ def pull_objects(
             (place / name).parent.mkdir(parents=True, exist_ok=True)
             (place / name).write_text(text, encoding="utf-8")
         targets = [str(place / name) for name in pointers]
-        outs = [out for target in targets for out in _read(Path(target)).get("outs") or ()]
+        outs = [out for target in targets for out in read_mapping(Path(target)).get("outs") or ()]
         with Repo(str(place)) as repo:
             cache = str(repo.cache.local_cache_dir)
             before, total = _bytes_in(cache), sum(int(out.get("size") or 0) for out in outs)
@@ -106,3 +105,17 @@ def _bytes_in(folder: str) -> int:
                     else entry.stat(follow_symlinks=False).st_size
                 )
     return size
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read a YAML file that maps keys to values. Raises `DatasetError`."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: this is no YAML: {error}", remedy="correct the file.") from None
+    if not isinstance(values, dict):
+        raise DatasetError(f"{path}: it holds no mapping of keys to values.", remedy="correct the file.")
+    return values

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib.data.dataset import is_picture
+from lib.data.splits import is_picture
 from lib.errors import PredictionError
 from lib.results.fetch import Model
 from lib.results.matching import Thing

@@ -10,7 +10,6 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -36,7 +35,6 @@ PICTURES = {
     "test/BoxPR_curve.png": "Box precision and recall on the test split",
 }
 """What is shown of a run: its pictures below the artifacts' folder, and their captions."""
-SHOWN_WIDTH = 900  # pixels of a picture in the notebook
 HEADERS = {"precision": "Precision", "recall": "Recall", "mAP50": "mAP50", "mAP50-95": "mAP50-95"}
 Steps = Sequence[tuple[str, float]]
 """Each step's title and its start in seconds since the epoch, in order."""
@@ -84,7 +82,7 @@ def write_report(
         "exported": [file.relative_to(folder).as_posix() for file in exported.files],
         "wandb": tracking.address,
     }
-    told = {"reason": trained.reason, "missing": "; ".join(_missing(evaluated, exported))}
+    told = {"reason": trained.reason, "missing": "; ".join(list_missing(evaluated, exported))}
     run |= {key: text for key, text in told.items() if text}
     (folder / "run.json").write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
     card = _model_card(facts, experiment, host, dataset, start, trained, evaluated, exported, run)
@@ -92,7 +90,7 @@ def write_report(
     return run
 
 
-def _missing(evaluated: Evaluated, exported: Exported) -> list[str]:
+def list_missing(evaluated: Evaluated, exported: Exported) -> list[str]:
     """Say what a whole run would have, and this one has not."""
     return [error.what for error in (evaluated.missing, exported.missing) if error]
 
@@ -109,7 +107,7 @@ def _model_card(
 ) -> str:  # fmt: skip
     metrics = evaluated.metrics
     hardware = host.describe().partition(": ")[2]
-    pictures = _pictures(facts.root / experiment.artifacts)
+    pictures = list_images(facts.root / experiment.artifacts)
     shown = "\n\n".join(f"### {title}\n\n![{title}]({path})" for path, title in pictures)
     title = f"{experiment.about.title}: {experiment.name}"
     settings = experiment.training
@@ -117,8 +115,8 @@ def _model_card(
         f"{settings.optimizer}, learning rate {settings.learning_rate}, batch {trained.batch_size}, "
         f"{settings.image_size} px, seed {experiment.seed}"
     )
-    notes = [f"**The training {_was(trained)}.**"] if trained.state != "finished" else []
-    notes += [f"**Something is missing: {what}**" for what in _missing(evaluated, exported)]
+    notes = [f"**The training {describe_end(trained)}.**"] if trained.state != "finished" else []
+    notes += [f"**Something is missing: {what}**" for what in list_missing(evaluated, exported)]
     best = f"; the best epoch is {metrics['best_epoch']}" if "best_epoch" in metrics else ""
     return f"""# {title}
 
@@ -166,7 +164,8 @@ def _beside(exported: Exported) -> str:
     return f", beside them {', '.join(f'`{file.name}`' for file in exported.files)}" if exported.files else ""
 
 
-def _was(trained: Trained) -> str:
+def describe_end(trained: Trained) -> str:
+    """Return how an unfinished training ended, to follow the word training."""
     return f"was {trained.reason}" if trained.state == "interrupted" else f"failed: {trained.reason}"
 
 
@@ -184,11 +183,11 @@ def _start(experiment: Experiment, start: Start) -> str:
 def metrics_table(metrics: dict[str, Any]) -> str:
     """Give the metrics as a Markdown table, a row a split and head."""
     rows = ["| Split | Head | Images | " + " | ".join(HEADERS.values()) + " |", "| --- " * (3 + len(HEADERS)) + "|"]
-    rows += [f"| {' | '.join(cells)} |" for cells in _metric_rows(metrics)]
+    rows += [f"| {' | '.join(cells)} |" for cells in metric_rows(metrics)]
     return "\n".join(rows)
 
 
-def _metric_rows(metrics: dict[str, Any]) -> Iterator[list[str]]:
+def metric_rows(metrics: dict[str, Any]) -> Iterator[list[str]]:
     """Give the cells of each split and head that was measured: split, head, images, then the metrics of `HEADERS`."""
     for split in ("validation", "test"):
         for head in HEADS:
@@ -241,76 +240,6 @@ def publication(
     )
 
 
-def show_summary(
-    facts: RunFacts, experiment: Experiment, trained: Trained, evaluated: Evaluated, exported: Exported,
-    tracking: Tracking, steps: Steps, end: float,
-) -> None:  # fmt: skip
-    """Print what a person wants to see when a run has ended well."""
-    from rich.table import Table
-
-    folder = facts.root / experiment.artifacts
-    how = {"finished": "trained and ", "interrupted": "interrupted, and ", "failed": "failed, and what there is of it "}
-    print(f"{experiment.about.title} ({experiment.name}) is {how[trained.state]}published.\n")
-    if trained.reason:
-        print(f"Warning: training {_was(trained)}.")
-    for what in _missing(evaluated, exported):
-        print(f"Warning: something is missing: {what}")
-    show_metrics(evaluated)
-    times = Table("Step", "Time", title="Where the time went", title_justify="left")
-    for title, seconds in durations(steps, end).items():
-        times.add_row(title, duration(seconds))
-    times.add_row("Together", duration(end - steps[0][1]), style="bold")
-    _console().print(times)
-    lines = [
-        f"Branch:    {facts.branch}",
-        f"W&B:       {tracking.address}",
-        f"Card:      {folder / 'README.md'}",
-        *(f"{'Pictures:' * (not number):10} {folder / path}" for number, (path, _) in enumerate(_pictures(folder))),
-        "",
-        f"To bring the model to a clone of {facts.repository}:",
-        *(f"  {command}" for command in commands_to_get(facts.branch)),
-        f"It is then {experiment.artifacts}/train/weights/best.pt. Or, without leaving the branch that you are on:",
-        f"  python -m lib fetch {facts.branch}",
-    ]
-    print("\n".join(lines), flush=True)  # unwrapped: these are for copying
-
-
-def show_metrics(evaluated: Evaluated) -> None:
-    """Print what was measured as a table, and how far corners are off."""
-    from rich.table import Table
-
-    table = Table("Split", "Head", "Images", *HEADERS.values(), title="Metrics of best.pt", title_justify="left")
-    for cells in _metric_rows(evaluated.metrics):
-        table.add_row(*cells)
-    _console().print(table)
-    corners = evaluated.metrics.get("test", {}).get("corners")
-    if corners:
-        pixels = [(name, corners.get(f"{key}_px")) for name, key in (("mean", "mean"), ("median", "median"))]
-        pixels += [("95 of 100 within", corners.get("p95_px"))]
-        off = ", ".join(f"{name} {value:.1f} px" for name, value in pixels if value is not None)
-        print(f"Corners on test: {corners['found']} of {corners['objects']} objects found{off and '; off by: '}{off}")
-
-
-def _console() -> Any:  # noqa: ANN401  rich is imported where it is used
-    from rich.console import Console
-
-    # a notebook's output is as wide as it is; a Kaggle log has no colours
-    return Console(file=sys.stdout, width=110, force_terminal=False, force_jupyter=False, highlight=False)
-
-
-def show_pictures(facts: RunFacts, experiment: Experiment) -> None:
-    """Show a run's pictures in the notebook itself, each below its caption."""
-    from IPython.display import Image, Markdown, display
-
-    folder = facts.root / experiment.artifacts
-    for path, title in _pictures(folder):
-        display(Markdown(f"**{title}**"), Image(filename=str(folder / path), width=SHOWN_WIDTH, alt=title))
-
-
-def _pictures(folder: Path) -> list[tuple[str, str]]:
-    return [(path, title) for path, title in PICTURES.items() if (folder / path).is_file()]
-
-
 def _versions() -> dict[str, str]:
     found = {}
     for name in LIBRARIES:
@@ -328,3 +257,8 @@ def _sha256(path: Path) -> str | None:
 def branch_name(experiment: Experiment, started: datetime) -> str:
     """Name a run's branch: `kaggle-train-{module}-{experiment}-{YYYYMMDD-HHMMSS}`, in UTC."""
     return f"kaggle-train-{experiment.module}-{experiment.slug}-{started.astimezone(UTC):%Y%m%d-%H%M%S}"
+
+
+def list_images(folder: Path) -> list[tuple[str, str]]:
+    """Return the images that a run has left in its folder, with their titles."""
+    return [(path, title) for path, title in PICTURES.items() if (folder / path).is_file()]

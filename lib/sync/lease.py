@@ -14,7 +14,7 @@ from lib.sync.intent import Intent, Run
 from lib.sync.refs import Move, Refs
 
 # The intents that a thread of this process answers for right now.
-_ALIVE: set[str] = set()
+ALIVE: set[str] = set()
 
 
 class Lease:
@@ -35,19 +35,19 @@ class Lease:
         self._moving = threading.Lock()
 
     def __enter__(self) -> Self:
-        _ALIVE.add(self._record.id)
+        ALIVE.add(self._record.id)
         try:
             self._renewed = time.monotonic()
             self._move(self._old, self._refs.write_intent(self._record))
         except BaseException:
-            _ALIVE.discard(self._record.id)
+            ALIVE.discard(self._record.id)
             raise
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.join()
-        _ALIVE.discard(self._record.id)
+        ALIVE.discard(self._record.id)
 
     def join(self) -> None:
         """Stop renewing, so that nothing moves the ref but the caller."""

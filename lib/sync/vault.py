@@ -13,7 +13,7 @@ from lib.errors import CommandError, DvcPushError, GitPushError, RunError, SyncE
 from lib.remotes.credentials import Credentials
 from lib.sync import intent as journal
 from lib.sync.intent import Intent, Owner, StoredObject
-from lib.sync.lease import _ALIVE, Lease
+from lib.sync.lease import ALIVE, Lease
 from lib.sync.publication import Say
 from lib.sync.refs import INTENT_PLACES, Refs, RefusedByHostError, SeenIntent
 from lib.sync.stores.base import Objects, open_objects
@@ -105,7 +105,7 @@ class Vault:
         if commit != seen.commit:
             since = now
             _SEEN[key] = (seen.commit, now)
-        if seen.record is None or seen.record.id in _ALIVE:
+        if seen.record is None or seen.record.id in ALIVE:
             return False
         owner = seen.record.owner  # ours: an earlier attempt of this process, given up
         return owner == self.me or owner.is_dead_here(self.me.clone) or now - since >= older_than

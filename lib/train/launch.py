@@ -1,6 +1,6 @@
 """Train one experiment: what it starts from, its processes, and what is done when they fail.
 
-Training runs in processes of its own (`lib/train/trainer.py`), one a GPU, whatever their number: what hangs can be ended,
+Training runs in processes of its own (`trainer.py`), one a GPU, whatever their number: what hangs can be ended,
 what runs out of memory begins again with all of it, and the notebook's kernel lives on.
 
 Guarantees: the values trained with are the experiment's, each under the name ultralytics gives it; nothing is installed

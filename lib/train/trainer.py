@@ -1,4 +1,4 @@
-"""The trainer that every process of a training runs: `python -m lib.train.trainer PLAN`, started by `lib/train/launch.py`.
+"""The trainer that every process of a training runs: `python -m lib.train.trainer PLAN`, started by `launch.py`.
 
 Guarantees: it trains with the plan's arguments, on resuming too; a checkpoint in its folder is whole at every moment,
 also while the library writes it; every finished batch moves the sign of life; the last epoch that fits into the

@@ -1,0 +1,77 @@
+"""Commands on runs under way: watch one on Kaggle, train many."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from lib.cli.options import KAGGLE_USER, PARAMETERS, SECRETS
+
+
+@click.command()
+@click.argument("module")
+@KAGGLE_USER
+@click.option("--every", type=float, metavar="SECONDS", default=20.0, help="How often Kaggle is asked for its state.")
+def watch(*, module: str, kaggle_user: str, every: float) -> None:
+    """Follow a module's newest run on Kaggle to its end.
+
+    Shows its state and log; exits with 1 if it did not end well.
+    """
+    from lib.experiment.modules import find_module
+    from lib.kaggle.kernel import client_user, watch_kernel
+    from lib.kaggle.notebook import configured_user, kernel_metadata
+
+    user = kaggle_user or configured_user() or client_user()
+    kernel = kernel_metadata(find_module(module), "none", user, "")["id"]
+    print(f"Following {kernel}: https://www.kaggle.com/code/{kernel}", flush=True)
+    branch = watch_kernel(kernel, every=every, say=lambda line: print(line, flush=True))
+    if branch is None:
+        print("The run is complete; its log names no branch that it has published.")
+    else:
+        print(f"The run is complete, and published as {branch}.\nBring it here with: python -m lib fetch {branch}")
+
+
+@click.command()
+@click.argument("experiments", type=Path, nargs=-1, required=True, metavar="EXPERIMENT...")
+@PARAMETERS
+@click.option("--address", metavar="ADDRESS", default="", help="A Ray cluster (auto: the one of this machine).")
+@click.option("--gpus-per-run", type=click.FloatRange(0), default=1, help="GPUs that a run trains on; 0: the CPU.")
+@click.option("--cpus-per-run", type=click.FloatRange(0), default=1, help="CPU cores that a run is counted with.")
+@click.option("--retries", type=click.IntRange(0), default=3, help="How often a run may lose its node.")
+@click.option("--folder", type=Path, metavar="DIR", default=Path("build/sweep"), help="Where runs work, on every node.")
+@click.option("--sandbox", type=Path, metavar="DIR", help="Train in a sandbox there: no account, no network.")
+@click.option("--allow-dirty", is_flag=True, help="Train the commit although the tree is dirty or it is not pushed.")
+@SECRETS
+def sweep(
+    *,
+    experiments: tuple[Path, ...],
+    parameters: tuple[tuple[str, str], ...],
+    address: str,
+    gpus_per_run: float,
+    cpus_per_run: float,
+    retries: int,
+    folder: Path,
+    sandbox: Path | None,
+    allow_dirty: bool,
+    secrets: str,
+) -> None:
+    """Train many experiments, on this machine or a Ray cluster.
+
+    Each EXPERIMENT is a YAML, or a matrix of them (its key sweep). What the same commit has published is skipped, and
+    the rest goes on from its checkpoints. Compares them in the end; exits with 1 if one is not published.
+    """
+    from lib.experiment.authoring import typed
+    from lib.experiment.matrix import read_sweep
+    from lib.remotes.repository import find_project
+    from lib.sweep.engine import Cluster
+    from lib.sweep.sweep import train_all
+
+    chosen = read_sweep(experiments, typed(parameters))
+    complete = train_all(
+        find_project(Path.cwd()), chosen, Cluster(address, gpus=gpus_per_run, cpus=cpus_per_run, retries=retries),
+        sandbox=sandbox.resolve() if sandbox else None, allow_dirty=allow_dirty, secrets=secrets,
+        folder=folder.resolve(), watched=sys.stdout.isatty(),
+    )  # fmt: skip
+    raise SystemExit(0 if complete else 1)

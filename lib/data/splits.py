@@ -1,0 +1,125 @@
+"""Find the images of each split that a data.yaml names."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lib.data.findings import Findings, Kind
+from lib.data.labels import Picture, label_path
+
+SPLITS = ("train", "val", "test")
+
+
+PICTURES = frozenset(("avif", "bmp", "dng", "heic", "heif", "jp2", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp"))
+"""The endings that ultralytics takes; a file with another one is none of its pictures."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """What a key of `data.yaml` names: its folders, whether a list of paths was among them, and all its pictures."""
+
+    folders: tuple[str, ...]
+    listed: bool
+    pictures: tuple[Picture, ...]
+
+
+def list_files(folder: Path) -> dict[str, None]:
+    """Give all files and folders inside by their relative paths, in order, without hidden ones."""
+    found = {"."}
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        beside = os.path.relpath(place, folder)
+        found.update(posixpath.normpath(f"{beside}/{name}") for name in [*folders, *files] if not name.startswith("."))
+    return dict.fromkeys(sorted(found))
+
+
+def find_split(folder: Path, inside: dict[str, None], values: dict[str, Any], split: str, findings: Findings) -> Split:
+    """Find a split's pictures: in a folder, in several, or on lists of paths."""
+    key = "validation" if split == "val" and "val" not in values else split  # ultralytics takes both
+    given = values.get(key)
+    wanted = given if isinstance(given, list) else [given]
+    root = values.get("path")
+    folders, names, listed = [], [], False
+    for place in wanted or [None]:
+        if not isinstance(place, str) or not place.strip():
+            told = f"{split} is {given!r}: it must be a folder of pictures relative to data.yaml, a list of folders, or"
+            findings.add(Kind.SPLIT, "data.yaml", f"{told} a text file of paths")
+            continue
+        found = _find_inside(inside, root if isinstance(root, str) else "", place)
+        if found is None:
+            beside = f" (path is {root!r})" if root not in (None, "", ".") else ""
+            told = f"{split} is {place!r}{beside}: there is no such folder or list in {folder.name}"
+            findings.add(Kind.SPLIT, "data.yaml", told)
+            continue
+        if _is_foreign(place):
+            findings.add(Kind.FOREIGN, "data.yaml", f"{split} is {place!r}, taken as {found}")
+        if (folder / found).is_dir():
+            pictures = [name for name in inside if is_picture(name) and (found == "." or name.startswith(f"{found}/"))]
+            folders.append(found)
+        else:
+            pictures, listed = _read_list(folder, inside, found, findings), True
+        if not pictures:
+            findings.add(Kind.SPLIT, "data.yaml", f"{split} is {place!r}: there is no picture in it")
+        names += pictures
+    top = f"{folder}{os.sep}"
+    paths = [(f"{top}{name}", name) for name in sorted(names)]
+    labelled = [(path, name, label_path(path)) for path, name in paths]
+    pictures_of_it = tuple(Picture(split, path, name, label, label.removeprefix(top)) for path, name, label in labelled)
+    return Split(tuple(folders), listed, pictures_of_it)
+
+
+def _find_inside(inside: dict[str, None], base: str, given: str) -> str | None:
+    """Find what a path of `data.yaml` means inside of the dataset, whoever wrote it wherever.
+
+    It may be relative to this folder, to one above (`../train/images`, as Roboflow writes), to `path`, or absolute on
+    another machine. The longest end of it that is here is it. A relative path is never cut: `a/images` is not `images`.
+    Nothing outside of the dataset can be found: what DVC did not bring is not there on Kaggle.
+    """
+    given, base = given.strip().replace("\\", "/"), base.replace("\\", "/")
+    whole = given if _is_foreign(given) else posixpath.join(base, given)
+    shortest = 1 if _is_foreign(given) else len(_parts(given))
+    parts = _parts(whole)
+    for start in range(len(parts) - shortest + 1):
+        candidate = "/".join(parts[start:]) or "."
+        if candidate in inside:
+            return candidate
+    return None
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in posixpath.normpath(path).split("/") if part not in {"", ".", ".."}]
+
+
+def _is_foreign(path: str) -> bool:
+    return path.startswith("/") or path[1:3] in {":/", ":\\"}
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file is one of ultralytics' pictures by its name."""
+    return name.rpartition(".")[2].lower() in PICTURES and "." in name
+
+
+def _read_list(folder: Path, inside: dict[str, None], name: str, findings: Findings) -> list[str]:
+    """Give the pictures whose paths a text file lists, each relative to the file or to the dataset."""
+    try:
+        lines = (folder / name).read_text(encoding="utf-8-sig").splitlines()
+    except (UnicodeDecodeError, OSError) as error:
+        findings.add(Kind.LISTED, name, f"it is no list of paths ({type(error).__name__})")
+        return []
+    found = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        picture = _find_inside(inside, posixpath.dirname(name), line)
+        if picture is None or not is_picture(picture):
+            told = "there is no such file" if picture is None else "ultralytics takes no such pictures"
+            findings.add(Kind.LISTED, f"{name}:{number}", f"{line.strip()}: {told}")
+            continue
+        if _is_foreign(line):
+            findings.add(Kind.FOREIGN, f"{name}:{number}", f"{line.strip()}, taken as {picture}")
+        found.append(picture)
+    return found

@@ -1,0 +1,92 @@
+"""Show a person what a run has left."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from lib.experiment.schema import Experiment
+from lib.progress import duration
+from lib.results.evaluate import Evaluated
+from lib.results.report import (
+    HEADERS,
+    RunFacts,
+    Steps,
+    commands_to_get,
+    describe_end,
+    durations,
+    list_images,
+    list_missing,
+    metric_rows,
+)
+from lib.train.export import Exported
+from lib.train.launch import Trained
+from lib.train.tracking import Tracking
+
+SHOWN_WIDTH = 900  # pixels of a picture in the notebook
+
+
+def show_summary(
+    facts: RunFacts, experiment: Experiment, trained: Trained, evaluated: Evaluated, exported: Exported,
+    tracking: Tracking, steps: Steps, end: float,
+) -> None:  # fmt: skip
+    """Print what a person wants to see when a run has ended well."""
+    from rich.table import Table
+
+    folder = facts.root / experiment.artifacts
+    how = {"finished": "trained and ", "interrupted": "interrupted, and ", "failed": "failed, and what there is of it "}
+    print(f"{experiment.about.title} ({experiment.name}) is {how[trained.state]}published.\n")
+    if trained.reason:
+        print(f"Warning: training {describe_end(trained)}.")
+    for what in list_missing(evaluated, exported):
+        print(f"Warning: something is missing: {what}")
+    show_metrics(evaluated)
+    times = Table("Step", "Time", title="Where the time went", title_justify="left")
+    for title, seconds in durations(steps, end).items():
+        times.add_row(title, duration(seconds))
+    times.add_row("Together", duration(end - steps[0][1]), style="bold")
+    _console().print(times)
+    lines = [
+        f"Branch:    {facts.branch}",
+        f"W&B:       {tracking.address}",
+        f"Card:      {folder / 'README.md'}",
+        *(f"{'Pictures:' * (not number):10} {folder / path}" for number, (path, _) in enumerate(list_images(folder))),
+        "",
+        f"To bring the model to a clone of {facts.repository}:",
+        *(f"  {command}" for command in commands_to_get(facts.branch)),
+        f"It is then {experiment.artifacts}/train/weights/best.pt. Or, without leaving the branch that you are on:",
+        f"  python -m lib fetch {facts.branch}",
+    ]
+    print("\n".join(lines), flush=True)  # unwrapped: these are for copying
+
+
+def show_metrics(evaluated: Evaluated) -> None:
+    """Print what was measured as a table, and how far corners are off."""
+    from rich.table import Table
+
+    table = Table("Split", "Head", "Images", *HEADERS.values(), title="Metrics of best.pt", title_justify="left")
+    for cells in metric_rows(evaluated.metrics):
+        table.add_row(*cells)
+    _console().print(table)
+    corners = evaluated.metrics.get("test", {}).get("corners")
+    if corners:
+        pixels = [(name, corners.get(f"{key}_px")) for name, key in (("mean", "mean"), ("median", "median"))]
+        pixels += [("95 of 100 within", corners.get("p95_px"))]
+        off = ", ".join(f"{name} {value:.1f} px" for name, value in pixels if value is not None)
+        print(f"Corners on test: {corners['found']} of {corners['objects']} objects found{off and '; off by: '}{off}")
+
+
+def _console() -> Any:  # noqa: ANN401  rich is imported where it is used
+    from rich.console import Console
+
+    # a notebook's output is as wide as it is; a Kaggle log has no colours
+    return Console(file=sys.stdout, width=110, force_terminal=False, force_jupyter=False, highlight=False)
+
+
+def show_pictures(facts: RunFacts, experiment: Experiment) -> None:
+    """Show a run's pictures in the notebook itself, each below its caption."""
+    from IPython.display import Image, Markdown, display
+
+    folder = facts.root / experiment.artifacts
+    for path, title in list_images(folder):
+        display(Markdown(f"**{title}**"), Image(filename=str(folder / path), width=SHOWN_WIDTH, alt=title))
