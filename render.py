@@ -176,14 +176,14 @@ def _sandbox(folder: Path, chosen: Experiment, data: Path | None, services: Any)
 @contextlib.contextmanager
 def _emulators() -> Iterator[Any]:
     """Serve a Google Drive and a Git host on loopback, and let the kernels of this process find them there."""
-    tests = PROJECT / "tests"
+    tests = PROJECT / "tests" / "emulators"
     if not (tests / "emulated_services.py").is_file():
         raise RenderError(
             f"--emulate needs the emulators of the project's tests, and {tests} has none.",
             state="nothing was started.",
             remedy="run it in a complete clone of the project, or leave --emulate out.",
         )
-    sys.path.append(str(tests))
+    sys.path += [str(tests), str(tests.parent)]
     from emulated_services import EmulatedServices
 
     # outside of every folder that a run may publish

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
+sys.path[:0] = [str(HERE.parent / folder) for folder in ("", "tests", "tests/emulators", "tests/sync")]
 
 import drive_emulator
 from drive_emulator import DriveEmulator

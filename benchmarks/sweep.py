@@ -25,7 +25,7 @@ from measure import compare, report, seconds_of
 
 NODES = """
 import sys
-sys.path.insert(0, "tests")
+sys.path.insert(0, "tests/sweep")
 from sweep_driver import make_nodes
 machines = make_nodes(2)
 print(machines.address, flush=True)

@@ -21,8 +21,11 @@ import pytest
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:  # `pytest` by itself puts only this folder there
-    sys.path.insert(0, str(ROOT))
+FOLDERS = (ROOT, *sorted(path for path in Path(__file__).parent.glob("[!_.]*") if path.is_dir()), Path(__file__).parent)
+"""The folders whose modules a test may import: the project, and what the tests share."""
+SEARCHED = os.pathsep.join(map(str, FOLDERS))
+"""The same for a process that a test starts, as PYTHONPATH."""
+sys.path[:0] = [str(folder) for folder in FOLDERS if str(folder) not in sys.path]
 
 # what a test starts reads torch's bytecode, which a machine without any would else compile for every process anew
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -210,7 +210,7 @@ def test_bad_input_is_one_clear_error(project: Path, tmp_path: Path, words: tupl
 
 def test_emulating_without_the_emulators_is_refused(project: Path, tmp_path: Path) -> None:
     """They are the tests': a copy without these is told so, before anything is made."""
-    emulators = project / "tests/emulated_services.py"
+    emulators = project / "tests/emulators/emulated_services.py"
     emulators.rename(project / "away")
     try:
         done = run_render(project, "detection", "--run", "--emulate", "--sandbox", str(tmp_path / "sandbox"))

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, run_git
-from test_tracking import records
+from wandb_files import records
 
 from lib.remotes.credentials import Credentials
 from lib.sandbox.dataset import draw_dataset
@@ -309,7 +309,7 @@ def test_running_the_executed_notebook_again_gives_the_same_outputs(detection: R
     before = len(detection.refs())
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "--nbval", str(detection.notebook), "-q", "-p", "no:cacheprovider",
-         "--nbval-sanitize-with", str(ROOT / "tests/sanitize-notebook.cfg"),
+         "--nbval-sanitize-with", str(ROOT / "tests/runs/sanitize-notebook.cfg"),
          "--rootdir", str(detection.notebook.parent),
          "--nbval-cell-timeout", "500", "-c", os.devnull],
         cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600,

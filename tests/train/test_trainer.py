@@ -19,8 +19,8 @@ from statistics import median
 from typing import Any
 
 import pytest
-from conftest import ROOT, Stores, run_git
-from test_tracking import records
+from conftest import ROOT, SEARCHED, Stores, run_git
+from wandb_files import records
 
 from lib.data.dataset import Dataset, check_dataset
 from lib.errors import TrainingError, WeightsError
@@ -83,7 +83,7 @@ def _processes_find_the_project(tmp_path_factory: pytest.TempPathFactory) -> Ite
     with pytest.MonkeyPatch.context() as patch:
         for name in ("YOLO_CONFIG_DIR", "YOLO_AUTOINSTALL", "YOLO_VERBOSE"):
             patch.setenv(name, os.environ.get(name, ""))  # put back afterwards
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+        patch.setenv("PYTHONPATH", SEARCHED)
         prepare_library(tmp_path_factory.mktemp("library"))
         yield
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import struct
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import ROOT
+from wandb_files import records
 
 from lib.experiment.load import load_experiment
 from lib.remotes.credentials import Credentials
@@ -19,27 +17,6 @@ from lib.train.launch import Plan
 from lib.train.tracking import Recorder, Tracking, configure_tracking, finish_tracking
 
 EXPERIMENT = load_experiment(ROOT / "experiments/001_det_baseline.yaml")
-
-
-def records(folder: Path) -> Iterator[Any]:
-    """Read every record of the offline runs below a folder: W&B's log of protobuf messages, as LevelDB frames them."""
-    from wandb.proto import wandb_internal_pb2
-
-    record: Any = vars(wandb_internal_pb2)["Record"]  # made at import, unknown to type checkers
-
-    for file in sorted(folder.glob("wandb/offline-run-*/run-*.wandb")):
-        data, at, parts = file.read_bytes(), 7, b""
-        while at + 7 <= len(data):
-            room = 32768 - at % 32768
-            if room < 7:
-                at += room
-                continue
-            _, length, kind = struct.unpack("<IHB", data[at : at + 7])
-            parts += data[at + 7 : at + 7 + length]
-            at += 7 + length
-            if kind in (1, 4):  # a whole record, or the last part of one
-                yield record.FromString(parts)
-                parts = b""
 
 
 def write(tracking: Tracking, folder: Path, epochs: int = 2) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Stores, is_alive, run_git
+from conftest import ROOT, SEARCHED, Stores, is_alive, run_git
 
 from lib.errors import ExperimentError
 from lib.experiment.load import load_experiment
@@ -195,7 +195,7 @@ class Sweep:
             job = {"experiment": experiment, "source": source, "parameters": parameters, "folder": str(self.folder)}
             jobs[name] = job
         plan = {"nodes": nodes, "cpus": cpus, "kill": kill, "seen": str(self.seen_file), "jobs": jobs}
-        words = [sys.executable, str(ROOT / "tests/sweep_driver.py"), json.dumps(plan)]
+        words = [sys.executable, str(ROOT / "tests/sweep/sweep_driver.py"), json.dumps(plan)]
         with (self.folder / "driver.log").open("w") as log:
             self.process = subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, text=True)
 
@@ -323,7 +323,7 @@ sync_outputs(Publication(clone, branch, "Trained", RUN, WEIGHTS, datetime.now(UT
 @pytest.mark.slow
 def test_eight_runs_publish_at_once(stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against one Git repository and one DVC remote: some with the same content, some killed; none is half there."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+    monkeypatch.setenv("PYTHONPATH", SEARCHED)
     whats = {
         "one": "1", "same": "1", "two": "2", "same-dies": "1 dies at Phase 3", "three": "3",
         "dies-early": "4 dies at Phase 2", "dies-late": "2 dies at Phase 4", "four": "4",
@@ -418,7 +418,7 @@ def test_a_node_is_killed_in_the_middle_of_a_training(tmp_path: Path) -> None:
     words = ["--sandbox", sandbox, "--folder", folder, "--gpus-per-run", 0, *given]
     second = ROOT / "experiments/000_loc_sandbox.yaml"
     script = (
-        "import subprocess, sys\nsys.path.insert(0, 'tests')\nfrom sweep_driver import make_nodes\n"
+        "import subprocess, sys\nsys.path.insert(0, 'tests/sweep')\nfrom sweep_driver import make_nodes\n"
         "machines = make_nodes(2)\nprint(machines.address, flush=True)\n"
         "names = {node.node_id[:4]: node for node in machines.worker_nodes}\n"
         "machines.remove_node(names[sys.stdin.readline().strip()], allow_graceful=False)\nprint('killed', flush=True)\n"
