@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Turn an experiment into a Kaggle notebook; push it there, or run it here in a sandbox, when asked to.
+"""Render an experiment as a Kaggle notebook; optionally push it to Kaggle, or execute it here in a sandbox.
 
-    uv run render.py detection            # build/detection/train_module_1_detection.ipynb, ready to upload
-    uv run render.py detection --push     # the same, pushed to Kaggle, where it starts
-    uv run render.py detection --run      # the same for this machine's sandbox, executed from end to end
+    uv run render.py detection            # write build/detection/train_module_1_detection.ipynb, ready to upload
+    uv run render.py detection --push     # also push it to Kaggle, where it starts
+    uv run render.py detection --run      # render it for this machine's sandbox and execute it from end to end
 
-Guarantees: what is rendered is valid (experiment, parameters, notebook format) and can be cloned by Kaggle (the commit
-is on the remote); the same input gives the same bytes; every value stands in the `parameters` cell, so that a later
-`papermill … -p NAME VALUE` changes that one and keeps the others.
+Guarantees: the rendered notebook is valid (experiment, parameters, notebook format), and Kaggle can clone its commit,
+which is on the remote. The same input produces the same bytes. Every value is in the `parameters` cell, so that a later
+`papermill … -p NAME VALUE` changes one value and keeps the others.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def main(
     changed = {name: value for name, value in given.items() if name in keys()}
     chosen = load_experiment(_experiment_file(about, experiment, run=run), changed, module=about.name)
     baked = {name: value for name, value in given.items() if name not in changed}
-    # a shortcut is checked against the experiment now: a bad value must not wait for the GPU
+    # validate shortcuts against the experiment now: a bad value must fail before the GPU starts
     shortcuts = {SHORTCUTS[name]: value for name, value in baked.items() if name in SHORTCUTS and value is not None}
     load_experiment(chosen.model_dump(), shortcuts)
     services = click.get_current_context().with_resource(_emulators()) if emulate else None
@@ -137,11 +137,11 @@ def main(
         print(ways_to_kaggle(rendered, user))
 
 
-# ── what is given ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── parameters ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def unknown_or_reserved(given: Mapping[str, Any], notebook: Any) -> None:  # noqa: ANN401  nbformat has no types
-    """Refuse a parameter that the notebook does not have: papermill would only warn, and train something else."""
+    """Raise `RenderError` for an unknown or reserved parameter: papermill would only warn and train something else."""
     known = [name for name in (*parameters(notebook), *keys()) if name not in BY_OPTION]
     for name in given:
         if name in BY_OPTION:
@@ -175,7 +175,7 @@ def _sandbox(folder: Path, chosen: Experiment, data: Path | None, services: Any)
 
 @contextlib.contextmanager
 def _emulators() -> Iterator[Any]:
-    """Serve a Google Drive and a Git host on loopback, and let the kernels of this process find them there."""
+    """Serve an emulated Google Drive and Git host on loopback, for the notebook kernels that this process starts."""
     tests = PROJECT / "tests" / "emulators"
     if not (tests / "emulated_services.py").is_file():
         raise RenderError(
@@ -186,7 +186,7 @@ def _emulators() -> Iterator[Any]:
     sys.path += [str(tests), str(tests.parent)]
     from emulated_services import EmulatedServices
 
-    # outside of every folder that a run may publish
+    # outside of every folder that a run could publish
     with (
         tempfile.TemporaryDirectory(prefix="kaggle-training-emulated-") as folder,
         EmulatedServices(Path(folder)) as services,
@@ -195,11 +195,14 @@ def _emulators() -> Iterator[Any]:
         yield services
 
 
-# ── pushing it to Kaggle ────────────────────────────────────────────────────────────────────────────────────────────
+# ── push to Kaggle ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _pushing_user(given: str, repository: str) -> str:
-    """Give the kernel's owner; before anything is written, what can be refused without looking at Kaggle is."""
+    """Return the owner of the kernel.
+
+    Checks before anything is written. Raises `RenderError` if Kaggle cannot clone `repository`.
+    """
     from lib.kaggle.kernel import client_user
 
     if not repository.startswith(("https://", "http://")):

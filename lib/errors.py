@@ -1,17 +1,18 @@
-"""Every error this project raises: what happened, what state the world is in, and what to do next.
+"""Every error that this project raises: what happened, the state now, and the next command.
 
-One root, `RunError`; who catches it catches all of them and nothing else. A message never holds a credential: what
-comes from outside (a client's answer, a command's output) passes through `Credentials.redact` before it gets here.
+Guarantees: `RunError` is the only root; catching it catches every error of this project and nothing else. A message
+contains no credential, because text from outside (a client's reply, a command's output) passes through
+`Credentials.redact` before it becomes a message. Cannot: enforce this; the code that raises an error must redact.
 """
 
 from __future__ import annotations
 
 
 class RunError(Exception):
-    """Something stopped the run.
+    """An error that stopped the run.
 
-    `what` is one sentence on what happened, `state` what is true now (what was kept, what was undone), `remedy` what
-    to do or run next. All three are shown, in this order.
+    `what` is one sentence on what happened. `state` describes the state now: what was kept, what was rolled back.
+    `remedy` names what to do or run next. All three are shown, in this order.
     """
 
     def __init__(self, what: str, *, state: str = "", remedy: str = "") -> None:
@@ -28,27 +29,27 @@ class RunError(Exception):
 
 
 class ExperimentError(RunError):
-    """The experiment's file is missing, is no YAML, or holds a key or value that cannot be."""
+    """The experiment file is missing, is not valid YAML, or contains an unknown key or an invalid value."""
 
 
 class CredentialsError(RunError):
-    """Something in `secrets.json` is missing or malformed, or a service refuses it. Values are never shown."""
+    """An entry of `secrets.json` is missing or malformed, or a service rejects it. Values are never shown."""
 
 
 class CommandError(RunError):
-    """A command of another program failed, or took longer than it may."""
+    """A subprocess could not be started, failed, or exceeded its time limit."""
 
 
 class HostError(RunError):
-    """This machine lacks what the run was rendered for: a GPU, a folder, a program."""
+    """This machine lacks a requirement of the rendered notebook: a GPU, a folder, a program."""
 
 
 class InstallError(RunError):
-    """The locked packages could not be installed over the host's torch."""
+    """The locked packages could not be installed on top of the host's torch."""
 
 
 class PreflightError(RunError):
-    """Something that the run will need is not as it must be; found before the dataset was pulled."""
+    """A requirement of the run is not met; it was checked before the dataset was pulled."""
 
 
 class RenderError(RunError):
@@ -56,27 +57,27 @@ class RenderError(RunError):
 
 
 class KaggleError(RunError):
-    """The notebook cannot be pushed to Kaggle as it must be, or its run there did not end well."""
+    """The notebook cannot be pushed to Kaggle as required, or its run there failed."""
 
 
 class ClusterError(RunError):
-    """A sweep's engine is not installed, does not answer, or has no room for a run."""
+    """The sweep engine is not installed, does not answer, or has no capacity for a run."""
 
 
 class BranchError(RunError):
-    """A branch is no finished run's, or what it names cannot be had."""
+    """A branch does not belong to a finished run, or the data that it names is not available."""
 
 
 class RemoteError(RunError):
-    """The DVC or Git remote is not configured, or cannot be reached with these credentials."""
+    """The DVC or Git remote is not configured, or is not reachable with these credentials."""
 
 
 class SandboxError(RunError):
-    """The sandbox's repository, remote or dataset could not be made."""
+    """The sandbox's repository, remote or dataset could not be created."""
 
 
 class DatasetError(RunError):
-    """The dataset could not be pulled, or is not what the experiment needs (`data.yaml not found`)."""
+    """The dataset could not be pulled, or does not fit the experiment (`data.yaml not found`)."""
 
 
 class WeightsError(RunError):
@@ -84,43 +85,43 @@ class WeightsError(RunError):
 
 
 class RunHeldError(RunError):
-    """Another session trains the same experiment right now."""
+    """Another session is training the same experiment."""
 
 
 class CheckpointError(RunError):
-    """An earlier session's checkpoint cannot be gone on from, or is of a training that differs from this one."""
+    """An earlier session's checkpoint cannot be resumed, or belongs to a different training."""
 
 
 class TrainingError(RunError):
-    """Training started and failed; CUDA out of memory is the usual cause."""
+    """Training started and failed; the usual cause is CUDA out of memory."""
 
 
 class EvaluationError(RunError):
-    """Training succeeded, evaluating its best weights did not."""
+    """Training succeeded, but evaluating its best weights failed."""
 
 
 class ExportError(RunError):
-    """Training succeeded, bringing its best weights into another format did not."""
+    """Training succeeded, but exporting its best weights to another format failed."""
 
 
 class PredictionError(RunError):
-    """A path, a picture or a device that a model was to predict with cannot be used."""
+    """A path, an image or a device given for a prediction cannot be used."""
 
 
 class SyncError(RunError):
-    """The publication failed and was undone: no branch, no new object, the models are where they were."""
+    """The publication failed and was rolled back: no branch, no new object, the models are unchanged."""
 
 
 class DvcPushError(SyncError):
-    """The DVC remote refused or lost an upload (`failed to push data to the remote`)."""
+    """The DVC remote rejected or lost an upload (`failed to push data to the remote`)."""
 
 
 class GitPushError(SyncError):
-    """The Git remote refused or lost a push (`Authentication failed`, a protected name, a read-only token)."""
+    """The Git remote rejected or lost a push (`Authentication failed`, a protected name, a read-only token)."""
 
 
 class InDoubt(RunError):
-    """The answer to the commit push was lost and the Git remote cannot be asked: the run is published, or it is not.
+    """The reply to the commit push was lost and the Git remote is unreachable: the run may or may not be published.
 
-    Nothing is deleted in this state. `python -m lib recover` settles it from any clone.
+    Nothing is deleted in this state. Run `python -m lib recover` in any clone to resolve it.
     """

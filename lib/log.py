@@ -1,8 +1,8 @@
-"""`run.log`: everything a run printed, and why it stopped, without credentials.
+"""`run.log`: everything that a run printed and the error that stopped it, without credentials.
 
-Guarantees: what is written to standard output and error goes to the notebook and to the file, redacted in both; an
-error that ends a cell is written too; progress bars take a line now and then (`lib/progress.py`), in the file always
-and on the screen where nobody watches. Cannot: see what worker processes write.
+Guarantees: standard output and standard error go to the notebook and to the file, redacted in both. An error that ends
+a cell is written to the file too. A progress bar is reduced to occasional lines (`lib/progress.py`): always in the
+file, and on the screen when nobody watches it. Cannot: capture the output of worker processes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lib.progress import Lines, find_shell, is_watched
 
 
 class RunLog:
-    """The log of one run, at `path`; `also_in` is a folder that gets a copy when the run ends, well or badly."""
+    """The log of one run, at `path`; `also_in` sets a folder for a copy when the run ends, with or without an error."""
 
     def __init__(self, path: Path, redact: Callable[[str], str]) -> None:
         self.path, self._redact = path, redact
@@ -33,21 +33,21 @@ class RunLog:
         self._hook = sys.excepthook
         sys.stdout = _Tee(sys.stdout, self._write, redact)
         sys.stderr = _Tee(sys.stderr, self._write, redact)
-        sys.excepthook = self._on_exception  # a script; a notebook's cells report by the event below
+        sys.excepthook = self._on_exception  # for a script; a notebook reports cell errors by the event below
         self._shell = find_shell()
         if self._shell is not None:
             self._shell.events.register("post_run_cell", self._on_cell)
 
     def also_in(self, folder: Path) -> None:
-        """Keep a copy with the artifacts in `folder`, once it is there."""
+        """Copy the log to the artifacts in `folder` when the run ends, if the folder exists by then."""
         self._also_in = folder
 
     def on_error(self, tell: Callable[[BaseException], None] | None) -> None:
-        """Call `tell` with the error that ends the run, when one does; None: nobody is told any more."""
+        """Register `tell` to be called with an error that ends the run; None unregisters it."""
         self._told = tell
 
     def close(self) -> None:
-        """Give the streams back and leave the copy."""
+        """Restore the standard streams and write the copy."""
         self._end_lines()
         sys.stdout, sys.stderr = self._streams
         sys.excepthook = self._hook
@@ -64,7 +64,7 @@ class RunLog:
 
     def _write(self, line: str) -> None:
         if not self._file.closed:
-            # a full disk must not stop a training for the sake of its log
+            # a full disk must not stop the training because of its log
             with contextlib.suppress(OSError):
                 self._file.write(line)
 
@@ -92,7 +92,7 @@ class RunLog:
 
 
 class _Tee:
-    """A stream that also writes to the log: whole lines, which are all that the stream gets where nobody watches it."""
+    """A stream that also writes whole lines to the log; an unwatched stream itself receives only whole lines."""
 
     def __init__(self, stream: TextIO, write: Callable[[str], None], redact: Callable[[str], str]) -> None:
         self._stream, self._log, self._redact = stream, write, redact
@@ -108,7 +108,7 @@ class _Tee:
         return len(text)
 
     def end(self) -> None:
-        """End the line that has no end yet."""
+        """Flush the last line even without a newline."""
         with self._lock:
             self._lines.end()
             self._stream.flush()
@@ -122,5 +122,5 @@ class _Tee:
     def flush(self) -> None:
         self._stream.flush()
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  whatever else a stream can do
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  any other attribute of the stream
         return getattr(self._stream, name)

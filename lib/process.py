@@ -1,7 +1,10 @@
-"""The only door to other programs (but for `lib/kaggle/install.py`, which runs before this package's needs are there).
+"""Run subprocesses: the only module that starts other programs.
 
-Every command has a time limit, dies with all its children when it is passed, asks nothing at a terminal, and what it
-printed is redacted before anybody sees it. Cannot: undo what a command did before it was stopped.
+The exception is `lib/kaggle/install.py`, which runs before this package's dependencies are installed.
+
+Guarantees: no command prompts at a terminal, and each is ended together with its children. `run_command` has a time
+limit and redacts the output before it returns it; `FollowedCommand` redacts each line. Cannot: roll back what a command
+did before it was stopped; limit or redact what `LoggedCommand` and `run_side_by_side` print.
 """
 
 from __future__ import annotations
@@ -24,19 +27,19 @@ from typing import Any
 from lib.errors import CommandError
 
 MINUTE = 60.0
-SILENCE = 2 * MINUTE  # without a byte, before a connection is given up
-LONG = 200  # characters of a word that an error shows
+SILENCE = 2 * MINUTE  # without a received byte, after which a connection is dropped
+LONG = 200  # characters of an argument that an error message shows
 
 
 def limit_silence() -> None:
-    """Give up connections of this process that say nothing for `SILENCE`: Google's client would wait for ever."""
+    """Set a socket timeout of `SILENCE` for this process, unless one is set: Google's client would wait forever."""
     if socket.getdefaulttimeout() is None:
         socket.setdefaulttimeout(SILENCE)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command gave: its exit status and, redacted, what it printed."""
+    """The exit status and the redacted output of a command."""
 
     status: int
     output: str
@@ -44,7 +47,7 @@ class Answer:
 
 
 class CommandFailed(CommandError):
-    """A command ended with another status than 0."""
+    """A command exited with a status other than 0."""
 
     def __init__(self, command: str, answer: Answer) -> None:
         self.answer = answer
@@ -53,7 +56,7 @@ class CommandFailed(CommandError):
 
 
 class CommandTimedOut(CommandError):
-    """A command was stopped because it took longer than it may."""
+    """A command was stopped because it exceeded its time limit."""
 
     def __init__(self, command: str, seconds: float) -> None:
         super().__init__(
@@ -72,14 +75,14 @@ def run_command(
     text: str | None = None,
     check: bool = True,
 ) -> Answer:
-    """Run a program and give what it printed.
+    """Run a program and return its exit status and redacted output.
 
-    `env` is added to this process's environment, for this one command: the place for a credential. `text` is its
-    standard input; without it there is none. Raises `CommandFailed` (with `check`), `CommandTimedOut`, and
-    `CommandError` when the program cannot be started.
+    `env` is added to this process's environment for this one command; pass credentials in it. `text` is the standard
+    input; without it, the standard input is empty. With `check`, raises `CommandFailed` on a status other than 0.
+    Raises `CommandTimedOut` at the time limit, and `CommandError` when the program cannot be started.
     """
     words = [str(word) for word in command]
-    # redacted before they are shortened: part of a credential is one too
+    # redact before shortening: a truncated credential would not be recognised and would leak
     shown = " ".join(word if len(word) < LONG else word[:LONG] + "…" for word in map(redact, words))
     process = _start(words, cwd, env, subprocess.DEVNULL if text is None else subprocess.PIPE, subprocess.PIPE)
     try:
@@ -88,7 +91,7 @@ def run_command(
         end_group(process)
         raise CommandTimedOut(shown, timeout) from None
     except BaseException:
-        # Ctrl-C reaches only this process: the command runs in a session of its own
+        # Ctrl-C does not reach the command, which runs in a session of its own
         end_group(process)
         raise
     answer = Answer(process.returncode, redact(output), redact(errors))
@@ -100,7 +103,7 @@ def run_command(
 def _start(
     words: Sequence[str], cwd: Path | None, env: Mapping[str, str] | None, given: int, errors: int
 ) -> subprocess.Popen[str]:
-    """Start a program that asks nothing at a terminal. Raises `CommandError` when it cannot be started."""
+    """Start a program that cannot prompt at a terminal. Raises `CommandError` when it cannot be started."""
     try:
         return subprocess.Popen(
             words,
@@ -112,7 +115,7 @@ def _start(
             text=True,
             encoding="utf-8",
             errors="replace",
-            start_new_session=True,  # so that its children (git's ssh, git-remote-https) can be stopped with it
+            start_new_session=True,  # its children (git's ssh, git-remote-https) can then be stopped with it
         )
     except OSError as error:
         folder = cwd is not None and not cwd.is_dir()
@@ -123,26 +126,29 @@ def _start(
 
 
 def found_from(root: Path) -> dict[str, str]:
-    """Give the environment in which another Python finds the package in `root`, and all else as this process does."""
+    """Return the PYTHONPATH with which a Python subprocess imports the package in `root`; existing entries are kept."""
     paths = filter(None, [str(root), os.environ.get("PYTHONPATH", "")])
     return {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 class FollowedCommand:
-    """A program whose lines are read while it works; its errors are not. `close` ends it with its children."""
+    """A subprocess whose output lines are read while it runs; its standard error is discarded.
+
+    `close` stops it and its children.
+    """
 
     def __init__(
         self, command: Sequence[str], *, env: Mapping[str, str] | None = None, redact: Callable[[str], str] = str
     ) -> None:
         self._process = _start(command, None, env, subprocess.DEVNULL, subprocess.DEVNULL)
-        assert self._process.stdout is not None  # _start asks for it
+        assert self._process.stdout is not None  # `_start` always opens this pipe
         self._output = self._process.stdout.fileno()
         self._redact = redact
         self._rest = b""
         self.has_ended = False
 
     def lines(self, wait: float) -> Iterator[str]:
-        """Give the lines that come within `wait` seconds, each without its end; fewer when the program ends."""
+        """Yield the lines that arrive within `wait` seconds, without line ends; stop early when the program exits."""
         end = time.monotonic() + wait
         while not self.has_ended and (left := end - time.monotonic()) > 0:
             if not select.select([self._output], [], [], left)[0]:
@@ -155,13 +161,13 @@ class FollowedCommand:
             yield from (self._redact(line.decode("utf-8", "replace").rstrip("\r")) for line in whole)
 
     def close(self) -> None:
-        """End it, if it has not ended by itself; there are no lines any more."""
+        """Stop the program if it still runs; `lines` yields nothing afterwards."""
         self.has_ended = True
         end_group(self._process)
 
 
 class LoggedCommand:
-    """A program that works beside this process; whatever it says goes into the file `log`."""
+    """A background subprocess that writes its standard output and error to the file `log`."""
 
     def __init__(self, command: Sequence[str], log: Path) -> None:
         with log.open("wb") as output:
@@ -171,15 +177,15 @@ class LoggedCommand:
 
     @property
     def status(self) -> int | None:
-        """Its exit status; None while it works."""
+        """The exit status; None while the program runs."""
         return self._process.poll()
 
     def interrupt(self) -> None:
-        """Let it end by itself, as Ctrl-C would."""
+        """Send SIGINT, as Ctrl-C does, so that the program can exit cleanly."""
         self._process.send_signal(signal.SIGINT)
 
     def close(self, patience: float = 0) -> None:
-        """End it with its children, when it has not ended by itself within `patience` seconds."""
+        """Wait up to `patience` seconds for the program to exit, then stop it and its children."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(patience)
         end_group(self._process)
@@ -188,16 +194,17 @@ class LoggedCommand:
 def run_side_by_side(
     command: Sequence[str], identities: Sequence[Mapping[str, str]], *, cwd: Path, beat: Path, stall: float
 ) -> list[int] | None:
-    """Run one program in as many processes as there are `identities`, added to their environments; print what they say.
+    """Run one program in parallel, one process per entry of `identities`, and print the output.
 
-    They are over when all have ended or one has failed, and hang when the file `beat` does not change for `stall`
-    seconds. Gives their exit statuses, None when they hang; whatever happens, none of them is left.
+    Each entry is added to the environment of its process. The run ends when all processes have exited or one has
+    failed. The processes hang when the file `beat` is not modified for `stall` seconds. Returns the exit statuses, or
+    None after a hang. In every case, also on an exception, no process is left running.
     """
     reading, writing = os.pipe()
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for identity in identities:
-            processes.append(  # noqa: PERF401  the ones before must be ended when one cannot be started
+            processes.append(  # noqa: PERF401  if one cannot be started, the earlier ones must be stopped
                 subprocess.Popen(
                     command,
                     cwd=cwd,
@@ -218,7 +225,7 @@ def run_side_by_side(
 
 
 def _relay(reading: int, processes: Sequence[subprocess.Popen[bytes]], beat: Path, stall: float) -> bool:
-    """Print what processes say until they are over; True when they hang."""
+    """Print the output of processes until they end; return True when they hang."""
     shown = _Shown()
     seen, alive_at = 0, time.monotonic()
     while time.monotonic() - alive_at < stall:
@@ -227,7 +234,7 @@ def _relay(reading: int, processes: Sequence[subprocess.Popen[bytes]], beat: Pat
             said = os.read(reading, 65536)
             shown.add(said)
             over = not said
-        else:  # silent: over, unless somebody works; a grandchild may still hold the pipe
+        else:  # no output: use the exit statuses, because a grandchild may keep the pipe open
             over = any(ended) or all(status is not None for status in ended)
         if over:
             shown.flush()
@@ -240,7 +247,7 @@ def _relay(reading: int, processes: Sequence[subprocess.Popen[bytes]], beat: Pat
 
 
 class _Shown:
-    """Prints a stream of bytes as text; a progress bar that rewrites its line is shown twice a second."""
+    """Prints a stream of bytes as text; a progress bar that rewrites its line is redrawn twice a second."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -259,7 +266,7 @@ class _Shown:
 
 
 def die_with(parent: int) -> None:
-    """End with the process that started this one, also when it is killed: nobody would end this one then."""
+    """Exit when the process `parent` that started this one dies: a killed parent cannot stop its children."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, prctl(2)
     if os.getppid() != parent:
@@ -267,7 +274,7 @@ def die_with(parent: int) -> None:
 
 
 def end_group(process: subprocess.Popen[Any]) -> None:
-    """End the leader of a process group and its children: asked first, so that git removes its locks, then forced."""
+    """Stop a process group, leader and children: SIGTERM first, so that git removes its lock files, then SIGKILL."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, number)

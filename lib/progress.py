@@ -1,12 +1,12 @@
-"""How far something is, shown in one way: a line that is written again after a carriage return.
+"""Progress output: a line that rewrites itself on a screen, and plain lines in a log.
 
-Whoever writes such a line (`Bar`, tqdm, git), `Lines` makes of it what a log can hold. A terminal and a notebook that
-somebody has open are given the line as it is and show it move; a log is given one state of it every `EVERY` seconds and
-the last one, each a line of its own: Kaggle's log, papermill's output, `run.log`.
+A progress line is rewritten after a carriage return. `Lines` turns such output (of `Bar`, tqdm or git) into plain log
+lines. A terminal or an open notebook receives the rewritten line itself. A log (Kaggle's log, papermill's output,
+`run.log`) receives the state of the line every `EVERY` seconds and its last state, each as a separate line.
 
-Guarantees: a log holds no carriage return and no terminal code, and says something every `EVERY` seconds while a line
-is rewritten. Needs the standard library alone. Cannot: know a front end that asks no questions and shows carriage
-returns all the same; it is given the log's lines.
+Guarantees: a log contains no carriage return and no terminal code, and receives a line every `EVERY` seconds while a
+progress line is rewritten. Requires only the standard library. Cannot: recognise a front end that allows no input
+requests but renders carriage returns; it receives log lines.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
-EVERY = 30.0  # seconds
-REDRAWN = 1.0  # seconds between two states of a bar that is watched
-WIDTH = 20  # characters of a whole bar
+EVERY = 30.0  # seconds between two log lines of one progress line
+REDRAWN = 1.0  # seconds between two redraws of a watched bar
+WIDTH = 20  # characters of a full bar
 MIB = 2**20
 CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def find_shell() -> Any:  # noqa: ANN401  IPython's shell, or None
-    """Give the notebook's shell, where this process is one's kernel."""
+    """Return IPython's shell if this process is a notebook's kernel, else None."""
     with contextlib.suppress(ImportError):
         from IPython import get_ipython
 
@@ -36,16 +36,16 @@ def find_shell() -> Any:  # noqa: ANN401  IPython's shell, or None
 
 
 def is_watched(stream: TextIO) -> bool:
-    """Whether what is written to `stream` is seen by somebody at once, and a line may be written again."""
+    """Return whether a person watches `stream` live, so that a line may be rewritten."""
     kernel = getattr(find_shell(), "kernel", None)
     if kernel is not None:
-        # who executes a notebook without anybody before it lets it ask no questions: papermill, Kaggle's saved versions
+        # unattended executions (papermill, Kaggle's saved versions) disable input requests
         return bool(getattr(kernel, "_allow_stdin", False))
     return stream.isatty()
 
 
 class Lines:
-    """Makes whole lines of what is written and gives each to `show`; of one that is rewritten, a state now and then."""
+    """Splits text into whole lines and passes each to `show`; a rewritten line is shown every `every` seconds."""
 
     def __init__(self, show: Callable[[str], object], every: float = EVERY) -> None:
         self._show, self._every = show, every
@@ -53,13 +53,13 @@ class Lines:
         self._at = time.monotonic()
 
     def write(self, text: str) -> None:
-        """Take a piece of text, wherever it begins and ends."""
+        """Add a piece of text, which may begin and end anywhere in a line."""
         if not self._line:
-            self._at = time.monotonic()  # a line begins
+            self._at = time.monotonic()  # a new line starts a new interval
         *lines, line = (self._line + text).split("\n")
         for whole in lines:
             self._end(whole)
-        # of what was rewritten the last state is enough, and the one before it while the last is empty
+        # the last state of a rewritten line is enough; keep the one before it, in case the last is still empty
         self._line = "\r".join(line.split("\r")[-2:])
         state = _state(self._line)
         if "\r" in self._line and state and time.monotonic() - self._at >= self._every:
@@ -67,7 +67,7 @@ class Lines:
             self._last = state
 
     def end(self) -> None:
-        """Show what has no end yet."""
+        """Show the last line even without a newline."""
         if self._line:
             self._end(self._line)
             self._line = ""
@@ -84,19 +84,19 @@ class Lines:
 
 
 def _state(line: str) -> str:
-    """Give how a line looks in the end, without what only a terminal understands."""
+    """Return the last visible state of a rewritten line, without terminal codes."""
     states = CODES.sub("", line).split("\r")
     return states[0] if len(states) == 1 else next((state.rstrip() for state in reversed(states) if state.strip()), "")
 
 
 def say(text: str) -> None:
-    """Print a line from beside the work whose bar is on the screen: in its place, and the bar goes on below."""
-    sys.stdout.write(f"\r{text:<100}\n")  # in one piece: another thread may write too
+    """Print a line while a bar is on the screen; the line replaces the bar, and the bar continues below it."""
+    sys.stdout.write(f"\r{text:<100}\n")  # one call: another thread may write at the same time
     sys.stdout.flush()
 
 
 class Bar:
-    """How far `what` is, of `total`: bytes with `is_bytes`; without a total it says how long it has taken."""
+    """A progress bar of `what` towards `total` (bytes with `is_bytes`); without a total it shows the elapsed time."""
 
     def __init__(
         self, what: str, total: float | None = None, *, is_bytes: bool = False, every: float = REDRAWN
@@ -107,7 +107,7 @@ class Bar:
         self._width = 0
 
     def show(self, done: float = 0) -> None:
-        """Say that so much is done; whatever comes too soon after the one before is left out."""
+        """Draw the bar at `done`; skip it when the previous drawing was less than `every` seconds ago."""
         now = time.monotonic()
         if now - self._at < self._every:
             return
@@ -125,7 +125,7 @@ class Bar:
         self._write("  ".join(words))
 
     def end(self, line: str = "") -> None:
-        """Put a line in the bar's place; without one, what was done and how long it took."""
+        """Replace the bar with `line`; without one, with the total and the time that it took."""
         done = f"{self._size(self.total)} in " if self.total and self._is_bytes else ""
         self._write(line or f"{self.what}: {done}{duration(time.monotonic() - self._begun)}", "\n")
 
@@ -137,7 +137,7 @@ class Bar:
         return f"{size / MIB:.1f} MiB"
 
     def _write(self, text: str, end: str = "") -> None:
-        # the blanks hide the rest of a longer line, also where codes that would do so are not understood
+        # blanks cover the rest of a longer line: not every front end understands erase codes
         sys.stdout.write(f"\r{text:<{self._width}}{end}")
         sys.stdout.flush()
         self._width = len(text)
@@ -145,7 +145,7 @@ class Bar:
 
 @contextlib.contextmanager
 def showing(what: str, total: float | None = None, done: Callable[[], float] = lambda: 0.0) -> Iterator[None]:
-    """Show how far the work inside is that shows nothing by itself: `done` is asked for bytes of `total`."""
+    """Show a bar while the block runs; `done` is polled for the number of bytes done out of `total`."""
     bar, over = Bar(what, total, is_bytes=True), threading.Event()
 
     def look() -> None:
@@ -153,7 +153,7 @@ def showing(what: str, total: float | None = None, done: Callable[[], float] = l
         while not over.wait(pause):
             begun = time.monotonic()
             bar.show(done())
-            pause = max(REDRAWN, 20 * (time.monotonic() - begun))  # looking must not cost what is looked at
+            pause = max(REDRAWN, 20 * (time.monotonic() - begun))  # a slow `done` must not slow down the work
 
     thread = threading.Thread(target=look, name="progress", daemon=True)
     thread.start()
@@ -170,7 +170,7 @@ def showing(what: str, total: float | None = None, done: Callable[[], float] = l
 
 
 def duration(seconds: float) -> str:
-    """Give a time for people."""
+    """Return a duration in seconds as text for people, like `3 min 05 s`."""
     if seconds < 90:  # noqa: PLR2004
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"  # noqa: PLR2004
     hours, rest = divmod(round(seconds), 3600)

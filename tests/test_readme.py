@@ -1,39 +1,98 @@
-"""What the README promises is true: its tree, its commands, its table of errors."""
+"""The pages (README, docs, CONTRIBUTING) are true: their tree, commands, tables, examples and links."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from conftest import ROOT, Stores, run_git
 
+import lib.sync
 from lib import errors
 from lib.cli.app import app
+from lib.experiment.load import flat, load_experiment, read_value
+from lib.remotes.credentials import make_credentials
+from lib.sync.intent import State
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+USERS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", *(
+    path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").glob("*.md"))
+))}  # fmt: skip
+"""The text of each page for users, by its path."""
+PAGES = {**USERS, "CONTRIBUTING.md": (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")}
+README_LINES = 180
 
 
-def section(title: str) -> str:
-    """Give the text below a heading, up to the next one of its level or above."""
+def section(page: str, title: str) -> str:
+    """Return the text below a heading of a page, up to the next heading of its level or above."""
     level = title.count("#")
-    _, _, rest = README.partition(f"\n{title}\n")
-    assert rest, f"the README has no section {title}"
+    _, _, rest = PAGES[page].partition(f"\n{title}\n")
+    assert rest, f"{page} has no section {title}"
     return re.split(rf"\n#{{1,{level}}} ", rest)[0]
 
 
-def blocks(language: str = "bash") -> list[str]:
-    """Give the README's code blocks of a language, without their indentation in lists."""
-    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```$", README, re.DOTALL | re.MULTILINE)
+def blocks(*pages: str, language: str = "bash") -> list[str]:
+    """Return the code blocks of a language on these pages (none: all), without their indentation in lists."""
+    found = [
+        block
+        for page in pages or PAGES
+        for block in re.findall(rf"^( *)```{language}\n(.*?)^\1```$", PAGES[page], re.DOTALL | re.MULTILINE)
+    ]
     return ["\n".join(line.removeprefix(indent) for line in text.splitlines()) for indent, text in found]
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors that GitHub gives to the headings of a page."""
+    found: set[str] = set()
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    for title in re.findall(r"^#+ (.+)$", prose, re.MULTILINE):
+        slug = re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-")
+        found.add(next(name for number in count() if (name := f"{slug}-{number}" if number else slug) not in found))
+    return found
+
+
+def links(text: str) -> list[str]:
+    """Return the targets of a page's links and images that are not web addresses."""
+    prose = re.sub(r"^ *```.*?^ *```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    targets = re.findall(r"\]\(([^()\s]+)\)", prose)
+    return [target for target in targets if not re.match(r"[a-z]+:", target)]
+
+
+def test_the_readme_is_short() -> None:
+    """It has at most 180 lines; everything else is in docs."""
+    assert len(PAGES["README.md"].splitlines()) <= README_LINES
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_points_to_a_file_and_a_heading(page: str) -> None:
+    """Each relative link names a file of the repository and, if it has an anchor, a heading of that file."""
+    targets = links(PAGES[page])
+    assert targets, f"{page} has no link"
+    broken = []
+    for target in targets:
+        name, _, anchor = target.partition("#")
+        file = ((ROOT / page).parent / name).resolve() if name else ROOT / page
+        is_there = file.is_relative_to(ROOT) and file.exists()
+        if not is_there or (anchor and anchor not in anchors(file.read_text(encoding="utf-8"))):
+            broken.append(target)
+    assert broken == []
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    """A reader of the README finds each page of docs."""
+    assert {name for name in USERS if name.startswith("docs/")} <= set(links(PAGES["README.md"]))
 
 
 def test_the_tree_is_the_real_tree() -> None:
     """Each line names a path that is there, and every module and package of lib has its line."""
-    (tree,) = re.findall(r"```\n(render\.py .*?)```", section("## What is where"), re.DOTALL)
+    place = section("CONTRIBUTING.md", "## Where does my code go?")
+    (tree,) = re.findall(r"```\n(render\.py .*?)```", place, re.DOTALL)
     named = [line.split()[0] for line in tree.splitlines()]
     assert [name for name in named if not (ROOT / name).exists()] == []
     modules = {f"lib/{path.name}" for path in (ROOT / "lib").glob("*.py")} - {"lib/__init__.py"}
@@ -41,9 +100,16 @@ def test_the_tree_is_the_real_tree() -> None:
     assert modules | packages == {name for name in named if name.startswith("lib/")}
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_every_path_on_a_page_is_there(page: str) -> None:
+    """A source file that a page names in code exists; KIND is a placeholder."""
+    named = set(re.findall(r"`((?:lib|tests|notebooks|benchmarks|docs|\.ci)/[\w./-]+)`", PAGES[page]))
+    assert [name for name in named if "KIND" not in name and not (ROOT / name).exists()] == []
+
+
 def test_the_table_of_errors_names_every_error() -> None:
     """Neither an error without a row nor a row without an error."""
-    rows = re.findall(r"^\| `(\w+)`", section("## When something fails"), re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)`", section("docs/failures.md", "## Errors"), re.MULTILINE)
     kinds = {
         name
         for name, kind in vars(errors).items()
@@ -52,12 +118,17 @@ def test_the_table_of_errors_names_every_error() -> None:
     assert sorted(rows) == sorted(kinds)
 
 
-def test_an_error_that_names_a_section_names_one_that_is_there() -> None:
-    """`(README, Prerequisites)`: who looks for it finds it."""
+def test_a_message_that_names_a_page_names_one_that_is_there() -> None:
+    """`(docs/setup.md)` in a message: the page exists, and so does the heading of an anchor; none names the README."""
     texts = [path.read_text(encoding="utf-8") for path in (ROOT / "lib").rglob("*.py")]
-    named = {title for text in texts for title in re.findall(r"README, ([A-Z]\w+)", text)}
+    named = {found for text in texts for found in re.findall(r"(docs/[\w-]+\.md)(?:#([\w-]+))?", text)}
     assert named
-    assert [title for title in named if f"\n## {title}\n" not in README] == []
+    assert [
+        name for name, anchor in named if name not in PAGES or (anchor and anchor not in anchors(PAGES[name]))
+    ] == []
+    titles = {title for text in texts for title in re.findall(r"README, ([A-Z]\w+)", text)}
+    assert [title for title in titles if f"\n## {title}\n" not in PAGES["README.md"]] == []
+    assert [text for text in texts if "(README)" in text] == []
 
 
 @pytest.mark.parametrize(
@@ -65,14 +136,40 @@ def test_an_error_that_names_a_section_names_one_that_is_there() -> None:
     ["CUDA out of memory", "data.yaml not found", "Authentication failed", "failed to push data to the remote"],
 )
 def test_the_errors_of_the_requirements_stand_in_the_table(said: str) -> None:
-    """Who searches for the words on the screen finds the row."""
-    assert said in section("## When something fails")
+    """A search for the words on the screen finds the row."""
+    assert said in section("docs/failures.md", "## Errors")
 
 
 def test_every_command_of_lib_is_documented() -> None:
     """`python -m lib NAME` for each, and none that is not there."""
-    documented = set(re.findall(r"python -m lib (\w+)", README))
+    documented = {name for text in USERS.values() for name in re.findall(r"python -m lib (\w+)", text)}
     assert documented == set(app.commands)
+    contributed = set(re.findall(r"python -m lib (\w+)", PAGES["CONTRIBUTING.md"]))
+    assert contributed <= set(app.commands)
+
+
+def test_the_example_of_an_experiment_has_real_keys() -> None:
+    """The YAML of docs/experiments.md is accepted as values of the baseline."""
+    (example,) = blocks("docs/experiments.md", language="yaml")
+    values = dict(flat(read_value("docs/experiments.md", example)))
+    assert (
+        load_experiment(ROOT / "experiments/001_det_baseline.yaml", values).training.epochs == values["training.epochs"]
+    )
+
+
+def test_the_example_of_secrets_json_has_the_right_form() -> None:
+    """The JSON of docs/setup.md is accepted."""
+    (example,) = blocks("docs/setup.md", language="json")
+    assert make_credentials(json.loads(example), "docs/setup.md").github_token
+
+
+def test_the_page_of_the_protocol_has_its_steps_and_states() -> None:
+    """docs/sync-protocol.md has the steps of the docstring of lib.sync, in order, and every state of an intent."""
+    steps = re.findall(r"^\d+\. +(\w+)", lib.sync.__doc__ or "", re.MULTILINE)
+    assert steps
+    assert re.findall(r"^\d+\. \*\*(\w+)\*\*", PAGES["docs/sync-protocol.md"], re.MULTILINE) == steps
+    words = section("docs/sync-protocol.md", "## Vocabulary")
+    assert [state for state in get_args(State) if f"| `{state}` |" not in words] == []
 
 
 @pytest.mark.parametrize("command", [["-m", "lib"], ["render.py"], *(["-m", "lib", name] for name in app.commands)])
@@ -105,7 +202,8 @@ def test_recover_by_hand_says_that_nothing_is_left(stores: Stores) -> None:
 
 def test_the_commands_for_the_dataset_work_as_written(tmp_path: Path) -> None:
     """DVC's own commands, with a folder in place of Google Drive; what they push can be pulled, and the copy is one."""
-    block, copy = [text for text in blocks() if "dvc remote add" in text]
+    (block,) = [text for text in blocks("docs/setup.md") if "dvc remote add" in text]
+    (copy,) = [text for text in blocks("docs/kaggle.md") if "dvc remote add" in text]
     origin, clone = tmp_path / "origin.git", tmp_path / "clone"
     run_git("init", "--quiet", "--bare", "--initial-branch=main", origin, cwd=tmp_path)
     run_git("clone", "--quiet", origin, clone, cwd=tmp_path)
@@ -129,10 +227,12 @@ def test_the_commands_for_the_dataset_work_as_written(tmp_path: Path) -> None:
 
 
 def test_every_shell_block_is_known_to_a_test() -> None:
-    """A command that is added to the README must be tried by a test; these are, here, in test_render and test_run."""
+    """A command that is added to a page must be run by a test; these are, in the tests that are named here."""
     tried = {
         "pip install uv && uv run render.py detection --run",  # test_run; .ci/run runs it as it stands
-        "uv run pytest",  # .ci/run
+        # test_kaggle, over an emulated Kaggle
+        "uv run render.py detection --push",
+        "uv run python -m lib watch detection",
         "uv run render.py detection -p epochs 3 -p augmentation.degrees 5",  # test_render
         "uv run papermill build/detection/train_module_1_detection.ipynb build/out.ipynb -p epochs 1",  # test_render
         "git fetch origin kaggle-train-{module}-{experiment}-{time}",  # test_run, as the run prints them
@@ -153,5 +253,14 @@ def test_every_shell_block_is_known_to_a_test() -> None:
         # test_preflight
         "uv run python -m lib preflight experiments/001_det_baseline.yaml --secrets secrets.json",
     }
-    lines = {line for text in blocks() if "dvc remote add" not in text for line in text.splitlines() if line.strip()}
-    assert lines == tried
+    shown = [text for text in blocks(*USERS) if "dvc remote add" not in text]
+    assert {line for text in shown for line in text.splitlines() if line.strip()} == tried
+
+
+def test_the_commands_for_contributors_are_steps_of_the_ci() -> None:
+    """Each command of CONTRIBUTING's first block is run by .ci/run."""
+    ci = (ROOT / ".ci/run").read_text(encoding="utf-8")
+    (block,) = blocks("CONTRIBUTING.md")
+    commands = [command.strip() for line in block.splitlines() for command in line.partition("#")[0].split("&&")]
+    assert "uv run pytest" in commands
+    assert [command for command in commands if command != "pip install uv" and f"step {command}" not in ci] == []

@@ -1,4 +1,4 @@
-"""`python -m lib COMMAND`: what may be done by hand. Heavy libraries are imported by the command that needs them."""
+"""The command line, `python -m lib COMMAND`. Each command imports the heavy libraries that it needs."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def app() -> None:
 
 
 def main() -> None:
-    """Run a command; an error of this project is shown as its three sentences, without a traceback."""
+    """Run a command; print an error of this project as its message, without a traceback, and exit with 1."""
     try:
-        app(complete_var="_LIB_COMPLETE")  # by itself it would have spaces: `python -m lib`
+        app(complete_var="_LIB_COMPLETE")  # the default name would contain the spaces of `python -m lib`
     except RunError as error:
         print(f"Error: {error}", file=sys.stderr)
         raise SystemExit(1) from None

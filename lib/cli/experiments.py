@@ -1,4 +1,4 @@
-"""Commands on experiments: make one, explain it, and the sandbox that trains it here."""
+"""Commands for experiments: sandbox, new, explain, schema."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands on published runs: fetch, predict, compare, rerun."""
+"""Commands for published runs: fetch, predict, compare, rerun."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def predict(
     from lib.results.predict import predict as predict_on
 
     root = find_project(Path.cwd())
-    with contextlib.redirect_stdout(sys.stderr):  # how far the fetching is is no prediction
+    with contextlib.redirect_stdout(sys.stderr):  # keep the progress of the fetch out of the printed predictions
         model = fetch_model(root, branch, load_credentials(secrets))
     folder = output or root / "build" / "predictions" / model.record["branch"]
     problems = 0

@@ -1,4 +1,4 @@
-"""The options that several commands have."""
+"""Options that several commands share."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ OLDER_THAN = click.option(
 
 
 def complete_branch(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
-    """Give the branches of finished runs that begin so, for the shell; none where the remote does not answer."""
+    """Return the branches of finished runs that start with `begun`; none if the remote cannot be read."""
     from lib.errors import RunError
     from lib.remotes.credentials import load_credentials
     from lib.results.published import list_runs

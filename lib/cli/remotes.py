@@ -1,4 +1,4 @@
-"""Commands on both remotes: status, recover, check."""
+"""Commands for both remotes: status, recover, check."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands on runs under way: watch one on Kaggle, train many."""
+"""Commands for active runs: watch one on Kaggle, or train many (sweep)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands before a run: credentials, wheels, preflight."""
+"""Commands that prepare a run: credentials, wheels, preflight."""
 
 from __future__ import annotations
 

@@ -1,21 +1,21 @@
-"""Fetch the dataset that the experiment names, and check that it is what the experiment needs.
+"""Fetch the dataset that the experiment names, and check that the experiment can train on it.
 
-Guarantees: what is trained on has the hash that the commit's `.dvc` file names; it lies outside of the clone, since all
-of that becomes the run's output on Kaggle; the tracked `data.yaml` is never changed: training reads a copy with
-absolute paths, every one of them inside the dataset's folder, wherever `data.yaml` was written. Everything that would
-stop training, or that training would leave out without a word, is told at once in one report; so is every picture that
-is both trained on and measured on, byte for byte.
+Guarantees: the dataset has the hash that the commit's `.dvc` file records. It is stored outside the clone, because the
+whole clone becomes the run's output on Kaggle. The tracked `data.yaml` is never changed: training reads a copy with
+absolute paths, all of them inside the dataset's folder, no matter on which machine `data.yaml` was written. One report
+lists every error that would stop training, everything that training would skip silently, and every image whose exact
+bytes are both trained on and evaluated on.
 
-Thousands of small pictures come slowly from Google Drive. A Kaggle dataset that holds a copy of the DVC remote (its
-folder `files/md5`) is asked first, as one more DVC remote: each object's hash is checked, and what it lacks comes from
-the default remote.
+Cannot: prove that every image decodes. As in ultralytics, each header is read, PNG checksums are verified and the
+end of each JPEG is checked; damage in the middle of a JPEG is not detected. Duplicates are found by equal bytes only:
+a re-encoded image counts as a different image.
 
-Not guaranteed: that every picture decodes. The header of each is read, PNG's checksums are verified and a JPEG's end is
-looked for, as ultralytics does; damage in the middle of a JPEG shows in no header. A picture that was saved anew is
-another picture: only equal bytes are found in two splits.
+Google Drive serves thousands of small images slowly. An attached Kaggle dataset with a copy of the DVC remote (its
+folder `files/md5`) is therefore read first, as an additional DVC remote. The hash of each object is checked; objects
+that the copy lacks come from the default remote.
 
-A picture of train that stands in val or test is an error: the first would choose, the second praise, what was learnt by
-heart. One of val that stands in test is a warning: a small dataset may have no third part to give.
+A train image that is also in val or test is an error: model selection (val) or the final metrics (test) would reward
+memorization. A val image that is also in test is only a warning: a small dataset may be too small for three splits.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from lib.remotes.pull import pull_objects, read_mapping
 
 INPUTS = Path("/kaggle/input")
 MIRRORS = ("*/files/md5", "*/*/files/md5", "datasets/*/*/files/md5", "datasets/*/*/*/files/md5")
-"""Where a copy of a DVC remote lies in an attached dataset, or in a folder of it."""
+"""Glob patterns for a copy of a DVC remote, at the top of an attached dataset or in one of its folders."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset on this machine.
+    """A checked dataset on this machine.
 
-    `data_file` is the `data.yaml` that training reads; `md5` is DVC's hash of the folder; `counts` are pictures by
-    split (`train`, `val`, `test`); `names` are the classes by number; `warnings` are lines on what training can live
-    with; `polygons` says whether labels hold outlines in place of boxes.
+    `data_file` is the `data.yaml` that training reads; `md5` is DVC's hash of the folder; `counts` maps each split
+    (`train`, `val`, `test`) to its number of images; `names` maps class numbers to class names; `warnings` holds report
+    lines for issues that do not stop training; `polygons` is true if the labels hold outlines instead of boxes.
     """
 
     folder: Path
@@ -60,22 +60,22 @@ class Dataset:
     polygons: bool = False
 
     def pictures(self, split: str) -> list[Path]:
-        """Give a split's pictures in order of their names."""
+        """Return the image paths of a split, sorted by name."""
         return list(self.files[split])
 
     def describe(self) -> str:
-        """Give one line for people."""
+        """Return a one-line summary of the dataset for the log."""
         counts = ", ".join(f"{count} {split}" for split, count in self.counts.items())
         return f"{counts} pictures; classes: {', '.join(self.names.values())}; MD5 {self.md5}"
 
     def show_warnings(self) -> str:
-        """Give what was found and does not stop the run, in lines for people."""
+        """Return the warnings of the check as lines for the log."""
         return "\n".join(["Checked; warnings:", *self.warnings]) if self.warnings else "Checked; nothing was found."
 
 
 @dataclass(frozen=True)
 class Pointer:
-    """What a commit's `.dvc` file says of a dataset: DVC's hash of the folder, its bytes and its files."""
+    """The content of a dataset's `.dvc` file: DVC's hash of the folder, its size in bytes and its number of files."""
 
     file: Path
     md5: str
@@ -104,10 +104,10 @@ def read_pointer(root: Path, experiment: Experiment) -> Pointer:
 def pull_dataset(
     root: Path, experiment: Experiment, scratch: Path, credentials: Credentials, *, inputs: Path = INPUTS
 ) -> Dataset:
-    """Pull the dataset that the clone at `root` names with DVC, into `scratch`, and check it.
+    """Pull the experiment's dataset with DVC into `scratch`, check it and return it.
 
-    `inputs` is where Kaggle's datasets are attached: copies of the DVC remote there are asked first. Raises
-    `DatasetError` when the remote does not give it or it is not what the module needs.
+    The clone at `root` holds its `.dvc` file. `inputs` is the folder of Kaggle's attached datasets: copies of the DVC
+    remote there are read first. Raises `DatasetError` if the pull fails or the dataset does not fit the module.
     """
     pointer, name = read_pointer(root, experiment), f"{experiment.dataset}.dvc"
     try:
@@ -126,14 +126,14 @@ def pull_dataset(
 
 
 def find_mirrors(inputs: Path = INPUTS) -> list[Path]:
-    """Give the attached copies of DVC remotes."""
+    """Return the folders of attached datasets that hold a copy of a DVC remote."""
     return sorted({found.parent.parent for pattern in MIRRORS for found in inputs.glob(pattern)})
 
 
 def check_dataset(folder: Path, experiment: Experiment, scratch: Path, *, md5: str) -> Dataset:
     """Check the dataset in `folder` for the experiment and write the `data.yaml` that training reads into `scratch`.
 
-    Raises one `DatasetError` that lists everything that is wrong.
+    Raises one `DatasetError` that lists all errors.
     """
     folder = folder.resolve()
     tracked = folder / "data.yaml"
@@ -187,7 +187,7 @@ def _stop_on_errors(tracked: Path, experiment: Experiment, findings: Findings) -
 
 
 def _check_names(values: dict[str, Any], findings: Findings) -> dict[int, str]:
-    """Give the classes by number, as ultralytics takes them; none where they cannot be."""
+    """Return {class number: name} as ultralytics reads it; empty, with a finding, if the classes are invalid."""
 
     def complain(text: str) -> dict[int, str]:
         findings.add(Kind.DESCRIPTION, "data.yaml", text)
@@ -198,7 +198,7 @@ def _check_names(values: dict[str, Any], findings: Findings) -> dict[int, str]:
     if number is not None and not count:
         return complain(f"nc is {number!r}: it must be the number of classes")
     if names is None and count:
-        names = [f"class_{index}" for index in range(count)]  # as ultralytics calls them
+        names = [f"class_{index}" for index in range(count)]  # the names that ultralytics generates
     if not isinstance(names, dict | list) or not names:
         return complain(
             f"names is {names!r}: it must give the classes by number"
@@ -217,7 +217,7 @@ def _check_names(values: dict[str, Any], findings: Findings) -> dict[int, str]:
 
 
 def _whole_number(value: object) -> int:
-    """Give a number above 0 that may be written as 2, 2.0 or "2"; 0 for everything else."""
+    """Return a positive whole number, which may be written as 2, 2.0 or "2"; 0 for any other value."""
     try:
         number = float(str(value))
     except ValueError:
@@ -226,14 +226,14 @@ def _whole_number(value: object) -> int:
 
 
 def _check_keypoints(values: dict[str, Any], experiment: Experiment, findings: Findings) -> int:
-    """Give the number of keypoints that a label has."""
+    """Check the keypoint keys of `data.yaml` and return the number of keypoints a label line has."""
     needed, shape, order = experiment.about.keypoints, values.get("kpt_shape"), values.get("flip_idx")
     if experiment.about.task == "segment":
-        if shape:  # ultralytics would take a polygon of as many columns for a box with keypoints
+        if shape:  # ultralytics would parse a polygon with the same number of columns as a box with keypoints
             told = f"kpt_shape is {shape!r}: {experiment.module} has outlines and no keypoints; leave it out"
             findings.add(Kind.DESCRIPTION, "data.yaml", told)
         return 0
-    if not needed:  # boxes alone are trained, from labels that may have keypoints all the same
+    if not needed:  # only boxes are trained, but the labels may still contain keypoints
         poses = isinstance(shape, list) and len(shape) == 2 and shape[1] == KEYPOINT  # noqa: PLR2004
         return shape[0] if isinstance(shape, list) and poses and isinstance(shape[0], int) and shape[0] > 0 else 0
     if shape != [needed, KEYPOINT]:
@@ -256,7 +256,7 @@ def _check_keypoints(values: dict[str, Any], experiment: Experiment, findings: F
 def _write_portable(
     data_file: Path, folder: Path, values: dict[str, Any], names: dict[int, str], splits: dict[str, Split]
 ) -> None:
-    """Write the `data.yaml` that training reads: the tracked one's values, with paths that hold on this machine."""
+    """Write the `data.yaml` that training reads: the tracked values, with absolute paths of this machine."""
     portable = {key: value for key, value in values.items() if key not in {"download", "validation", "nc"}}
     portable |= {"path": str(folder), "names": names}
     data_file.parent.mkdir(parents=True, exist_ok=True)
@@ -271,16 +271,19 @@ def _write_portable(
     from ruamel.yaml import YAML
 
     yaml = YAML(typ="safe", pure=True)
-    yaml.version = (1, 1)  # ultralytics reads this one: a class named `no` would be False if it were not quoted
+    yaml.version = (1, 1)  # ultralytics parses YAML 1.1, where an unquoted class name `no` would become False
     with data_file.open("w", encoding="utf-8") as file:
         yaml.dump(portable, file)
 
 
-# ---------------------------------------------------------------------------------------------------- pictures
+# ---------------------------------------------------------------------------------------------------- images
 
 
 def _check_strays(folder: Path, inside: dict[str, None], pictures: Sequence[Picture], findings: Findings) -> None:
-    """Note pictures that no split holds, and labels without a picture, where labels and pictures of splits stand."""
+    """Report images that belong to no split, and label files without an image.
+
+    A `.txt` file counts as a label file if an image's label would be in its folder, or below any folder `labels`.
+    """
     used = {picture.name for picture in pictures}
     found = [name for name in inside if is_picture(name)]
     top = f"{folder}{os.sep}"
@@ -292,5 +295,5 @@ def _check_strays(folder: Path, inside: dict[str, None], pictures: Sequence[Pict
     for name in inside:
         place, _, file = name.rpartition("/")
         is_label = file.endswith(".txt") and (place in label_folders or "labels" in place.split("/"))
-        if is_label and name not in labels and file != "classes.txt":  # what labelling tools leave there
+        if is_label and name not in labels and file != "classes.txt":  # labelling tools leave this file there
             findings.add(Kind.ORPHAN, name, "there is no picture of this name")

@@ -1,4 +1,8 @@
-"""What a dataset's check finds, counted by kind, with a few examples of each."""
+"""Collect the issues that a dataset check finds: a count of each kind, with a few examples.
+
+Guarantees: every issue is counted; the report is in a fixed order. Cannot: list all places: only the first `EXAMPLES`
+of each kind are kept.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,13 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 SMALLEST = 2
-"""Pixels: ultralytics' augmentation drops what is not larger than this on a side."""
+"""Pixels; ultralytics' augmentation drops a box with a side that is not longer than this."""
 
 EXAMPLES = 3
 
 
 class Kind(Enum):
-    """What can be wrong: whether it stops the run, what it is called, what to do. In the report's order."""
+    """A kind of issue: whether it stops the run, its title in the report, its remedy. Ordered as in the report."""
 
     DESCRIPTION = True, "keys of data.yaml that cannot be", "correct them as it says"
     SPLIT = (
@@ -60,20 +64,20 @@ class Kind(Enum):
 
 @dataclass
 class Findings:
-    """Everything that was found, counted by kind, with the first examples of each."""
+    """All issues found, counted by kind, with the first examples of each kind."""
 
     counts: dict[Kind, int] = field(default_factory=dict)
     examples: dict[Kind, list[str]] = field(default_factory=dict)
 
     def add(self, kind: Kind, where: str, value: str) -> None:
-        """Note one thing: where it is, as `file` or `file:line`, and what stands there."""
+        """Count one issue and keep it as an example: its place (`file` or `file:line`) and the value found there."""
         self.counts[kind] = self.counts.get(kind, 0) + 1
         kept = self.examples.setdefault(kind, [])
         if len(kept) < EXAMPLES:
             kept.append(f"{where}: {value}")
 
     def lines(self, *, stops: bool) -> list[str]:
-        """Give the errors or the warnings as lines of text: a heading a kind, its examples indented below."""
+        """Return the errors or the warnings as lines of text: a heading per kind, its examples indented below."""
         told = []
         for kind in Kind:
             if kind.stops == stops and kind in self.counts:
@@ -84,5 +88,5 @@ class Findings:
         return told
 
     def count(self, *, stops: bool) -> int:
-        """Give the number of errors or of warnings."""
+        """Return the number of errors or of warnings."""
         return sum(count for kind, count in self.counts.items() if kind.stops == stops)

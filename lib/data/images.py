@@ -1,4 +1,8 @@
-"""Check the images of a dataset by their headers, and find copies in two splits."""
+"""Check the images of a dataset by their headers, and find duplicates within and across splits.
+
+Guarantees: every image that ultralytics would skip or rewrite is reported; files with equal bytes are reported as
+duplicates. Cannot: detect damage in the middle of a JPEG, or a duplicate that was re-encoded.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +14,17 @@ from lib.data.findings import Findings, Kind
 from lib.data.labels import Picture, in_threads
 from lib.data.splits import PICTURES, SPLITS
 
-SMALLEST_SIDE = 10  # pixels; ultralytics drops smaller pictures
+SMALLEST_SIDE = 10  # pixels; ultralytics drops images with a shorter side
 
 
 END_OF_JPEG = b"\xff\xd9"
 
 
-TAIL = 4096  # bytes: the ends of compressed pictures differ, even of those that happen to have one size
+TAIL = 4096  # bytes; the last bytes of two different compressed images almost always differ, even at equal file sizes
 
 
 def check_pictures(pictures: Sequence[Picture], findings: Findings) -> list[Picture]:
-    """Give the pictures with their sizes, and note those that ultralytics would leave out or write anew."""
+    """Return the images with their sizes, and report those that ultralytics would skip or rewrite."""
     paths = list(dict.fromkeys(picture.path for picture in pictures))
     looked = dict(zip(paths, in_threads(_look_at, paths), strict=True))
     told: set[str] = set()
@@ -35,10 +39,10 @@ def check_pictures(pictures: Sequence[Picture], findings: Findings) -> list[Pict
 
 
 def _look_at(path: str) -> tuple[int, int, Kind | None, str]:
-    """Give a picture's width and height as training sees it, and what is wrong with it."""
+    """Return an image's width and height as training sees them, the issue (None if there is none) and its text."""
     try:
         form, width, height, complete = _read_header(path)
-    except Exception as error:  # noqa: BLE001  Pillow raises what its many decoders raise
+    except Exception as error:  # noqa: BLE001  Pillow's decoders raise many kinds of exception
         return 0, 0, Kind.PICTURE, str(error) or type(error).__name__
     if min(width, height) < SMALLEST_SIDE:
         return width, height, Kind.PICTURE, f"{width} x {height} pixels: a side has fewer than {SMALLEST_SIDE}"
@@ -48,10 +52,10 @@ def _look_at(path: str) -> tuple[int, int, Kind | None, str]:
 
 
 def _read_header(path: str) -> tuple[str, int, int, bool]:
-    """Give a picture's format, width, height, and whether it ends as it should; it raises what Pillow raises."""
+    """Return an image's format, width, height and whether its end is complete; Pillow's exceptions pass through."""
     from PIL import Image
 
-    with open(path, "rb") as file:  # noqa: PTH123  ten thousand Path objects cost time
+    with open(path, "rb") as file:  # noqa: PTH123  creating ten thousand Path objects is slow
         size = file.seek(0, os.SEEK_END)
         if not size:
             raise ValueError("it has no bytes")
@@ -62,14 +66,14 @@ def _read_header(path: str) -> tuple[str, int, int, bool]:
             opened = Image.open(file)
         except Image.DecompressionBombError:
             raise
-        except Exception as error:  # ultralytics puts its own `open` into Pillow, with other errors
+        except Exception as error:  # ultralytics patches Pillow's `open`, and its version raises other errors
             raise ValueError("it is no picture of a known format") from error
         with opened as image:
             form = str(image.format).lower()
-            # asked for its orientation, a PNG would be decoded
+            # only for JPEG and MPO: `getexif` would decode a whole PNG
             turned = form in {"jpeg", "mpo"} and image.getexif().get(0x0112) in {5, 6, 7, 8}
             width, height = image.size[::-1] if turned else image.size
-            if form == "jpeg" and not ends:  # cut off, or followed by something: only decoding tells
+            if form == "jpeg" and not ends:  # truncated or followed by extra bytes: only decoding can tell which
                 image.draft("L", (1, 1))
                 image.load()
             else:
@@ -78,7 +82,7 @@ def _read_header(path: str) -> tuple[str, int, int, bool]:
 
 
 def check_copies(pictures: Sequence[Picture], findings: Findings) -> None:
-    """Note pictures of the same bytes: in several splits, or more than once in one."""
+    """Report images with equal bytes, in several splits or more than once in one split."""
     for group in _same_files(pictures):
         by_split = {split: [picture for picture in group if picture.split == split] for split in SPLITS}
         train, val, test = (by_split[split] for split in SPLITS)
@@ -93,7 +97,7 @@ def check_copies(pictures: Sequence[Picture], findings: Findings) -> None:
 
 
 def _same_files(pictures: Sequence[Picture]) -> Iterator[list[Picture]]:
-    """Give the groups of pictures whose bytes are equal: only what has one size and one end is read whole."""
+    """Yield each group of images with equal bytes; read a whole file only if another has its size and last bytes."""
     groups = [list(pictures)]
     for key in (_size, _tail, _content):
         paths = list(dict.fromkeys(picture.path for group in groups for picture in group))
@@ -109,7 +113,7 @@ def _same_files(pictures: Sequence[Picture]) -> Iterator[list[Picture]]:
 
 
 def _guarded(read: Callable[[str], object]) -> Callable[[str], object]:
-    """Let a file that cannot be read be equal to itself alone; the report names it as a picture."""
+    """Return `read`, except that an unreadable file equals only itself; `check_pictures` reports the file."""
 
     def guarded(path: str) -> object:
         try:
@@ -122,13 +126,13 @@ def _guarded(read: Callable[[str], object]) -> Callable[[str], object]:
 
 @_guarded
 def _size(path: str) -> object:
-    size = os.stat(path).st_size  # noqa: PTH116  ten thousand Path objects cost time
-    return size or path  # files without bytes are no copies of each other
+    size = os.stat(path).st_size  # noqa: PTH116  creating ten thousand Path objects is slow
+    return size or path  # empty files do not count as copies of each other
 
 
 @_guarded
 def _tail(path: str) -> object:
-    with open(path, "rb") as file:  # noqa: PTH123  the same
+    with open(path, "rb") as file:  # noqa: PTH123  creating ten thousand Path objects is slow
         file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
         return blake2b(file.read(), digest_size=16).digest()
 
@@ -136,7 +140,7 @@ def _tail(path: str) -> object:
 @_guarded
 def _content(path: str) -> object:
     digest = blake2b(digest_size=16)
-    with open(path, "rb") as file:  # noqa: PTH123  the same
+    with open(path, "rb") as file:  # noqa: PTH123  creating ten thousand Path objects is slow
         while part := file.read(1 << 20):
             digest.update(part)
     return digest.digest()

@@ -1,12 +1,13 @@
-"""Read a dataset's labels as ultralytics reads them, and gather everything that is wrong in one report.
+"""Read a dataset's labels as ultralytics reads them, and collect all issues in one report.
 
-A label file holds one object a line: its class, then its box (centre x, centre y, width, height) and, for a pose, its
-keypoints (x, y, visibility), or the corners of its polygon (x, y); lengths are fractions of the picture.
+Guarantees: ultralytics uses every line of a label file that has no error here. (It silently skips an image with a bad
+label and trains on the rest.) The same files always produce the same report, line by line.
 
-Guarantees: a file without an error here is one that ultralytics keeps whole: it drops a picture with a bad label
-without stopping, and goes on training with the rest. The same files give the same report, line by line.
+Cannot: check that a label matches its image. A box around the wrong object is still well-formed.
 
-Not guaranteed: that a label fits its picture. A box around the wrong thing is a well-formed box.
+A label file holds one object per line: its class, then its box (centre x, centre y, width, height) and, for a pose,
+its keypoints (x, y, visibility); or its class and the corners (x, y) of its polygon. Coordinates and lengths are
+fractions of the image's width and height.
 """
 
 from __future__ import annotations
@@ -23,29 +24,29 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Table = NDArray[np.float64]  # one object a row
-    Mask = NDArray[np.bool_] | np.bool_  # one value an object
+    Table = NDArray[np.float64]  # one row per object
+    Mask = NDArray[np.bool_] | np.bool_  # one value per object
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 BOX = 5  # columns: class, centre x, centre y, width, height
 KEYPOINT = 3  # columns: x, y, visibility
-POLYGON = 7  # columns at least: class, and x, y of three corners; the library takes a line of 6 for a box
+POLYGON = 7  # minimum of columns: class, and x, y of three corners; ultralytics parses a line of 6 as a box
 CORNERS = 4
 ROUNDING = 1e-6
-"""What six decimals may lie outside of 0 to 1; ultralytics lets a hundredth pass."""
+"""Tolerance for coordinates outside 0 to 1 that were rounded to six decimals; ultralytics tolerates 0.01."""
 NO_AREA = 1e-9
-"""Of the picture's: a thousandth of a pixel in one of a megapixel."""
+"""A polygon below this fraction of the image's area has no area: 0.001 pixels in an image of one megapixel."""
 MARGIN = 0.01
-"""What a box may reach out of the picture before it is told, and at least what a keypoint may of its box."""
+"""Warn when a box exceeds the image by more than this fraction; also the minimum tolerance of a keypoint to its box."""
 LABEL_SHARE = 0.2
-"""More pictures of a split than this share without any object are told."""
-CHUNK = 64  # files a task: a thread's bookkeeping costs as much as reading a small file
+"""Warn when more than this share of a split's images have no object."""
+CHUNK = 64  # files per task: scheduling a thread task costs as much as reading a small file
 
 
 class Picture(NamedTuple):
-    """A picture of a split: its path and name, those of its label, and its size in pixels (0: not known)."""
+    """An image of a split: its path and name, the path and name of its label, its size in pixels (0 if unknown)."""
 
     split: str
     path: str
@@ -57,9 +58,10 @@ class Picture(NamedTuple):
 
 
 class Form(NamedTuple):
-    """What labels must look like: `classes` 0 if not known, `keypoints` a line, whether they are trained (`poses`).
+    """The format that label lines must have.
 
-    `polygons`: a line holds an object's outline in place of its box.
+    `classes` is the number of classes (0 if unknown); `keypoints` is the number of keypoints per line; `poses` is true
+    if the keypoints are trained; `polygons` is true if a line holds an object's outline instead of its box.
     """
 
     classes: int
@@ -80,7 +82,7 @@ class _Line(NamedTuple):
 
 
 def in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """Give the function's value for each item, in order; for functions that wait for files."""
+    """Return the function's value for each item, in order; threads help only functions that wait for file access."""
     items = list(items)
     chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
     with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool:
@@ -90,16 +92,16 @@ def in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
 
 
 def label_path(picture: str) -> str:
-    """Give the path where ultralytics looks for a picture's label: in `labels` beside the last folder `images`."""
+    """Return the path where ultralytics looks for an image's label: the last folder `images` becomes `labels`."""
     head, found, tail = picture.rpartition(f"{os.sep}images{os.sep}")
     moved = f"{head}{os.sep}labels{os.sep}{tail}" if found else picture
     return moved.rpartition(".")[0] + ".txt"
 
 
 def read_objects(label: str, *, polygons: bool = False) -> list[list[float]]:
-    """Give each object of a label file that was checked: class, box, keypoints; none where there is no such file.
+    """Return the objects of a checked label file, each as class, box, keypoints; an empty list if there is no file.
 
-    Of a polygon the box is the one around it. A line that stands there twice counts once, as ultralytics counts it.
+    A polygon is returned as its bounding box. Duplicate lines count once, as in ultralytics.
     """
     content = _read(label)
     rows = [] if isinstance(content, str) else [tuple(float(word) for word in words) for _, words in content]
@@ -107,14 +109,14 @@ def read_objects(label: str, *, polygons: bool = False) -> list[list[float]]:
 
 
 def box_around(outline: Sequence[float]) -> list[float]:
-    """Give the box (centre x, centre y, width, height) of an outline: x, y, x, y, …."""
+    """Return the bounding box (centre x, centre y, width, height) of an outline (x, y, x, y, …)."""
     x, y = outline[::2], outline[1::2]
     return [(max(x) + min(x)) / 2, (max(y) + min(y)) / 2, max(x) - min(x), max(y) - min(y)]
 
 
 def check_labels(pictures: Sequence[Picture], form: Form, names: dict[int, str], findings: Findings) -> None:
-    """Read the labels of all pictures and note what is wrong with them."""
-    labelled = {picture.label: picture for picture in reversed(pictures)}  # two pictures may share one
+    """Read the labels of all images and report their issues."""
+    labelled = {picture.label: picture for picture in reversed(pictures)}  # two images may share a label file
     labelled = dict(sorted(labelled.items(), key=lambda item: item[1].label_name))
     lines, table = [], []
     filled = set()
@@ -138,9 +140,9 @@ def check_labels(pictures: Sequence[Picture], form: Form, names: dict[int, str],
 
 
 def _read(label: str) -> list[tuple[int, list[str]]] | str:
-    """Give the lines of a label file that are not blank, with their numbers; or why it cannot be read."""
+    """Return the non-blank lines of a label file with their numbers; or, as a string, why it cannot be read."""
     try:
-        with open(label, "rb") as file:  # noqa: PTH123  ten thousand Path objects take longer than the reading
+        with open(label, "rb") as file:  # noqa: PTH123  creating ten thousand Path objects is slower than reading
             text = file.read().decode("utf-8-sig")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return []
@@ -152,7 +154,7 @@ def _read(label: str) -> list[tuple[int, list[str]]] | str:
 
 
 def _parse(line: _Line, form: Form, findings: Findings) -> list[float] | None:
-    """Give a line's class, box and as many keypoints as the form has (absent ones are NaN); None if they are none."""
+    """Return a line's class, box and keypoints (NaN if absent); None, with a finding, if the line is malformed."""
     columns = BOX + KEYPOINT * form.keypoints
     if form.polygons:
         if len(line.words) < POLYGON or len(line.words) % 2 == 0:
@@ -179,7 +181,7 @@ def _parse(line: _Line, form: Form, findings: Findings) -> list[float] | None:
 
 
 def _around(line: _Line, values: list[float], findings: Findings) -> list[float] | None:
-    """Give the class of a polygon and the box around it; None where one of its corners lies outside of the picture."""
+    """Return a polygon's class and bounding box; None, with a finding, for a corner outside the image or no area."""
     category, *outline = values
     for word, value in zip(line.words[1:], outline, strict=True):
         if not -ROUNDING <= value <= 1 + ROUNDING:
@@ -194,9 +196,9 @@ def _around(line: _Line, values: list[float], findings: Findings) -> list[float]
 
 
 def _check_rows(lines: list[_Line], rows: Table, form: Form, findings: Findings) -> None:
-    """Note what is wrong in well-formed lines, all at once: a row of `rows` is a line's numbers.
+    """Report the issues of well-formed lines in one vectorized pass; each row of `rows` holds a line's numbers.
 
-    Every comparison with NaN is false, so that a keypoint which is absent is never wrong.
+    Comparisons with NaN are false, so an absent keypoint is never reported.
     """
     import numpy as np
 
@@ -215,7 +217,7 @@ def _check_rows(lines: list[_Line], rows: Table, form: Form, findings: Findings)
     note(Kind.CLASS, unknown, lambda index: _short(lines[index].words[0]))
     where = [1, 2, 3, 4, *(BOX + KEYPOINT * point + axis for point in range(form.keypoints) for axis in (0, 1))]
     below = rows[:, where] < -ROUNDING
-    below[:, 2:4] = False  # a side below 0 is told as such
+    below[:, 2:4] = False  # a negative side is reported as Kind.SIDE
     outside = below | (rows[:, where] > 1 + ROUNDING)
     note(Kind.COORDINATE, outside.any(axis=1), first(outside, where))
     flat = boxes[:, 2:] <= 0
@@ -252,7 +254,7 @@ def _check_rows(lines: list[_Line], rows: Table, form: Form, findings: Findings)
 
 
 def _identities(lines: list[_Line], rows: Table, form: Form) -> Iterable[Table]:
-    """Give of each line what makes it another one: its class, and the box, the keypoints or the outline trained."""
+    """Return the values that identify each line: its class and the part that is trained (box, keypoints, outline)."""
     import numpy as np
 
     if form.polygons:
@@ -261,7 +263,7 @@ def _identities(lines: list[_Line], rows: Table, form: Form) -> Iterable[Table]:
 
 
 def _repeated(lines: list[_Line], identities: Iterable[Table]) -> NDArray[np.bool_]:
-    """Say which lines a file holds already, as ultralytics compares them: in single precision."""
+    """Return which lines repeat an earlier line of their file, compared in single precision, as in ultralytics."""
     import numpy as np
 
     seen: set[tuple[str, bytes]] = set()
@@ -274,17 +276,17 @@ def _repeated(lines: list[_Line], identities: Iterable[Table]) -> NDArray[np.boo
 
 
 def _orders(corners: NDArray[np.float64]) -> list[str]:
-    """Say of each four corners (in pixels) how they differ from the order that is asked for; nothing if they do not.
+    """Return for each four corners (in pixels) how their order deviates from the required one; empty if correct.
 
-    A rectangle seen from anywhere is convex, and its corners run clockwise when y points down. Where the text starts
-    cannot be seen here: its upper edge is taken to run to the right, up to 60 degrees from level.
+    In every view a rectangle is convex and, with y pointing down, its corners run clockwise. The start of the text is
+    unknown here: its upper edge is assumed to run to the right, at most 60 degrees from horizontal.
     """
     import numpy as np
 
     edges = np.roll(corners, -1, axis=1) - corners
     after = np.roll(edges, -1, axis=1)
     turns = edges[:, :, 0] * after[:, :, 1] - edges[:, :, 1] * after[:, :, 0]
-    upper = edges[:, 0] - edges[:, 2]  # both long edges, one the other way round
+    upper = edges[:, 0] - edges[:, 2]  # sum of both long edges: the lower one points the other way
     level = upper[:, 0] > np.hypot(upper[:, 0], upper[:, 1]) / 2
     told = []
     for turn, is_level in zip(turns, level.tolist(), strict=True):
@@ -300,7 +302,7 @@ def _orders(corners: NDArray[np.float64]) -> list[str]:
 def _check_splits(
     pictures: Sequence[Picture], filled: set[str], lines: list[_Line], names: dict[int, str], findings: Findings
 ) -> None:
-    """Note which splits lack labels, and which classes a split lacks."""
+    """Report splits with no or few labels, and classes that a split does not contain."""
     classes: dict[str, set[float]] = {}
     for line in lines:
         classes.setdefault(line.picture.label, set()).add(float(line.words[0]))
@@ -318,4 +320,4 @@ def _check_splits(
 
 
 def _short(word: str) -> str:
-    return word if len(word) <= 40 else f"{word[:40]}…"  # noqa: PLR2004  a line of the report
+    return word if len(word) <= 40 else f"{word[:40]}…"  # noqa: PLR2004  keeps a line of the report short

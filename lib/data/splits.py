@@ -1,4 +1,8 @@
-"""Find the images of each split that a data.yaml names."""
+"""Find the images of each split that a `data.yaml` names.
+
+Guarantees: every image found is inside the dataset's folder, also if `data.yaml` was written on another machine. A
+split or list entry that matches no file is reported. Cannot: find files outside the dataset: DVC does not pull them.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +19,12 @@ SPLITS = ("train", "val", "test")
 
 
 PICTURES = frozenset(("avif", "bmp", "dng", "heic", "heif", "jp2", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp"))
-"""The endings that ultralytics takes; a file with another one is none of its pictures."""
+"""File name extensions that ultralytics accepts as images; a file with any other extension is ignored."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """What a key of `data.yaml` names: its folders, whether a list of paths was among them, and all its pictures."""
+    """A split of `data.yaml`: its folders, whether it includes a text file of paths, and all its images."""
 
     folders: tuple[str, ...]
     listed: bool
@@ -28,7 +32,7 @@ class Split:
 
 
 def list_files(folder: Path) -> dict[str, None]:
-    """Give all files and folders inside by their relative paths, in order, without hidden ones."""
+    """Return the relative paths of all files and folders in `folder`, sorted, without hidden ones."""
     found = {"."}
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -38,8 +42,8 @@ def list_files(folder: Path) -> dict[str, None]:
 
 
 def find_split(folder: Path, inside: dict[str, None], values: dict[str, Any], split: str, findings: Findings) -> Split:
-    """Find a split's pictures: in a folder, in several, or on lists of paths."""
-    key = "validation" if split == "val" and "val" not in values else split  # ultralytics takes both
+    """Return a split with all its images, from folders and from text files of paths; report what cannot be found."""
+    key = "validation" if split == "val" and "val" not in values else split  # ultralytics accepts both
     given = values.get(key)
     wanted = given if isinstance(given, list) else [given]
     root = values.get("path")
@@ -73,11 +77,12 @@ def find_split(folder: Path, inside: dict[str, None], values: dict[str, Any], sp
 
 
 def _find_inside(inside: dict[str, None], base: str, given: str) -> str | None:
-    """Find what a path of `data.yaml` means inside of the dataset, whoever wrote it wherever.
+    """Return the path inside the dataset that a path of `data.yaml` refers to; None if there is none.
 
-    It may be relative to this folder, to one above (`../train/images`, as Roboflow writes), to `path`, or absolute on
-    another machine. The longest end of it that is here is it. A relative path is never cut: `a/images` is not `images`.
-    Nothing outside of the dataset can be found: what DVC did not bring is not there on Kaggle.
+    `given` may be relative to this folder, to a folder above it (`../train/images`, as Roboflow writes) or to `base`,
+    or absolute on another machine. The longest suffix that exists in the dataset is returned. A relative path is never
+    shortened: `a/images` does not match `images`. Nothing outside the dataset is found: on Kaggle only the files that
+    DVC pulled exist.
     """
     given, base = given.strip().replace("\\", "/"), base.replace("\\", "/")
     whole = given if _is_foreign(given) else posixpath.join(base, given)
@@ -99,12 +104,12 @@ def _is_foreign(path: str) -> bool:
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file is one of ultralytics' pictures by its name."""
+    """Return whether a file name has an extension that ultralytics accepts as an image."""
     return name.rpartition(".")[2].lower() in PICTURES and "." in name
 
 
 def _read_list(folder: Path, inside: dict[str, None], name: str, findings: Findings) -> list[str]:
-    """Give the pictures whose paths a text file lists, each relative to the file or to the dataset."""
+    """Return the images that a text file lists, by paths relative to the file or to the dataset."""
     try:
         lines = (folder / name).read_text(encoding="utf-8-sig").splitlines()
     except (UnicodeDecodeError, OSError) as error:

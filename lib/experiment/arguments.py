@@ -1,4 +1,4 @@
-"""The names that ultralytics gives an experiment's keys."""
+"""Map the keys of an experiment to the train arguments of ultralytics."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ARGUMENTS: Mapping[str, str] = {
     "hardware.mixed_precision": "amp",
     **{f"augmentation.{name}": name for name in Augmentation.model_fields},
 }
-"""Keys of an experiment whose values are train arguments of ultralytics as they stand, with their names there."""
+"""Keys with values that are passed to ultralytics unchanged, mapped to the names of the train arguments."""
 
 
 WORKED_OUT: Mapping[str, str] = {
@@ -36,17 +36,17 @@ WORKED_OUT: Mapping[str, str] = {
     "model.resume_from": "resume",
     "hardware.multi_gpu": "device",
 }
-"""Keys from which `train` works an argument out, together with what it finds on the machine."""
+"""Keys from which `train` derives an argument, together with the state of the machine."""
 
 
 ALWAYS: Mapping[str, Any] = {
-    # warm-up of biases starts far above a small learning rate by default; here every rate starts at 0
+    # the default bias warm-up starts far above a small learning rate; here every rate starts at 0
     "warmup_bias_lr": 0.0,
     "deterministic": True,
 }
-"""Arguments that are no choice of an experiment."""
+"""Arguments that an experiment cannot change."""
 
 
 def ultralytics_arguments(experiment: Experiment) -> dict[str, Any]:
-    """Give the experiment's values under the names of ultralytics' train arguments."""
+    """Return the experiment's values by the names of ultralytics' train arguments."""
     return {argument: attrgetter(key)(experiment) for key, argument in ARGUMENTS.items()} | {**ALWAYS}

@@ -1,9 +1,9 @@
-"""For people who write experiments: a new one from an old one, what each value means, and the schema for editors.
+"""Tools to write experiments: derive one from another, explain each value, and write the JSON schema for editors.
 
-Guarantees: a new experiment is valid, and no file is ever written over; everything said of a key is what the models of
-`lib/experiment/schema.py` and the table of `lib/train/launch.py` say.
+Guarantees: a new experiment is valid and never overwrites another file. Every explanation of a key comes from the
+models of `lib/experiment/schema.py` and the tables of `lib/experiment/arguments.py`.
 
-Not in the schema: what depends on two keys at once, as flips on the module; loading the experiment tells it.
+Cannot: express in the schema a rule on two keys, such as flips and the module; loading the experiment checks it.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from lib.experiment.schema import Experiment
 
 SCHEMA = "schema.json"
 SCHEMA_LINE = f"# yaml-language-server: $schema={SCHEMA}\n"
-"""The first line of every experiment: by it editors find the schema beside the file."""
+"""The first line of every experiment file; editors find the schema by it."""
 Parameters = Iterable[tuple[str, str]]
-"""Names and values of `-p`, as typed."""
+"""The names and values of `-p`, as typed."""
 
 
 def typed(parameters: Parameters) -> dict[str, Any]:
-    """Give the values of `-p` by dotted key. Raises `ExperimentError` for a key that no experiment has."""
+    """Return the values of `-p` by dotted key. Raises `ExperimentError` for an unknown key."""
     given, known = {SHORTCUTS.get(name, name): read_value(name, text) for name, text in parameters}, list(keys())
     for key in given:
         if key not in known:
@@ -46,17 +46,18 @@ def typed(parameters: Parameters) -> dict[str, Any]:
 
 
 def _load(file: Path, given: Mapping[str, Any]) -> Experiment:
-    """Load an experiment with values changed."""
+    """Load an experiment with some values overridden."""
     return load_experiment(read_yaml(file), given, where=f"{'-p, or ' if given else ''}{file}")
 
 
-# ── a new experiment ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── new experiment ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def new_experiment(project: Path, name: str, source: Path, parameters: Parameters) -> tuple[Path, Experiment]:
-    """Write the next experiment of the module of `source`, called `name`: its text with the given values changed.
+    """Write a new experiment called `name`: the text of `source` with some values overridden.
 
-    Raises `ExperimentError` where it would be none, or its file is there.
+    It gets the next free number of its module. Raises `ExperimentError` if the result is not a valid experiment, or if
+    its file already exists.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise ExperimentError(
@@ -81,7 +82,7 @@ def new_experiment(project: Path, name: str, source: Path, parameters: Parameter
     try:
         with file.open("x", encoding="utf-8") as opened:
             opened.write(text)
-    except FileExistsError:  # somebody made it just now
+    except FileExistsError:  # another process has just created it
         raise ExperimentError(
             f"{file} is there already.", state="nothing was written.", remedy="run the same command again."
         ) from None
@@ -89,7 +90,7 @@ def new_experiment(project: Path, name: str, source: Path, parameters: Parameter
 
 
 def _numbers(folder: Path, short: str) -> Iterator[int]:
-    """Give the numbers of a module's experiments."""
+    """Yield the numbers of a module's experiments."""
     for path in folder.glob(f"*_{short}_*.yaml"):
         number = path.name.partition("_")[0]
         if number.isdecimal():
@@ -97,13 +98,13 @@ def _numbers(folder: Path, short: str) -> Iterator[int]:
 
 
 def _text(source: Path, given: Mapping[str, Any]) -> str:
-    """Give the text of an experiment with values changed and everything else, comments too, as it stands there."""
+    """Return the text of an experiment file with some values changed; everything else, comments too, is kept."""
     from ruamel.yaml import YAML
     from ruamel.yaml.comments import CommentedMap, CommentedSeq
     from ruamel.yaml.representer import RoundTripRepresenter
 
     class Representer(RoundTripRepresenter):
-        """Writes null as it is written in every experiment, where the library would leave an empty place."""
+        """Writes null as `null`, as in every experiment; the library would leave the value empty."""
 
     Representer.add_representer(
         type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
@@ -126,31 +127,31 @@ def _text(source: Path, given: Mapping[str, Any]) -> str:
             value.fa.set_flow_style()
         if key in section:
             section[key] = value
-        else:  # below the name, or before the section's last key, to which the empty line behind it belongs
+        else:  # below the name, or before the section's last key, which owns the empty line after the section
             section.insert(max(len(section) - 1, 0) if path else 1, key, value)
     stream = StringIO()
     yaml.dump(document, stream)
     return SCHEMA_LINE + stream.getvalue().rstrip("\n") + "\n"
 
 
-# ── what each value means ───────────────────────────────────────────────────────────────────────────────────────────
+# ── explained values ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
 class Explained:
-    """One value of an experiment."""
+    """A value of an experiment, with its origin and meaning."""
 
     key: str
     value: Any
     origin: str
-    """`line 7`: of the file; `-p`; `default`: of the models."""
+    """`line 7` (of the file), `-p`, or `default` (of the models)."""
     argument: str
-    """The train argument of ultralytics that it becomes; in brackets, it is worked out from it; empty: none."""
+    """The ultralytics train argument set from the value; in brackets if derived from it; empty if there is none."""
     meaning: str
 
 
 def explain(file: Path, parameters: Parameters = ()) -> list[Explained]:
-    """Give every value of an experiment's file, with values changed as given. Raises `ExperimentError`."""
+    """Return every value of an experiment file, with `parameters` applied. Raises `ExperimentError`."""
     given = typed(parameters)
     experiment = _load(file, given)
     origins = {key: f"line {line}" for key, line in _lines(file).items()} | dict.fromkeys(given, "-p")
@@ -162,13 +163,13 @@ def explain(file: Path, parameters: Parameters = ()) -> list[Explained]:
 
 
 def _lines(file: Path) -> dict[str, int]:
-    """Give the line of every key of a file, by its dotted name."""
+    """Return the line number of every key of a file, by dotted key."""
     from ruamel.yaml import YAML
 
     def walk(section: Any, prefix: str, above: int) -> Iterator[tuple[str, int]]:  # noqa: ANN401  ruamel's CommentedMap
         places = section.lc.data or {}
         for key, value in section.items():
-            line = places[key][0] + 1 if key in places else above  # what `<<` brings stands elsewhere
+            line = places[key][0] + 1 if key in places else above  # a key merged by `<<` has no line of its own here
             yield f"{prefix}{key}", line
             if isinstance(value, dict):
                 yield from walk(value, f"{prefix}{key}.", line)
@@ -177,7 +178,7 @@ def _lines(file: Path) -> dict[str, int]:
 
 
 def show_explained(explained: Iterable[Explained]) -> str:
-    """Give the values as a table for people."""
+    """Return the explained values as a text table."""
     from rich.console import Console
     from rich.table import Table
 
@@ -196,12 +197,12 @@ def _as_yaml(value: Any) -> str:  # noqa: ANN401
     return value if isinstance(value, str) else json.dumps(value)
 
 
-# ── the schema ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── JSON schema ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def schema() -> dict[str, Any]:
-    """Give the JSON schema of an experiment."""
-    # the draft that every editor knows; what pydantic writes is the same in it
+    """Return the JSON schema of an experiment."""
+    # draft-07 is the version that every editor supports; pydantic's output is also valid in it
     made = {"$schema": "http://json-schema.org/draft-07/schema#", **Experiment.model_json_schema()}
     made["properties"][MATRIX] = {
         "type": "object",
@@ -214,7 +215,7 @@ def schema() -> dict[str, Any]:
 
 
 def write_schema(project: Path) -> Path:
-    """Write the schema into the project's `experiments/`."""
+    """Write the JSON schema into the project's `experiments/` and return its path."""
     file = project / "experiments" / SCHEMA
     file.write_text(json.dumps(schema(), indent=2) + "\n", encoding="utf-8")
     return file

@@ -1,4 +1,4 @@
-"""Read an experiment from its YAML file and the values given beside it."""
+"""Read an experiment from its YAML file and apply overrides."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ SHORTCUTS: Mapping[str, str] = {
     "learning_rate": "training.learning_rate",
     "resume_from": "model.resume_from",
 }
-"""Keys that `-p` and the notebook also take by their last word."""
+"""Keys that `-p` and the notebook also accept by their last word."""
 
 
 MATRIX = "sweep"
-"""The key of a file that makes many experiments of one; see `lib/sweep/sweep.py`."""
+"""The key that turns one file into many experiments; see `lib/experiment/matrix.py`."""
 
 
 FROM_VALUES = ("name", "module", "description")
-"""Keys that cannot be swept: the experiments of a sweep are named after their values."""
+"""Keys that cannot be swept, because the experiments of a sweep are named after their values."""
 
 
 def load_experiment(
@@ -38,11 +38,11 @@ def load_experiment(
     module: str = "",
     where: str = "the notebook's experiment",
 ) -> Experiment:
-    """Give the experiment of a YAML file, or of its content as a rendered notebook carries it.
+    """Return the experiment of a YAML file, or of its content as stored in a rendered notebook.
 
-    `overrides` are values by dotted key (`{"training.epochs": 3}`) that win over the file's.
-    `module` is the one it must be of; empty, it may be of any. `where` is what errors call a content.
-    Raises `ExperimentError` naming the file and, for everything that is wrong in it, key, value and what is allowed.
+    `overrides` are values by dotted key (`{"training.epochs": 3}`) that replace those of the file. `module` is the
+    required module; empty allows any. `where` is the name of a content in errors. Raises `ExperimentError`, which names
+    the file and, for every problem, the key, its value and the allowed values.
     """
     if isinstance(source, Mapping):
         values = dict(source)
@@ -69,7 +69,7 @@ def load_experiment(
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Give the content of an experiment's file, not checked yet. Raises `ExperimentError` for one that has none."""
+    """Read an experiment file without checking its keys. Raises `ExperimentError` if it is not a YAML mapping."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
@@ -81,7 +81,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ExperimentError(f"{path}: there is no such file.", state="nothing was started.", remedy=hint)
     try:
         values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (YAMLError, ValueError, KeyError) as error:  # the last two: a date or number that is none
+    except (YAMLError, ValueError, KeyError) as error:  # the last two: an invalid date or number
         told = re.sub(r"\s+", " ", str(error)).split(" To suppress this check")[0]
         raise ExperimentError(
             f"{path}: this is no YAML: {told}",
@@ -98,32 +98,32 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_value(name: str, text: str) -> Any:  # noqa: ANN401
-    """Read the value of `-p NAME VALUE` as a file would be: 3 is a number, true a truth value, null nothing."""
+    """Read the value of `-p NAME VALUE` as YAML: 3 is a number, true a boolean, null is None."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     try:
         return YAML(typ="safe", pure=True).load(text)
-    except (YAMLError, ValueError, KeyError):  # the last two: a date or number that is none
+    except (YAMLError, ValueError, KeyError):  # the last two: an invalid date or number
         raise ExperimentError(
             f"-p {name} {text!r}: this is no YAML value.", state="nothing was written.", remedy="put it in quotes."
         ) from None
 
 
 def set_value(values: dict[str, Any], dotted: str, value: object) -> None:
-    """Set the value of a dotted key; sections on the way are made, and copied where they are there."""
+    """Set the value of a dotted key; create missing sections on its path and copy existing ones."""
     *path, key = dotted.split(".")
     for part in path:
         inner = values.get(part, {})
         if not isinstance(inner, Mapping):
-            return  # no section to set a value in: validation names it
-        values[part] = dict(inner)  # a copy: the mapping handed in by a notebook stays as it was
+            return  # not a section: validation will report it
+        values[part] = dict(inner)  # a copy: the notebook's own mapping must not change
         values = values[part]
     values[key] = value
 
 
 def _complaint(problem: Any) -> str:  # noqa: ANN401  pydantic's ErrorDetails
-    """One sentence on one thing that is wrong: key, value, what is allowed, and the key that was meant."""
+    """Return one problem as a sentence: the key, its value, the allowed values, and the likely intended key."""
     location = _location(problem["loc"])
     key = ".".join(location)
     value = problem["input"]
@@ -147,7 +147,7 @@ def _complaint(problem: Any) -> str:  # noqa: ANN401  pydantic's ErrorDetails
 
 
 def _location(parts: tuple[int | str, ...]) -> list[str]:
-    """Give the keys of a location; behind a value pydantic names the types of the union that it tried."""
+    """Return the keys of a location, without the union types that pydantic appends after the last key."""
     section: Any = Experiment
     keys_of_it = []
     for part in parts:
@@ -163,13 +163,13 @@ def _location(parts: tuple[int | str, ...]) -> list[str]:
 
 
 def _elsewhere(key: str) -> list[str]:
-    """Give the dotted keys of other sections that are called nearly the same."""
+    """Return the dotted keys of any section with a similar last word."""
     dotted = {name.rpartition(".")[2]: name for name in keys()}
     return [dotted[name] for name in difflib.get_close_matches(key, list(dotted), n=1)]
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Give the values of nested mappings by dotted key."""
+    """Yield the dotted keys and values of nested mappings."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{key}.")
@@ -178,12 +178,12 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def keys() -> Iterator[str]:
-    """Every key of an experiment, dotted: `name`, `training.epochs`, …."""
+    """Yield every dotted key of an experiment: `name`, `training.epochs`, …."""
     yield from meanings()
 
 
 def meanings(section: type[BaseModel] = Experiment, prefix: str = "") -> dict[str, str]:
-    """Give what every key means, by its dotted name, in the order of the models."""
+    """Return the description of every key, by dotted key, in the order of the models."""
     found: dict[str, str] = {}
     for name, field in section.model_fields.items():
         inner = field.annotation

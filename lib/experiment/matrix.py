@@ -1,4 +1,4 @@
-"""Many experiments in one file: the combinations of a sweep's values."""
+"""Expand a sweep: one experiment file becomes an experiment for each combination of values."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from lib.experiment.schema import Experiment
 
 
 def read_sweep(files: Sequence[Path], given: Mapping[str, Any]) -> list[Experiment]:
-    """Give the experiments of these files, in their order; `given` are values by dotted key that win in each.
+    """Return the experiments of these files, in the order of the files.
 
-    A file with a `sweep` (values by dotted key) gives one for each combination. Raises `ExperimentError`, also for two
-    that would be published under one name.
+    `given` are values by dotted key that override those of each file. A file with a `sweep` (lists of values by dotted
+    key) becomes one experiment for each combination. Raises `ExperimentError`, also when two experiments would be
+    published under one name.
     """
     found: dict[str, tuple[Experiment, Path]] = {}
     for file in files:
@@ -35,7 +36,7 @@ def read_sweep(files: Sequence[Path], given: Mapping[str, Any]) -> list[Experime
 
 
 def title_of(experiment: Experiment) -> str:
-    """Give what an experiment's branches are called after: no two runs may share it."""
+    """Return the unique key of an experiment, `module/slug`, from which its branch names derive."""
     return f"{experiment.module}/{experiment.slug}"
 
 
@@ -59,7 +60,7 @@ def _expand(file: Path, given: Mapping[str, Any]) -> Iterator[Experiment]:
 
 
 def _check_matrix(file: Path, matrix: object, given: Mapping[str, Any]) -> None:
-    """Refuse what is no matrix; whether its keys and values are an experiment's is checked with each combination."""
+    """Raise `ExperimentError` for a malformed matrix; its keys and values are checked later, with each combination."""
     wrong = ""
     if not isinstance(matrix, dict) or not matrix:
         wrong = f"{MATRIX} is {matrix!r}: it should be a mapping of keys to lists of values"

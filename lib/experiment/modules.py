@@ -1,4 +1,4 @@
-"""The kinds of model that can be trained, each a notebook of its own."""
+"""The modules: the kinds of model that can be trained, each with a notebook of its own."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Literal
 from lib.errors import ExperimentError
 
 Task = Literal["detect", "segment", "pose"]
-"""What ultralytics can be asked for here: the tasks whose labels `lib/data/labels.py` reads."""
+"""The supported tasks of ultralytics: those with labels that `lib/data/labels.py` can read."""
 
 
 SUFFIXES: Mapping[Task, str] = {"detect": "", "segment": "-seg", "pose": "-pose"}
-"""What ultralytics appends to the name of an architecture."""
+"""The suffix that ultralytics appends to the name of an architecture, by task."""
 
 
 SIZES = "nsmlx"
@@ -23,40 +23,40 @@ SIZES = "nsmlx"
 
 @dataclass(frozen=True)
 class Module:
-    """What is trained, and all that sets it apart from the other modules."""
+    """A kind of model, with everything that distinguishes it from the other modules."""
 
     name: str
     number: int
     short: str
-    """Its mark in the names of its experiments: `001_{short}_baseline.yaml`."""
+    """The abbreviation in the file names of its experiments: `001_{short}_baseline.yaml`."""
     task: Task
     keypoints: int = 0
-    """Keypoints of an object; 0 where none are trained."""
+    """The number of keypoints of an object; 0 if the module trains none."""
     never_mirrored: str = ""
-    """Why a mirrored picture would teach something wrong; empty where one may flip pictures."""
+    """Why training on mirrored images would be wrong; empty if images may be flipped."""
 
     @property
     def title(self) -> str:
-        """As the users call it: `Module 1: Detection`."""
+        """The title for users: `Module 1: Detection`."""
         return f"Module {self.number}: {self.name.capitalize()}"
 
     @property
     def notebook(self) -> str:
-        """The name of its rendered notebook, without an ending."""
+        """The file name of its rendered notebook, without the extension."""
         return f"train_module_{self.number}_{self.name}"
 
     @property
     def baseline(self) -> str:
-        """The experiment that is rendered where none is named, below the project's folder."""
+        """The default experiment to render, relative to the project's folder."""
         return f"experiments/001_{self.short}_baseline.yaml"
 
     @property
     def architectures(self) -> list[str]:
-        """The networks it may train, the smallest first."""
+        """The architectures that it may train, smallest first."""
         return [f"yolo11{size}{SUFFIXES[self.task]}" for size in SIZES]
 
     def small(self, project: Path) -> Path:
-        """Give the experiment for a sandbox: its small one, or the baseline of a module that has none."""
+        """Return the experiment for a sandbox: the module's small experiment, or its baseline if it has none."""
         file = project / f"experiments/000_{self.short}_sandbox.yaml"
         return file if file.is_file() else project / self.baseline
 
@@ -79,7 +79,7 @@ MODULES: Mapping[str, Module] = {
 
 
 def find_module(name: str) -> Module:
-    """Give a module by name. Raises `ExperimentError` for one that is not known."""
+    """Return the module called `name`. Raises `ExperimentError` for an unknown name."""
     if name in MODULES:
         return MODULES[name]
     meant = difflib.get_close_matches(name, list(MODULES), n=1)

@@ -1,10 +1,10 @@
-"""One experiment, complete and frozen; and what a module (detection, localization) is.
+"""The schema of an experiment: one complete, frozen training configuration.
 
-`MODULES` is the only place that knows the modules: a new entry, with a baseline of its own in `experiments/`, is a new
-module everywhere.
+`lib/experiment/modules.py` defines the modules (detection, localization): a new entry in its `MODULES`, with a
+baseline in `experiments/`, adds a module everywhere.
 
-An `Experiment` that exists is valid: every key is known, every type right, every value possible for its module. What
-cannot be checked here: that the dataset, the weights and the GPUs it asks for are there.
+Guarantees: an `Experiment` object is valid. Every key is known, every type is right, and every value is possible for
+its module. Cannot: check that the requested dataset, weights and GPUs are available.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lib.experiment.modules import MODULES, SUFFIXES, Module
 if TYPE_CHECKING:
     ModuleName = str
     Architecture = str
-else:  # the names that the modules have
+else:  # the names defined in MODULES
     ModuleName = Literal[tuple(MODULES)]
     Architecture = Literal[tuple(dict.fromkeys(name for module in MODULES.values() for name in module.architectures))]
 
@@ -31,7 +31,7 @@ Degrees = Annotated[float, Field(ge=0, le=180)]
 
 class _Section(BaseModel):
     # strict: "16" is not 16 and `yes` is not true; a run must not start on a guess
-    # what stands below a key explains it, here, in editors and in `python -m lib explain`
+    # the string below a field is its description, here, in editors and in `python -m lib explain`
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
@@ -190,7 +190,7 @@ class Experiment(_Section):
     @field_validator("name")
     @classmethod
     def _makes_a_branch_name(cls, name: str) -> str:
-        # git refuses `..` and a trailing `.lock` in the name of a ref
+        # git rejects `..` and a trailing `.lock` in the name of a ref
         if ".." in name or name.lower().endswith(".lock"):
             raise ValueError("a name holds no '..' and does not end in '.lock'")
         return name
@@ -230,19 +230,19 @@ class Experiment(_Section):
 
     @property
     def about(self) -> Module:
-        """The module this experiment trains."""
+        """The module that this experiment trains."""
         return MODULES[self.module]
 
     @property
     def slug(self) -> str:
-        """The name as it stands in branch names: lower case, dashes."""
+        """The name as used in branch names: lower case with dashes."""
         return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
 
     @property
     def artifacts(self) -> str:
-        """The folder of everything this experiment makes, inside the repository."""
+        """The folder of all outputs of this experiment, relative to the repository."""
         return f"artifacts/{self.module}/{self.name}"
 
 
 class UnsuitableError(ValueError):
-    """Values that are possible, but not for this module."""
+    """A value is valid in general, but not for this module."""

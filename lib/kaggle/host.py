@@ -1,6 +1,7 @@
-"""Where a run stands: on Kaggle, or on any other machine; its folders and its GPUs.
+"""Detect the machine of a run: Kaggle or another one, its folders and its GPUs.
 
-Standard library only: it is used before anything is installed. What is said here was looked up, not assumed.
+Guarantees: GPUs and folders are checked, not assumed: both folders are writable, and the driver lists the GPUs. Uses
+only the standard library, because it runs before anything is installed. Cannot: find GPUs without `nvidia-smi`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ SESSION = 12 * 3600.0  # seconds after which Kaggle ends a session
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU as its driver names it; memory in MiB."""
+    """One GPU: its name as reported by the driver, and its memory in MiB."""
 
     name: str
     memory: int
@@ -33,14 +34,14 @@ class Host:
     """The machine of a run."""
 
     working: Path
-    """What outlives the session: on Kaggle it becomes the run's output. No credential, cache or dataset goes here."""
+    """Survives the session: on Kaggle it becomes the run's output. Never put a credential, cache or dataset here."""
     scratch: Path
-    """What ends with the session: credentials, DVC's cache."""
+    """Is lost with the session; holds credentials and DVC's cache."""
     gpus: tuple[Gpu, ...]
     on_kaggle: bool
 
     def describe(self) -> str:
-        """Give one line for people."""
+        """Return a one-line summary of the machine for the log."""
         if not self.gpus:
             hardware = f"no GPU, {os.cpu_count()} CPU cores"
         else:
@@ -51,7 +52,7 @@ class Host:
 
 
 def find_gpus() -> tuple[Gpu, ...]:
-    """Ask the driver for the GPUs that this process may use; none where there is no driver."""
+    """Return the GPUs that this process may use, as reported by the driver; empty without a driver."""
     if shutil.which("nvidia-smi") is None:
         return ()
     query = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"]
@@ -70,7 +71,7 @@ def find_gpus() -> tuple[Gpu, ...]:
 
 
 def _visible(found: Mapping[str, Gpu]) -> list[str]:
-    """Give the GPUs that the environment lets this process see, as CUDA does: it stops at the first unknown word."""
+    """Return the keys of the GPUs in `CUDA_VISIBLE_DEVICES` (all if unset), up to the first unknown one, like CUDA."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is None:
         return [word for word in found if word.isdigit()]
@@ -79,7 +80,7 @@ def _visible(found: Mapping[str, Gpu]) -> list[str]:
 
 
 def find_host(working: Path, scratch: Path) -> Host:
-    """Describe the machine; makes its two folders. Raises `HostError` where one cannot be written."""
+    """Create the two folders and return the machine's description. Raises `HostError` if a folder is not writable."""
     for folder in (working, scratch):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +96,7 @@ def find_host(working: Path, scratch: Path) -> Host:
 
 
 def training_device(gpus: Sequence[Gpu], *, multi_gpu: bool) -> str:
-    """Name the devices ultralytics trains on: `cpu`, `0` or `0,1,…`."""
+    """Return the devices that ultralytics trains on: `cpu`, `0` or `0,1,…`."""
     if not gpus:
         return "cpu"
     return ",".join(str(index) for index in range(len(gpus) if multi_gpu else 1))

@@ -1,15 +1,16 @@
-"""Step 2: exactly what `uv.lock` says, over the host's own torch and CUDA; standard library only.
+"""Step 2: install exactly the packages of `uv.lock`, over the host's own torch and CUDA; standard library only.
 
-Hybrid strategy: torch, torchvision, numpy and everything that hangs on them stay as the host has them; every other
-locked package is installed, with its hash checked, into a folder of its own that comes first on the path. The host's
-packages are never written to, and torch with all that belongs to it is looked at before and after: every file's path,
-size and time of writing, and the hashes that its makers have listed. Training's workers see the same folder by way of
-PYTHONPATH. The folder appears whole, by a rename, and is used again as long as lock and Python are the same. Without a
-network the packages come from a folder of wheels (`wheels.py`). Where everything locked is installed already,
-nothing is done.
+Guarantees: torch, torchvision, numpy and the packages that only they need (CUDA, Triton) stay the host's. Every other
+locked package is installed, with its hash checked, into a separate folder that comes first on the path. The host's
+packages are never written to. The hardware packages are compared before and after the installation: every file's path,
+size and modification time, and the hashes in each package's RECORD. The folder appears only when it is complete, by a
+rename, and is reused while lock, Python and platform are the same.
 
-Cannot: replace what the running kernel has imported from the host. Such a package stays the host's in this process,
-which is said where the lock names another version; worker processes have the lock's.
+Cannot: replace a package that the running kernel has already imported from the host. This process keeps the host's
+version, and the report lists it if the lock has another version; worker processes get the lock's version.
+
+Training's workers find the folder through PYTHONPATH. Without a network the packages come from a folder of wheels
+(`wheels.py`). If every locked package is already installed, nothing is done.
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ HANGS_ON_THEM = ("nvidia-", "triton", "cuda-")
 TIMEOUT = 900  # seconds
 INPUTS = Path("/kaggle/input")
 WHEELS = "kaggle-training-wheels.json"
-"""Marks a folder of wheels and says for which lock it was made."""
+"""Marks a folder of wheels and records its lock and its Python version."""
 STAMP = "kaggle-training.json"
 UNCHANGED = "the host's own packages are as they were."
 
 
 def install(root: Path, overlay: Path, *, inputs: Path = INPUTS) -> str:
-    """Make the packages that `uv.lock` in `root` names importable; gives what was done, for people.
+    """Make the packages of `uv.lock` in `root` importable and return a report of what was done.
 
-    `overlay` is the folder to install into when something is missing; `inputs` is where a folder of wheels is looked
-    for. Raises `InstallError`, also when one of the host's hardware packages is another one afterwards.
+    `overlay` is the folder to install into if a package is missing; `inputs` is searched for a folder of wheels. Raises
+    `InstallError`, also if one of the host's hardware packages has changed afterwards.
     """
     _check_python(root)
     stamp = {"lock": lock_hash(root), "python": sys.version, "platform": sys.platform}
@@ -90,7 +91,7 @@ def _check_python(root: Path) -> None:
 
 
 def lock_hash(root: Path) -> str:
-    """Name the content of `uv.lock`."""
+    """Return the SHA-256 hash of `uv.lock`."""
     return hashlib.sha256((root / "uv.lock").read_bytes()).hexdigest()
 
 
@@ -102,11 +103,11 @@ def _is_stamped(overlay: Path, stamp: dict[str, str]) -> bool:
 
 
 def _fill(overlay: Path, requirements: str, wheels: Path | None, stamp: dict[str, str]) -> None:
-    """Install into a folder beside the overlay and rename it: half an installation is never taken for a whole one."""
+    """Install into a temporary folder and rename it to `overlay`, so that a partial installation is never used."""
     part, file = overlay.with_name(f"{overlay.name}.part"), overlay.with_name("requirements.txt")
     source = ["--no-index", "--find-links", str(wheels)] if wheels else []
     try:
-        for old in (part, overlay):  # of another lock, or of a session that was killed here
+        for old in (part, overlay):  # left by another lock, or by a session that was killed here
             shutil.rmtree(old, ignore_errors=True)
         part.mkdir(parents=True)
         file.write_text(requirements, encoding="utf-8")
@@ -129,7 +130,7 @@ def _fill(overlay: Path, requirements: str, wheels: Path | None, stamp: dict[str
 
 
 def _activate(overlay: Path) -> None:
-    """Let this process and its children find the folder before the host's packages."""
+    """Put the folder before the host's packages on the import path of this process and its children."""
     if str(overlay) not in sys.path:
         sys.path.insert(0, str(overlay))
     others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", str(overlay))]
@@ -138,7 +139,7 @@ def _activate(overlay: Path) -> None:
 
 
 def _hardware() -> dict[str, str]:
-    """Give a fingerprint of each of the host's packages that must stay."""
+    """Return a fingerprint, by name, of each host package that must not change."""
     found = {}
     for package in importlib.metadata.distributions():
         name = str(package.metadata["Name"]).lower().replace("_", "-")
@@ -149,14 +150,14 @@ def _hardware() -> dict[str, str]:
                     status = Path(str(file.locate())).stat()
                 except OSError:
                     continue
-                if not str(file).endswith(".pyc"):  # Python writes these when it imports
+                if not str(file).endswith(".pyc"):  # importing a module writes these files
                     told.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode())
             found[name] = told.hexdigest()
     return found
 
 
 def _kept_by_the_kernel(requirements: str) -> list[str]:
-    """Give what this process has imported in another version than the lock's."""
+    """Return the packages that this process has imported in another version than the locked one."""
     wanted = {_plain(name): version for name, version in _wanted(requirements).items()}
     imported = {name.partition(".")[0] for name in sys.modules}
     kept = {}
@@ -171,14 +172,14 @@ def _kept_by_the_kernel(requirements: str) -> list[str]:
 
 
 def export(root: Path) -> str:
-    """Give the locked requirements with hashes, without torch and what only torch needs."""
+    """Return the locked requirements with hashes, without torch, torchvision, what only they need, and numpy."""
     command = [*find_uv(), "export", "--quiet", "--frozen", "--no-default-groups", "--no-emit-project", "--no-header"]
     command += ["--no-annotate", "--prune", "torch", "--prune", "torchvision", "--no-emit-package", "numpy"]
     return run_installer(command, root)
 
 
 def parse(requirements: str) -> list[tuple[str, str, str]]:
-    """Give name, version and marker (empty where there is none) of every requirement."""
+    """Return name, version and marker (empty if there is none) of every requirement."""
     found = []
     for line in requirements.splitlines():
         match = re.match(r"([A-Za-z0-9._-]+)==([^\s;\\]+)\s*(?:;\s*([^\\]+?))?\s*\\?$", line)
@@ -188,7 +189,7 @@ def parse(requirements: str) -> list[tuple[str, str, str]]:
 
 
 def _wanted(requirements: str) -> dict[str, str]:
-    """Give version by name of the requirements that apply to this machine."""
+    """Return {name: version} of the requirements that apply to this machine."""
     return {name: version for name, version, marker in parse(requirements) if _applies(marker)}
 
 
@@ -197,7 +198,7 @@ def _applies(marker: str) -> bool:
         return True
     try:
         from packaging.markers import Marker
-    except ImportError:  # a bare Python: install rather than guess
+    except ImportError:  # a bare Python without `packaging`: assume that the requirement applies
         return True
     return bool(Marker(marker).evaluate())
 
@@ -217,11 +218,11 @@ def _plain(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-# ── where it comes from ────────────────────────────────────────────────────────────────────────────────────────────
+# ── sources: wheels and uv ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def find_wheels(root: Path, inputs: Path) -> Path | None:
-    """Give the attached folder of wheels that was made for this lock and this Python, if there is one."""
+    """Return the attached folder of wheels that was made for this lock and this Python; None if there is none."""
     wanted = {"lock": lock_hash(root), "python": ".".join(map(str, sys.version_info[:2]))}
     for marker in sorted((*inputs.glob(f"*/{WHEELS}"), *inputs.glob(f"datasets/*/*/{WHEELS}"))):
         try:
@@ -235,7 +236,7 @@ def find_wheels(root: Path, inputs: Path) -> Path | None:
 
 
 def find_uv(wheels: Path | None = None) -> list[str]:
-    """Find uv: Kaggle's image has it; elsewhere it is installed beside this Python."""
+    """Return the command that runs uv; if uv is missing (Kaggle's image has it), install it into this Python first."""
     found = shutil.which("uv")
     if found:
         return [found]
@@ -246,8 +247,8 @@ def find_uv(wheels: Path | None = None) -> list[str]:
 
 
 def run_installer(command: list[str], cwd: Path) -> str:
-    """Run uv or pip and give what it printed. Raises `InstallError`."""
-    # a kernel asks programs for colours, which would stand in what is read here
+    """Run uv or pip and return its standard output. Raises `InstallError`."""
+    # a Jupyter kernel sets these variables: colour codes would corrupt the output that is parsed here
     environment = {key: value for key, value in os.environ.items() if key not in ("FORCE_COLOR", "CLICOLOR_FORCE")}
     environment |= {"NO_COLOR": "1"}
     shown = f"`{' '.join(Path(word).name for word in command[:3])} …`"

@@ -1,11 +1,11 @@
-"""A rendered notebook on Kaggle, where it is called a kernel: pushed, and followed to its end, by the kaggle client.
+"""Push a rendered notebook to Kaggle (a "kernel" there) and follow its run to the end, with the kaggle client.
 
-Guarantees: nothing is pushed over a public kernel or with a public secrets dataset; whether a push or a run went well
-is read from what the client says, since it exits with 0 all the same; a key is never shown. Cannot: know whom Kaggle
-shows a private kernel to (its collaborators), nor tell two runs apart when the kernel is pushed again while followed.
+Guarantees: no push overwrites a public kernel or attaches a public secrets dataset. Success of a push or a run is read
+from the client's output, because the client exits with 0 even after failures. A key is never shown. Cannot: detect the
+collaborators who can see a private kernel, or distinguish two runs if the kernel is pushed again while it is followed.
 
-The client is a program of its own here: in this process it could neither be given a time limit nor be kept from ending
-it. Whose key it uses (`KAGGLE_API_TOKEN`, `KAGGLE_USERNAME` and `KAGGLE_KEY`, `kaggle.json`, …) is left to the client.
+The client runs as a subprocess: inside this process it could not be given a time limit, and it could exit the process.
+The client itself decides which key it uses (`KAGGLE_API_TOKEN`, `KAGGLE_USERNAME` and `KAGGLE_KEY`, `kaggle.json`, …).
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from lib.remotes.credentials import SHORTEST_SECRET
 
 CLIENT = (sys.executable, "-P", "-m", "kaggle", "--no-warn")
 ENVIRONMENT = {"VERBOSE": "", "VERBOSE_OUTPUT": "", "PYTHONIOENCODING": "utf-8"}
-"""For the client: with `VERBOSE` it prints every request, and the key with it."""
+"""The client's environment; danger: with `VERBOSE` set, the client prints every request, including the key."""
 SETTINGS = "https://www.kaggle.com/settings/api"
-PATIENCE = 30 * MINUTE  # for a Kaggle that gives no answer while a run is followed
-STILL = 10 * MINUTE  # without a line, before the log is asked for anew
-DRAIN = 10.0  # for what is still on its way when a run is over
-TAIL = 50  # lines that are shown of a log that was over before
+PATIENCE = 30 * MINUTE  # without an answer of Kaggle, before following a run is given up
+STILL = 10 * MINUTE  # without a new line, before the log's connection is opened again
+DRAIN = 10.0  # seconds to wait for remaining log lines when a run has ended
+TAIL = 50  # last lines to show of the log if the run had already ended
 ENDS = {"complete": "complete", "error": "error", "cancelacknowledged": "cancelled"}
-"""The client's words for a run that is over, and ours."""
+"""Final states of a run: the client's word and ours."""
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """What the client said of a push."""
+    """The client's report of a successful push."""
 
     kernel: str
     version: str
     address: str
     notes: tuple[str, ...]
-    """Its other lines: warnings, mostly."""
+    """All other lines of the report: mostly warnings."""
 
     def __str__(self) -> str:
         slug = self.address.rstrip("/").rpartition("/")[2]
@@ -60,7 +60,7 @@ class Pushed:
 
 
 def _redactor() -> Callable[[str], str]:
-    """Give what hides the keys that the client may find: an error of its HTTP library can show one."""
+    """Return a function that redacts every key the client may use: errors of its HTTP library can contain a key."""
     keys = [os.environ.get("KAGGLE_KEY", ""), os.environ.get("KAGGLE_API_TOKEN", "")]
     home = Path.home() / ".kaggle"
     folders = {Path(os.environ.get("KAGGLE_CONFIG_DIR", home)), home, Path.home() / ".config" / "kaggle"}
@@ -81,7 +81,10 @@ def _redactor() -> Callable[[str], str]:
 
 
 def _ask(*words: str | Path, timeout: float = MINUTE) -> Answer:
-    """Let the client do something. Raises `KaggleError` without a client or a key, else as `run_command`."""
+    """Run a command of the kaggle client and return its output.
+
+    Raises `KaggleError` without a client or a valid key, else the errors of `run_command`.
+    """
     if importlib.util.find_spec("kaggle") is None:
         raise KaggleError(
             "the kaggle client is not installed.",
@@ -91,7 +94,7 @@ def _ask(*words: str | Path, timeout: float = MINUTE) -> Answer:
     try:
         return run_command([*CLIENT, *words], env=ENVIRONMENT, timeout=timeout, redact=_redactor())
     except CommandFailed as failed:
-        # said for no key as for one that Kaggle refuses
+        # the client prints this both without a key and for a key that Kaggle rejects
         if "Authentication required" in failed.answer.output:
             raise KaggleError(
                 "the kaggle client has no key, or Kaggle does not take the one it has.",
@@ -102,19 +105,19 @@ def _ask(*words: str | Path, timeout: float = MINUTE) -> Answer:
 
 
 def _said(failed: CommandFailed | CommandTimedOut) -> str:
-    """Give what the client said, without the command that said it."""
+    """Return the client's error message without the command line."""
     if isinstance(failed, CommandTimedOut):
         return failed.what
     return (failed.answer.errors.strip() or failed.answer.output.strip() or failed.what)[-1000:]
 
 
 def _is_absent(failed: CommandFailed) -> bool:
-    """Whether something is not there, or not for us: Kaggle says the one for the other."""
+    """Return whether the object is missing or not accessible: Kaggle's errors do not distinguish the two."""
     return re.search(r"not found|denied|have access|\b40[34]\b", failed.answer.errors, re.IGNORECASE) is not None
 
 
 def _metadata(*words: str | Path, name: str) -> dict[str, Any]:
-    """Give the file that the client writes about something."""
+    """Return the content of the metadata file `name` that a client command writes. Raises `KaggleError` without it."""
     with tempfile.TemporaryDirectory(prefix="kaggle-training-") as folder:
         answer = _ask(*words, "-p", folder)
         try:
@@ -131,7 +134,7 @@ def _metadata(*words: str | Path, name: str) -> dict[str, Any]:
 
 
 def client_user() -> str:
-    """Give the user whom the client has a key of. Raises `KaggleError` without one."""
+    """Return the user name that the client's key belongs to. Raises `KaggleError` if it is unknown."""
     found = re.search(r"^- username: (?!None$)(\S+)$", _ask("config", "view").output, re.MULTILINE)
     if found is None:
         raise KaggleError(
@@ -143,7 +146,7 @@ def client_user() -> str:
 
 
 def require_private(kernel: str, dataset: str) -> None:
-    """Refuse a kernel that is public, and a secrets dataset that is public, missing or empty. Raises `KaggleError`."""
+    """Raise `KaggleError` for a public kernel, or a secrets dataset that is public, missing or has no secrets.json."""
     if not re.fullmatch(r"[^/\s]+/[^/\s]+", dataset):
         raise KaggleError(
             f"--secrets-dataset {dataset!r} is no dataset of Kaggle.",
@@ -158,7 +161,7 @@ def _require_private_kernel(kernel: str) -> None:
     try:
         found = _metadata("kernels", "pull", kernel, "--metadata", name="kernel-metadata.json")
     except CommandFailed as failed:
-        if _is_absent(failed):  # it is made by the push
+        if _is_absent(failed):  # the push creates it
             return
         raise _unanswered(f"whether {kernel} is private", failed) from None
     if found.get("is_private") is not True:
@@ -179,7 +182,7 @@ def _require_secrets(dataset: str) -> None:
         raise KaggleError(
             f"there is no dataset {dataset} on Kaggle that this key may read.",
             state="nothing was pushed.",
-            remedy="make a private Kaggle dataset of this name with secrets.json in it (README, Prerequisites), "
+            remedy="make a private Kaggle dataset of this name with secrets.json in it (docs/setup.md), "
             "or name yours with --secrets-dataset OWNER/SLUG.",
         ) from None
     if found.get("info", found).get("isPrivate") is not True:
@@ -193,7 +196,7 @@ def _require_secrets(dataset: str) -> None:
         raise KaggleError(
             f"the dataset {dataset} has no file secrets.json.",
             state="nothing was pushed.",
-            remedy="add it (README, Prerequisites), or name another dataset with --secrets-dataset OWNER/SLUG.",
+            remedy="add it (docs/setup.md), or name another dataset with --secrets-dataset OWNER/SLUG.",
         )
 
 
@@ -204,7 +207,7 @@ def _unanswered(what: str, failed: CommandFailed) -> KaggleError:
 
 
 def gpu_quota() -> str:
-    """Give the GPU hours left as a sentence; empty where Kaggle does not tell."""
+    """Return the remaining GPU hours as text; empty if Kaggle does not report them."""
     try:
         output = _ask("quota", "--format", "json").output
         (gpu,) = [row for row in json.loads(output[output.index("[") :]) if row["resource"] == "GPU"]
@@ -217,7 +220,10 @@ def gpu_quota() -> str:
 
 
 def push_kernel(folder: Path) -> Pushed:
-    """Push the rendered notebook of a folder, which starts it. Raises `KaggleError` when it does not run as it must."""
+    """Push the rendered notebook in a folder, which starts its run, and return the client's report.
+
+    Raises `KaggleError` if the push is refused or not confirmed, or if the run starts without the secrets dataset.
+    """
     metadata: Mapping[str, Any] = json.loads((folder / "kernel-metadata.json").read_text(encoding="utf-8"))
     kernel = metadata["id"]
     try:
@@ -250,7 +256,7 @@ def push_kernel(folder: Path) -> Pushed:
 
 
 class _Log:
-    """A kernel's log, each line once: the client begins at the first line whenever it connects anew."""
+    """A kernel's log that yields each line once, although the client restarts at the first line on each connection."""
 
     def __init__(self, kernel: str) -> None:
         self.kernel = kernel
@@ -259,8 +265,8 @@ class _Log:
         self._at, self._given = 0, 0
 
     def new_lines(self, wait: float) -> Iterator[str]:
-        """Give the lines that come within `wait` seconds; fewer when the client takes the log for complete."""
-        # a connection that a sleeping machine has lost stays silent for ever
+        """Yield the new lines of the next `wait` seconds; ends earlier if the client considers the log complete."""
+        # a connection lost while the machine was asleep would stay silent forever
         if self._client is None or self._client.has_ended or time.monotonic() - self._heard_at > STILL:
             self.close()
             command = [*CLIENT, "kernels", "logs", "--follow", self.kernel]
@@ -271,7 +277,7 @@ class _Log:
             yield from self._if_new(line)
 
     def rest(self) -> Iterator[str]:
-        """Give what the log of a run that is over has beyond the lines given so far."""
+        """Yield the lines of an ended run's log that were not yielded before."""
         try:
             text = _ask("kernels", "logs", self.kernel, timeout=5 * MINUTE).output
         except (CommandFailed, CommandTimedOut) as failed:
@@ -285,16 +291,16 @@ class _Log:
         self._at += 1
         if self._at > self._given:
             self._given = self._at
-            yield line.rpartition("\r")[2]  # what would be seen of a progress bar
+            yield line.rpartition("\r")[2]  # the last state of a self-overwriting progress bar
 
     def close(self) -> None:
-        """End the client."""
+        """Stop the client's subprocess."""
         if self._client is not None:
             self._client.close()
 
 
 def _lines_of_log(text: str) -> list[str]:
-    """Give the lines of a log as Kaggle keeps it: the events that it streams, as JSON."""
+    """Return the lines of a log in Kaggle's stored form: the streamed events as JSON."""
     try:
         events = [str(event["data"]) for event in json.loads(text) if event.get("data") is not None]
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -303,10 +309,11 @@ def _lines_of_log(text: str) -> list[str]:
 
 
 def watch_kernel(kernel: str, *, every: float, say: Callable[[str], None]) -> str | None:
-    """Follow a kernel's newest run to its end, asking for its state `every` so many seconds; say what is new.
+    """Follow a kernel's newest run to its end and return the branch it published; None if its log names no branch.
 
-    Gives the branch that it published: the last one that its log names. Raises `KaggleError` when it ends in an error
-    or is cancelled, when there is no such kernel, and when Kaggle gives no answer for `PATIENCE`.
+    Polls the state every `every` seconds and passes new states and log lines to `say`. The returned branch is the last
+    one in the log. Raises `KaggleError` if the run fails or is cancelled, if the kernel does not exist, and if Kaggle
+    does not answer for `PATIENCE` seconds.
     """
     begun, log = time.monotonic(), _Log(kernel)
     branch, was_running, shown, state, reason = None, False, "", "", ""
@@ -328,7 +335,7 @@ def watch_kernel(kernel: str, *, every: float, say: Callable[[str], None]) -> st
                 for line in log.new_lines(every):
                     say(line)
                     branch = _branch_in(line) or branch
-        # the stream may end before the log does, and the other way round
+        # the stream may end before the stored log is complete, and the reverse
         last = [*(log.new_lines(DRAIN) if was_running else ()), *log.rest()]
         if not was_running and len(last) > TAIL:
             say(f"The last {TAIL} of {len(last)} lines of its log:")
@@ -353,7 +360,7 @@ def _branch_in(line: str) -> str | None:
 
 
 def _states(kernel: str, every: float) -> Iterator[tuple[str, str]]:
-    """Give the state of a kernel's newest run, and the reason for it, again and again."""
+    """Yield the state of a kernel's newest run and its reason, one poll every `every` seconds, without end."""
     heard_at, has_answered = time.monotonic(), False
     while True:
         now = time.monotonic()

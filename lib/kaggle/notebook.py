@@ -1,7 +1,8 @@
-"""A notebook with its values baked in, the files that Kaggle takes, and its execution here.
+"""Render a notebook with its parameters, write the files for Kaggle, and execute the notebook on this machine.
 
-Guarantees: what is written is valid and complete or not there; the same input gives the same bytes; every value stands
-in the `parameters` cell, so that a later `papermill … -p NAME VALUE` changes that one and keeps the others.
+Guarantees: every file is written complete or not at all, and the notebook is valid; the same input produces the same
+bytes. Every value is in the `parameters` cell, so that a later `papermill … -p NAME VALUE` changes that value and keeps
+the others. Cannot: guarantee that a run can clone a commit rendered with `--allow-dirty`, which is not checked.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from urllib.parse import urlsplit, urlunsplit
 from lib.errors import RenderError, RunError
 from lib.experiment.modules import Module
 
-# What Kaggle calls an accelerator in a notebook, and in kernel-metadata.json.
+# Kaggle's names of an accelerator: in a notebook, and in kernel-metadata.json.
 KAGGLE_WORDS = {
     "t4x2": ("nvidiaTeslaT4", "NvidiaTeslaT4"),
     "p100": ("nvidiaTeslaP100", "NvidiaTeslaP100"),
     "none": ("none", ""),
 }
 
-GRACE = 30.0  # seconds an interrupted run has to end by itself
+GRACE = 30.0  # seconds that an interrupted run has to end by itself
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Rendered:
 
 
 def read_notebook(text: str) -> Any:  # noqa: ANN401  nbformat has no types
-    """Read the text of `notebooks/train.py` as a notebook."""
+    """Return the text of `notebooks/train.py` parsed as a notebook."""
     import jupytext
 
     return jupytext.reads(text, fmt="py:percent")
@@ -55,7 +56,7 @@ def _parameter_cell(notebook: Any) -> Any:  # noqa: ANN401
 
 
 def parameters(notebook: Any) -> dict[str, str]:  # noqa: ANN401
-    """Give the notebook's parameters with the comment that explains each, as papermill reads them."""
+    """Return the notebook's parameters as papermill reads them: {name: explaining comment}."""
     from papermill.translators import papermill_translators
 
     translator = papermill_translators.find_translator("python3", "python")
@@ -63,7 +64,7 @@ def parameters(notebook: Any) -> dict[str, str]:  # noqa: ANN401
 
 
 def bake(notebook: Any, values: Mapping[str, Any], accelerator: str) -> Any:  # noqa: ANN401
-    """Write the values into the `parameters` cell, each in its own line, and make the notebook Kaggle's."""
+    """Write each value on its own line of the `parameters` cell, set Kaggle's metadata and return the notebook."""
     from papermill.translators import papermill_translators
 
     translator = papermill_translators.find_translator("python3", "python")
@@ -75,7 +76,7 @@ def bake(notebook: Any, values: Mapping[str, Any], accelerator: str) -> Any:  # 
         if name not in values:
             lines.append(line)
             continue
-        # papermill's own translation, by which `papermill -p` would write it
+        # papermill's own translator, so that the line equals what `papermill -p` writes
         _, _, text = translator.codify({name: values[name]}, "").partition("\n")
         lines += [f"{text.strip()}  # {comment}"] if text.count("\n") == 1 else [f"# {comment}", text.strip()]
     cell.source = "\n".join(lines)
@@ -99,7 +100,7 @@ def bake(notebook: Any, values: Mapping[str, Any], accelerator: str) -> Any:  # 
 
 
 def one_cell(notebook: Any, about: Module) -> str:  # noqa: ANN401
-    """Give the whole run as one cell to paste: Markdown becomes comments."""
+    """Return the whole run as the text of one cell to paste; Markdown becomes comments."""
     parts = [f"# {about.title}, the whole run as one cell. Made by render.py from notebooks/train.py."]
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
@@ -110,9 +111,9 @@ def one_cell(notebook: Any, about: Module) -> str:  # noqa: ANN401
 
 
 def kernel_metadata(about: Module, accelerator: str, user: str, dataset: str) -> dict[str, Any]:
-    """Give what `kaggle kernels push` reads: a private kernel with internet, GPU and the secrets dataset."""
+    """Return the metadata for `kaggle kernels push`: a private kernel with internet, GPU and the secrets dataset."""
     title = f"Train Module {about.number} {about.name.capitalize()}"
-    slug = title.lower().replace(" ", "-")  # Kaggle makes the same of the title
+    slug = title.lower().replace(" ", "-")  # Kaggle derives the same slug from the title
     owner = user or "INSERT_KAGGLE_USERNAME_HERE"
     return {
         "id": f"{owner}/{slug}",
@@ -133,7 +134,7 @@ def kernel_metadata(about: Module, accelerator: str, user: str, dataset: str) ->
 
 
 def configured_user() -> str:
-    """Give the user that the kaggle client is set up for; its key is not read."""
+    """Return the user name in the kaggle client's configuration, empty if unknown; the key is not used."""
     file = Path(os.environ.get("KAGGLE_CONFIG_DIR", Path.home() / ".kaggle")) / "kaggle.json"
     try:
         return str(json.loads(file.read_text(encoding="utf-8"))["username"])
@@ -142,7 +143,7 @@ def configured_user() -> str:
 
 
 def write_rendered(folder: Path, about: Module, notebook: Any, kernel: Mapping[str, Any] | None) -> Rendered:  # noqa: ANN401
-    """Validate the notebook and write its files, each complete or not at all."""
+    """Validate the notebook, write its files and return their paths; each file is written complete or not at all."""
     import nbformat
 
     nbformat.validate(notebook)
@@ -157,7 +158,7 @@ def write_rendered(folder: Path, about: Module, notebook: Any, kernel: Mapping[s
     if files.kernel is not None:
         _write(files.kernel, json.dumps(kernel, indent=2) + "\n")
     else:
-        # a notebook of this machine's sandbox must not be pushed with the metadata of an earlier one
+        # otherwise a notebook for the local sandbox could be pushed with the metadata of an earlier render
         (folder / "kernel-metadata.json").unlink(missing_ok=True)
     return files
 
@@ -169,14 +170,14 @@ def _write(path: Path, text: str) -> None:
 
 
 def ways_to_kaggle(files: Rendered, user: str) -> str:
-    """Say what to do with a rendered notebook."""
+    """Return the instructions to upload or push a rendered notebook to Kaggle."""
     unknown = "No Kaggle user is known: set KAGGLE_USERNAME or --kaggle-user before `uv run kaggle kernels push`.\n"
     folder = files.notebook.parent
     return f"{'' if user else unknown}Upload the notebook to Kaggle, or run: uv run kaggle kernels push -p {folder}"
 
 
 def public_url(url: str) -> str:
-    """Give the address that Kaggle clones: https in place of ssh, and never a user name or token in it."""
+    """Return the URL that Kaggle clones: https instead of ssh, without any user name or token."""
     ssh = re.fullmatch(r"(?:ssh://)?git@([^:/]+)[:/](.+)", url)
     if ssh:
         return f"https://{ssh[1]}/{ssh[2]}"
@@ -187,9 +188,9 @@ def public_url(url: str) -> str:
 
 
 def source(project: Path, *, allow_dirty: bool, given: Mapping[str, Any]) -> dict[str, str]:
-    """Give the repository and the commit that a run clones: what is given, or those of the checkout `project`.
+    """Return the repository and the commit that a run clones: those in `given`, or those of the checkout `project`.
 
-    Raises `RenderError` for what could not be cloned, or is not what lies here.
+    Raises `RenderError` if the commit cannot be cloned, or (unless `allow_dirty`) if the working tree differs from it.
     """
     import git
 
@@ -229,7 +230,7 @@ def _require_on_remote(repo: Any, commit: str) -> None:  # noqa: ANN401  GitPyth
         tips = {line.split()[0] for line in repo.git.ls_remote("origin", kill_after_timeout=60).splitlines()}
         if commit in tips:
             return
-        repo.git.fetch("--quiet", "origin", kill_after_timeout=300)  # only remote-tracking branches move
+        repo.git.fetch("--quiet", "origin", kill_after_timeout=300)  # changes only remote-tracking branches
         if repo.git.branch("--remotes", "--contains", commit, "--list", "origin/*").strip():
             return
     except git.GitCommandError as error:
@@ -246,14 +247,14 @@ def _require_on_remote(repo: Any, commit: str) -> None:  # noqa: ANN401  GitPyth
 
 
 def executed_copy(notebook: Path) -> Path:
-    """Give the file that an execution of the notebook is kept in."""
+    """Return the path of the executed copy of a notebook."""
     return notebook.with_suffix(".executed.ipynb")
 
 
 def execute(notebook: Path, cwd: Path) -> Path:
-    """Execute a rendered notebook with papermill, showing what it prints while it prints it; gives the executed one.
+    """Execute a rendered notebook with papermill, show its output live and return the path of the executed copy.
 
-    Interrupted, it interrupts the run and waits for it to end. Raises `RunError` where the run stopped with an error.
+    On Ctrl-C, interrupts the run and waits for it to end. Raises `RunError` if the run stopped with an error.
     """
     import papermill
     from papermill.exceptions import PapermillExecutionError
@@ -264,9 +265,9 @@ def execute(notebook: Path, cwd: Path) -> Path:
         papermill.execute_notebook(
             str(notebook), str(executed), kernel_name="python3", cwd=str(cwd), progress_bar=False,
             stdout_file=sys.stdout, stderr_file=sys.stderr,
-            # the kernel's own remarks (no encryption on loopback, an interrupt at its end) are none of the run's
+            # hides log messages of the Jupyter kernel itself (no encryption on loopback, an interrupt at its end)
             extra_arguments=["--IPKernelApp.log_level=50"],
-            # an interrupted run ends its processes and lets go of what it holds, before its kernel is killed
+            # time for an interrupted run to end its subprocesses and release its lock before its kernel is killed
             config=Config({"KernelManager": {"shutdown_wait_time": GRACE}}),
         )  # fmt: skip
     except PapermillExecutionError as error:

@@ -1,8 +1,9 @@
-"""Gather the wheels that step 2 would install on Kaggle, for sessions without a network.
+"""Download the wheels that step 2 installs on Kaggle, for sessions without a network.
 
-Guarantees: every file has a hash that `uv.lock` names, but for what its makers publish as source alone: that source is
-checked, built here, and the built wheel's own hash is written down. The folder, attached as a dataset, is all that
-step 2 needs, uv included. Cannot: build what needs a compiler for another platform than this one.
+Guarantees: every wheel has a hash that `uv.lock` lists. Exceptions are packages published only as source: the source's
+hash is checked, the wheel is built here, and the hash of the built wheel is recorded; and uv itself, which is
+downloaded without a hash check. The folder, attached as a dataset, contains everything that step 2 needs, uv included.
+Cannot: build a package that needs a compiler: its wheel would fit this platform only.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from lib.kaggle.install import WHEELS, export, find_uv, lock_hash, parse, run_in
 
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64",
              "manylinux_2_5_x86_64", "manylinux1_x86_64", "linux_x86_64")  # fmt: skip
-"""What Kaggle's machines take."""
+"""Platform tags of the wheels that Kaggle's machines accept."""
 
 
 @dataclass(frozen=True)
 class Wheels:
-    """A folder of wheels: how many, and their bytes together."""
+    """A folder of wheels, their number and their total size in bytes."""
 
     folder: Path
     count: int
@@ -32,7 +33,7 @@ class Wheels:
 
 
 def gather_wheels(root: Path, folder: Path, *, python: str = "3.12") -> Wheels:
-    """Fill `folder` for a host with that Python (`"3.12"`). Raises `InstallError`."""
+    """Download all wheels for a host with that Python version (`"3.12"`) into `folder`. Raises `InstallError`."""
     from packaging.markers import Marker
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -60,7 +61,7 @@ def gather_wheels(root: Path, folder: Path, *, python: str = "3.12") -> Wheels:
     (folder / "requirements.txt").write_text(
         "".join(f"{pin}{digests}\n" for pin, digests in sorted(blocks.items())), encoding="utf-8"
     )
-    # last: a folder without it is not used
+    # written last: step 2 ignores a folder without this file, so an incomplete folder is never used
     (folder / WHEELS).write_text(json.dumps({"lock": lock_hash(root), "python": python}), encoding="utf-8")
     found = list(folder.glob("*.whl"))
     return Wheels(folder, len(found), sum(path.stat().st_size for path in found))
@@ -74,7 +75,7 @@ def _hashes_of(requirements: str, name: str, version: str) -> list[str]:
 
 
 def _sources(root: Path) -> set[str]:
-    """Give what the lock names as source alone."""
+    """Return the pins (`name==version`) of `uv.lock` that are published only as source."""
     import tomllib
 
     packages = tomllib.loads((root / "uv.lock").read_text(encoding="utf-8"))["package"]
@@ -90,7 +91,7 @@ def _download(folder: Path, pins: dict[str, str], words: list[str]) -> None:
 
 
 def _build(folder: Path, pin: str, digests: str) -> str:
-    """Build a wheel from checked source; gives its hash. Raises `InstallError` where it would fit one platform only."""
+    """Build a wheel from checked source and return its hash. Raises `InstallError` if it fits one platform only."""
     work = folder / "source"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()

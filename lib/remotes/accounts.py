@@ -1,12 +1,11 @@
-"""The accounts themselves: make `secrets.json`, and ask each service whether it takes what stands in it.
+"""Check the accounts of `secrets.json` with their services: Google Drive, GitHub and W&B.
 
-Guarantees: no value is shown, by `say` or by an error; the file is private (mode 600), whole or as it was, and never
-where Git would commit it. A check leaves nothing behind and gives up a service that is silent. `CredentialsError` says
-that a service refuses a key, `RemoteError` that it cannot be reached, or not used with this key as things stand.
+Guarantees: no error shows a value. A check leaves nothing behind and gives up on a service that does not answer.
+`CredentialsError` means that a service rejects a key; `RemoteError` means that the service cannot be reached, or
+cannot be used with this key at present.
 
-Cannot: know what a fine-grained GitHub token may do, for GitHub tells its owner's rights; see whether an OAuth app is
-in state "Testing", unless Google says so with the token. A probe file stays in the Drive folder if the connection
-breaks between making and deleting it; the error names it.
+Cannot: determine the rights of a fine-grained GitHub token, because GitHub reports its owner's rights. A probe file
+stays in the Drive folder if the connection breaks between creating and deleting it; the error names the file.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from lib.process import limit_silence, run_command
 from lib.remotes.credentials import Credentials
 
 DRIVE_SCOPE = "https://www.googleapis.com/auth/drive"
-SECONDS = 30.0  # without an answer, before a service counts as unreachable
+SECONDS = 30.0  # without a reply, after which a service counts as unreachable
 LONGEST_ANSWER = 2**20  # bytes
 UNCHANGED = "nothing was changed there."
 
@@ -39,7 +38,7 @@ Ask = Callable[[str], str]
 
 @dataclass(frozen=True)
 class Account:
-    """An account that a service has let in: whose it is, and what else is worth a line."""
+    """An account that a service has accepted: its owner and details to show."""
 
     service: str
     who: str
@@ -53,10 +52,10 @@ class Account:
 
 
 def check_drive(credentials: Credentials, folder: str | None = None, *, seconds: float = SECONDS) -> Account:
-    """Get a fresh token and say whose Drive it opens; with a folder's id, write a small file there and delete it.
+    """Check the Drive account with a fresh token; with a folder's id, also write and delete a small file there.
 
-    Raises `CredentialsError` where Google refuses, `RemoteError` where it cannot be reached, has no Drive API for this
-    app, or the folder cannot be written to.
+    Returns the account with its owner. Raises `CredentialsError` when Google rejects the account, and `RemoteError`
+    when Google cannot be reached, the Drive API is not enabled for this app, or the folder is not writable.
     """
     import httplib2
     from googleapiclient.discovery import build
@@ -84,7 +83,7 @@ def _google_credentials(credentials: Credentials) -> Any:  # noqa: ANN401  oauth
         return OAuth2Credentials.from_json(json.dumps(content))
     try:
         return ServiceAccountCredentials.from_json_keyfile_dict(content, [DRIVE_SCOPE])
-    except Exception as error:  # noqa: BLE001  whatever the cryptography library raises; its message may quote the key
+    except Exception as error:  # noqa: BLE001  any error of the cryptography library; its message may quote the key
         raise CredentialsError(
             f"{credentials.source}: GDRIVE_SERVICE_ACCOUNT.private_key cannot be read ({type(error).__name__}).",
             state=UNCHANGED,
@@ -111,7 +110,7 @@ def _write_once(files: Any, folder: str) -> str:  # noqa: ANN401  googleapiclien
             state=UNCHANGED,
             remedy="name another folder in .dvc/config, or take it out of Drive's trash.",
         )
-    # only a file that is really made proves it: quota and a shared drive's rules are asked then
+    # only creating a file proves write access: Drive checks quota and a shared drive's rules at that moment
     name = f"check-of-kaggle-training-{secrets.token_hex(4)}"
     body = {"title": name, "parents": [{"id": folder}]}
     media = MediaInMemoryUpload(b"made by a check; may be deleted", "text/plain", resumable=True)
@@ -125,9 +124,9 @@ def _write_once(files: Any, folder: str) -> str:  # noqa: ANN401  googleapiclien
         except HttpError as error:
             if error.resp.status != HTTPStatus.FORBIDDEN:
                 raise
-            # in a shared drive most members may put away, and only managers destroy
+            # in a shared drive most members may move a file to the trash; only managers may delete it
             files.trash(fileId=made["id"], supportsAllDrives=True).execute(num_retries=2)
-    except Exception as error:  # noqa: BLE001  whatever it was, the file is there
+    except Exception as error:  # noqa: BLE001  after any error the file still exists
         raise RemoteError(
             f"the file {name} was made in gdrive://{folder}, and cannot be deleted ({type(error).__name__}).",
             state="that file is left there.",
@@ -138,7 +137,7 @@ def _write_once(files: Any, folder: str) -> str:  # noqa: ANN401  googleapiclien
 
 @contextlib.contextmanager
 def _google_told(credentials: Credentials) -> Iterator[None]:
-    """Turn what Google's client raises into an error that says what to do."""
+    """Convert the exceptions of Google's client into errors with a remedy."""
     from googleapiclient.errors import HttpError
     from httplib2 import HttpLib2Error
     from oauth2client.client import AccessTokenRefreshError
@@ -146,7 +145,7 @@ def _google_told(credentials: Credentials) -> Iterator[None]:
     try:
         yield
     except AccessTokenRefreshError as error:
-        # the cause is not kept: it may hold what was sent
+        # drop the cause: it may contain the request with its credentials
         if _is_trouble_of_theirs(int(getattr(error, "status", None) or 0)):
             raise _unreachable("Google", credentials.redact(str(error))) from None
         raise CredentialsError(
@@ -204,10 +203,10 @@ def _unreachable(service: str, what: str) -> RemoteError:
 
 
 def check_github(credentials: Credentials, url: str = "", *, seconds: float = SECONDS) -> Account:
-    """Ask the host of a repository whether the token may push to it; a host that is no GitHub, for its refs alone.
+    """Check that the token may push to the repository at `url`; on a host other than GitHub, only that it may read.
 
-    Without an address GitHub is asked whose token it is. Raises `CredentialsError` where there is no token, or the host
-    refuses it or its right to push; `RemoteError` where the host cannot be reached.
+    Without a URL, only the token's owner is read from GitHub. Raises `CredentialsError` when there is no token, or the
+    host rejects it or denies it the right to push; `RemoteError` when the host cannot be reached.
     """
     place = _github_api(url) if url else (GITHUB, "")
     if place is None:
@@ -223,21 +222,21 @@ def check_github(credentials: Credentials, url: str = "", *, seconds: float = SE
     if not answer.is_github and api != GITHUB:
         return _ask_git(credentials, url, seconds)
     told = _github_told(answer, name)
-    scopes = answer.headers.get("x-oauth-scopes", "")  # of a classic token; others have none
+    scopes = answer.headers.get("x-oauth-scopes", "")  # only classic tokens report scopes
     end = answer.headers.get("github-authentication-token-expiration")
     details = [f"scopes: {scopes}" if scopes else "", f"the token ends on {end}" if end else ""]
     if name:
         _require_push(credentials, told, name, scopes)
         details.insert(0, f"may push to {name}")
         told = _ask_api(credentials, f"{api}/user", seconds).content
-    # an app's token is nobody's
+    # a GitHub App's token has no user
     return Account("GitHub", str(told.get("login") or "a token without a user"), tuple(filter(None, details)))
 
 
 def _require_push(credentials: Credentials, repository: Mapping[str, Any], name: str, scopes: str) -> None:
     enough = {"repo"} if repository.get("private") else {"repo", "public_repo"}
     is_classic = bool(scopes) or str(credentials.github_token).startswith("ghp_")
-    may_push = repository.get("permissions", {}).get("push")  # of the user, whatever the token's scopes
+    may_push = repository.get("permissions", {}).get("push")  # the user's right, regardless of the token's scopes
     if not may_push or (is_classic and not enough & set(scopes.split(", "))):
         raise CredentialsError(
             f"GITHUB_TOKEN of {credentials.source} may not push to {name}.",
@@ -251,7 +250,7 @@ GITHUB = "https://api.github.com"
 
 
 def _github_api(url: str) -> tuple[str, str] | None:
-    """Give the API's address and `owner/name` for a repository's address; None for what no GitHub has."""
+    """Return the API's base URL and `owner/name` for a repository's URL; None if no GitHub host can have it."""
     ssh = re.fullmatch(r"(?:ssh://)?git@([^:/]+)[:/](.+)", url)
     parts = urlsplit(f"https://{ssh[1]}/{ssh[2]}" if ssh else url)
     name = re.fullmatch(r"/([\w.-]+/[\w.-]+?)(?:\.git)?/?", parts.path)
@@ -264,7 +263,7 @@ def _github_api(url: str) -> tuple[str, str] | None:
 @dataclass(frozen=True)
 class _Answer:
     status: int
-    headers: Mapping[str, str]  # their names in lower case
+    headers: Mapping[str, str]  # names in lower case
     content: Mapping[str, Any]
 
     @property
@@ -273,20 +272,20 @@ class _Answer:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Follow nothing: the library would send the token along to any host."""
+    """Follows no redirect: urllib would send the token to whatever host the redirect names."""
 
     def redirect_request(self, *_: object, **__: object) -> None:
-        """Let the answer be the answer."""
+        """Follow no redirect, so that the 3xx reply itself is reported."""
 
 
 def _ask_api(credentials: Credentials, address: str, seconds: float) -> _Answer:
     headers = {"Authorization": f"Bearer {credentials.github_token}", "Accept": "application/vnd.github+json"}
-    request = urllib.request.Request(address, headers=headers)  # noqa: S310  http or https, by `_github_api`
+    request = urllib.request.Request(address, headers=headers)  # noqa: S310  http(s) only, by `_github_api`
     try:
         try:
             reply = urllib.request.build_opener(_NoRedirect).open(request, timeout=seconds)
         except urllib.error.HTTPError as error:
-            reply = error  # an answer like any other
+            reply = error  # an error status is evaluated like any other reply
         with reply:
             content, status = reply.read(LONGEST_ANSWER), int(reply.status)
             headers = {name.lower(): value for name, value in reply.headers.items()}
@@ -302,7 +301,7 @@ def _ask_api(credentials: Credentials, address: str, seconds: float) -> _Answer:
 
 
 def _github_told(answer: _Answer, name: str) -> Mapping[str, Any]:
-    """Give the repository, or raise what its absence means."""
+    """Return the content of GitHub's reply, or raise the error that its status means."""
     if answer.status == HTTPStatus.OK and answer.content:
         return answer.content
     is_limit = answer.status == HTTPStatus.FORBIDDEN and answer.headers.get("x-ratelimit-remaining") == "0"
@@ -325,7 +324,7 @@ def _github_told(answer: _Answer, name: str) -> Mapping[str, Any]:
 
 
 def _ask_git(credentials: Credentials, url: str, seconds: float) -> Account:
-    """Ask for the refs of a repository, the way a clone begins."""
+    """Check with `git ls-remote` that a repository can be read; write access is not checked."""
     shown = credentials.redact(re.sub(r"://[^/@]*@", "://", url))
     environment = credentials.git_environment(url)
     try:
@@ -346,9 +345,10 @@ def _ask_git(credentials: Credentials, url: str, seconds: float) -> Account:
 
 
 def check_wandb(credentials: Credentials, *, seconds: float = SECONDS) -> Account:
-    """Ask W&B (`WANDB_BASE_URL`, or where its client looks by itself) whose key it is.
+    """Check the W&B key and return its account.
 
-    Raises `CredentialsError` where there is no key or W&B refuses it, `RemoteError` where it cannot be reached.
+    The server is `WANDB_BASE_URL`, or the default of W&B's client. Raises `CredentialsError` when there is no key or
+    W&B rejects it, `RemoteError` when W&B cannot be reached.
     """
     if not credentials.wandb_api_key:
         raise CredentialsError(
@@ -361,9 +361,9 @@ def check_wandb(credentials: Credentials, *, seconds: float = SECONDS) -> Accoun
     try:
         viewer = wandb.Api(api_key=credentials.wandb_api_key, timeout=max(1, round(seconds))).viewer
         who, mail, teams = str(viewer.username), str(viewer.email or ""), ", ".join(viewer.teams)
-    except Exception as error:  # noqa: BLE001  one class for a refusal and for silence; the answer in it tells
+    except Exception as error:  # noqa: BLE001  a rejection and a timeout are one class; the response tells them apart
         told = credentials.redact(str(error.__cause__ or error))
-        answer = getattr(error.__cause__, "response", None)  # of the server; there is none where it gave none
+        answer = getattr(error.__cause__, "response", None)  # the server's response, if there was one
         status = int(getattr(answer, "http_status", 0))
         is_key = isinstance(error, wandb.errors.AuthenticationError) and error.__cause__ is None
         is_refused = status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) or "invalid credentials" in told
@@ -375,9 +375,3 @@ def check_wandb(credentials: Credentials, *, seconds: float = SECONDS) -> Accoun
             ) from None
         raise _unreachable("W&B", told) from None
     return Account("W&B", who, tuple(filter(None, (mail, f"teams: {teams}" if teams else ""))))
-
-
-# ── signing in to Google ──────────────────────────────────────────────────────────────────────────────────────────────
-
-
-# ── making the file ───────────────────────────────────────────────────────────────────────────────────────────────────

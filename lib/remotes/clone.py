@@ -1,4 +1,8 @@
-"""Steps 3 and 4: point DVC and Git at this run's remotes, without leaving a credential where it could be published."""
+"""Configure DVC and Git for this run's remotes (steps 3 and 4 of the notebook).
+
+Guarantees: no credential is left where it could be published. Credentials stay in private files outside the clone and
+in environment variables; only paths are written into the clone.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ from lib.remotes.credentials import Credentials
 
 
 def find_dvc_remote(root: Path) -> tuple[str, str]:
-    """Give name and address of the repository's default DVC remote. Raises `RemoteError` where it names none."""
+    """Return the name and URL of the repository's default DVC remote. Raises `RemoteError` if it has none."""
     from dvc.repo import Repo
 
     with _config_told(), Repo(str(root)) as repo:
@@ -25,11 +29,12 @@ def find_dvc_remote(root: Path) -> tuple[str, str]:
 
 
 def configure_dvc(root: Path, scratch: Path, credentials: Credentials) -> str:
-    """Give DVC a cache in `scratch`, and the credentials of its default remote.
+    """Configure DVC's cache in `scratch` and the credentials of the default remote; return a line about the remote.
 
-    A Google Drive's go to a private file in `scratch`; S3's into this process's environment, where DVC looks for them.
-    Only paths are written into the clone (`.dvc/config.local`, which Git ignores). One line on the remote. Raises
-    `RemoteError` where the repository names none, `CredentialsError` where a Google Drive's credentials are missing.
+    Google Drive's credentials are written to a private file in `scratch`; those of S3 go into this process's
+    environment, where DVC reads them. Only paths are written into the clone (`.dvc/config.local`, which Git ignores).
+    Raises `RemoteError` if the repository has no default remote, `CredentialsError` if Google Drive's credentials are
+    missing.
     """
     from dvc.repo import Repo
 
@@ -40,19 +45,19 @@ def configure_dvc(root: Path, scratch: Path, credentials: Credentials) -> str:
             if url.startswith("gdrive://"):
                 local["remote"][name] = _configure_drive(scratch / "credentials" / "gdrive.json", credentials)
         if url.startswith("s3://") and credentials.s3:
-            os.environ.pop("AWS_SESSION_TOKEN", None)  # another key's would make this one invalid
+            os.environ.pop("AWS_SESSION_TOKEN", None)  # a token of another key would make this key invalid
             os.environ.update(credentials.s3)
     return f"DVC remote: {name} at {url}"
 
 
 def _configure_drive(file: Path, credentials: Credentials) -> dict[str, object]:
-    # without this a missing or revoked token would wait for a browser for ever
+    # otherwise, with a missing or revoked token, DVC waits for a browser forever
     os.environ["GDRIVE_NON_INTERACTIVE"] = "1"
-    os.environ.pop("GDRIVE_CREDENTIALS_DATA", None)  # DVC would take it in place of the file
+    os.environ.pop("GDRIVE_CREDENTIALS_DATA", None)  # DVC would use it instead of the file
     credentials.write_drive_file(file)
     is_service = credentials.service_account is not None
     key = "gdrive_service_account_json_file_path" if is_service else "gdrive_user_credentials_file"
-    # said either way: .dvc/config may have been written for the other kind
+    # set for both kinds of account: .dvc/config may have been written for the other kind
     return {"gdrive_use_service_account": is_service, key: str(file)}
 
 
@@ -69,7 +74,7 @@ def _default_remote(repo: Any) -> tuple[str, str]:  # noqa: ANN401  dvc.repo.Rep
 
 @contextlib.contextmanager
 def _config_told() -> Iterator[None]:
-    """Turn what DVC raises on a configuration that it cannot use into a `RemoteError`."""
+    """Convert DVC's exceptions about an unusable configuration into `RemoteError`."""
     from dvc.config import ConfigError
     from dvc.exceptions import DvcException
 
@@ -83,10 +88,10 @@ def _config_told() -> Iterator[None]:
 
 @contextlib.contextmanager
 def set_up_copy(root: Path, credentials: Credentials) -> Iterator[tuple[Path, Path]]:
-    """Give a copy of the clone at `root` that is set up as a session sets itself up, and the copy's scratch folder.
+    """Yield a copy of the clone at `root`, configured like a session's clone, and the copy's scratch folder.
 
-    The remotes are those of the commit, the credentials those given; the clone and what its user has configured for
-    it stay as they are. Both are gone after the block.
+    The copy uses the remotes of the commit and the given credentials. The original clone and its user's configuration
+    stay unchanged. The copy and its scratch folder are deleted after the block.
     """
     with tempfile.TemporaryDirectory(prefix="kaggle-training-") as folder:
         copy, scratch = Path(folder) / "clone", Path(folder) / "scratch"
@@ -98,7 +103,7 @@ def set_up_copy(root: Path, credentials: Credentials) -> Iterator[tuple[Path, Pa
 
 @contextlib.contextmanager
 def clone_with(root: Path, credentials: Credentials) -> Iterator[Path]:
-    """Give a clone that reaches the DVC remote: the one at `root`, or a copy where credentials for it are given."""
+    """Yield a clone that can reach the DVC remote: `root`, or a configured copy if credentials for it are given."""
     if not (credentials.drive or credentials.service_account or credentials.s3):
         yield root
         return
@@ -107,7 +112,7 @@ def clone_with(root: Path, credentials: Credentials) -> Iterator[Path]:
 
 
 def find_git_remote(root: Path, credentials: Credentials) -> str:
-    """Give the address of the clone's `origin`, as it stands. Raises `RemoteError` where there is none."""
+    """Return the URL of the clone's `origin`, unchanged. Raises `RemoteError` if there is none."""
     asked = ["git", "remote", "get-url", "origin"]
     found = run_command(asked, cwd=root, check=False, redact=credentials.redact)
     if found.status != 0:
@@ -120,13 +125,13 @@ def find_git_remote(root: Path, credentials: Credentials) -> str:
 
 
 def configure_git(root: Path, credentials: Credentials) -> str:
-    """Ask the Git remote once with the run's token; one line on it.
+    """Check that the Git remote answers with the run's token; return a line about the remote.
 
-    The token stays in the environment of each command. Raises `CredentialsError` where publishing would need a token
-    that is not given, `RemoteError` where the remote does not answer.
+    The token exists only in the environment of each command. Raises `CredentialsError` when publishing needs a token
+    and none is given, `RemoteError` when the remote does not answer.
     """
     url = find_git_remote(root, credentials)
-    # somebody may have put a user name or token into the address
+    # the URL may contain a user name or a token
     shown = re.sub(r"://[^/@]*@", "://", url)
     if urlsplit(url).scheme in ("http", "https") and not credentials.github_token:
         raise CredentialsError(

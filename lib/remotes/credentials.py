@@ -1,8 +1,8 @@
-"""The accounts a run may need, read once, never shown: Google Drive or S3, GitHub, W&B.
+"""Read and hide the credentials of a run's accounts: Google Drive or S3, GitHub, W&B.
 
-`repr`, `str` and every error here hide the values; `redact` removes them, also in the forms in which clients send
-them, from any text. Cannot: protect a value that another program prints past `redact`, nor know the short-lived tokens
-that a client gets for one.
+Guarantees: `repr`, `str` and every error of this module hide the values. `redact` removes them from any text, also in
+the encoded forms that clients send. Cannot: hide a value that another program prints without `redact`, or recognise
+the short-lived tokens that a client obtains with it.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ from lib.errors import CredentialsError
 
 DRIVE_FIELDS = ("access_token", "refresh_token", "client_id", "client_secret", "token_expiry")
 SERVICE_FIELDS = ("type", "client_email", "client_id", "private_key_id", "private_key")
-"""What Google's client reads of a service account's key; the file as downloaded holds more."""
+"""The fields of a service account's key that Google's client reads; the downloaded file has more."""
 DRIVE_NAMES = ("GDRIVE_USER_CREDENTIALS", "GDRIVE_SERVICE_ACCOUNT")
 S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 S3_NAMES = (*S3_KEYS, "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION")
 ACCOUNTS = (DRIVE_NAMES, ("WANDB_API_KEY",), ("GITHUB_TOKEN",), S3_NAMES)
-"""The keys of `secrets.json` by the account they belong to."""
+"""The keys of `secrets.json`, grouped by account."""
 NAMES = tuple(name for names in ACCOUNTS for name in names)
-TOKEN_URI = "https://oauth2.googleapis.com/token"  # noqa: S105  an address
-SHORTEST_SECRET = 6  # shorter values would blot out ordinary text
+TOKEN_URI = "https://oauth2.googleapis.com/token"  # noqa: S105  a URL
+SHORTEST_SECRET = 6  # shorter values would be replaced inside ordinary text
 
 
-GIT_TOKEN = "KAGGLE_TRAINING_GIT_TOKEN"  # noqa: S105  a variable's name
+GIT_TOKEN = "KAGGLE_TRAINING_GIT_TOKEN"  # noqa: S105  the name of an environment variable
 GIT_HELPER = f'!f() {{ test "$1" = get && printf "username=x-access-token\\npassword=%s\\n" "${GIT_TOKEN}"; }}; f'
-"""Answers git's question for an account from the environment, in the form of `git-credential(1)`."""
+"""A Git credential helper that reads the token from the environment; `git-credential(1)` defines its output."""
 
 
 @dataclass(frozen=True, repr=False)
 class Credentials:
-    """What `secrets.json` holds; an account that is not given is None."""
+    """The content of `secrets.json`; an account that is not given is None."""
 
     github_token: str | None = None
     wandb_api_key: str | None = None
     drive: Mapping[str, str] | None = None
-    """The five fields of the users' `GDRIVE_USER_CREDENTIALS`."""
+    """The five fields of `GDRIVE_USER_CREDENTIALS`."""
     service_account: Mapping[str, str] | None = None
-    """`GDRIVE_SERVICE_ACCOUNT`, in place of `drive`: the key as Google gives it."""
+    """The key in `GDRIVE_SERVICE_ACCOUNT`, as downloaded from Google; an alternative to `drive`."""
     s3: Mapping[str, str] | None = None
-    """Those of the four `AWS_*` that are given."""
+    """The given keys of the four `AWS_*` keys."""
     source: str = "nowhere"
     _hidden: tuple[str, ...] = field(default=(), compare=False)
 
@@ -58,17 +58,17 @@ class Credentials:
             secret += [self.drive[name] for name in ("access_token", "refresh_token", "client_secret")]
         if self.service_account:
             key = self.service_account["private_key"]
-            # a client's error may show a line of the key alone
+            # a client's error may show a single line of the key
             secret += [key, *(line for line in key.splitlines() if not line.startswith("-----"))]
         if self.s3:
             secret += [self.s3.get("AWS_SECRET_ACCESS_KEY"), self.s3.get("AWS_SESSION_TOKEN")]
         forms: set[str] = set()
         for value in filter(None, secret):
             forms |= {value, quote(value, safe=""), json.dumps(value)[1:-1]}
-        # as HTTP's basic authentication sends them: git its token, wandb its key
+        # HTTP basic authentication encodes them in base64: git's token, wandb's key
         accounts = (("x-access-token", self.github_token), ("api", self.wandb_api_key))
         forms |= {_basic(user, value) for user, value in accounts if value}
-        # longest first: a value may contain another
+        # longest first: if a value contains another, replacing the shorter one first would show the rest
         hidden = sorted((form for form in forms if len(form) >= SHORTEST_SECRET), key=len, reverse=True)
         object.__setattr__(self, "_hidden", tuple(hidden))
 
@@ -84,26 +84,26 @@ class Credentials:
         return f"Credentials({', '.join(given) or 'none'} from {self.source})"
 
     def redact(self, text: str) -> str:
-        """Give the text with every credential replaced by `***`."""
+        """Return `text` with every credential replaced by `***`."""
         for value in self._hidden:
             text = text.replace(value, "***")
         return text
 
     def git_environment(self, url: str) -> dict[str, str]:
-        """Give the environment in which one git command may speak to `url`.
+        """Return the environment that authenticates one git command to `url`.
 
-        The token stands in the environment: an argument can be read by every process of the machine, a URL or
-        `.git/config` stays behind. git gives it to this host alone, when that asks for it (`gitcredentials(7)`): a
-        header would be sent on to whatever the host redirects to. Nothing is added for other URLs than http(s).
+        The token is passed in the environment, because every process of the machine can read an argument, and a URL or
+        `.git/config` persists. Git sends the token only to this host, when the host asks for it (`gitcredentials(7)`);
+        a header would also be sent to the target of a redirect. URLs other than http(s) get an empty environment.
         """
         if not self.github_token or urlsplit(url).scheme not in ("http", "https"):
             return {}
         parts = urlsplit(url)
         host = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
         settings = (
-            ("credential.helper", ""),  # no other account, and nobody who would keep this one
+            ("credential.helper", ""),  # disable other helpers: they may supply another account or store this token
             (f"credential.{host}.helper", GIT_HELPER),
-            (f"http.{host}/.extraHeader", ""),  # what a CI's checkout has left would be a second account
+            (f"http.{host}/.extraHeader", ""),  # a header left by a CI checkout would add a second account
         )
         numbered = {
             f"GIT_CONFIG_{word}_{number}": text
@@ -113,10 +113,10 @@ class Credentials:
         return {"GIT_CONFIG_COUNT": str(len(settings)), **numbered, GIT_TOKEN: self.github_token}
 
     def drive_content(self) -> dict[str, Any]:
-        """Give what Google's client reads: a service account's key, or the five fields completed to ten.
+        """Return the mapping that Google's client reads: a service account's key, or the five fields completed to ten.
 
-        The form of the ten is that of oauth2client's `OAuth2Credentials.to_json`. Raises `CredentialsError` without
-        an account.
+        The ten fields have the form of oauth2client's `OAuth2Credentials.to_json`. Raises `CredentialsError` without a
+        Drive account.
         """
         if self.service_account is not None:
             return dict(self.service_account)
@@ -137,17 +137,17 @@ class Credentials:
         }
 
     def write_drive_file(self, path: Path) -> None:
-        """Write `drive_content` to a private file (mode 600). Raises `CredentialsError` without a Drive account."""
+        """Write the Drive account to a private file (mode 600). Raises `CredentialsError` without a Drive account."""
         write_private(path, json.dumps(self.drive_content()))
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read (mode 600), whole or not at all; its folder is made."""
+    """Write a file that only its owner can read (mode 600), whole or not at all; create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     part.unlink(missing_ok=True)
     try:
-        # made private, then written, then put in its place: an older file of other rights is replaced with it
+        # create it private, write it, then rename it: this also replaces an older file with wider permissions
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
@@ -162,25 +162,28 @@ def _basic(user: str, secret: str) -> str:
 
 
 def load_credentials(path: str = "", *, inputs: Path = Path("/kaggle/input")) -> Credentials:
-    """Read the credentials of a run.
+    """Read the credentials of a run from `secrets.json` and from the environment.
 
-    `path` names `secrets.json`; empty, it is looked for in both mounts of a Kaggle dataset below `inputs`
-    (`<slug>/` and `datasets/<owner>/<slug>/`). An account that the file does not give is taken from the environment
-    variables of the same names. Raises one `CredentialsError` that lists everything missing from or malformed in them.
+    `path` names `secrets.json`. If it is empty, the file is searched for below `inputs`, in both mount paths of an
+    attached dataset (`<slug>/` and `datasets/<owner>/<slug>/`). An account that the file lacks is read from the
+    environment variables of the same names. Raises one `CredentialsError` that lists every missing or malformed entry.
     """
     file = Path(path) if path else _find(inputs)
     values: dict[str, Any] = {}
     if file is not None:
         values = read_secrets(file)
     for names in ACCOUNTS:
-        # never half of an account from here and half from there: the two would be of different owners
+        # read each account wholly from the file or wholly from the environment: halves may belong to different owners
         if not any(name in values for name in names):
             values |= _from_environment(names)
     return make_credentials(values, str(file) if file is not None else "the environment")
 
 
 def make_credentials(values: Mapping[str, Any], source: str) -> Credentials:
-    """Check what `secrets.json` holds. Raises one `CredentialsError` that lists all that is wrong, without a value."""
+    """Check the values of `secrets.json` and return the credentials.
+
+    Raises one `CredentialsError` that lists every problem and shows no value.
+    """
     wrong = [complaint for name in values for complaint in _check(name, values[name])]
     if all(name in values for name in DRIVE_NAMES):
         wrong.append(f"{' and '.join(DRIVE_NAMES)} are both there, and only one account can be used: keep one")
@@ -190,7 +193,7 @@ def make_credentials(values: Mapping[str, Any], source: str) -> Credentials:
         raise CredentialsError(
             f"{source}: {'; '.join(wrong)}.",
             state="nothing was started; no value is shown here.",
-            remedy="correct the keys named above (the form is shown in the README, Prerequisites) and run again.",
+            remedy="correct the keys named above (the form is shown in docs/setup.md) and run again.",
         )
     drive = values.get("GDRIVE_USER_CREDENTIALS")
     service = values.get("GDRIVE_SERVICE_ACCOUNT")
@@ -218,13 +221,13 @@ ATTACH = "attach the Kaggle dataset that holds secrets.json, or name the file wi
 
 
 def read_secrets(file: Path, remedy: str = ATTACH) -> dict[str, Any]:
-    """Read the keys of `secrets.json` as they stand. Raises `CredentialsError` where it is no JSON object."""
+    """Read `secrets.json` without checking its keys. Raises `CredentialsError` if it is not a JSON object."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise CredentialsError(f"{file}: it cannot be read: {error.strerror}.", remedy=remedy) from None
     except (ValueError, RecursionError):
-        # the decoder's own message quotes the text, which holds the secrets
+        # drop the decoder's error: it holds the text, and so the secrets
         raise CredentialsError(f"{file}: this is no JSON.", remedy="correct the file; it is not shown here.") from None
     if not isinstance(values, dict):
         raise CredentialsError(f"{file}: it holds {type(values).__name__}, not an object.", remedy=remedy)
@@ -234,7 +237,7 @@ def read_secrets(file: Path, remedy: str = ATTACH) -> dict[str, Any]:
 def _from_environment(names: tuple[str, ...]) -> dict[str, Any]:
     given: dict[str, Any] = {name: os.environ[name] for name in names if os.environ.get(name)}
     if names == S3_NAMES and not all(name in given for name in S3_KEYS):
-        return {}  # a region, or half a key: DVC's own business
+        return {}  # a region or half a key alone is left to DVC
     for name in set(DRIVE_NAMES) & set(given):
         try:
             given[name] = json.loads(given[name])
@@ -256,7 +259,7 @@ def _check(name: str, value: object) -> list[str]:
             if key not in wrong and not fits(value[key]):
                 complaints.append(f"{name}.{key} is no {form}")
         return complaints
-    # what else may not stand in a header of HTTP would be refused late, or shown by the client's error
+    # a character that HTTP headers forbid would fail late, or the client's error would show the value
     if (
         not isinstance(value, str)
         or not value
@@ -268,7 +271,10 @@ def _check(name: str, value: object) -> list[str]:
 
 
 def _utc(text: str) -> str | None:
-    """Give a time in the one form that Google's client reads; it takes any other for "never expires"."""
+    """Return a time in the one format that Google's client parses; None if `text` is not a time.
+
+    The client takes any other format for "never expires".
+    """
     try:
         moment = datetime.fromisoformat(text)
         moment = moment.astimezone(UTC) if moment.tzinfo else moment
@@ -296,4 +302,4 @@ _FORMS: Mapping[str, Mapping[str, tuple[Callable[[str], object], str]]] = {
         "private_key": (_is_private_key, "private key in PEM form, as the downloaded file has it"),
     },
 }
-"""What a field must be besides not empty, and how to say so."""
+"""Further checks of fields that are not empty: the test, and its wording in an error."""

@@ -1,4 +1,9 @@
-"""Make secrets.json: ask for each account's key, sign in to Google, and try what was given."""
+"""Make `secrets.json`: ask for each account's key, sign in to Google, and check every key with its service.
+
+Guarantees: no value is shown, by `say` or by an error. The file is private (mode 600), is written whole or stays as it
+was, and never lies where Git would commit it. Cannot: see whether an OAuth app is in state "Testing", unless Google
+reports it with the token.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +59,7 @@ class OAuthClient:
 
 
 def read_google_file(path: Path) -> OAuthClient | dict[str, Any]:
-    """Read a JSON of Google's console: an OAuth client of type Desktop app, or a service account's key.
+    """Read a JSON file of Google's console: an OAuth client of type Desktop app, or a service account's key.
 
     Raises `CredentialsError` for anything else.
     """
@@ -74,7 +79,7 @@ def read_google_file(path: Path) -> OAuthClient | dict[str, Any]:
         )
     uris = [str(client.get(name) or uri) for name, uri in (("auth_uri", AUTH_URI), ("token_uri", TOKEN_URI))]
     for uri in uris:
-        # the client's secret and the user's tokens go there
+        # the client's secret and the user's tokens are sent to this URL
         if urlsplit(uri).scheme != "https" and urlsplit(uri).hostname not in ("127.0.0.1", "localhost"):
             raise CredentialsError(
                 f"{path} names {uri} to sign in at, which is not https.",
@@ -91,11 +96,11 @@ def sign_in(
     open_browser: Callable[[str], object] = webbrowser.open,
     seconds: float = 600,
 ) -> dict[str, str]:
-    """Let the user agree in the browser, and give the five fields of `GDRIVE_USER_CREDENTIALS`.
+    """Sign the user in to Google in the browser and return the five fields of `GDRIVE_USER_CREDENTIALS`.
 
-    The answer comes back over loopback, is taken only with the state that was sent, and is worth nothing without the
-    verifier that never left this process (PKCE). Raises `CredentialsError` where the user or Google refuses,
-    `RemoteError` where Google cannot be reached.
+    The reply arrives over loopback. It is accepted only with the `state` that was sent, and it is useless without the
+    verifier, which never leaves this process (PKCE). Raises `CredentialsError` when the user or Google refuses,
+    `RemoteError` when Google cannot be reached.
     """
     import httplib2
     from oauth2client.client import FlowExchangeError, OAuth2WebServerFlow
@@ -112,7 +117,7 @@ def sign_in(
             token_uri=client.token_uri,
             pkce=True,
             access_type="offline",
-            prompt="consent",  # without it Google gives a refresh token the first time alone
+            prompt="consent",  # otherwise Google returns a refresh token only at the first consent
         )
         page = flow.step1_get_authorize_url(state=state)
         port = urlsplit(address).port
@@ -157,7 +162,7 @@ def _warn_of_testing(told: Mapping[str, Any], say: Say) -> None:
 
 
 def _word(text: object) -> str:
-    """Give an error's code if it is one; a page can send anything."""
+    """Return an OAuth error code if `text` has that form: any web page can send this value."""
     return text if isinstance(text, str) and re.fullmatch(r"[a-z_]{1,60}", text) else "something unknown"
 
 
@@ -169,17 +174,17 @@ def _not_signed_in(
 
 @contextlib.contextmanager
 def _redirect(state: str) -> Iterator[tuple[str, queue.Queue[dict[str, str]]]]:
-    """Listen on loopback for the browser that comes back with this state; its address, and what it brings."""
+    """Listen on loopback for the browser's redirect with this state; yield the URL and a queue of the parameters."""
     answers: queue.Queue[dict[str, str]] = queue.Queue()
 
     class Handler(BaseHTTPRequestHandler):
         timeout = SECONDS  # browsers open connections that they never use
 
         def log_message(self, *_: object) -> None:
-            """Stay quiet: the address holds the code."""
+            """Log nothing: the requested URL contains the authorization code."""
 
-        def do_GET(self) -> None:  # the name that http.server looks for
-            """Take the answer that was asked for; a page elsewhere could send another one."""
+        def do_GET(self) -> None:  # the name that http.server requires
+            """Accept only the redirect with our state: any web page could send a request to this port."""
             query = {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
             is_ours = hmac.compare_digest(query.get("state", "").encode(), state.encode())
             if is_ours:
@@ -200,7 +205,7 @@ def _redirect(state: str) -> Iterator[tuple[str, queue.Queue[dict[str, str]]]]:
 
 
 def ask_hidden(question: str) -> str:
-    """Ask at the terminal without showing the answer. Raises `HostError` where it would be shown."""
+    """Read an answer from the terminal without echo. Raises `HostError` when the terminal cannot hide it."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", getpass.GetPassWarning)
         try:
@@ -222,14 +227,14 @@ def make_secrets(
     say: Say = print,
     open_browser: Callable[[str], object] = webbrowser.open,
 ) -> list[Account]:
-    """Make or complete `secrets.json` with the user, and check each account; give those that were let in.
+    """Make or complete `secrets.json` with the user, check each account, and return the accepted accounts.
 
-    `client` is the JSON of the user's OAuth client, or a service account's key; without it, it is asked for. `root` is
-    a clone: its DVC remote and its origin are what the accounts are checked against. What stands in the file stays
-    unless the user replaces it. The file is written after each account, so that Ctrl-C loses none.
+    `client` is the JSON file of the user's OAuth client or of a service account's key; without it, the user is asked
+    for one. `root` is a clone; the accounts are checked against its DVC remote and its `origin`. Existing values stay
+    in the file unless the user replaces them. The file is written after each account, so that Ctrl-C loses none.
 
-    Raises `CredentialsError` where the file would be committed, or holds something else than credentials; `HostError`
-    where nobody can be asked, or the file cannot be written.
+    Raises `CredentialsError` when Git would commit the file, or when it contains something other than credentials;
+    `HostError` when there is no terminal to ask at, or when the file cannot be written.
     """
     file = file.resolve()
     _refuse_to_commit(file)
@@ -258,8 +263,11 @@ def make_secrets(
         ),
     ]  # fmt: skip
     if values:
-        file.chmod(0o600)  # also where nothing was written
-        say(f"{file} holds {', '.join(values)}; only you can read it. Make a private Kaggle dataset of it (README).")
+        file.chmod(0o600)  # also when nothing was written: the existing file may be readable by others
+        say(
+            f"{file} holds {', '.join(values)}; only you can read it. "
+            "Make a private Kaggle dataset of it (docs/setup.md)."
+        )
     else:
         say(f"{file} was not written: no account was given.")
     return [account for account in accounts if account is not None]
@@ -267,7 +275,7 @@ def make_secrets(
 
 @dataclass(frozen=True)
 class _Talk:
-    """The user."""
+    """The dialog with the user."""
 
     ask: Ask
     ask_hidden: Ask
@@ -305,7 +313,10 @@ def _obtain(
     *,
     replace: bool = False,
 ) -> Account | None:
-    """Get one account from the file or the user until its service takes it, or the user skips it."""
+    """Read one account from the file or from the user, until its service accepts it or the user skips it.
+
+    Returns None for an account that was skipped, rejected or not checked.
+    """
     standing = [name for name in names if name in values]
     account: Account | None = None
     if standing and not replace:
@@ -345,7 +356,7 @@ def _write(file: Path, values: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _told(say: Say, then: str, kinds: tuple[type[RunError], ...] = (CredentialsError, RemoteError)) -> Iterator[None]:
-    """Say an error, and go on."""
+    """Report an error of these kinds through `say` instead of raising it."""
     try:
         yield
     except kinds as error:
@@ -353,7 +364,7 @@ def _told(say: Say, then: str, kinds: tuple[type[RunError], ...] = (CredentialsE
 
 
 def _get_drive(talk: _Talk, given: list[Path], open_browser: Callable[[str], object]) -> dict[str, Any]:
-    """Get a Drive account: from the file named beforehand, once, or as the user says."""
+    """Return a Drive account's key, from the given file (used once) or from the user; an empty one means skipped."""
     if given:
         path = str(given.pop())
     else:
@@ -377,11 +388,11 @@ def _get_drive(talk: _Talk, given: list[Path], open_browser: Callable[[str], obj
 
 
 def _refuse_to_commit(file: Path) -> None:
-    """Raise `CredentialsError` where the file lies in a Git work tree that does not ignore it."""
+    """Raise `CredentialsError` when the file lies in a Git work tree that does not ignore it."""
     if not any((folder / ".git").exists() for folder in file.parents):
         return
     home = next(folder for folder in file.parents if folder.is_dir())
-    # a file that is tracked already counts as not ignored
+    # `git check-ignore` reports a tracked file as not ignored: it would be committed too
     if run_command(["git", "check-ignore", "--quiet", "--", file], cwd=home, check=False).status != 0:
         raise CredentialsError(
             f"{file} lies in a Git work tree that does not ignore it: the next commit could publish it.",
@@ -391,7 +402,7 @@ def _refuse_to_commit(file: Path) -> None:
 
 
 def _places(root: Path | None, say: Say) -> tuple[str, str | None]:
-    """Give the address of the clone's origin and the id of its Drive folder, to check the accounts against."""
+    """Return the URL of the clone's `origin` and the id of its Drive folder, used to check the accounts."""
     root, origin = root or Path.cwd(), ""
     with contextlib.suppress(RemoteError):
         origin = find_git_remote(root, Credentials())
@@ -400,7 +411,7 @@ def _places(root: Path | None, say: Say) -> tuple[str, str | None]:
         _, url = find_dvc_remote(root)
         folder = urlsplit(url).netloc or None if url.startswith("gdrive://") else None
         if not url.startswith("gdrive://"):
-            say(f"The DVC remote here is {url}, no Google Drive. Keys of S3 go into the file by hand (README).")
+            say(f"The DVC remote here is {url}, no Google Drive. Keys of S3 go into the file by hand (docs/setup.md).")
     except RemoteError:
         say("No DVC remote is configured here: the Drive account is checked without its folder.")
     return origin, folder

@@ -1,4 +1,4 @@
-"""Pull files from the DVC remote, attached copies of it first."""
+"""Pull files from the DVC remote; copies of the remote in attached datasets are read first."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from lib.process import limit_silence
 from lib.progress import showing
 from lib.remotes.credentials import Credentials
 
-JOBS = 16  # downloads at once: DVC needs three requests a file, and Drive takes some 200 a second
+JOBS = 16  # parallel downloads: DVC sends three requests per file, and Drive accepts some 200 per second
 
 
 def pull_objects(
     root: Path, place: Path, pointers: Mapping[str, str], credentials: Credentials, what: str,
     mirrors: Sequence[Path] = (),
 ) -> Path:  # fmt: skip
-    """Bring what these `.dvc` files (their text by path) name into the folder `place`, from where `root` has it.
+    """Pull the files that the `.dvc` files in `pointers` (text by path) name into the folder `place`; return `place`.
 
-    `place` becomes a workspace with the remotes and the cache of the clone at `root`; gives it. `what` says for people
-    what is done; `mirrors` are copies of the DVC remote that are asked first. Raises `RemoteError`.
+    `place` becomes a DVC workspace with the remotes and the cache of the clone at `root`. `what` is the title of the
+    progress bar. `mirrors` are attached copies of the DVC remote, which are read first. Raises `RemoteError`.
     """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
@@ -40,7 +40,7 @@ def pull_objects(
         with Repo(str(place)) as repo:
             cache = str(repo.cache.local_cache_dir)
             before, total = _bytes_in(cache), sum(int(out.get("size") or 0) for out in outs)
-            # DVC says nothing where it is no terminal that it writes to: its cache is looked at
+            # DVC shows no progress without a terminal: measure the growth of its cache
             with showing(what, total, lambda: _bytes_in(cache) - before):
                 if mirrors:
                     _fetch_listings(repo, [str(out.get("md5")) for out in outs])
@@ -53,8 +53,8 @@ def pull_objects(
 
 
 def _fetch_listings(repo: Any, objects: Sequence[str]) -> None:  # noqa: ANN401  dvc.repo.Repo
-    """Bring folders' listings from the default remote, checked: a copy's may be of another day, or damaged."""
-    with contextlib.suppress(Exception):  # the pull that follows says what is wrong
+    """Fetch the listings of folders from the default remote, verified: those of a copy may be stale or damaged."""
+    with contextlib.suppress(Exception):  # the pull that follows reports the error
         remote = repo.cloud.get_remote_odb()
         for oid in objects:
             if oid.endswith(".dir"):
@@ -62,11 +62,14 @@ def _fetch_listings(repo: Any, objects: Sequence[str]) -> None:  # noqa: ANN401 
 
 
 def _fetch_from(repo: Any, number: int, mirror: Path, targets: Sequence[str]) -> str:  # noqa: ANN401  dvc.repo.Repo
-    """Bring what an attached copy has into DVC's cache; a line on it. What it lacks the default remote gives."""
+    """Fetch what an attached copy has into DVC's cache and return a line about it.
+
+    The default remote supplies the rest later.
+    """
     from dvc.exceptions import DvcException
     from dvc_objects.errors import ObjectFormatError
 
-    logging.disable(logging.ERROR)  # DVC would name every single file that the copy lacks
+    logging.disable(logging.ERROR)  # DVC would log every single file that the copy lacks
     try:
         count = repo.fetch(targets=targets, remote=f"attached-{number}", jobs=JOBS)
     except (DvcException, ObjectFormatError, OSError):
@@ -77,7 +80,7 @@ def _fetch_from(repo: Any, number: int, mirror: Path, targets: Sequence[str]) ->
 
 
 def _make_workspace(root: Path, place: Path, mirrors: Sequence[Path]) -> None:
-    """Make a DVC workspace without Git that has the remotes and the cache of the clone at `root`, and the mirrors."""
+    """Create a DVC workspace without Git: the remotes and the cache of the clone at `root`, and the mirrors."""
     from dvc.repo import Repo
 
     (place / ".dvc").mkdir(parents=True, exist_ok=True)
@@ -85,7 +88,7 @@ def _make_workspace(root: Path, place: Path, mirrors: Sequence[Path]) -> None:
     with Repo(str(root)) as clone, Repo(str(place)) as workspace, workspace.config.edit("local") as local:
         remotes, name = clone.config["remote"], clone.config["core"]["remote"]
         local["core"] = {"remote": name}
-        # by itself DVC takes what most stores give for what it asked for, and caches it
+        # by default DVC caches the replies of most stores without checking their hashes
         local["remote"] = {each: dict(remote) for each, remote in remotes.items()}
         local["remote"] |= {f"attached-{number}": {"url": str(mirror)} for number, mirror in enumerate(mirrors)}
         for each in (name, *(each for each in local["remote"] if each.startswith("attached-"))):
@@ -94,7 +97,7 @@ def _make_workspace(root: Path, place: Path, mirrors: Sequence[Path]) -> None:
 
 
 def _bytes_in(folder: str) -> int:
-    """Give the size of all files below a folder that somebody writes into."""
+    """Return the total size of the files below a folder, in bytes; the folder may change meanwhile."""
     size = 0
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
@@ -108,7 +111,7 @@ def _bytes_in(folder: str) -> int:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """Read a YAML file that maps keys to values. Raises `DatasetError`."""
+    """Read a YAML file that maps keys to values. Raises `DatasetError` if it does not."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 

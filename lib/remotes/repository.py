@@ -1,4 +1,4 @@
-"""The checkout of this project that a command works in."""
+"""Find the checkout of this project that a command works in."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lib.errors import SandboxError
 
 
 def find_project(start: Path) -> Path:
-    """Give the checkout that `start` lies in. Raises `SandboxError` outside of one."""
+    """Return the root of the checkout that contains `start`. Raises `SandboxError` outside of a checkout."""
     for folder in (start.resolve(), *start.resolve().parents):
         if (folder / "render.py").is_file() and (folder / "uv.lock").is_file():
             return folder

@@ -1,7 +1,7 @@
-"""Finished runs side by side, from the Git remote alone: metrics, what was different, and their curves in one picture.
+"""Compare finished runs from the Git remote alone: metrics, differences, and all curves in one image.
 
-Guarantees: only what the runs themselves have recorded is shown; what one has not measured or recorded is left empty,
-never guessed. No weights and no dataset are asked for.
+Guarantees: only values that the runs themselves recorded are shown; a value that a run did not measure or record is
+left empty, never guessed. Neither weights nor datasets are downloaded.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from lib.experiment.load import flat
 from lib.results.published import UNREADABLE, PublishedRun, list_runs, measured, read_published, series_of
 from lib.sync import Refs
 
-MOST = 5  # runs of an experiment that are compared where none is named
+MOST = 5  # runs of an experiment that are compared if no branch is named
 FILES = ("train/metrics.json", "train/results.csv")
 MADE_FROM = ("commit", "dataset", "lock", "versions", "machine", "batch_size", "start")
-"""Keys of `run.json` that say from what and with what a run was made, beside its experiment."""
-COLUMNS, PANEL = 4, (4.0, 2.6)  # curves a row; inches
+"""Keys of `run.json` that describe the inputs and the environment of a run, in addition to its experiment."""
+COLUMNS, PANEL = 4, (4.0, 2.6)  # curves per row; width and height of a curve in inches
 NO_CURVE = ("epoch", "time", "lr/")
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of several runs: what was measured, from what it was made by dotted key, and its curves by name."""
+    """One of the compared runs: its metrics, its inputs by dotted key, and its curves by name."""
 
     branch: str
     state: str
@@ -38,14 +38,15 @@ class Side:
     curves: Mapping[str, list[float]]
 
     def as_dict(self) -> dict[str, Any]:
-        """Give it as JSON can hold it, without its curves."""
+        """Return the run as JSON-serializable values, without its curves."""
         return {"branch": self.branch, "state": self.state, "metrics": dict(self.metrics)}
 
 
 def read_sides(refs: Refs, branches: Sequence[str]) -> list[Side]:
-    """Read these runs, in their order; without a name the newest of the experiment that was trained last.
+    """Read the runs of `branches`, in order; if it is empty, the newest runs of the experiment trained last.
 
-    Raises `BranchError` for a branch that is no finished run's, and where there are no two to choose.
+    Raises `BranchError` for a branch that does not belong to a finished run, and if `branches` is empty and that
+    experiment has fewer than two runs.
     """
     return [_side(read_published(refs, branch, *FILES)) for branch in branches or _newest(refs)]
 
@@ -91,20 +92,20 @@ def _curves(text: str) -> dict[str, list[float]]:
 
 
 def differences(sides: Sequence[Side]) -> dict[str, list[Any]]:
-    """Give the dotted keys in which the runs differ, with each one's value; None where it records none."""
+    """Return the dotted keys in which the runs differ, with the value of each run; None for a value not recorded."""
     keys = dict.fromkeys(key for side in sides for key in side.made_from)
     found = {key: [side.made_from.get(key) for side in sides] for key in keys}
     return {key: values for key, values in found.items() if any(value != values[0] for value in values)}
 
 
 def as_json(sides: Sequence[Side], picture: Path) -> str:
-    """Give all of it for machines."""
+    """Return the whole comparison as JSON."""
     runs = [side.as_dict() for side in sides]
     return json.dumps({"runs": runs, "differences": differences(sides), "curves": str(picture)}, indent=2)
 
 
 def show_sides(sides: Sequence[Side]) -> str:
-    """Give the runs with their numbers, the table of metrics and that of differences, for people."""
+    """Return the numbered runs, the table of metrics and the table of differences as text for the user."""
     different = {key: list(map(_short, values)) for key, values in differences(sides).items()}
     metrics = dict.fromkeys(key for side in sides for key in side.metrics)
     measured_by = {key: [_figure(side.metrics.get(key)) for side in sides] for key in metrics}
@@ -134,13 +135,13 @@ def _figure(value: float | None) -> str:
 
 
 def _short(value: object) -> str:
-    """Show a value; of a hash its beginning."""
+    """Return a value as text; a hash is cut to its beginning."""
     text = "" if value is None else json.dumps(value) if isinstance(value, bool | list) else str(value)
     return f"{text[:12]}…" if len(text) >= 32 and text.removesuffix(".dir").isalnum() else text  # noqa: PLR2004
 
 
 def draw_curves(sides: Sequence[Side], picture: Path) -> None:
-    """Draw each column of `results.csv` as a panel with a line a run; written whole or not at all."""
+    """Draw each column of `results.csv` as a panel with one line per run; the file is complete or absent."""
     from matplotlib.figure import Figure
 
     names = list(_panels(sides))
@@ -167,6 +168,6 @@ def draw_curves(sides: Sequence[Side], picture: Path) -> None:
 
 
 def _panels(sides: Sequence[Side]) -> Iterator[str]:
-    """Give the names of all curves, each once: what was measured before what was lost."""
+    """Yield the name of each curve once: metrics first, then losses."""
     found = dict.fromkeys(key for side in sides for key in side.curves if not key.startswith(NO_CURVE))
     yield from sorted(found, key=lambda name: not name.startswith("metrics/"))

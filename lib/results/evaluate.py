@@ -1,18 +1,18 @@
 """Measure the best weights on the validation and the test split.
 
-Guarantees: every figure was measured here, with `best.pt`; one that could not be measured is absent, never 0.0, and the
-file says why. The weights are only read.
+Guarantees: every figure was measured here, with `best.pt`; a figure that could not be measured is absent, never 0.0,
+and the file gives the reason. The weights are only read.
 
-`train/metrics.json` is a `Metrics`, below. `test/predictions.json` is a list, one entry a predicted object:
+`train/metrics.json` is a `Metrics`, below. `test/predictions.json` is a list with one entry per predicted object:
 
 | field | meaning |
 | --- | --- |
-| `image_id` | the picture's file name without its ending |
-| `file_name` | its path below the dataset's folder, with slashes: this names it for certain |
+| `image_id` | the image's file name without its extension |
+| `file_name` | its path below the dataset's folder, with slashes; this identifies the image uniquely |
 | `category_id` | the class's number, from 1 as in COCO |
-| `bbox` | left, top, width and height in pixels of the upright picture |
-| `score` | between 0 and 1; everything from 0.001 on is listed |
-| `segmentation` | of polygons: the mask as COCO's run lengths, in pixels of the picture |
+| `bbox` | left, top, width and height in pixels of the upright image |
+| `score` | between 0 and 1; every prediction from 0.001 on is listed |
+| `segmentation` | of polygons: the mask in COCO's run-length encoding, in pixels of the image |
 | `keypoints` | localization: top-left, top-right, bottom-right, bottom-left, each x, y (pixels) and a confidence |
 """
 
@@ -39,8 +39,8 @@ from lib.results.sheets import draw_predictions, draw_worst
 from lib.train.launch import Trained
 
 HEADS = {"box": "B", "mask": "M", "pose": "P"}
-"""The heads of ultralytics' networks, and the letter by which its figures name each: `metrics/mAP50(B)`."""
-PICTURE_SIDE = 1280  # pixels; pictures go into Git, weights do not
+"""The heads of ultralytics' networks, and the letter that marks each in its metric names: `metrics/mAP50(B)`."""
+PICTURE_SIDE = 1280  # pixels; images are committed to Git, unlike weights
 
 
 class _Section(BaseModel):
@@ -48,34 +48,37 @@ class _Section(BaseModel):
 
 
 class Head(_Section):
-    """What ultralytics measures of boxes, masks or poses; between 0 and 1."""
+    """Ultralytics' metrics of boxes, masks or poses, each between 0 and 1."""
 
     precision: float
     recall: float
     map50: float = Field(alias="mAP50")
-    """Mean average precision at an IoU (of masks for masks; poses: OKS) of 0.5."""
+    """Mean average precision at an IoU of 0.5 (of masks for masks; for poses, OKS in place of IoU)."""
     map50_95: float = Field(alias="mAP50-95")
-    """The mean of those from 0.5 to 0.95 in steps of 0.05."""
+    """The mean of the mean average precisions at 0.5 to 0.95 in steps of 0.05."""
 
 
 class Corners(_Section):
-    """How far predicted corners are off. OKS, which mAP of poses rests on, forgives too much on four corners."""
+    """The distances of predicted corners from their labels.
+
+    The mAP of poses is not enough: it is based on OKS, which is too lenient on four corners.
+    """
 
     objects: int
     """Labelled objects of the split."""
     found: int
-    """Those of them with a prediction (score 0.25, IoU 0.5 or more); the others are in no figure below."""
+    """Labelled objects with a prediction (score 0.25, IoU 0.5 or more); other objects count in no figure below."""
     mean_px: float | None = None
-    """Over all labelled corners of found objects: the mean distance in pixels of the original picture."""
+    """Mean distance over all labelled corners of found objects, in pixels of the original image."""
     median_px: float | None = None
     p95_px: float | None = None
-    """95 of 100 corners are nearer than this."""
+    """The 95th percentile of the distances."""
     mean_relative: float | None = None
-    """The mean over objects of their corners' mean distance, as a share of the mean of their left and right sides."""
+    """Mean over objects of the mean corner distance, as a share of the mean of the object's left and right sides."""
 
 
 class Split(_Section):
-    """What was measured on one split."""
+    """The figures measured on one split."""
 
     images: int
     box: Head | None = None
@@ -85,31 +88,31 @@ class Split(_Section):
 
 
 class Metrics(_Section):
-    """The content of `metrics.json`; what was not measured is absent."""
+    """The content of `metrics.json`; figures that were not measured are absent."""
 
     version: int = Field(default=2, alias="schema")
     best_epoch: int | None = None
-    """The epoch that `best.pt` is of, from 1."""
+    """The epoch that produced `best.pt`, from 1."""
     epochs: int | None = None
-    """Epochs that were trained."""
+    """Number of trained epochs."""
     validation: Split | None = None
-    """`best.pt` on the split that chose it."""
+    """`best.pt` on the split by which it was selected."""
     test: Split | None = None
     missing: str | None = None
-    """Why something is absent."""
+    """Why a figure is absent."""
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What an evaluation left: its folder (`test/`) and the content of `metrics.json`."""
+    """The result of an evaluation: its folder (`test/`) and the content of `metrics.json`."""
 
     folder: Path
     metrics: dict[str, Any]
     missing: EvaluationError | None = None
-    """Why something could not be measured; to be raised when everything else is saved."""
+    """Why something could not be measured; the error to raise after everything else is saved."""
 
     def flat(self) -> dict[str, float]:
-        """Give the measured values by one name each: `test/box/mAP50`."""
+        """Return the measured values by their full names, such as `test/box/mAP50`."""
         return {
             f"{split}/{part}/{name}": value
             for split in ("validation", "test")
@@ -121,10 +124,10 @@ class Evaluated:
 def evaluate(experiment: Experiment, dataset: Dataset, trained: Trained, *, device: str) -> Evaluated:
     """Validate `best.pt` on the `val` and `test` splits; write `train/metrics.json` and everything in `test/`.
 
-    What fails is given back as `missing`, and the rest is measured all the same.
+    A failure is returned as `missing`; everything else is still measured.
     """
     folder = trained.folder.parent / "test"
-    shutil.rmtree(folder, ignore_errors=True)  # what an evaluation before this one left is not this one's
+    shutil.rmtree(folder, ignore_errors=True)  # files of an earlier evaluation must not pass for this one's
     folder.mkdir(parents=True)
     scratch = dataset.data_file.parent / "validation"
     measured: dict[str, Any] = {}
@@ -157,7 +160,7 @@ def evaluate(experiment: Experiment, dataset: Dataset, trained: Trained, *, devi
     if "test" in measured:
         if experiment.about.keypoints:
             attempt("measuring corners", measure_corners)
-        write()  # no picture costs a figure
+        write()  # written first: a failed drawing must not cost a figure
         attempt("drawing predictions", draw)
     attempt("drawing the training's pictures", lambda: to_png(trained.folder))
     attempt("drawing the test's pictures", lambda: to_png(folder))
@@ -166,7 +169,7 @@ def evaluate(experiment: Experiment, dataset: Dataset, trained: Trained, *, devi
 
 
 class _Attempts:
-    """Does one thing after the other; one that fails is kept and said, without the `places` of this machine."""
+    """Runs steps one by one; records and prints each failure, without the paths `places` of this machine."""
 
     def __init__(self, *places: Path) -> None:
         self._places = places
@@ -175,7 +178,7 @@ class _Attempts:
     def __call__(self, what: str, do: Callable[[], None]) -> None:
         try:
             do()
-        except Exception as error:  # noqa: BLE001  whatever fails here, the weights must be published
+        except Exception as error:  # noqa: BLE001  no failure here may keep the weights from being published
             told = " ".join(f"{type(error).__name__}: {error}".split())
             for place in self._places:
                 told = told.replace(f"{place}{os.sep}", "")
@@ -195,14 +198,14 @@ def _missing(why: str, trained: Trained) -> EvaluationError:
 def _validate(
     experiment: Experiment, dataset: Dataset, trained: Trained, split: str, folder: Path, device: str, *, plots: bool
 ) -> Mapping[str, Any]:
-    """Give ultralytics' figures of a split; plots, and the test split's predictions, are left in `folder`."""
+    """Return ultralytics' figures of a split; write plots, and the test split's predictions, into `folder`."""
     from ultralytics.models import YOLO
 
     task = experiment.about.task
     model = YOLO(str(trained.best), task=task)
     bar = Bar(f"Measuring best.pt on {split}")
 
-    def end_batch(validator: Any) -> None:  # noqa: ANN401  ultralytics has no types
+    def end_batch(validator: Any) -> None:  # noqa: ANN401  ultralytics is untyped
         bar.total = len(validator.dataloader)
         bar.show(validator.batch_i + 1)
 
@@ -223,13 +226,13 @@ def _validate(
     )
     bar.end(f"Measured best.pt on {split}: {dataset.counts[split]} pictures")
     if split == "test" and not (folder / "predictions.json").is_file():
-        (folder / "predictions.json").write_text("[]\n", encoding="utf-8")  # the library writes none for no prediction
+        (folder / "predictions.json").write_text("[]\n", encoding="utf-8")  # the library writes none for an empty list
     results: Mapping[str, Any] = measured.results_dict
     return results
 
 
-def _validator(base: Any, dataset: Dataset) -> Any:  # noqa: ANN401  ultralytics has no types
-    """Give a task's validator with pictures that are named for certain, and without its second opinion."""
+def _validator(base: Any, dataset: Dataset) -> Any:  # noqa: ANN401  ultralytics is untyped
+    """Return a task's validator class that names images uniquely and skips the library's second evaluation."""
 
     class Validator(base):  # type: ignore[misc]
         def pred_to_json(self, predn: dict[str, Any], pbatch: dict[str, Any]) -> None:
@@ -240,7 +243,7 @@ def _validator(base: Any, dataset: Dataset) -> Any:  # noqa: ANN401  ultralytics
             for item, number in zip(self.jdict[before:], predn["cls"].tolist(), strict=True):
                 item.update(named, category_id=int(number) + 1)
                 if "keypoints" in item:
-                    item["keypoints"] = [round(value, 3) for value in item["keypoints"]]  # it goes into Git
+                    item["keypoints"] = [round(value, 3) for value in item["keypoints"]]  # it is committed to Git
 
         def eval_json(self, stats: dict[str, Any]) -> dict[str, Any]:
             return stats
@@ -249,7 +252,7 @@ def _validator(base: Any, dataset: Dataset) -> Any:  # noqa: ANN401  ultralytics
 
 
 def _heads(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Sort ultralytics' `metrics/mAP50(B)` by head and name; a head that it did not measure is left out."""
+    """Return ultralytics' figures (`metrics/mAP50(B)`) by head and name; omit heads that were not measured."""
     names = [field.alias or name for name, field in Head.model_fields.items()]
     found = {head: {name: results.get(f"metrics/{name}({letter})") for name in names} for head, letter in HEADS.items()}
     return {
@@ -260,7 +263,10 @@ def _heads(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def _epochs(results: Path) -> dict[str, int]:
-    """Find the best epoch as the trainer does: by mAP50-95, all heads added; the later of equals."""
+    """Return the number of epochs and the best epoch, selected as by the trainer.
+
+    The best epoch has the highest mAP50-95, summed over all heads; of equal epochs, it is the later one.
+    """
     with results.open(encoding="utf-8", newline="") as file:
         rows = [{key.strip(): value for key, value in row.items()} for row in csv.DictReader(file)]
     scores = [sum(float(value) for key, value in row.items() if key.startswith("metrics/mAP50-95(")) for row in rows]
@@ -269,7 +275,7 @@ def _epochs(results: Path) -> dict[str, int]:
 
 
 def to_png(folder: Path) -> None:
-    """Turn the library's JPEG mosaics into PNG of a size that suits Git."""
+    """Convert the library's JPEG mosaics to PNG images small enough for Git."""
     from PIL import Image
 
     for path in sorted(folder.glob("*.jpg")):

@@ -1,9 +1,8 @@
-"""A published model on one's own machine.
+"""Fetch a published model to the user's machine.
 
-Guarantees: a fetched folder holds everything that the run has published in its artifacts' folder, each weights file
-with the hash that its `.dvc` file names, or it is not there; the checkout at hand, its index, HEAD, branches and files
-stay as they are, and the dataset is not asked for. A folder that is there is verified and used again, without the
-network.
+Guarantees: a fetched folder holds everything that the run published in its artifacts' folder, each weights file with
+the hash in its `.dvc` file, or the folder does not exist; the local checkout, its index, HEAD, branches and files stay
+unchanged, and the dataset is not downloaded. An existing folder is verified and reused, without the network.
 """
 
 from __future__ import annotations
@@ -28,33 +27,34 @@ CHUNK = 2**20
 
 @dataclass(frozen=True)
 class Model:
-    """What was published of one run, in a folder."""
+    """The published files of one run, in a local folder."""
 
     folder: Path
     record: Mapping[str, Any]
-    """Its `run.json`."""
+    """The content of its `run.json`."""
 
     @property
     def best(self) -> Path:
-        """The best weights."""
+        """Return the path of the best weights."""
         return self.folder / "train/weights/best.pt"
 
     @property
     def weights(self) -> list[Path]:
-        """Everything that stands on the DVC remote: best and last weights, exported models."""
+        """Return the paths of all files stored on the DVC remote: best and last weights, exported models."""
         return [pointer.with_suffix("") for pointer in sorted(self.folder.rglob("*.dvc"))]
 
     def describe(self) -> str:
-        """Give a few lines for people."""
+        """Return a few lines for the user."""
         sizes = [f"{path.relative_to(self.folder)} ({path.stat().st_size / 2**20:.1f} MiB)" for path in self.weights]
         return f"Folder:  {self.folder}\nCard:    {self.folder / 'README.md'}\nWeights: {', '.join(sizes)}"
 
 
 def fetch_model(root: Path, branch: str, credentials: Credentials, folder: Path | None = None) -> Model:
-    """Bring what the run of `branch` has published into `folder` (None: `build/models/BRANCH` of the checkout).
+    """Fetch everything that the run of `branch` published into `folder`, and return it.
 
-    Raises `BranchError` where the branch is no run's, its weights cannot be had, or the folder holds something else;
-    `GitPushError` where the Git remote does not answer.
+    Without a `folder`, it is `build/models/BRANCH` of the checkout. Raises `BranchError` if the branch does not belong
+    to a run, its weights cannot be fetched, or the folder holds something else; `GitPushError` if the Git remote does
+    not answer.
     """
     name = branch.removeprefix("origin/")
     folder = folder or root / "build" / "models" / name
@@ -81,7 +81,7 @@ def fetch_model(root: Path, branch: str, credentials: Credentials, folder: Path 
 
 
 def _find_fetched(folder: Path, branch: str) -> Model | None:
-    """Give what an earlier call has left in `folder`; None where nothing is there."""
+    """Return the model that an earlier call left in `folder`; None if the folder is absent or empty."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     try:
@@ -117,7 +117,7 @@ def _pull_weights(root: Path, part: Path, run: PublishedRun, credentials: Creden
 
 
 def _damages(folder: Path) -> Iterator[str]:
-    """Say which weights are not what their `.dvc` files name."""
+    """Yield one text for each weights file that is missing or does not match its `.dvc` file."""
     for pointer in sorted(folder.rglob("*.dvc")):
         file = pointer.with_suffix("")
         if not file.is_file():

@@ -1,7 +1,8 @@
-"""Predictions beside labels: which belong together, how far corners are off, and pictures of both.
+"""Match predictions with labels, and measure how far predicted corners are from labelled ones.
 
-A prediction of at least `SHOWN` belongs to a labelled object of its class when their boxes overlap by half (IoU); the
-surest chooses first, and each is taken once. Lengths are pixels of the upright picture.
+A prediction with a score of at least `SHOWN` matches a labelled object of its class if the IoU of their boxes is at
+least `OVERLAP`. The prediction with the highest score is matched first; each object is matched at most once. Lengths
+are in pixels of the upright image.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from lib.data.dataset import Dataset
 from lib.data.labels import KEYPOINT, label_path, read_objects
 
 OVERLAP = 0.5  # IoU
-LYING = (5, 6, 7, 8)  # values of EXIF's orientation that swap width and height
-CELL, HEADER, COLUMNS = 320, 28, 4  # pixels, pixels, tiles a row
+LYING = (5, 6, 7, 8)  # EXIF orientation values that swap width and height
+CELL, HEADER, COLUMNS = 320, 28, 4  # pixels, pixels, tiles per row
 TRUTH, GUESS, PAPER = "white", "#ff5a36", (24, 26, 30)
 
 Points = NDArray[np.float64]
@@ -29,19 +30,19 @@ Points = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Thing:
-    """An object in a picture, labelled or predicted."""
+    """A labelled or predicted object in an image."""
 
     category: int
     box: Points
     """Left, top, right, bottom."""
     corners: Points
-    """One a row: x, y, and whether it is labelled (0: it is not) or the confidence; no rows without keypoints."""
+    """One row per corner: x, y, and its confidence or whether it is labelled (0: not); no rows without keypoints."""
     score: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A labelled object, and what was predicted for it."""
+    """A labelled object and its matching prediction, if any."""
 
     picture: Path
     label: Thing
@@ -49,7 +50,7 @@ class Case:
 
     @property
     def distances(self) -> Points:
-        """How far each labelled corner is off; empty where nothing was found."""
+        """Return the distance of each labelled corner to its prediction; empty without a prediction."""
         if self.found is None:
             return np.empty(0)
         seen = self.label.corners[:, 2] > 0
@@ -58,9 +59,9 @@ class Case:
 
     @property
     def relative(self) -> float:
-        """The mean distance as a share of the height: the mean of the left and right sides that are labelled.
+        """Return the mean distance as a share of the height, which is the mean of the labelled left and right sides.
 
-        NaN where nothing was found, or no such side is there.
+        NaN without a prediction or without such a side.
         """
         corners = self.label.corners
         sides = [
@@ -74,7 +75,7 @@ class Case:
 
 @dataclass(frozen=True, eq=False)
 class Compared:
-    """One picture: its labelled objects, what was found of them, and all predictions of at least `SHOWN`."""
+    """One image: its labelled objects with their predictions, and all predictions with a score of at least `SHOWN`."""
 
     picture: Path
     cases: tuple[Case, ...]
@@ -82,17 +83,17 @@ class Compared:
 
     @property
     def missed(self) -> int:
-        """Labelled objects that were not found."""
+        """Return the number of labelled objects without a matching prediction."""
         return sum(case.found is None for case in self.cases)
 
     @property
     def false(self) -> int:
-        """Predictions that belong to no labelled object."""
+        """Return the number of predictions that match no labelled object."""
         return len(self.predicted) - len(self.cases) + self.missed
 
 
 def compare(dataset: Dataset, predictions: Path) -> list[Compared]:
-    """Put the predictions of `predictions.json` beside the labels of the test split."""
+    """Match the predictions in `predictions.json` with the labels of the test split, for each of its images."""
     predicted: dict[str, list[Thing]] = {}
     for item in json.loads(predictions.read_text(encoding="utf-8")):
         if item["score"] >= SHOWN:
@@ -106,13 +107,13 @@ def compare(dataset: Dataset, predictions: Path) -> list[Compared]:
 
 
 def file_name(dataset: Dataset, picture: Path) -> str:
-    """Name a picture by its path below the dataset, the same on every machine; one that lies elsewhere by its own."""
+    """Return an image's path below the dataset, which is equal on every machine; its full path if it is elsewhere."""
     inside = picture.is_relative_to(dataset.folder)
     return picture.relative_to(dataset.folder).as_posix() if inside else picture.as_posix()
 
 
 def match(labels: Sequence[Thing], predictions: Iterable[Thing]) -> list[tuple[Thing, Thing | None]]:
-    """Give each labelled object with the prediction that belongs to it; the predictions come with the surest first."""
+    """Return each labelled object with its matching prediction, if any; `predictions` start with the highest score."""
     found: dict[int, Thing] = {}
     for thing in predictions:
         overlaps = [
@@ -126,14 +127,14 @@ def match(labels: Sequence[Thing], predictions: Iterable[Thing]) -> list[tuple[T
 
 
 def iou(one: Points, other: Points) -> float:
-    """Give the area that two boxes share, as a part of the area that they cover."""
+    """Return the intersection over union (IoU) of two boxes."""
     sides = np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2])
     shared = float(sides.prod()) if (sides > 0).all() else 0.0
     return shared / float((one[2:] - one[:2]).prod() + (other[2:] - other[:2]).prod() - shared)
 
 
 def corner_errors(compared: Iterable[Compared]) -> dict[str, float]:
-    """Give the figures of `metrics.json`'s `corners`; those of no object are absent."""
+    """Return the figures of `corners` in `metrics.json`; a figure that has no object to measure is absent."""
     cases = [case for picture in compared for case in picture.cases if case.label.corners.size]
     found = [case for case in cases if case.distances.size]
     figures: dict[str, float] = {"objects": len(cases), "found": sum(case.found is not None for case in cases)}
@@ -167,7 +168,7 @@ def _labels(dataset: Dataset, picture: Path) -> list[Thing]:
 
 
 def _size(picture: Path) -> tuple[int, int]:
-    """Give a picture's width and height, upright as ultralytics reads it."""
+    """Return an image's width and height in pixels, upright as ultralytics reads it."""
     from PIL import ExifTags, Image
 
     with Image.open(picture) as image:
@@ -176,7 +177,7 @@ def _size(picture: Path) -> tuple[int, int]:
     return (height, width) if lies else (width, height)
 
 
-# ---------------------------------------------------------------------------------------------------- pictures
+# ---------------------------------------------------------------------------------------------------- scores
 
 
-SHOWN = 0.25  # score; ultralytics' own threshold for showing a prediction
+SHOWN = 0.25  # lowest score shown; ultralytics' own threshold for showing a prediction

@@ -1,7 +1,7 @@
-"""Predict with a published model on pictures of one's own, and draw what it found.
+"""Predict with a published model on the user's images, and draw the predictions.
 
-Guarantees: no picture that is predicted on is written over, and all of them are looked for before the first is
-predicted on; coordinates are pixels of the upright picture. A picture that does not decode is said, and stops no other.
+Guarantees: no input image is overwritten; all input paths are checked before the first prediction; coordinates are
+pixels of the upright image. An image that cannot be decoded is reported and does not stop the others.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lib.train.launch import prepare_library
 
 @dataclass(frozen=True, eq=False)
 class Predicted:
-    """A picture, what was found in it (the surest first), and where that is drawn; or why there is nothing."""
+    """An image, its predictions (highest score first) and the drawn file; or the problem that prevented them."""
 
     picture: Path
     things: tuple[Thing, ...] = ()
@@ -33,7 +33,7 @@ class Predicted:
     problem: str = ""
 
     def __str__(self) -> str:
-        """Give one line: each object's class, confidence, box (left, top, right, bottom) and corners."""
+        """Return one line with each object's class, confidence, box (left, top, right, bottom) and corners."""
         found = "; ".join(self._describe(thing) for thing in self.things) or "nothing was found"
         return f"{self.picture}: {self.problem or found}"
 
@@ -47,10 +47,10 @@ class Predicted:
 def predict(
     model: Model, pictures: Sequence[Path], output: Path, *, confidence: float, device: str = ""
 ) -> Iterator[Predicted]:
-    """Predict on pictures, and on all those of folders among them; each is drawn into `output` and given when done.
+    """Yield the predictions on each image in `pictures`, files or folders, and draw each image into `output`.
 
-    `device` is `cpu` or a GPU's number; empty, a GPU is used where there is one. Raises `PredictionError` for a path
-    that is no picture, a device that is not there, and a run without weights.
+    `device` is `cpu` or a GPU's number; if it is empty, a GPU is used if there is one. Raises `PredictionError` for a
+    path that is not an image or a folder of images, an unavailable device, and a run without weights.
     """
     targets = _plan(pictures, output)
     if not model.best.is_file():
@@ -60,7 +60,7 @@ def predict(
             remedy="choose another branch; `python -m lib status` shows them.",
         )
     with tempfile.TemporaryDirectory(prefix="kaggle-training-") as scratch:
-        with contextlib.redirect_stdout(sys.stderr):  # what the library says of itself is no prediction
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for predictions, not for the library's messages
             prepare_library(Path(scratch))
         from ultralytics.models import YOLO
         from ultralytics.utils.torch_utils import select_device
@@ -88,9 +88,9 @@ def _predict(yolo: Any, settings: Mapping[str, Any], picture: Path, target: Path
     try:
         with Image.open(picture) as opened:
             image = ImageOps.exif_transpose(opened).convert("RGB")
-    except ImportError:  # the library makes Pillow look for a reader of phones' pictures
+    except ImportError:  # the library makes Pillow import a plugin for phone images (HEIF)
         return Predicted(picture, problem="it cannot be read (its format is not known here)")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # raised by Pillow
         return Predicted(picture, problem=f"it cannot be read ({error})")
     (result,) = yolo.predict(image, **settings)
     boxes = result.boxes
@@ -110,7 +110,7 @@ def _thing(category: float, box: Any, corners: Any, score: float) -> Thing:  # n
 
 
 def _plan(given: Sequence[Path], output: Path) -> dict[Path, Path]:
-    """Say where each picture is drawn: below `output` by its name, or by its path in the folder that was given."""
+    """Return the path below `output` at which each image is drawn: its name, or its path in the given folder."""
     targets: dict[Path, Path] = {}
     for path in given:
         found = sorted(each for each in path.rglob("*") if is_picture(each.name)) if path.is_dir() else [path]
@@ -136,7 +136,7 @@ def _plan(given: Sequence[Path], output: Path) -> dict[Path, Path]:
 
 
 def _free(wanted: Path, taken: set[Path]) -> Path:
-    """Give the JPEG beside the others that a picture is drawn into: two folders may hold the same name."""
+    """Return a JPEG path that is not yet taken: two folders may hold images of the same name."""
     target, number = wanted.with_suffix(".jpg"), 1
     while target in taken:
         number += 1

@@ -1,7 +1,7 @@
-"""Finished runs as the Git remote has them: which there are, and what the branch of one says.
+"""Read finished runs from the Git remote: list their branches, and read the record on a branch.
 
-Guarantees: only the remote is asked, and nothing of the checkout at hand is used or touched; a record is the one that
-its branch was published with, also where the branch holds those of other runs.
+Guarantees: only the remote is queried; the local checkout is neither used nor changed; a record is the one that its
+branch was published with, even if the branch also holds the records of other runs.
 """
 
 from __future__ import annotations
@@ -20,42 +20,42 @@ from lib.sync import Refs
 HEADS = "refs/heads/"
 RUNS = f"{HEADS}kaggle-train-*"
 STAMP = r"-\d{8}-\d{6}"
-SHOWN = 10  # branches that are offered to choose from
+SHOWN = 10  # branches offered for selection
 UNREADABLE = (KeyError, ValueError, TypeError, AttributeError)
-"""What is raised by files that somebody has made by hand."""
+"""The exceptions that reading a hand-made file can raise."""
 
 
 @dataclass(frozen=True)
 class PublishedRun:
-    """A branch, the folder of its run's artifacts in the repository, and the content of the `run.json` in it."""
+    """A run's branch, the folder of its artifacts in the repository, and the content of its `run.json`."""
 
     branch: str
     folder: str
     record: dict[str, Any]
     texts: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """The other files that were asked for, by their paths in the folder."""
+    """The other requested files, by path in the folder."""
 
     @property
     def ref(self) -> str:
-        """The branch by its full name."""
+        """Return the full name of the branch's ref."""
         return f"{HEADS}{self.branch}"
 
 
 def list_runs(refs: Refs) -> list[str]:
-    """Give the branches of finished runs, the newest first."""
+    """Return the branches of finished runs, newest first."""
     names = [ref.removeprefix(HEADS) for ref in refs.list_refs(RUNS)]
     return sorted(names, key=lambda name: (name[-len("YYYYMMDD-HHMMSS") :], name), reverse=True)
 
 
 def series_of(branch: str) -> str:
-    """Give a branch without its time: what all runs of one experiment have in common."""
+    """Return a branch name without its timestamp: the part that all runs of one experiment share."""
     return re.sub(f"{STAMP}$", "", branch)
 
 
 def find_run(refs: Refs, branch: str) -> str:
-    """Give the name of a finished run's branch as the remote has it; `origin/` before it is no part of it.
+    """Return the name of a finished run's branch on the remote; a leading `origin/` is removed.
 
-    Raises `BranchError` where there is none, naming those that may be meant.
+    Raises `BranchError` if the branch does not exist; the error suggests similar or recent names.
     """
     name, names = branch.removeprefix("origin/"), list_runs(refs)
     if name in names:
@@ -69,9 +69,9 @@ def find_run(refs: Refs, branch: str) -> str:
 
 
 def read_published(refs: Refs, branch: str, *files: str) -> PublishedRun:
-    """Read the record of a finished run, and these text files of its folder where they are there.
+    """Read the record of a finished run, and those of the text files `files` that exist in its folder.
 
-    Raises `BranchError` where there is no such branch, or no record of its own in it.
+    Raises `BranchError` if the branch does not exist or holds no record of its own run.
     """
     name = find_run(refs, branch)
     texts = refs.read_files(f"{HEADS}{name}", *(f"artifacts/*/{file}" for file in ("run.json", *files)))
@@ -88,13 +88,13 @@ def read_published(refs: Refs, branch: str, *files: str) -> PublishedRun:
 
 
 def find_own(branch: str, texts: Mapping[str, str], name: str) -> tuple[str, dict[str, Any]]:
-    """Give folder and content of the JSON file `name` that a branch was published with, among those of other runs.
+    """Return the folder and the content of the JSON file `name` of a branch's own run, ignoring other runs' files.
 
-    Raises `KeyError` where there is none that can be read.
+    Raises `KeyError` if there is no readable one.
     """
     for path, text in texts.items():
         if path.endswith(f"/{name}"):
-            with contextlib.suppress(*UNREADABLE):  # another run's may be damaged
+            with contextlib.suppress(*UNREADABLE):  # another run's file may be damaged
                 content = json.loads(text)
                 slug = f"{content['experiment']['module']}-"
                 if content.get("branch", branch) == branch and slug in branch:
@@ -103,7 +103,7 @@ def find_own(branch: str, texts: Mapping[str, str], name: str) -> tuple[str, dic
 
 
 def measured(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Give the values of a `metrics.json` by one name each: `test/box/mAP50`."""
+    """Yield each value of a `metrics.json` with its full name, such as `test/box/mAP50`."""
     for split in ("validation", "test"):
         for part, values in metrics.get(split, {}).items():
             if isinstance(values, Mapping):
@@ -111,7 +111,10 @@ def measured(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def ask_for_run(names: Sequence[str], *, terminal: bool) -> str:
-    """Let a person choose among the newest of these branches. Raises `BranchError` where there is nobody to ask."""
+    """Return the branch that the user selects among the newest of `names`.
+
+    Raises `BranchError` without a terminal to ask on, and if `names` is empty.
+    """
     import click
 
     if not names:

@@ -1,7 +1,7 @@
-"""What a person and a machine may want to know about a run: `run.json` and the model card `README.md`.
+"""Write the reports of a run: `run.json` for machines and the model card `README.md` for people.
 
-Guarantees: everything said was read from this run; nothing is filled in. Credentials and paths of this machine that say
-nothing elsewhere do not appear.
+Guarantees: every reported value was read from this run; nothing is filled in by assumption. Credentials do not appear,
+nor do paths of this machine that mean nothing elsewhere.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PICTURES = {
     "train/results.png": "Training curves",
     "test/BoxPR_curve.png": "Box precision and recall on the test split",
 }
-"""What is shown of a run: its pictures below the artifacts' folder, and their captions."""
+"""The images shown of a run: their paths below the artifacts' folder, and their captions."""
 HEADERS = {"precision": "Precision", "recall": "Recall", "mAP50": "mAP50", "mAP50-95": "mAP50-95"}
 Steps = Sequence[tuple[str, float]]
 """Each step's title and its start in seconds since the epoch, in order."""
@@ -42,7 +42,7 @@ Steps = Sequence[tuple[str, float]]
 
 @dataclass(frozen=True)
 class RunFacts:
-    """Where and from what a run was made."""
+    """The origin of a run: its clone, branch, commit, repository, start time and device."""
 
     root: Path
     branch: str
@@ -56,7 +56,7 @@ def write_report(
     facts: RunFacts, experiment: Experiment, host: Host, dataset: Dataset, start: Start, trained: Trained,
     evaluated: Evaluated, exported: Exported, tracking: Tracking, steps: Steps,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write `run.json` and `README.md` into the artifacts' folder; gives the content of the first."""
+    """Write `run.json` and `README.md` into the artifacts' folder; return the content of `run.json`."""
     folder = facts.root / experiment.artifacts
     run = {
         "schema": 2,
@@ -91,12 +91,12 @@ def write_report(
 
 
 def list_missing(evaluated: Evaluated, exported: Exported) -> list[str]:
-    """Say what a whole run would have, and this one has not."""
+    """Return one text for each part of a complete run that this run lacks."""
     return [error.what for error in (evaluated.missing, exported.missing) if error]
 
 
 def durations(steps: Steps, end: float | None = None) -> dict[str, float]:
-    """Give the seconds each step took; the last one is left out while it has no end."""
+    """Return the duration of each step in seconds, by title; the last step is omitted without an `end`."""
     ends = [start for _, start in steps[1:]] + ([end] if end is not None else [])
     return {title: round(stop - start, 1) for (title, start), stop in zip(steps, ends, strict=False)}
 
@@ -165,7 +165,7 @@ def _beside(exported: Exported) -> str:
 
 
 def describe_end(trained: Trained) -> str:
-    """Return how an unfinished training ended, to follow the word training."""
+    """Return how an unfinished training ended, as a phrase to put after the word "training"."""
     return f"was {trained.reason}" if trained.state == "interrupted" else f"failed: {trained.reason}"
 
 
@@ -181,14 +181,14 @@ def _start(experiment: Experiment, start: Start) -> str:
 
 
 def metrics_table(metrics: dict[str, Any]) -> str:
-    """Give the metrics as a Markdown table, a row a split and head."""
+    """Return the metrics as a Markdown table with one row per split and head."""
     rows = ["| Split | Head | Images | " + " | ".join(HEADERS.values()) + " |", "| --- " * (3 + len(HEADERS)) + "|"]
     rows += [f"| {' | '.join(cells)} |" for cells in metric_rows(metrics)]
     return "\n".join(rows)
 
 
 def metric_rows(metrics: dict[str, Any]) -> Iterator[list[str]]:
-    """Give the cells of each split and head that was measured: split, head, images, then the metrics of `HEADERS`."""
+    """Yield the table cells of each measured split and head: split, head, images, then the metrics of `HEADERS`."""
     for split in ("validation", "test"):
         for head in HEADS:
             values = metrics.get(split, {}).get(head)
@@ -198,12 +198,12 @@ def metric_rows(metrics: dict[str, Any]) -> Iterator[list[str]]:
 
 
 def commands_to_get(branch: str) -> list[str]:
-    """Give the three commands that bring a model to any clone."""
+    """Return the three commands that fetch a model into any clone."""
     return [f"git fetch origin {branch}", f"git checkout {branch}", "dvc pull"]
 
 
 def describe_run(facts: RunFacts, experiment: Experiment, host: Host) -> str:
-    """Give what is about to be trained, where and from what, for people to read before it starts."""
+    """Return a description of the coming run for the user: experiment, device, commit and branch."""
     from io import StringIO
 
     from ruamel.yaml import YAML
@@ -223,7 +223,7 @@ def describe_run(facts: RunFacts, experiment: Experiment, host: Host) -> str:
 def publication(
     facts: RunFacts, experiment: Experiment, trained: Trained, evaluated: Evaluated, exported: Exported, hold: RunHold
 ) -> Publication:
-    """Say what of a run is published: the weights by DVC, everything else in its artifacts' folder by Git."""
+    """Return the publication of a run: the weights by DVC, everything else in its artifacts' folder by Git."""
     folder, files = experiment.artifacts, (trained.best, trained.last, *exported.files)
     state = f" ({trained.state})" if trained.state != "finished" else ""
     figures = ", ".join(f"{name} {value:.3f}" for name, value in evaluated.flat().items() if name.endswith("/mAP50"))
@@ -255,10 +255,10 @@ def _sha256(path: Path) -> str | None:
 
 
 def branch_name(experiment: Experiment, started: datetime) -> str:
-    """Name a run's branch: `kaggle-train-{module}-{experiment}-{YYYYMMDD-HHMMSS}`, in UTC."""
+    """Return the name of a run's branch: `kaggle-train-{module}-{experiment}-{YYYYMMDD-HHMMSS}`, in UTC."""
     return f"kaggle-train-{experiment.module}-{experiment.slug}-{started.astimezone(UTC):%Y%m%d-%H%M%S}"
 
 
 def list_images(folder: Path) -> list[tuple[str, str]]:
-    """Return the images that a run has left in its folder, with their titles."""
+    """Return the path and the title of each image that exists in a run's folder."""
     return [(path, title) for path, title in PICTURES.items() if (folder / path).is_file()]

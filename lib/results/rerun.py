@@ -1,6 +1,6 @@
-"""A published run, rendered once more: its own notebook, commit and experiment, as its branch and `run.json` name them.
+"""Render a published run again, with the notebook, commit and experiment that its branch and `run.json` name.
 
-Guarantees: nothing comes from the checkout at hand but the remote's address; nothing of the checkout is touched.
+Guarantees: the remote's URL is the only input from the local checkout; no existing part of the checkout is changed.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class _Machine(BaseModel):
 
     @property
     def accelerator(self) -> str:
-        """What Kaggle is asked for to get the like."""
+        """Return the Kaggle accelerator to request for similar GPUs."""
         if not self.gpus:
             return "none"
         return "p100" if "P100" in self.gpus[0].name else "t4x2"
 
 
 class RunRecord(BaseModel):
-    """What `run.json` says of how a run was made; the rest of the file is passed by."""
+    """The part of `run.json` that is needed to repeat a run; other keys are ignored."""
 
     branch: str
     commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
@@ -47,7 +47,7 @@ class RunRecord(BaseModel):
 
     @property
     def resumed_from(self) -> str | None:
-        """The checkpoint that the run went on from, as its experiment names it."""
+        """Return the checkpoint that the run resumed from, as its experiment names it; None if there was none."""
         checkpoint = self.experiment.get("model", {}).get("resume_from")
         return str(checkpoint) if checkpoint else None
 
@@ -55,10 +55,10 @@ class RunRecord(BaseModel):
 def rerun(
     root: Path, branch: str, credentials: Credentials, folder: Path | None, user: str, dataset: str
 ) -> tuple[Rendered, RunRecord]:
-    """Render the run that published `branch` into `folder` (None: `build/BRANCH` of the checkout), ready for Kaggle.
+    """Render the run that published `branch` into `folder`, ready for Kaggle; return it with the run's record.
 
-    Raises `BranchError` where the branch or its record is missing, `RenderError` where its record or notebook cannot be
-    used, `GitPushError` where the Git remote does not answer.
+    Without a `folder`, it is `build/BRANCH` of the checkout. Raises `BranchError` if the branch or its record is
+    missing, `RenderError` if its record or notebook cannot be used, `GitPushError` if the Git remote does not answer.
     """
     url = find_git_remote(root, credentials)
     refs = Refs(root, credentials)

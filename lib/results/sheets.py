@@ -1,4 +1,4 @@
-"""Sheets of images with labels and predictions drawn on them."""
+"""Draw sheets of images with their labels and predictions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from lib.results.matching import CELL, COLUMNS, GUESS, HEADER, PAPER, TRUTH, Case, Compared, Points, Thing
 
-MOST = 12  # pictures on a sheet
+MOST = 12  # images per sheet
 
 
 CORNER_COLOURS = ("#ff3b30", "#34c759", "#0a84ff", "#ffd60a")
@@ -25,11 +25,11 @@ class _Tile:
     labels: Sequence[Thing]
     predicted: Sequence[Thing]
     region: Points | None = None
-    """What is shown of the picture: left, top, right, bottom; None: all of it."""
+    """The visible part of the image: left, top, right, bottom; None for the whole image."""
 
 
 def draw_predictions(compared: Sequence[Compared], picture: Path) -> None:
-    """Draw test pictures from all over the split, whole."""
+    """Draw test images, spread evenly over the split and uncropped, into a sheet."""
     chosen = compared[:: max(1, -(-len(compared) // MOST))]
     tiles = [
         _Tile(one.picture, one.picture.name, [case.label for case in one.cases], one.predicted) for one in chosen
@@ -38,7 +38,7 @@ def draw_predictions(compared: Sequence[Compared], picture: Path) -> None:
 
 
 def draw_worst(compared: Sequence[Compared], picture: Path, *, corners: bool) -> None:
-    """Draw the worst cases: by what was not found, then by how far corners are off, or by false alarms."""
+    """Draw the worst cases into a sheet: missed objects, then the largest corner errors or most false predictions."""
     if corners:
         cases = sorted(((case, one) for one in compared for case in one.cases), key=lambda pair: -_badness(pair[0]))
         tiles = [_close_up(case, one) for case, one in cases[:MOST]]
@@ -88,12 +88,12 @@ def _draw_sheet(tiles: Sequence[_Tile], title: str, picture: Path) -> None:
         left, top = index % columns * CELL, 2 * HEADER + index // columns * pitch
         sheet.paste(image, (left + (CELL - image.width) // 2, top + (CELL - image.height) // 2))
         draw.text((left + 6, top + CELL + 5), _fit(tile.caption, font), fill="white", font=font)
-    # small enough for Git; by coverage, so that the few pixels of a corner keep their colour
+    # quantized to stay small enough for Git; MAXCOVERAGE keeps the colour of a corner's few pixels
     sheet.quantize(256, Image.Quantize.MAXCOVERAGE).save(picture, optimize=True)
 
 
 def _fit(text: str, font: Any) -> str:  # noqa: ANN401  one of Pillow's fonts
-    """Shorten a caption to a tile's width."""
+    """Return a caption, shortened to a tile's width."""
     while font.getlength(text) > CELL - 12:
         text = f"{text.rstrip('…')[:-1]}…"
     return text
@@ -107,13 +107,13 @@ def _draw_tile(tile: _Tile) -> Any:  # noqa: ANN401  Pillow's image
     left, top, right, bottom = (0, 0, *image.size) if tile.region is None else tile.region.round().astype(int).tolist()
     scale = CELL / max(right - left, bottom - top)
     size = max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale))
-    image = image.crop((left, top, right, bottom)).resize(size)  # what lies outside of the picture is black
+    image = image.crop((left, top, right, bottom)).resize(size)  # areas outside the image become black
     _draw_things(image, tile.labels, tile.predicted, origin=np.array([left, top]), scale=scale)
     return image
 
 
 def draw_found(image: Any, predicted: Sequence[Thing], names: Mapping[int, str]) -> None:  # noqa: ANN401
-    """Draw predictions into a Pillow image of the whole picture, each with its class where there are several."""
+    """Draw predictions into a whole, uncropped Pillow image, each with its class name if there are several classes."""
     _draw_things(image, (), predicted, pen=max(1, round(max(image.size) / 1000)), names=names)
 
 
@@ -122,7 +122,7 @@ def _draw_things(
     labels: Sequence[Thing], predicted: Sequence[Thing], *, origin: Points | None = None, scale: float = 1.0,
     pen: int = 1, names: Mapping[int, str] | None = None,
 ) -> None:  # fmt: skip
-    """Draw into an image that shows the picture from `origin` on, `scale` times as large, with a pen of that width."""
+    """Draw objects into an image that starts at `origin`, enlarged `scale` times, with lines `pen` times as wide."""
     from PIL import ImageDraw, ImageFont
 
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(13 * pen)
@@ -131,7 +131,7 @@ def _draw_things(
         (x0, y0), (x1, y1) = ((thing.box.reshape(2, 2) - origin) * scale).tolist()
         draw.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=colour, width=width * pen)
         is_guess = colour == GUESS
-        shown = thing.corners if is_guess else thing.corners[thing.corners[:, 2] > 0]  # (0, 0) stands for no label
+        shown = thing.corners if is_guess else thing.corners[thing.corners[:, 2] > 0]  # (0, 0) marks a missing label
         corners = [(float(x), float(y)) for x, y in (shown[:, :2] - origin) * scale]
         colours, radius = (CORNER_COLOURS, 3) if is_guess else ((TRUTH,) * len(corners), 4)
         _draw_corners(draw, corners, colours, radius * pen, pen)

@@ -1,4 +1,4 @@
-"""Where every experiment stands, from the Git remote alone."""
+"""Read the state of every experiment from the Git remote alone."""
 
 from __future__ import annotations
 
@@ -15,33 +15,36 @@ from lib.results.published import HEADS, RUNS, UNREADABLE, find_own, measured
 from lib.sync import RUN_PLACES, Refs, read_run
 
 SHOWN = ("mAP50", "mean_px")
-"""Of what a run measured on the test split, the figures that get a column, whatever heads its network has."""
+"""The figures of the test split that get a column, for every head of a run's network."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One ref, and what it says."""
+    """One ref and the state that it records."""
 
     experiment: str
     """`module/name`."""
     state: str
-    """`finished`, `interrupted` or `failed`: a published run; `checkpoint`; `session`: one that holds the experiment;
-    `unfinished`: a publication that is under way or dead; `unreadable`."""
+    """`finished`, `interrupted` or `failed`: a published run; `checkpoint`; `session`: a session that holds the
+    experiment; `unfinished`: a publication that is in progress or stale; `unreadable`."""
     ref: str
     epochs: str = ""
-    """Those behind it, of those that were asked for."""
+    """Completed epochs and requested epochs: `done/requested`."""
     when: datetime | None = None
-    """A run's start, a checkpoint's saving."""
+    """The time at which a run started or a checkpoint was saved."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """Measured values by one name each: `test/box/mAP50`."""
+    """Measured values by their full names, such as `test/box/mAP50`."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Give it as JSON can hold it."""
+        """Return the entry as JSON-serializable values."""
         return {**asdict(self), "when": self.when.isoformat() if self.when else None}
 
 
 def read_status(root: Path, credentials: Credentials) -> list[Entry]:
-    """Read the Git remote of the clone at `root`; by experiment, the newest first. Raises `GitPushError`."""
+    """Read all entries from the Git remote of the clone at `root`, sorted by experiment, newest first.
+
+    Raises `GitPushError` if the remote cannot be read.
+    """
     refs = Refs(root, credentials)
     published = refs.read_files_of_all(RUNS, "artifacts/*/run.json", "artifacts/*/metrics.json")
     checkpoints = refs.read_files_of_all("refs/heads/kaggle-checkpoint-*", "artifacts/*/checkpoint.json")
@@ -93,7 +96,7 @@ def _checkpoint(ref: str, texts: Mapping[str, str]) -> Entry:
 
 
 def show_status(entries: Sequence[Entry], now: datetime | None = None) -> str:
-    """Give the entries as a table for people."""
+    """Return the entries as a table for the user."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""Show a person what a run has left."""
+"""Show the results of a run to the user: summary, metrics and images."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from lib.train.export import Exported
 from lib.train.launch import Trained
 from lib.train.tracking import Tracking
 
-SHOWN_WIDTH = 900  # pixels of a picture in the notebook
+SHOWN_WIDTH = 900  # pixels of an image in the notebook
 
 
 def show_summary(
     facts: RunFacts, experiment: Experiment, trained: Trained, evaluated: Evaluated, exported: Exported,
     tracking: Tracking, steps: Steps, end: float,
 ) -> None:  # fmt: skip
-    """Print what a person wants to see when a run has ended well."""
+    """Print the summary of a published run: its state, metrics, step times, branch and files."""
     from rich.table import Table
 
     folder = facts.root / experiment.artifacts
@@ -57,11 +57,11 @@ def show_summary(
         f"It is then {experiment.artifacts}/train/weights/best.pt. Or, without leaving the branch that you are on:",
         f"  python -m lib fetch {facts.branch}",
     ]
-    print("\n".join(lines), flush=True)  # unwrapped: these are for copying
+    print("\n".join(lines), flush=True)  # not by rich, which wraps lines: these are for copying
 
 
 def show_metrics(evaluated: Evaluated) -> None:
-    """Print what was measured as a table, and how far corners are off."""
+    """Print the metrics as a table, and the corner errors on the test split."""
     from rich.table import Table
 
     table = Table("Split", "Head", "Images", *HEADERS.values(), title="Metrics of best.pt", title_justify="left")
@@ -76,15 +76,15 @@ def show_metrics(evaluated: Evaluated) -> None:
         print(f"Corners on test: {corners['found']} of {corners['objects']} objects found{off and '; off by: '}{off}")
 
 
-def _console() -> Any:  # noqa: ANN401  rich is imported where it is used
+def _console() -> Any:  # noqa: ANN401  rich is imported lazily
     from rich.console import Console
 
-    # a notebook's output is as wide as it is; a Kaggle log has no colours
+    # a fixed width, because a notebook has none of its own; no colours, because a Kaggle log shows none
     return Console(file=sys.stdout, width=110, force_terminal=False, force_jupyter=False, highlight=False)
 
 
 def show_pictures(facts: RunFacts, experiment: Experiment) -> None:
-    """Show a run's pictures in the notebook itself, each below its caption."""
+    """Display a run's images in the notebook, each below its caption."""
     from IPython.display import Image, Markdown, display
 
     folder = facts.root / experiment.artifacts

@@ -1,15 +1,15 @@
-"""Draws a dataset of container doors, so that the whole project runs without one real photograph.
+"""Draw a dataset of container doors, so that the whole project runs without a real photograph.
 
-Guaranteed: the same seed gives the same bytes, whatever was drawn before or beside it, because every picture has a
-random stream of its own, derived from (seed, module, split, index); a picture's labels come from the very camera that
-drew it; a dataset appears under its name only when it is complete.
+Guarantees: the same seed produces the same bytes, independent of what else is drawn, because each image has its own
+random stream, derived from (seed, module, split, index). An image's labels are projected by the same camera that drew
+it. A dataset appears under its name only when it is complete.
 
-Not guaranteed: the same bytes under another release of Pillow or NumPy, or that a model trained on these pictures
-knows anything of real containers. They teach the pipeline, not the task.
+Cannot: produce the same bytes with another release of Pillow or NumPy, or train a model that works on real containers.
+These images test the pipeline, not the task.
 
-Lengths are millimetres, x to the right, y down, z away from the viewer; the top left corner of a door end is the
-origin. Positions in a picture are fractions of its size, from its top left corner. Nothing here uses the network, a
-font file or a picture from outside.
+Lengths are in millimetres: x to the right, y down, z away from the viewer; the origin is the top left corner of a door
+end. Positions in an image are fractions of its size, measured from its top left corner. This module uses no network,
+no font file and no external image.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
 
     Colour = tuple[int, int, int]
     Box = tuple[float, float, float, float]  # left, top, right, bottom
-    Points = NDArray[np.float64]  # one point a row
+    Points = NDArray[np.float64]  # one point per row
     Row = tuple[float, ...]  # one line of a label file
 
 T = TypeVar("T")
 
-# What a YOLO11n learns from scratch in about a minute and a half on two CPU cores.
+# A YOLO11n learns this many images from scratch in about a minute and a half on two CPU cores.
 COUNTS = {"train": 192, "val": 24, "test": 24}
 CLASSES = {"detection": "container_door", "localization": "container_id"}
 
@@ -53,11 +53,11 @@ OWNERS = ("MSKU", "TGHU", "SEGU", "DFSU", "HASU", "FANU", "GCXU", "WHLU", "YMLU"
 
 
 def check_digit(code: str) -> int:
-    """Return the check digit, 0 to 9, of a container's code: four capital letters and six digits, nothing between.
+    """Return the check digit (0 to 9) of a container code: four capital letters, then six digits, without separators.
 
-    ISO 6346, annex A: each character has a value (digits their own; letters from A = 10 upwards, leaving out the
-    multiples of 11), the value at position i, counted from 0, weighs 2 to the i, and the sum is taken modulo 11. A
-    remainder of 10 counts as 0. ValueError where the code has another form.
+    ISO 6346, annex A: each character has a value (a digit its own; letters count up from A = 10 and skip multiples of
+    11). The value at position i, counted from 0, is multiplied by 2 to the power of i, and the sum is taken modulo 11.
+    A remainder of 10 counts as 0. Raises `ValueError` if the code has another form.
     """
     letters, digits = code[:4], code[4:]
     well_formed = set(letters) <= set(string.ascii_uppercase) and set(digits) <= set(string.digits)
@@ -76,11 +76,11 @@ def draw_dataset(
 ) -> None:
     """Write a dataset in YOLO format: `images/SPLIT/SPLIT_NNNN.jpg`, `labels/SPLIT/SPLIT_NNNN.txt`, `data.yaml`.
 
-    `module` is "detection" (one row `0 cx cy w h` for the visible part of each door end; every twentieth picture has
-    none) or "localization" (one row: the ID's box, then its corners top left, top right, bottom right, bottom left in
-    the text's own orientation, each `x y 2`). All are fractions of the picture. `counts` says how many pictures a
-    split gets; a split it does not name keeps its default. Pictures are squares of `size` pixels. `folder` must not
-    exist or be empty, FileExistsError otherwise; it is filled at once, by a rename.
+    `module` is "detection" (one row `0 cx cy w h` for the visible part of each door end; every twentieth image has no
+    door) or "localization" (one row: the ID's box, then its corners top left, top right, bottom right, bottom left in
+    the text's own orientation, each as `x y 2`). Coordinates are fractions of the image. `counts` maps a split to its
+    number of images; a missing split keeps its default. Images are squares of `size` pixels. `folder` must be missing
+    or empty, else `FileExistsError` is raised; it is filled atomically, by a rename.
     """
     if module not in CLASSES:
         raise ValueError(f"There is no module {module!r}: it is one of {', '.join(CLASSES)}.")
@@ -112,7 +112,7 @@ def _draw_split(drawn: Path, module: str, split: str, *, seed: int, count: int, 
 
 
 def _stream(seed: int, module: str, split: str, index: int) -> Generator:
-    # hash() differs from process to process; SHA-256 does not.
+    # hash() differs between processes; SHA-256 does not.
     digest = hashlib.sha256(f"{seed}/{module}/{split}/{index}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest))
 
@@ -133,18 +133,18 @@ def _write_description(drawn: Path, module: str) -> None:
     yaml.dump(description, drawn / "data.yaml")
 
 
-# ---------------------------------------------------------------------------------------------------- one picture
+# ---------------------------------------------------------------------------------------------------- one image
 
-SUPERSAMPLING = 2  # shapes are drawn without smoothing; halving the picture smooths them
-SCALE = 0.3  # pixels a millimetre of a flat door, for pictures up to 320 pixels
+SUPERSAMPLING = 2  # shapes are drawn without antialiasing; halving the image smooths them
+SCALE = 0.3  # pixels per millimetre of a flat door, for images up to 320 pixels
 
 
 class _Light(NamedTuple):
-    sky: tuple[Colour, Colour]  # at the top, at the horizon
+    sky: tuple[Colour, Colour]  # colours at the top and at the horizon
     ground: Colour
-    door: tuple[float, float, float]  # what remains of red, green, blue
+    door: tuple[float, float, float]  # gain of red, green, blue
     sun: bool  # casts hard shadows
-    noise: float  # the sensor's, in grey levels
+    noise: float  # of the sensor, in grey levels
 
 
 LIGHTS = (
@@ -161,16 +161,16 @@ LIGHT_SHARES = (0.28, 0.22, 0.28, 0.13, 0.09)
 class _Scene:
     light: _Light
     doors: tuple[_Door, ...]
-    ground: float  # its y
+    ground: float  # y of the ground
     camera: _Camera
 
 
 def _draw_picture(
     rng: Generator, module: str, *, size: int, empty: bool = False, with_id: bool = True
 ) -> tuple[Image.Image, list[Row]]:
-    """Draw one picture and return it with its label rows; `empty` leaves the doors away, for detection only.
+    """Draw one image and return it with its label rows; `empty` omits the doors (detection only).
 
-    Without its ID the rest of the picture stays the same, pixel by pixel: painting the ID takes nothing from `rng`.
+    With `with_id=False` all other pixels stay the same, because painting the ID takes no values from `rng`.
     """
     if module == "detection":
         scene = _plan_yard(rng)
@@ -216,7 +216,7 @@ def _id_row(corners: Points) -> Row:
 
 
 def _photograph(rng: Generator, canvas: Image.Image, light: _Light, size: int) -> Image.Image:
-    """Return what a phone would make of the canvas: vignette, exposure, a little blur, the sensor's noise."""
+    """Return the canvas as a phone would photograph it, with vignette, exposure, slight blur and sensor noise."""
     image = canvas.reduce(SUPERSAMPLING).filter(ImageFilter.GaussianBlur(rng.uniform(0.15, 0.6) * size / 320))
     axis = np.linspace(-1, 1, size, dtype=np.float32)
     vignette = 1 - rng.uniform(0.04, 0.16) * (axis[:, None] ** 2 + axis[None, :] ** 2)
@@ -228,22 +228,22 @@ def _photograph(rng: Generator, canvas: Image.Image, light: _Light, size: int) -
 
 # ---------------------------------------------------------------------------------------------------- the camera
 
-FOCAL = 1.1  # the picture's width seen from this many widths away: a phone's main lens
+FOCAL = 1.1  # focal length in image widths, as of a phone's main lens
 TRIES = 60
 
 
 @dataclass(frozen=True)
 class _Camera:
     eye: Points
-    axes: Points  # rows: to the right, down and forward, of length 1
+    axes: Points  # rows are unit vectors: right, down, forward
 
     def project(self, points: Points) -> Points:
-        """Return where points of the yard, (n, 3) in millimetres, stand in the picture, (n, 2) in fractions."""
+        """Return the image positions, (n, 2) in fractions, of points in the yard, (n, 3) in millimetres."""
         right, down, forward = self.axes @ (points - self.eye).T
         return np.stack([0.5 + FOCAL * right / forward, 0.5 + FOCAL * down / forward], axis=1)
 
     def faces(self, points: Points) -> bool:
-        """Whether all points lie before the camera: what lies behind it would be projected upside down."""
+        """Return whether all points lie in front of the camera; a point behind it would be projected upside down."""
         return bool(((points - self.eye) @ self.axes[2]).min() > 100)  # noqa: PLR2004
 
 
@@ -257,7 +257,7 @@ def _look(eye: Points, target: Points, roll: float) -> _Camera:
 
 
 def _aim_at_doors(rng: Generator, doors: Sequence[_Door], ground: float) -> _Camera:
-    """Return a camera at eye height that shows a fair part of every door."""
+    """Return a camera at eye height that shows over 40 % of every door; a frontal one if all `TRIES` attempts fail."""
     width = doors[-1].left + WIDTH
     centre = np.array([width / 2, doors[0].height / 2, 0.0])
     reach = max(width, doors[0].height)
@@ -277,7 +277,7 @@ def _aim_at_doors(rng: Generator, doors: Sequence[_Door], ground: float) -> _Cam
 
 
 def _aim_at_id(rng: Generator, door: _Door) -> _Camera:
-    """Return a camera that shows the whole ID, a quarter to two thirds of the picture wide."""
+    """Return a camera that shows the whole ID at 1/4 to 2/3 of the image's width; a frontal one if all tries fail."""
     corners = door.id_corners()
     centre = corners.mean(axis=0)
     length = float(corners[1, 0] - corners[0, 0])
@@ -296,7 +296,7 @@ def _aim_at_id(rng: Generator, door: _Door) -> _Camera:
 
 
 def _visible_part(polygon: Points) -> Points:
-    """Return the polygon cut to the picture (Sutherland and Hodgman: one side of the square after the other)."""
+    """Return the polygon clipped to the image (Sutherland-Hodgman: one side of the image after the other)."""
     for axis, limit, sign in ((0, 0.0, 1), (0, 1.0, -1), (1, 0.0, 1), (1, 1.0, -1)):
         kept: list[Points] = []
         for start, end in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
@@ -319,9 +319,9 @@ def _area(polygon: Points) -> float:
 
 
 def _warp(canvas: Image.Image, flat: Image.Image, corners: Points) -> None:
-    """Lay a flat RGBA drawing onto the canvas, its corners where `corners` (fractions, clockwise) says."""
+    """Paste a flat RGBA drawing onto the canvas, warped so that its corners meet `corners` (fractions, clockwise)."""
     while flat.width > 64 and _area(corners) * canvas.width * canvas.height * 5 < flat.width * flat.height:  # noqa: PLR2004
-        flat = flat.reduce(2)  # the warp takes single pixels: what is drawn far too fine would flicker
+        flat = flat.reduce(2)  # the warp samples single pixels: an oversized drawing would alias
     width, height = flat.size
     targets = corners * canvas.size
     left, top = (int(value) for value in np.floor(targets.min(axis=0)).clip(0, canvas.width))
@@ -337,7 +337,7 @@ def _warp(canvas: Image.Image, flat: Image.Image, corners: Points) -> None:
 
 
 def _homography(points: Points, images: Points) -> tuple[float, ...]:
-    """Return the eight coefficients, in Pillow's order, of the perspective that takes four points to their images."""
+    """Return the eight coefficients, in Pillow's order, of the perspective transform of four points to `images`."""
     equations, values = [], []
     for (x, y), (u, v) in zip(points, images, strict=True):
         equations += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
@@ -367,7 +367,7 @@ def _draw_background(rng: Generator, scene: _Scene, size: int) -> Image.Image:
     far = camera.eye + np.array([(-0.6, 0, 1), (0.6, 0, 1)]) * 1e7
     (x0, y0), (x1, y1) = camera.project(far)
     axis = np.linspace(0, 1, size // 2, dtype=np.float32)
-    depth = axis[:, None] - (y0 + (axis - x0) * (y1 - y0) / (x1 - x0))[None, :]  # below the horizon, or above it
+    depth = axis[:, None] - (y0 + (axis - x0) * (y1 - y0) / (x1 - x0))[None, :]  # positive below the horizon
     pixels = np.where(depth[..., None] > 0, _ground(rng, light, depth), _sky(rng, light, depth))
     background = Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).resize((size, size), Image.Resampling.BILINEAR)
     _draw_stacks(rng, background, scene)
@@ -386,7 +386,7 @@ def _sky(rng: Generator, light: _Light, depth: NDArray[Any]) -> NDArray[Any]:
 
 def _ground(rng: Generator, light: _Light, depth: NDArray[Any]) -> NDArray[Any]:
     colour = np.array(light.ground, dtype=np.float32) * rng.uniform(0.75, 1.1)
-    grain = rng.standard_normal(depth.shape, dtype=np.float32) * rng.uniform(4, 16)  # asphalt to gravel
+    grain = rng.standard_normal(depth.shape, dtype=np.float32) * rng.uniform(4, 16)  # from asphalt to gravel
     grain *= (depth * 3).clip(0.15, 1)
     patches = _clouds(rng, depth.shape, cell=depth.shape[0] // 4, squeeze=4) * 14
     haze = 1 - (depth * 4).clip(0, 1)[..., None]
@@ -396,7 +396,7 @@ def _ground(rng: Generator, light: _Light, depth: NDArray[Any]) -> NDArray[Any]:
 
 
 def _clouds(rng: Generator, shape: tuple[int, ...], cell: int, squeeze: int = 1) -> NDArray[Any]:
-    """Return smooth noise around 0, of deviation about 1, with spots about `cell` pixels wide, flatter by `squeeze`."""
+    """Return smooth noise (mean 0, deviation about 1) with spots about `cell` pixels wide, flattened by `squeeze`."""
     height, width = shape
     total = np.zeros(shape, dtype=np.float32)
     for octave, weight in ((1, 0.8), (3, 0.5), (9, 0.3)):
@@ -407,7 +407,7 @@ def _clouds(rng: Generator, shape: tuple[int, ...], cell: int, squeeze: int = 1)
 
 
 def _draw_stacks(rng: Generator, background: Image.Image, scene: _Scene) -> None:
-    """Draw containers far away, their long sides to the viewer: nothing that a label should name."""
+    """Draw distant containers with their long sides to the viewer, as unlabelled background."""
     light, camera, ground = scene.light, scene.camera, scene.ground
     draw = ImageDraw.Draw(background)
     for distance in sorted(rng.uniform(22_000, 60_000, rng.integers(1, 6)), reverse=True):
@@ -437,7 +437,7 @@ def _draw_containers(rng: Generator, canvas: Image.Image, scene: _Scene, *, scal
     camera, light = scene.camera, scene.light
     for door in scene.doors:
         _draw_shadow(canvas, camera, door, scene.ground)
-    # All sides before all ends: through the gap between two containers a side is seen behind the neighbour's end.
+    # All sides before all ends: in the gap between two containers a side is visible behind the neighbour's end.
     for door in scene.doors:
         _draw_side(rng, canvas, camera, door, light)
     for door in scene.doors:
@@ -452,7 +452,7 @@ def _draw_shadow(canvas: Image.Image, camera: _Camera, door: _Door, ground: floa
     left, right, front, back = door.left - 250, door.left + WIDTH + 250, -350, 9000
     floor = np.array([(left, ground, front), (right, ground, front), (right, ground, back), (left, ground, back)])
     if not camera.faces(floor):
-        return  # so near, and looking up so steeply, that the ground is out of sight
+        return  # the camera is so near and tilted up so steeply that the ground is out of view
     mask = Image.new("L", (canvas.width // 4, canvas.height // 4))
     ImageDraw.Draw(mask).polygon(_spots(camera, mask, floor), fill=165)
     mask = mask.filter(ImageFilter.GaussianBlur(mask.width / 80)).resize(canvas.size)
@@ -460,7 +460,7 @@ def _draw_shadow(canvas: Image.Image, camera: _Camera, door: _Door, ground: floa
 
 
 def _draw_side(rng: Generator, canvas: Image.Image, camera: _Camera, door: _Door, light: _Light) -> None:
-    """Draw the long side that the camera sees beside the door end, if it sees one."""
+    """Draw the long side of the container that is visible next to the door end, if any."""
     gain = rng.uniform(0.55, 0.8)
     if door.left <= camera.eye[0] <= door.left + WIDTH:
         return
@@ -503,8 +503,8 @@ def _paint_trailer(rng: Generator, light: _Light, scale: float) -> Image.Image:
 # ---------------------------------------------------------------------------------------------------- the door
 
 WIDTH = 2438  # ISO 668: 8 feet
-DEPTH = 6058  # a side of 20 feet; a longer one looks the same from here
-CHASSIS = 1150  # the height at which a trailer carries it
+DEPTH = 6058  # a side of 20 feet; a longer side looks the same from the door end
+CHASSIS = 1150  # height of a trailer's deck above the ground
 POST = 100
 HEADER, SILL = 125, 165
 RODS = (360, 830, 1400, 1860)
@@ -517,8 +517,8 @@ class _Door:
     height: int  # 2591 or, for a high cube, 2896
     colour: Colour
     rods: Colour
-    code: str  # with its check digit, as in CSQU3054383
-    kind: str  # size and type, as in 45G1
+    code: str  # with its check digit, e.g. CSQU3054383
+    kind: str  # size and type, e.g. 45G1
     id_top: float
 
     def corners(self) -> Points:
@@ -541,7 +541,7 @@ def _plan_door(rng: Generator, left: float = 0, height: int | None = None) -> _D
 
 
 def _paint_door(rng: Generator, door: _Door, light: _Light, scale: float, *, with_id: bool) -> Image.Image:
-    """Return the door end, flat and seen straight on, `scale` pixels a millimetre."""
+    """Return the door end as a flat frontal drawing, with `scale` pixels per millimetre."""
     plate = _Plate(WIDTH, door.height, scale, _shade(door.colour, 0.92))
     _paint_frame(plate, door)
     for leaf in ((POST + 18, WIDTH / 2 - 10), (WIDTH / 2 + 10, WIDTH - POST - 18)):
@@ -568,7 +568,7 @@ def _paint_frame(plate: _Plate, door: _Door) -> None:
     plate.rect((POST, height - SILL, WIDTH - POST, height - SILL + 25), _shade(colour, 1.15))
     plate.rect((POST, height - 30, WIDTH - POST, height), _shade(colour, 0.45))
     if door.kind == "45G1":
-        for left in (230, WIDTH - 620):  # the stripes that a high cube must wear
+        for left in (230, WIDTH - 620):  # the warning stripes that a high cube must carry
             plate.stripes((left, 30, left + 390, 92))
     for left in (0, WIDTH - 178):
         for top in (0, height - 130):
@@ -587,7 +587,7 @@ def _paint_leaf(plate: _Plate, door: _Door, left: float, right: float) -> None:
     plate.rect((left, bottom - 14, right, bottom), _shade(colour, 0.6))
     heights = np.linspace(top + 70, bottom - 30, 6)
     for start, end in itertools.pairwise(heights):
-        # A pressed panel: its upper slope lies in shade, its lower slope catches the sky.
+        # A pressed panel: its upper slope is in shade, its lower slope reflects the sky.
         plate.rect((left + 70, start, right - 70, end - 60), _shade(colour, 0.97))
         plate.rect((left + 70, start, right - 70, start + 34), _shade(colour, 0.72))
         plate.rect((left + 70, start, left + 84, end - 60), _shade(colour, 0.8))
@@ -608,7 +608,7 @@ def _paint_rod(plate: _Plate, door: _Door, x: float) -> None:
     plate.rect((x - 19, 40, x - 10, height - 45), _shade(colour, 0.78))
     plate.rect((x - 6, 40, x + 4, height - 45), _shade(colour, 1.22))
     plate.rect((x + 9, 40, x + 19, height - 45), _shade(colour, 0.6))
-    for top in (42, height - 135):  # the cam in its keeper
+    for top in (42, height - 135):  # the locking cam in its keeper
         plate.rect((x - 62, top, x + 62, top + 92), _shade(colour, 0.72))
         plate.rect((x - 62, top, x + 62, top + 12), _shade(colour, 1.15))
         plate.rect((x - 30, top + 22, x + 34, top + 78), _shade(colour, 1.05))
@@ -640,7 +640,7 @@ def _paint_handles(plate: _Plate, door: _Door) -> None:
 
 
 def _paint_id(plate: _Plate, door: _Door) -> None:
-    """Paint owner code, serial number and boxed check digit; together they fill the ID's rectangle to its edges."""
+    """Paint owner code, serial number and boxed check digit, so that they fill the ID's rectangle to its edges."""
     ink, top, bottom = _ink(door), door.id_top, door.id_top + ID_HEIGHT
     box = ID_RIGHT - 92
     plate.text(door.code[:4], (ID_LEFT, top + 10, ID_LEFT + 340, bottom - 10), ink)
@@ -666,7 +666,7 @@ def _paint_weights(rng: Generator, plate: _Plate, door: _Door) -> None:
 
 
 def _paint_emblem(rng: Generator, plate: _Plate, door: _Door) -> None:
-    """Paint an invented shipping line's mark on the left leaf."""
+    """Paint the logo of a fictitious shipping line on the left leaf."""
     ink, word = _ink(door), _pick(rng, ("NORDLINE", "BLUE STAR", "PACIFICA", "ATLANTA", "ORIENTIS"))
     y, shape = rng.uniform(420, 620), rng.integers(4)
     if shape == 0:
@@ -701,16 +701,16 @@ def _paint_decals(rng: Generator, plate: _Plate, door: _Door) -> None:
 
 
 def _weather(rng: Generator, plate: _Plate, door: _Door, light: _Light) -> None:
-    """Lay dirt, rust, shadow and the hour's light over the painted door."""
+    """Apply dirt, rust, shadow and the scene's light to the painted door."""
     for _ in range(rng.integers(2, 16)):
         _paint_rust(rng, plate, door)
     pixels = np.array(plate.image.convert("RGB"), dtype=np.float32)
     height, width, _ = pixels.shape
     age = rng.uniform(0.02, 0.1)
     gain = 1 + age * _clouds(rng, (height, width), cell=width // 4)
-    gain += rng.uniform(0.02, 0.07) * _clouds(rng, (1, width), cell=max(width // 25, 1))  # rain leaves vertical traces
+    gain += rng.uniform(0.02, 0.07) * _clouds(rng, (1, width), cell=max(width // 25, 1))  # rain leaves vertical streaks
     gain -= np.linspace(-0.05, rng.uniform(0, 0.2), height, dtype=np.float32)[:, None]
-    if light.sun and _chance(rng, 0.45):  # a neighbour stands in the sun
+    if light.sun and _chance(rng, 0.45):  # a neighbouring container casts a shadow
         slope, start = rng.uniform(-0.6, 0.6), rng.uniform(0.2, 0.9)
         edge = np.linspace(0, slope, width, dtype=np.float32)[None, :] + start
         gain *= np.where(np.linspace(0, 1, height, dtype=np.float32)[:, None] > edge, 0.62, 1)
@@ -720,7 +720,7 @@ def _weather(rng: Generator, plate: _Plate, door: _Door, light: _Light) -> None:
 
 def _paint_rust(rng: Generator, plate: _Plate, door: _Door) -> None:
     x, y = rng.uniform(60, WIDTH - 60), door.height * rng.beta(3, 1.4)
-    # The ID stays legible, and the random stream the same with and without it.
+    # The ID stays legible; all random values are drawn first, so that the stream is the same in both cases.
     covers_id = ID_LEFT - 60 < x < ID_RIGHT + 60 and y < door.id_top + 2 * ID_HEIGHT
     colour = _mix(_vary(rng, (112, 62, 34)), door.colour, rng.uniform(0.1, 0.6))
     radius, length = rng.uniform(8, 34), rng.uniform(60, 330)
@@ -739,14 +739,14 @@ def _ink(door: _Door) -> Colour:
 
 
 class _Plate:
-    """A flat surface that is painted in millimetres."""
+    """A flat drawing surface with coordinates in millimetres."""
 
     def __init__(self, width: float, height: float, scale: float, colour: Colour | None) -> None:
         fill = (0, 0, 0, 0) if colour is None else (*colour, 255)
         self.image = Image.new("RGBA", (round(width * scale), round(height * scale)), fill)
         self._draw = ImageDraw.Draw(self.image)
         self._font = ImageFont.load_default(72)
-        # Rounding the plate to whole pixels must not move what stands on it.
+        # Rounding the plate to whole pixels must not shift its content.
         self._scale = (self.image.width / width, self.image.height / height)
 
     def rect(self, box: Box, colour: Colour) -> None:
@@ -775,7 +775,7 @@ class _Plate:
             self.polygon([(start, y1), (start + slant, y0), (start + slant + 38, y0), (start + 38, y1)], (26, 26, 26))
 
     def text(self, words: str, box: Box, colour: Colour) -> None:
-        """Fill the box with the words, stretched to its very edges and so as condensed as it makes them."""
+        """Draw the words stretched to the edges of the box, which makes them condensed or wide."""
         ink = tuple(round(edge) for edge in self._font.getbbox(words, stroke_width=3))
         mask = Image.new("L", (ink[2] - ink[0], ink[3] - ink[1]))
         ImageDraw.Draw(mask).text((-ink[0], -ink[1]), words, fill=255, font=self._font, stroke_width=3)
@@ -828,11 +828,11 @@ CORNER_COLOURS: tuple[Colour, ...] = ((255, 64, 64), (64, 230, 90), (90, 190, 25
 
 
 def draw_contact_sheet(dataset: Path, picture: Path, *, per_split: int = 6) -> None:
-    """Write a PNG, at most 1600 pixels wide, of the first pictures of each split with their labels drawn in.
+    """Write a PNG, at most 1600 pixels wide, with the first images of each split and their labels.
 
-    `dataset` is the folder of any dataset in YOLO format: boxes, boxes with keypoints, or polygons. Only the
-    pictures shown are opened, however many there are. DatasetError where `data.yaml`, a picture or a label file is not
-    what it must be.
+    `dataset` is the folder of any dataset in YOLO format: boxes, boxes with keypoints, or polygons. Only the images
+    that are shown are opened, even in a large dataset. Raises `DatasetError` if `data.yaml`, an image or a label file
+    is invalid.
     """
     description = _read_description(dataset)
     names = description["names"]
@@ -865,7 +865,7 @@ def _read_description(dataset: Path) -> dict[str, Any]:
 
 
 def _pictures(dataset: Path, description: Mapping[str, Any], split: str) -> list[Path]:
-    """Return the split's picture files in order; a split is a folder, a text file of paths, or a list of these."""
+    """Return a split's image files, sorted; the split is a folder, a text file of paths, or a list of these."""
     root = dataset / description.get("path", ".")
     sources = description.get(split) or []
     files: list[Path] = []
@@ -880,13 +880,13 @@ def _pictures(dataset: Path, description: Mapping[str, Any], split: str) -> list
 def _draw_cell(file: Path, classes: Mapping[int, str], points: Sequence[int]) -> Image.Image:
     try:
         with Image.open(file) as opened:
-            opened.draft("RGB", (2 * CELL, 2 * CELL))  # lets a large JPEG be decoded small
+            opened.draft("RGB", (2 * CELL, 2 * CELL))  # decodes a large JPEG at reduced size
             image = ImageOps.exif_transpose(opened).convert("RGB")
     except (
         OSError,
         UnidentifiedImageError,
         ImportError,
-    ) as error:  # ultralytics, imported, looks for a decoder of HEIF
+    ) as error:  # once imported, ultralytics makes Pillow look for a HEIF decoder
         raise _unusable(file, f"cannot be opened: {error}") from error
     image = ImageOps.contain(image, (CELL, CELL), Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(image)
@@ -897,7 +897,7 @@ def _draw_cell(file: Path, classes: Mapping[int, str], points: Sequence[int]) ->
 
 
 def _read_labels(file: Path, points: Sequence[int]) -> list[tuple[int, Points, Points, Points]]:
-    """Return class, box (centre x, centre y, width, height), keypoints (n, 2 or 3) and closed outline of each row."""
+    """Return each label as class, box (centre x, centre y, width, height), keypoints (n, 2 or 3), closed outline."""
     if not file.exists():
         return []
     labels = []
@@ -939,7 +939,7 @@ def _draw_label(draw: ImageDraw.ImageDraw, size: tuple[int, int], name: str, box
     for number, (x, y) in spots.items():
         colour = CORNER_COLOURS[number % len(CORNER_COLOURS)]
         draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour, outline=PAPER)
-        # Outside the quadrilateral, where the number hides nothing.
+        # Place the number outside the quadrilateral, where it covers nothing.
         across, along = np.sign([x, y] - np.mean(list(spots.values()), axis=0)) * 9
         beside = (x + across, y + along)
         draw.text(beside, str(number + 1), fill=colour, font=font, anchor="mm", stroke_width=2, stroke_fill=PAPER)

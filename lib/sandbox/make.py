@@ -1,9 +1,12 @@
-"""The embedded default: all that a run needs, on this machine, with no account and no network.
+"""Make a sandbox: everything that a run needs, on this machine, without accounts or a network.
 
-A sandbox is a folder with a bare Git repository (`origin.git`) seeded with this project as it stands, a folder as DVC
-remote (`dvc-remote`), and a dataset drawn by the project or given by the user, tracked with DVC and pushed there. The
-notebook meets it as it meets GitHub and Google Drive. Called again it is kept: branches and objects stay, the project's
-present state becomes the next commit on `main`.
+Guarantees: the notebook uses a sandbox exactly as it uses GitHub and Google Drive. Making a sandbox again keeps its
+branches and objects; the project's current state becomes the next commit on `main`. Cannot: use the datasets or the
+DVC configuration of the project itself.
+
+A sandbox is a folder with a bare Git repository (`origin.git`) that is seeded with the project's current files, a
+folder that is the DVC remote (`dvc-remote`), and a dataset that is drawn by the project or given by the user, tracked
+with DVC and pushed to that remote.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ REMOTE = "sandbox"
 
 @dataclass(frozen=True)
 class Sandbox:
-    """A sandbox that is ready: the repository to clone, the commit to train, and the sheet of the dataset."""
+    """A complete sandbox: the repository to clone, its DVC remote, the commit to train, the dataset's contact sheet."""
 
     origin: Path
     remote: Path
@@ -31,10 +34,10 @@ class Sandbox:
 
 
 def make_sandbox(project: Path, folder: Path, experiment: Experiment, data: Path | None = None) -> Sandbox:
-    """Make the sandbox in `folder`, or bring the one that stands there up to date.
+    """Make the sandbox in `folder`, or update an existing one, and return it.
 
-    `data` is a dataset in YOLO format (its `data.yaml` at the top) to take in place of the drawn one. Raises
-    `SandboxError`, `DatasetError`.
+    `data` is the folder of a dataset in YOLO format, with `data.yaml` at its top; it replaces the drawn dataset. Raises
+    `SandboxError` or `DatasetError`.
     """
     folder = folder.resolve()
     origin, remote, seed = folder / "origin.git", folder / "dvc-remote", folder / "seed"
@@ -76,11 +79,11 @@ def make_sandbox(project: Path, folder: Path, experiment: Experiment, data: Path
 
 
 def _copy_project(project: Path, seed: Path) -> None:
-    """Make the seed's files those of the project: what Git tracks or does not ignore, as it stands now."""
+    """Copy the project's current files that Git tracks or does not ignore to the seed; delete files it lacks."""
     listed = run_command(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=project
     ).output.split("\0")  # fmt: skip
-    # pointers to a dataset of another remote would make every `dvc pull` here fail
+    # a `.dvc` file of a dataset on another remote would make every `dvc pull` here fail
     wanted = {name for name in listed if name and not name.endswith(".dvc") and (project / name).is_file()}
     tracked = run_command(["git", "ls-files", "-z"], cwd=seed).output.split("\0")
     for name in tracked:
@@ -93,7 +96,7 @@ def _copy_project(project: Path, seed: Path) -> None:
 
 
 def _configure_dvc(seed: Path, remote: Path) -> None:
-    """Make the sandbox's folder the default remote; what the project's own `.dvc/config` names is left out."""
+    """Write a `.dvc/config` whose only remote is the sandbox's folder; the project's own remotes are left out."""
     (seed / ".dvc").mkdir(exist_ok=True)
     (seed / ".dvc" / "config").write_text(
         f"[core]\n    remote = {REMOTE}\n    analytics = false\n['remote \"{REMOTE}\"']\n    url = {remote}\n",
@@ -103,7 +106,10 @@ def _configure_dvc(seed: Path, remote: Path) -> None:
 
 
 def _put_dataset(seed: Path, experiment: Experiment, data: Path | None) -> None:
-    """Track the experiment's dataset with DVC and push it; what stands there is drawn or copied only once."""
+    """Track the experiment's dataset with DVC and push it.
+
+    An existing drawn dataset of the same seed is kept; a dataset of the user is copied again each time.
+    """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
@@ -120,7 +126,7 @@ def _put_dataset(seed: Path, experiment: Experiment, data: Path | None) -> None:
         note.write_text(source, encoding="utf-8")
     try:
         with Repo(str(seed)) as repo:
-            repo.scm_context.quiet = True  # without the advice to `git add`: it is done below
+            repo.scm_context.quiet = True  # hides the hint to run `git add`, which `_commit` does
             repo.add([str(target)])
             repo.push(targets=[f"{target}.dvc"])
     except (DvcException, OSError) as error:

@@ -1,9 +1,10 @@
-"""The runs of a sweep on a Ray cluster; the only module that imports Ray.
+"""Run a sweep on a Ray cluster; the only module that imports Ray.
 
-Each run is a task that a node takes when it has the GPUs for it. Guarantees: a node that dies loses no run: its task is
-given to another one, where it goes on from its checkpoint branch; a run that fails by itself is not tried again, and
-stops no other. No credential goes through the engine. Cannot: outlive the driver, which the tasks end with; the same
-sweep, started again, goes on.
+Guarantees: each run is a task that Ray schedules on a node with enough free GPUs. If a node dies, its task is retried
+on another node and resumes from its checkpoint branch. A run that fails by itself is not retried and stops no other
+run. No credentials pass through the engine.
+
+Cannot: outlive the driver; its tasks end with it. The same sweep, started again, resumes.
 """
 
 from __future__ import annotations
@@ -22,43 +23,43 @@ from typing import Any, Self
 from lib.errors import ClusterError
 from lib.sweep.worker import Execution, Job, Progress
 
-LOOK = 1.0  # seconds between two looks at a run
-ANSWER = 10.0  # seconds that a cluster has to answer
+LOOK = 1.0  # seconds between two polls of a run
+ANSWER = 10.0  # seconds; timeout of the connection to a cluster
 PROJECT = Path(__file__).resolve().parents[2]
 
-# Ray reads these when it is imported. Under `uv run` it would make an environment of its own on each node.
+# Ray reads these when it is imported. Under `uv run` it would otherwise create a new environment on each node.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
 class Board:
-    """Where runs say how far they are, an actor beside the driver; and the only way to tell them to stop."""
+    """A Ray actor on the driver's node that collects the progress of all runs and passes them the request to stop."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._progress = {name: (Progress(), "") for name in names}
         self._stop = False
 
     def tell(self, name: str, progress: Progress, node: str) -> bool:
-        """Take what a run says, on the node of that id; whether it must stop."""
+        """Store the progress of a run and the id of its node; return whether the run must stop."""
         self._progress[name] = (progress, node)
         return self._stop
 
     def read(self) -> dict[str, tuple[Progress, str]]:
-        """Give what each has said last, and its node's id."""
+        """Return the last progress of each run and the id of its node."""
         return self._progress
 
     def stop(self) -> None:
-        """Let every run stop, those too that have not begun."""
+        """Request that every run stops, including runs that have not started yet."""
         self._stop = True
 
 
-def _run(name: str, job: Job, board: Any) -> Progress:  # noqa: ANN401  an actor's handle
-    """Be the task: execute the run and say how far it is until it has ended."""
+def _run(name: str, job: Job, board: Any) -> Progress:  # noqa: ANN401  an actor handle
+    """Execute a run as a Ray task, report its progress to the board and return its final progress."""
     import ray
 
     identity = ray.get_runtime_context().get_node_id()
     node = f"{socket.gethostname()}-{identity[:4]}"
-    # a task that waits in its main thread is taken to need no CPU meanwhile: Ray would start another one in its place
+    # `ray.get` in a task's main thread releases the task's CPU: Ray would start another task on it
     beside = ThreadPoolExecutor(1)
 
     def tell(progress: Progress) -> bool:
@@ -77,7 +78,7 @@ def _run(name: str, job: Job, board: Any) -> Progress:  # noqa: ANN401  an actor
 
 
 class Cluster:
-    """A Ray cluster and the runs on it, as a context: the one at `address`, or this machine where there is none."""
+    """A Ray cluster and its runs, as a context manager: the cluster at `address`, or this machine if it is empty."""
 
     def __init__(self, address: str = "", *, gpus: float = 1, cpus: float = 1, retries: int = 3) -> None:
         self._address, self._gpus, self._cpus, self._retries = address, gpus, cpus, retries
@@ -87,7 +88,7 @@ class Cluster:
         self._ended: dict[str, Progress] = {}
 
     def __enter__(self) -> Self:
-        # without an address Ray would join any cluster that it finds traces of
+        # without an address Ray would join any existing cluster that it detects
         where = {"address": self._address} if self._address else {"address": "local", "include_dashboard": False}
         try:
             _require_answer(self._address)
@@ -106,7 +107,7 @@ class Cluster:
         except ClusterError:
             self._ray.shutdown()
             raise
-        # Ray would end the driver at once, and its runs with it; they are let to stop by themselves
+        # on SIGTERM Ray would end the driver at once and kill its runs; treated as Ctrl-C, runs can stop by themselves
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         return self
 
@@ -114,7 +115,7 @@ class Cluster:
         self._ray.shutdown()
 
     def _require_room(self) -> None:
-        """Refuse what no node could ever run: the task would wait for ever."""
+        """Raise `ClusterError` if no node is large enough for a run: its task would wait forever."""
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         wanted = {"GPU": self._gpus, "CPU": self._cpus}
         if not any(all(node.get(kind, 0) >= count for kind, count in wanted.items()) for node in nodes):
@@ -126,7 +127,7 @@ class Cluster:
             )
 
     def start(self, jobs: Mapping[str, Job]) -> None:
-        """Give every run to the engine."""
+        """Submit every run to the cluster."""
         ray = self._ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -138,7 +139,7 @@ class Cluster:
         self._tasks = {name: task.remote(name, job, self._board) for name, job in jobs.items()}
 
     def look(self) -> dict[str, Progress]:
-        """Say how far every run is. Raises `ClusterError` when the cluster is lost."""
+        """Return the progress of every run, by name. Raises `ClusterError` if the cluster is lost."""
         ray = self._ray
         told: Mapping[str, tuple[Progress, str]] = self._ask(self._board.read)
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
@@ -164,10 +165,10 @@ class Cluster:
         return ended
 
     def stop(self) -> None:
-        """Let every run stop."""
+        """Request that every run stops."""
         self._ask(self._board.stop)
 
-    def _ask(self, method: Any) -> Any:  # noqa: ANN401  of the board
+    def _ask(self, method: Any) -> Any:  # noqa: ANN401  a method of the actor handle
         from ray.exceptions import RayError
 
         try:
@@ -181,7 +182,7 @@ class Cluster:
 
 
 def _require_answer(address: str) -> None:
-    """Raise `OSError` where nothing listens at `HOST:PORT`: Ray itself would go on asking for minutes."""
+    """Raise `OSError` if nothing listens at `HOST:PORT`: Ray itself would retry for minutes."""
     host, _, port = address.rpartition(":")
     if port.isdigit():
         socket.create_connection((host, int(port)), ANSWER).close()

@@ -1,7 +1,8 @@
-"""Many experiments as one: what a sweep trains, what of it is published already, and how far the rest is.
+"""Train many experiments as one sweep: skip those already published, run the rest, show their progress.
 
-Guarantees: every experiment is checked before the first one starts, and recorded whole by its run; what the same commit
-has trained and published already is not trained again. Nothing here knows the engine: `Cluster` does.
+Guarantees: every experiment is checked before the first run starts, and each run records its complete experiment. An
+experiment that the same commit has already trained and published is not trained again. This module does not depend on
+the engine (`lib.sweep.engine.Cluster`). Cannot: reuse a run that another commit published.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ from lib.results.published import HEADS, UNREADABLE, find_own
 from lib.sweep.worker import Job, Progress
 from lib.sync import Refs
 
-LOOK = 1.0  # seconds between two looks
-EVERY = 30.0  # seconds between two lines about the same step of a run
-PATIENCE = 120.0  # seconds that stopped runs have to end
+LOOK = 1.0  # seconds between two polls of the engine
+EVERY = 30.0  # seconds between two log lines about the same step of a run
+PATIENCE = 120.0  # seconds that runs have to end after a request to stop
 
 
 # ── what is trained ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def find_published(refs: Refs, experiment: Experiment, commit: str) -> str:
-    """Give the branch of a finished run of exactly this experiment and commit; empty where there is none."""
+    """Return the branch of a finished run of exactly this experiment and commit; empty if there is none."""
     wanted = experiment.model_dump(mode="json")
     series = f"{HEADS}kaggle-train-{experiment.module}-{experiment.slug}-*"
     for ref, texts in sorted(refs.read_files_of_all(series, "artifacts/*/run.json").items(), reverse=True):
@@ -49,22 +50,23 @@ def find_published(refs: Refs, experiment: Experiment, commit: str) -> str:
 
 
 class Engine(Protocol):
-    """What gives runs to machines: `Cluster`."""
+    """The interface of an engine that runs jobs on machines; `Cluster` implements it."""
 
     def start(self, jobs: Mapping[str, Job]) -> None:
-        """Give every run to the engine."""
+        """Submit every run to the engine."""
 
     def look(self) -> dict[str, Progress]:
-        """Say how far every run is, by its name."""
+        """Return the progress of every run, by name."""
 
     def stop(self) -> None:
-        """Let every run stop."""
+        """Request that every run stops."""
 
 
 def run_sweep(jobs: Mapping[str, Job], engine: Engine, show: Callable[[Mapping[str, Progress]], object]) -> None:
-    """Run them all and `show` how far they are until each has ended; Ctrl-C lets them stop.
+    """Run all jobs and call `show` with their progress until each has ended; Ctrl-C requests that they stop.
 
-    A second Ctrl-C, or runs that do not stop in time, raise `KeyboardInterrupt`: the engine ends them with the driver.
+    Raises `KeyboardInterrupt` on a second Ctrl-C, and when runs do not stop within `PATIENCE` seconds. The engine then
+    kills them when the driver ends.
     """
     engine.start(jobs)
     deadline = 0.0
@@ -85,7 +87,7 @@ def run_sweep(jobs: Mapping[str, Job], engine: Engine, show: Callable[[Mapping[s
 
 @dataclass(frozen=True)
 class _Told:
-    """What was said of a run last, and when."""
+    """The last log line of a run, the facts in it, and its time."""
 
     facts: tuple[str, ...] = ()
     line: str = ""
@@ -93,9 +95,9 @@ class _Told:
 
 
 class Scoreboard:
-    """Shows a sweep: a table that moves where it is `watched`, else lines; the lines go to `log` in any case.
+    """Shows the progress of a sweep, as a context manager: a live table if `watched`, else lines.
 
-    Used as a context. `before` are the branches of runs that are published already, by their names.
+    The lines are written to `log` in both cases. `before` maps the names of already published runs to their branches.
     """
 
     def __init__(self, log: Path, before: Mapping[str, str], *, watched: bool) -> None:
@@ -120,7 +122,7 @@ class Scoreboard:
         self._log.close()
 
     def show(self, seen: Mapping[str, Progress]) -> None:
-        """Take how far the runs are: a new step is said at once, epochs now and then."""
+        """Show the progress of the runs: log a new step at once, other changes at most every `EVERY` seconds."""
         self.progress |= seen
         if self._live:
             self._live.update(table(self.progress), refresh=True)
@@ -140,7 +142,7 @@ class Scoreboard:
 
 
 def describe(progress: Progress) -> str:
-    """Give how far a run is, in one line."""
+    """Return the progress of a run as one line."""
     state = {"running": progress.step or "starting", "lost": "its node is lost, another one goes on"}
     parts = [
         state.get(progress.state, progress.state),
@@ -158,10 +160,10 @@ COLUMNS = ("Experiment", "Node", "State", "Epoch", "Left", "Best mAP50-95")
 
 
 def table(progress: Mapping[str, Progress]) -> Any:  # noqa: ANN401  rich.table.Table
-    """Give the runs as a table."""
+    """Return the progress of all runs as a table."""
     from rich.table import Column, Table
 
-    # the names of a matrix differ at their ends: in a narrow terminal they are folded, not cut
+    # the names of a matrix differ at their ends: wrap them in a narrow terminal, because truncated names look alike
     made = Table(Column(COLUMNS[0], overflow="fold"), *COLUMNS[1:])
     for name, each in progress.items():
         made.add_row(
@@ -176,7 +178,7 @@ def table(progress: Mapping[str, Progress]) -> Any:  # noqa: ANN401  rich.table.
 
 
 def show_end(progress: Mapping[str, Progress]) -> str:
-    """Give the table of what came out, and below it in full why a run is not all that it should be."""
+    """Return the table of results, followed by the full note of each run that failed, was stopped or ended early."""
     from rich.console import Console
 
     text = StringIO()
@@ -185,17 +187,18 @@ def show_end(progress: Mapping[str, Progress]) -> str:
     return "\n\n".join([text.getvalue().rstrip(), *notes])
 
 
-# ── the whole of it ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the whole sweep ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def train_all(
     project: Path, experiments: Sequence[Experiment], cluster: AbstractContextManager[Engine], *, sandbox: Path | None,
     allow_dirty: bool, secrets: str, folder: Path, watched: bool,
 ) -> bool:  # fmt: skip
-    """Train what of these experiments is not published yet, and compare what is in the end; whether all are.
+    """Train the experiments that are not published yet, compare all published ones, return whether all are published.
 
-    `project` is the checkout whose commit is trained; with `sandbox` a sandbox is made there in its place. `secrets`
-    and `folder`, where runs work, are paths of every node. Raises `RunError` before anything has started.
+    `project` is the checkout whose commit is trained; with `sandbox`, a sandbox is made in that folder and trained
+    instead. `secrets` (a file) and `folder` (where runs work) must be valid paths on every node. Raises `RunError`
+    before anything has started.
     """
     from lib.kaggle.notebook import source
     from lib.remotes.credentials import load_credentials

@@ -1,8 +1,9 @@
-"""One run of a sweep on the machine that it was given: rendered, executed and watched.
+"""Render, execute and watch one run of a sweep on the machine that it is assigned to.
 
-`Execution` is the side that watches; `python -m lib.sweep.worker FOLDER` is the run itself, in a process of its own.
-Guarantees: the run ends with who watches it, however that ends; interrupted, it lets go of what it holds. How far it is
-is read from the files that every run writes (`run.log`, `results.csv`).
+Guarantees: the worker is killed when its watcher dies; on interrupt it releases the experiment's lock. Cannot: report
+more progress than the files of the run show (`run.log`, `results.csv`).
+
+`Execution` is the watcher; `python -m lib.sweep.worker FOLDER` is the worker, a subprocess that executes the run.
 """
 
 from __future__ import annotations
@@ -32,54 +33,54 @@ from lib.process import LoggedCommand, die_with
 State = Literal["waiting", "running", "lost", "published", "failed", "stopped"]
 ENDS: tuple[State, ...] = ("published", "failed", "stopped")
 STEP = re.compile(r"^\[\d+:\d\d:\d\d\] (\d+/\d+: [^+(\n]*[^+(\n ])", re.MULTILINE)
-SHOWN = 2000  # characters of an error
+SHOWN = 2000  # characters of an error message
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a node must know of one run; no credential is in it."""
+    """Everything that a node needs to execute one run; contains no credentials."""
 
     experiment: Mapping[str, Any]
-    """The whole of it."""
+    """All values of the experiment."""
     source: str
     """The text of `notebooks/train.py`."""
     parameters: Mapping[str, Any]
-    """Of the notebook, beside the experiment: repository, commit, secrets."""
+    """Parameters of the notebook besides the experiment: repository, commit, secrets."""
     folder: str
-    """Where runs work, on every node."""
+    """The folder in which runs work; the same path on every node."""
 
     def load(self) -> Experiment:
-        """Give the experiment."""
+        """Return the experiment, loaded and checked."""
         return load_experiment(self.experiment)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is."""
+    """The progress of a run."""
 
     state: State = "waiting"
     node: str = ""
-    """The node it is on, or was last."""
+    """The node of the run, or its last node."""
     step: str = ""
     epoch: int = 0
     epochs: int = 0
-    """Those behind it, and those that were asked for."""
+    """`epoch` is the number of completed epochs, `epochs` the number requested."""
     seconds_left: float | None = None
-    """Of training."""
+    """Estimated seconds of training left; None if unknown."""
     best: float | None = None
-    """The best mAP50-95 on the validation split until now."""
+    """The best mAP50-95 on the validation split so far."""
     branch: str = ""
     note: str = ""
-    """Why it failed, or was published before its last epoch."""
+    """Why the run failed, or why it was published before its last epoch."""
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing more will happen."""
+        """Return whether the state is final."""
         return self.state in ENDS
 
 
 class Execution:
-    """A run in a folder of its own, as a context; it is ended when the context is left."""
+    """A run in its own folder, as a context manager; leaving the context ends the run."""
 
     def __init__(self, job: Job) -> None:
         self.experiment = job.load()
@@ -101,13 +102,13 @@ class Execution:
         self._command.close(2 * GRACE)
 
     def stop(self) -> None:
-        """Interrupt it, once; it ends by itself, at the latest after a while."""
+        """Interrupt the worker, once; it then ends by itself, and the exit of the context enforces a time limit."""
         if not self._stopping:
             self._stopping = True
             self._command.interrupt()
 
     def look(self) -> Progress:
-        """Say how far it is."""
+        """Return the current progress of the run."""
         status = self._command.status
         told = _read(self.folder / "run.log")
         progress = Progress("running", step=(STEP.findall(told) or [""])[-1], epochs=self.experiment.training.epochs)
@@ -125,11 +126,11 @@ class Execution:
         return replace(progress, state=state, note=note.strip()[-SHOWN:] + where, seconds_left=None)
 
     def _trained(self, progress: Progress) -> Progress:
-        """Read what training has written: a line an epoch."""
+        """Return `progress` with the epochs, best metric and time left from `results.csv` (one line per epoch)."""
         for file in self.folder.glob(f"*/{self.experiment.artifacts}/train/results.csv"):
             read = csv.DictReader(StringIO(_read(file)))
             rows = [{key.strip(): value for key, value in row.items() if key} for row in read]
-            # a line that is not whole yet is seen by the next look
+            # an incompletely written line is skipped here and read by the next poll
             with contextlib.suppress(KeyError, ValueError, TypeError, IndexError, AttributeError):
                 key = [key for key in rows[-1] if key.startswith("metrics/mAP50-95(")][-1]
                 best = max(float(row[key]) for row in rows)
@@ -145,10 +146,10 @@ def _read(file: Path) -> str:
 
 
 def main(folder: Path) -> int:
-    """Render and execute the run of a folder; how it ended stands in `outcome.json`."""
+    """Render and execute the run in `folder`, write its outcome to `outcome.json` and return the exit status."""
     plan = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     die_with(plan["parent"])
-    # an engine keeps Ctrl-C from its processes; a kernel that cannot be interrupted could only be killed
+    # engines block SIGINT in their processes; without it the kernel could not be interrupted, only killed
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGINT, signal.default_int_handler)
     job = Job(**plan["job"])
@@ -175,7 +176,7 @@ def main(folder: Path) -> int:
     if "branch" not in outcome:
         print(f"Error: {outcome['note']}", flush=True)
         return 1
-    # its clone keeps what was made; the dataset and the packages would fill the disk
+    # the results stay in the run's clone; datasets and packages of many runs would fill the disk
     shutil.rmtree(folder / "scratch", ignore_errors=True)
     return 0
 

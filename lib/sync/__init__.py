@@ -1,43 +1,56 @@
-"""The vault: a run's large files and its branch become visible together, or not at all.
+"""Publish a run's large files and its Git branch as one transaction: both become visible, or neither.
 
-Two stores, one truth. Large files (objects) go to the DVC remote under the hash of their content; small ones go into a
-commit on a new Git branch. The commit point is one atomic update of refs on the Git remote. Because the machine may
-vanish at any moment, the journal is not on the machine: an intent is a ref on the Git remote, `refs/intents/<id>`,
-whose commit holds `intent.json` and says what is being published and what stood there before.
+Always true: a visible branch has all its objects. True after recovery: either the branch with every object, or no
+branch, no new object and no intent.
+
+Where things are. Large files (objects) go to the DVC remote, each under the hash of its content; small files go into a
+commit on a new Git branch. The commit point is one atomic update of refs on the Git remote. The machine may vanish at
+any moment; so the journal is not on the machine: an intent is a ref on the Git remote, `refs/intents/<id>`, whose
+commit holds `intent.json`. It records what is being published and which copies were stored before. An identity names
+one stored copy of an object (a file id on Drive, the time of writing in a folder).
+
+Publish:
 
 1. prepare   hash the objects and write their `.dvc` files
-2. probe     which identities stand under each object's path: file ids on Drive, the time of writing in a folder
-3. adopt     read the checkpoint branches, then the other intents: what they may yet delete did not stand there before
-4. declare   create the intent, state `uploading`; then prove on the DVC remote, too, that it may be written
-5. listen    wait while another intent that is `aborting` or `cleaning` holds an object of ours; then probe again
-6. upload    what is missing; the intent is rewritten every two minutes meanwhile (its lease)
-7. verify    every object is there with its size, and its hash where the store tells it
-8. stage     build the publication's commit through an index of its own; the user's index, HEAD and branch stay
+2. probe     list the identities stored under each object's path
+3. adopt     read the checkpoint branches, then the other intents: copies that these may still delete do not count as
+             stored before this publication
+4. declare   create the intent in state `uploading`; then prove that the DVC remote can be written, too
+5. listen    wait while another intent in state `aborting` or `cleaning` may delete one of our objects; then probe again
+6. upload    send the missing objects; meanwhile the intent is rewritten every two minutes (its lease)
+7. verify    every object is there with its size, and with its hash where the store reports one
+8. stage     build the publication's commit in a private index; the user's index, HEAD and branch do not change
 9. commit    one atomic push: the branch is created (it must not exist), the intent deleted (it must be as we wrote it)
 
-A publication may take the place of other branches, or of its own last commit (a checkpoint that moves). The commit push
-then removes or moves these too (they must stand where they were read) and turns the intent to `cleaning`; after it,
-what only they named is deleted as below. Until then such objects count for nobody as standing there before.
+Replace. A publication may replace other branches, or its own last commit (a checkpoint branch that moves). The commit
+push then also deletes or moves those refs (each must still be where it was read). If they named other objects, it sets
+the intent to `cleaning` instead of deleting it; after the push, the objects that only they named are deleted by the
+rules below. Until then no publication counts these objects as stored before.
 
-Undoing, the same from an exception, a retry or a stranger's machine, and safe to repeat or to die in: mark the intent
-`aborting` by compare-and-swap, which fences its owner; look at the other intents, then at branches and tags; delete the
-identities that were not there before and that nobody else names; delete the intent last. Who finds `cleaning` goes on
-with that in the same way. Nothing is deleted from a DVC remote that is marked as another repository's (`owner-` and its
-first commit, written by the first publication): only that one's refs can say what it needs.
+Roll back. An exception, a retry and another machine all run the same steps; they may be interrupted and repeated:
 
-A run as a whole holds `refs/runs/<name>` from its start to its end (`lib.sync.hold`), and each of its commit pushes
-moves that ref along: two sessions of one experiment never write one checkpoint, and who slept through its lease and was
-taken over from publishes nothing any more.
+1. mark      set the intent to `aborting` by compare-and-swap; this fences its owner: its commit push is rejected
+2. read      the other intents, then the branches and tags
+3. delete    the identities that were not stored before and that no other intent, branch or tag names
+4. end       delete the intent, last
 
-Always true: a branch that can be seen has all its objects. True after recovery: the branch with every object, or no
-branch, no new object and no intent. Not promised: against somebody who deletes objects by hand, or pushes the same
-content by hand while a run of it is undone; against an upload that reaches the store after its run has given it up; and
-for a process that sleeps past its lease between a look and the one request that follows it. `check()` finds what these
-leave.
+A process that finds a `cleaning` intent finishes its deletions in the same way. To settle an intent is to do whichever
+of the two its state asks for. Nothing is deleted from a DVC remote that is marked as another repository's (`owner-` and
+that repository's first commit, written by its first publication): only the refs of that repository show what it needs.
 
-`sync_outputs()` publishes, `recover()` settles what others left, `check()` looks, `rehearse()` tries beforehand,
-`RunHold` keeps others from the same run.
-Nothing here knows YOLO.
+One session per run. A run holds `refs/runs/<name>` from its start to its end (`lib.sync.hold`), and each of its commit
+pushes moves that ref too. Two sessions of one experiment therefore never write one checkpoint. A session whose lease
+expired and was taken over is fenced: its next push is rejected.
+
+Not promised (`check()` finds what these cases leave):
+
+- somebody deletes objects by hand, or pushes the same content by hand while a run of it is rolled back
+- an upload reaches the store after its run has given it up
+- a process sleeps past its lease between a check and the one request that follows it
+
+Entry points: `sync_outputs()` publishes, `recover()` settles what other publications left, `check()` inspects both
+remotes, `rehearse()` tries both remotes beforehand, `RunHold` keeps other sessions from the same run.
+This package knows nothing about YOLO.
 """
 
 from lib.sync.check import Checked, check

@@ -1,13 +1,13 @@
-"""Look at both remotes and say what is wrong with them; nothing is written or deleted there.
+"""Check both remotes and report what is wrong with them; nothing is written or deleted there.
 
-What is looked at: every branch and tag with all its history, every intent, and every object on the DVC remote, its
-content too: a folder is read, Drive and S3 are asked for the MD5 (S3 knows none of a copy in parts or encrypted by a
-key service). Runs may go on meanwhile: a branch that moves is passed by, and what seems missing or unnamed is looked
-for once more before it is told.
+Guarantees: checks every branch and tag with its whole history, every intent, and every object on the DVC remote with
+its content: a folder's files are read, Drive and S3 are asked for the MD5 (S3 knows none for a copy that was sent in
+parts or encrypted by a key service). Runs may continue meanwhile: a branch that moves is skipped, and an object that
+seems missing or unnamed is looked up once more before it is reported.
 
-Cannot see: an object that is replaced while it is looked at, and what another repository of the same DVC remote names.
-Where the remote is marked as that one's, what no ref of this one names is passed by; where it is marked as this one's,
-the other's objects are told as unnamed, and only that repository can say more.
+Cannot: see an object that is replaced during the check, or what another repository on the same DVC remote names. Where
+the remote is marked as the other repository's, objects that no ref of this one names are skipped. Where it is marked as
+this one's, the other's objects are reported as unnamed; only the other repository can tell whether they are needed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Say = Callable[[str], object]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that a person may want to know: what it is, where, and what to do."""
+    """One result of a check: its kind, what was found where, and what to do."""
 
     kind: Kind
     what: str
@@ -45,13 +45,16 @@ class Finding:
 
     @property
     def is_wrong(self) -> bool:
-        """Whether it is more than a remark: twins are two right copies of one object, and a remote may be shared."""
+        """Return whether it is more than a remark.
+
+        Twins are two correct copies of one object, and a DVC remote may be shared: both are only remarks.
+        """
         return self.kind not in ("twins", "foreign")
 
 
 @dataclass(frozen=True)
 class Checked:
-    """How much was looked at, and what was found."""
+    """The result of a check: how much was checked, and what was found."""
 
     refs: int
     objects: int
@@ -60,26 +63,26 @@ class Checked:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether nothing is wrong."""
+        """Return whether nothing is wrong."""
         return not any(finding.is_wrong for finding in self.findings)
 
     def to_json(self) -> str:
-        """Give all of it for a machine to read."""
+        """Return the whole result as JSON text."""
         return json.dumps({"healthy": self.is_healthy, **asdict(self)}, indent=2)
 
 
 def check(
     root: Path, credentials: Credentials | None = None, *, older_than: float = journal.LEASE, say: Say = print
 ) -> Checked:
-    """Check both remotes of the clone at `root`.
+    """Check both remotes of the clone at `root`, and return what was found.
 
-    Intents are watched for `older_than` seconds: one that moves belongs to a living run. Raises `SyncError` where a
-    remote cannot be read.
+    Intents are watched for `older_than` seconds: one that moves belongs to a live run. Raises `SyncError` if a remote
+    cannot be read.
     """
     with open_vault(root, credentials or Credentials()) as vault:
         intents = _watch(vault, older_than, say)
         standing = vault.objects.survey()
-        # what stood there then is named by now or was undone: by an intent, or by a branch that has come since
+        # refs after the survey: what it saw is by now named by an intent or a newer branch, or was rolled back
         announced = [seen.record for seen in vault.refs.read_intents()] + [seen.record for seen, _ in intents]
         heads = vault.refs.list_refs(*EVERYTHING)
         published = vault.refs.published_objects(*EVERYTHING)
@@ -91,7 +94,7 @@ def check(
         for record in filter(None, announced):
             named |= {item.oid for item in record.objects} | set(record.superseded)
         foreign = vault.is_foreign()
-        # nobody knows what a broken listing names
+        # a broken listing may name any object: none can then be called unnamed
         unnamed = set() if foreign or broken else standing.keys() - named
         wanted = {item.oid for outputs in published.values() for item in outputs.values()}.union(*parts.values())
         doubtful = unnamed | (wanted - standing.keys())
@@ -109,7 +112,7 @@ def check(
 
 
 def _watch(vault: Vault, seconds: float, say: Say) -> list[tuple[SeenIntent, bool]]:
-    """Give the intents, and of each whether it has not moved for so long."""
+    """Return each intent, and whether it has not moved for `seconds`."""
     first = {seen.ref: seen.commit for seen in vault.refs.read_intents()}
     if not first:
         return []
@@ -124,7 +127,7 @@ def _check_branches(
     push = "push it from a clone that has it (`dvc push`), or delete the branch"
     for ref, items in published.items():
         for path, item in sorted(items.items()):
-            # a folder's listing holds no sizes: that its files are there is what can be said
+            # a directory listing holds no sizes: its files can be checked only for presence and MD5
             files = [StoredObject(oid, -1) for oid in sorted(parts.get(item.oid, ()))]
             for wanted in (item, *files):
                 if wanted.oid not in standing:

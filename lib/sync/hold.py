@@ -1,8 +1,9 @@
-"""A run as a whole: one session trains an experiment, others see it and stop, or take over from one that died.
+"""Hold a run: one session trains an experiment; other sessions stop, or take over from a session that died.
 
-The Git remote holds `refs/runs/<name>` from the run's start to its end, rewritten every fifth part of its lease; each
-commit push of the run moves it along, so that a session which slept and was taken over publishes nothing any more.
-Whether a holder lives is seen by its ref moving, on the observer's own clock.
+Guarantees: the Git remote holds `refs/runs/<name>` from the run's start to its end, rewritten every fifth of its lease.
+Each commit push of the run moves this ref too: a session whose lease expired and was taken over is fenced, and its next
+push is rejected. Cannot: see at once whether a holder is alive; only its moving ref shows that, timed by the
+observer's own clock.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from lib.sync.publication import Say
 from lib.sync.refs import Move, Refs, RefusedByHostError
 
 RUN_PLACES = ("refs/runs/", "refs/heads/kaggle-runs/")
-"""Where runs are held; the second is for hosts that take branches and tags alone. Readers always read both."""
+"""Prefixes of the run refs; the second is for hosts that accept only branches and tags. Readers always read both."""
 
 
 class RunHold:
     """The hold on the run `name` for the session in the clone at `root`; `lease` is in seconds.
 
-    `noted` is what `git ls-remote` told of runs at an earlier time (monotonic), before there was a clone: a session
-    that has not moved since then has been silent for so long.
+    `noted` is earlier output of `git ls-remote` for runs and its time (monotonic), from before the clone existed: a
+    session whose ref has not moved since then has been silent since then.
     """
 
     def __init__(
@@ -51,20 +52,20 @@ class RunHold:
         refs = [line.split("\t") for line in noted[0].splitlines()]
         mine = [(commit, noted[1]) for commit, ref in refs if ref in [f"{place}{name}" for place in RUN_PLACES]]
         self._seen: tuple[str, float] | None = mine[0] if mine else None
-        """Another's commit, and when it was first seen there, monotonic."""
+        """Another session's commit, and the monotonic time at which it was first seen."""
         self._lives = False
         self._stop = threading.Event()
         self._watcher = threading.Thread(target=self._look_on, name=f"watching {name}", daemon=True)
 
     def watch(self) -> bool:
-        """Take the run if nobody has it or its session is dead; else watch it until `take`. Whether it is held now."""
+        """Take the run if it is free or its session is dead, else watch it until `take`; return whether we hold it."""
         held = self._try()
         if not held:
             self._watcher.start()
         return held
 
     def take(self) -> None:
-        """Take the run, waiting for the rest of a lease that nobody renews. Raises `RunHeldError` where one does."""
+        """Take the run, after waiting for an unrenewed lease to expire. Raises `RunHeldError` if it is renewed."""
         self._watch_no_longer()
         self._lives, told = False, False
         while not self._try():
@@ -91,7 +92,7 @@ class RunHold:
 
     def _look_on(self) -> None:
         while not self._stop.wait(self._pause):
-            with contextlib.suppress(Exception):  # a look that fails is made again
+            with contextlib.suppress(Exception):  # a failed read is repeated after the pause
                 for ref, commit in self._standing().items():
                     self._rest(ref, commit)
 
@@ -99,7 +100,7 @@ class RunHold:
         return self._refs.list_refs(*(f"{place}{self.name}" for place in RUN_PLACES))
 
     def _try(self) -> bool:
-        """Take the run unless another session may still be alive."""
+        """Take the run unless another session may still be alive; return whether we hold it."""
         if self._lease is not None:
             return True
         standing = self._standing()
@@ -110,21 +111,21 @@ class RunHold:
         return self._take(standing)
 
     def _rest(self, ref: str, commit: str) -> float:
-        """Give the seconds for which another's hold is still to be respected; 0 where its session is dead."""
+        """Return the seconds for which another session's hold must still be respected; 0 if that session is dead."""
         now = time.monotonic()
         if self._seen is None or self._seen[0] != commit:
-            self._lives = self._seen is not None  # it has moved while we looked
+            self._lives = self._seen is not None  # the ref has moved since an earlier read
             self._seen = (commit, now)
         texts = self._refs.read_files(ref, "intent.json")
         record = journal.read_run(texts.get("intent.json", ""))
-        if record is None:  # of another version
+        if record is None:  # written by another version: its lease is unknown
             return self._seen[1] + journal.LEASE - now
         if record.owner == self._me or record.owner.is_dead_here(self._me.clone):
             return 0.0
         return max(0.0, self._seen[1] + record.lease - now)
 
     def _take(self, standing: dict[str, str]) -> bool:
-        """Put ours in the place of what stands there; False where somebody else was faster."""
+        """Write our record over the refs in `standing`; return False if another session was faster."""
         run = Run(
             journal.new_intent_id(), "running", self.name, self._refs.head(), self._me, (), lease=self._length
         )  # fmt: skip
@@ -139,7 +140,7 @@ class RunHold:
                 continue
             except GitPushError:
                 if self._refs.list_refs(ref).get(ref) == commit:
-                    raise  # nobody was: the remote does not answer
+                    raise  # no session was faster: the remote does not answer
                 return False
             self._lease = lease
             atexit.register(self.release)
@@ -149,7 +150,7 @@ class RunHold:
 
     @contextlib.contextmanager
     def moved_along(self, refs: Refs) -> Iterator[Move]:
-        """Give the move of the run's ref for a commit push made from `refs`; taken again if it was released."""
+        """Yield the move of the run's ref for a commit push from `refs`; take the run again if it was released."""
         self.take()
         assert self._lease is not None
         try:
@@ -160,7 +161,7 @@ class RunHold:
             raise
 
     def _explain(self, error: GitPushError) -> None:
-        """Say so where the push was refused because somebody else has the run now."""
+        """Set the error's remedy if the push was rejected because another session has taken the run over."""
         with contextlib.suppress(GitPushError):
             assert self._lease is not None
             self._lease.reread()
@@ -170,7 +171,7 @@ class RunHold:
         )
 
     def release(self) -> None:
-        """Let the run go; where that cannot be said, others take it over when its lease is over."""
+        """Release the run; if the remote cannot be reached, others take the run over when its lease has expired."""
         self._watch_no_longer()
         lease, self._lease = self._lease, None
         atexit.unregister(self.release)

@@ -1,4 +1,8 @@
-"""The journal's one record: what a publication is about to do to the DVC remote, and what stood there before."""
+"""The journal's record: what a publication will change on the DVC remote, and which copies were stored before.
+
+Guarantees: a record that this version cannot read is reported as None, never guessed, and must not be touched.
+Cannot: tell whether an owner on another machine is alive; only the renewals of its ref show that.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 PROTOCOL = 1
-LEASE = 600.0  # seconds without a renewal after which an intent may be settled by anyone
+LEASE = 600.0  # seconds without a renewal after which any process may settle an intent
 RENEWAL = LEASE / 5
 
 State = Literal["uploading", "aborting", "cleaning", "running"]
@@ -19,9 +23,9 @@ State = Literal["uploading", "aborting", "cleaning", "running"]
 
 @dataclass(frozen=True)
 class StoredObject:
-    """One object of a publication: its name on the DVC remote (the MD5 of its content, hex) and its size in bytes.
+    """One object of a publication: its name on the DVC remote (hex MD5 of its content) and its size in bytes.
 
-    `before` holds the identities that stood under its path before this publication and that nobody else may delete.
+    `before` holds the identities stored under its path before this publication that no other publication may delete.
     """
 
     oid: str
@@ -31,26 +35,26 @@ class StoredObject:
 
 @dataclass(frozen=True)
 class Owner:
-    """The process that answers for an intent."""
+    """The process that is responsible for an intent."""
 
     clone: str
-    """The clone's own random name, with the machine and its boot: a copied clone is another."""
+    """The clone's random name with the host name and the boot id: a clone copied to another machine differs."""
     process: str
-    """Process number and start time: a number alone is given out again."""
+    """Process id and start time: the system reuses process ids."""
 
     def is_dead_here(self, clone: str) -> bool:
-        """Whether it was a process of this clone and has ended; of other machines nothing is known."""
+        """Return whether the owner was a process of this clone and has ended; other machines are unknown."""
         pid = self.process.partition("-")[0]
         return self.clone == clone and process_name(int(pid)) != self.process
 
 
 def process_name(pid: int) -> str:
-    """Name a process for as long as the machine runs; an ended one has no start time."""
+    """Return a process's name, unique while the machine runs; a process that has ended has no start time."""
     try:
         started = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         started = "ended"
-        if not Path("/proc/self/stat").exists():  # no Linux: the number is all there is
+        if not Path("/proc/self/stat").exists():  # not Linux: only the process id is known
             try:
                 os.kill(pid, 0)
                 started = "unknown"
@@ -61,10 +65,12 @@ def process_name(pid: int) -> str:
 
 @dataclass(frozen=True)
 class Intent:
-    """`intent.json`. `nonce` makes each writing another commit: observers see it move, and no two writers agree.
+    """The record of a publication, stored as `intent.json`.
 
-    `objects` are what the publication brings, `superseded` (MD5, hex) what only the branches name that it takes the
-    place of. Until it is committed the first may be deleted again; from then on, `cleaning`, the second are.
+    `nonce` makes every written record a different commit: observers see the ref move, and two writers never produce
+    the same commit. `objects` are what the publication adds; `superseded` (hex MD5) are the objects that the replaced
+    branches name and this publication does not. Before the commit `objects` may be deleted again; after it, in state
+    `cleaning`, `superseded` are deleted.
     """
 
     id: str
@@ -78,72 +84,72 @@ class Intent:
     protocol: int = PROTOCOL
 
     def renewed(self) -> Intent:
-        """Give the same intent as another record."""
+        """Return the same intent with a new nonce, so that writing it makes another commit."""
         return replace(self, nonce=secrets.token_hex(4))
 
     def marked(self, owner: Owner) -> Intent:
-        """Give the intent in the hands of who settles it: what is committed is cleaned up after, the rest undone."""
+        """Return the intent owned by the process that settles it: `cleaning` if it is committed, else `aborting`."""
         state: State = "cleaning" if self.state == "cleaning" else "aborting"
         return replace(self, state=state, owner=owner, nonce=secrets.token_hex(4))
 
     def committed(self) -> Intent:
-        """Give the intent as the commit push leaves it where there is something to clean up."""
+        """Return the intent in state `cleaning`, as the commit push leaves it if objects must be deleted afterwards."""
         return replace(self, state="cleaning", nonce=secrets.token_hex(4))
 
     @property
     def doomed(self) -> tuple[StoredObject, ...]:
-        """What settling this intent deletes, unless somebody else names it."""
+        """Return the objects that settling this intent deletes, unless another intent, branch or tag names them."""
         if self.state == "cleaning":
             return tuple(StoredObject(oid, -1) for oid in self.superseded)
         return self.objects
 
     def may_delete(self, oid: str, identity: str) -> bool:
-        """Whether settling this intent, however it ends, may delete the identity."""
+        """Return whether settling this intent, committed or not, may delete the identity."""
         new = any(item.oid == oid and identity not in item.before for item in self.objects)
         return new or oid in self.superseded
 
     def names(self, oid: str) -> bool:
-        """Whether the object is one of its own."""
+        """Return whether the object is one that this publication adds."""
         return any(item.oid == oid for item in self.objects)
 
     def is_deleting(self, oid: str) -> bool:
-        """Whether somebody may be about to delete the object for it."""
+        """Return whether a process that settles this intent may be about to delete the object."""
         return self.state != "uploading" and any(item.oid == oid for item in self.doomed)
 
     def to_json(self) -> str:
-        """Give the record as it stands in the ref's commit."""
+        """Return the record as JSON text, as stored in the ref's commit."""
         return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
 
 
 @dataclass(frozen=True)
 class Run(Intent):
-    """The record of a run as a whole, state `running`; `branch` is its name.
+    """The record of a whole run, in state `running`; `branch` is the run's name.
 
-    What has not been renewed for `lease` seconds may be taken over.
+    A run that has not been renewed for `lease` seconds may be taken over.
     """
 
     lease: float = LEASE
 
 
 def clone_name(file: Path) -> str:
-    """Name the clone that keeps `file`, on this machine and for as long as it runs."""
+    """Return the name of the clone that keeps `file`; valid on this machine until its next boot."""
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(secrets.token_hex(8), encoding="utf-8")
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         boot = "unknown"
     return f"{file.read_text(encoding='utf-8')}@{socket.gethostname()}/{boot}"
 
 
 def new_intent_id() -> str:
-    """Give a name that no other publication has."""
+    """Return a random id that no other publication has."""
     return secrets.token_hex(8)
 
 
 def read_run(text: str) -> Run | None:
-    """Read a run's record; None where it is of a protocol this version does not know, or no record at all."""
+    """Read a run's record; return None for an unknown protocol version or for text that is not a record."""
     try:
         values: dict[str, Any] = json.loads(text)
         lease = float(values.pop("lease"))
@@ -154,9 +160,9 @@ def read_run(text: str) -> Run | None:
 
 
 def read_intent(text: str) -> Intent | None:
-    """Read a record; None where it is of a protocol this version does not know, or no record at all.
+    """Read an intent's record; return None for an unknown protocol version or for text that is not a record.
 
-    Such an intent is never touched: its owner may be a newer version that is alive.
+    An intent without a readable record is never touched: its owner may be a live process of a newer version.
     """
     try:
         values: dict[str, Any] = json.loads(text)

@@ -1,4 +1,8 @@
-"""A ref that this process answers for, renewed while the process lives."""
+"""Own a ref on the Git remote: a thread renews it while this process lives.
+
+Guarantees: `confirm` raises before a process that waits for the whole lease may take the ref over; `end` replaces
+only our own commit. Cannot: protect a process that sleeps past its lease between a check and the request after it.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +17,15 @@ from lib.sync import intent as journal
 from lib.sync.intent import Intent, Run
 from lib.sync.refs import Move, Refs
 
-# The intents that a thread of this process answers for right now.
+# Ids of the records that a thread of this process owns right now.
 ALIVE: set[str] = set()
 
 
 class Lease:
-    """A ref that this process answers for: rewritten every two minutes, given up when that fails for too long.
+    """A ref that this process owns: rewritten every fifth of its lease, given up when that fails for too long.
 
-    Used as a context: enters by writing the record over `old` (None creates the ref).
+    An intent is rewritten every two minutes. Used as a context manager: entering it writes the record over `old` (None
+    creates the ref).
     """
 
     def __init__(self, refs: Refs, ref: str, record: Intent, old: str | None) -> None:
@@ -50,20 +55,23 @@ class Lease:
         ALIVE.discard(self._record.id)
 
     def join(self) -> None:
-        """Stop renewing, so that nothing moves the ref but the caller."""
+        """Stop renewing, so that from now on only the caller moves the ref."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
 
     def end(self, *moves: Move, after: Intent | None = None) -> None:
-        """Make the push that ends the lease: these moves, and the ref goes with them or tells what comes `after`."""
-        self.join()  # before its commit is read: a renewal may be on its way
+        """Push these moves and the end of the lease atomically: the ref is deleted, or rewritten as `after`."""
+        self.join()  # before the commit is read: a renewal under way may still change it
         self.confirm()
         rest = self._refs.write_intent(after) if after else None
         self._refs.push(*moves, Move(self.ref, self._commit_on_remote(), rest))
 
     def confirm(self) -> None:
-        """Raise `GitPushError` unless the ref is ours for certain: the last renewal is younger than the lease."""
+        """Raise `GitPushError` unless the ref is certainly ours.
+
+        It is while the last renewal began less than the lease minus one renewal period ago.
+        """
         patience = self._length - self._renewal
         if time.monotonic() - self._renewed < patience:
             return
@@ -74,7 +82,7 @@ class Lease:
         )
 
     def reread(self) -> None:
-        """Raise `GitPushError` unless the ref stands on the remote as we wrote it, now."""
+        """Read the ref from the remote; raise `GitPushError` unless it still is the commit that we wrote."""
         self.confirm()
         with self._moving:
             if self._refs.list_refs(self.ref).get(self.ref) in (self.commit, self._tried or self.commit):
@@ -87,7 +95,7 @@ class Lease:
 
     @contextlib.contextmanager
     def moved_along(self, refs: Refs) -> Iterator[Move]:
-        """Give the move that renews the ref in a push made from `refs`; nothing else moves it meanwhile."""
+        """Yield the move that renews the ref within a push made from `refs`; no other renewal runs meanwhile."""
         with self._moving:
             self.confirm()
             began, old = time.monotonic(), self._commit_on_remote()
@@ -99,20 +107,20 @@ class Lease:
     def _renew(self) -> None:
         while not self._stop.wait(self._renewal):
             began = time.monotonic()
-            # a failed renewal is tried again in two minutes; `confirm` says when it is too late
+            # A failed renewal is retried after one renewal period; `confirm` raises when it is too late.
             with contextlib.suppress(Exception), self._moving:
                 self._record = self._record.renewed()
                 self._move(self._commit_on_remote(), self._refs.write_intent(self._record))
                 self._renewed = began
 
     def _commit_on_remote(self) -> str:
-        """Give our newest commit there: the one tried last counts if its push happened and nobody could say so."""
+        """Return our newest commit on the remote; the last one tried counts if its push happened unanswered."""
         if self._tried and self._refs.list_refs(self.ref).get(self.ref) == self._tried:
             self.commit = self._tried
         return self.commit
 
     def _move(self, old: str | None, new: str) -> None:
-        """Move the ref; a push whose answer was lost counts when the remote says that it happened."""
+        """Move the ref; a push whose answer was lost counts if the remote shows the new commit."""
         self._tried = new
         try:
             self._refs.push(Move(self.ref, old, new))

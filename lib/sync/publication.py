@@ -1,4 +1,4 @@
-"""What is published together, and what a publication returns."""
+"""The types of a publication: what is published together, and what the call returns."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from lib.sync.refs import Move, Refs
 
 
 class Hold(Protocol):
-    """What a publication needs of the run that it is of; see `lib.sync.hold`."""
+    """The lock of the run that a publication belongs to; `lib.sync.hold` implements it."""
 
     def moved_along(self, refs: Refs) -> contextlib.AbstractContextManager[Move]:
-        """Give the move that the commit push makes as well."""
+        """Yield the move of the run's ref, which the commit push makes as well."""
 
 
 @dataclass(frozen=True)
 class Publication:
-    """What becomes visible together.
+    """The files of a run that become visible together.
 
-    `root` is the clone; `folder` holds everything to publish, and `objects` those of its files that go to the DVC
-    remote; both are relative to `root` with forward slashes. `stamp` is the run's time (UTC, aware): with the content
-    it is all that the commit depends on, so that a retry builds the same one.
+    `root` is the clone. `folder` holds everything to publish; `objects` are those of its files that go to the DVC
+    remote. Both are relative to `root`, with forward slashes. `stamp` is the run's time (UTC, aware): it is
+    the commit's only input besides its content, so that a retry builds the same commit.
     """
 
     root: Path
@@ -35,24 +35,24 @@ class Publication:
     objects: tuple[str, ...]
     stamp: datetime
     leave_out: frozenset[str] = frozenset()
-    """Names of files in `folder` that stay on this machine."""
+    """Names of files in `folder` that are not published and stay on this machine."""
     supersedes: tuple[str, ...] = ()
-    """Branches that this one takes the place of, in the same push: they are gone when it is visible, and after them
-    the objects that nothing else names. With `branch` itself among them the branch moves."""
+    """Branches that this publication replaces. The commit push deletes them; afterwards the objects that nothing else
+    names are deleted. If `branch` itself is among them, the push moves it."""
     hold: Hold | None = None
-    """The run that this is of: the commit push is refused where another session has taken it over."""
+    """The lock of the run: the commit push is rejected if another session has taken the run over."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """A publication that is visible."""
+    """The result of a publication that is visible."""
 
     branch: str
     commit: str
     uploaded: int
-    """Bytes that had to be sent; what stood on the remote already was not."""
+    """Bytes that were sent; objects that were already on the remote do not count."""
     before: bool = False
-    """Whether it had been published by an earlier call."""
+    """Whether an earlier call had already published it."""
 
 
 Say = Callable[[str], object]

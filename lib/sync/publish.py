@@ -1,7 +1,9 @@
-"""Publishing, undoing and recovering; the protocol stands in the package's docstring.
+"""Publish a run's objects and branch; roll everything back if a step fails. The package docstring is the protocol.
 
-All the difficulty is in `Vault.settle`: it is the same for an owner whose upload failed and for a stranger who
-finds a dead machine's intent, it may die after any line and be run again, and it deletes only what it must.
+Guarantees: the first error is the one raised, and a repeated call publishes once. `Vault.settle` does the rollback: the
+same code serves an owner whose upload failed and another machine that finds a dead machine's intent; it may be
+interrupted after any line and repeated, and it deletes only what it must. Cannot: know whether the commit push happened
+if its answer was lost and the Git remote cannot be asked; then nothing is deleted (`InDoubt`).
 """
 
 from __future__ import annotations
@@ -28,21 +30,21 @@ from lib.sync.refs import Move, SeenIntent
 from lib.sync.stores.base import damaged
 from lib.sync.vault import CHECKPOINTS, PROBE, Vault, open_vault
 
-SIDE_BY_SIDE = 4  # uploads at once: Drive takes two or three new files a second
-PATIENCE = 2 * journal.LEASE  # how long to wait for somebody else's undoing: it is dead or done by then
+SIDE_BY_SIDE = 4  # concurrent uploads: Drive accepts two or three new files a second
+PATIENCE = 2 * journal.LEASE  # seconds to wait for another process's rollback: it has died or ended by then
 
 
 def sync_outputs(
     run: Publication, credentials: Credentials | None = None, *, say: Say = print, progress: bool = True
 ) -> Published:
-    """Publish all of a run, or nothing of it; the models stay where they are in both cases.
+    """Publish all of a run, or nothing of it; the model files stay in place in both cases.
 
-    `say` is told each step, `progress` shows a bar of what is uploaded.
+    `say` receives a line for each step; `progress` shows a bar of the uploaded bytes.
 
-    May be called again after any failure, and publishes once. Raises `DvcPushError` or `GitPushError` when a remote
-    refused (everything is undone), `SyncError` when this machine stopped it, `InDoubt` when the answer to the last
-    push was lost and the Git remote cannot be asked: then nothing is deleted, and `recover()` or another call settles
-    it. The error that came first is the one raised; clean-up that failed too is told in its state.
+    May be called again after any failure, and publishes once. Raises `DvcPushError` or `GitPushError` if a remote
+    refused (everything is rolled back), `SyncError` if the cause is on this machine, and `InDoubt` if the answer to the
+    commit push was lost and the Git remote cannot be asked: then nothing is deleted, and `recover()` or another call
+    settles the intent. The first error is the one raised; its state reports a rollback that failed as well.
     """
     credentials = credentials or Credentials()
     with _signals_as_exceptions(), open_vault(run.root, credentials) as vault:
@@ -59,14 +61,14 @@ class _Publishing:
         self.uploaded = 0
         self._head = f"refs/heads/{run.branch}"
         self._old: dict[str, str] = {}
-        """Commit by ref of what stands where this publication will, or is superseded by it."""
+        """{ref: commit} of this publication's branch and of those that it supersedes, as read from the remote."""
         self._pushed = False
         self._intent: Intent | None = None
         self._stood: dict[str, set[str]] = {}
         self._local = _LocalChanges(run, vault.refs.private)
 
     def publish(self) -> Published:
-        """Go through the protocol, and undo it all when a step fails."""
+        """Run the steps of the protocol; roll everything back when one of them fails."""
         run, say = self.run, self.say
         step = "preparing"
         try:
@@ -117,7 +119,7 @@ class _Publishing:
                 )
 
     def _is_published(self, standing: str) -> bool:
-        """Whether an earlier call has succeeded. Raises `GitPushError` where the name belongs to another run."""
+        """Return whether an earlier call has succeeded. Raises `GitPushError` if another run owns the branch name."""
         if self._stage() == standing:
             self.say(f"{self.run.branch} is published already, with all of this run; there is nothing to do.")
             return True
@@ -129,17 +131,17 @@ class _Publishing:
         )
 
     def _settle_others(self) -> None:
-        """Settle what the dead have left; what cannot be settled now does not stop this publication."""
+        """Roll back or finish the intents of dead owners; a failure here does not stop this publication."""
         try:
             self.vault.recover(journal.LEASE, self.say)
         except (RunError, OSError) as error:
             self.say(f"Warning: an unfinished publication could not be settled: {self._short(error)}")
 
     def _plan(self, items: Sequence[StoredObject]) -> Intent:
-        """Probe and adopt: give the intent that says what stood there before."""
+        """Probe and adopt: return the intent, which records the copies that were stored before."""
         oids = [item.oid for item in items]
         standing = self.vault.objects.look(oids)
-        # Branches before intents: a checkpoint that moves in between is then seen as an intent that is cleaning.
+        # Branches before intents: a checkpoint branch that moves in between is then seen as a `cleaning` intent.
         checkpoints = self.vault.refs.list_refs(CHECKPOINTS)
         moving = self.vault.refs.named_objects(CHECKPOINTS) if checkpoints else set()
         others = [seen.record for seen in self.vault.refs.read_intents() if seen.record is not None]
@@ -166,7 +168,7 @@ class _Publishing:
         self.ref = ref
 
     def _listen(self, intent: Intent) -> None:
-        """Wait for whoever may be about to delete an object of ours; take over from those that died at it."""
+        """Wait until no other publication is deleting one of our objects; if its owner is dead, finish its cleanup."""
         deadline = time.monotonic() + PATIENCE
         pause = 0.2
         told = False
@@ -193,7 +195,7 @@ class _Publishing:
             pause = min(2 * pause, 10)
 
     def _upload(self, sources: Sequence[tuple[StoredObject, Path]], label: str, lease: Lease) -> None:
-        """Probe again and send what is missing, side by side; a directory's listing after its files."""
+        """Probe again and upload the missing objects concurrently; a directory's listing after its files."""
         there = self.vault.objects.look([item.oid for item, _ in sources])
         self._stood = {item.oid: set(there.get(item.oid, {})) for item, _ in sources}
         missing = [(item, path) for item, path in {s[0].oid: s for s in sources}.values() if item.oid not in there]
@@ -233,7 +235,7 @@ class _Publishing:
                 )
 
     def _stage(self) -> str:
-        """Build the publication's commit: every file of the folder, `.dvc` files in place of the objects."""
+        """Build the publication's commit: every file of the folder, with `.dvc` files in place of the objects."""
         root, run = self.run.root, self.run
         large = {root / name for name in run.objects}
         files = sorted(
@@ -243,12 +245,12 @@ class _Publishing:
         )
         return self.vault.refs.build_commit(self.vault.head(), files, run.message, run.stamp.isoformat())
 
-    # ── undoing ────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── rolling back ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def _undo(self, error: BaseException, step: str) -> None:
-        """Undo everything, whatever fails on the way, and raise the first error with what is true now.
+        """Roll everything back, whatever fails on the way, and raise the first error with the state that is true now.
 
-        Returns when there is nothing to undo: the last push had happened, and only its answer was lost.
+        Returns only if there is nothing to roll back: the commit push had happened, and only its answer was lost.
         """
         failures: list[str] = []
         try:
@@ -280,7 +282,7 @@ class _Publishing:
         raise _told(error, step, state, self.vault.redact) from error
 
     def _undo_remotely(self) -> bool:
-        """Undo our intent, or wait for who is undoing it already; whether it turns out to be committed."""
+        """Roll back our intent, or wait for a machine that already does; return whether it was committed after all."""
         if not self.ref:
             return False
         deadline = time.monotonic() + PATIENCE
@@ -289,7 +291,7 @@ class _Publishing:
             if seen is not None and seen.record is not None and seen.record.state == "cleaning":
                 return True
             if seen is None:
-                # only now: a push that arrives late is refused once the intent is marked or gone
+                # Read only now: once the intent is marked or gone, a commit push that arrives late is rejected.
                 standing = self.vault.refs.list_refs(self._head).get(self._head)
                 if self._pushed and standing == self.commit:
                     return True
@@ -303,7 +305,10 @@ class _Publishing:
                 time.sleep(1)
 
     def _undo_late_uploads(self) -> None:
-        """Remove what we uploaded after somebody else had undone us, taking us for dead: they could not see it."""
+        """Delete the copies that we uploaded after another machine had rolled us back.
+
+        That machine took us for dead, and its rollback could not see these copies.
+        """
         if self._intent is None:
             return  # nothing was written
         self.vault.objects.unmark(PROBE + self._intent.id)
@@ -323,7 +328,7 @@ class _Publishing:
             self.vault.settle(SeenIntent(ref, declared.commit, again))
 
     def _clean_up(self) -> None:
-        """Delete what the branches that are gone had; what cannot be done now, the next session or `recover` does."""
+        """Delete the objects that only the replaced commits named; on failure a later session or `recover` does."""
         if self._intent is None or not self._intent.superseded:
             return
         try:
@@ -334,7 +339,7 @@ class _Publishing:
             self.say(f"Warning: published, but not cleaned up after: {self._short(trouble)}. A later run does that.")
 
     def _is_fenced(self) -> bool:
-        """Whether the intent is certainly marked, so that our last push cannot happen any more."""
+        """Return whether the intent is certainly `aborting`, so that our commit push can no longer succeed."""
         with contextlib.suppress(Exception):
             for seen in self.vault.refs.read_intents():
                 if seen.ref == self.ref and seen.record is not None:
@@ -357,7 +362,7 @@ class _Publishing:
 
 
 def _told(error: BaseException, step: str, state: str, redact: Callable[[str], str]) -> BaseException:
-    """Give the error to raise: the first one, with the step it broke and the state after undoing."""
+    """Return the error to raise: the first error, with the step that failed and the state after the rollback."""
     if not isinstance(error, Exception):
         error.add_note(state)
         return error
@@ -370,16 +375,16 @@ def _told(error: BaseException, step: str, state: str, redact: Callable[[str], s
         what, remedy = error.what, error.remedy
     if kind is DvcPushError:
         remedy = remedy or "check that the Drive credentials are valid and the folder is writable, then publish again."
-    if kind is not GitPushError:  # which says itself what was pushed
+    if kind is not GitPushError:  # its message already names what was pushed
         what = f"{step} failed: {what}"
     return kind(what, state=state, remedy=remedy or "mend the cause named above and run sync_outputs() again.")
 
 
 class _LocalChanges:
-    """What a publication writes into the work tree: `.dvc` files and ignore lines; undone by bytes.
+    """A publication's changes to the work tree, `.dvc` files and ignore lines; a rollback restores the old bytes.
 
-    What stood there before is kept in the clone's `.git` until the publication has ended, so that a later call can
-    still undo what one that died or was left in doubt has written.
+    The old content is kept in the clone's `.git` until the publication has ended. A later call can therefore still roll
+    back the changes of a call that died or ended in doubt.
     """
 
     def __init__(self, run: Publication, private: Path) -> None:
@@ -387,7 +392,10 @@ class _LocalChanges:
         self._note = private / f"before-{run.branch}.json"
 
     def add_to_dvc(self, repo: Any) -> list[tuple[StoredObject, Path]]:  # noqa: ANN401  dvc.repo.Repo
-        """Let DVC hash the objects and write their `.dvc` files; nothing is copied into its cache."""
+        """Hash the objects and write their `.dvc` files, both through DVC; nothing is copied into its cache.
+
+        Return each object with its path.
+        """
         if not self._note.exists():
             paths = [self._run.root / name for name in self._run.objects]
             files = {
@@ -398,7 +406,7 @@ class _LocalChanges:
             part.parent.mkdir(parents=True, exist_ok=True)
             part.write_text(json.dumps(before), encoding="utf-8")
             part.replace(self._note)
-        repo.scm_context.quiet = True  # without the advice to `git add`: the publication's own index does that
+        repo.scm_context.quiet = True  # no advice to `git add`: the publication stages in an index of its own
         stages = repo.add([str(self._run.root / name) for name in self._run.objects], no_commit=True)
         found = {}
         for stage in stages:
@@ -408,7 +416,7 @@ class _LocalChanges:
         return [(found[self._run.root / name], self._run.root / name) for name in self._run.objects]
 
     def undo(self) -> None:
-        """Put every file back to what it was."""
+        """Restore the old content of every file; delete the files that did not exist."""
         if not self._note.exists():
             return
         for name, content in json.loads(self._note.read_text(encoding="utf-8")).items():
@@ -420,13 +428,13 @@ class _LocalChanges:
         self._note.unlink()
 
     def keep(self) -> None:
-        """End the publication with its files in place."""
-        with contextlib.suppress(OSError):  # it is published, whatever becomes of the note
+        """Keep the written files and delete the note of the old content."""
+        with contextlib.suppress(OSError):  # the run is published, even if the note cannot be deleted
             self._note.unlink(missing_ok=True)
 
 
 class _Progress:
-    """Bytes, rate and time left of all uploads together; also the way to stop those that are under way."""
+    """Progress bar (bytes, rate, time left) of all uploads together; also stops the uploads that are under way."""
 
     def __init__(self, total: int, *, shown: bool) -> None:
         from tqdm import tqdm
@@ -456,13 +464,13 @@ class _Progress:
             self._bar.update(count)
 
     def stop(self) -> None:
-        """Let every upload end at its next block."""
+        """Stop every upload: its next progress call raises `SyncError`."""
         self._stopped.set()
 
 
 @contextlib.contextmanager
 def _signals_as_exceptions() -> Iterator[None]:
-    """Turn SIGTERM into an exception while publishing, so that it is undone like any failure."""
+    """Raise `KeyboardInterrupt` on SIGTERM while publishing, so that it is rolled back like any failure."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

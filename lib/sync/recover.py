@@ -1,4 +1,8 @@
-"""Settle what publications have left that did not end."""
+"""Roll back or finish publications that did not end.
+
+Guarantees: every intent is tried, whatever fails for another; a call may be interrupted and repeated. Cannot: settle
+an intent that has moved recently, or one that another version of this project wrote; both are counted as left.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,11 @@ from lib.sync.vault import open_vault
 def recover(
     root: Path, credentials: Credentials | None = None, *, older_than: float = journal.LEASE, say: Say = print
 ) -> int:
-    """Settle every intent on the Git remote that is this clone's or has not moved for `older_than` seconds.
+    """Roll back or finish every intent of a dead process of this clone, or that is silent for `older_than` seconds.
 
-    Time is measured by this process alone: what is seen for the first time now is only noted, and settled by a later
-    call. Give the number of intents that are left. Raises the error of the first one that could not be settled, after
-    trying all.
+    Silent means that its ref has not moved. Time is measured by this process alone: an intent of another owner that is
+    seen for the first time is only noted, and settled by a later call. Return the number of intents that are left.
+    Raises the error of the first one that could not be settled, after trying all.
     """
     credentials = credentials or Credentials()
     with open_vault(root, credentials) as vault:

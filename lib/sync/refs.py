@@ -1,8 +1,8 @@
-"""The Git remote as the transaction sees it: refs that are read, and moved together or not at all.
+"""Read the refs of the Git remote, and move several of them together or not at all.
 
-Guarantees: `push` moves every ref it names, each only from the value given, or none. It cannot know whether a push
-whose answer was lost has happened: the caller asks again. Reading writes only to a private repository inside the
-clone's `.git`; the user's refs, index, HEAD and work tree are never touched.
+Guarantees: `push` moves every ref that it names, each only from the given value, or none. Reading writes only to a
+private repository inside the clone's `.git`; the user's refs, index, HEAD and work tree are never touched.
+Cannot: know whether a push whose answer was lost has happened; the caller must read the remote again.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from lib.remotes.credentials import Credentials
 from lib.sync.intent import Intent, StoredObject, read_intent
 
 INTENT_PLACES = ("refs/intents/", "refs/heads/kaggle-intents/")
-"""Where intents live; the second is for hosts that take branches and tags alone. Readers always read both."""
-BLOBS = "64k"  # `.dvc` files are below this, pictures and weights above: they stay on the remote
+"""Prefixes of intents; the second is for hosts that accept only branches and tags. Readers always read both."""
+BLOBS = "64k"  # `.dvc` files are smaller; larger blobs (images, weights) stay on the remote
 PUSH_TIMEOUT = 10 * MINUTE
 BUSY = re.compile(r"cannot lock ref '[^']*': unable to (resolve reference|create)", re.IGNORECASE)
-"""What Git says where another push has a lock, or removes the folder that the ref would lie in: the whole of an atomic
-push is refused before anything of it has happened. One that stands elsewhere (`is at … but`) is no lock."""
+"""Git's message if another push holds a lock, or removes the folder in which the ref would be stored: the whole atomic
+push is rejected before any part of it has happened. A ref at another commit (`is at … but`) is not a lock."""
 BUSY_PAUSES = (0.1, 0.3, 1.0, 3.0)  # seconds
 
 
 @dataclass(frozen=True)
 class Move:
-    """One ref from `old` to `new`; None is a ref that is not there."""
+    """The update of one ref from `old` to `new`; None means that the ref does not exist."""
 
     ref: str
     old: str | None
@@ -46,7 +46,7 @@ class Move:
 
 @dataclass(frozen=True)
 class SeenIntent:
-    """An intent as it stood on the remote; `record` is None where this version cannot read it."""
+    """An intent as read from the remote; `record` is None if this version cannot read it."""
 
     ref: str
     commit: str
@@ -54,22 +54,22 @@ class SeenIntent:
 
 
 class RefusedByHostError(GitPushError):
-    """The host was reached, knew who asked, and did not want these refs."""
+    """The host was reached, accepted the credentials, and rejected these refs."""
 
 
 class Refs:
-    """The remote `origin` of the clone at `root`."""
+    """The refs of the remote `origin` of the clone at `root`."""
 
     def __init__(self, root: Path, credentials: Credentials) -> None:
         self.root = root
         self._redact = credentials.redact
         self._url = self._git("remote", "get-url", "origin").output.strip()
         self._environment = credentials.git_environment(self._url)
-        # what is shown has no user name or token that somebody put into the address
+        # for messages: without a user name or token that somebody put into the address
         self.url = re.sub(r"://[^/@]*@", "://", self._url)
         git_dir = Path(self._git("rev-parse", "--path-format=absolute", "--git-common-dir").output.strip())
         self.private = git_dir / "kaggle-sync"
-        # one for each address: what the old one had says nothing about the new one
+        # one mirror per address: the refs of an old remote prove nothing about a new one
         self._mirror = self.private / f"mirror-{hashlib.sha256(self._url.encode()).hexdigest()[:12]}.git"
 
     def _git(
@@ -93,7 +93,7 @@ class Refs:
         text: str | None = None,
         check: bool = True,
     ) -> Answer:
-        """Run a command that may speak to the remote: only these are given the token. Raises `GitPushError`."""
+        """Run a command that may contact the remote; only such commands receive the token. Raises `GitPushError`."""
         try:
             return self._git(*words, cwd=cwd, env=self._environment, timeout=timeout, text=text, check=check)
         except CommandError as error:
@@ -105,7 +105,7 @@ class Refs:
     # ── reading ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def list_refs(self, *patterns: str) -> dict[str, str]:
-        """Ask the remote for the refs that match; commit by full name."""
+        """Return {full ref name: commit} for the refs on the remote that match."""
         lines = self._remote("ls-remote", "origin", *patterns).output.splitlines()
         return {ref: commit for commit, _, ref in (line.partition("\t") for line in lines)}
 
@@ -117,7 +117,7 @@ class Refs:
             listed = self._git("for-each-ref", shown, *INTENT_PLACES, cwd=self._mirror).output
             for line in listed.splitlines():
                 commit, _, ref = line.partition(" ")
-                # only what was really read may be another version's: a failed read must not hide a living intent
+                # None only for a record that was read: a failed read raises, since it must not hide a live intent
                 record = None
                 if self._git("ls-tree", commit, "intent.json", cwd=self._mirror).output:
                     text = self._git("cat-file", "blob", f"{commit}:intent.json", cwd=self._mirror).output
@@ -126,17 +126,17 @@ class Refs:
         return intents
 
     def head(self) -> str:
-        """Give the clone's own commit."""
+        """Return the clone's HEAD commit."""
         return self._git("rev-parse", "HEAD").output.strip()
 
     def named_objects(self, *patterns: str) -> set[str]:
-        """Give every object (MD5, hex, `.dir` included) that a `.dvc` file of a reachable commit names.
+        """Return every object (hex MD5, `.dir` included) that a `.dvc` or `dvc.lock` file of a reachable commit names.
 
-        `patterns` are the refs that count, for instance `refs/heads/*`. History counts too: a commit on top of a
-        publication that removes its `.dvc` files does not make it disappear.
+        `patterns` are the refs that count, for instance `refs/heads/*`. History counts too: if a later commit removes
+        the `.dvc` files of a publication, its objects are still named.
         """
         globs = [f"--glob={pattern}" for pattern in patterns]
-        # -m shows a merge against each of its parents: a file that only the merge has is seen too
+        # -m compares a merge with each of its parents: a file that only the merge has is found too
         pointers = ("*.dvc", "**/dvc.lock", "dvc.lock")
         shown = ("--format=", "--raw", "-m", "--root", "--no-abbrev", "--no-renames")
         with self._fetched(*patterns):
@@ -146,9 +146,10 @@ class Refs:
         return {oid for text in texts for oid in re.findall(r"\bmd5:\s*['\"]?([0-9a-f]{32}(?:\.dir)?)", text)}
 
     def published_objects(self, *patterns: str) -> dict[str, dict[str, StoredObject]]:
-        """Give, for each ref that matches, what the `.dvc` files of its commit name: object by path in the repository.
+        """Return {ref: {path: object}}: what the `.dvc` files in the commit of each matching ref name.
 
-        A file that is no `.dvc` file of DVC's form is passed by: DVC could not pull it either.
+        Paths are those in the repository. A `.dvc` file that is not in DVC's format is skipped: DVC could not pull it
+        either.
         """
         with self._fetched(*patterns):
             refs = self._git("for-each-ref", "--format=%(refname)", *patterns, cwd=self._mirror).output.split()
@@ -160,9 +161,9 @@ class Refs:
         }
 
     def read_files(self, ref: str, *patterns: str, commit: str = "") -> dict[str, str]:
-        """Give the text of the files that match, by path: of the commit at `ref`, or of `commit` in its history.
+        """Return {path: text} of the matching files in the commit at `ref`, or in `commit` from its history.
 
-        `patterns` are globs whose * takes slashes too. Raises `GitPushError` where the remote does not answer or has no
+        `patterns` are globs whose * also matches slashes. Raises `GitPushError` if the remote does not answer or has no
         such commit.
         """
         with self._fetched(ref):
@@ -173,10 +174,10 @@ class Refs:
     def write_files(self, ref: str, folder: str, target: Path) -> None:
         """Write the files below `folder` in the commit at `ref` into the folder `target`, byte for byte.
 
-        Raises `GitPushError` where the remote does not answer.
+        Raises `GitPushError` if the remote does not answer.
         """
         with self._fetched(ref):
-            # what this index says of files that an earlier call has written elsewhere is not true here
+            # the index describes files that an earlier call wrote into another folder
             (self._mirror / "index").unlink(missing_ok=True)
             self._remote(
                 "-c", "core.autocrlf=false", f"--work-tree={target}", "read-tree", "--reset", "-u", f"{ref}:{folder}",
@@ -184,7 +185,7 @@ class Refs:
             )  # fmt: skip
 
     def read_files_of_all(self, refs: str, *patterns: str) -> dict[str, dict[str, str]]:
-        """Give the same for each ref that matches `refs`, by ref, in one request where the files are small."""
+        """Return {ref: {path: text}} for every matching ref, in one request if the files are small."""
         with self._fetched(refs):
             listed = self._git("for-each-ref", "--format=%(refname)", refs, cwd=self._mirror).output.split()
             found = {ref: self._tree(ref, *patterns) for ref in listed}
@@ -192,14 +193,14 @@ class Refs:
         return {ref: {path: texts[blob] for path, blob in files.items()} for ref, files in found.items()}
 
     def _tree(self, tree: str, *patterns: str) -> dict[str, str]:
-        """Give the files of a commit that match, by path: the name of each one's blob."""
+        """Return {path: blob name} of the matching files in a commit."""
         listed = self._remote("ls-tree", "-r", "-z", tree, cwd=self._mirror).output.split("\0")
         entries = (entry.partition("\t") for entry in listed if entry)
         matching = ((about, path) for about, _, path in entries if any(fnmatchcase(path, each) for each in patterns))
         return {path: about.split()[2] for about, path in matching}
 
     def _blobs(self, names: Iterable[str]) -> dict[str, str]:
-        """Give the text of each blob, all by one process; what the mirror's filter left out comes from the remote."""
+        """Return {blob name: text}, read by one subprocess; blobs that the mirror lacks come from the remote."""
         wanted = sorted(set(names))
         if not wanted:
             return {}
@@ -208,9 +209,9 @@ class Refs:
         return {name: text.removesuffix("\n") for name, text in zip(parts[::2], parts[1::2], strict=True)}
 
     def roots(self) -> set[str]:
-        """Give the first commits of the repository, which name it in every clone, also in a shallow one.
+        """Return the repository's root commits, which identify it in every clone, even in a shallow one.
 
-        What runs have published is passed by: a repository with a thousand runs has the same roots as without.
+        Branches that runs have published are skipped: a thousand runs do not change the roots of a repository.
         """
         with self._fetched("refs/heads/*", "^refs/heads/kaggle-*"):
             heads = ("--exclude=refs/heads/kaggle-*", "--glob=refs/heads/*")
@@ -218,10 +219,10 @@ class Refs:
 
     @contextlib.contextmanager
     def _fetched(self, *patterns: str) -> Iterator[None]:
-        """Bring the mirror's refs of these patterns to where the remote's stand, and keep them there meanwhile.
+        """Fetch the remote's refs of these patterns into the mirror, and keep them unchanged within the context.
 
-        A pattern that begins with ^ takes refs out of the others.
-        Locked against other processes of this clone: an older fetch of theirs could take away what ours has seen.
+        A pattern that begins with ^ excludes refs from the others.
+        Locked against other processes of this clone: an older fetch of theirs could remove refs that ours has read.
         """
         self.private.mkdir(parents=True, exist_ok=True)
         with (self.private / "mirror.lock").open("w") as lock:
@@ -237,11 +238,11 @@ class Refs:
             yield
 
     def _make_mirror(self) -> None:
-        """Make the mirror elsewhere and rename it: half a one would be taken for a whole one for ever."""
+        """Create the mirror under another name, then rename it: half a mirror would be used as a whole one for ever."""
         part = self._mirror.with_suffix(".part")
         shutil.rmtree(part, ignore_errors=True)
         self._git("init", "--quiet", "--bare", str(part))
-        # a partial clone: what the filter left out can be had later, one by one
+        # a partial clone: blobs that the filter left out can be fetched later, one by one
         for key, value in (("url", self._url), ("promisor", "true"), ("partialclonefilter", f"blob:limit={BLOBS}")):
             self._git("config", f"remote.origin.{key}", value, cwd=part)
         part.rename(self._mirror)
@@ -249,16 +250,16 @@ class Refs:
     # ── writing ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def write_intent(self, intent: Intent) -> str:
-        """Store the record as a commit of its own and give the commit; no ref names it yet."""
+        """Write the record as a commit of its own and return the commit; no ref names it yet."""
         blob = self._git("hash-object", "-w", "--stdin", text=intent.to_json()).output.strip()
         tree = self._git("mktree", text=f"100644 blob {blob}\tintent.json\n").output.strip()
         message = f"{intent.state}: {intent.branch}\n\n[skip ci]\n"
         return self._git("commit-tree", tree, env=_signature("1970-01-01T00:00:00Z"), text=message).output.strip()
 
     def build_commit(self, base: str, paths: Sequence[str], message: str, date: str) -> str:
-        """Build the commit `base` plus the files at `paths` through an index of its own.
+        """Build the commit `base` plus the files at `paths` in a private index, and return it.
 
-        `date` (ISO 8601) is all of the commit that is not content: the same files give the same commit.
+        `date` (ISO 8601) is the only part of the commit that is not content: the same files make the same commit.
         """
         index = self.private / f"index-{os.getpid()}-{threading.get_ident()}"
         self.private.mkdir(parents=True, exist_ok=True)
@@ -266,7 +267,7 @@ class Refs:
         own = {"GIT_INDEX_FILE": str(index)}
         try:
             self._git("read-tree", base, env=own)
-            # --force: what a .gitignore hides (*.png, say) is published all the same
+            # --force: files that a .gitignore hides (*.png, for example) are published as well
             exact = {**own, "GIT_LITERAL_PATHSPECS": "1"}
             listed = "".join(f"{path}\0" for path in paths)
             self._git("add", "--force", "--pathspec-from-file=-", "--pathspec-file-nul", env=exact, text=listed)
@@ -276,10 +277,10 @@ class Refs:
         return self._git("commit-tree", tree, "-p", base, env=_signature(date), text=message).output.strip()
 
     def push(self, *moves: Move) -> None:
-        """Make all the moves in one atomic push, each only from its `old`. Raises `GitPushError`.
+        """Push all the moves atomically, each only from its `old`. Raises `GitPushError`.
 
-        After an error the moves have happened together or not at all; which of the two, only the remote knows. Where
-        somebody else's push held a lock there, nothing had happened, and it is tried again.
+        After an error either all moves have happened or none; only the remote knows which. If another push held a lock
+        on the remote, nothing has happened, and the push is tried again.
         """
         words = ["--atomic", "--no-verify", "--no-signed", "--no-follow-tags", "--recurse-submodules=no", "--quiet"]
         words += [f"--force-with-lease={move.ref}:{move.old or ''}" for move in moves]
@@ -297,7 +298,7 @@ class Refs:
 
 
 def _outputs(path: str, text: str) -> Iterator[tuple[str, StoredObject]]:
-    """Read a `.dvc` file: each output's path in the repository and its object; a size of -1 is not known."""
+    """Yield each output of a `.dvc` file: its path in the repository and its object; a size of -1 is unknown."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
@@ -310,7 +311,7 @@ def _outputs(path: str, text: str) -> Iterator[tuple[str, StoredObject]]:
 
 
 def _signature(date: str) -> dict[str, str]:
-    """Give author and committer of what the transaction writes: the same on every machine."""
+    """Return author and committer of the transaction's commits: the same on every machine."""
     who = {"NAME": "Kaggle Training", "EMAIL": "kaggle-training@users.noreply.github.com", "DATE": date}
     return {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in who.items()}
 
@@ -357,6 +358,6 @@ def _refusal(answer: Answer, url: str, refs: Iterable[str]) -> GitPushError:
 
 
 def remedy_for(told: str, otherwise: str) -> str:
-    """Find what to do in what the host said; names that stand in it are not taken for what it said."""
+    """Return the remedy that fits the host's message; addresses and ref names in the message are ignored."""
     bare = re.sub(r"\w+://\S+|\S*kaggle-\S+|refs/\S+", "", told)
     return next((remedy for pattern, remedy in _CAUSES if re.search(pattern, bare, re.IGNORECASE)), otherwise)

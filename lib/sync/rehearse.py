@@ -1,9 +1,10 @@
-"""Try on both remotes what a publication will need, before anything costs time; nothing of it stays.
+"""Try on both remotes what a publication will need, before anything costs time; nothing of it remains.
 
-A real intent and a real branch are pushed and removed again: a dry run asks no hook of the host, and a token may read
-and not write. The branch stands at the run's own commit, so there is nothing to build for the host's CI. On the DVC
-remote a mark is made and removed. Whoever dies in the middle leaves an intent, which is settled as any other, and a
-branch, which the next rehearsal removes. Cannot: promise that the same is still allowed hours later.
+Guarantees: a real intent and a real branch are pushed and removed again, because `git push --dry-run` runs no
+server-side hooks and does not check write permission. The branch points at the run's own commit, so the host's CI has
+nothing new to build. On the DVC remote a mark is written and removed. A rehearsal that dies leaves an intent, which is
+settled like any other, and a branch, which the next rehearsal removes.
+Cannot: promise that the same is still allowed hours later.
 """
 
 from __future__ import annotations
@@ -23,27 +24,27 @@ from lib.sync.refs import Move
 from lib.sync.vault import Vault, open_vault
 
 BRANCHES = "kaggle-train-rehearsal-"
-"""How throw-away branches begin: as published ones, so that the host's rules for those apply."""
+"""Prefix of the throw-away branches: it begins like published ones, so that the host's rules for those apply."""
 
 
 @dataclass(frozen=True)
 class Rehearsed:
-    """What came out for each remote: a line for people, or the error that a publication would end in."""
+    """The result for each remote: a line for people, or the error in which a publication would end."""
 
     git: str | GitPushError
     dvc: str | RunError
     room: int | None
-    """Bytes that the DVC remote may still take; None where it does not say."""
+    """Bytes that the DVC remote can still store; None if it does not report this."""
     missing: tuple[str, ...] = ()
-    """Which of the asked-for objects are not on the DVC remote."""
+    """The wanted objects that are not on the DVC remote."""
 
 
 def rehearse(
     root: Path, credentials: Credentials | None = None, *, wanted: Sequence[str] = (), say: Say = print
 ) -> Rehearsed:
-    """Go through a publication of nothing, and look for the objects `wanted` (MD5, hex) on the DVC remote.
+    """Run a publication without content, and check whether the objects `wanted` (hex MD5) are on the DVC remote.
 
-    Raises `SyncError` where one of the remotes cannot be opened at all.
+    Raises `SyncError` if one of the remotes cannot be opened at all.
     """
     with open_vault(root, credentials or Credentials()) as vault:
         label = journal.new_intent_id()
@@ -75,7 +76,7 @@ def _try_dvc(vault: Vault, label: str, say: Say) -> str | RunError:
 
 
 def _try_reading(vault: Vault) -> str | RunError:
-    """Say at least whether it can be read, where no intent could answer for more."""
+    """Check only that the DVC remote can be read: without an intent nothing may be written there."""
     try:
         vault.objects.marks()
     except (RunError, OSError) as error:
@@ -84,16 +85,16 @@ def _try_reading(vault: Vault) -> str | RunError:
 
 
 def _try_branch(vault: Vault, lease: Lease, intent: Intent) -> None:
-    """Make the branch, and let it go together with the intent; what dead rehearsals left goes too."""
+    """Create the branch, then delete it together with the intent; also delete the branches of dead rehearsals."""
     branch = f"refs/heads/{intent.branch}"
     for ref, commit in vault.refs.list_refs(f"refs/heads/{BRANCHES}*").items():
-        with contextlib.suppress(GitPushError):  # somebody else's, who is removing it this moment
+        with contextlib.suppress(GitPushError):  # a live rehearsal may be deleting its own branch right now
             vault.refs.push(Move(ref, commit, None))
     try:
         vault.refs.push(Move(branch, None, intent.base))
         lease.end(Move(branch, intent.base, None))
     except GitPushError:
         for moves in ((Move(lease.ref, lease.commit, None),), (Move(branch, intent.base, None),)):
-            with contextlib.suppress(GitPushError):  # the first error is the one to show
+            with contextlib.suppress(GitPushError):  # the first error is the one to raise
                 vault.refs.push(*moves)
         raise

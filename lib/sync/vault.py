@@ -1,4 +1,9 @@
-"""Roll back publications that did not finish, and clean up after those that did."""
+"""Roll back publications that did not finish, and clean up after those that did.
+
+Guarantees: `Vault.settle` fences the owner first and deletes the intent last; between the two it deletes only copies
+that were not stored before and that no branch, tag or uploading intent names. It may be interrupted after any line and
+repeated. Cannot: know what another repository on the same DVC remote needs; there it deletes nothing.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +29,12 @@ CHECKPOINTS = "refs/heads/kaggle-checkpoint-*"
 EVERYTHING = ("refs/heads/*", "refs/tags/*")
 
 
-OWNER, PROBE = "owner-", "probe-"  # marks on the DVC remote: the repository that may delete there; a proof of writing
+OWNER, PROBE = "owner-", "probe-"  # marks on the DVC remote: the repository that may delete there; a test write
 
 
 @contextlib.contextmanager
 def open_vault(root: Path, credentials: Credentials) -> Iterator[Vault]:
-    """Open both remotes of the clone at `root`. Raises `SyncError` where that cannot be done."""
+    """Yield the `Vault` of the clone at `root`, with both remotes open. Raises `SyncError` if that fails."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
@@ -50,33 +55,36 @@ def open_vault(root: Path, credentials: Credentials) -> Iterator[Vault]:
 
 
 def _close(objects: Objects) -> None:
-    # what closing cannot do is no reason to hide an error, or to doubt a success
+    # a failure to close must neither hide an earlier error nor make a success doubtful
     with contextlib.suppress(Exception):
         objects.close()
 
 
-# What this process has seen on any Git remote: (url, ref) → commit and when it was first seen there, monotonic.
+# What this process has seen on any Git remote: (url, ref) → commit and the monotonic time it was first seen there.
 _SEEN: dict[tuple[str, str], tuple[str, float]] = {}
 
 
 class Vault:
-    """Both remotes, and the undoing that every role shares."""
+    """Both remotes of a clone, and the rollback that owners, retries and other machines share."""
 
     def __init__(self, repo: Any, refs: Refs, objects: Objects, redact: Callable[[str], str]) -> None:  # noqa: ANN401
         self.repo, self.refs, self.objects, self.redact = repo, refs, objects, redact
         self.keeps = ""
-        """Why nothing was deleted from the DVC remote, if that is so."""
+        """Why nothing is deleted from the DVC remote; empty where deleting is allowed."""
         self.me = Owner(journal.clone_name(refs.private / "clone"), journal.process_name(os.getpid()))
 
     def head(self) -> str:
-        """Give the clone's own commit, which a publication is built on."""
+        """Return the clone's HEAD commit, on which a publication is built."""
         import git
 
         with git.Repo(self.refs.root) as repo:
             return str(repo.head.commit.hexsha)
 
     def recover(self, older_than: float, say: Say) -> int:
-        """Settle what may be settled; see `recover()`."""
+        """Roll back or finish every intent that may be settled, and return how many are left.
+
+        Raises the first error, after trying all of them.
+        """
         left, first = 0, None
         for seen in self.refs.read_intents():
             if seen.record is None:
@@ -88,7 +96,7 @@ class Vault:
                 try:
                     if self.settle(seen):
                         say(f"Settled {seen.ref}: {_outcome(seen.record, self.keeps)}")
-                except Exception as error:  # noqa: BLE001  the others are settled all the same
+                except Exception as error:  # noqa: BLE001  the other intents are still settled
                     first = first or error
                     left += 1
         if first is not None:
@@ -96,9 +104,10 @@ class Vault:
         return left
 
     def may_settle(self, seen: SeenIntent, older_than: float = journal.LEASE) -> bool:
-        """Whether the intent is ours, its process has ended on this machine, or it has not moved for so many seconds.
+        """Return whether the intent is ours, its process has ended in this clone, or it was silent for `older_than` s.
 
-        An intent that is seen for the first time is only noted: two machines' clocks are never compared.
+        The time of silence starts when this process first sees the intent's commit: the clocks of two machines are
+        never compared. Always False for an unreadable intent, and for one that a thread of this process owns right now.
         """
         now, key = time.monotonic(), (self.refs.url, seen.ref)
         commit, since = _SEEN.get(key, ("", now))
@@ -107,14 +116,14 @@ class Vault:
             _SEEN[key] = (seen.commit, now)
         if seen.record is None or seen.record.id in ALIVE:
             return False
-        owner = seen.record.owner  # ours: an earlier attempt of this process, given up
+        owner = seen.record.owner  # ours: an earlier attempt of this process that was given up
         return owner == self.me or owner.is_dead_here(self.me.clone) or now - since >= older_than
 
     @contextlib.contextmanager
     def declare(self, intent: Intent, say: Say, note: Callable[[str], object] = str) -> Iterator[Lease]:
-        """Create the intent where the host takes it; `note` is told the ref before it is tried.
+        """Create the intent in the first place that the host accepts, and yield its lease.
 
-        This proves too that the token may write.
+        `note` receives each ref before it is tried. Creating the intent also proves that the token may write.
         """
         with contextlib.ExitStack() as stack:
             first: RefusedByHostError | None = None
@@ -125,7 +134,7 @@ class Vault:
                     lease = stack.enter_context(Lease(self.refs, ref, intent, None))
                 except RefusedByHostError as error:
                     if first is not None:
-                        # the second place is a branch: its rules are what the user can change
+                        # the second place is a branch: the user can change the rules for branches
                         raise GitPushError(f"{first.what}\n{error.what}", remedy=error.remedy) from error
                     first = error
                 else:
@@ -135,9 +144,10 @@ class Vault:
             yield lease
 
     def claim(self, label: str, say: Say) -> None:
-        """Prove that the DVC remote takes writes, and mark it as this repository's if nobody has.
+        """Prove that the DVC remote accepts writes, and mark it as this repository's if it has no owner yet.
 
-        What undoing will need is tried too: the proof is removed again. `label` is the intent that answers for it.
+        Deleting, which a rollback needs, is tried too: the test write is removed again. `label` is the id of the intent
+        that is responsible for it.
         """
         roots = self.refs.roots()
         if not roots:
@@ -150,7 +160,7 @@ class Vault:
             owners = self._owners()
             if not owners:
                 self.objects.mark(OWNER + min(roots))
-                owners = self._owners()  # two first publications may have marked it at once
+                owners = self._owners()  # two first publications may have marked it at the same time
             self.objects.unmark(PROBE + label)
         except OSError as error:
             raise DvcPushError(
@@ -164,20 +174,20 @@ class Vault:
         return {name.removeprefix(OWNER) for name in self.objects.marks() if name.startswith(OWNER)}
 
     def is_foreign(self) -> bool:
-        """Whether another repository's objects may lie on the DVC remote, which no ref of ours could name."""
+        """Return whether the DVC remote may hold objects of another repository, which no ref of ours names."""
         return self._keep_for(self._owners().difference(self.refs.roots()))
 
     def _keep_for(self, others: Collection[str]) -> bool:
-        """Note for which other repositories nothing is deleted; whether there is one."""
+        """Set `keeps` if the remote is marked as another repository's; return whether it is."""
         told = f"{self.objects.name} is marked as that of the repository with the first commit"
         self.keeps = f"{told} {min(others)}" if others else ""
         return bool(others)
 
     def settle(self, seen: SeenIntent) -> bool:
-        """Undo an unfinished publication, or clean up after a committed one; whether an intent was there to settle.
+        """Roll back an unfinished publication, or clean up after a committed one; return whether the intent was there.
 
-        False means that it was settled by somebody else, or committed: the branch decides. Raises `SyncError` where a
-        remote cannot be reached or the mark is lost; the intent then stands, and the same may be called again.
+        False means that another process settled or committed it: the branch shows which. Raises `SyncError` if a remote
+        cannot be reached or the mark is lost; the intent then remains, and the call may be repeated.
         """
         assert seen.record is not None, "an intent of another version is never touched"
         record = seen.record.marked(self.me)
@@ -188,8 +198,9 @@ class Vault:
                 if self.refs.list_refs(seen.ref).get(seen.ref) == seen.commit:
                     raise
                 return False
-            # From here on the owner's commit push is refused whole. Publications that are still uploading are read
-            # before the branches: one that commits in between is then seen as an intent, and else as a branch.
+            # From here on the owner is fenced: its commit push is rejected as a whole. Publications that are still
+            # uploading are read before the branches: one that commits between the two reads is seen as an intent, one
+            # that committed before them as a branch. In the other order both reads could miss it.
             others = [item for item in self.refs.read_intents() if item.ref != seen.ref]
             named = self._with_parts(self.refs.named_objects(*EVERYTHING), record)
             try:
@@ -214,16 +225,16 @@ class Vault:
         return True
 
     def _with_parts(self, named: set[str], record: Intent) -> set[str]:
-        """Add the files that the named listings of folders hold; read only where something doomed is unnamed."""
+        """Return `named` and the files in its directory listings; read them only if an object to delete is unnamed."""
         if all(item.oid in named for item in record.doomed):
             return named
         listings = self.objects.look([oid for oid in sorted(named) if oid.endswith(".dir")])
         return named.union(*(self.parts_of(oid) for oid in listings))
 
     def parts_of(self, listing: str) -> set[str]:
-        """Give the objects that the listing of a folder names (DVC's `.dir` objects are JSON, read by DVC).
+        """Return the objects that a directory listing names (DVC's `.dir` objects are JSON, read by DVC).
 
-        Raises `DvcPushError` for a listing that cannot be read: what it names must be kept.
+        Raises `DvcPushError` for a listing that cannot be read: the objects that it names must be kept.
         """
         from dvc_data.hashfile.hash_info import HashInfo
         from dvc_data.hashfile.tree import Tree
@@ -239,7 +250,7 @@ class Vault:
         return {info.value for _, (_, info) in tree.iteritems()}
 
     def _delete_new(self, doomed: Sequence[StoredObject], mark: Lease, others: Sequence[SeenIntent]) -> None:
-        """Delete every copy that was not there before, asking right before each whether the mark is still ours."""
+        """Delete every copy that was not stored before; right before each, check that the mark is still ours."""
         new = self._new_copies(doomed)
         unreadable = [other.ref for other in others if other.record is None]
         if new and unreadable:
@@ -259,9 +270,9 @@ class Vault:
             )
 
     def _new_copies(self, items: Sequence[StoredObject]) -> list[tuple[str, str]]:
-        """Give name and identity of what was not there before; a directory's listing first, then its files.
+        """Return (object, identity) of every copy that was not stored before: directory listings first, then files.
 
-        Clients take the listing as proof that the files are there.
+        Clients take a listing as proof that its files are there.
         """
         standing = self.objects.look([item.oid for item in items])
         first = sorted(items, key=lambda item: not item.oid.endswith(".dir"))
@@ -269,7 +280,7 @@ class Vault:
 
 
 def _named_by(others: Sequence[SeenIntent], oid: str) -> bool:
-    """Whether a publication that may still commit names the object, whatever its lease."""
+    """Return whether a publication that may still commit names the object, even if its lease has expired."""
     return any(
         other.record is not None and other.record.state == "uploading" and other.record.names(oid) for other in others
     )

@@ -1,11 +1,12 @@
-"""A training that outlives its session: its checkpoints leave the machine, and the next session goes on from them.
+"""Publish checkpoints during a training, so that a later session can resume it.
 
-A checkpoint is the branch `kaggle-checkpoint-{module}-{experiment}`, which moves: one commit on top of the trained one,
-with both weights on the DVC remote. It is published by the protocol of `lib.sync`, so what it took the place of is gone
-from both remotes, and it ends with the finished run's branch, in one push.
+A checkpoint is the branch `kaggle-checkpoint-{module}-{experiment}`, which moves: one commit on top of the trained
+commit, with both weights on the DVC remote. It is published by the protocol of `lib.sync`: the checkpoint that it
+replaces is deleted from both remotes, and the push that creates the finished run's branch also deletes the checkpoint.
 
-Guarantees: training never waits for a checkpoint and never ends by one; what leaves is whole, loads, and can be gone on
-from; a session goes on only from what was trained of the same experiment, code and dataset, unless it is told to.
+Guarantees: a checkpoint upload never blocks or fails the training; every uploaded checkpoint is complete, loads, and is
+resumable; a session resumes only a training of the same experiment, code and dataset, unless `session.resume`
+is `always`.
 """
 
 from __future__ import annotations
@@ -34,23 +35,23 @@ from lib.sync import Publication, Refs, RunHold, sync_outputs
 from lib.train.launch import epochs_behind
 
 WEIGHTS = ("train/weights/best.pt", "train/weights/last.pt")
-"""In the order in which they are copied: `best.pt` may never be newer than `last.pt`."""
-LOOK = 2.0  # seconds between two looks at the training's folder
-AGAIN = 5 * MINUTE  # after a checkpoint that did not leave
-TRIES = 5  # to fetch a checkpoint whose branch moves
+"""The weights in the order in which they are copied: `best.pt` may never be newer than `last.pt`."""
+LOOK = 2.0  # seconds between two checks of the training's folder
+AGAIN = 5 * MINUTE  # longest wait before a failed upload is retried
+TRIES = 5  # attempts to fetch a checkpoint whose branch moves meanwhile
 
 
 def checkpoint_branch(experiment: Experiment) -> str:
-    """Name the branch that an experiment's checkpoints move."""
+    """Return the name of the branch that holds an experiment's checkpoint."""
     return f"kaggle-checkpoint-{experiment.module}-{experiment.slug}"
 
 
 class Record(BaseModel):
-    """The content of `checkpoint.json`: what the checkpoint is of."""
+    """The content of `checkpoint.json`: the training that the checkpoint belongs to."""
 
     version: int = Field(default=1, alias="schema")
     epoch: int
-    """Epochs behind it."""
+    """Completed epochs."""
     saved: datetime
     commit: str
     dataset: str
@@ -58,8 +59,8 @@ class Record(BaseModel):
     experiment: dict[str, Any]
 
     def differences(self, experiment: Experiment, commit: str, dataset: str) -> list[str]:
-        """Say what would go on with something else than what the checkpoint was trained with."""
-        # how a session uses its time changes no model, nor does what it is exported to
+        """Return the differences between the checkpoint's training and the current one, one text each."""
+        # session settings, the description and export formats have no effect on the model
         mine, ours = (dict(flat(values)) for values in (self.experiment, experiment.model_dump(mode="json")))
         keys = sorted(key for key in mine | ours if not key.startswith(("session.", "description", "export")))
         found = [f"{key} {mine.get(key)} → {ours.get(key)}" for key in keys if mine.get(key) != ours.get(key)]
@@ -67,38 +68,39 @@ class Record(BaseModel):
         return found + [f"the dataset {self.dataset[:12]} → {dataset[:12]}"] * (self.dataset != dataset)
 
 
-# ── going on ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── resume ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What an earlier session of the experiment has left."""
+    """The checkpoint that an earlier session of the experiment published."""
 
     branch: str
     record: Record
 
     def describe(self) -> str:
-        """Give a line for people."""
+        """Return one line for the user."""
         when = self.record.saved.astimezone(UTC)
         return f"Checkpoint: epoch {self.record.epoch} of {when:%Y-%m-%d %H:%M:%S} UTC ({self.branch}); it goes on."
 
 
 def hold_run(root: Path, experiment: Experiment, credentials: Credentials, noted: tuple[str, float]) -> RunHold:
-    """Begin to hold the experiment's run, or to watch the session that holds it; `noted` as `RunHold` takes it."""
+    """Return a hold on the experiment's run; if another session holds it, watch that one. `RunHold` gets `noted`."""
     name = f"{experiment.module}-{experiment.slug}"
     hold = RunHold(root, name, credentials, lease=experiment.session.lease_minutes * MINUTE, noted=noted)
     try:
         told = "is held by this session" if hold.watch() else "is held by another session, which is watched from now on"
-    except GitPushError as error:  # preflight tells cause and remedy of all that is refused together
+    except GitPushError as error:  # preflight reports its cause and remedy, together with all other errors
         told = f"could not be held yet: {error.what}"
     print(f"The run {name} {told}.", flush=True)
     return hold
 
 
 def find_checkpoint(root: Path, experiment: Experiment, commit: str, credentials: Credentials) -> Checkpoint | None:
-    """Look for the experiment's checkpoint on the Git remote; None where there is none, or it is not to be used.
+    """Return the experiment's checkpoint on the Git remote; None if there is none or `session.resume` is `never`.
 
-    Raises `CheckpointError` for one of another experiment, code or dataset, unless `session.resume` says what to do.
+    Raises `CheckpointError` for a checkpoint of another experiment, code or dataset if `session.resume` is `auto`, and
+    for an unreadable record.
     """
     branch = checkpoint_branch(experiment)
     if experiment.session.resume == "never":
@@ -121,7 +123,7 @@ def find_checkpoint(root: Path, experiment: Experiment, commit: str, credentials
 
 
 def _read(refs: Refs, experiment: Experiment) -> Record | None:
-    """Read what the branch says of its checkpoint; None where there is no such branch."""
+    """Read the record of the experiment's checkpoint from its branch; None if there is no such branch."""
     branch, path = checkpoint_branch(experiment), f"{experiment.artifacts}/checkpoint.json"
     ref = f"refs/heads/{branch}"
     if ref not in refs.list_refs(ref):
@@ -139,9 +141,9 @@ def _read(refs: Refs, experiment: Experiment) -> Record | None:
 def fetch_checkpoint(
     checkpoint: Checkpoint, root: Path, experiment: Experiment, scratch: Path, credentials: Credentials
 ) -> Path:
-    """Bring a checkpoint's weights from the DVC remote into `scratch`; gives its `last.pt`.
+    """Download a checkpoint's weights from the DVC remote into `scratch`; return the path of its `last.pt`.
 
-    Raises `CheckpointError` where the remote does not give them.
+    Raises `CheckpointError` if the DVC remote does not deliver them.
     """
     ref, refs = f"refs/heads/{checkpoint.branch}", Refs(root, credentials)
     place = scratch / "checkpoint"
@@ -149,7 +151,7 @@ def fetch_checkpoint(
     read: list[dict[str, str]] = []
     while True:
         read.append(refs.read_files(ref, f"{experiment.artifacts}/train/weights/*.pt.dvc"))
-        # another session may have moved the branch, and deleted what it had, since it was read
+        # another session may have moved the branch and deleted its former weights since it was read
         if read[-1] in read[:-1] or len(read) > TRIES:
             break
         cause = "it names no last.pt"
@@ -167,16 +169,16 @@ def fetch_checkpoint(
     )
 
 
-# ── leaving ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── publish ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Keeper:
-    """Publishes the checkpoints of a training from a thread beside it, as a context around it.
+    """Publishes the checkpoints of a training from a background thread; a context manager around the training.
 
-    One at a time and always the newest: the first after the first epoch, then one every `session.checkpoint_minutes`,
-    and at the end what has not left yet, unless the training is finished. What fails is said and tried again. The
-    evaluation waits for none of it; only the finished run's publication, which takes the checkpoint's place, must
-    `wait`.
+    It publishes one checkpoint at a time, always the newest: the first after the first epoch, then one every
+    `session.checkpoint_minutes`, and at the end the last one if it is not published yet, unless the training is
+    finished. A failure is reported and retried. The evaluation does not wait for uploads. Only the finished run's
+    publication must `wait`, because it replaces the checkpoint.
     """
 
     def __init__(
@@ -186,7 +188,7 @@ class Keeper:
         self._root, self._experiment, self._credentials = root, experiment, credentials
         self._commit, self._dataset, self._hold = commit, dataset, hold
         self._folder = root / experiment.artifacts
-        self._saved = 0  # epochs of the newest checkpoint that has left
+        self._saved = 0  # epochs of the newest published checkpoint
         self._stop, self._last = threading.Event(), True
         self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
         self._copies = ExitStack()
@@ -194,7 +196,7 @@ class Keeper:
 
     @property
     def is_at_work(self) -> bool:
-        """Whether its thread has not ended."""
+        """Return whether the background thread is still running."""
         return self._thread.is_alive()
 
     def __enter__(self) -> Self:
@@ -203,16 +205,16 @@ class Keeper:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # Ctrl-C waits for nothing: what is under way is settled by the next run
+        # Ctrl-C must not wait: the next run finishes or rolls back a publication in progress
         self._last = kind is None or issubclass(kind, Exception)
         self._stop.set()
         if self._last and self._thread.ident is None:
             self._thread.start()
         if self._last and kind is not None:
-            self.wait()  # the process may end with the error
+            self.wait()  # the process may exit on the error and would kill the thread
 
     def wait(self) -> None:
-        """Return when all that should leave has left, or could not."""
+        """Wait until every pending checkpoint is published or has failed."""
         if self.is_at_work:
             self._thread.join()
 
@@ -227,10 +229,10 @@ class Keeper:
                 self._try()
 
     def _try(self) -> bool:
-        """Publish what there is; whether nothing is left to publish."""
+        """Publish the current checkpoint, if any; return False if that failed."""
         try:
             self._publish()
-        except Exception as error:  # noqa: BLE001  a training is worth more than its checkpoint
+        except Exception as error:  # noqa: BLE001  a failed upload must not stop the training
             what = error.what if isinstance(error, RunError) else self._credentials.redact(str(error))
             told = f"{type(error).__name__}: {what}"
             say(f"Warning: the checkpoint did not leave the machine ({told}); it is tried again.")
@@ -245,7 +247,7 @@ class Keeper:
         folder = self._copy / self._experiment.artifacts
         self._take(folder)
         epoch = epochs_behind(folder / WEIGHTS[1])
-        # a finished model has none behind it, and after the last epoch there is nothing to go on with
+        # a finished model counts 0 epochs, and after the last epoch nothing is left to resume
         if not self._saved < epoch < self._experiment.training.epochs:
             return
         now, branch = datetime.now(UTC), checkpoint_branch(self._experiment)
@@ -278,7 +280,7 @@ class Keeper:
         say(f"Checkpoint: epoch {epoch} has left the machine ({sent}): {branch}")
 
     def _take(self, folder: Path) -> None:
-        """Copy what training has until now; each of its files is whole at every moment."""
+        """Copy the training's current files into `folder`; each source file is complete at every moment."""
         shutil.rmtree(folder, ignore_errors=True)
         for name in (*WEIGHTS, "train/results.csv", "train/args.yaml"):
             if (self._folder / name).is_file():

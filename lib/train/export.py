@@ -1,8 +1,8 @@
-"""Bring the best weights into other formats, `export` in an experiment: `train/weights/best.onnx`, `best.torchscript`.
+"""Export the best weights to the formats in the experiment's `export`: `train/weights/best.onnx`, `best.torchscript`.
 
-Guarantees: what is given back predicts what `best.pt` predicts, on the CPU, to within rounding; it is there whole or
-not at all. Exporting runs in a process of its own: whatever happens to it, a crash or a hang included, is said, and the
-weights are published all the same.
+Guarantees: a returned file predicts the same as `best.pt` on the CPU, to within rounding; it is complete or absent.
+Each export runs in a subprocess: any failure, including a crash or a hang, is reported, and the weights are published
+anyway.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from lib.experiment.schema import Experiment
 from lib.process import MINUTE, found_from, run_command
 from lib.train.launch import Trained
 
-TIMEOUT = 10 * MINUTE  # a format; a large model at 1280 px takes less than one
-RELATIVE, ABSOLUTE = 1e-3, 1e-2  # of pixels and scores; both exporters stay a hundred times below
+TIMEOUT = 10 * MINUTE  # per format; a large model at 1280 px takes less than one minute
+RELATIVE, ABSOLUTE = 1e-3, 1e-2  # tolerances for pixels and scores; both exporters stay a hundred times below
 
 
 @dataclass(frozen=True)
 class Exported:
-    """The exported models, and why one that was asked for is not among them."""
+    """The exported models, and the error if a requested one is missing."""
 
     files: tuple[Path, ...] = ()
     missing: ExportError | None = None
-    """To be raised when everything else is saved."""
+    """The error to raise after everything else is saved."""
 
 
 def export(experiment: Experiment, trained: Trained, root: Path) -> Exported:
-    """Bring `best.pt` into each format that the experiment asks for, beside it; what fails is given back as missing."""
+    """Export `best.pt` into its own folder in each requested format; return failures as `missing`."""
     files, failed = [], []
     for form in experiment.export:
         target = trained.best.with_suffix(f".{form}")
-        target.unlink(missing_ok=True)  # what an earlier call left is of other weights
+        target.unlink(missing_ok=True)  # a file of an earlier call belongs to other weights
         try:
             _export(trained.best, form, experiment.training.image_size, target, root)
             print(f"Exported: {target.name}, {target.stat().st_size / 2**20:.1f} MiB; it predicts what best.pt does.")
@@ -55,7 +55,7 @@ def export(experiment: Experiment, trained: Trained, root: Path) -> Exported:
 
 
 def _export(best: Path, form: str, image_size: int, target: Path, root: Path) -> None:
-    """Export a copy elsewhere, in another process, and take over what it has found to be right."""
+    """Export a copy in a temporary folder, by a subprocess, and move the verified result to `target`."""
     with tempfile.TemporaryDirectory(prefix="kaggle-training-") as scratch:
         copy = shutil.copy(best, scratch)
         run_command(
@@ -66,7 +66,7 @@ def _export(best: Path, form: str, image_size: int, target: Path, root: Path) ->
 
 
 def main(weights: str, form: str, image_size: str) -> None:
-    """Export and compare: what the process that exports does."""
+    """Export the weights and verify the result: the entry point of the export subprocess."""
     from ultralytics.models import YOLO
 
     made = YOLO(weights).export(format=form, imgsz=int(image_size), device="cpu")
@@ -74,7 +74,7 @@ def main(weights: str, form: str, image_size: str) -> None:
 
 
 def check_same(weights: str, made: str, image_size: int) -> None:
-    """End this process with an error where two models answer differently to the same picture."""
+    """Raise `SystemExit` if two models return different predictions for the same image."""
     import torch
     from ultralytics.nn.autobackend import AutoBackend
 

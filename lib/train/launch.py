@@ -1,11 +1,11 @@
-"""Train one experiment: what it starts from, its processes, and what is done when they fail.
+"""Train one experiment: choose its starting point, run its worker processes, and handle their failures.
 
-Training runs in processes of its own (`trainer.py`), one a GPU, whatever their number: what hangs can be ended,
-what runs out of memory begins again with all of it, and the notebook's kernel lives on.
+Training runs in subprocesses (`trainer.py`), one per GPU, even if there is only one GPU or none: a hung worker can be
+killed, a retry after an out-of-memory error starts with all memory free, and the notebook's kernel survives.
 
-Guarantees: the values trained with are the experiment's, each under the name ultralytics gives it; nothing is installed
-and nothing but the asked-for weights is downloaded; older results in the same place are moved aside; no process stays
-behind, also when this one is killed; what was trained is given back, however training ended.
+Guarantees: the run trains with the experiment's values, each under ultralytics' own argument name; nothing is installed
+and nothing but the requested weights is downloaded; older results in the same folder are moved aside; no subprocess
+outlives this process, even if this process is killed; whatever was trained is returned, however training ended.
 """
 
 from __future__ import annotations
@@ -39,26 +39,26 @@ State = Literal["finished", "interrupted", "failed"]
 
 @dataclass(frozen=True)
 class Start:
-    """What a training starts from."""
+    """The starting point of a training."""
 
     weights: Path | None
     """A file, or None for random weights."""
     epoch: int = 0
-    """Epochs that the weights' training has behind it and that this one goes on from; 0 is a new training."""
+    """Completed epochs of the checkpoint that this training resumes; 0 for a new training."""
     run_path: str = ""
-    """The W&B run that goes on with it."""
+    """The W&B run that the training continues."""
     note: str = ""
-    """What a person should know of it."""
+    """A remark for the user."""
 
     def describe(self) -> str:
-        """Give a line or two for people."""
+        """Return a line or two for the user."""
         begins = f"goes on after epoch {self.epoch} of" if self.epoch else "starts from"
         return f"Training {begins} {self.weights or 'random weights'}.{self.note and ' '}{self.note}"
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training left: its folder (`train/`), its two checkpoints, and how it ended."""
+    """The result of a training: its folder (`train/`), its two checkpoints, and how it ended."""
 
     folder: Path
     best: Path
@@ -68,37 +68,37 @@ class Trained:
     reason: str = ""
     """Why it was interrupted or failed."""
     batch_size: int = 0
-    """Pictures a step at its end: fewer than asked for where memory was short."""
+    """Images per step at the end of training; fewer than requested if memory ran short."""
     device: str = "cpu"
-    """What it was trained on at its end."""
+    """The device in use at the end of training."""
     error: TrainingError | None = None
-    """What to raise when everything that can be saved is saved."""
+    """The error to raise after everything that can be saved is saved."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the processes of a training are told, as a file."""
+    """The instructions for the workers of a training, passed to them as a file."""
 
     task: Task
     arguments: Mapping[str, Any]
     """Ultralytics' train arguments."""
     folder: Path
-    """Where they show signs of life and say how they ended."""
+    """Where the workers touch the heartbeat file and write their outcomes."""
     stop_at: float | None
-    """When the session's time is over, in seconds of this machine's monotonic clock; None: never."""
+    """The end of the session's time, in seconds of this machine's monotonic clock; None for no limit."""
     tracking: Tracking
     watched: bool
-    """Whether somebody sees what they print at once."""
+    """Whether a user sees the workers' output live."""
     parent: int
-    """The process that they may not outlive."""
+    """The id of the process that the workers must not outlive."""
 
     @staticmethod
     def read(file: Path) -> Plan:
-        """Read what `write` wrote."""
+        """Read a plan from its JSON file."""
         return TypeAdapter(Plan).validate_json(file.read_bytes())
 
     def write(self) -> Path:
-        """Write it into its folder, which is emptied first."""
+        """Write the plan into its folder, which is emptied first; return the file's path."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         self.beat.touch()
@@ -108,30 +108,30 @@ class Plan:
 
     @property
     def beat(self) -> Path:
-        """The file whose time of change is that of the last finished batch."""
+        """Return the path of the heartbeat file; its modification time is that of the last finished batch."""
         return self.folder / "beat"
 
     def outcome(self, rank: int) -> Path:
-        """Give the file in which a process says how it ended."""
+        """Return the path of the file in which a rank writes its outcome."""
         return self.folder / f"outcome-{rank}.json"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a process, or all of them together, ended."""
+    """How one worker, or all workers together, ended."""
 
     state: Literal["finished", "interrupted", "memory", "stalled", "failed"]
     reason: str = ""
 
 
 def prepare_library(scratch: Path) -> None:
-    """Set ultralytics up for a run, before its first import: settings of its own, no installs, no other trackers."""
+    """Configure ultralytics for a run, before its first import: separate settings, no installs, no other trackers."""
     config = scratch / "ultralytics"
     config.mkdir(parents=True, exist_ok=True)
     os.environ["YOLO_CONFIG_DIR"] = str(config)
     os.environ["YOLO_AUTOINSTALL"] = "false"
-    os.environ["YOLO_VERBOSE"] = "false"  # five lines an epoch; lib/train/trainer.py prints one
-    # lib/train/tracking.py writes the one W&B run; the library's own integrations would open more
+    os.environ["YOLO_VERBOSE"] = "false"  # it prints five lines per epoch; lib/train/trainer.py prints one
+    # lib/train/tracking.py writes the only W&B run; the library's own integrations would open more
     from ultralytics import settings
     from ultralytics.utils import LOGGER
 
@@ -142,9 +142,9 @@ def prepare_library(scratch: Path) -> None:
 
 
 def find_weights(experiment: Experiment, root: Path) -> Path | str | None:
-    """Say what a training starts from: a file, the address of one that must be downloaded, or None for random weights.
+    """Return what a training starts from: a file, the URL of a file to download, or None for random weights.
 
-    Raises `WeightsError` for a file that is not there.
+    Raises `WeightsError` for a missing file.
     """
     resume, pretrained = experiment.model.resume_from, experiment.model.pretrained
     if resume is not None:
@@ -168,12 +168,13 @@ def _published_weights(experiment: Experiment) -> Path:
 
 
 def fetch_weights(experiment: Experiment, root: Path, checkpoint: Path | None = None) -> Start:
-    """Give what a training starts from; a checkpoint to go on from is looked into before anything is trained.
+    """Return the starting point of a training; download the published weights if needed.
 
-    `checkpoint` is what an earlier session of the experiment has left: then it is that.
+    `checkpoint` was left by an earlier session of the experiment; if given, it is the starting point. A checkpoint to
+    resume from is validated before anything is trained.
 
-    Raises `WeightsError` when weights cannot be downloaded or are not there, or when a checkpoint is torn or is none of
-    this experiment's model.
+    Raises `WeightsError` if weights are missing or cannot be downloaded, or if a checkpoint is torn or belongs to
+    another model.
     """
     if checkpoint is not None:
         return _look_into(checkpoint, experiment, "the checkpoint of an earlier session")
@@ -190,7 +191,7 @@ def _download(experiment: Experiment) -> Path:
     wanted.parent.mkdir(parents=True, exist_ok=True)
     try:
         found = Path(attempt_download_asset(str(wanted)))
-    except Exception as error:  # noqa: BLE001  the library raises what its HTTP client raises
+    except Exception as error:  # noqa: BLE001  the library passes on any exception of its HTTP client
         found, cause = wanted, f": {type(error).__name__}: {error}"
     else:
         cause = ""
@@ -205,7 +206,7 @@ def _download(experiment: Experiment) -> Path:
 
 
 def _existing(key: str, given: str, root: Path) -> Path:
-    path = root / given  # an absolute path stays what it is
+    path = root / given  # an absolute path stays unchanged
     if not path.is_file():
         raise WeightsError(
             f"{key} is {given!r}: {path} is not there.",
@@ -216,7 +217,7 @@ def _existing(key: str, given: str, root: Path) -> Path:
 
 
 def _look_into(path: Path, experiment: Experiment, shown: str) -> Start:
-    """Say how a training goes on from a checkpoint."""
+    """Return the starting point that a checkpoint makes possible; raise `WeightsError` if it makes none possible."""
     from ultralytics.utils.patches import torch_load
 
     def refuse(what: str) -> WeightsError:
@@ -251,9 +252,9 @@ def _look_into(path: Path, experiment: Experiment, shown: str) -> Start:
 
 
 def epochs_behind(checkpoint: Path) -> int:
-    """Give the epochs that a `last.pt` has behind it; 0 for one that cannot be gone on from: it is a finished model.
+    """Return the number of completed epochs in a `last.pt`; 0 for a finished model, which cannot be resumed.
 
-    Raises what its reader raises for a file that is torn.
+    Raises the reader's exceptions for a torn file.
     """
     from ultralytics.utils.patches import torch_load
 
@@ -273,11 +274,12 @@ def train(
     stop_at: float | None = None,
     worker: str = "lib.train.trainer",
 ) -> Trained:
-    """Train into `artifacts/{module}/{name}/train` below `root`.
+    """Train into `artifacts/{module}/{name}/train` below `root` and return the result.
 
-    `device` is `cpu` or GPU numbers (`0,1`: a process for each), `stop_at` the end of the time for training in seconds
-    of the monotonic clock (None: no end), `worker` the module that each process runs. A training that fails after its
-    first epoch is given back as failed, for what it made to be saved. Raises `TrainingError` for one that has nothing.
+    `device` is `cpu` or GPU numbers (`0,1`: one worker each), `stop_at` the end of the training time in seconds of the
+    monotonic clock (None: no limit), `worker` the module that each worker process runs. A training that fails after its
+    first epoch is returned with the state `failed`, so that its files can be saved. Raises `TrainingError` for a
+    failed training without a checkpoint.
     """
     folder = root / experiment.artifacts
     keep_earlier(folder)
@@ -289,9 +291,9 @@ def train(
             **ultralytics_arguments(experiment),
             "data": str(data_file),
             "model": f"{experiment.model.architecture}.yaml",
-            # said as it is: on resuming, the library would go on writing where the checkpoint was made
+            # explicit: on resume, the library would write into the folder in which the checkpoint was made
             "save_dir": str(folder / "train"),
-            # nothing is written below it: the checkpoint keeps in it which run it belongs to
+            # not used as a folder: the checkpoint stores in it the W&B run that it belongs to
             "project": tracking.run_path,
             "plots": True,
             "exist_ok": True,
@@ -312,7 +314,7 @@ def train(
             break
         print(f"Warning: {outcome.reason}. {retry.note}", flush=True)
         attempt = replace(retry, start=Start(last, 1)) if last.is_file() else retry
-    for part in last.parent.glob(".*.pt"):  # a process was killed while it wrote
+    for part in last.parent.glob(".*.pt"):  # left by a worker that was killed while writing
         part.unlink()
     state: State = outcome.state if outcome.state in ("finished", "interrupted") else "failed"
     error = _failure(experiment, outcome, attempt, folder) if state == "failed" else None
@@ -329,7 +331,7 @@ def train(
 
 @dataclass(frozen=True)
 class _Attempt:
-    """One try at training: what may differ from the experiment."""
+    """One attempt at training: the values that may differ from the experiment's."""
 
     batch_size: int
     device: str
@@ -351,7 +353,7 @@ class _Attempt:
         }
 
     def after(self, outcome: Outcome, experiment: Experiment) -> _Attempt | None:
-        """Give the next try after one that ended so, or None where there is none to make."""
+        """Return the next attempt after `outcome`, or None if no retry can help."""
         smallest = experiment.training.min_batch_size
         if outcome.state == "memory" and smallest is not None and self.batch_size // 2 >= max(smallest, self.processes):
             halved = self.batch_size // 2
@@ -380,17 +382,17 @@ def _failure(experiment: Experiment, outcome: Outcome, attempt: _Attempt, folder
 
 
 def _plot_curves(results: Path) -> None:
-    """Draw `results.png`, as the library does at the end of a training; what failed did not come to that."""
+    """Draw `results.png`, as the library does at the end of a training; a failed training does not get that far."""
     from ultralytics.utils.plotting import plot_results
 
-    with contextlib.suppress(Exception):  # no picture is worth a checkpoint
+    with contextlib.suppress(Exception):  # a failed plot must not cost the checkpoint
         plot_results(file=results)
 
 
 def _run(plan: Plan, worker: str, root: Path, processes: int, stall: float) -> Outcome:
-    """Run the processes of a plan to their end; whatever happens, none is left."""
+    """Run the workers of a plan until all have ended, and return their outcome; no worker is ever left behind."""
     command = [sys.executable, "-m", worker, str(plan.write())]
-    environment = {**found_from(root), "PYTHONUNBUFFERED": "1"}  # what they have to say they say at once
+    environment = {**found_from(root), "PYTHONUNBUFFERED": "1"}  # the workers' output must appear at once
     identities = [environment | identity for identity in _identities(processes)]
     statuses = run_side_by_side(command, identities, cwd=root, beat=plan.beat, stall=stall)
     if statuses is None:
@@ -399,7 +401,7 @@ def _run(plan: Plan, worker: str, root: Path, processes: int, stall: float) -> O
 
 
 def _identities(processes: int) -> Iterator[dict[str, str]]:
-    """Give what tells each of several processes who it is and where the first one listens, as torchrun does."""
+    """Yield the environment variables of each rank, as torchrun sets them: its rank and the address of rank 0."""
     if processes == 1:
         yield {"WORLD_SIZE": "1"}
         return
@@ -414,7 +416,7 @@ def _identities(processes: int) -> Iterator[dict[str, str]]:
 
 
 def _together(plan: Plan, statuses: Sequence[int]) -> Outcome:
-    """Say how a training ended: as its processes say, and where they could not, as the system says."""
+    """Return one outcome for all workers: from their outcome files, or from the exit status if a file is missing."""
     told = [
         TypeAdapter(Outcome).validate_json(plan.outcome(rank).read_bytes())
         for rank in range(len(statuses))
@@ -433,7 +435,7 @@ def _together(plan: Plan, statuses: Sequence[int]) -> Outcome:
 
 
 def keep_earlier(folder: Path) -> Path | None:
-    """Move what an earlier run left in `folder` beside it, so that no unpublished model is written over."""
+    """Move an earlier run's files from `folder` to a sibling folder, so that no unpublished model is overwritten."""
     if not folder.exists() or not any(folder.iterdir()):
         return None
     stamp = datetime.fromtimestamp(folder.stat().st_mtime, UTC).strftime("%Y%m%d-%H%M%S")
@@ -448,7 +450,7 @@ def keep_earlier(folder: Path) -> Path | None:
 
 
 def free_gpu_memory() -> str:
-    """Give back what this process holds on the GPUs; one line on what is left."""
+    """Release the GPU memory that this process caches; return one line on what is still reserved."""
     gc.collect()
     import torch
 

@@ -1,8 +1,8 @@
-"""Everything a run will need, tried before anything costs time: one table, each line ok, a warning or an error.
+"""Check everything that a run needs before it costs time: one table, each line ok, a warning or an error.
 
-Guarantees: writing is shown by writing (`lib.sync.rehearse`), a GPU by computing on it; every check is made even when
-another fails, side by side, and none can hang. Nothing of it stays. Cannot: promise that a token, a quota or a GPU is
-still there hours later, or know how long an epoch takes before one was trained.
+Guarantees: write access is proven by writing (`lib.sync.rehearse`), a GPU by computing on it; all checks run in
+parallel, a failing check stops no other, and none can hang. No check leaves anything behind. Cannot: promise that a
+token, a quota or a GPU is still available hours later, or know how long an epoch takes before one was trained.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from lib.remotes.credentials import Credentials
 
 State = Literal["ok", "warning", "error"]
 ACCELERATORS: Mapping[str, tuple[str, ...]] = {"t4x2": ("T4", "T4"), "p100": ("P100",), "none": ()}
-"""What a run may be rendered for: a word of each GPU's name."""
+"""The accelerators that a run may be rendered for, each with a word of every GPU's name."""
 WEIGHTS_SIZE = {"n": 6, "s": 20, "m": 42, "l": 54, "x": 118}
-"""MiB of a finished `.pt`, by the architecture's size; one that holds its optimizer is four times that."""
+"""Size in MiB of a finished `.pt`, by the architecture's size; with its optimizer it is four times as large."""
 HOUR = 3600.0
-SMALL = 2**31  # bytes of free space below which a warning is due
-MOST_TOLD = 600  # characters of a finding in the error; the table has all of it
+SMALL = 2**31  # bytes that must stay free beyond the estimated need; less causes a warning
+MOST_TOLD = 600  # characters of a finding in the error message; the table shows all of it
 TIMEOUT = 180.0  # seconds for torch's import and first kernel
 
-# Computes on every GPU: a build of torch without kernels for one only fails when it is used.
+# Compute on every GPU: a torch build without kernels for a GPU fails only when that GPU is used.
 _TRY_GPUS = """
 import json, torch
 found = {"torch": torch.__version__, "cuda": torch.version.cuda, "builds": torch.cuda.get_arch_list(), "gpus": []}
@@ -56,7 +56,7 @@ print(json.dumps(found))
 
 @dataclass(frozen=True)
 class Line:
-    """What one check found; `remedy` says what to do unless it is ok."""
+    """The finding of one check; `remedy` names the fix unless the state is ok."""
 
     name: str
     state: State
@@ -66,7 +66,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Flight:
-    """What is checked: the clone and what is going to be trained in it, where, for which accelerator."""
+    """The input of every check: the clone, its experiment, the host, the credentials and the accelerator."""
 
     root: Path
     experiment: Experiment
@@ -78,7 +78,7 @@ class Flight:
 
 
 def preflight(flight: Flight) -> list[Line]:
-    """Check everything, side by side; what a check raises becomes its line."""
+    """Run all checks in parallel and return their lines; an exception of a check becomes its line."""
     checks = (
         ("GPU", _check_gpus),
         ("batch", _check_batch),
@@ -96,7 +96,7 @@ def preflight(flight: Flight) -> list[Line]:
             lines.extend(check(flight))
         except RunError as error:
             lines.append(_wrong(name, error))
-        except Exception as error:  # noqa: BLE001  a check that breaks is a finding, not the end of the others
+        except Exception as error:  # noqa: BLE001  a broken check is a finding and must not stop the others
             told = flight.credentials.redact(f"{type(error).__name__}: {error}")
             lines.append(Line(name, "error", f"it could not be checked: {told}", "see run.log and run again"))
         return lines
@@ -106,9 +106,10 @@ def preflight(flight: Flight) -> list[Line]:
 
 
 def preflight_here(root: Path, experiment: Experiment, credentials: Credentials, accelerator: str) -> list[Line]:
-    """Check what a session would, from the clone at `root`, which stays as it is.
+    """Check from the clone at `root` what a session would check, without changing the clone.
 
-    A copy of it is set up as a session sets itself up: the remotes of the commit, the credentials of `secrets.json`.
+    The checks run in a copy that is set up like a session: with the remotes of the commit and the credentials of
+    `secrets.json`.
     """
     from lib.train.launch import prepare_library
 
@@ -119,7 +120,7 @@ def preflight_here(root: Path, experiment: Experiment, credentials: Credentials,
 
 
 def show_preflight(lines: list[Line]) -> str:
-    """Give the table."""
+    """Return the lines as a table for the user."""
     signs = {"ok": "ok     ", "warning": "WARNING", "error": "ERROR  "}
     width = max(len(line.name) for line in lines)
     shown = []
@@ -133,7 +134,7 @@ def show_preflight(lines: list[Line]) -> str:
 
 
 def stop_on_errors(lines: list[Line]) -> None:
-    """Raise one `PreflightError` with every error of the table."""
+    """Raise one `PreflightError` that lists every error among `lines`, if there is any."""
     wrong = [line for line in lines if line.state == "error"]
     if wrong:
         raise PreflightError(
@@ -169,10 +170,10 @@ def _check_gpus(flight: Flight) -> Iterator[Line]:
 
 
 def judge_gpus(found: Mapping[str, Any], driven: int, wanted: tuple[str, ...], *, multi_gpu: bool) -> Iterator[Line]:
-    """Judge what torch said of the GPUs.
+    """Yield the findings about the GPUs from torch's report on them.
 
-    `found` has `torch`, `cuda`, `builds` (architectures that torch was built for) and `gpus`, each with `name`,
-    `memory` (bytes), `capability` and either `works` or `error`. `driven` is how many the driver sees.
+    `found` has `torch`, `cuda`, `builds` (architectures that torch was built for) and `gpus`. Each GPU has `name`,
+    `memory` (bytes), `capability` and either `works` or `error`. `driven` is the number of GPUs that the driver sees.
     """
     gpus = found["gpus"]
     build = f"torch {found['torch']} for CUDA {found['cuda']}"
@@ -216,7 +217,7 @@ def _check_batch(flight: Flight) -> Iterator[Line]:
 def _check_disk(flight: Flight) -> Iterator[Line]:
     needs = {
         flight.host.working: ("working folder", 2 * planned_upload(flight.experiment)),
-        # DVC keeps a copy of each file in its cache
+        # twice the size of the dataset: DVC keeps a copy of each file in its cache
         flight.host.scratch: ("scratch folder", 2 * (read_pointer(flight.root, flight.experiment).size or 0)),
     }
     for folder, (name, needed) in needs.items():
@@ -254,7 +255,7 @@ def _check_session(flight: Flight) -> Iterator[Line]:
 
 
 def planned_upload(experiment: Experiment) -> int:
-    """Estimate the bytes of weights that a publication sends: the best ones, and a checkpoint with its optimizer."""
+    """Return the estimated bytes of a publication's weights: the best ones, and a checkpoint with its optimizer."""
     size = experiment.model.architecture.removeprefix("yolo11")[0]
     return 5 * WEIGHTS_SIZE[size] * 2**20
 
@@ -280,7 +281,7 @@ def _check_remotes(flight: Flight) -> Iterator[Line]:
 
 
 def _check_accounts(flight: Flight) -> Iterator[Line]:
-    """Say whose accounts they are; that they may write is shown by the rehearsal."""
+    """Yield the owners of the accounts; the rehearsal proves that the accounts may write."""
     _, url = find_dvc_remote(flight.root)
     if url.startswith("gdrive://"):
         yield Line("Drive account", "ok", str(check_drive(flight.credentials)))
@@ -288,7 +289,7 @@ def _check_accounts(flight: Flight) -> Iterator[Line]:
     if flight.credentials.github_token and origin.startswith("http"):
         try:
             yield Line("Git account", "ok", str(check_github(flight.credentials, origin)))
-        except RunError as error:  # what the API says is a hint; the rehearsal is the proof
+        except RunError as error:  # the API's answer is only a hint; the rehearsal is the proof
             yield _wrong("Git account", error, "warning")
 
 
@@ -300,11 +301,11 @@ def _check_wandb(flight: Flight) -> Iterator[Line]:
     else:
         try:
             yield Line("W&B", "ok", str(check_wandb(flight.credentials)))
-        except RunError as error:  # curves never stop a training
+        except RunError as error:  # missing curves must never stop a training
             yield _wrong("W&B", error, "warning")
 
 
-# ── what is trained on, and from ───────────────────────────────────────────────────────────────────────────────────
+# ── the dataset and the weights ────────────────────────────────────────────────────────────────────────────────────
 
 
 def _judge_dataset(pointer: Pointer, name: str, *, is_there: bool) -> Line:
@@ -326,7 +327,7 @@ def _check_weights(flight: Flight) -> Iterator[Line]:
     elif isinstance(found, Path):
         yield Line("weights", "ok", f"{found} ({_size(found.stat().st_size)})")
     else:
-        request = urllib.request.Request(found, method="HEAD")  # noqa: S310  an address of ultralytics' own, https
+        request = urllib.request.Request(found, method="HEAD")  # noqa: S310  an https URL of ultralytics' own
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
                 yield Line("weights", "ok", f"{found} ({_size(int(answer.headers.get('Content-Length') or 0))})")

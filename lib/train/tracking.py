@@ -1,7 +1,7 @@
-"""One W&B run for one training run, whatever the number of GPUs and however often it resumes.
+"""Record one W&B run per training run, regardless of the number of GPUs and of how often the training resumes.
 
-Guarantees: one process writes, always under the id chosen here; without a key, or when W&B does not answer, everything
-is recorded offline, to be uploaded later; whatever W&B does, training neither stops nor waits.
+Guarantees: only one process writes, always under the id chosen here; without a key, or if W&B does not answer,
+everything is recorded offline for a later upload; no behaviour of W&B stops or delays the training.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import Any, Literal
 from lib.experiment.schema import Experiment
 from lib.remotes.credentials import Credentials
 
-OPENING = 60.0  # seconds for W&B to open a run; then it is recorded offline
-CLOSING = 180.0  # seconds for W&B to take what it was given; the rest is uploaded by hand
+OPENING = 60.0  # seconds for W&B to open a run; after that, it is recorded offline
+CLOSING = 180.0  # seconds for W&B to accept all data; the user uploads the rest by hand
 
 
 @dataclass(frozen=True)
 class Tracking:
-    """What every process needs to write to the one run; it travels to DDP workers, so it holds no credential."""
+    """The settings for writing to the W&B run; DDP workers receive them, so they hold no credential."""
 
     id: str
     name: str
@@ -37,26 +37,26 @@ class Tracking:
     folder: Path
     mode: Literal["online", "offline", "disabled"]
     site: str = ""
-    """Where W&B shows its runs: its own address, or that of a server of one's own (WANDB_BASE_URL)."""
+    """The URL at which W&B shows runs: the public one, or that of a private server (WANDB_BASE_URL)."""
 
     @property
     def run_path(self) -> str:
-        """`project/id`: what a checkpoint keeps of the run, so that a later training goes on in it."""
+        """Return `project/id`; a checkpoint stores it so that a resumed training continues the same run."""
         return f"{self.project}/{self.id}"
 
     def going_on(self, run_path: str) -> Tracking:
-        """Give the same for a training that goes on in that run; what is no `run_path` changes nothing."""
+        """Return the settings for continuing the run at `run_path`; an invalid `run_path` changes nothing."""
         found = re.fullmatch(r"([A-Za-z0-9_.-]+)/([0-9a-f]{8})", run_path)
         return replace(self, project=found[1], id=found[2]) if found else self
 
     @property
     def upload(self) -> str:
-        """The command that uploads what is on this machine only."""
+        """Return the command that uploads the data that is only on this machine."""
         return f"wandb sync {self.folder}/wandb/*run-*-{self.id}"
 
     @property
     def address(self) -> str:
-        """Where a person finds the run, or how it gets there."""
+        """Return the run's URL, the command that uploads it, or why it is not recorded."""
         if self.mode == "disabled":
             return "not recorded (wandb.enabled is false)"
         if self.mode == "offline":
@@ -65,12 +65,12 @@ class Tracking:
 
 
 def configure_tracking(experiment: Experiment, credentials: Credentials, folder: Path, name: str) -> Tracking:
-    """Choose the run's id and mode. The key goes into this process's environment, where the client looks for it."""
+    """Return the run's settings with a new id; put the API key into this process's environment for W&B's client."""
     key = credentials.wandb_api_key
     mode: Literal["online", "offline", "disabled"] = "online" if key else "offline"
     if not experiment.wandb.enabled:
         mode = "disabled"
-    # W&B's client reports its own errors and figures to its makers, offline too, and waits for them at the end
+    # W&B's client reports its own errors and statistics to its vendor, even offline, and waits for that at exit
     os.environ["WANDB_ERROR_REPORTING"] = "false"
     entity = experiment.wandb.entity
     if key:
@@ -98,9 +98,9 @@ def configure_tracking(experiment: Experiment, credentials: Credentials, folder:
 
 
 def _leave_service() -> None:
-    """Let this process start a W&B service of its own, whatever the one that started it has.
+    """Detach this process from its parent's W&B service, so that it starts its own.
 
-    Only its owner can end a service, and one that has tried to open a run does not write another of the same id.
+    Only its owner can end a service. After an attempt to open a run, a service writes no other run with the same id.
     """
     os.environ.pop("WANDB_SERVICE", None)
 
@@ -114,7 +114,7 @@ def _site() -> str:
 
 
 def _default_entity() -> str | None:
-    """Ask W&B whose key it is; None where it does not let us in."""
+    """Return the W&B entity that owns the key; None if W&B does not answer or refuses the key."""
     with contextlib.suppress(Exception):
         import wandb
 
@@ -124,7 +124,7 @@ def _default_entity() -> str | None:
 
 
 class Recorder:
-    """Writes to the run from a thread of its own; who records never waits for W&B, until `close`."""
+    """Writes to the W&B run from a separate thread; the caller never waits for W&B, except in `close`."""
 
     def __init__(self, tracking: Tracking) -> None:
         self._tracking = tracking
@@ -134,12 +134,12 @@ class Recorder:
             self._thread.start()
 
     def log(self, values: Mapping[str, float]) -> None:
-        """Add a row to the curves; `epoch` is their abscissa."""
+        """Add a row of values to the curves; `epoch` is their x-axis."""
         row = dict(values)
         self._jobs.put(("writing an epoch to the W&B run", lambda run: run.log(row)))
 
     def log_plots(self, folder: Path) -> None:
-        """Add the pictures of a folder."""
+        """Add the images in `folder` to the run."""
 
         def send(run: Any) -> None:  # noqa: ANN401  wandb's run
             import wandb
@@ -150,16 +150,16 @@ class Recorder:
         self._jobs.put(("writing the plots to the W&B run", send))
 
     def summarise(self, values: Mapping[str, float | str]) -> None:
-        """Add what holds for the run as a whole."""
+        """Add values to the summary of the run."""
         summary = dict(values)
         self._jobs.put(("adding the results to the W&B run", lambda run: run.summary.update(summary)))
 
     def alert(self, title: str, text: str) -> None:
-        """Send a message to whom W&B sends messages about this project."""
+        """Send an alert to the users that W&B notifies about this project."""
         self._jobs.put(("sending a W&B alert", lambda run: run.alert(title, text)))
 
     def close(self) -> None:
-        """Write what is left and end the run, within `CLOSING` seconds."""
+        """Write the remaining data and end the run, within `CLOSING` seconds."""
         self._jobs.put(None)
         if self._tracking.mode == "disabled":
             return
@@ -170,7 +170,7 @@ class Recorder:
     def _work(self) -> None:
         try:
             run = self._open()
-        except Exception as error:  # noqa: BLE001  whatever a curve costs, the model is worth more
+        except Exception as error:  # noqa: BLE001  a failure of W&B must not cost the model
             _warn(f"opening the W&B run failed ({_told(error)}); training goes on without it.")
             return
         while (job := self._jobs.get()) is not None:
@@ -183,7 +183,7 @@ class Recorder:
             import wandb
 
             run.finish()
-            wandb.teardown()  # W&B's service writes behind: only its end makes sure that all is in the files
+            wandb.teardown()  # W&B's service writes asynchronously: only its end ensures that all data is in the files
 
     def _open(self) -> Any:  # noqa: ANN401  wandb's run
         import wandb
@@ -198,7 +198,7 @@ class Recorder:
             "tags": list(tracking.tags),
             "config": dict(tracking.config),
             "dir": str(tracking.folder),
-            # the log of a run is kept by the run; W&B's copy of the output would not be redacted
+            # the run keeps its own log; W&B's copy of the output would not be redacted
             "settings": wandb.Settings(
                 console="off", silent=True, init_timeout=OPENING, finish_timeout=CLOSING, disable_git=True,
                 save_code=False,
@@ -209,7 +209,7 @@ class Recorder:
                 return _with_epochs(wandb.init(**given, mode="online", resume="allow"))
             except Exception as error:  # noqa: BLE001
                 _warn(f"W&B does not answer ({_told(error)}); recorded offline, upload it with: {tracking.upload}")
-                wandb.teardown()  # its service would not write a second run of the same id
+                wandb.teardown()  # its service would not write a second run with the same id
         return _with_epochs(wandb.init(**given, mode="offline"))
 
 
@@ -220,7 +220,7 @@ def _with_epochs(run: Any) -> Any:  # noqa: ANN401  wandb's run
 
 
 def finish_tracking(tracking: Tracking, state: str, summary: Mapping[str, float | str], text: str = "") -> None:
-    """Add what is known only after training (test metrics, the branch) to the same run, and send an alert.
+    """Add values known only after training (test metrics, the branch) to the W&B run, and send an alert.
 
     `state` is `finished`, `interrupted` or `failed`.
     """

@@ -1,11 +1,11 @@
-"""The trainer that every process of a training runs: `python -m lib.train.trainer PLAN`, started by `launch.py`.
+"""Train as one worker of a training: `python -m lib.train.trainer PLAN`, started by `launch.py`.
 
-Guarantees: it trains with the plan's arguments, on resuming too; a checkpoint in its folder is whole at every moment,
-also while the library writes it; every finished batch moves the sign of life; the last epoch that fits into the
-session's time is the last one, the schedule being that of all epochs; how it ended stands in a file.
+Guarantees: training uses the plan's arguments, also on resume; a checkpoint in its folder is complete at every moment,
+even while the library writes it; every finished batch updates the heartbeat file; training stops before an epoch that
+does not fit into the session's time, while its schedule is planned for all epochs; the outcome is written to a file.
 
-What a resumed training cannot have of the uninterrupted one: ultralytics keeps the weights' moving average alone, in
-half precision; processes that load pictures (on GPUs) begin their random streams anew.
+Cannot: make a resumed training identical to an uninterrupted one. Ultralytics saves only the moving average of the
+weights, in half precision, and the data loader's processes (on GPUs) restart their random streams.
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ from lib.train.launch import Outcome, Plan
 from lib.train.tracking import Recorder
 
 FIRST = RANK in {-1, 0}
-"""Whether this process is the one that writes: the only one, or the first of several."""
+"""Whether this process writes the files: it is the only worker, or rank 0 of several."""
 
 
-UNWATCHED = 300.0  # seconds: within them an epoch's own line is enough of a sign of life
+UNWATCHED = 300.0  # seconds between two states of a bar in a log; a shorter epoch shows progress by its own line
 
-BaseTrainer: Any = library.BaseTrainer  # the library has no types
+BaseTrainer: Any = library.BaseTrainer  # the library is untyped
 
 
 class GuardedTrainer(BaseTrainer):  # type: ignore[misc]
-    """What this project adds to the library's trainer of a task."""
+    """This project's extensions of the library's trainer; `trainer_of` combines it with the trainer of a task."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.interrupted = ""
-        """Why training ended before its last epoch; empty, it did not."""
-        self._evaluating = False  # the library's last validation sends an epoch's events once more
+        """Why training ended before its last epoch; empty if it did not."""
+        self._evaluating = False  # the library's final validation repeats an epoch's events
         self._recorder: Recorder | None = None
-        self._seconds_before = 0.0  # of training, in the sessions before this one
+        self._seconds_before = 0.0  # training time of the earlier sessions
         self._begun = 0.0
-        self._bar: Bar | None = None  # of the epoch
-        self._batches = 0  # of it that are over
+        self._bar: Bar | None = None  # progress of the current epoch
+        self._batches = 0  # finished batches of the current epoch
         events = get_default_callbacks()
         for event, call in {
             "on_pretrain_routine_start": self._open,
@@ -76,13 +76,13 @@ class GuardedTrainer(BaseTrainer):  # type: ignore[misc]
     # ------------------------------------------------------------------------------------------------- resuming
 
     def check_resume(self, overrides: Mapping[str, Any]) -> None:  # noqa: ARG002
-        """Resume with this plan's arguments, where the library would take the checkpoint's."""
+        """Resume with the plan's arguments; the library would use the checkpoint's."""
         self.resume = bool(self.args.resume)
         if self.resume:
             self.args.model = self.args.resume
 
     def resume_training(self, ckpt: dict[str, Any] | None) -> None:
-        """Go on from a checkpoint with its curves, and with the best weights of the epochs before it."""
+        """Resume from a checkpoint, with its curves and the best weights of the earlier epochs."""
         super().resume_training(ckpt)
         if not self.resume or ckpt is None:
             return
@@ -93,7 +93,7 @@ class GuardedTrainer(BaseTrainer):  # type: ignore[misc]
             self._bring_best(ckpt, Path(self.args.resume))
 
     def _bring_best(self, ckpt: Mapping[str, Any], last: Path) -> None:
-        """Put the best weights until now in their place: what lies beside the checkpoint, or the checkpoint itself."""
+        """Restore the best weights so far: the `best.pt` in the checkpoint's folder, or the checkpoint itself."""
         best = last.with_name("best.pt")
         if best.is_file() and _fitness(best) == ckpt["best_fitness"]:
             if best != self.best:
@@ -108,7 +108,7 @@ class GuardedTrainer(BaseTrainer):  # type: ignore[misc]
     # ------------------------------------------------------------------------------------------------- checkpoints
 
     def save_model(self) -> bool:
-        """Write `last.pt`, and `best.pt` where it is due, each whole in one moment."""
+        """Write `last.pt`, and `best.pt` if it is due, each atomically."""
         with self._beside():
             return bool(super().save_model())
 
@@ -124,12 +124,12 @@ class GuardedTrainer(BaseTrainer):  # type: ignore[misc]
             super().final_eval()
 
     def _parts(self) -> list[tuple[Path, Path]]:
-        names = ("last.pt", "best.pt")  # in this order: best.pt may never be newer than last.pt
+        names = ("last.pt", "best.pt")  # the order matters: best.pt may never be newer than last.pt
         return [(self.wdir / name, self.wdir / f".{name}") for name in names]
 
     @contextlib.contextmanager
     def _beside(self) -> Iterator[None]:
-        """Let the library write its checkpoints, which it does in place, beside those that others may read."""
+        """Redirect the library's in-place checkpoint writes to temporary files, and rename these once complete."""
         (last, last_part), (best, best_part) = parts = self._parts()
         self.last, self.best = last_part, best_part
         try:
@@ -147,7 +147,7 @@ class GuardedTrainer(BaseTrainer):  # type: ignore[misc]
             self._recorder = Recorder(self.plan.tracking)
 
     def _count_on(self, _: object) -> None:
-        self.train_time_start -= self._seconds_before  # one curve: its time goes on too
+        self.train_time_start -= self._seconds_before  # the curves continue, so their time must too
         self._begun = time.monotonic()
         if FIRST:
             size = sum(each.numel() for each in self.model.parameters())
@@ -157,9 +157,9 @@ class GuardedTrainer(BaseTrainer):  # type: ignore[misc]
             print(f"{network}; {train} train, {val} val pictures; {batches}", flush=True)
 
     def _begin_epoch(self, _: object) -> None:
-        # out of memory, the library would halve the batch by itself, up to three times, in silence and on one GPU only
+        # out of memory, the library would silently halve the batch up to three times, and only on one GPU: disable that
         self._oom_retries = 3
-        # an epoch's random numbers depend on its own number alone: a resumed training meets the same
+        # seeded by the epoch's number alone, so that a resumed training draws the same random numbers
         seed = self.args.seed + 1 + RANK + self.epoch * 1009
         init_seeds(seed, deterministic=self.args.deterministic)
         self.train_loader.sampler.generator = torch.Generator().manual_seed(seed)
@@ -195,12 +195,12 @@ class GuardedTrainer(BaseTrainer):  # type: ignore[misc]
                 f"and {max(left, 0):.0f} s are left of session.max_hours"
             )
             print(f"Training is {self.interrupted}.", flush=True)
-            self.stop: bool = True  # the library tells the other processes
+            self.stop: bool = True  # the library broadcasts this to the other ranks
 
     def _show_epoch(self, values: Mapping[str, float]) -> None:
-        """Put the epoch's line in its bar's place."""
+        """Replace the epoch's progress bar with its line of results."""
         done, left = self.epoch + 1 - self.start_epoch, self.epochs - self.epoch - 1
-        only = "(B)" if self.plan.task == "detect" else "(none)"  # of one head there is no need to say whose it is
+        only = "(B)" if self.plan.task == "detect" else "(none)"  # a single head needs no suffix
         cells = {"epoch": f"{self.epoch + 1}/{self.epochs}"}
         for key, value in values.items():
             kind, _, name = key.partition("/")
@@ -227,13 +227,13 @@ class GuardedTrainer(BaseTrainer):  # type: ignore[misc]
 
 
 def trainer_of(task: Task, guard: type[GuardedTrainer] = GuardedTrainer) -> type[GuardedTrainer]:
-    """Give the library's own trainer of a task, with a guard over it."""
-    tasks: Any = YOLO.__new__(YOLO).task_map  # asked without loading a model
+    """Return the library's trainer class of a task, extended by `guard`."""
+    tasks: Any = YOLO.__new__(YOLO).task_map  # read without loading a model
     return type(f"{guard.__name__}{task.capitalize()}", (guard, tasks[task]["trainer"]), {})
 
 
 def _write_rows(file: Path, columns: Mapping[str, list[float]]) -> None:
-    """Write `results.csv` as the library does: a column a value, six digits."""
+    """Write `results.csv` in the library's format: one column per value, six significant digits."""
     with file.open("w", encoding="utf-8", newline="") as opened:
         writer = csv.writer(opened, lineterminator="\n")
         writer.writerow(columns)
@@ -241,10 +241,10 @@ def _write_rows(file: Path, columns: Mapping[str, list[float]]) -> None:
 
 
 def _fitness(checkpoint: Path) -> float | None:
-    """Give the fitness of the epoch that a checkpoint is of; None where it cannot be read."""
+    """Return the fitness of a checkpoint's epoch; None if the file cannot be read."""
     try:
         return float(torch_load(checkpoint, map_location="cpu")["train_metrics"]["fitness"])
-    except Exception:  # noqa: BLE001  a torn file raises what its reader raises
+    except Exception:  # noqa: BLE001  a torn file can raise any exception of its reader
         return None
 
 
@@ -255,7 +255,7 @@ def _copy_whole(source: Path, target: Path) -> None:
 
 
 def main(plan_file: Path, guard: type[GuardedTrainer] = GuardedTrainer) -> None:
-    """Train by a plan and write how it ended; the process ends with 0 when training ended by itself."""
+    """Train according to a plan and write the outcome; exit with status 0 unless the training raised."""
     plan = Plan.read(plan_file)
     die_with(plan.parent)
     status = 1
@@ -265,14 +265,14 @@ def main(plan_file: Path, guard: type[GuardedTrainer] = GuardedTrainer) -> None:
         trainer.train()
         outcome = Outcome("interrupted" if trainer.interrupted else "finished", trainer.interrupted)
         status = 0
-    except Exception as error:  # noqa: BLE001  whatever it is, it is told
+    except Exception as error:  # noqa: BLE001  every failure becomes the outcome
         memory = isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()
         outcome = Outcome("memory" if memory else "failed", f"{type(error).__name__}: {error}")
         traceback.print_exc()
     plan.outcome(max(RANK, 0)).write_text(json.dumps(vars(outcome)), encoding="utf-8")
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)  # nothing that still waits for a network may hold the result back
+    os._exit(status)  # a thread that still waits for the network must not delay the exit
 
 
 if __name__ == "__main__":

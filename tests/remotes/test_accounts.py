@@ -30,7 +30,7 @@ from wandb_emulator import WandbEmulator
 
 import lib.remotes.credentials
 from lib.errors import CredentialsError, HostError, RemoteError, RunError
-from lib.remotes import accounts
+from lib.remotes import accounts, login
 from lib.remotes.accounts import check_drive, check_github, check_wandb
 from lib.remotes.credentials import DRIVE_FIELDS, Credentials, load_credentials
 from lib.remotes.login import OAuthClient, ask_hidden, make_secrets, read_google_file, sign_in
@@ -738,7 +738,7 @@ def test_the_client_may_be_typed(place: Place, monkeypatch: pytest.MonkeyPatch) 
         typed.append(client)
         return dict(CANARIES)
 
-    monkeypatch.setattr(accounts, "sign_in", sign)
+    monkeypatch.setattr(login, "sign_in", sign)
     user = User({"Drive: path": ["type"], "Client id": [CANARIES["client_id"]],
                  "Client secret": [CANARIES["client_secret"]]})  # fmt: skip
     assert place.make(user) == ["Google Drive"]

@@ -45,7 +45,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("third") / "project"
     run_git("init", "--quiet", folder, cwd=folder.parent)
     copy_project(folder)
-    modules = folder / "lib/experiment/schema.py"
+    modules = folder / "lib/experiment/modules.py"
     text = modules.read_text(encoding="utf-8")
     assert BESIDE in text
     modules.write_text(text.replace(BESIDE, BESIDE + ENTRY), encoding="utf-8")

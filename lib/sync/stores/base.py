@@ -1,25 +1,28 @@
-"""The DVC remote as the transaction sees it: identities under the paths of objects.
+"""Define what the transaction needs of a DVC remote: the copies of objects, each with an identity of its own.
 
-A kind of store joins by one class with ten methods:
+To add a kind of store, write one class with these ten methods:
 
-- `look(oids)` gives, for each object that is there, its identities with their size in bytes. An identity names one
-  stored copy for ever: whoever stores the object again makes another one. It asks the store, never a cache.
-- `upload(oid, source, label)` stores one more copy and returns when it is whole; a cut one is not seen under the path.
-  After an error the copy may be there or not. May run in several threads. `label` is the intent that pays for it.
-- `delete(oid, identity)` removes that one copy, if it still stands there. May be repeated.
-- `discard(oid, label)` removes what a cut upload of that label left elsewhere, if the store keeps such things.
-- `survey()` gives every object of the store with its copies, and the MD5 of each where the store lets it be known;
-  in requests that grow with the pages, not the objects that are right.
-- `mark(name)`, `unmark(name)` and `marks()` make, remove and list small files in the remote's own folder, outside of
-  what DVC keeps, whose names (after `MARK`) say everything. Both may be repeated; a mark is written as an object would
-  be, so that making one proves what an upload needs.
-- `room()` gives the bytes that may still be stored, or None where nobody can say.
-- `close()` gives back what it holds.
+- `look(oids)` returns, for each object that is there, its identities, each with a `Copy` (its size in bytes). An
+  identity names one stored copy for ever: storing the object again makes another identity. It asks the store, never a
+  cache.
+- `upload(oid, source, label, progress)` stores one more copy and returns when the copy is complete. An interrupted
+  copy is not visible under the path. After an error the copy may be there or not. May run in several threads. `label`
+  is the id of the intent that is responsible for the copy.
+- `delete(oid, identity)` removes that one copy, if it is still there. May be repeated.
+- `discard(oid, label)` removes what an interrupted upload of that label left elsewhere, if the store keeps such things.
+- `survey()` returns every object of the store with its copies, and the MD5 of each copy if the store can report it. The
+  number of requests grows with the pages of the listing, not with the correct objects.
+- `mark(name)`, `unmark(name)` and `marks()` create, remove and list small files in the remote's own folder, outside
+  DVC's objects. The name (after `MARK`) is the whole information. `mark` and `unmark` may be repeated. A mark is
+  written in the same way as an object, so that creating one proves what an upload needs.
+- `room()` returns the bytes that can still be stored, or None if this is unknown.
+- `close()` releases what the store holds.
 
-The class stands in a module of its own, which gives it by `open_remote(odb)` for DVC's object database and which
-`KINDS` names. `test_objects.py` holds every kind to this page: a new one joins by one more fixture.
+Each class has a module of its own; the module is listed in `KINDS` and returns the class's instance for DVC's object
+database from `open_remote(odb)`. `tests/sync/test_stores.py` tests every kind against this contract: a new kind needs
+one more fixture.
 
-Nothing here decides what may be deleted: `transaction.py` does.
+Cannot: decide what may be deleted; `lib/sync/vault.py` does.
 """
 
 from __future__ import annotations
@@ -38,69 +41,69 @@ if TYPE_CHECKING:
 
 
 MARK = "kaggle-training-"
-"""How the files begin that `mark` makes."""
+"""Prefix of the files that `mark` creates."""
 MARK_TEXT = b"Kaggle Training keeps this file; its name says everything. `python -m lib check` tells more.\n"
 
 
 def home_of(path: str) -> str:
-    """Give the remote's own folder: DVC keeps objects some folders below it."""
+    """Return the remote's own folder: DVC keeps objects some folders below it."""
     return path.rstrip("/").removesuffix("/files/md5")
 
 
 Progress = Callable[[int], object]
-"""Is told how many more bytes have left."""
+"""Called with the number of bytes sent since the last call."""
 
 
 @dataclass(frozen=True)
 class Copy:
-    """One stored copy of an object: its size in bytes and, where the store tells it, the MD5 of its content."""
+    """One stored copy of an object: its size in bytes and, if the store reports it, the MD5 of its content."""
 
     size: int
     md5: str | None = None
 
 
 class Objects(Protocol):
-    """What a kind of DVC remote must offer; the module's docstring says what each method promises."""
+    """The interface of a kind of DVC remote; the module's docstring defines what each method promises."""
 
     name: str
 
     def look(self, oids: Iterable[str]) -> dict[str, dict[str, Copy]]:
-        """Give the identities that stand under each object's path."""
+        """Return the identities that are stored under each object's path, with their copies."""
 
     def upload(self, oid: str, source: Path, label: str, progress: Progress) -> None:
         """Store one more copy of the object."""
 
     def delete(self, oid: str, identity: str) -> None:
-        """Remove that one copy."""
+        """Delete that one copy of the object."""
 
     def discard(self, oid: str, label: str) -> None:
-        """Remove what a cut upload left."""
+        """Delete what an interrupted upload left."""
 
     def survey(self) -> dict[str, list[Copy]]:
-        """Give every object of the store with its copies."""
+        """Return every object of the store with its copies."""
 
     def marks(self) -> set[str]:
-        """Give the names of the marks."""
+        """Return the names of the marks."""
 
     def mark(self, name: str) -> None:
-        """Make a mark."""
+        """Create a mark."""
 
     def unmark(self, name: str) -> None:
-        """Remove a mark."""
+        """Delete a mark."""
 
     def room(self) -> int | None:
-        """Give the bytes that may still be stored."""
+        """Return the bytes that can still be stored; None if unknown."""
 
     def close(self) -> None:
-        """Give back connections and locks."""
+        """Release connections and locks."""
 
 
 KINDS = {"local": "folder", "gdrive": "gdrive", "s3": "s3"}
-"""The module of this package that keeps a kind of DVC remote, by DVC's name for the kind."""
+"""The module of this package that implements a kind of DVC remote, by DVC's name for the kind."""
 
 
 def open_objects(repo: Any) -> Objects:  # noqa: ANN401  dvc.repo.Repo
-    """Open the default remote of a DVC repository. Raises `SyncError` where there is none or of an unknown kind."""
+    """Open the default remote of a DVC repository. Raises `SyncError` if there is none or its kind is unknown."""
     from dvc.exceptions import DvcException
 
     try:
@@ -118,13 +121,13 @@ def open_objects(repo: Any) -> Objects:  # noqa: ANN401  dvc.repo.Repo
             state="nothing was uploaded.",
             remedy="use a DVC remote of one of these kinds.",
         )
-    # imported when it is met: each brings its client's libraries
+    # imported lazily: each kind pulls in its own client library
     objects: Objects = import_module(f"lib.sync.stores.{KINDS[kind]}").open_remote(odb)
     return objects
 
 
 def damaged(wanted: StoredObject, copies: Mapping[str, Copy]) -> str | None:
-    """Say what is wrong with the stored copies of an object; None where every one is right."""
+    """Return what is wrong with the stored copies of an object; None if every copy is correct."""
     if not copies:
         return "it is not there"
     for identity, copy in copies.items():
@@ -135,7 +138,11 @@ def damaged(wanted: StoredObject, copies: Mapping[str, Copy]) -> str | None:
 
 
 def mismatch(wanted: StoredObject, copy: Copy) -> str | None:
-    """Say in what a copy is not the object; a size below 0 is not known (a folder's listing: of its files together)."""
+    """Return how a copy differs from the object; None if it does not.
+
+    A size below 0 is unknown and not compared. That of a directory listing is not compared either: it is the size of
+    the directory's files together.
+    """
     if 0 <= wanted.size != copy.size and not wanted.oid.endswith(".dir"):
         return f"has {copy.size} bytes instead of {wanted.size}"
     if copy.md5 is not None and copy.md5 != wanted.oid.removesuffix(".dir"):
@@ -144,7 +151,7 @@ def mismatch(wanted: StoredObject, copy: Copy) -> str | None:
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """Give the error, and what it was raised for."""
+    """Yield the error, then each error that caused it or was being handled when it was raised."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause
@@ -153,7 +160,10 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 @contextlib.contextmanager
 def told(name: str, trouble: Callable[[BaseException], tuple[str, str]], state: str) -> Iterator[None]:
-    """Turn what a store's client raises into an error that says what happened and what to do; `trouble` knows both."""
+    """Raise errors of a store's client as `DvcPushError`; `trouble` returns what happened and the remedy.
+
+    A `RunError` passes unchanged.
+    """
     try:
         yield
     except RunError:

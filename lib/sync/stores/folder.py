@@ -1,4 +1,8 @@
-"""A DVC remote that is a folder of this machine or of a mounted disk."""
+"""Store objects in a folder of this machine or of a mounted disk.
+
+Guarantees: an object that is visible under its path is complete, and it is on the disk when `upload` returns.
+Cannot: look and delete in one step; a copy that replaces the file between the two is deleted instead.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ class DirectoryObjects:
         self._home = Path(home_of(self.name))
 
     def look(self, oids: Iterable[str]) -> dict[str, dict[str, Copy]]:
-        """Give the one copy that a path can hold."""
+        """Return the one copy that each path can hold."""
         found = {}
         for oid in oids:
             with contextlib.suppress(FileNotFoundError):
@@ -31,14 +35,14 @@ class DirectoryObjects:
         return found
 
     def upload(self, oid: str, source: Path, label: str, progress: Progress) -> None:
-        """Write beside the path, then rename: a reader never sees half an object."""
+        """Write to a temporary file in the same folder, then rename: a reader never sees half an object."""
         target, part = Path(self._path_of(oid)), self._part(oid, label)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             shutil.copyfile(source, part)
             with part.open("rb+") as file:
                 os.fsync(file.fileno())
-            part.chmod(0o444)  # as DVC keeps its objects
+            part.chmod(0o444)  # as DVC does with its objects
             part.replace(target)
             _fsync_folder(target.parent)
         finally:
@@ -46,12 +50,12 @@ class DirectoryObjects:
         progress(source.stat().st_size)
 
     def delete(self, oid: str, identity: str) -> None:
-        """Remove the file if it is still that copy."""
+        """Delete the file if it is still that copy."""
         if identity in self.look([oid]).get(oid, {}):
             Path(self._path_of(oid)).unlink(missing_ok=True)
 
     def discard(self, oid: str, label: str) -> None:
-        """Remove the file that the upload was writing to."""
+        """Delete the temporary file of the upload."""
         self._part(oid, label).unlink(missing_ok=True)
 
     def _part(self, oid: str, label: str) -> Path:
@@ -59,7 +63,7 @@ class DirectoryObjects:
         return target.with_name(f".{target.name}.{label}.tmp")
 
     def survey(self) -> dict[str, list[Copy]]:
-        """Walk the folder and read every file: nobody else can tell its MD5. What is no object for DVC is passed by."""
+        """Return every object with its MD5, by reading every file; files that are not DVC objects are skipped."""
         found: dict[str, list[Copy]] = {}
         for path in Path(self.name).glob("[0-9a-f][0-9a-f]/*"):
             if not path.name.startswith(".") and path.is_file():
@@ -69,25 +73,25 @@ class DirectoryObjects:
         return found
 
     def marks(self) -> set[str]:
-        """List the folder."""
+        """Return the names of the marks in the remote's own folder."""
         return {path.name.removeprefix(MARK) for path in self._home.glob(f"{MARK}*")}
 
     def mark(self, name: str) -> None:
-        """Write a file: its name is all that counts, so half of it is as good."""
+        """Write the mark's file; only its name counts, so a partly written file is valid."""
         self._home.mkdir(parents=True, exist_ok=True)
         (self._home / f"{MARK}{name}").write_bytes(MARK_TEXT)
 
     def unmark(self, name: str) -> None:
-        """Remove the file."""
+        """Delete the mark's file."""
         (self._home / f"{MARK}{name}").unlink(missing_ok=True)
 
     def room(self) -> int | None:
-        """Ask the file system that the folder is on, or will be."""
+        """Return the free bytes of the file system that the folder is on, or will be on."""
         nearest = next(folder for folder in (self._home, *self._home.parents) if folder.is_dir())
         return shutil.disk_usage(nearest).free
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no resource is held."""
 
 
 def open_remote(odb: Any) -> DirectoryObjects:  # noqa: ANN401  DVC's object database

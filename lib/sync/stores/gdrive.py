@@ -1,4 +1,7 @@
-"""A DVC remote on Google Drive, through the credentials and the service of DVC's own client."""
+"""Store objects on Google Drive, with the credentials and the service of DVC's own client.
+
+`DriveObjects` documents what is guaranteed and what is not.
+"""
 
 from __future__ import annotations
 
@@ -20,35 +23,35 @@ from typing import Any
 from lib.process import limit_silence
 from lib.sync.stores.base import MARK, MARK_TEXT, Copy, Progress, causes, home_of, told
 
-PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds before Drive is asked again: its limits are counted by the minute
-PIECE = 64 * 2**20  # bytes in one request of a Drive upload; at most this much is sent again after a cut
+PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds before a request is repeated: Drive counts its limits by the minute
+PIECE = 64 * 2**20  # bytes in one request of an upload; at most this much is sent again after a broken connection
 BLOCK = 2**16
 _FOLDER = "application/vnd.google-apps.folder"
 
 
 class DriveObjects:
-    """A Google Drive folder. The identity of a copy is its file id; two copies of one path may stand side by side.
+    """A Google Drive folder. The identity of a copy is its file id; one path may have two copies at the same time.
 
-    DVC's client signs in and builds the requests; asking is done here, because of what that client does not do:
+    DVC's client signs in and builds the requests. They are sent here, because of the limits of that client:
 
-    - It remembers folder ids for its whole life. Here every look begins at the root folder. Another machine's folders
-      are seen, twin folders (made at the same time, or by an answer that was lost) are all looked into, and what
-      lies in the trash is not there. A look costs a listing for each folder, whatever the number of objects: base
-      folders, base's folders, and those that may hold an object. Never more than one parent in a search: Drive's
-      answers to `A in parents or B in parents` may leave out one of the two without saying so (rclone#9810).
-    - It repeats 5xx and rate limits alone. Here dropped connections and 429 are repeated too (`PAUSES`).
-    - It starts a cut upload anew, which makes a twin where only the answer was lost. Here the upload's session is
-      asked how far it came, and a file whose answer was lost is found to be whole.
+    - It caches folder ids for its whole life. Here every look begins at the root folder. Folders of other machines are
+      found, all twin folders (created at the same time, or by a request whose answer was lost) are listed, and items in
+      the trash do not count. A look costs one listing for each folder, whatever the number of objects: the base
+      folders, the folders in the base, and those that may hold an object. A search never has more than one parent:
+      Drive's answers to `A in parents or B in parents` may silently leave out one of the two (rclone#9810).
+    - It retries only 5xx and rate limits. Here dropped connections and 429 are retried too (`PAUSES`).
+    - It restarts an interrupted upload, which makes a twin if only the answer was lost. Here the upload's session is
+      asked how many bytes have arrived, and a file whose answer was lost is found to be complete.
 
     Threads: an `httplib2.Http` serves one thread at a time, so each thread has its own; the tokens are shared, and
-    renewed under the lock of their file. Memory: a file leaves in blocks, whatever its size.
+    renewed under the lock of their file. Memory: a file is sent in blocks, whatever its size.
 
-    Cannot: know of folders that another machine makes between our look and our upload; then there are twin folders,
-    which harm nobody. Not promised: an upload into a folder that somebody puts into the trash meanwhile.
+    Cannot: know of folders that another machine creates between our look and our upload; the resulting twin folders are
+    harmless. Not promised: an upload into a folder that somebody puts into the trash meanwhile.
     """
 
     def __init__(self, odb: Any) -> None:  # noqa: ANN401  DVC's object database
-        # the client sets no limit of its own, and one cut connection would hold the run for ever
+        # the client sets no time limit: one broken connection would block the run for ever
         limit_silence()
         self.name = f"gdrive://{odb.path}"
         self._path_of: Callable[[str], str] = odb.oid_to_path
@@ -58,7 +61,7 @@ class DriveObjects:
         self._mine = threading.local()
         self._connections: list[Any] = []
         self._making = threading.Lock()
-        self._folders: dict[tuple[str, ...], list[str]] = {}  # path below the root → ids, as the latest look saw them
+        self._folders: dict[tuple[str, ...], list[str]] = {}  # path below the root → ids, as of the latest look
         with self._told(state="nothing was uploaded or changed."):
             self._auth = _patiently(lambda: odb.fs.fs.client.auth)  # pydrive2 signs in here
             if self._auth.service is None:
@@ -67,7 +70,7 @@ class DriveObjects:
             self._scope = self._search_scope()
 
     def _search_scope(self) -> dict[str, str]:
-        """Give what a search needs to know where the root folder is: in a shared drive, or among the user's own."""
+        """Return the search parameters for the root folder's place: a shared drive, or the user's own files."""
         if self._root in ("root", "appDataFolder"):
             return {"corpora": "default"}
         about = self._ask(self._files.get(fileId=self._root, fields="driveId", supportsAllDrives=True))
@@ -76,7 +79,7 @@ class DriveObjects:
     # ── the store's methods ────────────────────────────────────────────────────────────────────────────────────────
 
     def look(self, oids: Iterable[str]) -> dict[str, dict[str, Copy]]:
-        """List the folders of the objects, twins too, and keep the files of their names."""
+        """Return the copies of the objects, by listing the objects' folders, twins too."""
         wanted: dict[tuple[str, ...], dict[str, str]] = {}
         for oid in oids:
             folder, title = self._place(oid)
@@ -94,7 +97,7 @@ class DriveObjects:
         return found
 
     def upload(self, oid: str, source: Path, label: str, progress: Progress) -> None:  # noqa: ARG002
-        """Insert one more file through a resumable session; Drive shows it when it is whole."""
+        """Upload one more file through a resumable session; Drive shows it only when it is complete."""
         folder, title = self._place(oid)
         with self._told():
             self._insert(folder, title, _media(source, progress))
@@ -103,29 +106,29 @@ class DriveObjects:
         body = {"title": title, "parents": [{"id": self._make_folder(folder)}]}
         request = self._files.insert(body=body, media_body=media, supportsAllDrives=True, fields="id")
         whole = None
-        while whole is None:  # after an error the client asks the session how far it came, and goes on from there
+        while whole is None:  # after an error the client asks the session what has arrived, and resumes there
             _, whole = _patiently(lambda: request.next_chunk(http=self._http()))
 
     def delete(self, oid: str, identity: str) -> None:  # noqa: ARG002  a file id needs no path
-        """Delete by file id: another copy of the same path is another id."""
+        """Delete by file id: another copy under the same path has another id."""
         with self._told():
             self._remove(identity)
 
     def _remove(self, identity: str) -> None:
-        # in a shared drive most members may put away, and only managers destroy
+        # in a shared drive most members may only trash a file; deleting is reserved for managers
         ways = [self._files.trash] if self._trash_only else [self._files.delete, self._files.trash]
         for way in ways:
             refusal = self._refusal_of(way(fileId=identity, supportsAllDrives=True))
             if refusal is None or refusal.status == HTTPStatus.NOT_FOUND:
-                return  # not there any more is what was wanted
+                return  # already deleted
             if way is ways[-1] or refusal.reason != "insufficientFilePermissions":
                 raise refusal.error
 
     def discard(self, oid: str, label: str) -> None:
-        """Drive keeps nothing of a cut upload that could be seen; a session that is not ended expires in a week."""
+        """Do nothing: Drive shows no part of an interrupted upload; an unfinished session expires in a week."""
 
     def survey(self) -> dict[str, list[Copy]]:
-        """List every folder of objects once, twins too."""
+        """Return every object, by listing each folder of objects once, twins too."""
         found: dict[str, list[Copy]] = {}
         with self._told():
             self._find_folders()
@@ -139,19 +142,19 @@ class DriveObjects:
         return found
 
     def marks(self) -> set[str]:
-        """List the remote's own folder."""
+        """Return the names of the marks in the remote's own folder."""
         with self._told():
             return {item["title"].removeprefix(MARK) for item in self._marks()}
 
     def mark(self, name: str) -> None:
-        """Insert a small file, the way an object goes."""
+        """Upload a small file in the same way as an object."""
         with self._told(), tempfile.NamedTemporaryFile() as file:
             file.write(MARK_TEXT)
             file.flush()
             self._insert(self._home, f"{MARK}{name}", _media(Path(file.name), int))
 
     def unmark(self, name: str) -> None:
-        """Remove every file of that name: a lost answer may have made two."""
+        """Delete every file of that name: a lost answer may have made two."""
         with self._told():
             for item in self._marks():
                 if item["title"] == f"{MARK}{name}":
@@ -163,7 +166,7 @@ class DriveObjects:
         return [item for item in items if item["title"].startswith(MARK) and item["mimeType"] != _FOLDER]
 
     def room(self) -> int | None:
-        """Ask for the account's quota; a shared drive tells none, and has its own."""
+        """Return what is left of the account's quota; None for a shared drive, which has its own and does not report it."""
         with self._told():
             if "driveId" in self._scope:
                 return None
@@ -181,12 +184,12 @@ class DriveObjects:
     # ── folders ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _place(self, oid: str) -> tuple[tuple[str, ...], str]:
-        """Give the object's folder below the root, and its title."""
+        """Return the object's folder below the root, and its title."""
         _, *folders, title = self._path_of(oid).strip("/").split("/")
         return tuple(folders), title
 
     def _find_folders(self) -> None:
-        """Note the ids of the base folders and of every folder in them; nothing that was known before counts."""
+        """Read the ids of the base folders and of every folder in them; earlier ids are discarded."""
         path = tuple(self._base)
         folders = self._find_path(path)
         for parent in list(folders[path]):
@@ -195,7 +198,7 @@ class DriveObjects:
         self._folders = folders
 
     def _find_path(self, titles: Iterable[str]) -> dict[tuple[str, ...], list[str]]:
-        """Give the ids of the folders on a path below the root, twins too; by path."""
+        """Return {path: folder ids} for every folder on a path below the root, twins too."""
         folders: dict[tuple[str, ...], list[str]] = {(): [self._root]}
         path: tuple[str, ...] = ()
         for title in titles:
@@ -211,7 +214,7 @@ class DriveObjects:
         return folders
 
     def _make_folder(self, path: tuple[str, ...]) -> str:
-        """Give the folder to upload into, made where there is none; of twins the one that DVC takes too."""
+        """Return the folder to upload into, created if missing; among twins, the one that DVC uses too."""
         with self._making:
             if not self._folders:
                 self._find_folders()
@@ -227,7 +230,7 @@ class DriveObjects:
     # ── asking ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _list(self, parent: str, which: str = "") -> list[dict[str, Any]]:
-        """Give what a folder holds outside of the trash, all pages of it."""
+        """Return all items of a folder that are not in the trash, from all pages."""
         query = f"'{parent}' in parents and trashed=false" + (f" and {which}" if which else "")
         found: list[dict[str, Any]] = []
         page = None
@@ -248,11 +251,11 @@ class DriveObjects:
             if not page:
                 return found
 
-    def _ask(self, request: Any) -> Any:  # noqa: ANN401  what Google's client gives
+    def _ask(self, request: Any) -> Any:  # noqa: ANN401  what Google's client returns
         return _patiently(lambda: request.execute(http=self._http()))
 
     def _refusal_of(self, request: Any) -> _Refusal | None:  # noqa: ANN401
-        """Ask, and give Drive's refusal instead of raising it; None when it was done."""
+        """Send the request and return Drive's refusal instead of raising it; None on success."""
         from googleapiclient.errors import HttpError
 
         try:
@@ -274,7 +277,7 @@ class DriveObjects:
 
 @dataclass(frozen=True)
 class _Refusal:
-    """What Drive said when it did not do something."""
+    """Drive's answer to a request that it refused."""
 
     error: Exception
     status: int
@@ -283,7 +286,7 @@ class _Refusal:
 
     @classmethod
     def of(cls, error: BaseException) -> _Refusal | None:
-        """Read it out of an error of Google's client; None where Drive did not answer."""
+        """Read the refusal from an error of Google's client; return None if Drive did not answer."""
         from googleapiclient.errors import HttpError
 
         for cause in causes(error):
@@ -297,13 +300,13 @@ class _Refusal:
 
     @property
     def is_rate_limit(self) -> bool:
-        """Whether the same request may be taken in a while."""
+        """Return whether it is a rate limit: the same request may succeed later."""
         limits = ("userRateLimitExceeded", "rateLimitExceeded")
         return self.status == HTTPStatus.TOO_MANY_REQUESTS or self.reason in limits
 
 
 def _is_cut(error: BaseException) -> bool:
-    """Whether the connection broke, or none came about."""
+    """Return whether the connection broke or could not be made."""
     from httplib2 import HttpLib2Error
 
     kinds = (ConnectionError, TimeoutError, ssl.SSLError, socket.gaierror, http.client.HTTPException, HttpLib2Error)
@@ -311,7 +314,7 @@ def _is_cut(error: BaseException) -> bool:
 
 
 def _passes(error: BaseException) -> bool:
-    """Whether the same request may succeed a little later."""
+    """Return whether the same request may succeed a little later."""
     from oauth2client.client import HttpAccessTokenRefreshError
 
     refusal = _Refusal.of(error)
@@ -325,19 +328,19 @@ def _passes(error: BaseException) -> bool:
 
 
 def _patiently(act: Callable[[], Any]) -> Any:  # noqa: ANN401
-    """Do something with Drive, again after each pause while its trouble is one that passes."""
+    """Return the result of `act`, repeated after each of `PAUSES` while its error is transient."""
     for pause in (*PAUSES, None):
         try:
             return act()
         except Exception as error:
             if pause is None or not _passes(error):
                 raise
-        time.sleep(pause * random.uniform(0.5, 1.0))  # not all machines again at the same moment
+        time.sleep(pause * random.uniform(0.5, 1.0))  # jitter: not all machines at the same moment
     raise AssertionError
 
 
 def _drive_trouble(error: BaseException) -> tuple[str, str]:
-    """Say what Drive's trouble is, and what to do about it."""
+    """Return what went wrong with Drive, and the remedy."""
     from oauth2client.client import AccessTokenRefreshError
     from pydrive2.auth import AuthError
 
@@ -346,7 +349,7 @@ def _drive_trouble(error: BaseException) -> tuple[str, str]:
         what = f"Google Drive refused: {refusal.message} ({refusal.reason or refusal.status})."
         return what, _remedy(refusal)
     told = next((cause for cause in causes(error) if isinstance(cause, AccessTokenRefreshError)), None)
-    # DVC's client wraps what it cannot read, such as a service account's key, into an error of its own
+    # DVC's client wraps credentials that it cannot read (a service account's key) in an error of its own
     if told is not None or any(
         isinstance(c, AuthError) or type(c).__name__ == "GDriveAuthError" for c in causes(error)
     ):
@@ -368,7 +371,7 @@ def _remedy(refusal: _Refusal) -> str:
         return "free space in that Google account, also in its trash, which counts; then run sync_outputs() again."
     remedies: Mapping[int, str] = {
         HTTPStatus.NOT_FOUND: "check the folder's id in .dvc/config, and that the account can open it.",
-        HTTPStatus.UNAUTHORIZED: "make new Drive credentials and put them into secrets.json (README, Prerequisites).",
+        HTTPStatus.UNAUTHORIZED: "make new Drive credentials and put them into secrets.json (docs/setup.md).",
         HTTPStatus.FORBIDDEN: "let the account write to the folder (share it as Editor), then run again.",
     }
     return remedies.get(refusal.status, "run sync_outputs() again in some minutes.")
@@ -377,8 +380,9 @@ def _remedy(refusal: _Refusal) -> str:
 class _Piece:
     """A range of a file as the body of a request.
 
-    Each iteration starts anew: a layer that sends the body a second time (after 401, or over a fresh connection) sends
-    all of it, where an open file would go on from where it stopped and the server wait for the rest.
+    Each iteration starts at the beginning of the range: a layer that sends the body a second time (after 401, or over a
+    new connection) sends all of it. An open file would continue where it stopped, and the server would wait for the
+    rest.
     """
 
     def __init__(self, source: Path, begin: int, length: int, reached: Callable[[int], object]) -> None:
@@ -398,14 +402,14 @@ class _Piece:
 
 
 def _media(source: Path, progress: Progress) -> Any:  # noqa: ANN401  googleapiclient has no types
-    """Give a file as Google's client uploads it, piece by piece."""
+    """Return a file as a request body that Google's client uploads piece by piece."""
     from googleapiclient.http import MediaUpload
 
     furthest = 0
 
     def reached(position: int) -> None:
         nonlocal furthest
-        if position > furthest:  # what is sent again is not told again
+        if position > furthest:  # bytes that are sent again are not reported again
             progress(position - furthest)
             furthest = position
 
