@@ -18,7 +18,8 @@ from pathlib import Path
 from lib.errors import CommandError, SandboxError
 from lib.experiment.schema import Experiment
 from lib.process import run_command
-from lib.sandbox.dataset import CLASSES, draw_contact_sheet, draw_dataset
+from lib.sandbox.dataset import CLASSES, draw_dataset
+from lib.sandbox.sheet import draw_contact_sheet
 
 REMOTE = "sandbox"
 

@@ -14,7 +14,7 @@ from jsonschema import Draft7Validator
 from ruamel.yaml import YAML
 
 from lib.errors import DatasetError
-from lib.sandbox.dataset import CELL, GUTTER, HEADER_ROWS, INK, draw_contact_sheet
+from lib.sandbox.sheet import CELL, GUTTER, HEADER_ROWS, INK, draw_contact_sheet
 
 BESIDE = '        Module(name="detection", number=1, short="det", task="detect"),\n'
 ENTRY = '        Module(name="segmentation", number=2, short="seg", task="segment"),\n'

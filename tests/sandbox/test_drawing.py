@@ -11,7 +11,9 @@ from ruamel.yaml import YAML
 
 from lib.errors import DatasetError
 from lib.sandbox import dataset as drawing
-from lib.sandbox.dataset import check_digit, draw_contact_sheet, draw_dataset
+from lib.sandbox.dataset import draw_dataset
+from lib.sandbox.doors import check_digit
+from lib.sandbox.sheet import draw_contact_sheet
 
 if TYPE_CHECKING:
     from pathlib import Path
