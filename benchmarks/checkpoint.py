@@ -34,8 +34,8 @@ from lib.experiment.load import load_experiment
 from lib.experiment.schema import Experiment
 from lib.remotes.credentials import Credentials
 from lib.sandbox.dataset import draw_dataset
-from lib.train.checkpoints import Keeper
-from lib.train.launch import Start, prepare_library, train
+from lib.train.checkpoints import CheckpointUploader
+from lib.train.launch import StartingPoint, prepare_library, train
 from lib.train.tracking import configure_tracking
 
 
@@ -67,8 +67,8 @@ class Bench:
         tracking = configure_tracking(experiment, Credentials(), scratch / "curves", experiment.name)
         said = io.StringIO()
         drive = Credentials(drive=drive_emulator.CANARIES)
-        with contextlib.redirect_stdout(said), Keeper(root, experiment, "0" * 40, "0" * 32, drive):
-            trained = train(experiment, self.data, Start(None), root, scratch, device="cpu", tracking=tracking)
+        with contextlib.redirect_stdout(said), CheckpointUploader(root, experiment, "0" * 40, "0" * 32, drive):
+            trained = train(experiment, self.data, StartingPoint(None), root, scratch, device="cpu", tracking=tracking)
         self.left.append(said.getvalue().count("has left the machine"))
         assert "Warning" not in said.getvalue(), said.getvalue()
         return seconds_an_epoch(trained.folder / "results.csv")

@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 
 from lib.train import trainer
-from lib.train.launch import Plan
+from lib.train.launch import WorkerPlan
 
 
 class Timed(trainer.GuardedTrainer):
     """Our trainer with a stopwatch around its events; writes `callbacks.json` beside the plan's outcome."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: WorkerPlan) -> None:
         self.spent = 0.0
         super().__init__(plan)
 

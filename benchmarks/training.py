@@ -27,7 +27,7 @@ from lib.experiment.load import load_experiment
 from lib.experiment.schema import Experiment
 from lib.remotes.credentials import Credentials
 from lib.sandbox.dataset import draw_dataset
-from lib.train.launch import Start, prepare_library, train
+from lib.train.launch import StartingPoint, prepare_library, train
 from lib.train.tracking import configure_tracking
 
 WARM_UP = 2  # epochs that are not counted: caches, allocators
@@ -54,7 +54,7 @@ def train_here(experiment: Experiment, data: Path, folder: Path, device: str) ->
     """Train as the notebook does; gives seconds an epoch and the share of it that callbacks took."""
     tracking = configure_tracking(experiment, Credentials(), folder / "curves", folder.name)
     trained = train(
-        experiment, data, Start(None), folder, folder / "scratch", device=device, tracking=tracking,
+        experiment, data, StartingPoint(None), folder, folder / "scratch", device=device, tracking=tracking,
         worker="timed_trainer",
     )  # fmt: skip
     spent = json.loads((folder / "scratch/training/callbacks.json").read_text(encoding="utf-8"))

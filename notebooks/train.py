@@ -221,7 +221,7 @@ print(configure_dvc(root, scratch, credentials))
 # %%
 step("4/10: Configure Git with GitHub token")
 from lib.sync import recover
-from lib.train.checkpoints import Keeper, fetch_checkpoint, find_checkpoint, hold_run
+from lib.train.checkpoints import CheckpointUploader, fetch_checkpoint, find_checkpoint, hold_run
 
 print(configure_git(root, credentials))
 unfinished = recover(root, credentials)
@@ -315,7 +315,7 @@ def on_error(error):
     finish_tracking(tracking, "failed", {}, credentials.redact(str(error)))
 
 
-keeper = Keeper(root, chosen, commit, dataset.md5, credentials, hold)
+keeper = CheckpointUploader(root, chosen, commit, dataset.md5, credentials, hold)
 log.on_error(on_error)
 stop_at = begun + chosen.session.max_hours * 3600 if chosen.session.max_hours else None
 with keeper:

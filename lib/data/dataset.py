@@ -27,9 +27,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lib.data.findings import Findings, Kind
+from lib.data.findings import Findings, Issue
 from lib.data.images import check_copies, check_pictures
-from lib.data.labels import KEYPOINT, Form, Picture, check_labels, label_path
+from lib.data.labels import KEYPOINT, LabelFormat, Picture, check_labels, label_path
 from lib.data.splits import SPLITS, Split, find_split, is_picture, list_files
 from lib.errors import DatasetError, RemoteError
 from lib.experiment.schema import Experiment
@@ -74,7 +74,7 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class Pointer:
+class DvcFile:
     """The content of a dataset's `.dvc` file: DVC's hash of the folder, its size in bytes and its number of files."""
 
     file: Path
@@ -83,7 +83,7 @@ class Pointer:
     files: int | None
 
 
-def read_pointer(root: Path, experiment: Experiment) -> Pointer:
+def read_pointer(root: Path, experiment: Experiment) -> DvcFile:
     """Read the `.dvc` file of the experiment's dataset in the clone at `root`. Raises `DatasetError`."""
     target = root / f"{experiment.dataset}.dvc"
     if not target.is_file():
@@ -94,7 +94,7 @@ def read_pointer(root: Path, experiment: Experiment) -> Pointer:
         )
     try:
         out = read_mapping(target)["outs"][0]
-        return Pointer(target, str(out["md5"]), out.get("size"), out.get("nfiles"))
+        return DvcFile(target, str(out["md5"]), out.get("size"), out.get("nfiles"))
     except (KeyError, IndexError, TypeError, AttributeError):
         raise DatasetError(
             f"{target}: it names no hash of a folder.", remedy=f"run `dvc add {experiment.dataset}` and commit it."
@@ -154,7 +154,9 @@ def check_dataset(folder: Path, experiment: Experiment, scratch: Path, *, md5: s
     pictures = check_pictures(pictures, findings)
     check_copies(pictures, findings)
     polygons = experiment.about.task == "segment"
-    form = Form(len(names), keypoints, bool(experiment.about.keypoints), experiment.training.image_size, polygons)
+    form = LabelFormat(
+        len(names), keypoints, bool(experiment.about.keypoints), experiment.training.image_size, polygons
+    )
     check_labels(pictures, form, names, findings)
     _check_strays(folder, inside, pictures, findings)
     _stop_on_errors(tracked, experiment, findings)
@@ -190,7 +192,7 @@ def _check_names(values: dict[str, Any], findings: Findings) -> dict[int, str]:
     """Return {class number: name} as ultralytics reads it; empty, with a finding, if the classes are invalid."""
 
     def complain(text: str) -> dict[int, str]:
-        findings.add(Kind.DESCRIPTION, "data.yaml", text)
+        findings.add(Issue.DESCRIPTION, "data.yaml", text)
         return {}
 
     names, number = values.get("names"), values.get("nc")
@@ -231,14 +233,14 @@ def _check_keypoints(values: dict[str, Any], experiment: Experiment, findings: F
     if experiment.about.task == "segment":
         if shape:  # ultralytics would parse a polygon with the same number of columns as a box with keypoints
             told = f"kpt_shape is {shape!r}: {experiment.module} has outlines and no keypoints; leave it out"
-            findings.add(Kind.DESCRIPTION, "data.yaml", told)
+            findings.add(Issue.DESCRIPTION, "data.yaml", told)
         return 0
     if not needed:  # only boxes are trained, but the labels may still contain keypoints
         poses = isinstance(shape, list) and len(shape) == 2 and shape[1] == KEYPOINT  # noqa: PLR2004
         return shape[0] if isinstance(shape, list) and poses and isinstance(shape[0], int) and shape[0] > 0 else 0
     if shape != [needed, KEYPOINT]:
         findings.add(
-            Kind.DESCRIPTION,
+            Issue.DESCRIPTION,
             "data.yaml",
             f"kpt_shape is {shape!r}: {experiment.module} needs [{needed}, {KEYPOINT}]",
         )
@@ -246,7 +248,7 @@ def _check_keypoints(values: dict[str, Any], experiment: Experiment, findings: F
         isinstance(order, list) and {*map(str, order)} == {*map(str, range(needed))} and len(order) == needed
     ):
         told = f"flip_idx is {order!r}: it must name each of the {needed} keypoints once"
-        findings.add(Kind.DESCRIPTION, "data.yaml", told)
+        findings.add(Issue.DESCRIPTION, "data.yaml", told)
     return needed
 
 
@@ -291,9 +293,9 @@ def _check_strays(folder: Path, inside: dict[str, None], pictures: Sequence[Pict
     label_folders = {posixpath.dirname(label) for label in labels}
     for name in found:
         if name not in used:
-            findings.add(Kind.UNUSED, name, "no split of data.yaml holds it")
+            findings.add(Issue.UNUSED, name, "no split of data.yaml holds it")
     for name in inside:
         place, _, file = name.rpartition("/")
         is_label = file.endswith(".txt") and (place in label_folders or "labels" in place.split("/"))
         if is_label and name not in labels and file != "classes.txt":  # labelling tools leave this file there
-            findings.add(Kind.ORPHAN, name, "there is no picture of this name")
+            findings.add(Issue.ORPHAN, name, "there is no picture of this name")

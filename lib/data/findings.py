@@ -15,7 +15,7 @@ SMALLEST = 2
 EXAMPLES = 3
 
 
-class Kind(Enum):
+class Issue(Enum):
     """A kind of issue: whether it stops the run, its title in the report, its remedy. Ordered as in the report."""
 
     DESCRIPTION = True, "keys of data.yaml that cannot be", "correct them as it says"
@@ -66,10 +66,10 @@ class Kind(Enum):
 class Findings:
     """All issues found, counted by kind, with the first examples of each kind."""
 
-    counts: dict[Kind, int] = field(default_factory=dict)
-    examples: dict[Kind, list[str]] = field(default_factory=dict)
+    counts: dict[Issue, int] = field(default_factory=dict)
+    examples: dict[Issue, list[str]] = field(default_factory=dict)
 
-    def add(self, kind: Kind, where: str, value: str) -> None:
+    def add(self, kind: Issue, where: str, value: str) -> None:
         """Count one issue and keep it as an example: its place (`file` or `file:line`) and the value found there."""
         self.counts[kind] = self.counts.get(kind, 0) + 1
         kept = self.examples.setdefault(kind, [])
@@ -79,7 +79,7 @@ class Findings:
     def lines(self, *, stops: bool) -> list[str]:
         """Return the errors or the warnings as lines of text: a heading per kind, its examples indented below."""
         told = []
-        for kind in Kind:
+        for kind in Issue:
             if kind.stops == stops and kind in self.counts:
                 told.append(f"- {kind.title} ({self.counts[kind]}): {kind.remedy}")
                 told += [f"    {example}" for example in self.examples[kind]]

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 
-from lib.data.findings import Findings, Kind
+from lib.data.findings import Findings, Issue
 from lib.data.labels import Picture, in_threads
 from lib.data.splits import PICTURES, SPLITS
 
@@ -38,17 +38,17 @@ def check_pictures(pictures: Sequence[Picture], findings: Findings) -> list[Pict
     return sized
 
 
-def _look_at(path: str) -> tuple[int, int, Kind | None, str]:
+def _look_at(path: str) -> tuple[int, int, Issue | None, str]:
     """Return an image's width and height as training sees them, the issue (None if there is none) and its text."""
     try:
         form, width, height, complete = _read_header(path)
     except Exception as error:  # noqa: BLE001  Pillow's decoders raise many kinds of exception
-        return 0, 0, Kind.PICTURE, str(error) or type(error).__name__
+        return 0, 0, Issue.PICTURE, str(error) or type(error).__name__
     if min(width, height) < SMALLEST_SIDE:
-        return width, height, Kind.PICTURE, f"{width} x {height} pixels: a side has fewer than {SMALLEST_SIDE}"
+        return width, height, Issue.PICTURE, f"{width} x {height} pixels: a side has fewer than {SMALLEST_SIDE}"
     if form not in PICTURES | {"jpeg2000"}:
-        return width, height, Kind.PICTURE, f"{form} is a format that ultralytics does not take"
-    return width, height, None if complete else Kind.TRAILING, "its last bytes are not those of a JPEG"
+        return width, height, Issue.PICTURE, f"{form} is a format that ultralytics does not take"
+    return width, height, None if complete else Issue.TRAILING, "its last bytes are not those of a JPEG"
 
 
 def _read_header(path: str) -> tuple[str, int, int, bool]:
@@ -88,12 +88,12 @@ def check_copies(pictures: Sequence[Picture], findings: Findings) -> None:
         train, val, test = (by_split[split] for split in SPLITS)
         for other in (val, test):
             if train and other:
-                findings.add(Kind.LEAK, train[0].name, f"the same as {other[0].name} ({other[0].split})")
+                findings.add(Issue.LEAK, train[0].name, f"the same as {other[0].name} ({other[0].split})")
         if val and test:
-            findings.add(Kind.REUSED, val[0].name, f"the same as {test[0].name}")
+            findings.add(Issue.REUSED, val[0].name, f"the same as {test[0].name}")
         for same in by_split.values():
             for picture in same[1:]:
-                findings.add(Kind.REPEATED, picture.name, f"the same as {same[0].name} ({picture.split})")
+                findings.add(Issue.REPEATED, picture.name, f"the same as {same[0].name} ({picture.split})")
 
 
 def _same_files(pictures: Sequence[Picture]) -> Iterator[list[Picture]]:

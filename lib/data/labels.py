@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from lib.data.findings import SMALLEST, Findings, Kind
+from lib.data.findings import SMALLEST, Findings, Issue
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,7 +57,7 @@ class Picture(NamedTuple):
     height: int = 0
 
 
-class Form(NamedTuple):
+class LabelFormat(NamedTuple):
     """The format that label lines must have.
 
     `classes` is the number of classes (0 if unknown); `keypoints` is the number of keypoints per line; `poses` is true
@@ -114,7 +114,7 @@ def box_around(outline: Sequence[float]) -> list[float]:
     return [(max(x) + min(x)) / 2, (max(y) + min(y)) / 2, max(x) - min(x), max(y) - min(y)]
 
 
-def check_labels(pictures: Sequence[Picture], form: Form, names: dict[int, str], findings: Findings) -> None:
+def check_labels(pictures: Sequence[Picture], form: LabelFormat, names: dict[int, str], findings: Findings) -> None:
     """Read the labels of all images and report their issues."""
     labelled = {picture.label: picture for picture in reversed(pictures)}  # two images may share a label file
     labelled = dict(sorted(labelled.items(), key=lambda item: item[1].label_name))
@@ -122,7 +122,7 @@ def check_labels(pictures: Sequence[Picture], form: Form, names: dict[int, str],
     filled = set()
     for picture, content in zip(labelled.values(), in_threads(_read, labelled), strict=True):
         if isinstance(content, str):
-            findings.add(Kind.TEXT, picture.label_name, content)
+            findings.add(Issue.TEXT, picture.label_name, content)
             filled.add(picture.label)
             continue
         for number, words in content:
@@ -153,17 +153,17 @@ def _read(label: str) -> list[tuple[int, list[str]]] | str:
     return [(number, words) for number, line in enumerate(text.splitlines(), start=1) if (words := line.split())]
 
 
-def _parse(line: _Line, form: Form, findings: Findings) -> list[float] | None:
+def _parse(line: _Line, form: LabelFormat, findings: Findings) -> list[float] | None:
     """Return a line's class, box and keypoints (NaN if absent); None, with a finding, if the line is malformed."""
     columns = BOX + KEYPOINT * form.keypoints
     if form.polygons:
         if len(line.words) < POLYGON or len(line.words) % 2 == 0:
             told = f"{len(line.words)} columns, not {POLYGON} or more, an odd number"
-            findings.add(Kind.COLUMNS, line.place, told)
+            findings.add(Issue.COLUMNS, line.place, told)
             return None
     elif len(line.words) != columns and (form.poses or len(line.words) != BOX):
         either = "" if form.poses or columns == BOX else f"{BOX} or "
-        findings.add(Kind.COLUMNS, line.place, f"{len(line.words)} columns, not {either}{columns}")
+        findings.add(Issue.COLUMNS, line.place, f"{len(line.words)} columns, not {either}{columns}")
         return None
     values = []
     for word in line.words:
@@ -172,7 +172,7 @@ def _parse(line: _Line, form: Form, findings: Findings) -> list[float] | None:
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            findings.add(Kind.NUMBER, line.place, _short(word))
+            findings.add(Issue.NUMBER, line.place, _short(word))
             return None
         values.append(value)
     if form.polygons:
@@ -185,17 +185,17 @@ def _around(line: _Line, values: list[float], findings: Findings) -> list[float]
     category, *outline = values
     for word, value in zip(line.words[1:], outline, strict=True):
         if not -ROUNDING <= value <= 1 + ROUNDING:
-            findings.add(Kind.COORDINATE, line.place, _short(word))
+            findings.add(Issue.COORDINATE, line.place, _short(word))
             return None
     x, y = outline[::2], outline[1::2]
     area = sum(x[at - 1] * y[at] - x[at] * y[at - 1] for at in range(len(x))) / 2
     if abs(area) < NO_AREA:
-        findings.add(Kind.SIDE, line.place, f"{len(x)} corners on a line")
+        findings.add(Issue.SIDE, line.place, f"{len(x)} corners on a line")
         return None
     return [category, *box_around(outline)]
 
 
-def _check_rows(lines: list[_Line], rows: Table, form: Form, findings: Findings) -> None:
+def _check_rows(lines: list[_Line], rows: Table, form: LabelFormat, findings: Findings) -> None:
     """Report the issues of well-formed lines in one vectorized pass; each row of `rows` holds a line's numbers.
 
     Comparisons with NaN are false, so an absent keypoint is never reported.
@@ -206,7 +206,7 @@ def _check_rows(lines: list[_Line], rows: Table, form: Form, findings: Findings)
     points = rows[:, BOX:].reshape(len(rows), form.keypoints, KEYPOINT)
     places, visibility = points[:, :, :2], points[:, :, 2]
 
-    def note(kind: Kind, wrong: Mask, tell: Callable[[int], str]) -> None:
+    def note(kind: Issue, wrong: Mask, tell: Callable[[int], str]) -> None:
         for index in np.flatnonzero(wrong).tolist():
             findings.add(kind, lines[index].place, tell(index))
 
@@ -214,21 +214,21 @@ def _check_rows(lines: list[_Line], rows: Table, form: Form, findings: Findings)
         return lambda index: _short(lines[index].words[columns[int(wrong[index].argmax())]])
 
     unknown = (numbers < 0) | (numbers % 1 != 0) | ((numbers >= form.classes) & (form.classes > 0))
-    note(Kind.CLASS, unknown, lambda index: _short(lines[index].words[0]))
+    note(Issue.CLASS, unknown, lambda index: _short(lines[index].words[0]))
     where = [1, 2, 3, 4, *(BOX + KEYPOINT * point + axis for point in range(form.keypoints) for axis in (0, 1))]
     below = rows[:, where] < -ROUNDING
     below[:, 2:4] = False  # a negative side is reported as Kind.SIDE
     outside = below | (rows[:, where] > 1 + ROUNDING)
-    note(Kind.COORDINATE, outside.any(axis=1), first(outside, where))
+    note(Issue.COORDINATE, outside.any(axis=1), first(outside, where))
     flat = boxes[:, 2:] <= 0
-    note(Kind.SIDE, flat.any(axis=1), first(flat, (3, 4)))
+    note(Issue.SIDE, flat.any(axis=1), first(flat, (3, 4)))
     odd = (visibility < 0) | (visibility > 2) | (visibility % 1 > 0)  # noqa: PLR2004  the three states
     seen_columns = [BOX + KEYPOINT * point + 2 for point in range(form.keypoints)]
-    note(Kind.VISIBILITY, odd.any(axis=1), first(odd, seen_columns))
+    note(Issue.VISIBILITY, odd.any(axis=1), first(odd, seen_columns))
 
     sound = ~(outside.any(axis=1) | flat.any(axis=1) | odd.any(axis=1))
     note(
-        Kind.TWICE,
+        Issue.TWICE,
         _repeated(lines, _identities(lines, rows, form)),
         lambda index: " ".join(lines[index].words[:BOX]),
     )
@@ -236,24 +236,24 @@ def _check_rows(lines: list[_Line], rows: Table, form: Form, findings: Findings)
     longer = sizes.max(axis=1)
     pixels = boxes[:, 2:] * sizes * (form.image_size / np.maximum(longer, 1))[:, None]
     small = sound & (longer > 0) & (pixels.min(axis=1) <= SMALLEST)
-    note(Kind.SMALL, small, lambda index: f"{pixels[index, 0]:.1f} x {pixels[index, 1]:.1f} pixels")
+    note(Issue.SMALL, small, lambda index: f"{pixels[index, 0]:.1f} x {pixels[index, 1]:.1f} pixels")
     low, high = boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2
     beyond = np.maximum(-low, high - 1).max(axis=1)
-    note(Kind.BEYOND, sound & (beyond > MARGIN), lambda index: f"by {beyond[index]:.3f} of the picture")
+    note(Issue.BEYOND, sound & (beyond > MARGIN), lambda index: f"by {beyond[index]:.3f} of the picture")
     if not form.poses:
         return
     labelled = visibility > 0
     slack = np.maximum(boxes[:, 2:] / 10, MARGIN)[:, None, :]
     away = labelled & ((places < low[:, None, :] - slack) | (places > high[:, None, :] + slack)).any(axis=2)
-    note(Kind.AWAY, sound & away.any(axis=1), lambda index: f"keypoint {int(away[index].argmax())}")
+    note(Issue.AWAY, sound & away.any(axis=1), lambda index: f"keypoint {int(away[index].argmax())}")
     if form.keypoints == CORNERS:
         shape = np.where(sizes > 0, sizes, 1)[:, None, :]
         orders = _orders(places * shape)
         told = sound & labelled.all(axis=1) & np.array([bool(order) for order in orders])
-        note(Kind.ORDER, told, lambda index: f"{orders[index]} ({int(told.sum())} of {len(rows)} objects)")
+        note(Issue.ORDER, told, lambda index: f"{orders[index]} ({int(told.sum())} of {len(rows)} objects)")
 
 
-def _identities(lines: list[_Line], rows: Table, form: Form) -> Iterable[Table]:
+def _identities(lines: list[_Line], rows: Table, form: LabelFormat) -> Iterable[Table]:
     """Return the values that identify each line: its class and the part that is trained (box, keypoints, outline)."""
     import numpy as np
 
@@ -310,13 +310,13 @@ def _check_splits(
         labels = [picture.label for picture in pictures if picture.split == split]
         empty = sum(label not in filled for label in labels)
         if empty == len(labels):
-            findings.add(Kind.UNLABELLED, split, f"none of {len(labels)} pictures has an object")
+            findings.add(Issue.UNLABELLED, split, f"none of {len(labels)} pictures has an object")
             continue
         if empty > LABEL_SHARE * len(labels):
-            findings.add(Kind.BACKGROUND, split, f"{empty} of {len(labels)} pictures")
+            findings.add(Issue.BACKGROUND, split, f"{empty} of {len(labels)} pictures")
         there = set().union(*(classes.get(label, set()) for label in labels))
         for number in sorted(set(names) - there):
-            findings.add(Kind.ABSENT, split, f"{number} {names[number]}")
+            findings.add(Issue.ABSENT, split, f"{number} {names[number]}")
 
 
 def _short(word: str) -> str:

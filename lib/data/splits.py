@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib.data.findings import Findings, Kind
+from lib.data.findings import Findings, Issue
 from lib.data.labels import Picture, label_path
 
 SPLITS = ("train", "val", "test")
@@ -51,23 +51,23 @@ def find_split(folder: Path, inside: dict[str, None], values: dict[str, Any], sp
     for place in wanted or [None]:
         if not isinstance(place, str) or not place.strip():
             told = f"{split} is {given!r}: it must be a folder of pictures relative to data.yaml, a list of folders, or"
-            findings.add(Kind.SPLIT, "data.yaml", f"{told} a text file of paths")
+            findings.add(Issue.SPLIT, "data.yaml", f"{told} a text file of paths")
             continue
         found = _find_inside(inside, root if isinstance(root, str) else "", place)
         if found is None:
             beside = f" (path is {root!r})" if root not in (None, "", ".") else ""
             told = f"{split} is {place!r}{beside}: there is no such folder or list in {folder.name}"
-            findings.add(Kind.SPLIT, "data.yaml", told)
+            findings.add(Issue.SPLIT, "data.yaml", told)
             continue
         if _is_foreign(place):
-            findings.add(Kind.FOREIGN, "data.yaml", f"{split} is {place!r}, taken as {found}")
+            findings.add(Issue.FOREIGN, "data.yaml", f"{split} is {place!r}, taken as {found}")
         if (folder / found).is_dir():
             pictures = [name for name in inside if is_picture(name) and (found == "." or name.startswith(f"{found}/"))]
             folders.append(found)
         else:
             pictures, listed = _read_list(folder, inside, found, findings), True
         if not pictures:
-            findings.add(Kind.SPLIT, "data.yaml", f"{split} is {place!r}: there is no picture in it")
+            findings.add(Issue.SPLIT, "data.yaml", f"{split} is {place!r}: there is no picture in it")
         names += pictures
     top = f"{folder}{os.sep}"
     paths = [(f"{top}{name}", name) for name in sorted(names)]
@@ -113,7 +113,7 @@ def _read_list(folder: Path, inside: dict[str, None], name: str, findings: Findi
     try:
         lines = (folder / name).read_text(encoding="utf-8-sig").splitlines()
     except (UnicodeDecodeError, OSError) as error:
-        findings.add(Kind.LISTED, name, f"it is no list of paths ({type(error).__name__})")
+        findings.add(Issue.LISTED, name, f"it is no list of paths ({type(error).__name__})")
         return []
     found = []
     for number, line in enumerate(lines, start=1):
@@ -122,9 +122,9 @@ def _read_list(folder: Path, inside: dict[str, None], name: str, findings: Findi
         picture = _find_inside(inside, posixpath.dirname(name), line)
         if picture is None or not is_picture(picture):
             told = "there is no such file" if picture is None else "ultralytics takes no such pictures"
-            findings.add(Kind.LISTED, f"{name}:{number}", f"{line.strip()}: {told}")
+            findings.add(Issue.LISTED, f"{name}:{number}", f"{line.strip()}: {told}")
             continue
         if _is_foreign(line):
-            findings.add(Kind.FOREIGN, f"{name}:{number}", f"{line.strip()}, taken as {picture}")
+            findings.add(Issue.FOREIGN, f"{name}:{number}", f"{line.strip()}, taken as {picture}")
         found.append(picture)
     return found

@@ -28,7 +28,7 @@ NO_CURVE = ("epoch", "time", "lr/")
 
 
 @dataclass(frozen=True)
-class Side:
+class RunSummary:
     """One of the compared runs: its metrics, its inputs by dotted key, and its curves by name."""
 
     branch: str
@@ -42,7 +42,7 @@ class Side:
         return {"branch": self.branch, "state": self.state, "metrics": dict(self.metrics)}
 
 
-def read_sides(refs: Refs, branches: Sequence[str]) -> list[Side]:
+def read_sides(refs: Refs, branches: Sequence[str]) -> list[RunSummary]:
     """Read the runs of `branches`, in order; if it is empty, the newest runs of the experiment trained last.
 
     Raises `BranchError` for a branch that does not belong to a finished run, and if `branches` is empty and that
@@ -64,7 +64,7 @@ def _newest(refs: Refs) -> list[str]:
     return same
 
 
-def _side(run: PublishedRun) -> Side:
+def _side(run: PublishedRun) -> RunSummary:
     record = run.record
     try:
         metrics = json.loads(run.texts.get(FILES[0], "{}"))
@@ -73,7 +73,7 @@ def _side(run: PublishedRun) -> Side:
         made = {key: record[key] for key in MADE_FROM if key in record} | {"machine": {**machine, "gpus": gpus}}
         experiment = {key: value for key, value in record["experiment"].items() if key != "description"}
         facts = {key: value for key, value in metrics.items() if key in ("epochs", "best_epoch")}
-        return Side(
+        return RunSummary(
             run.branch, record.get("state", "finished"), {**facts, **dict(measured(metrics))},
             {**dict(flat(experiment)), **dict(flat(made))}, _curves(run.texts.get(FILES[1], "")),
         )  # fmt: skip
@@ -91,20 +91,20 @@ def _curves(text: str) -> dict[str, list[float]]:
     return {key: [float(row[key]) for row in rows] for key in (rows[0] if rows else ())}
 
 
-def differences(sides: Sequence[Side]) -> dict[str, list[Any]]:
+def differences(sides: Sequence[RunSummary]) -> dict[str, list[Any]]:
     """Return the dotted keys in which the runs differ, with the value of each run; None for a value not recorded."""
     keys = dict.fromkeys(key for side in sides for key in side.made_from)
     found = {key: [side.made_from.get(key) for side in sides] for key in keys}
     return {key: values for key, values in found.items() if any(value != values[0] for value in values)}
 
 
-def as_json(sides: Sequence[Side], picture: Path) -> str:
+def as_json(sides: Sequence[RunSummary], picture: Path) -> str:
     """Return the whole comparison as JSON."""
     runs = [side.as_dict() for side in sides]
     return json.dumps({"runs": runs, "differences": differences(sides), "curves": str(picture)}, indent=2)
 
 
-def show_sides(sides: Sequence[Side]) -> str:
+def show_sides(sides: Sequence[RunSummary]) -> str:
     """Return the numbered runs, the table of metrics and the table of differences as text for the user."""
     different = {key: list(map(_short, values)) for key, values in differences(sides).items()}
     metrics = dict.fromkeys(key for side in sides for key in side.metrics)
@@ -140,7 +140,7 @@ def _short(value: object) -> str:
     return f"{text[:12]}…" if len(text) >= 32 and text.removesuffix(".dir").isalnum() else text  # noqa: PLR2004
 
 
-def draw_curves(sides: Sequence[Side], picture: Path) -> None:
+def draw_curves(sides: Sequence[RunSummary], picture: Path) -> None:
     """Draw each column of `results.csv` as a panel with one line per run; the file is complete or absent."""
     from matplotlib.figure import Figure
 
@@ -167,7 +167,7 @@ def draw_curves(sides: Sequence[Side], picture: Path) -> None:
     part.replace(picture)
 
 
-def _panels(sides: Sequence[Side]) -> Iterator[str]:
+def _panels(sides: Sequence[RunSummary]) -> Iterator[str]:
     """Yield the name of each curve once: metrics first, then losses."""
     found = dict.fromkeys(key for side in sides for key in side.curves if not key.startswith(NO_CURVE))
     yield from sorted(found, key=lambda name: not name.startswith("metrics/"))

@@ -29,7 +29,7 @@ Points = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class Thing:
+class Detection:
     """A labelled or predicted object in an image."""
 
     category: int
@@ -41,12 +41,12 @@ class Thing:
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class Match:
     """A labelled object and its matching prediction, if any."""
 
     picture: Path
-    label: Thing
-    found: Thing | None
+    label: Detection
+    found: Detection | None
 
     @property
     def distances(self) -> Points:
@@ -74,12 +74,12 @@ class Case:
 
 
 @dataclass(frozen=True, eq=False)
-class Compared:
+class ImageMatches:
     """One image: its labelled objects with their predictions, and all predictions with a score of at least `SHOWN`."""
 
     picture: Path
-    cases: tuple[Case, ...]
-    predicted: tuple[Thing, ...]
+    cases: tuple[Match, ...]
+    predicted: tuple[Detection, ...]
 
     @property
     def missed(self) -> int:
@@ -92,17 +92,17 @@ class Compared:
         return len(self.predicted) - len(self.cases) + self.missed
 
 
-def compare(dataset: Dataset, predictions: Path) -> list[Compared]:
+def compare(dataset: Dataset, predictions: Path) -> list[ImageMatches]:
     """Match the predictions in `predictions.json` with the labels of the test split, for each of its images."""
-    predicted: dict[str, list[Thing]] = {}
+    predicted: dict[str, list[Detection]] = {}
     for item in json.loads(predictions.read_text(encoding="utf-8")):
         if item["score"] >= SHOWN:
             predicted.setdefault(item["file_name"], []).append(_prediction(item))
     compared = []
     for picture in dataset.pictures("test"):
         things = sorted(predicted.get(file_name(dataset, picture), []), key=lambda thing: -thing.score)
-        cases = [Case(picture, label, found) for label, found in match(_labels(dataset, picture), things)]
-        compared.append(Compared(picture, tuple(cases), tuple(things)))
+        cases = [Match(picture, label, found) for label, found in match(_labels(dataset, picture), things)]
+        compared.append(ImageMatches(picture, tuple(cases), tuple(things)))
     return compared
 
 
@@ -112,9 +112,9 @@ def file_name(dataset: Dataset, picture: Path) -> str:
     return picture.relative_to(dataset.folder).as_posix() if inside else picture.as_posix()
 
 
-def match(labels: Sequence[Thing], predictions: Iterable[Thing]) -> list[tuple[Thing, Thing | None]]:
+def match(labels: Sequence[Detection], predictions: Iterable[Detection]) -> list[tuple[Detection, Detection | None]]:
     """Return each labelled object with its matching prediction, if any; `predictions` start with the highest score."""
-    found: dict[int, Thing] = {}
+    found: dict[int, Detection] = {}
     for thing in predictions:
         overlaps = [
             -1.0 if number in found or label.category != thing.category else iou(label.box, thing.box)
@@ -133,7 +133,7 @@ def iou(one: Points, other: Points) -> float:
     return shared / float((one[2:] - one[:2]).prod() + (other[2:] - other[:2]).prod() - shared)
 
 
-def corner_errors(compared: Iterable[Compared]) -> dict[str, float]:
+def corner_errors(compared: Iterable[ImageMatches]) -> dict[str, float]:
     """Return the figures of `corners` in `metrics.json`; a figure that has no object to measure is absent."""
     cases = [case for picture in compared for case in picture.cases if case.label.corners.size]
     found = [case for case in cases if case.distances.size]
@@ -151,19 +151,19 @@ def corner_errors(compared: Iterable[Compared]) -> dict[str, float]:
     return figures
 
 
-def _prediction(item: Mapping[str, Any]) -> Thing:
+def _prediction(item: Mapping[str, Any]) -> Detection:
     x, y, width, height = item["bbox"]
     corners = np.array(item.get("keypoints") or [], dtype=float).reshape(-1, KEYPOINT)
-    return Thing(item["category_id"] - 1, np.array([x, y, x + width, y + height]), corners, item["score"])
+    return Detection(item["category_id"] - 1, np.array([x, y, x + width, y + height]), corners, item["score"])
 
 
-def _labels(dataset: Dataset, picture: Path) -> list[Thing]:
+def _labels(dataset: Dataset, picture: Path) -> list[Detection]:
     width, height = _size(picture)
     labels = []
     for category, x, y, w, h, *rest in read_objects(label_path(str(picture)), polygons=dataset.polygons):
         box = np.array([x - w / 2, y - h / 2, x + w / 2, y + h / 2]) * (width, height, width, height)
         corners = np.array(rest, dtype=float).reshape(-1, KEYPOINT) * (width, height, 1)
-        labels.append(Thing(int(category), box, corners))
+        labels.append(Detection(int(category), box, corners))
     return labels
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from lib.data.splits import is_picture
 from lib.errors import PredictionError
 from lib.results.fetch import Model
-from lib.results.matching import Thing
+from lib.results.matching import Detection
 from lib.results.sheets import draw_found
 from lib.train.launch import prepare_library
 
@@ -27,7 +27,7 @@ class Predicted:
     """An image, its predictions (highest score first) and the drawn file; or the problem that prevented them."""
 
     picture: Path
-    things: tuple[Thing, ...] = ()
+    things: tuple[Detection, ...] = ()
     names: Mapping[int, str] | None = None
     drawn: Path | None = None
     problem: str = ""
@@ -37,7 +37,7 @@ class Predicted:
         found = "; ".join(self._describe(thing) for thing in self.things) or "nothing was found"
         return f"{self.picture}: {self.problem or found}"
 
-    def _describe(self, thing: Thing) -> str:
+    def _describe(self, thing: Detection) -> str:
         box = " ".join(f"{value:.0f}" for value in thing.box)
         corners = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in thing.corners)
         name = (self.names or {}).get(thing.category, thing.category)
@@ -103,10 +103,10 @@ def _predict(yolo: Any, settings: Mapping[str, Any], picture: Path, target: Path
     return Predicted(picture, things, result.names, target)
 
 
-def _thing(category: float, box: Any, corners: Any, score: float) -> Thing:  # noqa: ANN401
+def _thing(category: float, box: Any, corners: Any, score: float) -> Detection:  # noqa: ANN401
     import numpy as np
 
-    return Thing(int(category), box.astype(float), np.asarray(corners, dtype=float).reshape(-1, 3), score)
+    return Detection(int(category), box.astype(float), np.asarray(corners, dtype=float).reshape(-1, 3), score)
 
 
 def _plan(given: Sequence[Path], output: Path) -> dict[Path, Path]:

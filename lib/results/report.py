@@ -24,7 +24,7 @@ from lib.results.evaluate import HEADS, Evaluated
 from lib.sync import Publication, RunHold
 from lib.train.checkpoints import checkpoint_branch
 from lib.train.export import Exported
-from lib.train.launch import Start, Trained
+from lib.train.launch import StartingPoint, Trained
 from lib.train.tracking import Tracking
 
 LIBRARIES = ("ultralytics", "torch", "torchvision", "numpy", "dvc", "wandb", "opencv-python")
@@ -53,7 +53,7 @@ class RunFacts:
 
 
 def write_report(
-    facts: RunFacts, experiment: Experiment, host: Host, dataset: Dataset, start: Start, trained: Trained,
+    facts: RunFacts, experiment: Experiment, host: Host, dataset: Dataset, start: StartingPoint, trained: Trained,
     evaluated: Evaluated, exported: Exported, tracking: Tracking, steps: Steps,
 ) -> dict[str, Any]:  # fmt: skip
     """Write `run.json` and `README.md` into the artifacts' folder; return the content of `run.json`."""
@@ -102,7 +102,7 @@ def durations(steps: Steps, end: float | None = None) -> dict[str, float]:
 
 
 def _model_card(
-    facts: RunFacts, experiment: Experiment, host: Host, dataset: Dataset, start: Start, trained: Trained,
+    facts: RunFacts, experiment: Experiment, host: Host, dataset: Dataset, start: StartingPoint, trained: Trained,
     evaluated: Evaluated, exported: Exported, run: dict[str, Any],
 ) -> str:  # fmt: skip
     metrics = evaluated.metrics
@@ -169,7 +169,7 @@ def describe_end(trained: Trained) -> str:
     return f"was {trained.reason}" if trained.state == "interrupted" else f"failed: {trained.reason}"
 
 
-def _start(experiment: Experiment, start: Start) -> str:
+def _start(experiment: Experiment, start: StartingPoint) -> str:
     if start.epoch and not experiment.model.resume_from:
         return f"the checkpoint of an earlier session, after epoch {start.epoch}"
     if experiment.model.resume_from:

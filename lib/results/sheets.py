@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lib.results.matching import CELL, COLUMNS, GUESS, HEADER, PAPER, TRUTH, Case, Compared, Points, Thing
+from lib.results.matching import CELL, COLUMNS, GUESS, HEADER, PAPER, TRUTH, Detection, ImageMatches, Match, Points
 
 MOST = 12  # images per sheet
 
@@ -22,13 +22,13 @@ CORNER_COLOURS = ("#ff3b30", "#34c759", "#0a84ff", "#ffd60a")
 class _Tile:
     picture: Path
     caption: str
-    labels: Sequence[Thing]
-    predicted: Sequence[Thing]
+    labels: Sequence[Detection]
+    predicted: Sequence[Detection]
     region: Points | None = None
     """The visible part of the image: left, top, right, bottom; None for the whole image."""
 
 
-def draw_predictions(compared: Sequence[Compared], picture: Path) -> None:
+def draw_predictions(compared: Sequence[ImageMatches], picture: Path) -> None:
     """Draw test images, spread evenly over the split and uncropped, into a sheet."""
     chosen = compared[:: max(1, -(-len(compared) // MOST))]
     tiles = [
@@ -37,7 +37,7 @@ def draw_predictions(compared: Sequence[Compared], picture: Path) -> None:
     _draw_sheet(tiles, f"{len(tiles)} of {len(compared)} test pictures", picture)
 
 
-def draw_worst(compared: Sequence[Compared], picture: Path, *, corners: bool) -> None:
+def draw_worst(compared: Sequence[ImageMatches], picture: Path, *, corners: bool) -> None:
     """Draw the worst cases into a sheet: missed objects, then the largest corner errors or most false predictions."""
     if corners:
         cases = sorted(((case, one) for one in compared for case in one.cases), key=lambda pair: -_badness(pair[0]))
@@ -58,13 +58,13 @@ def draw_worst(compared: Sequence[Compared], picture: Path, *, corners: bool) ->
     _draw_sheet(tiles, title, picture)
 
 
-def _badness(case: Case) -> float:
+def _badness(case: Match) -> float:
     if case.found is None:
         return math.inf
     return -1.0 if math.isnan(case.relative) else case.relative
 
 
-def _close_up(case: Case, one: Compared) -> _Tile:
+def _close_up(case: Match, one: ImageMatches) -> _Tile:
     box = case.label.box
     middle, side = (box[:2] + box[2:]) / 2, max(96.0, 2 * float((box[2:] - box[:2]).max())) / 2
     off = "not found" if case.found is None else "no corner labelled"
@@ -112,14 +112,14 @@ def _draw_tile(tile: _Tile) -> Any:  # noqa: ANN401  Pillow's image
     return image
 
 
-def draw_found(image: Any, predicted: Sequence[Thing], names: Mapping[int, str]) -> None:  # noqa: ANN401
+def draw_found(image: Any, predicted: Sequence[Detection], names: Mapping[int, str]) -> None:  # noqa: ANN401
     """Draw predictions into a whole, uncropped Pillow image, each with its class name if there are several classes."""
     _draw_things(image, (), predicted, pen=max(1, round(max(image.size) / 1000)), names=names)
 
 
 def _draw_things(
     image: Any,  # noqa: ANN401
-    labels: Sequence[Thing], predicted: Sequence[Thing], *, origin: Points | None = None, scale: float = 1.0,
+    labels: Sequence[Detection], predicted: Sequence[Detection], *, origin: Points | None = None, scale: float = 1.0,
     pen: int = 1, names: Mapping[int, str] | None = None,
 ) -> None:  # fmt: skip
     """Draw objects into an image that starts at `origin`, enlarged `scale` times, with lines `pen` times as wide."""

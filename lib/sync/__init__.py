@@ -5,7 +5,7 @@ branch, no new object and no intent.
 
 Where things are. Large files (objects) go to the DVC remote, each under the hash of its content; small files go into a
 commit on a new Git branch. The commit point is one atomic update of refs on the Git remote. The machine may vanish at
-any moment; so the journal is not on the machine: an intent is a ref on the Git remote, `refs/intents/<id>`, whose
+any moment, so the journal is not on the machine: an intent is a ref on the Git remote, `refs/intents/<id>`, whose
 commit holds `intent.json`. It records what is being published and which copies were stored before. An identity names
 one stored copy of an object (a file id on Drive, the time of writing in a folder).
 
@@ -24,14 +24,14 @@ Publish:
 
 Replace. A publication may replace other branches, or its own last commit (a checkpoint branch that moves). The commit
 push then also deletes or moves those refs (each must still be where it was read). If they named other objects, it sets
-the intent to `cleaning` instead of deleting it; after the push, the objects that only they named are deleted by the
-rules below. Until then no publication counts these objects as stored before.
+the intent to `cleaning` instead of deleting it; after the push, the objects that only the replaced commits named are
+deleted by the rules below. Until then no publication counts these objects as stored before.
 
 Roll back. An exception, a retry and another machine all run the same steps; they may be interrupted and repeated:
 
 1. mark      set the intent to `aborting` by compare-and-swap; this fences its owner: its commit push is rejected
 2. read      the other intents, then the branches and tags
-3. delete    the identities that were not stored before and that no other intent, branch or tag names
+3. delete    the identities that were not stored before and that no other `uploading` intent, branch or tag names
 4. end       delete the intent, last
 
 A process that finds a `cleaning` intent finishes its deletions in the same way. To settle an intent is to do whichever

@@ -70,7 +70,7 @@ class Lease:
     def confirm(self) -> None:
         """Raise `GitPushError` unless the ref is certainly ours.
 
-        It is while the last renewal began less than the lease minus one renewal period ago.
+        That is certain as long as the last renewal began less than the lease minus one renewal period ago.
         """
         patience = self._length - self._renewal
         if time.monotonic() - self._renewed < patience:

@@ -117,7 +117,7 @@ class Refs:
             listed = self._git("for-each-ref", shown, *INTENT_PLACES, cwd=self._mirror).output
             for line in listed.splitlines():
                 commit, _, ref = line.partition(" ")
-                # None only for a record that was read: a failed read raises, since it must not hide a live intent
+                # a failed read raises: taken for a record of another version, it would hide a live intent
                 record = None
                 if self._git("ls-tree", commit, "intent.json", cwd=self._mirror).output:
                     text = self._git("cat-file", "blob", f"{commit}:intent.json", cwd=self._mirror).output

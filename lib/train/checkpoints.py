@@ -172,7 +172,7 @@ def fetch_checkpoint(
 # ── publish ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Keeper:
+class CheckpointUploader:
     """Publishes the checkpoints of a training from a background thread; a context manager around the training.
 
     It publishes one checkpoint at a time, always the newest: the first after the first epoch, then one every

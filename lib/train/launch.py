@@ -38,7 +38,7 @@ State = Literal["finished", "interrupted", "failed"]
 
 
 @dataclass(frozen=True)
-class Start:
+class StartingPoint:
     """The starting point of a training."""
 
     weights: Path | None
@@ -76,7 +76,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Plan:
+class WorkerPlan:
     """The instructions for the workers of a training, passed to them as a file."""
 
     task: Task
@@ -93,9 +93,9 @@ class Plan:
     """The id of the process that the workers must not outlive."""
 
     @staticmethod
-    def read(file: Path) -> Plan:
+    def read(file: Path) -> WorkerPlan:
         """Read a plan from its JSON file."""
-        return TypeAdapter(Plan).validate_json(file.read_bytes())
+        return TypeAdapter(WorkerPlan).validate_json(file.read_bytes())
 
     def write(self) -> Path:
         """Write the plan into its folder, which is emptied first; return the file's path."""
@@ -103,7 +103,7 @@ class Plan:
         self.folder.mkdir(parents=True)
         self.beat.touch()
         file = self.folder / "plan.json"
-        file.write_bytes(TypeAdapter(Plan).dump_json(self))
+        file.write_bytes(TypeAdapter(WorkerPlan).dump_json(self))
         return file
 
     @property
@@ -167,7 +167,7 @@ def _published_weights(experiment: Experiment) -> Path:
     return Path(settings["weights_dir"]) / f"{experiment.model.architecture}.pt"
 
 
-def fetch_weights(experiment: Experiment, root: Path, checkpoint: Path | None = None) -> Start:
+def fetch_weights(experiment: Experiment, root: Path, checkpoint: Path | None = None) -> StartingPoint:
     """Return the starting point of a training; download the published weights if needed.
 
     `checkpoint` was left by an earlier session of the experiment; if given, it is the starting point. A checkpoint to
@@ -181,7 +181,7 @@ def fetch_weights(experiment: Experiment, root: Path, checkpoint: Path | None = 
     found = find_weights(experiment, root)
     if experiment.model.resume_from is not None and isinstance(found, Path):
         return _look_into(found, experiment, f"model.resume_from is {experiment.model.resume_from!r}")
-    return Start(_download(experiment) if isinstance(found, str) else found)
+    return StartingPoint(_download(experiment) if isinstance(found, str) else found)
 
 
 def _download(experiment: Experiment) -> Path:
@@ -216,7 +216,7 @@ def _existing(key: str, given: str, root: Path) -> Path:
     return path
 
 
-def _look_into(path: Path, experiment: Experiment, shown: str) -> Start:
+def _look_into(path: Path, experiment: Experiment, shown: str) -> StartingPoint:
     """Return the starting point that a checkpoint makes possible; raise `WeightsError` if it makes none possible."""
     from ultralytics.utils.patches import torch_load
 
@@ -242,13 +242,15 @@ def _look_into(path: Path, experiment: Experiment, shown: str) -> Start:
     if facts != wanted:
         raise refuse(f"it is of {facts[1]} ({facts[0]}), the experiment is of {wanted[1]} ({wanted[0]})")
     if done == 0 or checkpoint.get("optimizer") is None:
-        return Start(path, note="Its training was finished (it has no optimizer): a new one starts from its weights.")
+        return StartingPoint(
+            path, note="Its training was finished (it has no optimizer): a new one starts from its weights."
+        )
     if done >= experiment.training.epochs:
         raise refuse(f"it has {done} epochs behind it, and training.epochs is {experiment.training.epochs}")
     now = ultralytics_arguments(experiment)
     changed = [f"{key} {arguments[key]} → {value}" for key, value in now.items() if arguments.get(key, value) != value]
     note = f"The experiment's values are used where the checkpoint's differ: {', '.join(changed)}." if changed else ""
-    return Start(path, done, str(arguments.get("project") or ""), note)
+    return StartingPoint(path, done, str(arguments.get("project") or ""), note)
 
 
 def epochs_behind(checkpoint: Path) -> int:
@@ -265,7 +267,7 @@ def epochs_behind(checkpoint: Path) -> int:
 def train(
     experiment: Experiment,
     data_file: Path,
-    start: Start,
+    start: StartingPoint,
     root: Path,
     scratch: Path,
     *,
@@ -299,7 +301,7 @@ def train(
             "exist_ok": True,
             **attempt.arguments(),
         }
-        plan = Plan(
+        plan = WorkerPlan(
             experiment.about.task,
             arguments,
             scratch / "training",
@@ -313,7 +315,7 @@ def train(
         if retry is None:
             break
         print(f"Warning: {outcome.reason}. {retry.note}", flush=True)
-        attempt = replace(retry, start=Start(last, 1)) if last.is_file() else retry
+        attempt = replace(retry, start=StartingPoint(last, 1)) if last.is_file() else retry
     for part in last.parent.glob(".*.pt"):  # left by a worker that was killed while writing
         part.unlink()
     state: State = outcome.state if outcome.state in ("finished", "interrupted") else "failed"
@@ -335,7 +337,7 @@ class _Attempt:
 
     batch_size: int
     device: str
-    start: Start
+    start: StartingPoint
     note: str = ""
 
     @property
@@ -389,7 +391,7 @@ def _plot_curves(results: Path) -> None:
         plot_results(file=results)
 
 
-def _run(plan: Plan, worker: str, root: Path, processes: int, stall: float) -> Outcome:
+def _run(plan: WorkerPlan, worker: str, root: Path, processes: int, stall: float) -> Outcome:
     """Run the workers of a plan until all have ended, and return their outcome; no worker is ever left behind."""
     command = [sys.executable, "-m", worker, str(plan.write())]
     environment = {**found_from(root), "PYTHONUNBUFFERED": "1"}  # the workers' output must appear at once
@@ -415,7 +417,7 @@ def _identities(processes: int) -> Iterator[dict[str, str]]:
         }  # fmt: skip
 
 
-def _together(plan: Plan, statuses: Sequence[int]) -> Outcome:
+def _together(plan: WorkerPlan, statuses: Sequence[int]) -> Outcome:
     """Return one outcome for all workers: from their outcome files, or from the exit status if a file is missing."""
     told = [
         TypeAdapter(Outcome).validate_json(plan.outcome(rank).read_bytes())

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lib.data.dataset import Pointer, read_pointer
+from lib.data.dataset import DvcFile, read_pointer
 from lib.errors import CommandError, PreflightError, RunError
 from lib.experiment.schema import Experiment
 from lib.kaggle.host import SESSION, Host, find_host
@@ -308,7 +308,7 @@ def _check_wandb(flight: Flight) -> Iterator[Line]:
 # ── the dataset and the weights ────────────────────────────────────────────────────────────────────────────────────
 
 
-def _judge_dataset(pointer: Pointer, name: str, *, is_there: bool) -> Line:
+def _judge_dataset(pointer: DvcFile, name: str, *, is_there: bool) -> Line:
     about = f"{name}: {_size(pointer.size)} in {pointer.files} files"
     if is_there:
         return Line("dataset", "ok", f"{about}; its listing {pointer.md5} is on the DVC remote")

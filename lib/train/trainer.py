@@ -34,7 +34,7 @@ from ultralytics.utils.torch_utils import init_seeds, torch_distributed_zero_fir
 from lib.experiment.modules import Task
 from lib.process import die_with
 from lib.progress import REDRAWN, Bar, duration
-from lib.train.launch import Outcome, Plan
+from lib.train.launch import Outcome, WorkerPlan
 from lib.train.tracking import Recorder
 
 FIRST = RANK in {-1, 0}
@@ -49,7 +49,7 @@ BaseTrainer: Any = library.BaseTrainer  # the library is untyped
 class GuardedTrainer(BaseTrainer):  # type: ignore[misc]
     """This project's extensions of the library's trainer; `trainer_of` combines it with the trainer of a task."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: WorkerPlan) -> None:
         self.plan = plan
         self.interrupted = ""
         """Why training ended before its last epoch; empty if it did not."""
@@ -256,7 +256,7 @@ def _copy_whole(source: Path, target: Path) -> None:
 
 def main(plan_file: Path, guard: type[GuardedTrainer] = GuardedTrainer) -> None:
     """Train according to a plan and write the outcome; exit with status 0 unless the training raised."""
-    plan = Plan.read(plan_file)
+    plan = WorkerPlan.read(plan_file)
     die_with(plan.parent)
     status = 1
     LOGGER.setLevel(logging.WARNING if FIRST else logging.ERROR)

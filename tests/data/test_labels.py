@@ -11,12 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lib.data.findings import EXAMPLES, Findings, Kind
-from lib.data.labels import Form, Picture, check_labels, label_path, read_objects
+from lib.data.findings import EXAMPLES, Findings, Issue
+from lib.data.labels import LabelFormat, Picture, check_labels, label_path, read_objects
 
-POSE = Form(classes=2, keypoints=4, poses=True, image_size=640)
-BOXES = Form(classes=2, keypoints=0, poses=False, image_size=640)
-OUTLINES = Form(classes=2, keypoints=0, poses=False, image_size=640, polygons=True)
+POSE = LabelFormat(classes=2, keypoints=4, poses=True, image_size=640)
+BOXES = LabelFormat(classes=2, keypoints=0, poses=False, image_size=640)
+OUTLINES = LabelFormat(classes=2, keypoints=0, poses=False, image_size=640, polygons=True)
 NAMES = {0: "id", 1: "door"}
 
 RIGHT = "0 0.5 0.5 0.4 0.2 0.3 0.4 2 0.7 0.4 2 0.7 0.6 2 0.3 0.6 2"
@@ -26,7 +26,7 @@ FILLERS = {POSE: f"{RIGHT}\n{OTHER}", OUTLINES: f"{TRIANGLE}\n1 0 0 1 0 1 1 0 1"
 """A label of each form that lacks no class; where none is named, of boxes."""
 
 
-def find(folder: Path, *texts: str | bytes, form: Form = POSE, split: str = "train") -> Findings:
+def find(folder: Path, *texts: str | bytes, form: LabelFormat = POSE, split: str = "train") -> Findings:
     """Write a label for each text, and give what is found in them and in one more that lacks nothing."""
     pictures = []
     for number, text in enumerate([*texts, FILLERS.get(form, "0 .5 .5 .1 .1\n1 .5 .5 .1 .1")]):
@@ -56,38 +56,38 @@ def test_a_right_label_is_not_complained_of(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("line", "kind", "told"),
     [
-        (RIGHT + " 0.5", Kind.COLUMNS, "18 columns, not 17"),
-        (RIGHT.rpartition(" ")[0], Kind.COLUMNS, "16 columns, not 17"),
-        ("0 0.5 0.5 0.4 0.2", Kind.COLUMNS, "5 columns, not 17"),
-        (changed(3, "wide"), Kind.NUMBER, "wide"),
-        (changed(3, "0,4"), Kind.NUMBER, "0,4"),
-        (changed(6, "nan"), Kind.NUMBER, "nan"),
-        (changed(1, "inf"), Kind.NUMBER, "inf"),
-        (changed(0, "2"), Kind.CLASS, "2"),
-        (changed(0, "-1"), Kind.CLASS, "-1"),
-        (changed(0, "0.5"), Kind.CLASS, "0.5"),
-        (changed(1, "1.005"), Kind.COORDINATE, "1.005"),
-        (changed(2, "320"), Kind.COORDINATE, "320"),
-        (changed(14, "-0.005"), Kind.COORDINATE, "-0.005"),
-        (changed(3, "0"), Kind.SIDE, "0"),
-        (changed(4, "-0.0000001"), Kind.SIDE, "-0.0000001"),
-        (changed(7, "3"), Kind.VISIBILITY, "3"),
-        (changed(16, "-1"), Kind.VISIBILITY, "-1"),
-        (changed(10, "0.9"), Kind.VISIBILITY, "0.9"),
-        (f"{OTHER}\n{OTHER}", Kind.TWICE, "1 0.5 0.5 0.4 0.2"),
-        (changed(4, "0.004"), Kind.SMALL, "256.0 x 1.9 pixels"),
-        (changed(1, "0.1"), Kind.BEYOND, "by 0.100 of the picture"),
-        (changed(15, "0.75"), Kind.AWAY, "keypoint 3"),
-        ("0 .5 .5 .4 .2 .7 .4 2 .3 .4 2 .3 .6 2 .7 .6 2", Kind.ORDER, "they run counter-clockwise (1 of 4 objects)"),
-        ("0 .5 .5 .4 .2 .3 .4 2 .7 .6 2 .7 .4 2 .3 .6 2", Kind.ORDER, "they make no convex shape (1 of 4 objects)"),
+        (RIGHT + " 0.5", Issue.COLUMNS, "18 columns, not 17"),
+        (RIGHT.rpartition(" ")[0], Issue.COLUMNS, "16 columns, not 17"),
+        ("0 0.5 0.5 0.4 0.2", Issue.COLUMNS, "5 columns, not 17"),
+        (changed(3, "wide"), Issue.NUMBER, "wide"),
+        (changed(3, "0,4"), Issue.NUMBER, "0,4"),
+        (changed(6, "nan"), Issue.NUMBER, "nan"),
+        (changed(1, "inf"), Issue.NUMBER, "inf"),
+        (changed(0, "2"), Issue.CLASS, "2"),
+        (changed(0, "-1"), Issue.CLASS, "-1"),
+        (changed(0, "0.5"), Issue.CLASS, "0.5"),
+        (changed(1, "1.005"), Issue.COORDINATE, "1.005"),
+        (changed(2, "320"), Issue.COORDINATE, "320"),
+        (changed(14, "-0.005"), Issue.COORDINATE, "-0.005"),
+        (changed(3, "0"), Issue.SIDE, "0"),
+        (changed(4, "-0.0000001"), Issue.SIDE, "-0.0000001"),
+        (changed(7, "3"), Issue.VISIBILITY, "3"),
+        (changed(16, "-1"), Issue.VISIBILITY, "-1"),
+        (changed(10, "0.9"), Issue.VISIBILITY, "0.9"),
+        (f"{OTHER}\n{OTHER}", Issue.TWICE, "1 0.5 0.5 0.4 0.2"),
+        (changed(4, "0.004"), Issue.SMALL, "256.0 x 1.9 pixels"),
+        (changed(1, "0.1"), Issue.BEYOND, "by 0.100 of the picture"),
+        (changed(15, "0.75"), Issue.AWAY, "keypoint 3"),
+        ("0 .5 .5 .4 .2 .7 .4 2 .3 .4 2 .3 .6 2 .7 .6 2", Issue.ORDER, "they run counter-clockwise (1 of 4 objects)"),
+        ("0 .5 .5 .4 .2 .3 .4 2 .7 .6 2 .7 .4 2 .3 .6 2", Issue.ORDER, "they make no convex shape (1 of 4 objects)"),
         (
             "0 .5 .5 .4 .2 .7 .6 2 .3 .6 2 .3 .4 2 .7 .4 2",
-            Kind.ORDER,
+            Issue.ORDER,
             "the first is not the top-left one (1 of 4 objects)",
         ),
     ],
 )
-def test_a_wrong_line_is_told_with_file_line_and_value(tmp_path: Path, line: str, kind: Kind, told: str) -> None:
+def test_a_wrong_line_is_told_with_file_line_and_value(tmp_path: Path, line: str, kind: Issue, told: str) -> None:
     """Each kind by an example; the first line of the file is right."""
     found = find(tmp_path, f"{RIGHT}\n{line}")
     number = 1 + len(line.splitlines())
@@ -110,12 +110,12 @@ def test_a_slanting_id_is_in_order(tmp_path: Path, angle: int) -> None:
         [[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]
     )
     points = " ".join(f"{x / 640 + 0.5:.6f} {y / 480 + 0.5:.6f} 2" for x, y in corners)
-    assert Kind.ORDER not in find(tmp_path, f"0 0.5 0.5 0.4 0.4 {points}").counts
+    assert Issue.ORDER not in find(tmp_path, f"0 0.5 0.5 0.4 0.4 {points}").counts
 
 
 def test_what_is_no_text_is_told(tmp_path: Path) -> None:
     """Ultralytics would drop the picture."""
-    assert find(tmp_path, b"0 0.5 \xff").examples[Kind.TEXT] == ["0.txt: byte 6 is b'\\xff'"]
+    assert find(tmp_path, b"0 0.5 \xff").examples[Issue.TEXT] == ["0.txt: byte 6 is b'\\xff'"]
 
 
 def test_a_missing_label_is_a_picture_without_object(tmp_path: Path) -> None:
@@ -124,10 +124,10 @@ def test_a_missing_label_is_a_picture_without_object(tmp_path: Path) -> None:
     (tmp_path / "0.txt").write_text(f"{RIGHT}\n{OTHER}")
     findings = Findings()
     check_labels(pictures, POSE, NAMES, findings)
-    assert findings.examples == {Kind.BACKGROUND: ["val: 3 of 4 pictures"]}
+    assert findings.examples == {Issue.BACKGROUND: ["val: 3 of 4 pictures"]}
     findings = Findings()
     check_labels(pictures[1:], POSE, NAMES, findings)
-    assert findings.examples == {Kind.UNLABELLED: ["val: none of 3 pictures has an object"]}
+    assert findings.examples == {Issue.UNLABELLED: ["val: none of 3 pictures has an object"]}
 
 
 def test_a_class_that_a_split_lacks_is_told(tmp_path: Path) -> None:
@@ -136,17 +136,17 @@ def test_a_class_that_a_split_lacks_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(RIGHT)
     findings = Findings()
     check_labels([picture], POSE, NAMES, findings)
-    assert findings.examples == {Kind.ABSENT: ["test: 1 door"]}
+    assert findings.examples == {Issue.ABSENT: ["test: 1 door"]}
 
 
 def test_boxes_may_be_trained_from_labels_with_keypoints(tmp_path: Path) -> None:
     """Ultralytics leaves the keypoints away, where data.yaml tells of them; polygons are refused."""
     boxes = "0 0.5 0.5 0.4 0.2"
-    both = Form(classes=2, keypoints=4, poses=False, image_size=640)
+    both = LabelFormat(classes=2, keypoints=4, poses=False, image_size=640)
     assert find(tmp_path, f"{boxes}\n{OTHER}", form=both).counts == {}
     assert find(tmp_path, boxes, form=BOXES).counts == {}
-    assert find(tmp_path, f"{boxes}\n{RIGHT}", form=BOXES).examples[Kind.COLUMNS] == ["0.txt:2: 17 columns, not 5"]
-    told = find(tmp_path, "0 .1 .1 .2 .1 .2 .2", form=both).examples[Kind.COLUMNS]
+    assert find(tmp_path, f"{boxes}\n{RIGHT}", form=BOXES).examples[Issue.COLUMNS] == ["0.txt:2: 17 columns, not 5"]
+    told = find(tmp_path, "0 .1 .1 .2 .1 .2 .2", form=both).examples[Issue.COLUMNS]
     assert told == ["0.txt:1: 7 columns, not 5 or 17"]
 
 
@@ -155,24 +155,24 @@ def test_outlines_of_any_number_of_corners_are_right(tmp_path: Path) -> None:
     eight = "1 .2 .1 .4 .1 .5 .2 .5 .4 .4 .5 .2 .5 .1 .4 .1 .2"
     bowtie = "0 0.1 0.1 0.5 0.6 0.5 0.1 0.1 0.55"
     mirrored = "0 0.5 0.1 0.1 0.2 0.3 0.6"
-    assert find(tmp_path, f"{TRIANGLE}\n{mirrored}\n{eight}", bowtie, "", form=OUTLINES).counts == {Kind.BACKGROUND: 1}
+    assert find(tmp_path, f"{TRIANGLE}\n{mirrored}\n{eight}", bowtie, "", form=OUTLINES).counts == {Issue.BACKGROUND: 1}
 
 
 @pytest.mark.parametrize(
     ("line", "kind", "told"),
     [
-        ("0 0.5 0.5 0.4 0.2", Kind.COLUMNS, "5 columns, not 7 or more, an odd number"),
-        (f"{TRIANGLE} 0.5", Kind.COLUMNS, "8 columns, not 7 or more, an odd number"),
-        ("0 0.1 0.1 0.5 x 0.3 0.6", Kind.NUMBER, "x"),
-        ("2 0.1 0.1 0.5 0.2 0.3 0.6", Kind.CLASS, "2"),
-        ("0 0.1 0.1 0.5 0.2 0.3 1.005", Kind.COORDINATE, "1.005"),
-        ("0 0.1 -0.005 0.5 0.2 0.3 0.6", Kind.COORDINATE, "-0.005"),
-        ("0 0.1 0.1 0.2 0.2 0.3 0.3", Kind.SIDE, "3 corners on a line"),
-        (f"{TRIANGLE}", Kind.TWICE, "0 0.1 0.1 0.5 0.2"),
-        ("0 0.1 0.1 0.5 0.1 0.5 0.104 0.1 0.104", Kind.SMALL, "256.0 x 1.9 pixels"),
+        ("0 0.5 0.5 0.4 0.2", Issue.COLUMNS, "5 columns, not 7 or more, an odd number"),
+        (f"{TRIANGLE} 0.5", Issue.COLUMNS, "8 columns, not 7 or more, an odd number"),
+        ("0 0.1 0.1 0.5 x 0.3 0.6", Issue.NUMBER, "x"),
+        ("2 0.1 0.1 0.5 0.2 0.3 0.6", Issue.CLASS, "2"),
+        ("0 0.1 0.1 0.5 0.2 0.3 1.005", Issue.COORDINATE, "1.005"),
+        ("0 0.1 -0.005 0.5 0.2 0.3 0.6", Issue.COORDINATE, "-0.005"),
+        ("0 0.1 0.1 0.2 0.2 0.3 0.3", Issue.SIDE, "3 corners on a line"),
+        (f"{TRIANGLE}", Issue.TWICE, "0 0.1 0.1 0.5 0.2"),
+        ("0 0.1 0.1 0.5 0.1 0.5 0.104 0.1 0.104", Issue.SMALL, "256.0 x 1.9 pixels"),
     ],
 )
-def test_a_wrong_outline_is_told_with_file_line_and_value(tmp_path: Path, line: str, kind: Kind, told: str) -> None:
+def test_a_wrong_outline_is_told_with_file_line_and_value(tmp_path: Path, line: str, kind: Issue, told: str) -> None:
     """Each kind by an example; the first line of the file is right."""
     found = find(tmp_path, f"{TRIANGLE}\n{line}", form=OUTLINES)
     assert found.examples == {kind: [f"0.txt:2: {told}"]}
@@ -252,7 +252,7 @@ def test_every_single_wrong_field_is_found(tmp_path: Path, wrong: tuple[list[str
     """With its line."""
     lines, number = wrong
     found = find(tmp_path, "\n".join(lines))
-    told = [example for kind in Kind if kind.stops for example in found.examples.get(kind, [])]
+    told = [example for kind in Issue if kind.stops for example in found.examples.get(kind, [])]
     assert [example.partition(": ")[0] for example in told] == [f"0.txt:{number}"]
 
 
@@ -282,7 +282,7 @@ def test_what_ultralytics_drops_is_an_error_here(library: Any, tmp_path: Path, c
         assert found.lines(stops=True)
     if not number:
         assert kept
-        assert len(rows) == len(lines) - found.counts.get(Kind.TWICE, 0)
+        assert len(rows) == len(lines) - found.counts.get(Issue.TWICE, 0)
 
 
 corner = st.tuples(part, part).map(" ".join)

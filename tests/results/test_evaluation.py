@@ -21,7 +21,7 @@ from lib.experiment.load import load_experiment
 from lib.experiment.schema import Experiment
 from lib.results import evaluate as evaluation
 from lib.results.evaluate import Evaluated, Metrics, evaluate
-from lib.results.matching import Case, Compared, Thing, compare, corner_errors, iou, match
+from lib.results.matching import Detection, ImageMatches, Match, compare, corner_errors, iou, match
 from lib.results.sheets import draw_worst
 from lib.train.launch import Trained
 
@@ -342,10 +342,10 @@ def test_ctrl_c_while_pictures_are_drawn_costs_no_figure(
 SQUARE = [[0, 0, 2], [40, 0, 2], [40, 10, 2], [0, 10, 2]]
 
 
-def thing(left: float, top: float, score: float = 1.0, category: int = 0, shift: float = 0.0) -> Thing:
+def thing(left: float, top: float, score: float = 1.0, category: int = 0, shift: float = 0.0) -> Detection:
     """Make an object of 40 x 10 pixels; its corners are `shift` to the right of its box's."""
     corners = np.array(SQUARE, dtype=float) + np.array([left + shift, top, 0])
-    return Thing(category, np.array([left, top, left + 40, top + 10], dtype=float), corners, score)
+    return Detection(category, np.array([left, top, left + 40, top + 10], dtype=float), corners, score)
 
 
 def test_each_object_is_found_once_and_the_surest_prediction_chooses_first() -> None:
@@ -363,18 +363,18 @@ def test_figures_are_of_what_was_found_and_say_how_much_that_is() -> None:
     hidden = thing(0, 0)
     hidden.corners[0] = 0  # as label files have a corner that is not labelled: 0 0 0
     cases = (
-        Case(Path("a.jpg"), hidden, thing(0, 0, 0.9, shift=3.0)),
-        Case(Path("a.jpg"), thing(100, 0), thing(100, 0, 0.9, shift=5.0)),
-        Case(Path("a.jpg"), thing(200, 0), None),
+        Match(Path("a.jpg"), hidden, thing(0, 0, 0.9, shift=3.0)),
+        Match(Path("a.jpg"), thing(100, 0), thing(100, 0, 0.9, shift=5.0)),
+        Match(Path("a.jpg"), thing(200, 0), None),
     )
-    compared = Compared(Path("a.jpg"), cases, (thing(0, 0, 0.9), thing(100, 0, 0.9), thing(300, 0, 0.4)))
+    compared = ImageMatches(Path("a.jpg"), cases, (thing(0, 0, 0.9), thing(100, 0, 0.9), thing(300, 0, 0.4)))
     assert (compared.missed, compared.false) == (1, 1)
     figures = corner_errors([compared])
     assert figures == {
         "objects": 3, "found": 2, "mean_px": pytest.approx(29 / 7, abs=1e-3), "median_px": 5.0, "p95_px": 5.0,
         "mean_relative": 0.4,
     }  # fmt: skip
-    assert corner_errors([Compared(Path("a.jpg"), cases[2:], ())]) == {"objects": 1, "found": 0}
+    assert corner_errors([ImageMatches(Path("a.jpg"), cases[2:], ())]) == {"objects": 1, "found": 0}
 
 
 def test_pictures_are_told_apart_and_stand_upright(tmp_path: Path) -> None:

@@ -19,7 +19,14 @@ from lib.remotes.credentials import Credentials
 from lib.sync import Publication, check, sync_outputs
 from lib.sync.refs import Refs
 from lib.train import checkpoints
-from lib.train.checkpoints import Checkpoint, Keeper, Record, checkpoint_branch, fetch_checkpoint, find_checkpoint
+from lib.train.checkpoints import (
+    Checkpoint,
+    CheckpointUploader,
+    Record,
+    checkpoint_branch,
+    fetch_checkpoint,
+    find_checkpoint,
+)
 
 EXPERIMENT = load_experiment(ROOT / "experiments/000_det_sandbox.yaml", {"training.epochs": 9})
 BRANCH = checkpoint_branch(EXPERIMENT)
@@ -57,11 +64,11 @@ def train_epoch(stores: Stores, epoch: int, *, finished: bool = False) -> None:
         part.replace(folder / "weights" / name)
 
 
-def keeper_of(stores: Stores, **session: Any) -> Keeper:
+def keeper_of(stores: Stores, **session: Any) -> CheckpointUploader:
     """Give what stands around a training there."""
     keys = {f"session.{key}": value for key, value in session.items()}
     experiment = load_experiment(EXPERIMENT.model_dump(), keys)
-    return Keeper(stores.clone, experiment, commit_of(stores), DATASET, Credentials())
+    return CheckpointUploader(stores.clone, experiment, commit_of(stores), DATASET, Credentials())
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from wandb_files import records
 
 from lib.experiment.load import load_experiment
 from lib.remotes.credentials import Credentials
-from lib.train.launch import Plan
+from lib.train.launch import WorkerPlan
 from lib.train.tracking import Recorder, Tracking, configure_tracking, finish_tracking
 
 EXPERIMENT = load_experiment(ROOT / "experiments/001_det_baseline.yaml")
@@ -71,9 +71,9 @@ def test_what_travels_to_workers_holds_no_key(tmp_path: Path, monkeypatch: pytes
     tracking = configure_tracking(EXPERIMENT, Credentials(wandb_api_key="k" * 40), tmp_path, "a-run")
     assert tracking.mode == "online"
     assert tracking.address == f"https://curves.example.com/somebody/container-id/runs/{tracking.id}"
-    plan = Plan("detect", {}, tmp_path / "plan", None, tracking, watched=False, parent=1)
+    plan = WorkerPlan("detect", {}, tmp_path / "plan", None, tracking, watched=False, parent=1)
     assert b"k" * 40 not in plan.write().read_bytes()
-    assert Plan.read(tmp_path / "plan" / "plan.json") == plan
+    assert WorkerPlan.read(tmp_path / "plan" / "plan.json") == plan
 
 
 def test_a_training_that_goes_on_does_so_in_the_run_of_its_checkpoint(tracking: Tracking) -> None:

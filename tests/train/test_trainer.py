@@ -28,14 +28,14 @@ from lib.experiment.load import load_experiment
 from lib.experiment.schema import Experiment
 from lib.remotes.credentials import Credentials
 from lib.sandbox.dataset import draw_dataset
-from lib.train.checkpoints import Keeper, checkpoint_branch
-from lib.train.launch import Start, Trained, fetch_weights, prepare_library, train
+from lib.train.checkpoints import CheckpointUploader, checkpoint_branch
+from lib.train.launch import StartingPoint, Trained, fetch_weights, prepare_library, train
 from lib.train.tracking import Tracking, configure_tracking
 
 pytestmark = pytest.mark.slow
 
 EPOCHS = 4
-NEW = Start(None)
+NEW = StartingPoint(None)
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,9 @@ class Machine:
         """Record offline, below the training's folder."""
         return configure_tracking(experiment, Credentials(), self.folder / name / "curves", name)
 
-    def train(self, name: str, start: Start = NEW, *, stop_after: float | None = None, **values: Any) -> Trained:
+    def train(
+        self, name: str, start: StartingPoint = NEW, *, stop_after: float | None = None, **values: Any
+    ) -> Trained:
         """Train in a folder of that name; `device` and `worker` as `lib.train.launch.train` takes them."""
         given = {"device": values.pop("device", "cpu"), "worker": values.pop("worker", "lib.train.trainer")}
         experiment = self.experiment(**values)
@@ -205,7 +207,7 @@ for turn in $(seq 2400); do [ $(wc -l < {table}) -ge $((rows + 3)) ] && exit 0; 
 exit 1""",
     )
     commit = run_git("rev-parse", "HEAD", cwd=stores.clone)
-    with Keeper(stores.clone, experiment, commit, "0" * 32, Credentials()) as keeper:
+    with CheckpointUploader(stores.clone, experiment, commit, "0" * 32, Credentials()) as keeper:
         trained = here.train("clone", **values)
     keeper.wait()
     assert trained.state == "finished"

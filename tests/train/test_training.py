@@ -15,7 +15,7 @@ from lib.experiment.arguments import ALWAYS, ARGUMENTS, WORKED_OUT, ultralytics_
 from lib.experiment.load import keys, load_experiment
 from lib.experiment.schema import Experiment
 from lib.remotes.credentials import Credentials
-from lib.train.launch import Plan, Start, fetch_weights, find_weights, keep_earlier, train
+from lib.train.launch import StartingPoint, WorkerPlan, fetch_weights, find_weights, keep_earlier, train
 from lib.train.tracking import configure_tracking
 
 BASELINE = ROOT / "experiments/001_det_baseline.yaml"
@@ -42,11 +42,11 @@ BECOMES = {
 
 def test_a_training_is_given_the_arguments_that_are_told_and_no_choice_beside_them(tmp_path: Path) -> None:
     """What `explain` shows of a key is what becomes of it; a worker that is not there leaves its plan."""
-    experiment, file, start = load_experiment(BASELINE), tmp_path / "data.yaml", Start(None)
+    experiment, file, start = load_experiment(BASELINE), tmp_path / "data.yaml", StartingPoint(None)
     tracking = configure_tracking(experiment, Credentials(), tmp_path, "name")
     with pytest.raises(TrainingError, match="ended with status 1"):
         train(experiment, file, start, tmp_path, tmp_path, device="cpu", tracking=tracking, worker="nobody")
-    given = set(Plan.read(tmp_path / "training/plan.json").arguments)
+    given = set(WorkerPlan.read(tmp_path / "training/plan.json").arguments)
     assert given == {*ARGUMENTS.values(), *WORKED_OUT.values(), *ALWAYS, "save_dir", "project", "plots", "exist_ok"}
 
 

@@ -166,7 +166,7 @@ class DriveObjects:
         return [item for item in items if item["title"].startswith(MARK) and item["mimeType"] != _FOLDER]
 
     def room(self) -> int | None:
-        """Return what is left of the account's quota; None for a shared drive, which has its own and does not report it."""
+        """Return what is left of the account's quota; None for a shared drive, which does not report its own."""
         with self._told():
             if "driveId" in self._scope:
                 return None

@@ -1,4 +1,7 @@
-"""A DVC remote on S3 or what speaks its protocol, through DVC's own client."""
+"""Store objects on S3, or on a service that has the same protocol, with DVC's own client.
+
+`S3Objects` documents what is guaranteed and what is not.
+"""
 
 from __future__ import annotations
 
@@ -15,32 +18,32 @@ from typing import Any
 
 from lib.sync.stores.base import MARK, MARK_TEXT, Copy, Progress, causes, home_of, told
 
-WHOLE = 2**30  # bytes up to which a file goes to S3 in one request, which cannot be seen half done
-MOST_VERSIONS = 100  # of a small file that is removed: a store that deletes nothing must end, too
-PART = 64 * 2**20  # bytes of a larger one's parts, each held in memory
+WHOLE = 2**30  # bytes up to which a file is sent in one request, which is never visible half done
+MOST_VERSIONS = 100  # deletions of one small file: with a store that deletes nothing the loop must end, too
+PART = 64 * 2**20  # bytes of each part of a larger file; a part is held in memory
 
 
 class S3Objects:
-    """An S3 bucket, through the client that DVC has set up; its cache of listings is never read.
+    """An S3 bucket, through the client that DVC has set up; the client's cache of listings is never read.
 
-    The identity of a copy is its version id where the bucket keeps versions. Elsewhere, and for the version `null`, it
-    is the time of writing, the ETag and a random mark that every upload from here puts into the object's metadata.
-    Limit: two copies of the same bytes that DVC itself (which sets no mark) writes within one second are one identity.
-    That can keep an object, never lose one: the second of the two is written only where the first is missing, so a
-    publication that takes it for what stood there before leaves a copy behind that nobody names; and one that would
-    delete the first has marked its intent, for which whoever is about to write the second waits.
+    Identity: where the bucket keeps versions, the version id. Elsewhere, and for the version `null`, the time of
+    writing, the ETag and a random mark that every upload from here puts into the object's metadata. Limit: two copies
+    of the same bytes that DVC itself (which sets no mark) writes within one second have one identity. This can leave an
+    object behind but never lose one. The second copy is written only where the first is missing: a publication that
+    takes the second for one stored before leaves a copy that nothing names. A publication that would delete the first
+    has marked its intent, and a publication that is about to write the second waits for that intent.
 
-    With versions, a copy under a delete marker is not there, for DVC neither. All versions above it are, the older
-    ones too, as twins; deleting the newest brings the next one back. Where listing versions is not allowed or not
-    offered (R2), only the newest can be seen.
+    Versions: a copy under a delete marker is not there, for DVC neither. All versions above the marker are there, the
+    older ones as twins; deleting the newest makes the next one visible again. Where listing versions is not allowed or
+    not offered (R2), only the newest is seen.
 
-    A file of up to `WHOLE` bytes is one request: it is there or not, nothing remains of a cut one, S3 checks its MD5
-    on arrival, and its ETag tells it. A larger one goes in parts; the upload's id stands beside the object as long as
-    it lasts, so that any machine can remove the parts of a dead one. The MD5 is unknown of what went in parts or is
-    encrypted by a key service.
+    Uploads: a file of up to `WHOLE` bytes is one request. It is there or not, an interrupted request leaves nothing, S3
+    checks the MD5 on arrival, and the ETag is the MD5. A larger file is sent in parts; until it is complete, a note
+    next to the object holds the upload's id, so that any machine can remove the parts of a dead upload. The MD5 is
+    unknown for a copy that was sent in parts or is encrypted by a key service.
 
-    Cannot: without versions, delete in the same request that looks; in between somebody may replace the copy. Time
-    limits are those of DVC's configuration (`read_timeout`, `connect_timeout`); s3fs sets 15 s and 5 s by itself.
+    Cannot: without versions, look and delete in one request; in between somebody may replace the copy. Time limits are
+    those of DVC's configuration (`read_timeout`, `connect_timeout`); the defaults of s3fs are 15 s and 5 s.
     """
 
     def __init__(self, odb: Any) -> None:  # noqa: ANN401  DVC's object database
@@ -49,11 +52,11 @@ class S3Objects:
         self._path_of: Callable[[str], str] = odb.oid_to_path
         with self._told(state="nothing was uploaded or changed."):
             self._s3 = odb.fs.fs  # connects
-        # botocore repeats by itself and rewinds the file first; s3fs would go on from where it stopped
+        # botocore retries by itself and rewinds the file first; s3fs would continue where the file stopped
         self._s3.retries = 1
 
     def look(self, oids: Iterable[str]) -> dict[str, dict[str, Copy]]:
-        """Ask for each object's newest copy, and for older versions where the bucket keeps them."""
+        """Return each object's newest copy, and its older versions where the bucket keeps them."""
         found = {}
         with self._told():
             for oid in oids:
@@ -63,7 +66,7 @@ class S3Objects:
         return found
 
     def upload(self, oid: str, source: Path, label: str, progress: Progress) -> None:
-        """Put the file in one request, or a large one in parts that become the object when the last is there."""
+        """Upload the file in one request, or a large one in parts that become the object after the last one."""
         mark = {"copy": secrets.token_hex(8)}
         with self._told():
             if source.stat().st_size <= WHOLE:
@@ -74,7 +77,7 @@ class S3Objects:
                 self._upload_parts(oid, source, label, progress, mark)
 
     def delete(self, oid: str, identity: str) -> None:
-        """Delete that version; without versions, the object if it is still that copy."""
+        """Delete that version; without versions, delete the object if it is still that copy."""
         with self._told():
             if not identity.startswith(_WRITTEN):
                 self._call("delete_object", oid, VersionId=identity)
@@ -84,7 +87,7 @@ class S3Objects:
                     self._call("delete_object", oid, **version)
 
     def discard(self, oid: str, label: str) -> None:
-        """Remove the parts of a large file's upload, by the id that it has left beside the object."""
+        """Delete the parts of a large file's upload, by the id in the note next to the object."""
         note = f".{label}.upload"
         with self._told():
             try:
@@ -96,16 +99,17 @@ class S3Objects:
             self._remove(self._path_of(oid) + note)
 
     def survey(self) -> dict[str, list[Copy]]:
-        """List the bucket below the remote's path.
+        """Return every object, by listing the bucket below the remote's path.
 
-        An ETag that is the object's name tells its content. Another one is no MD5 where it is of parts or of an
-        encrypted copy, which a listing does not say: that object alone is asked for.
+        An ETag equal to the object's name proves its content. One that contains `-` is that of a copy sent in parts,
+        whose MD5 is unknown. Any other may be that of an encrypted copy, which a listing does not show: only for such
+        an object an extra request is made.
         """
         found: dict[str, list[Copy]] = {}
         with self._told():
             for name, size, etag in self._list(f"{self.name}/"):
                 oid = name.replace("/", "", 1)
-                if oid.endswith(".upload"):  # the note of a large file under way
+                if oid.endswith(".upload"):  # the note of a large upload in progress
                     continue
                 if etag == oid.removesuffix(".dir") or "-" in etag:
                     found[oid] = [Copy(size, None if "-" in etag else etag)]
@@ -114,29 +118,29 @@ class S3Objects:
         return found
 
     def marks(self) -> set[str]:
-        """List what begins as marks do."""
+        """Return the names of the marks, by listing their prefix."""
         with self._told():
             return {name for name, *_ in self._list(f"{self._home}/{MARK}")}
 
     def mark(self, name: str) -> None:
-        """Put a small file."""
+        """Write the mark's file."""
         with self._told():
             self._ask("put_object", f"{self._home}/{MARK}{name}", Body=MARK_TEXT)
 
     def unmark(self, name: str) -> None:
-        """Delete it."""
+        """Delete the mark's file."""
         with self._told():
             self._remove(f"{self._home}/{MARK}{name}")
 
     def room(self) -> int | None:
-        """S3 tells no limit."""
+        """Return None: S3 reports no limit."""
         return None
 
     def close(self) -> None:
-        """DVC's client closes itself."""
+        """Do nothing: DVC's client closes itself."""
 
     def _remove(self, path: str) -> None:
-        """Delete a small file of ours; where the bucket keeps versions all of them: a lost answer leaves two."""
+        """Delete a small file of ours, with all versions if the bucket keeps them: a lost answer leaves two."""
         with contextlib.suppress(FileNotFoundError):
             for _ in range(MOST_VERSIONS):
                 self._ask("delete_object", path, **_version(self._ask("head_object", path)))
@@ -148,11 +152,11 @@ class S3Objects:
         bucket, key, _ = self._s3.split_path(path)
         answer = self._s3.call_s3(method, Bucket=bucket, Key=key, **words)
         if method in ("put_object", "complete_multipart_upload", "delete_object"):
-            self._s3.invalidate_cache()  # DVC reads it
+            self._s3.invalidate_cache()  # DVC reads this cache
         return answer
 
     def _list(self, beginning: str) -> Iterator[tuple[str, int, str]]:
-        """Give rest of the name, size and ETag of everything whose path begins so, in as many requests as pages."""
+        """Yield rest of the name, size and ETag of all objects whose path starts so, in one request a page."""
         bucket, prefix, _ = self._s3.split_path(beginning)
         page: dict[str, Any] = {}
         while True:
@@ -164,7 +168,7 @@ class S3Objects:
                 return
 
     def _copies(self, oid: str) -> Iterator[tuple[str, Copy, dict[str, str]]]:
-        """Give identity, copy and how to name it in a request, of each copy under the object's path."""
+        """Yield identity, copy and request parameters of each copy under the object's path."""
         newest = self._head(oid)
         if newest is None:
             return
@@ -183,7 +187,7 @@ class S3Objects:
         return head
 
     def _versions(self, oid: str, newest: str) -> list[str]:
-        """Give the ids of the other versions that no delete marker hides."""
+        """Return the ids of the other versions that no delete marker hides."""
         bucket, key, _ = self._s3.split_path(self._path_of(oid))
         versions, markers = [], []
         page: dict[str, Any] = {}
@@ -200,7 +204,7 @@ class S3Objects:
             markers += [item["LastModified"] for item in page.get("DeleteMarkers", ()) if item["Key"] == key]
             if not page.get("IsTruncated"):
                 break
-        # in doubt, within one second, a version counts as hidden: what is not seen is not deleted
+        # in doubt (the same second) a version counts as hidden: an unseen version is never deleted
         return [
             item["VersionId"]
             for item in versions
@@ -211,7 +215,7 @@ class S3Objects:
         note = f".{label}.upload"
         upload = {"UploadId": self._call("create_multipart_upload", oid, Metadata=mark)["UploadId"]}
         try:
-            # before the first part: a machine that dies later leaves this behind
+            # before the first part: if this machine dies later, the note remains for `discard`
             self._call("put_object", oid, note, Body=b"", Metadata={"upload": upload["UploadId"]})
             parts = []
             with source.open("rb") as file:
@@ -222,10 +226,10 @@ class S3Objects:
             self._call("complete_multipart_upload", oid, MultipartUpload={"Parts": parts}, **upload)
         except BaseException as error:
             try:
-                with contextlib.suppress(FileNotFoundError):  # it is whole, only the answer was lost
+                with contextlib.suppress(FileNotFoundError):  # the object is complete, only the answer was lost
                     self._call("abort_multipart_upload", oid, **upload)
                 self._remove(self._path_of(oid) + note)
-            except Exception as trouble:  # noqa: BLE001  the first error is the one shown; `discard` tries again
+            except Exception as trouble:  # noqa: BLE001  the first error is the one raised; `discard` tries again
                 error.add_note(f"its parts could not be removed: {type(trouble).__name__}")
             raise
         self._remove(self._path_of(oid) + note)
@@ -238,7 +242,7 @@ _WRITTEN = "written "
 
 
 def _version(answer: Mapping[str, Any]) -> dict[str, str]:
-    """Give what names this version in a request; nothing where the bucket keeps none."""
+    """Return the request parameters that select this version; empty if the bucket keeps no versions."""
     return {"VersionId": answer["VersionId"]} if answer.get("VersionId") else {}
 
 
@@ -258,7 +262,7 @@ def _copy(head: Mapping[str, Any]) -> Copy:
 
 
 class _Told(io.FileIO):
-    """A file that tells how much more of it was read than ever before: a client may read it twice."""
+    """A file that reports each byte to `progress` once, at its first reading: a client may read it twice."""
 
     def __init__(self, path: Path, progress: Progress) -> None:
         super().__init__(path)
@@ -266,7 +270,7 @@ class _Told(io.FileIO):
         self._furthest = 0
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read, and tell."""
+        """Read a block and report the progress."""
         block = super().read(-1 if size is None else size)
         if self.tell() > self._furthest:
             self._progress(self.tell() - self._furthest)
@@ -274,7 +278,7 @@ class _Told(io.FileIO):
         return block or b""
 
 
-_S3_REMEDIES = (  # by the code of the refusal
+_S3_REMEDIES = (  # (pattern of the refusal's error code, remedy)
     (
         r"InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|InvalidToken|TokenRefreshRequired",
         "put valid keys where DVC looks for them (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)",
@@ -289,7 +293,7 @@ _S3_REMEDIES = (  # by the code of the refusal
 
 
 def _s3_trouble(error: BaseException) -> tuple[str, str]:
-    """Say what S3's trouble is, and what to do about it."""
+    """Return what went wrong with S3, and the remedy."""
     from botocore.exceptions import (
         BotoCoreError,
         ClientError,
