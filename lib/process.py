@@ -38,7 +38,7 @@ def limit_silence() -> None:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Completed:
     """The exit status and the redacted output of a command."""
 
     status: int
@@ -49,7 +49,7 @@ class Answer:
 class CommandFailed(CommandError):
     """A command exited with a status other than 0."""
 
-    def __init__(self, command: str, answer: Answer) -> None:
+    def __init__(self, command: str, answer: Completed) -> None:
         self.answer = answer
         told = (answer.errors.strip() or answer.output.strip() or "it printed nothing")[-4000:]
         super().__init__(f"`{command}` failed with status {answer.status}:\n{told}")
@@ -74,7 +74,7 @@ def run_command(
     redact: Callable[[str], str] = str,
     text: str | None = None,
     check: bool = True,
-) -> Answer:
+) -> Completed:
     """Run a program and return its exit status and redacted output.
 
     `env` is added to this process's environment for this one command; pass credentials in it. `text` is the standard
@@ -94,7 +94,7 @@ def run_command(
         # Ctrl-C does not reach the command, which runs in a session of its own
         end_group(process)
         raise
-    answer = Answer(process.returncode, redact(output), redact(errors))
+    answer = Completed(process.returncode, redact(output), redact(errors))
     if check and answer.status != 0:
         raise CommandFailed(shown, answer)
     return answer

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import KaggleError
-from lib.process import MINUTE, Answer, CommandFailed, CommandTimedOut, FollowedCommand, run_command
+from lib.process import MINUTE, CommandFailed, CommandTimedOut, Completed, FollowedCommand, run_command
 from lib.remotes.credentials import SHORTEST_SECRET
 
 CLIENT = (sys.executable, "-P", "-m", "kaggle", "--no-warn")
@@ -80,7 +80,7 @@ def _redactor() -> Callable[[str], str]:
     return redact
 
 
-def _ask(*words: str | Path, timeout: float = MINUTE) -> Answer:
+def _ask(*words: str | Path, timeout: float = MINUTE) -> Completed:
     """Run a command of the kaggle client and return its output.
 
     Raises `KaggleError` without a client or a valid key, else the errors of `run_command`.

@@ -21,7 +21,7 @@ from lib.experiment.schema import Experiment
 from lib.kaggle.host import Host
 from lib.progress import duration
 from lib.results.evaluate import HEADS, Evaluated
-from lib.sync import Publication, RunHold
+from lib.sync import Publication, RunLock
 from lib.train.checkpoints import checkpoint_branch
 from lib.train.export import Exported
 from lib.train.launch import StartingPoint, Trained
@@ -221,7 +221,7 @@ def describe_run(facts: RunFacts, experiment: Experiment, host: Host) -> str:
 
 
 def publication(
-    facts: RunFacts, experiment: Experiment, trained: Trained, evaluated: Evaluated, exported: Exported, hold: RunHold
+    facts: RunFacts, experiment: Experiment, trained: Trained, evaluated: Evaluated, exported: Exported, hold: RunLock
 ) -> Publication:
     """Return the publication of a run: the weights by DVC, everything else in its artifacts' folder by Git."""
     folder, files = experiment.artifacts, (trained.best, trained.last, *exported.files)

@@ -49,12 +49,12 @@ Not promised (`check()` finds what these cases leave):
 - a process sleeps past its lease between a check and the one request that follows it
 
 Entry points: `sync_outputs()` publishes, `recover()` settles what other publications left, `check()` inspects both
-remotes, `rehearse()` tries both remotes beforehand, `RunHold` keeps other sessions from the same run.
+remotes, `rehearse()` tries both remotes beforehand, `RunLock` keeps other sessions from the same run.
 This package knows nothing about YOLO.
 """
 
 from lib.sync.check import Checked, check
-from lib.sync.hold import RUN_PLACES, RunHold
+from lib.sync.hold import RUN_PLACES, RunLock
 from lib.sync.intent import read_run
 from lib.sync.publication import Publication, Published
 from lib.sync.publish import sync_outputs
@@ -69,7 +69,7 @@ __all__ = [
     "Published",
     "Refs",
     "Rehearsed",
-    "RunHold",
+    "RunLock",
     "check",
     "read_run",
     "recover",

@@ -23,7 +23,7 @@ from lib.remotes.credentials import Credentials
 from lib.sync import intent as journal
 from lib.sync.intent import StoredObject
 from lib.sync.refs import SeenIntent
-from lib.sync.stores.base import Copy, mismatch
+from lib.sync.stores.base import StoredCopy, mismatch
 from lib.sync.vault import EVERYTHING, Vault, open_vault
 
 Kind = Literal["missing", "damaged", "unnamed", "twins", "expired", "unreadable", "foreign"]
@@ -31,7 +31,7 @@ FOREIGN = (
     "what publications of this repository leave when they are undone stays there. If no other repository uses this "
     "DVC remote any more, delete the files kaggle-training-owner-* in its folder"
 )
-Standing = Mapping[str, Sequence[Copy]]
+Standing = Mapping[str, Sequence[StoredCopy]]
 Say = Callable[[str], object]
 
 

@@ -22,13 +22,13 @@ from lib.sync import intent as journal
 from lib.sync.intent import Owner, Run
 from lib.sync.lease import Lease
 from lib.sync.publication import Say
-from lib.sync.refs import Move, Refs, RefusedByHostError
+from lib.sync.refs import Refs, RefUpdate, RefusedByHostError
 
 RUN_PLACES = ("refs/runs/", "refs/heads/kaggle-runs/")
 """Prefixes of the run refs; the second is for hosts that accept only branches and tags. Readers always read both."""
 
 
-class RunHold:
+class RunLock:
     """The hold on the run `name` for the session in the clone at `root`; `lease` is in seconds.
 
     `noted` is earlier output of `git ls-remote` for runs and its time (monotonic), from before the clone existed: a
@@ -149,7 +149,7 @@ class RunHold:
         raise refused
 
     @contextlib.contextmanager
-    def moved_along(self, refs: Refs) -> Iterator[Move]:
+    def moved_along(self, refs: Refs) -> Iterator[RefUpdate]:
         """Yield the move of the run's ref for a commit push from `refs`; take the run again if it was released."""
         self.take()
         assert self._lease is not None

@@ -15,7 +15,7 @@ from typing import Self
 from lib.errors import GitPushError
 from lib.sync import intent as journal
 from lib.sync.intent import Intent, Run
-from lib.sync.refs import Move, Refs
+from lib.sync.refs import Refs, RefUpdate
 
 # Ids of the records that a thread of this process owns right now.
 ALIVE: set[str] = set()
@@ -60,12 +60,12 @@ class Lease:
         if self._thread.is_alive():
             self._thread.join()
 
-    def end(self, *moves: Move, after: Intent | None = None) -> None:
+    def end(self, *moves: RefUpdate, after: Intent | None = None) -> None:
         """Push these moves and the end of the lease atomically: the ref is deleted, or rewritten as `after`."""
         self.join()  # before the commit is read: a renewal under way may still change it
         self.confirm()
         rest = self._refs.write_intent(after) if after else None
-        self._refs.push(*moves, Move(self.ref, self._commit_on_remote(), rest))
+        self._refs.push(*moves, RefUpdate(self.ref, self._commit_on_remote(), rest))
 
     def confirm(self) -> None:
         """Raise `GitPushError` unless the ref is certainly ours.
@@ -94,14 +94,14 @@ class Lease:
         )
 
     @contextlib.contextmanager
-    def moved_along(self, refs: Refs) -> Iterator[Move]:
+    def moved_along(self, refs: Refs) -> Iterator[RefUpdate]:
         """Yield the move that renews the ref within a push made from `refs`; no other renewal runs meanwhile."""
         with self._moving:
             self.confirm()
             began, old = time.monotonic(), self._commit_on_remote()
             self._record = self._record.renewed()
             self._tried = refs.write_intent(self._record)
-            yield Move(self.ref, old, self._tried)
+            yield RefUpdate(self.ref, old, self._tried)
             self.commit, self._tried, self._renewed = self._tried, "", began
 
     def _renew(self) -> None:
@@ -123,7 +123,7 @@ class Lease:
         """Move the ref; a push whose answer was lost counts if the remote shows the new commit."""
         self._tried = new
         try:
-            self._refs.push(Move(self.ref, old, new))
+            self._refs.push(RefUpdate(self.ref, old, new))
         except GitPushError:
             if self._refs.list_refs(self.ref).get(self.ref) != new:
                 raise

@@ -9,13 +9,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from lib.sync.refs import Move, Refs
+from lib.sync.refs import Refs, RefUpdate
 
 
 class Hold(Protocol):
     """The lock of the run that a publication belongs to; `lib.sync.hold` implements it."""
 
-    def moved_along(self, refs: Refs) -> contextlib.AbstractContextManager[Move]:
+    def moved_along(self, refs: Refs) -> contextlib.AbstractContextManager[RefUpdate]:
         """Yield the move of the run's ref, which the commit push makes as well."""
 
 

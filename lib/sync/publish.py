@@ -26,7 +26,7 @@ from lib.sync import intent as journal
 from lib.sync.intent import Intent, StoredObject
 from lib.sync.lease import Lease
 from lib.sync.publication import Publication, Published, Say
-from lib.sync.refs import Move, SeenIntent
+from lib.sync.refs import RefUpdate, SeenIntent
 from lib.sync.stores.base import damaged
 from lib.sync.vault import CHECKPOINTS, PROBE, Vault, open_vault
 
@@ -97,9 +97,9 @@ class _Publishing:
                 say(f"Phase 4: Git push ({'move' if self._head in self._old else 'create'} branch {run.branch})")
                 step = "Git push"
                 self._pushed = True
-                taken = [Move(ref, commit, None) for ref, commit in self._old.items() if ref != self._head]
+                taken = [RefUpdate(ref, commit, None) for ref, commit in self._old.items() if ref != self._head]
                 after = intent.committed() if intent.superseded else None
-                head = Move(self._head, self._old.get(self._head), self.commit)
+                head = RefUpdate(self._head, self._old.get(self._head), self.commit)
                 with run.hold.moved_along(self.vault.refs) if run.hold else contextlib.nullcontext() as held:
                     lease.end(head, *taken, *([held] if held else ()), after=after)
         except BaseException as error:  # noqa: BLE001  raised again by _undo, unless only the answer was lost

@@ -21,7 +21,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from lib.errors import CommandError, GitPushError
-from lib.process import MINUTE, Answer, run_command
+from lib.process import MINUTE, Completed, run_command
 from lib.remotes.credentials import Credentials
 from lib.sync.intent import Intent, StoredObject, read_intent
 
@@ -36,7 +36,7 @@ BUSY_PAUSES = (0.1, 0.3, 1.0, 3.0)  # seconds
 
 
 @dataclass(frozen=True)
-class Move:
+class RefUpdate:
     """The update of one ref from `old` to `new`; None means that the ref does not exist."""
 
     ref: str
@@ -80,7 +80,7 @@ class Refs:
         timeout: float = 2 * MINUTE,
         text: str | None = None,
         check: bool = True,
-    ) -> Answer:
+    ) -> Completed:
         return run_command(
             ["git", *words], cwd=cwd or self.root, env=env, timeout=timeout, text=text, check=check, redact=self._redact
         )
@@ -92,7 +92,7 @@ class Refs:
         timeout: float = 2 * MINUTE,
         text: str | None = None,
         check: bool = True,
-    ) -> Answer:
+    ) -> Completed:
         """Run a command that may contact the remote; only such commands receive the token. Raises `GitPushError`."""
         try:
             return self._git(*words, cwd=cwd, env=self._environment, timeout=timeout, text=text, check=check)
@@ -276,7 +276,7 @@ class Refs:
             index.unlink(missing_ok=True)
         return self._git("commit-tree", tree, "-p", base, env=_signature(date), text=message).output.strip()
 
-    def push(self, *moves: Move) -> None:
+    def push(self, *moves: RefUpdate) -> None:
         """Push all the moves atomically, each only from its `old`. Raises `GitPushError`.
 
         After an error either all moves have happened or none; only the remote knows which. If another push held a lock
@@ -348,7 +348,7 @@ _CAUSES: Iterable[tuple[str, str]] = (
 )
 
 
-def _refusal(answer: Answer, url: str, refs: Iterable[str]) -> GitPushError:
+def _refusal(answer: Completed, url: str, refs: Iterable[str]) -> GitPushError:
     told = (answer.errors.strip() or answer.output.strip() or "no reason given")[-2000:]
     kind = RefusedByHostError if "[remote rejected]" in told else GitPushError
     return kind(

@@ -20,7 +20,7 @@ from lib.sync import intent as journal
 from lib.sync.intent import Intent
 from lib.sync.lease import Lease
 from lib.sync.publication import Say
-from lib.sync.refs import Move
+from lib.sync.refs import RefUpdate
 from lib.sync.vault import Vault, open_vault
 
 BRANCHES = "kaggle-train-rehearsal-"
@@ -89,12 +89,12 @@ def _try_branch(vault: Vault, lease: Lease, intent: Intent) -> None:
     branch = f"refs/heads/{intent.branch}"
     for ref, commit in vault.refs.list_refs(f"refs/heads/{BRANCHES}*").items():
         with contextlib.suppress(GitPushError):  # a live rehearsal may be deleting its own branch right now
-            vault.refs.push(Move(ref, commit, None))
+            vault.refs.push(RefUpdate(ref, commit, None))
     try:
-        vault.refs.push(Move(branch, None, intent.base))
-        lease.end(Move(branch, intent.base, None))
+        vault.refs.push(RefUpdate(branch, None, intent.base))
+        lease.end(RefUpdate(branch, intent.base, None))
     except GitPushError:
-        for moves in ((Move(lease.ref, lease.commit, None),), (Move(branch, intent.base, None),)):
+        for moves in ((RefUpdate(lease.ref, lease.commit, None),), (RefUpdate(branch, intent.base, None),)):
             with contextlib.suppress(GitPushError):  # the first error is the one to raise
                 vault.refs.push(*moves)
         raise

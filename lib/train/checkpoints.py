@@ -31,7 +31,7 @@ from lib.progress import say
 from lib.remotes.clone import set_up_copy
 from lib.remotes.credentials import Credentials
 from lib.remotes.pull import pull_objects
-from lib.sync import Publication, Refs, RunHold, sync_outputs
+from lib.sync import Publication, Refs, RunLock, sync_outputs
 from lib.train.launch import epochs_behind
 
 WEIGHTS = ("train/weights/best.pt", "train/weights/last.pt")
@@ -84,10 +84,10 @@ class Checkpoint:
         return f"Checkpoint: epoch {self.record.epoch} of {when:%Y-%m-%d %H:%M:%S} UTC ({self.branch}); it goes on."
 
 
-def hold_run(root: Path, experiment: Experiment, credentials: Credentials, noted: tuple[str, float]) -> RunHold:
-    """Return a hold on the experiment's run; if another session holds it, watch that one. `RunHold` gets `noted`."""
+def hold_run(root: Path, experiment: Experiment, credentials: Credentials, noted: tuple[str, float]) -> RunLock:
+    """Return a hold on the experiment's run; if another session holds it, watch that one. `RunLock` gets `noted`."""
     name = f"{experiment.module}-{experiment.slug}"
-    hold = RunHold(root, name, credentials, lease=experiment.session.lease_minutes * MINUTE, noted=noted)
+    hold = RunLock(root, name, credentials, lease=experiment.session.lease_minutes * MINUTE, noted=noted)
     try:
         told = "is held by this session" if hold.watch() else "is held by another session, which is watched from now on"
     except GitPushError as error:  # preflight reports its cause and remedy, together with all other errors
@@ -183,7 +183,7 @@ class CheckpointUploader:
 
     def __init__(
         self, root: Path, experiment: Experiment, commit: str, dataset: str, credentials: Credentials,
-        hold: RunHold | None = None,
+        hold: RunLock | None = None,
     ) -> None:  # fmt: skip
         self._root, self._experiment, self._credentials = root, experiment, credentials
         self._commit, self._dataset, self._hold = commit, dataset, hold

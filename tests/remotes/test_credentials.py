@@ -22,7 +22,7 @@ from lib.errors import CredentialsError, RunError
 from lib.remotes.clone import configure_dvc
 from lib.remotes.credentials import DRIVE_FIELDS, GIT_TOKEN, Credentials, load_credentials
 from lib.sync import Publication, sync_outputs
-from lib.sync.refs import Move, Refs
+from lib.sync.refs import Refs, RefUpdate
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Google's own client
 
@@ -484,7 +484,11 @@ def test_the_token_is_never_an_argument_nor_in_the_clone(
     monkeypatch.setenv("PATH", str(recorder.parent), prepend=os.pathsep)
     refs = Refs(clone, credentials)
     shown = []
-    for speak in (refs.list_refs, refs.read_intents, lambda: refs.push(Move("refs/heads/x", None, "0" * 39 + "1"))):
+    for speak in (
+        refs.list_refs,
+        refs.read_intents,
+        lambda: refs.push(RefUpdate("refs/heads/x", None, "0" * 39 + "1")),
+    ):
         with pytest.raises(RunError) as caught:
             speak()
         shown.append(str(caught.value))

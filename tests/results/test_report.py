@@ -34,7 +34,8 @@ def report(folder: Path, missing: EvaluationError | None = None, **ended: Any) -
     trained = Trained(made / "train", made / "best.pt", made / "last.pt", 60.0, batch_size=8, device="0,1")
     dataset = Dataset(folder, folder / "data.yaml", "0" * 32, {"train": 1, "val": 1, "test": 1}, {0: "door"})
     write_report(
-        facts, SMALL, Host(folder, folder, TWO, on_kaggle=True), dataset, StartingPoint(None), replace(trained, **ended),
+        facts, SMALL, Host(folder, folder, TWO, on_kaggle=True), dataset,
+        StartingPoint(None), replace(trained, **ended),
         Evaluated(made / "test", {"epochs": 3}, missing), Exported(),
         configure_tracking(SMALL, Credentials(), folder, "x"), [],
     )  # fmt: skip

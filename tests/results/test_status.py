@@ -15,9 +15,9 @@ from lib.cli.app import app
 from lib.experiment.load import load_experiment
 from lib.remotes.credentials import Credentials
 from lib.results.status import read_status, show_status
-from lib.sync import Publication, RunHold, sync_outputs
+from lib.sync import Publication, RunLock, sync_outputs
 from lib.sync.intent import Intent, Owner
-from lib.sync.refs import Move, Refs
+from lib.sync.refs import Refs, RefUpdate
 
 EXPERIMENT = load_experiment(
     ROOT / "experiments/001_det_baseline.yaml", {"name": "exp001", "training.epochs": 9}
@@ -55,8 +55,8 @@ def remote(stores: Stores) -> Iterator[Stores]:
     publish(stores, "kaggle-train-x", {"run.json": "{"})
     refs = Refs(stores.clone, Credentials())
     intent = Intent("1" * 16, "uploading", UNFINISHED, refs.head(), Owner("a", "1-1"), ())
-    refs.push(Move(f"refs/intents/{intent.id}", None, refs.write_intent(intent)))
-    hold = RunHold(stores.clone, "detection-exp003", Credentials(), say=str)
+    refs.push(RefUpdate(f"refs/intents/{intent.id}", None, refs.write_intent(intent)))
+    hold = RunLock(stores.clone, "detection-exp003", Credentials(), say=str)
     assert hold.watch()
     yield stores
     hold.release()

@@ -22,7 +22,7 @@ from wandb_files import records
 
 from lib.remotes.credentials import Credentials
 from lib.sandbox.dataset import draw_dataset
-from lib.sync import RunHold
+from lib.sync import RunLock
 
 pytestmark = pytest.mark.slow
 
@@ -355,7 +355,7 @@ def test_a_run_that_cannot_start_says_why_and_logs_it(detection: Run) -> None:
 def test_a_second_session_of_the_experiment_stops_before_it_trains(detection: Run, tmp_path: Path) -> None:
     """Another machine holds the run and gives signs of life: it is left alone, and the second says what to do."""
     run_git("clone", "--quiet", detection.sandbox / "origin.git", tmp_path / "first", cwd=tmp_path)
-    first = RunHold(tmp_path / "first", "detection-exp000-sandbox", Credentials(), lease=10.0, say=str)
+    first = RunLock(tmp_path / "first", "detection-exp000-sandbox", Credentials(), lease=10.0, say=str)
     assert first.watch()
     try:
         refs, objects = detection.refs(), detection.objects()

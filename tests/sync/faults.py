@@ -37,9 +37,9 @@ import pytest
 from conftest import ROOT, RUN, WEIGHTS, Stores
 
 from lib import process as commands
-from lib.process import Answer, CommandFailed
+from lib.process import CommandFailed, Completed
 from lib.remotes.credentials import Credentials
-from lib.sync import Publication, Published, RunHold, recover, sync_outputs
+from lib.sync import Publication, Published, RunLock, recover, sync_outputs
 from lib.sync import intent as journal
 from lib.sync import publish as publish_module
 from lib.sync import vault as vault_module
@@ -59,7 +59,7 @@ MANY = 400  # more calls than a publication makes
 KINDS = ("kaggle-train", "kaggle-checkpoint")
 
 
-def publish(clone: Path, branch: str = BRANCH, *supersedes: str, hold: RunHold | None = None) -> Published:
+def publish(clone: Path, branch: str = BRANCH, *supersedes: str, hold: RunLock | None = None) -> Published:
     """Publish the run in a clone under a branch that takes the place of others."""
     run = Publication(clone, branch, "Training of exp001\n", RUN, WEIGHTS, STAMP, supersedes=supersedes, hold=hold)
     return sync_outputs(run, say=str)
@@ -252,24 +252,24 @@ class Doors:
             environment = {**os.environ, **(options.get("env") or {})}
             subprocess.run(words, cwd=options["cwd"], env=environment, capture_output=True)
 
-    def _git(self, run: Callable[..., Answer], command: Sequence[str | Path], **options: Any) -> Answer:
+    def _git(self, run: Callable[..., Completed], command: Sequence[str | Path], **options: Any) -> Completed:
         words = tuple(str(word) for word in command)
 
-        def act() -> Answer:
+        def act() -> Completed:
             answer = run(command, **{**options, "check": False})
             if words[1] == "push" and answer.status != 0:
                 self.counting = True  # the refusal from which an undoing is counted
             return given(answer)
 
-        def given(answer: Answer) -> Answer:
+        def given(answer: Completed) -> Completed:
             if answer.status != 0 and options.get("check", True):
                 raise CommandFailed(" ".join(words[:3]), answer)
             return answer
 
-        def fail() -> Answer:
+        def fail() -> Completed:
             if words[1] == "push":
                 self.counting = True
-            return given(Answer(128, "", "fatal: unable to access the remote: Connection reset by peer"))
+            return given(Completed(128, "", "fatal: unable to access the remote: Connection reset by peer"))
 
         def keep_for_later() -> None:
             self.late.append((words, options))
@@ -640,7 +640,7 @@ class Scenario:
 
     def publishing(self, clone: Path) -> Callable[[], Published]:
         """Give what publishes the run of a clone as it is published here."""
-        hold = RunHold(clone, HELD, Credentials(), say=str) if self.holds else None
+        hold = RunLock(clone, HELD, Credentials(), say=str) if self.holds else None
 
         def publish_it() -> Published:
             try:

@@ -19,7 +19,7 @@ from lib.errors import GitPushError
 from lib.remotes.credentials import Credentials
 from lib.sync import Checked, Publication, check, sync_outputs
 from lib.sync.intent import Intent, Owner, StoredObject
-from lib.sync.refs import Move, Refs
+from lib.sync.refs import Refs, RefUpdate
 from lib.sync.stores.folder import DirectoryObjects
 
 BRANCH = "kaggle-train-detection-exp001-20250102-030405"
@@ -117,7 +117,7 @@ def test_a_dead_publication_is_told_with_the_command_that_settles_it(published: 
     path.write_bytes(b"stray")
     own = StoredObject("0123456789abcdef0123456789abcdef", 5)
     dead = Intent("dead", "uploading", "kaggle-train-x", "0" * 40, Owner("elsewhere", "1-1"), (own,))
-    refs.push(Move("refs/intents/dead", None, refs.write_intent(dead)))
+    refs.push(RefUpdate("refs/intents/dead", None, refs.write_intent(dead)))
     checked = look(published)
     assert kinds(checked) == ["expired"]
     assert "python -m lib recover" in checked.findings[0].remedy

@@ -28,7 +28,7 @@ from conftest import RUN, WEIGHTS, Stores, run_git, write_run
 from git_host_emulator import GitHost, Kind, Right
 
 from lib.errors import CredentialsError, GitPushError, InDoubt, RemoteError, RunError
-from lib.process import MINUTE, Answer, run_command
+from lib.process import MINUTE, Completed, run_command
 from lib.remotes.clone import configure_git
 from lib.remotes.credentials import Credentials
 from lib.sync import Publication, Published, check, recover, rehearse, sync_outputs
@@ -101,7 +101,7 @@ def limit(monkeypatch: pytest.MonkeyPatch) -> Limit:
     """Let no git command, or only those with a certain text in them, take longer than so many seconds."""
 
     def set_limit(seconds: float, text: str = "") -> None:
-        def run_shortly(command: Any, **options: Any) -> Answer:
+        def run_shortly(command: Any, **options: Any) -> Completed:
             assert 0 < options["timeout"] <= 10 * MINUTE  # each has one of its own
             if text in " ".join(map(str, command)):
                 options["timeout"] = min(options["timeout"], seconds)

@@ -19,7 +19,7 @@ from conftest import ROOT, RUN, WEIGHTS, Stores, run_git, write_run
 
 from lib.errors import GitPushError, RunHeldError
 from lib.remotes.credentials import Credentials
-from lib.sync import Publication, Published, RunHold, recover, sync_outputs
+from lib.sync import Publication, Published, RunLock, recover, sync_outputs
 from lib.sync import intent as journal
 from lib.sync.refs import Refs
 
@@ -28,16 +28,16 @@ REF = f"refs/runs/{NAME}"
 CHECKPOINT = f"kaggle-checkpoint-{NAME}"
 LEASE = 1.5  # seconds
 
-Hold = Callable[..., RunHold]
+Hold = Callable[..., RunLock]
 
 
 @pytest.fixture
 def hold() -> Iterator[Hold]:
     """Make holds on the run, and let them go after the test."""
-    made: list[RunHold] = []
+    made: list[RunLock] = []
 
-    def make(clone: Path, *, lease: float = LEASE, say: Any = str, **more: Any) -> RunHold:
-        made.append(RunHold(clone, NAME, Credentials(), lease=lease, say=say, **more))
+    def make(clone: Path, *, lease: float = LEASE, say: Any = str, **more: Any) -> RunLock:
+        made.append(RunLock(clone, NAME, Credentials(), lease=lease, say=say, **more))
         return made[-1]
 
     yield make
@@ -45,7 +45,7 @@ def hold() -> Iterator[Hold]:
         each.release()
 
 
-def publish(clone: Path, held: RunHold, *, seed: int = 0) -> Published:
+def publish(clone: Path, held: RunLock, *, seed: int = 0) -> Published:
     """Publish the next checkpoint of the run."""
     write_run(clone, seed=seed)
     stamp = datetime(2025, 1, 2, 3, 4, seed, tzinfo=UTC)
@@ -53,7 +53,7 @@ def publish(clone: Path, held: RunHold, *, seed: int = 0) -> Published:
     return sync_outputs(run, say=str)
 
 
-def sleep_through(held: RunHold) -> None:
+def sleep_through(held: RunLock) -> None:
     """Let a session give no sign of life from now on, as one that was suspended or lost its network."""
     assert held._lease is not None
     held._lease.join()
@@ -157,7 +157,7 @@ def test_without_the_run_in_the_push_a_sleeper_would_overwrite_what_took_its_pla
     second = hold(other)
     second.take()
     standing = publish(other, second, seed=1)
-    monkeypatch.setattr(RunHold, "moved_along", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(RunLock, "moved_along", lambda *_: contextlib.nullcontext())
     publish(stores.clone, first, seed=2)
     assert stores.refs()[f"refs/heads/{CHECKPOINT}"] != standing.commit
 
@@ -177,8 +177,8 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from lib.remotes.credentials import Credentials
-from lib.sync import RunHold
-assert RunHold(Path(sys.argv[1]), "detection-exp001", Credentials(), lease=600.0).watch()
+from lib.sync import RunLock
+assert RunLock(Path(sys.argv[1]), "detection-exp001", Credentials(), lease=600.0).watch()
 print("held", flush=True)
 time.sleep(600)
 """

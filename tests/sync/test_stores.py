@@ -31,7 +31,7 @@ from lib.process import SILENCE
 from lib.sync.intent import StoredObject
 from lib.sync.stores import gdrive as drive_module
 from lib.sync.stores import s3 as s3_module
-from lib.sync.stores.base import Copy, Objects, damaged, open_objects
+from lib.sync.stores.base import Objects, StoredCopy, damaged, open_objects
 from lib.sync.stores.s3 import S3Objects
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of DVC's own
@@ -249,7 +249,7 @@ def send(store: Objects, blob: Blob) -> None:
     store.upload(blob.oid, blob.path, "label", int)
 
 
-def look(store: Objects, blob: Blob) -> dict[str, Copy]:
+def look(store: Objects, blob: Blob) -> dict[str, StoredCopy]:
     """Look for one object."""
     return store.look([blob.oid]).get(blob.oid, {})
 
@@ -376,7 +376,7 @@ class TestContract:
             send(store, blob)
         after = store.survey()
         assert {oid: after.pop(oid) for oid in [blob.oid for blob in there]} == {
-            blob.oid: [Copy(blob.size, blob.oid.removesuffix(".dir"))] for blob in there
+            blob.oid: [StoredCopy(blob.size, blob.oid.removesuffix(".dir"))] for blob in there
         }
         assert after == before
 
@@ -836,7 +836,7 @@ class TestS3:
         monkeypatch.setattr(s3_module, "PART", 5 * 2**20)
         blob, told = make(5 * 2**20 + 7), [0]
         bucket.objects.upload(blob.oid, blob.path, "label", told.append)
-        assert list(look(bucket.objects, blob).values()) == [Copy(blob.size, None)]
+        assert list(look(bucket.objects, blob).values()) == [StoredCopy(blob.size, None)]
         assert bucket.s3.files(bucket.name) == {bucket.key(blob): blob.path.read_bytes()}
         assert bucket.s3.remains(bucket.name) == []
         assert sum(told) == blob.size
@@ -888,12 +888,12 @@ class TestS3:
         blob, client = make(), bucket.s3.client()
         words = {"Bucket": bucket.name, "Key": bucket.key(blob), "Body": blob.path.read_bytes()}
         client.put_object(**words, ServerSideEncryption="aws:kms")
-        assert list(look(bucket.objects, blob).values()) == [Copy(blob.size, None)]
+        assert list(look(bucket.objects, blob).values()) == [StoredCopy(blob.size, None)]
         client.put_object(**words)
-        assert list(look(bucket.objects, blob).values()) == [Copy(blob.size, blob.oid)]
+        assert list(look(bucket.objects, blob).values()) == [StoredCopy(blob.size, blob.oid)]
         # as that service's ETags are: no listing shows whose they are
         client.put_object(**{**words, "Body": bytes(blob.size)}, ServerSideEncryption="aws:kms")
-        assert bucket.objects.survey() == {blob.oid: [Copy(blob.size, None)]}
+        assert bucket.objects.survey() == {blob.oid: [StoredCopy(blob.size, None)]}
 
     def test_a_survey_asks_only_for_what_a_listing_does_not_tell(
         self, bucket: Bucket, make: Callable[..., Blob]
@@ -907,8 +907,8 @@ class TestS3:
         found = bucket.objects.survey()
         assert bucket.s3.count("^HEAD") - before == 1
         assert found == {
-            right.oid: [Copy(right.size, right.oid)],
-            wrong.oid: [Copy(wrong.size, hashlib.md5(other).hexdigest())],
+            right.oid: [StoredCopy(right.size, right.oid)],
+            wrong.oid: [StoredCopy(wrong.size, hashlib.md5(other).hexdigest())],
         }
 
     @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ import pytest
 from conftest import ROOT, RUN, SMALL_FILES, WEIGHTS, Stores, is_alive, run_git, write_run
 
 from lib.errors import DvcPushError, GitPushError, InDoubt, RunError, SyncError
-from lib.process import Answer, CommandTimedOut, run_command
+from lib.process import CommandTimedOut, Completed, run_command
 from lib.remotes.credentials import Credentials
 from lib.sync import Publication, Published, recover, sync_outputs
 from lib.sync import intent as journal
@@ -35,7 +35,7 @@ from lib.sync import lease as lease_module
 from lib.sync import publish as publish_module
 from lib.sync import refs as refs_module
 from lib.sync import vault as vault_module
-from lib.sync.refs import Move, Refs
+from lib.sync.refs import Refs, RefUpdate
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of DVC's own
 
@@ -138,7 +138,7 @@ class Wire:
         self.before_commit: dict[str, Callable[[], object]] = {}
         self.spoken: list[list[str]] = []
 
-    def run_command(self, command: Sequence[str | Path], **options: Any) -> Answer:
+    def run_command(self, command: Sequence[str | Path], **options: Any) -> Completed:
         """Run a command with the fault that was set."""
         words = [str(word) for word in command]
         if words[1] not in ("push", "ls-remote", "fetch"):
@@ -1046,7 +1046,7 @@ def test_undoing_deletes_nothing_after_somebody_took_it_over(stores: Stores, wir
                     (marked,) = another.refs.read_intents()
                     assert marked.record is not None
                     another.refs.push(
-                        refs_module.Move(
+                        refs_module.RefUpdate(
                             ref, marked.commit, another.refs.write_intent(marked.record.marked(another.me))
                         )
                     )
@@ -1387,7 +1387,7 @@ def test_a_push_waits_for_another_one_that_holds_the_ref(stores: Stores) -> None
     lock = stores.origin / f"{ref}.lock"
     lock.touch()
     threading.Timer(0.5, lock.unlink).start()
-    refs.push(Move(ref, None, refs.head()))
+    refs.push(RefUpdate(ref, None, refs.head()))
     assert stores.refs() == {ref: refs.head()}
 
 
@@ -1395,10 +1395,10 @@ def test_a_ref_that_stands_elsewhere_is_no_lock(stores: Stores) -> None:
     """Who comes second is told at once, in the host's words."""
     refs = Refs(stores.clone, Credentials())
     ref = "refs/heads/kaggle-train-x"
-    refs.push(Move(ref, None, refs.head()))
+    refs.push(RefUpdate(ref, None, refs.head()))
     other = run_git("commit-tree", "HEAD^{tree}", "-m", "other", cwd=stores.clone)
     with pytest.raises(GitPushError) as caught:
-        refs.push(Move(ref, None, other))
+        refs.push(RefUpdate(ref, None, other))
     assert not refs_module.BUSY.search(caught.value.what)
     told = subprocess.run(
         ["git", "update-ref", ref, refs.head(), "0" * 40], cwd=stores.origin, capture_output=True, text=True

@@ -53,7 +53,7 @@ from switches import (
 from lib.sync import lease as lease_module
 from lib.sync import vault as vault_module
 from lib.sync.intent import StoredObject
-from lib.sync.refs import Move, Refs
+from lib.sync.refs import Refs, RefUpdate
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of DVC's own
 
@@ -208,7 +208,7 @@ def pushes_without_the_fence(patch: pytest.MonkeyPatch) -> None:
     """Create the branch whatever has become of the intent."""
     push = Refs.push
 
-    def push_one_by_one(refs: Refs, *moves: Move) -> None:
+    def push_one_by_one(refs: Refs, *moves: RefUpdate) -> None:
         for move in moves:
             push(refs, move)
 

@@ -53,7 +53,7 @@ from lib.sync import lease as lease_module
 from lib.sync import publish as publish_module
 from lib.sync import vault as vault_module
 from lib.sync.intent import LEASE, StoredObject, clone_name
-from lib.sync.refs import Move, Refs, SeenIntent
+from lib.sync.refs import Refs, RefUpdate, SeenIntent
 from lib.sync.stores.base import Objects, open_objects
 from lib.sync.stores.folder import DirectoryObjects
 
@@ -571,7 +571,7 @@ def push_without_the_intent(patch: pytest.MonkeyPatch) -> None:
     """Let the commit push create the branch whatever became of the intent."""
     push = Refs.push
 
-    def push_the_branch(refs: Refs, *moves: Move) -> None:
+    def push_the_branch(refs: Refs, *moves: RefUpdate) -> None:
         push(refs, *(moves[:1] if len(moves) > 1 else moves))
 
     patch.setattr(Refs, "push", push_the_branch)
@@ -583,7 +583,7 @@ def remove_the_intent_first(patch: pytest.MonkeyPatch) -> None:
 
     def late(vault: vault_module.Vault, doomed: Sequence[StoredObject], mark: lease_module.Lease, others: Any) -> None:
         with suppress(RunError):
-            vault.refs.push(Move(mark.ref, mark.commit, None))
+            vault.refs.push(RefUpdate(mark.ref, mark.commit, None))
         patch.setattr(mark, "reread", lambda: None)
         delete_new(vault, doomed, mark, others)
 

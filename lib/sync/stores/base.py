@@ -2,7 +2,7 @@
 
 To add a kind of store, write one class with these ten methods:
 
-- `look(oids)` returns, for each object that is there, its identities, each with a `Copy` (its size in bytes). An
+- `look(oids)` returns, for each object that is there, its identities, each with a `StoredCopy` (its size in bytes). An
   identity names one stored copy for ever: storing the object again makes another identity. It asks the store, never a
   cache.
 - `upload(oid, source, label, progress)` stores one more copy and returns when the copy is complete. An interrupted
@@ -55,7 +55,7 @@ Progress = Callable[[int], object]
 
 
 @dataclass(frozen=True)
-class Copy:
+class StoredCopy:
     """One stored copy of an object: its size in bytes and, if the store reports it, the MD5 of its content."""
 
     size: int
@@ -67,7 +67,7 @@ class Objects(Protocol):
 
     name: str
 
-    def look(self, oids: Iterable[str]) -> dict[str, dict[str, Copy]]:
+    def look(self, oids: Iterable[str]) -> dict[str, dict[str, StoredCopy]]:
         """Return the identities that are stored under each object's path, with their copies."""
 
     def upload(self, oid: str, source: Path, label: str, progress: Progress) -> None:
@@ -79,7 +79,7 @@ class Objects(Protocol):
     def discard(self, oid: str, label: str) -> None:
         """Delete what an interrupted upload left."""
 
-    def survey(self) -> dict[str, list[Copy]]:
+    def survey(self) -> dict[str, list[StoredCopy]]:
         """Return every object of the store with its copies."""
 
     def marks(self) -> set[str]:
@@ -126,7 +126,7 @@ def open_objects(repo: Any) -> Objects:  # noqa: ANN401  dvc.repo.Repo
     return objects
 
 
-def damaged(wanted: StoredObject, copies: Mapping[str, Copy]) -> str | None:
+def damaged(wanted: StoredObject, copies: Mapping[str, StoredCopy]) -> str | None:
     """Return what is wrong with the stored copies of an object; None if every copy is correct."""
     if not copies:
         return "it is not there"
@@ -137,7 +137,7 @@ def damaged(wanted: StoredObject, copies: Mapping[str, Copy]) -> str | None:
     return None
 
 
-def mismatch(wanted: StoredObject, copy: Copy) -> str | None:
+def mismatch(wanted: StoredObject, copy: StoredCopy) -> str | None:
     """Return how a copy differs from the object; None if it does not.
 
     A size below 0 is unknown and not compared. That of a directory listing is not compared either: it is the size of

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from lib.sync.stores.base import MARK, MARK_TEXT, Copy, Progress, home_of
+from lib.sync.stores.base import MARK, MARK_TEXT, Progress, StoredCopy, home_of
 
 
 class DirectoryObjects:
@@ -25,13 +25,13 @@ class DirectoryObjects:
         self._path_of: Callable[[str], str] = odb.oid_to_path
         self._home = Path(home_of(self.name))
 
-    def look(self, oids: Iterable[str]) -> dict[str, dict[str, Copy]]:
+    def look(self, oids: Iterable[str]) -> dict[str, dict[str, StoredCopy]]:
         """Return the one copy that each path can hold."""
         found = {}
         for oid in oids:
             with contextlib.suppress(FileNotFoundError):
                 status = Path(self._path_of(oid)).stat()
-                found[oid] = {f"{status.st_mtime_ns}-{status.st_ino}": Copy(status.st_size)}
+                found[oid] = {f"{status.st_mtime_ns}-{status.st_ino}": StoredCopy(status.st_size)}
         return found
 
     def upload(self, oid: str, source: Path, label: str, progress: Progress) -> None:
@@ -62,14 +62,14 @@ class DirectoryObjects:
         target = Path(self._path_of(oid))
         return target.with_name(f".{target.name}.{label}.tmp")
 
-    def survey(self) -> dict[str, list[Copy]]:
+    def survey(self) -> dict[str, list[StoredCopy]]:
         """Return every object with its MD5, by reading every file; files that are not DVC objects are skipped."""
-        found: dict[str, list[Copy]] = {}
+        found: dict[str, list[StoredCopy]] = {}
         for path in Path(self.name).glob("[0-9a-f][0-9a-f]/*"):
             if not path.name.startswith(".") and path.is_file():
                 with contextlib.suppress(FileNotFoundError), path.open("rb") as file:  # deleted meanwhile
                     digest = hashlib.file_digest(file, "md5").hexdigest()
-                    found[path.parent.name + path.name] = [Copy(os.fstat(file.fileno()).st_size, digest)]
+                    found[path.parent.name + path.name] = [StoredCopy(os.fstat(file.fileno()).st_size, digest)]
         return found
 
     def marks(self) -> set[str]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.process import limit_silence
-from lib.sync.stores.base import MARK, MARK_TEXT, Copy, Progress, causes, home_of, told
+from lib.sync.stores.base import MARK, MARK_TEXT, Progress, StoredCopy, causes, home_of, told
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds before a request is repeated: Drive counts its limits by the minute
 PIECE = 64 * 2**20  # bytes in one request of an upload; at most this much is sent again after a broken connection
@@ -78,13 +78,13 @@ class DriveObjects:
 
     # ── the store's methods ────────────────────────────────────────────────────────────────────────────────────────
 
-    def look(self, oids: Iterable[str]) -> dict[str, dict[str, Copy]]:
+    def look(self, oids: Iterable[str]) -> dict[str, dict[str, StoredCopy]]:
         """Return the copies of the objects, by listing the objects' folders, twins too."""
         wanted: dict[tuple[str, ...], dict[str, str]] = {}
         for oid in oids:
             folder, title = self._place(oid)
             wanted.setdefault(folder, {})[title] = oid
-        found: dict[str, dict[str, Copy]] = {}
+        found: dict[str, dict[str, StoredCopy]] = {}
         if not wanted:
             return found
         with self._told():
@@ -92,7 +92,7 @@ class DriveObjects:
             for folder, titles in wanted.items():
                 for item in (item for parent in self._folders.get(folder, ()) for item in self._list(parent)):
                     if item["title"] in titles and item["mimeType"] != _FOLDER:
-                        copy = Copy(int(item.get("fileSize") or 0), item.get("md5Checksum"))
+                        copy = StoredCopy(int(item.get("fileSize") or 0), item.get("md5Checksum"))
                         found.setdefault(titles[item["title"]], {})[item["id"]] = copy
         return found
 
@@ -127,9 +127,9 @@ class DriveObjects:
     def discard(self, oid: str, label: str) -> None:
         """Do nothing: Drive shows no part of an interrupted upload; an unfinished session expires in a week."""
 
-    def survey(self) -> dict[str, list[Copy]]:
+    def survey(self) -> dict[str, list[StoredCopy]]:
         """Return every object, by listing each folder of objects once, twins too."""
-        found: dict[str, list[Copy]] = {}
+        found: dict[str, list[StoredCopy]] = {}
         with self._told():
             self._find_folders()
             for path, parents in self._folders.items():
@@ -137,7 +137,7 @@ class DriveObjects:
                     continue
                 for item in (item for parent in parents for item in self._list(parent)):
                     if item["mimeType"] != _FOLDER:
-                        copy = Copy(int(item.get("fileSize") or 0), item.get("md5Checksum"))
+                        copy = StoredCopy(int(item.get("fileSize") or 0), item.get("md5Checksum"))
                         found.setdefault(path[-1] + item["title"], []).append(copy)
         return found
 

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from lib.sync.stores.base import MARK, MARK_TEXT, Copy, Progress, causes, home_of, told
+from lib.sync.stores.base import MARK, MARK_TEXT, Progress, StoredCopy, causes, home_of, told
 
 WHOLE = 2**30  # bytes up to which a file is sent in one request, which is never visible half done
 MOST_VERSIONS = 100  # deletions of one small file: with a store that deletes nothing the loop must end, too
@@ -55,7 +55,7 @@ class S3Objects:
         # botocore retries by itself and rewinds the file first; s3fs would continue where the file stopped
         self._s3.retries = 1
 
-    def look(self, oids: Iterable[str]) -> dict[str, dict[str, Copy]]:
+    def look(self, oids: Iterable[str]) -> dict[str, dict[str, StoredCopy]]:
         """Return each object's newest copy, and its older versions where the bucket keeps them."""
         found = {}
         with self._told():
@@ -98,21 +98,21 @@ class S3Objects:
                 self._call("abort_multipart_upload", oid, UploadId=answer["Metadata"]["upload"])
             self._remove(self._path_of(oid) + note)
 
-    def survey(self) -> dict[str, list[Copy]]:
+    def survey(self) -> dict[str, list[StoredCopy]]:
         """Return every object, by listing the bucket below the remote's path.
 
         An ETag equal to the object's name proves its content. One that contains `-` is that of a copy sent in parts,
         whose MD5 is unknown. Any other may be that of an encrypted copy, which a listing does not show: only for such
         an object an extra request is made.
         """
-        found: dict[str, list[Copy]] = {}
+        found: dict[str, list[StoredCopy]] = {}
         with self._told():
             for name, size, etag in self._list(f"{self.name}/"):
                 oid = name.replace("/", "", 1)
                 if oid.endswith(".upload"):  # the note of a large upload in progress
                     continue
                 if etag == oid.removesuffix(".dir") or "-" in etag:
-                    found[oid] = [Copy(size, None if "-" in etag else etag)]
+                    found[oid] = [StoredCopy(size, None if "-" in etag else etag)]
                 elif head := self._head(oid):
                     found[oid] = [_copy(head)]
         return found
@@ -167,7 +167,7 @@ class S3Objects:
             if not page.get("IsTruncated"):
                 return
 
-    def _copies(self, oid: str) -> Iterator[tuple[str, Copy, dict[str, str]]]:
+    def _copies(self, oid: str) -> Iterator[tuple[str, StoredCopy, dict[str, str]]]:
         """Yield identity, copy and request parameters of each copy under the object's path."""
         newest = self._head(oid)
         if newest is None:
@@ -254,11 +254,11 @@ def _identity(head: Mapping[str, Any]) -> str:
     return f"{_WRITTEN}{head['LastModified']:%Y%m%dT%H%M%SZ} {head['ETag'].strip(chr(34))} {mark}".strip()
 
 
-def _copy(head: Mapping[str, Any]) -> Copy:
+def _copy(head: Mapping[str, Any]) -> StoredCopy:
     etag = head["ETag"].strip('"')
     by_key_service = head.get("ServerSideEncryption") not in (None, "AES256") or head.get("SSECustomerAlgorithm")
     is_md5 = not by_key_service and len(etag) == 32 and set(etag) <= set("0123456789abcdef")  # noqa: PLR2004
-    return Copy(head["ContentLength"], etag if is_md5 else None)
+    return StoredCopy(head["ContentLength"], etag if is_md5 else None)
 
 
 class _Told(io.FileIO):
