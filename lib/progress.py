@@ -126,15 +126,11 @@ class Bar:
 
     def end(self, line: str = "") -> None:
         """Replace the bar with `line`; without one, with the total and the time that it took."""
-        done = f"{self._size(self.total)} in " if self.total and self._is_bytes else ""
+        done = f"{file_size(self.total)} in " if self.total and self._is_bytes else ""
         self._write(line or f"{self.what}: {done}{duration(time.monotonic() - self._begun)}", "\n")
 
     def _amount(self, done: float, total: float) -> str:
-        return f"{done / MIB:.1f} of {self._size(total)}" if self._is_bytes else f"{done:.0f} of {total:.0f}"
-
-    @staticmethod
-    def _size(size: float) -> str:
-        return f"{size / MIB:.1f} MiB"
+        return f"{done / MIB:.1f} of {total / MIB:.1f} MiB" if self._is_bytes else f"{done:.0f} of {total:.0f}"
 
     def _write(self, text: str, end: str = "") -> None:
         # blanks cover the rest of a longer line: not every front end understands erase codes
@@ -167,6 +163,11 @@ def showing(what: str, total: float | None = None, done: Callable[[], float] = l
         over.set()
         thread.join()
         bar.end(ended)
+
+
+def file_size(count: float) -> str:
+    """Return a number of bytes in MiB or GiB."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def duration(seconds: float) -> str:

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 from lib.errors import CommandError, CredentialsError, RemoteError, RunError
 from lib.process import limit_silence, run_command
-from lib.remotes.credentials import Credentials
+from lib.remotes.credentials import Credentials, without_user
 
 DRIVE_SCOPE = "https://www.googleapis.com/auth/drive"
 SECONDS = 30.0  # without a reply, after which a service counts as unreachable
@@ -325,7 +325,7 @@ def _github_told(answer: _Answer, name: str) -> Mapping[str, Any]:
 
 def _ask_git(credentials: Credentials, url: str, seconds: float) -> Account:
     """Check with `git ls-remote` that a repository can be read; write access is not checked."""
-    shown = credentials.redact(re.sub(r"://[^/@]*@", "://", url))
+    shown = credentials.redact(without_user(url))
     environment = credentials.git_environment(url)
     try:
         run_command(["git", "ls-remote", "--", url], env=environment, timeout=seconds, redact=credentials.redact)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from urllib.parse import urlsplit
 
 from lib.errors import CommandError, CredentialsError, RemoteError
 from lib.process import run_command
-from lib.remotes.credentials import Credentials
+from lib.remotes.credentials import Credentials, without_user
 
 
 def find_dvc_remote(root: Path) -> tuple[str, str]:
@@ -131,8 +130,7 @@ def configure_git(root: Path, credentials: Credentials) -> str:
     and none is given, `RemoteError` when the remote does not answer.
     """
     url = find_git_remote(root, credentials)
-    # the URL may contain a user name or a token
-    shown = re.sub(r"://[^/@]*@", "://", url)
+    shown = without_user(url)
     if urlsplit(url).scheme in ("http", "https") and not credentials.github_token:
         raise CredentialsError(
             f"publishing to {shown} needs a token, and {credentials.source} has no GITHUB_TOKEN.",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -155,6 +156,11 @@ def write_private(path: Path, text: str) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def without_user(url: str) -> str:
+    """Return a URL without the user name, password or token that it may contain, for messages."""
+    return re.sub(r"://[^/@]*@", "://", url)
 
 
 def _basic(user: str, secret: str) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import BranchError, RemoteError
+from lib.progress import file_size
 from lib.remotes.clone import clone_with
 from lib.remotes.credentials import Credentials
 from lib.remotes.pull import pull_objects
@@ -45,7 +46,7 @@ class Model:
 
     def describe(self) -> str:
         """Return a few lines for the user."""
-        sizes = [f"{path.relative_to(self.folder)} ({path.stat().st_size / 2**20:.1f} MiB)" for path in self.weights]
+        sizes = [f"{path.relative_to(self.folder)} ({file_size(path.stat().st_size)})" for path in self.weights]
         return f"Folder:  {self.folder}\nCard:    {self.folder / 'README.md'}\nWeights: {', '.join(sizes)}"
 
 

@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Any, Self
 
 from lib.errors import DvcPushError, GitPushError, InDoubt, RunError, SyncError
+from lib.progress import file_size
 from lib.remotes.credentials import Credentials
 from lib.sync import intent as journal
 from lib.sync.intent import Intent, StoredObject
@@ -82,7 +83,7 @@ class _Publishing:
                 self._local.keep()
                 return Published(run.branch, self._old[self._head], 0, before=True)
             self._settle_others()
-            say(f"Phase 2: DVC push ({_mebibytes(sum(item.size for item, _ in sources))} to {self.vault.objects.name})")
+            say(f"Phase 2: DVC push ({file_size(sum(item.size for item, _ in sources))} to {self.vault.objects.name})")
             step = "DVC push"
             intent = self._plan([item for item, _ in sources])
             with self.vault.declare(intent, say, self._note_ref) as lease:
@@ -483,7 +484,3 @@ def _signals_as_exceptions() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _mebibytes(size: int) -> str:
-    return f"{size / 2**20:.1f} MiB"

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from lib.errors import CommandError, GitPushError
 from lib.process import MINUTE, Completed, run_command
-from lib.remotes.credentials import Credentials
+from lib.remotes.credentials import Credentials, without_user
 from lib.sync.intent import Intent, StoredObject, read_intent
 
 INTENT_PLACES = ("refs/intents/", "refs/heads/kaggle-intents/")
@@ -65,8 +65,7 @@ class Refs:
         self._redact = credentials.redact
         self._url = self._git("remote", "get-url", "origin").output.strip()
         self._environment = credentials.git_environment(self._url)
-        # for messages: without a user name or token that somebody put into the address
-        self.url = re.sub(r"://[^/@]*@", "://", self._url)
+        self.url = without_user(self._url)
         git_dir = Path(self._git("rev-parse", "--path-format=absolute", "--git-common-dir").output.strip())
         self.private = git_dir / "kaggle-sync"
         # one mirror per address: the refs of an old remote prove nothing about a new one

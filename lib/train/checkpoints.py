@@ -27,7 +27,7 @@ from lib.errors import CheckpointError, GitPushError, RemoteError, RunError
 from lib.experiment.load import flat
 from lib.experiment.schema import Experiment
 from lib.process import MINUTE
-from lib.progress import say
+from lib.progress import file_size, say
 from lib.remotes.clone import set_up_copy
 from lib.remotes.credentials import Credentials
 from lib.remotes.pull import pull_objects
@@ -276,7 +276,7 @@ class CheckpointUploader:
         )
         self._saved = epoch
         took = (datetime.now(UTC) - now).total_seconds()
-        sent = f"{published.uploaded / 2**20:.1f} MiB in {took:.0f} s"
+        sent = f"{file_size(published.uploaded)} in {took:.0f} s"
         say(f"Checkpoint: epoch {epoch} has left the machine ({sent}): {branch}")
 
     def _take(self, folder: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from lib.errors import CommandError, ExportError
 from lib.experiment.schema import Experiment
 from lib.process import MINUTE, found_from, run_command
+from lib.progress import file_size
 from lib.train.launch import Trained
 
 TIMEOUT = 10 * MINUTE  # per format; a large model at 1280 px takes less than one minute
@@ -40,7 +41,7 @@ def export(experiment: Experiment, trained: Trained, root: Path) -> Exported:
         target.unlink(missing_ok=True)  # a file of an earlier call belongs to other weights
         try:
             _export(trained.best, form, experiment.training.image_size, target, root)
-            print(f"Exported: {target.name}, {target.stat().st_size / 2**20:.1f} MiB; it predicts what best.pt does.")
+            print(f"Exported: {target.name}, {file_size(target.stat().st_size)}; it predicts what best.pt does.")
             files.append(target)
         except (CommandError, OSError) as error:
             told = error.what if isinstance(error, CommandError) else str(error)

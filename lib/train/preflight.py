@@ -23,6 +23,7 @@ from lib.errors import CommandError, PreflightError, RunError
 from lib.experiment.schema import Experiment
 from lib.kaggle.host import SESSION, Host, find_host
 from lib.process import run_command
+from lib.progress import file_size
 from lib.remotes.accounts import check_drive, check_github, check_wandb
 from lib.remotes.clone import find_dvc_remote, find_git_remote, set_up_copy
 from lib.remotes.credentials import Credentials
@@ -222,7 +223,7 @@ def _check_disk(flight: Flight) -> Iterator[Line]:
     }
     for folder, (name, needed) in needs.items():
         free = shutil.disk_usage(folder).free
-        told = f"{folder}: {_size(free)} free, about {_size(needed)} needed"
+        told = f"{folder}: {file_size(free)} free, about {file_size(needed)} needed"
         if free < needed:
             yield Line(name, "error", told, "remove what is not needed there, or name another folder")
         elif free < needed + SMALL:
@@ -271,7 +272,7 @@ def _check_remotes(flight: Flight) -> Iterator[Line]:
     needed = planned_upload(flight.experiment)
     if found.room is not None and found.room < needed:
         yield Line(
-            "DVC remote", "error", f"{_size(found.room)} left, and a publication sends about {_size(needed)}",
+            "DVC remote", "error", f"{file_size(found.room)} left, and a publication sends about {file_size(needed)}",
             "free space there (on Drive the trash counts too) and run again",
         )  # fmt: skip
     if not isinstance(found.dvc, RunError):
@@ -309,7 +310,8 @@ def _check_wandb(flight: Flight) -> Iterator[Line]:
 
 
 def _judge_dataset(pointer: DvcFile, name: str, *, is_there: bool) -> Line:
-    about = f"{name}: {_size(pointer.size)} in {pointer.files} files"
+    size = "an unknown size" if pointer.size is None else file_size(pointer.size)
+    about = f"{name}: {size} in {pointer.files} files"
     if is_there:
         return Line("dataset", "ok", f"{about}; its listing {pointer.md5} is on the DVC remote")
     return Line(
@@ -325,21 +327,15 @@ def _check_weights(flight: Flight) -> Iterator[Line]:
     if found is None:
         yield Line("weights", "ok", "training starts from random weights")
     elif isinstance(found, Path):
-        yield Line("weights", "ok", f"{found} ({_size(found.stat().st_size)})")
+        yield Line("weights", "ok", f"{found} ({file_size(found.stat().st_size)})")
     else:
         request = urllib.request.Request(found, method="HEAD")  # noqa: S310  an https URL of ultralytics' own
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
-                yield Line("weights", "ok", f"{found} ({_size(int(answer.headers.get('Content-Length') or 0))})")
+                yield Line("weights", "ok", f"{found} ({file_size(int(answer.headers.get('Content-Length') or 0))})")
         except (urllib.error.URLError, OSError, ValueError) as error:
             yield Line(
                 "weights", "error", f"{found} cannot be reached: {error}",
                 "turn internet on in the notebook's settings, or attach the file as a dataset and name it as "
                 "model.pretrained",
             )  # fmt: skip
-
-
-def _size(count: int | None) -> str:
-    if count is None:
-        return "an unknown size"
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
