@@ -6,21 +6,18 @@ import sys
 
 import click
 
-from lib.cli.experiments import explain, new, sandbox, schema
-from lib.cli.models import compare, fetch, predict, rerun
-from lib.cli.remotes import check, recover, status
+from lib.cli.experiments import explain_command, new, sandbox, schema
+from lib.cli.models import compare_command, fetch, predict_command, rerun_command
+from lib.cli.remotes import check_command, recover_command, status
 from lib.cli.runs import sweep, watch
 from lib.cli.setup import credentials, preflight, wheels
 from lib.errors import RunError
 
-COMMANDS = (sandbox, new, explain, schema, credentials, wheels, preflight, fetch, predict, compare, rerun, watch, sweep,
-            status, recover, check)  # fmt: skip
+COMMANDS = (sandbox, new, explain_command, schema, credentials, wheels, preflight, fetch, predict_command,
+            compare_command, rerun_command, watch, sweep, status, recover_command, check_command)  # fmt: skip
 
 
-@click.group(
-    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
-    commands={command.name or "": command for command in COMMANDS},
-)
+@click.group(commands=COMMANDS, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 def app() -> None:
     """Kaggle Training: everything that can be done by hand."""
 

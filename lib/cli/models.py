@@ -8,103 +8,111 @@ from pathlib import Path
 
 import click
 
-from lib.cli.options import KAGGLE_USER, SECRETS, SECRETS_DATASET, complete_branch
+from lib.cli.options import KAGGLE_USER, PROJECT, SECRETS_DATASET, Project, complete_branch
 
 
 @click.command()
 @click.argument("branch", required=False, shell_complete=complete_branch)
 @click.option("--output", type=Path, metavar="DIR", help="Where the files go; without it build/models/BRANCH.")
-@SECRETS
-def fetch(*, branch: str | None, output: Path | None, secrets: str) -> None:
+@PROJECT
+def fetch(project: Project, *, branch: str | None, output: Path | None) -> None:
     """Bring a published run's weights and results here.
 
     Whole, without touching the checkout and without the dataset. Without BRANCH it lets you choose among the newest.
+
+    \b
+    Example:
+        uv run python -m lib fetch kaggle-train-detection-exp001-yolo11s-baseline-20251223-143000
     """
-    from lib.remotes.credentials import load_credentials
-    from lib.remotes.repository import find_project
     from lib.results.fetch import fetch_model
     from lib.results.published import ask_for_run, list_runs
     from lib.sync import Refs
 
-    root, credentials = find_project(Path.cwd()), load_credentials(secrets)
-    chosen = branch or ask_for_run(list_runs(Refs(root, credentials)), terminal=sys.stdin.isatty())
-    print(fetch_model(root, chosen, credentials, output).describe())
+    refs = Refs(project.root, project.credentials)
+    chosen = branch or ask_for_run(list_runs(refs), terminal=sys.stdin.isatty())
+    print(fetch_model(project.root, chosen, project.credentials, output).describe())
 
 
-@click.command()
+@click.command("predict")
 @click.argument("branch", shell_complete=complete_branch)
 @click.argument("images", type=Path, nargs=-1, required=True, metavar="IMAGE...")
 @click.option("--output", type=Path, metavar="DIR", help="Where they are drawn; without it build/predictions/BRANCH.")
 @click.option("--confidence", type=click.FloatRange(0, 1), default=0.25, help="Of the least sure that is shown.")
 @click.option("--device", metavar="DEVICE", default="", help="cpu or a GPU's number; without it what is there.")
-@SECRETS
-def predict(
-    *, branch: str, images: tuple[Path, ...], output: Path | None, confidence: float, device: str, secrets: str
+@PROJECT
+def predict_command(
+    project: Project, *, branch: str, images: tuple[Path, ...], output: Path | None, confidence: float, device: str
 ) -> None:
     """Draw a published model's predictions on pictures.
 
     The model of BRANCH is fetched where it is not here yet; an IMAGE may be a folder of them. Prints a line a picture
     and draws it. Exits with 1 if one cannot be read.
-    """
-    from lib.remotes.credentials import load_credentials
-    from lib.remotes.repository import find_project
-    from lib.results.fetch import fetch_model
-    from lib.results.predict import predict as predict_on
 
-    root = find_project(Path.cwd())
+    \b
+    Example:
+        uv run python -m lib predict kaggle-train-detection-exp001-yolo11s-baseline-20251223-143000 photos
+    """
+    from lib.results.fetch import fetch_model
+    from lib.results.predict import predict
+
     with contextlib.redirect_stdout(sys.stderr):  # keep the progress of the fetch out of the printed predictions
-        model = fetch_model(root, branch, load_credentials(secrets))
-    folder = output or root / "build" / "predictions" / model.record["branch"]
+        model = fetch_model(project.root, branch, project.credentials)
+    folder = output or project.root / "build" / "predictions" / model.record["branch"]
     problems = 0
-    for predicted in predict_on(model, images, folder, confidence=confidence, device=device):
+    for predicted in predict(model, images, folder, confidence=confidence, device=device):
         print(predicted, flush=True)
         problems += bool(predicted.problem)
     print(f"Drawn into {folder}")
     raise SystemExit(1 if problems else 0)
 
 
-@click.command()
+@click.command("compare")
 @click.argument("branches", nargs=-1, metavar="[BRANCH]...", shell_complete=complete_branch)
 @click.option("--output", type=Path, metavar="PNG", default=Path("build/compare.png"), help="Where the curves go.")
-@SECRETS
+@PROJECT
 @click.option("--json", "as_json", is_flag=True, help="Print metrics and differences as JSON.")
-def compare(*, branches: tuple[str, ...], output: Path, secrets: str, as_json: bool) -> None:
+def compare_command(project: Project, *, branches: tuple[str, ...], output: Path, as_json: bool) -> None:
     """Show published runs side by side.
 
     Metrics, what they were made from where it differs, and their curves in one picture. Without BRANCH the newest
     runs of the experiment that was trained last.
+
+    \b
+    Example:
+        uv run python -m lib compare --output build/compare.png --secrets secrets.json
     """
-    from lib.remotes.credentials import load_credentials
-    from lib.results import compare as side_by_side
+    from lib.results import compare
     from lib.sync import Refs
 
-    sides = side_by_side.read_sides(Refs(Path.cwd(), load_credentials(secrets)), branches)
-    side_by_side.draw_curves(sides, output)
-    print(side_by_side.as_json(sides, output) if as_json else side_by_side.show_sides(sides))
+    sides = compare.read_sides(Refs(Path.cwd(), project.credentials), branches)
+    compare.draw_curves(sides, output)
+    print(compare.as_json(sides, output) if as_json else compare.show_sides(sides))
     if not as_json:
         print(f"\nCurves: {output}")
 
 
-@click.command()
+@click.command("rerun")
 @click.argument("branch", shell_complete=complete_branch)
 @click.option("--output", type=Path, metavar="DIR", help="Where the files go; without it build/BRANCH.")
 @KAGGLE_USER
 @SECRETS_DATASET
-@SECRETS
-def rerun(*, branch: str, output: Path | None, kaggle_user: str, secrets_dataset: str, secrets: str) -> None:
+@PROJECT
+def rerun_command(
+    project: Project, *, branch: str, output: Path | None, kaggle_user: str, secrets_dataset: str
+) -> None:
     """Render a published run once more.
 
     Its own notebook, commit, dataset and experiment, as BRANCH names them, ready for Kaggle.
+
+    \b
+    Example:
+        uv run python -m lib rerun kaggle-train-detection-exp001-yolo11s-baseline-20251223-143000
     """
     from lib.kaggle.notebook import configured_user, ways_to_kaggle
-    from lib.remotes.credentials import load_credentials
-    from lib.remotes.repository import find_project
-    from lib.results.rerun import rerun as render_again
+    from lib.results.rerun import rerun
 
     user = kaggle_user or configured_user()
-    rendered, record = render_again(
-        find_project(Path.cwd()), branch, load_credentials(secrets), output, user, secrets_dataset
-    )
+    rendered, record = rerun(project.root, branch, project.credentials, output, user, secrets_dataset)
     print(f"{rendered}\nTrains:   what {record.branch} was trained from, at commit {record.commit}")
     if record.resumed_from:
         print(f"Needs:    {record.resumed_from}, from which that run went on")

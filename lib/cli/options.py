@@ -1,10 +1,37 @@
-"""Options that several commands share."""
+"""Options that several commands share, and the `Project` that a command works on."""
 
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import click
 from click.shell_completion import CompletionItem
 
+from lib.remotes.credentials import Credentials, load_credentials
+from lib.remotes.repository import find_project
+
+
+@dataclass(frozen=True)
+class Project:
+    """The checkout and the credentials of a command, each read on first use; `secrets` is the path of secrets.json."""
+
+    secrets: str = ""
+
+    @cached_property
+    def root(self) -> Path:
+        """Return the root of the checkout that contains the current folder. Raises `SandboxError`."""
+        return find_project(Path.cwd())
+
+    @cached_property
+    def credentials(self) -> Credentials:
+        """Return the credentials from secrets.json and the environment. Raises `CredentialsError`."""
+        return load_credentials(self.secrets)
+
+
+pass_project = click.make_pass_decorator(Project, ensure=True)
+"""Passes a `Project` to a command that needs no credentials."""
+PROJECT = click.option("--secrets", "project", type=Project, metavar="FILE", default="", help="Path of secrets.json.")
+"""Adds --secrets to a command, and passes it the `Project` with the credentials of that file."""
 KAGGLE_USER = click.option(
     "--kaggle-user",
     envvar="KAGGLE_USERNAME",
@@ -34,15 +61,11 @@ OLDER_THAN = click.option(
 def complete_branch(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
     """Return the branches of finished runs that start with `begun`; none if the remote cannot be read."""
     from lib.errors import RunError
-    from lib.remotes.credentials import load_credentials
     from lib.results.published import list_runs
     from lib.sync import Refs
 
     try:
-        names = list_runs(Refs(Path.cwd(), load_credentials()))
+        names = list_runs(Refs(Path.cwd(), Project().credentials))
     except RunError:
         return []
     return [CompletionItem(name) for name in names if name.startswith(begun)]
-
-
-SECRETS = click.option("--secrets", metavar="FILE", default="", help="Path of secrets.json.")

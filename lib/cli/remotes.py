@@ -4,46 +4,51 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import click
 
-from lib.cli.options import OLDER_THAN, SECRETS
+from lib.cli.options import OLDER_THAN, PROJECT, Project
 
 
 @click.command()
-@SECRETS
+@PROJECT
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
-def status(*, secrets: str, as_json: bool) -> None:
+def status(project: Project, *, as_json: bool) -> None:
     """Show where every experiment stands.
 
     Finished runs with metrics, checkpoints, sessions and open publications, from the Git remote alone.
+
+    \b
+    Example:
+        uv run python -m lib status --secrets secrets.json
     """
-    from lib.remotes.credentials import load_credentials
     from lib.results.status import read_status, show_status
 
-    entries = read_status(Path.cwd(), load_credentials(secrets))
+    entries = read_status(Path.cwd(), project.credentials)
     print(json.dumps([entry.as_dict() for entry in entries], indent=2) if as_json else show_status(entries))
 
 
-@click.command()
+@click.command("recover")
 @OLDER_THAN
-@SECRETS
-def recover(*, older_than: float, secrets: str) -> None:
+@PROJECT
+def recover_command(project: Project, *, older_than: float) -> None:
     """Undo what dead runs left unfinished.
 
     On both remotes of this clone; waits until their lease is over.
+
+    \b
+    Example:
+        uv run python -m lib recover --secrets secrets.json
     """
-    import time
-
     from lib.remotes.clone import clone_with
-    from lib.remotes.credentials import load_credentials
-    from lib.sync import recover as settle
+    from lib.sync import recover
 
-    credentials = load_credentials(secrets)
     deadline = time.monotonic() + older_than
-    with clone_with(Path.cwd(), credentials) as clone:
-        while left := settle(clone, credentials, older_than=older_than):
+    with clone_with(Path.cwd(), project.credentials) as clone:
+        while left := recover(clone, project.credentials, older_than=older_than):
             if time.monotonic() > deadline + 60:
                 print(f"{left} unfinished publications are alive or unreadable here, and are left alone.")
                 raise SystemExit(1)
@@ -52,32 +57,29 @@ def recover(*, older_than: float, secrets: str) -> None:
     print("No unfinished publication is left.")
 
 
-@click.command()
+@click.command("check")
 @OLDER_THAN
-@SECRETS
+@PROJECT
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
-def check(*, older_than: float, secrets: str, as_json: bool) -> None:
+def check_command(project: Project, *, older_than: float, as_json: bool) -> None:
     """Look at both remotes and say what is wrong.
 
     Nothing is deleted; exits with 1 if something is wrong.
+
+    \b
+    Example:
+        uv run python -m lib check --secrets secrets.json
     """
     from lib.remotes.clone import clone_with
-    from lib.remotes.credentials import load_credentials
-    from lib.sync import check as look
+    from lib.sync import check
 
-    def note(line: str) -> None:
-        print(line, file=sys.stderr)
-
-    credentials = load_credentials(secrets)
-    with clone_with(Path.cwd(), credentials) as clone:
-        checked = look(clone, credentials, older_than=older_than, say=note)
+    with clone_with(Path.cwd(), project.credentials) as clone:
+        found = check(clone, project.credentials, older_than=older_than, say=partial(print, file=sys.stderr))
     if as_json:
-        print(checked.to_json())
+        print(found.to_json())
     else:
-        for finding in checked.findings:
+        for finding in found.findings:
             print(f"{finding.kind}: {finding.what}.\n  What to do: {finding.remedy}.")
-        print(
-            f"{checked.refs} branches and tags, {checked.objects} objects, {checked.intents} unfinished publications:"
-        )
-        print("Nothing is wrong." if checked.is_healthy else "Something is wrong.")
-    raise SystemExit(0 if checked.is_healthy else 1)
+        print(f"{found.refs} branches and tags, {found.objects} objects, {found.intents} unfinished publications:")
+        print("Nothing is wrong." if found.is_healthy else "Something is wrong.")
+    raise SystemExit(0 if found.is_healthy else 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from lib.cli.options import KAGGLE_USER, PARAMETERS, SECRETS
+from lib.cli.options import KAGGLE_USER, PARAMETERS, PROJECT, Project
 
 
 @click.command()
@@ -18,6 +18,10 @@ def watch(*, module: str, kaggle_user: str, every: float) -> None:
     """Follow a module's newest run on Kaggle to its end.
 
     Shows its state and log; exits with 1 if it did not end well.
+
+    \b
+    Example:
+        uv run python -m lib watch detection
     """
     from lib.experiment.modules import find_module
     from lib.kaggle.kernel import client_user, watch_kernel
@@ -43,8 +47,9 @@ def watch(*, module: str, kaggle_user: str, every: float) -> None:
 @click.option("--folder", type=Path, metavar="DIR", default=Path("build/sweep"), help="Where runs work, on every node.")
 @click.option("--sandbox", type=Path, metavar="DIR", help="Train in a sandbox there: no account, no network.")
 @click.option("--allow-dirty", is_flag=True, help="Train the commit although the tree is dirty or it is not pushed.")
-@SECRETS
+@PROJECT
 def sweep(
+    project: Project,
     *,
     experiments: tuple[Path, ...],
     parameters: tuple[tuple[str, str], ...],
@@ -55,23 +60,25 @@ def sweep(
     folder: Path,
     sandbox: Path | None,
     allow_dirty: bool,
-    secrets: str,
 ) -> None:
     """Train many experiments, on this machine or a Ray cluster.
 
     Each EXPERIMENT is a YAML, or a matrix of them (its key sweep). What the same commit has published is skipped, and
     the rest goes on from its checkpoints. Compares them in the end; exits with 1 if one is not published.
+
+    \b
+    Example:
+        uv run python -m lib sweep experiments/000_det_sandbox.yaml --sandbox build/sandbox --gpus-per-run 0
     """
     from lib.experiment.authoring import typed
     from lib.experiment.matrix import read_sweep
-    from lib.remotes.repository import find_project
     from lib.sweep.engine import Cluster
     from lib.sweep.sweep import train_all
 
     chosen = read_sweep(experiments, typed(parameters))
     complete = train_all(
-        find_project(Path.cwd()), chosen, Cluster(address, gpus=gpus_per_run, cpus=cpus_per_run, retries=retries),
-        sandbox=sandbox.resolve() if sandbox else None, allow_dirty=allow_dirty, secrets=secrets,
+        project.root, chosen, Cluster(address, gpus=gpus_per_run, cpus=cpus_per_run, retries=retries),
+        sandbox=sandbox.resolve() if sandbox else None, allow_dirty=allow_dirty, secrets=project.secrets,
         folder=folder.resolve(), watched=sys.stdout.isatty(),
     )  # fmt: skip
     raise SystemExit(0 if complete else 1)

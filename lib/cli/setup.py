@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from lib.cli.options import SECRETS
+from lib.cli.options import PROJECT, Project, pass_project
 
 
 @click.command()
@@ -16,6 +16,10 @@ def credentials(*, file: Path, client: Path | None) -> None:
     """Make or complete secrets.json with you.
 
     Signs in to Google in the browser, asks for the keys, tries each at its service, and writes FILE.
+
+    \b
+    Example:
+        uv run python -m lib credentials secrets.json
     """
     from lib.remotes.login import make_secrets
 
@@ -26,31 +30,38 @@ def credentials(*, file: Path, client: Path | None) -> None:
 @click.command()
 @click.argument("folder", type=Path, default=Path("build/wheels"))
 @click.option("--python", metavar="VERSION", default="3.12", help="The Python of the machine that they are for.")
-def wheels(*, folder: Path, python: str) -> None:
+@pass_project
+def wheels(project: Project, *, folder: Path, python: str) -> None:
     """Gather what step 2 installs, for sessions without a network.
 
     Attach FOLDER as a Kaggle dataset.
+
+    \b
+    Example:
+        uv run python -m lib wheels build/wheels
     """
     from lib.kaggle.wheels import gather_wheels
-    from lib.remotes.repository import find_project
 
-    found = gather_wheels(find_project(Path.cwd()), folder, python=python)
+    found = gather_wheels(project.root, folder, python=python)
     print(f"{found.count} wheels for Python {python}, {found.size / 2**20:.0f} MiB, in {found.folder}.")
 
 
 @click.command()
 @click.argument("experiment", type=Path)
 @click.option("--accelerator", type=click.Choice(["t4x2", "p100", "none"]), default="none", help="What it must have.")
-@SECRETS
-def preflight(*, experiment: Path, accelerator: str, secrets: str) -> None:
+@PROJECT
+def preflight(project: Project, *, experiment: Path, accelerator: str) -> None:
     """Try on this machine what a run would need.
 
     EXPERIMENT is a YAML. Nothing stays; exits with 1 on errors.
+
+    \b
+    Example:
+        uv run python -m lib preflight experiments/001_det_baseline.yaml --secrets secrets.json
     """
     from lib.experiment.load import load_experiment
-    from lib.remotes.credentials import load_credentials
     from lib.train.preflight import preflight_here, show_preflight, stop_on_errors
 
-    found = preflight_here(Path.cwd(), load_experiment(experiment), load_credentials(secrets), accelerator)
+    found = preflight_here(Path.cwd(), load_experiment(experiment), project.credentials, accelerator)
     print(show_preflight(found))
     stop_on_errors(found)

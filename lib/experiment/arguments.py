@@ -1,4 +1,4 @@
-"""Map the keys of an experiment to the train arguments of ultralytics."""
+"""Map the keys of an experiment to the train arguments of ultralytics, as the fields of its models are marked."""
 
 from __future__ import annotations
 
@@ -6,38 +6,21 @@ from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any
 
-from lib.experiment.schema import Augmentation, Experiment
+from lib.experiment.load import fields
+from lib.experiment.schema import Experiment, Ultralytics
 
-ARGUMENTS: Mapping[str, str] = {
-    "seed": "seed",
-    "training.epochs": "epochs",
-    "training.batch_size": "batch",
-    "training.learning_rate": "lr0",
-    "training.final_learning_rate_ratio": "lrf",
-    "training.cosine_schedule": "cos_lr",
-    "training.optimizer": "optimizer",
-    "training.momentum": "momentum",
-    "training.weight_decay": "weight_decay",
-    "training.warmup_epochs": "warmup_epochs",
-    "training.nominal_batch_size": "nbs",
-    "training.patience": "patience",
-    "training.image_size": "imgsz",
-    "hardware.num_workers": "workers",
-    "hardware.mixed_precision": "amp",
-    **{f"augmentation.{name}": name for name in Augmentation.model_fields},
+_MARKED = {
+    key: (mark.argument or key.rpartition(".")[2], mark.derived)
+    for key, _, marks in fields()
+    for mark in marks
+    if isinstance(mark, Ultralytics)
 }
+
+ARGUMENTS: Mapping[str, str] = {key: name for key, (name, derived) in _MARKED.items() if not derived}
 """Keys with values that are passed to ultralytics unchanged, mapped to the names of the train arguments."""
 
-
-WORKED_OUT: Mapping[str, str] = {
-    "dataset": "data",
-    "model.architecture": "model",
-    "model.pretrained": "pretrained",
-    "model.resume_from": "resume",
-    "hardware.multi_gpu": "device",
-}
+WORKED_OUT: Mapping[str, str] = {key: name for key, (name, derived) in _MARKED.items() if derived}
 """Keys from which `train` derives an argument, together with the state of the machine."""
-
 
 ALWAYS: Mapping[str, Any] = {
     # the default bias warm-up starts far above a small learning rate; here every rate starts at 0

@@ -1,7 +1,7 @@
 """Tools to write experiments: derive one from another, explain each value, and write the JSON schema for editors.
 
 Guarantees: a new experiment is valid and never overwrites another file. Every explanation of a key comes from the
-models of `lib/experiment/schema.py` and the tables of `lib/experiment/arguments.py`.
+models of `lib/experiment/schema.py`.
 
 Cannot: express in the schema a rule on two keys, such as flips and the module; loading the experiment checks it.
 """

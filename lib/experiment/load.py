@@ -182,13 +182,18 @@ def keys() -> Iterator[str]:
     yield from meanings()
 
 
-def meanings(section: type[BaseModel] = Experiment, prefix: str = "") -> dict[str, str]:
+def meanings() -> dict[str, str]:
     """Return the description of every key, by dotted key, in the order of the models."""
-    found: dict[str, str] = {}
+    return {key: meaning for key, meaning, _ in fields()}
+
+
+def fields(
+    section: type[BaseModel] = Experiment, prefix: str = "", marks: tuple[Any, ...] = ()
+) -> Iterator[tuple[str, str, tuple[Any, ...]]]:
+    """Yield the dotted key, the description and the metadata of every field; its sections' metadata come first."""
     for name, field in section.model_fields.items():
-        inner = field.annotation
+        inner, both = field.annotation, (*marks, *field.metadata)
         if isinstance(inner, type) and issubclass(inner, BaseModel):
-            found |= meanings(inner, f"{prefix}{name}.")
+            yield from fields(inner, f"{prefix}{name}.", both)
         else:
-            found[prefix + name] = " ".join((field.description or "").split())
-    return found
+            yield prefix + name, " ".join((field.description or "").split()), both

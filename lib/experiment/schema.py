@@ -10,6 +10,7 @@ its module. Cannot: check that the requested dataset, weights and GPUs are avail
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
@@ -29,6 +30,16 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Degrees = Annotated[float, Field(ge=0, le=180)]
 
 
+@dataclass(frozen=True)
+class Ultralytics:
+    """Mark a field, or every field of a section, as a train argument of ultralytics."""
+
+    argument: str = ""
+    """The argument's name; empty if it is the field's own name."""
+    derived: bool = False
+    """Whether `train` derives the argument from the value and the state of the machine."""
+
+
 class _Section(BaseModel):
     # strict: "16" is not 16 and `yes` is not true; a run must not start on a guess
     # the string below a field is its description, here, in editors and in `python -m lib explain`
@@ -40,11 +51,11 @@ class _Section(BaseModel):
 class Model(_Section):
     """The network and what it starts from."""
 
-    architecture: Architecture
+    architecture: Annotated[Architecture, Ultralytics("model", derived=True)]
     """The network, by ultralytics' name: `yolo11n|s|m|l|x`, with `-pose` for keypoints and `-seg` for outlines."""
-    pretrained: bool | str = True
+    pretrained: Annotated[bool | str, Ultralytics(derived=True)] = True
     """true: the published weights of the architecture; false: random ones; or the path of a `.pt` file."""
-    resume_from: str | None = None
+    resume_from: Annotated[str | None, Ultralytics("resume", derived=True)] = None
     """The path of a `last.pt` whose training goes on, in the repository or absolute; null starts a new one."""
 
     @field_validator("pretrained", "resume_from")
@@ -58,29 +69,29 @@ class Model(_Section):
 class Training(_Section):
     """The optimisation. Rates are per step, lengths in epochs."""
 
-    epochs: int = Field(ge=1, le=10_000)
+    epochs: Annotated[int, Ultralytics()] = Field(ge=1, le=10_000)
     """How often every training picture is seen."""
-    batch_size: int = Field(ge=1, le=4096)
+    batch_size: Annotated[int, Ultralytics("batch")] = Field(ge=1, le=4096)
     """Pictures a step, over all GPUs together."""
-    learning_rate: float = Field(gt=0, le=1)
+    learning_rate: Annotated[float, Ultralytics("lr0")] = Field(gt=0, le=1)
     """The rate after warm-up; it falls to `final_learning_rate_ratio` times this."""
-    final_learning_rate_ratio: float = Field(default=0.01, gt=0, le=1)
+    final_learning_rate_ratio: Annotated[float, Ultralytics("lrf")] = Field(default=0.01, gt=0, le=1)
     """What is left of the learning rate at the end, as a share of it."""
-    cosine_schedule: bool = False
+    cosine_schedule: Annotated[bool, Ultralytics("cos_lr")] = False
     """The rate falls along a cosine; false: along a line."""
-    optimizer: Literal["SGD", "Adam", "AdamW", "NAdam", "RAdam", "RMSProp"] = "AdamW"
+    optimizer: Annotated[Literal["SGD", "Adam", "AdamW", "NAdam", "RAdam", "RMSProp"], Ultralytics()] = "AdamW"
     """Always named: with ultralytics' `auto` the learning rate would be ignored."""
-    momentum: float = Field(default=0.937, ge=0, lt=1)
+    momentum: Annotated[float, Ultralytics()] = Field(default=0.937, ge=0, lt=1)
     """SGD's momentum, or the first beta of Adam and its kind."""
-    weight_decay: float = Field(default=0.0005, ge=0, le=1)
+    weight_decay: Annotated[float, Ultralytics()] = Field(default=0.0005, ge=0, le=1)
     """How strongly weights are drawn towards 0."""
-    warmup_epochs: float = Field(default=3.0, ge=0)
+    warmup_epochs: Annotated[float, Ultralytics()] = Field(default=3.0, ge=0)
     """Epochs in which the learning rate rises from 0."""
-    nominal_batch_size: int = Field(default=64, ge=1, le=4096)
+    nominal_batch_size: Annotated[int, Ultralytics("nbs")] = Field(default=64, ge=1, le=4096)
     """Gradients of smaller batches are accumulated up to this many pictures before a step."""
-    patience: int = Field(default=20, ge=0)
+    patience: Annotated[int, Ultralytics()] = Field(default=20, ge=0)
     """Epochs without improvement after which training stops; 0 never stops early."""
-    image_size: int = Field(default=640, ge=32, le=4096, multiple_of=32)
+    image_size: Annotated[int, Ultralytics("imgsz")] = Field(default=640, ge=32, le=4096, multiple_of=32)
     """Side of the square picture in pixels."""
     min_batch_size: int | None = Field(default=None, ge=1, le=4096)
     """Out of memory, the batch is halved and training goes on, down to this many pictures; null stops with an error."""
@@ -89,11 +100,11 @@ class Training(_Section):
 class Hardware(_Section):
     """How the machine is used."""
 
-    multi_gpu: bool = True
+    multi_gpu: Annotated[bool, Ultralytics("device", derived=True)] = True
     """DDP over all GPUs of the machine; false uses one."""
-    num_workers: int = Field(default=4, ge=0, le=64)
+    num_workers: Annotated[int, Ultralytics("workers")] = Field(default=4, ge=0, le=64)
     """Processes that load pictures, per GPU."""
-    mixed_precision: bool = True
+    mixed_precision: Annotated[bool, Ultralytics("amp")] = True
     """Half precision where it is safe (AMP); on a CPU it has no effect."""
     stall_minutes: float = Field(default=15.0, gt=0)
     """Without a finished batch for this long a training hangs: it is ended, and goes on with one GPU if it had more."""
@@ -174,14 +185,14 @@ class Experiment(_Section):
     """What is trained."""
     description: str = ""
     """What the experiment is for; stands on the model card."""
-    dataset: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$")
+    dataset: Annotated[str, Ultralytics("data", derived=True)] = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$")
     """A folder in the repository that DVC tracks (`<dataset>.dvc` stands beside it) and that holds `data.yaml`."""
-    seed: int = Field(default=0, ge=0, lt=2**31)
+    seed: Annotated[int, Ultralytics()] = Field(default=0, ge=0, lt=2**31)
     """Of all random numbers: the same seed on the same kind of machine trains the same weights."""
     model: Model
     training: Training
     hardware: Hardware = Hardware()
-    augmentation: Augmentation = Augmentation()
+    augmentation: Annotated[Augmentation, Ultralytics()] = Augmentation()
     session: Session = Session()
     export: Annotated[tuple[Literal["onnx", "torchscript"], ...], Strict(False)] = ()
     """Formats that `best.pt` is published in as well: `train/weights/best.onnx`, `best.torchscript`."""

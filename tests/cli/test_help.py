@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+from click.testing import CliRunner
+
+from lib.cli.app import app
+
+
+@pytest.mark.parametrize("name", app.commands)
+def test_every_command_ends_its_help_with_an_example_that_it_accepts(name: str) -> None:
+    """The example is the last paragraph before the options, stays on one line, and parses without a usage error."""
+    shown = CliRunner().invoke(app, [name, "--help"], prog_name="python -m lib", catch_exceptions=False).output
+    example = re.search(r"\n\n  Example:\n +uv run python -m lib (.+)\n\nOptions:\n", shown)
+    assert example, shown
+    called, *words = shlex.split(example[1])
+    assert called == name
+    app.commands[name].make_context(name, words)  # raises UsageError for an unknown option or a missing argument
