@@ -22,15 +22,14 @@ import hashlib
 import json
 import re
 import secrets
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 from urllib.parse import parse_qsl, unquote_plus, urlencode, urlsplit
+
+from loopback import Answer, LoopbackHandler, LoopbackServer, html_answer, json_answer
 
 from lib.remotes.credentials import Credentials
 
@@ -69,7 +68,7 @@ Kind = Literal[
     "cut answer",  # it is done, and the connection ends in the middle of the answer
     "lost answer",  # it is done, and no answer comes
 ]
-PAGES = {"too many": (429, "Too Many Requests"), "unavailable": (503, "Service Unavailable")}
+PAGES = {"too many": 429, "unavailable": 503}
 REFUSALS: Mapping[str, tuple[int, str, str]] = {
     "quota": (403, "storageQuotaExceeded", "The user's Drive storage quota has been exceeded."),
     "rate limit": (403, "userRateLimitExceeded", "User Rate Limit Exceeded"),
@@ -112,30 +111,22 @@ class _Code:
     consent: Consent
 
 
-@dataclass
-class _Fault:
-    match: str
-    kind: Kind
-    times: int
-
-
-class DriveEmulator:
-    """One account's Drive with one folder to start from. A context manager: it serves while it is entered."""
+class DriveEmulator(LoopbackServer[Kind]):
+    """The Drive of one account, with one folder in it. A context manager: it serves while entered."""
 
     root_id = "root-folder"
+    requests: list[str]
+    """Method, path, query and `Content-Range` of every request."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        super().__init__(_Handler)
         self.reset()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"drive": self}))
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def reset(self) -> None:
-        """Forget everything: an empty folder, no fault, the permission as given."""
+        """Restore the initial state: an empty folder, no request, no fault, valid tokens."""
         with self._lock:
-            self.requests: list[str] = []
-            """Every request as it came: method, path, query, and the range of what was sent."""
+            self.requests = []
+            self._faults = []
             self.largest_page = 1000
             self.capacity: int | None = None
             """Bytes that the account may hold; None is without end."""
@@ -143,7 +134,6 @@ class DriveEmulator:
             """Seconds before each answer."""
             self._items = {self.root_id: _Item(self.root_id, "remote", FOLDER, [])}
             self._sessions: dict[str, _Session] = {}
-            self._faults: list[_Fault] = []
             self.consent: Consent = "given"
             """What the user answers in the browser."""
             self.enabled = True
@@ -155,14 +145,6 @@ class DriveEmulator:
             self._codes: dict[str, _Code] = {}
             self._services: dict[str, Any] = {}  # e-mail → public key
             self._numbers = iter(range(1, 10**6))
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), name="drive", daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
     # ── what a test sees and does ──────────────────────────────────────────────────────────────────────────────────
 
@@ -183,20 +165,6 @@ class DriveEmulator:
                 if item.mime_type == FOLDER and item.parents and not self._is_trashed(item):
                     found.setdefault(self._path(item), []).append(item.id)
         return found
-
-    def count(self, match: str) -> int:
-        """Give the number of requests so far in which the pattern occurs."""
-        return sum(bool(re.search(match, line)) for line in list(self.requests))
-
-    def add_fault(self, match: str, kind: Kind, times: int = 1) -> None:
-        """Let the next `times` requests in which the pattern occurs go wrong."""
-        with self._lock:
-            self._faults.append(_Fault(match, kind, times))
-
-    def clear_faults(self) -> None:
-        """Let everything work again."""
-        with self._lock:
-            self._faults.clear()
 
     def revoke(self) -> None:
         """Do as when the user takes the permission back: no token works any more, and none is given."""
@@ -320,14 +288,6 @@ class DriveEmulator:
             self._remove(child.id)
         self._items.pop(item_id, None)
 
-    def _take_fault(self, line: str) -> Kind | None:
-        with self._lock:
-            for fault in self._faults:
-                if fault.times and re.search(fault.match, line):
-                    fault.times -= 1
-                    return fault.kind
-        return None
-
 
 class _Refusal(Exception):
     """An answer that is an error of Drive."""
@@ -344,47 +304,30 @@ class _Refusal(Exception):
         super().__init__(message)
 
 
-@dataclass(frozen=True)
-class _Answer:
-    status: int
-    body: bytes = b""
-    headers: Mapping[str, str] = field(default_factory=dict)
+_json = functools.partial(json_answer, kind="application/json; charset=UTF-8")
 
 
-def _json(content: object, status: int = 200) -> _Answer:
-    return _Answer(status, json.dumps(content).encode(), {"Content-Type": "application/json; charset=UTF-8"})
-
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(LoopbackHandler):
     """One connection of a client."""
 
-    drive: DriveEmulator
-    protocol_version = "HTTP/1.1"
-    wbufsize = -1  # one packet an answer: without it each waits 40 ms for the other side's acknowledgement
-    disable_nagle_algorithm = True
-    timeout = 60
-
-    def log_message(self, *_: object) -> None:
-        """Stay quiet: `requests` is the log."""
+    service: DriveEmulator
 
     def _handle(self) -> None:
-        drive = self.drive
+        drive = self.service
         parts = urlsplit(self.path)
         sent_range = self.headers.get("Content-Range")
         line = f"{self.command} {parts.path}?{unquote_plus(parts.query)}{f' [{sent_range}]' if sent_range else ''}"
         drive.requests.append(line)
         time.sleep(drive.latency)
-        length = int(self.headers.get("Content-Length") or 0)
         kind = drive._take_fault(line)
         if kind in ("cut", "cut body"):
             if kind == "cut body":
-                self.rfile.read(length // 2)
-            self._hang_up()
+                self.read_body(half=True)
+            self.hang_up()
             return
-        body = self.rfile.read(length)
+        body = self.read_body()
         if kind in PAGES:
-            status, title = PAGES[kind]
-            self._send(_Answer(status, f"<html>{title}</html>".encode(), {"Content-Type": "text/html"}))
+            self.send(html_answer(PAGES[kind]))
             return
         refused = REFUSALS.get(kind or "")
         try:
@@ -395,34 +338,18 @@ class _Handler(BaseHTTPRequestHandler):
         if kind == "late":
             time.sleep(1)
         if kind == "lost answer":
-            self._hang_up()
+            self.hang_up()
         else:
-            self._send(answer, cut=kind == "cut answer")
+            self.send(answer, cut=kind == "cut answer")
 
     do_GET = do_POST = do_PUT = do_DELETE = _handle  # noqa: N815  the names that http.server looks for
 
-    def _hang_up(self) -> None:
-        self.close_connection = True
-        with contextlib.suppress(OSError):
-            self.connection.shutdown(socket.SHUT_RDWR)
-
-    def _send(self, answer: _Answer, *, cut: bool = False) -> None:
-        self.send_response(answer.status)
-        for name, value in answer.headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(answer.body)))
-        self.end_headers()
-        self.wfile.write(answer.body[: len(answer.body) // 2] if cut else answer.body)
-        if cut:
-            self.wfile.flush()
-            self._hang_up()
-
     # ── what is asked for ──────────────────────────────────────────────────────────────────────────────────────────
 
-    def _refuse(self, status: int, reason: str, message: str) -> _Answer:
+    def _refuse(self, status: int, reason: str, message: str) -> Answer:
         return _json(_Refusal(status, reason, message).body, status)
 
-    def _route(self, path: str, query_string: str, body: bytes) -> _Answer:
+    def _route(self, path: str, query_string: str, body: bytes) -> Answer:
         method, query = self.command, dict(parse_qsl(query_string))
         if self.headers.get("X-HTTP-Method-Override"):  # how the client sends a query that is too long for an address
             method, query = self.headers["X-HTTP-Method-Override"], dict(parse_qsl(body.decode()))
@@ -431,9 +358,9 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/token" and method == "POST":
             return self._give_token(dict(parse_qsl(body.decode())))
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
-        if token not in self.drive._access:
+        if token not in self.service._access:
             raise _Refusal(401, "authError", "Invalid Credentials")
-        if not self.drive.enabled:
+        if not self.service.enabled:
             raise _Refusal(403, "accessNotConfigured", "Google Drive API has not been used in project 1 before.")
         if path == "/upload/drive/v2/files":
             return self._upload(method, query, body)
@@ -447,47 +374,47 @@ class _Handler(BaseHTTPRequestHandler):
         """Give the e-mail of the service account that a token belongs to."""
         return token.partition("c.")[2].rpartition(".")[0] if token.startswith("ya29.c.") else None
 
-    def _tell_quota(self, email: str) -> _Answer:
-        total = self.drive.capacity
+    def _tell_quota(self, email: str) -> Answer:
+        total = self.service.capacity
         about = {
             "user": {"emailAddress": email, "displayName": "A User"},
-            "quotaBytesUsed": str(self.drive._used()),
-            "quotaBytesUsedAggregate": str(self.drive._used()),  # with what other services of the account hold
+            "quotaBytesUsed": str(self.service._used()),
+            "quotaBytesUsedAggregate": str(self.service._used()),  # with what other services of the account hold
             "quotaType": "UNLIMITED" if total is None else "LIMITED",
         }
         return _json(about | ({} if total is None else {"quotaBytesTotal": str(total)}))
 
-    def _treat(self, path: str, method: str, query: Mapping[str, str]) -> _Answer:
+    def _treat(self, path: str, method: str, query: Mapping[str, str]) -> Answer:
         """Do what is asked with one file."""
         found = re.fullmatch(r"/drive/v2/files/([\w-]+)(/trash)?", path)
-        if not found or found[1] not in self.drive._items:
+        if not found or found[1] not in self.service._items:
             raise _Refusal(404, "notFound", f"File not found: {found[1] if found else path}")
-        item = self.drive._items[found[1]]
+        item = self.service._items[found[1]]
         if found[2]:
             item.trashed = True
         elif method == "DELETE":
-            self.drive._remove(item.id)
-            return _Answer(204)
+            self.service._remove(item.id)
+            return Answer(204)
         elif query.get("alt") == "media":
             return self._download(item.data)
-        return _json(_project(self.drive._describe(item), query.get("fields")))
+        return _json(_project(self.service._describe(item), query.get("fields")))
 
-    def _ask_user(self, query: Mapping[str, str]) -> _Answer:
+    def _ask_user(self, query: Mapping[str, str]) -> Answer:
         """Be the pages on which a user agrees: send the browser back to the client."""
         wanted = {"response_type": "code", "client_id": CANARIES["client_id"], "code_challenge_method": "S256",
                   "access_type": "offline", "prompt": "consent", "scope": SCOPE}  # fmt: skip
         loopback = urlsplit(query.get("redirect_uri", "")).hostname in ("127.0.0.1", "localhost")
         if not loopback or any(query.get(name) != value for name, value in wanted.items()):
-            return _Answer(400, b"Error 400: invalid_request", {"Content-Type": "text/html"})
+            return Answer(400, b"Error 400: invalid_request", {"Content-Type": "text/html"})
         answer = {"error": "access_denied"}
-        if self.drive.consent != "refused":
+        if self.service.consent != "refused":
             answer = {"code": f"4/canary-code-{secrets.token_hex(8)}", "scope": SCOPE}
-            code = _Code(query["redirect_uri"], query["code_challenge"], self.drive.consent)
-            self.drive._codes[answer["code"]] = code
+            code = _Code(query["redirect_uri"], query["code_challenge"], self.service.consent)
+            self.service._codes[answer["code"]] = code
         back = urlencode({"state": query.get("state", ""), **answer})
-        return _Answer(302, headers={"Location": f"{query['redirect_uri']}?{back}"})
+        return Answer(302, headers={"Location": f"{query['redirect_uri']}?{back}"})
 
-    def _give_token(self, form: Mapping[str, str]) -> _Answer:
+    def _give_token(self, form: Mapping[str, str]) -> Answer:
         if form.get("grant_type") == "urn:ietf:params:oauth:grant-type:jwt-bearer":
             return self._give_service_token(form.get("assertion", ""))
         known = (CANARIES["client_id"], CANARIES["client_secret"])
@@ -495,17 +422,17 @@ class _Handler(BaseHTTPRequestHandler):
             return _json({"error": "invalid_client", "error_description": "The OAuth client was not found."}, 401)
         if form.get("grant_type") == "authorization_code":
             return self._give_first_tokens(form)
-        if form.get("refresh_token") not in self.drive._refresh:
+        if form.get("refresh_token") not in self.service._refresh:
             return _json({"error": "invalid_grant", "error_description": "Token has been expired or revoked."}, 400)
         return _json(self._new_token(f"ya29.{secrets.token_hex(8)}"))
 
     def _new_token(self, token: str) -> dict[str, object]:
-        self.drive._access.add(token)
+        self.service._access.add(token)
         return {"access_token": token, "expires_in": 3599, "token_type": "Bearer"}
 
-    def _give_first_tokens(self, form: Mapping[str, str]) -> _Answer:
+    def _give_first_tokens(self, form: Mapping[str, str]) -> Answer:
         """Give the tokens for a code, once, to whoever asked for it."""
-        code = self.drive._codes.pop(form.get("code", ""), None)
+        code = self.service._codes.pop(form.get("code", ""), None)
         verifier = hashlib.sha256(form.get("code_verifier", "").encode()).digest()
         challenge = base64.urlsafe_b64encode(verifier).rstrip(b"=").decode()
         if code is None or code.redirect_uri != form.get("redirect_uri") or code.challenge != challenge:
@@ -515,12 +442,12 @@ class _Handler(BaseHTTPRequestHandler):
             given["scope"] = "openid"
         if code.consent != "without a refresh token":
             given["refresh_token"] = f"1//canary-first-{secrets.token_hex(8)}"
-            self.drive._refresh.add(str(given["refresh_token"]))
+            self.service._refresh.add(str(given["refresh_token"]))
         if code.consent == "of an app in Testing":
             given["refresh_token_expires_in"] = 604799
         return _json(given)
 
-    def _give_service_token(self, assertion: str) -> _Answer:
+    def _give_service_token(self, assertion: str) -> Answer:
         """Give a token for what a service account has signed."""
         from cryptography.exceptions import InvalidSignature
         from cryptography.hazmat.primitives import hashes
@@ -529,7 +456,7 @@ class _Handler(BaseHTTPRequestHandler):
         signed, _, signature = assertion.rpartition(".")
         said = json.loads(_base64(signed.partition(".")[2]))
         refusal = {"error": "invalid_grant", "error_description": "Invalid JWT Signature."}
-        key = self.drive._services.get(said["iss"])
+        key = self.service._services.get(said["iss"])
         if key is None:
             return _json(refusal | {"error_description": "Invalid grant: account not found"}, 400)
         try:
@@ -537,55 +464,58 @@ class _Handler(BaseHTTPRequestHandler):
         except InvalidSignature:
             return _json(refusal, 400)
         now = time.time()
-        if said["aud"] != f"{self.drive.url}/token" or not said["iat"] - 60 < now < said["exp"] <= said["iat"] + 3600:
+        if said["aud"] != f"{self.service.url}/token" or not said["iat"] - 60 < now < said["exp"] <= said["iat"] + 3600:
             return _json(refusal | {"error_description": "Invalid JWT: Token must be a short-lived token"}, 400)
         if SCOPE not in said["scope"].split():
             return _json({"error": "invalid_scope", "error_description": "Invalid OAuth scope"}, 400)
         return _json(self._new_token(f"ya29.c.{said['iss']}.{secrets.token_hex(8)}"))
 
-    def _list(self, query: Mapping[str, str]) -> _Answer:
-        fits = _Search(query.get("q", ""), self.drive).read()
-        found = [item for item in self.drive._items.values() if fits(item)]
+    def _list(self, query: Mapping[str, str]) -> Answer:
+        fits = _Search(query.get("q", ""), self.service).read()
+        found = [item for item in self.service._items.values() if fits(item)]
         first = int(query.get("pageToken", "0"))
-        end = first + min(int(query.get("maxResults", "100")), self.drive.largest_page)
-        page: dict[str, Any] = {"kind": "drive#fileList", "items": [self.drive._describe(i) for i in found[first:end]]}
+        end = first + min(int(query.get("maxResults", "100")), self.service.largest_page)
+        page: dict[str, Any] = {
+            "kind": "drive#fileList",
+            "items": [self.service._describe(i) for i in found[first:end]],
+        }
         if end < len(found):
             page["nextPageToken"] = str(end)
         return _json(_project(page, query.get("fields")))
 
-    def _insert(self, body: dict[str, Any], query: Mapping[str, str]) -> _Answer:
+    def _insert(self, body: dict[str, Any], query: Mapping[str, str]) -> Answer:
         self._check_parents(body)
-        return _json(_project(self.drive._describe(self.drive._add(body, b"")), query.get("fields")))
+        return _json(_project(self.service._describe(self.service._add(body, b"")), query.get("fields")))
 
     def _check_parents(self, body: Mapping[str, Any]) -> None:
         for parent in body.get("parents") or ():
-            if parent["id"] not in self.drive._items:
+            if parent["id"] not in self.service._items:
                 raise _Refusal(404, "notFound", f"File not found: {parent['id']}")
 
-    def _upload(self, method: str, query: Mapping[str, str], body: bytes) -> _Answer:
+    def _upload(self, method: str, query: Mapping[str, str], body: bytes) -> Answer:
         if query.get("uploadType") != "resumable":
             raise _Refusal(400, "badRequest", "this emulator takes resumable uploads alone")
         if method == "POST":
             size = int(self.headers.get("X-Upload-Content-Length") or 0)
-            if self.drive.capacity is not None and self.drive._used() + size > self.drive.capacity:
+            if self.service.capacity is not None and self.service._used() + size > self.service.capacity:
                 raise _Refusal(*REFUSALS["quota"])
             token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
-            if self._service(token) and not self.drive.service_quota:
+            if self._service(token) and not self.service.service_quota:
                 text = "Service Accounts do not have storage quota. Leverage shared drives, or use OAuth delegation."
                 raise _Refusal(403, "storageQuotaExceeded", text)
             wanted = json.loads(body)
             self._check_parents(wanted)
             name = f"{secrets.token_hex(8)}-{wanted['title']}"  # a fault can name what it is for
-            self.drive._sessions[name] = _Session(wanted, size)
-            return _Answer(200, headers={"Location": f"{self.drive.url}{self.path}&upload_id={name}"})
-        session = self.drive._sessions.get(query.get("upload_id", ""))
+            self.service._sessions[name] = _Session(wanted, size)
+            return Answer(200, headers={"Location": f"{self.service.url}{self.path}&upload_id={name}"})
+        session = self.service._sessions.get(query.get("upload_id", ""))
         if session is None:
             raise _Refusal(404, "notFound", "no such upload")
         if session.item is None:
             self._receive(session, body)
         if session.item is None:
-            return _Answer(308, headers={"Range": f"bytes=0-{len(session.data) - 1}"} if session.data else {})
-        return _json(_project(self.drive._describe(session.item), query.get("fields")))
+            return Answer(308, headers={"Range": f"bytes=0-{len(session.data) - 1}"} if session.data else {})
+        return _json(_project(self.service._describe(session.item), query.get("fields")))
 
     def _receive(self, session: _Session, body: bytes) -> None:
         sent = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", self.headers.get("Content-Range") or "")
@@ -596,18 +526,18 @@ class _Handler(BaseHTTPRequestHandler):
                 raise _Refusal(400, "badRequest", f"these bytes were not expected: {sent[0]}")
             session.data[first:] = body
         if len(session.data) == session.size:
-            session.item = self.drive._add(session.body, bytes(session.data))
+            session.item = self.service._add(session.body, bytes(session.data))
             session.data.clear()  # the file has it
 
-    def _download(self, data: bytes) -> _Answer:
+    def _download(self, data: bytes) -> Answer:
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if not wanted:
-            return _Answer(200, data)
+            return Answer(200, data)
         first = int(wanted[1])
         last = min(int(wanted[2] or len(data)), len(data) - 1)
         if first >= len(data):
-            return _Answer(416, headers={"Content-Range": f"bytes */{len(data)}"})
-        return _Answer(206, data[first : last + 1], {"Content-Range": f"bytes {first}-{last}/{len(data)}"})
+            return Answer(416, headers={"Content-Range": f"bytes */{len(data)}"})
+        return Answer(206, data[first : last + 1], {"Content-Range": f"bytes {first}-{last}/{len(data)}"})
 
 
 # ── Drive's two little languages ──────────────────────────────────────────────────────────────────────────────────────

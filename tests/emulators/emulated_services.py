@@ -24,6 +24,7 @@ from typing import Any, Self
 import drive_emulator
 from drive_emulator import DriveEmulator
 from git_host_emulator import GitHost
+from loopback import Answer
 from wandb_emulator import WandbEmulator
 
 from lib.remotes.credentials import NAMES, write_private
@@ -81,12 +82,12 @@ NOTES = "EMULATED_SERVICES_NOTES"
 
 
 class _Handler(drive_emulator._Handler):
-    """As the emulator's, for an OAuth client whose secret is this session's own; tokens given out are kept."""
+    """One connection of a client, for an OAuth client with another secret; records every issued token in `given`."""
 
     client_secret: str
     given: list[str]
 
-    def _give_token(self, form: Mapping[str, str]) -> drive_emulator._Answer:
+    def _give_token(self, form: Mapping[str, str]) -> Answer:
         known = form.get("client_secret") == self.client_secret
         given = drive_emulator.CANARIES["client_secret"] if known else "another one"
         return super()._give_token({**form, "client_secret": given})
@@ -128,7 +129,7 @@ class EmulatedServices:
         self._stack = contextlib.ExitStack()
         self._given: list[str] = []
         client_secret = self.values["GDRIVE_USER_CREDENTIALS"]["client_secret"]
-        own = {"drive": self.drive, "client_secret": client_secret, "given": self._given}
+        own = {"service": self.drive, "client_secret": client_secret, "given": self._given}
         self.drive._server.RequestHandlerClass = type("Handler", (_Handler,), own)
         self.restore()
 

@@ -22,17 +22,17 @@ import contextlib
 import gzip
 import os
 import re
-import socket
 import subprocess
 import tempfile
 import threading
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from loopback import Answer, LoopbackHandler, LoopbackServer, html_answer
 
 Right = Literal["read", "write", "workflow"]
 RIGHTS: tuple[Right, ...] = ("read", "write", "workflow")
@@ -47,17 +47,6 @@ Kind = Literal[
     "silent",  # nothing is done for `silence` seconds, then all is well; nothing at all if the host is closed before
     "late",  # it is done, and the answer comes `silence` seconds later
 ]
-TITLES = {
-    200: "OK",
-    301: "Moved Permanently",
-    400: "Bad Request",
-    401: "Unauthorized",
-    403: "Forbidden",
-    404: "Not Found",
-    500: "Internal Server Error",
-    502: "Bad Gateway",
-    503: "Service Unavailable",
-}
 
 # Run by Git for each ref of a push. What it refuses, it says in the file of reasons: Git itself would tell the client
 # no more than "hook declined". Without that file the push did not come through this host.
@@ -128,34 +117,21 @@ class Request:
         return f"{self.method} {self.path} {self.service} {self.asks}".rstrip()
 
 
-@dataclass
-class _Fault:
-    match: str
-    kind: Kind
-    times: int
-    after: int
-
-
-@dataclass(frozen=True)
-class _Answer:
-    status: int
-    body: bytes = b""
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
-def _told(status: int, text: str, **headers: str) -> _Answer:
+def _told(status: int, text: str, **headers: str) -> Answer:
     """Give an answer that git shows to its user as `remote: …`: it does so for plain text alone."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return _Answer(status, text.encode(), {"Content-Type": "text/plain; charset=UTF-8", **named})
+    return Answer(status, text.encode(), {"Content-Type": "text/plain; charset=UTF-8", **named})
 
 
-class GitHost:
-    """Bare repositories below `folder` as `<url>/owner/name.git`. A context manager: it serves while it is entered."""
+class GitHost(LoopbackServer[Kind]):
+    """Bare repositories below `folder`, served as `<url>/owner/name.git`. A context manager."""
+
+    requests: list[Request]
 
     def __init__(self, folder: Path) -> None:
+        super().__init__(_Handler)
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self.requests: list[Request] = []
         self.tokens: dict[str, Account] = {}
         self.public: set[str] = set()
         """Repositories (`owner/name`) that may be read without a token; all others are private."""
@@ -177,32 +153,15 @@ class GitHost:
         """Seconds before each answer."""
         self.silence = 3600.0
         """Seconds that a fault says nothing for."""
-        self._lock = threading.RLock()
-        self._faults: list[_Fault] = []
         self._closing = threading.Event()
         self._backends: set[subprocess.Popen[bytes]] = set()
-        self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"host": self}))
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
 
-    def start(self) -> Self:
-        """Serve until `close`."""
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), name="git host", daemon=True).start()
-        return self
-
-    def close(self) -> None:
-        """Stop serving; what is still waited for is cut off, and what is silent is not done any more."""
-        self._closing.set()
-        self._server.shutdown()
-        self._server.server_close()
+    def __exit__(self, *_: object) -> None:
+        self._closing.set()  # requests that wait are cut; what a "silent" one asks for is never done
+        super().__exit__()
         with self._lock:
             for backend in self._backends:
                 backend.kill()
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     # ── what a test sees and does ──────────────────────────────────────────────────────────────────────────────────
 
@@ -237,44 +196,22 @@ class GitHost:
         """End a token's life: the host knows it no more."""
         self.tokens.pop(token, None)
 
-    def count(self, match: str) -> int:
-        """Give the number of requests so far in which the pattern occurs: `METHOD path service what-it-asks-for`."""
-        return sum(bool(re.search(match, str(request))) for request in list(self.requests))
-
     @property
     def saw_token(self) -> bool:
         """Whether any request has brought a token along, right or wrong."""
         return any(request.has_token for request in list(self.requests))
 
     def add_fault(self, match: str, kind: Kind, times: int = 1, *, after: int = 0) -> None:
-        """Let the next `times` requests in which the pattern occurs go wrong, but for the first `after` of them.
+        """Break the next `times` requests that match the pattern, after skipping `after` of them.
 
-        git's client (curl) sends a request again by itself, once, when a connection that it has used before ends
-        without a byte: what is cut once may do no harm, and what loses its answer once is done twice.
+        git's client (curl) repeats a request once when a reused connection ends without a byte. So a single "cut" may
+        be harmless, and after a single "lost answer" the request is done twice.
         """
-        with self._lock:
-            self._faults.append(_Fault(match, kind, times, after))
-
-    def clear_faults(self) -> None:
-        """Let everything work again."""
-        with self._lock:
-            self._faults.clear()
+        super().add_fault(match, kind, times, after=after)
 
     # ── what it decides ────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _take_fault(self, request: Request) -> Kind | None:
-        with self._lock:
-            for fault in self._faults:
-                if not fault.times or not re.search(fault.match, str(request)):
-                    continue
-                if fault.after:
-                    fault.after -= 1
-                else:
-                    fault.times -= 1
-                    return fault.kind
-        return None
-
-    def _admit(self, request: Request, token: str | None, repository: str) -> Account | _Answer:
+    def _admit(self, request: Request, token: str | None, repository: str) -> Account | Answer:
         """Give the account that asks, or the answer that sends it away."""
         writes = request.service == "git-receive-pack"
         ask = {"WWW_Authenticate": 'Basic realm="GitHub"'}
@@ -304,9 +241,7 @@ class GitHost:
             environment |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
         return environment | {"GIT_CONFIG_COUNT": str(len(pairs))}
 
-    def _serve(
-        self, request: Request, query: str, account: Account, body: bytes, headers: Mapping[str, str]
-    ) -> _Answer:
+    def _serve(self, request: Request, query: str, account: Account, body: bytes, headers: Mapping[str, str]) -> Answer:
         """Let Git answer, and put the rules' own words where it knows only that a hook has declined."""
         with tempfile.TemporaryDirectory(prefix="git-host-") as scratch:
             reasons = Path(scratch) / "reasons"
@@ -334,11 +269,11 @@ class GitHost:
             answer = self._run_backend(given, body)
             if reasons.exists():
                 lines = reasons.read_text(encoding="utf-8").splitlines()
-                answer = _Answer(answer.status, _reword(answer.body, dict(line.split("\t") for line in lines)),
-                                 answer.headers)  # fmt: skip
+                answer = Answer(answer.status, _reword(answer.body, dict(line.split("\t") for line in lines)),
+                                answer.headers)  # fmt: skip
             return answer
 
-    def _run_backend(self, environment: Mapping[str, str], body: bytes) -> _Answer:
+    def _run_backend(self, environment: Mapping[str, str], body: bytes) -> Answer:
         backend = subprocess.Popen(
             ["git", "http-backend"],
             env=environment,
@@ -357,38 +292,23 @@ class GitHost:
         headers = dict(line.split(": ", 1) for line in head.decode().splitlines() if ": " in line)
         headers.pop("Content-Length", None)
         status = int(headers.pop("Status", "200").split()[0]) if head else 500
-        return _Answer(status, rest, headers)
+        return Answer(status, rest, headers)
 
 
 def _repository_of(path: str) -> str:
     return path.strip("/").partition(".git")[0]
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 64
-
-    def handle_error(self, *_: object) -> None:
-        """Stay quiet: clients that are stopped hang up, which is what some tests are for."""
-
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(LoopbackHandler):
     """One connection of a client."""
 
-    host: GitHost
-    protocol_version = "HTTP/1.1"
-    wbufsize = -1  # one packet an answer: without it each waits 40 ms for the other side's acknowledgement
-    disable_nagle_algorithm = True
-    timeout = 60
-
-    def log_message(self, *_: object) -> None:
-        """Stay quiet: `requests` is the log."""
+    service: GitHost
 
     def _handle(self) -> None:
-        host = self.host
+        host = self.service
         parts = urlsplit(self.path)
         path = unquote(parts.path)
-        body, encoding = self._read_body()
+        body, encoding = self._unpack_body()
         service = path.rpartition("/")[2]
         if service == "refs":
             service = parse_qs(parts.query).get("service", [""])[0]
@@ -397,38 +317,37 @@ class _Handler(BaseHTTPRequestHandler):
         with host._lock:
             host.requests.append(request)
         host._closing.wait(host.latency)
-        kind = host._take_fault(request)
+        kind = host._take_fault(str(request))
         if kind == "silent":
             host._closing.wait(host.silence)
         if kind == "cut" or host._closing.is_set():
-            self._hang_up()
+            self.hang_up()
             return
         if kind in ("500", "502", "503"):
-            status = int(kind)
-            answer = _Answer(status, f"<html>{TITLES[status]}</html>".encode(), {"Content-Type": "text/html"})
+            answer = html_answer(int(kind))
         else:
             answer = self._answer(request, token, parts.query, body)
         if kind == "late":
             host._closing.wait(host.silence)
         if kind == "lost answer" or host._closing.is_set():
-            self._hang_up()
+            self.hang_up()
             return
         request.status = answer.status
-        self._send(answer, cut=kind == "cut answer")
+        self.send(answer, cut=kind == "cut answer")
 
     do_GET = do_POST = _handle  # noqa: N815  the names that http.server looks for
 
-    def _answer(self, request: Request, token: str | None, query: str, body: bytes) -> _Answer:
-        host, repository = self.host, _repository_of(request.path)
+    def _answer(self, request: Request, token: str | None, query: str, body: bytes) -> Answer:
+        host, repository = self.service, _repository_of(request.path)
         if host.moved_to:
-            return _Answer(301, headers={"Location": f"{host.moved_to}{self.path}"})
+            return Answer(301, headers={"Location": f"{host.moved_to}{self.path}"})
         if repository in host.renamed:
             there = self.path.replace(repository, host.renamed[repository], 1)
-            return _Answer(301, headers={"Location": f"{host.url}{there}"})
+            return Answer(301, headers={"Location": f"{host.url}{there}"})
         if len(self.headers.get_all("Authorization") or ()) > 1:  # what two settings of `http.extraHeader` make
             return _told(400, 'Duplicate header: "Authorization"')
         account = host._admit(request, token, repository)
-        if isinstance(account, _Answer):
+        if isinstance(account, Answer):
             return account
         request.authorised = True
         headers = {"CONTENT_TYPE": self.headers.get("Content-Type") or ""}
@@ -445,14 +364,14 @@ class _Handler(BaseHTTPRequestHandler):
             return base64.b64decode(given).decode().partition(":")[2]
         return ""
 
-    def _read_body(self) -> tuple[bytes, str]:
-        """Give the body, put together and unpacked, and how it came."""
+    def _unpack_body(self) -> tuple[bytes, str]:
+        """Return the decoded body of the request, and its encodings."""
         encodings = []
         if (self.headers.get("Transfer-Encoding") or "").lower() == "chunked":
             encodings.append("chunked")
             body = b"".join(self._read_chunks())
         else:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            body = self.read_body()
         if self.headers.get("Content-Encoding") in ("gzip", "x-gzip"):
             encodings.append("gzip")
             with contextlib.suppress(OSError, EOFError, zlib.error):
@@ -465,22 +384,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile.readline()
         while self.rfile.readline().strip():  # what may follow the last one
             pass
-
-    def _hang_up(self) -> None:
-        self.close_connection = True
-        with contextlib.suppress(OSError):
-            self.connection.shutdown(socket.SHUT_RDWR)
-
-    def _send(self, answer: _Answer, *, cut: bool = False) -> None:
-        self.send_response(answer.status, TITLES.get(answer.status))
-        for name, value in answer.headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(answer.body)))
-        self.end_headers()
-        self.wfile.write(answer.body[: len(answer.body) // 2] if cut else answer.body)
-        if cut:
-            self.wfile.flush()
-            self._hang_up()
 
 
 # ── Git's packet lines ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -19,11 +19,12 @@ import os
 import re
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from urllib.parse import urlsplit
+
+from loopback import Answer, LoopbackHandler, LoopbackServer, json_answer
 
 USER = "somebody"
 KEY = "canary0kaggle0" + "0123456789abcdef" * 2
@@ -71,31 +72,18 @@ class Dataset:
     files: Sequence[str] = ("secrets.json",)
 
 
-@dataclass
-class _Fault:
-    match: str
-    status: int
-    times: int
+def _refuse(status: int, message: str) -> Answer:
+    return json_answer({"code": status, "message": message}, status)
 
 
-@dataclass
-class _Answer:
-    content: Any
-    status: int = 200
-    kind: str = "application/json"
-    headers: dict[str, str] = field(default_factory=dict)
+class KaggleEmulator(LoopbackServer[int]):
+    """A service with one user. A context manager: it serves while entered."""
 
-
-def _refuse(status: int, message: str) -> _Answer:
-    return _Answer({"code": status, "message": message}, status)
-
-
-class KaggleEmulator:
-    """The service, with one user. A context manager: it serves while it is entered."""
+    requests: list[str]
+    """The API method of every request."""
 
     def __init__(self) -> None:
-        self.requests: list[str] = []
-        """The name of what each request asked for."""
+        super().__init__(_Handler)
         self.pushes: list[dict[str, Any]] = []
         """What the client sent with each push that was taken."""
         self.kernels: dict[str, Kernel] = {}
@@ -114,66 +102,46 @@ class KaggleEmulator:
         """How many log streams yet end in the middle of the log."""
         self.keeps_log = True
         """Whether a log can be had when its run is over."""
-        self._faults: list[_Fault] = []
         self.changed = threading.Condition()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"service": self}))
-        self._server.daemon_threads = True
 
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), name="kaggle", daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-    def add_fault(self, match: str, status: int = 0, times: int = 1) -> None:
-        """Answer the next requests of this name with a status, or with 0 not at all: the connection ends."""
-        self._faults.append(_Fault(match, status, times))
-
-    def take_fault(self, name: str) -> int | None:
-        """Give the status with which a request fails, None when it does not."""
-        for fault in self._faults:
-            if fault.times and re.search(fault.match, name):
-                fault.times -= 1
-                return fault.status
-        return None
+    def add_fault(self, match: str, kind: int = 0, times: int = 1, *, after: int = 0) -> None:
+        """Answer the next requests to this API method with an HTTP status; 0 closes the connection instead."""
+        super().add_fault(match, kind, times, after=after)
 
     def environment(self, home: Path, **account: str) -> dict[str, str]:
         """Give an environment in which the client speaks to this service, with this account and no other."""
         foreign = re.compile(r"KAGGLE|HTTPS?_PROXY|NO_PROXY|ALL_PROXY|XDG_CONFIG_HOME", re.IGNORECASE)
         kept = {name: value for name, value in os.environ.items() if not foreign.match(name)}
-        address = f"http://127.0.0.1:{self._server.server_port}"
         given = account or {"KAGGLE_USERNAME": USER, "KAGGLE_KEY": KEY}
-        return kept | {"HOME": str(home), "KAGGLE_API_ENVIRONMENT": "LOCALHOST", "http_proxy": address} | given
+        return kept | {"HOME": str(home), "KAGGLE_API_ENVIRONMENT": "LOCALHOST", "http_proxy": self.url} | given
 
     # ── what it answers ────────────────────────────────────────────────────────────────────────────────────────────
 
-    def answer(self, name: str, asked: dict[str, Any]) -> _Answer:
+    def answer(self, name: str, asked: dict[str, Any]) -> Answer:
         """Answer a request of somebody whose key is right."""
         if name == "SaveKernel":
             return self._save(asked)
         if name == "GetAcceleratorQuotaStatistics":
-            return _Answer(self._quota())
+            return json_answer(self._quota())
         if "Kernel" in name:
             ref = f"{asked['userName']}/{asked['kernelSlug']}"
             return self._about_kernel(name, ref, self.kernels.get(ref))
         ref = f"{asked['ownerSlug']}/{asked['datasetSlug']}"
         return self._about_dataset(name, ref, self.datasets.get(ref))
 
-    def _about_dataset(self, name: str, ref: str, dataset: Dataset | None) -> _Answer:
+    def _about_dataset(self, name: str, ref: str, dataset: Dataset | None) -> Answer:
         if dataset is None:
             return _refuse(403, "Permission 'datasets.get' was denied")
         if name == "GetDatasetMetadata":
             owner, _, slug = ref.partition("/")
-            return _Answer({"info": {"datasetSlug": slug, "ownerUser": owner, "isPrivate": dataset.is_private}})
+            return json_answer({"info": {"datasetSlug": slug, "ownerUser": owner, "isPrivate": dataset.is_private}})
         if name == "ListDatasetFiles":
-            return _Answer({"datasetFiles": [{"name": file, "totalBytes": 900} for file in dataset.files]})
+            return json_answer({"datasetFiles": [{"name": file, "totalBytes": 900} for file in dataset.files]})
         return _refuse(404, "this emulator knows nothing of it")
 
-    def _save(self, asked: dict[str, Any]) -> _Answer:
+    def _save(self, asked: dict[str, Any]) -> Answer:
         if self.push_error:
-            return _Answer({"error": self.push_error})
+            return json_answer({"error": self.push_error})
         owner, _, slug = asked["slug"].partition("/")
         slug = self.slug or slug
         before = self.kernels.get(f"{owner}/{slug}")
@@ -181,7 +149,7 @@ class KaggleEmulator:
         self.kernels[f"{owner}/{slug}"] = Kernel(asked["isPrivate"], version, self.next_run)
         self.pushes.append(asked)
         lost = [source for source in asked["datasetDataSources"] if source in self.unusable]
-        return _Answer(
+        return json_answer(
             {
                 "ref": f"/code/{owner}/{slug}",
                 "url": f"https://www.kaggle.com/code/{owner}/{slug}",
@@ -190,13 +158,13 @@ class KaggleEmulator:
             }
         )
 
-    def _about_kernel(self, name: str, ref: str, kernel: Kernel | None) -> _Answer:
+    def _about_kernel(self, name: str, ref: str, kernel: Kernel | None) -> Answer:
         if kernel is None:  # as of one that is another's
             return _refuse(403, "Permission 'kernels.get' was denied")
         if name == "GetKernel":
             slug = ref.partition("/")[2]
             about = {"slug": slug, "language": "python", "kernelType": "notebook"}
-            return _Answer(
+            return json_answer(
                 {
                     "metadata": {**about, "ref": ref, "title": slug, "isPrivate": kernel.is_private},
                     "blob": {**about, "source": "{}"},
@@ -207,9 +175,9 @@ class KaggleEmulator:
                 kernel.at = min(kernel.at + 1, len(kernel.run) - 1)
                 self.changed.notify_all()
             said = {"failureMessage": kernel.act.reason} if kernel.act.reason else {}
-            return _Answer({"status": kernel.act.state, **said})
+            return json_answer({"status": kernel.act.state, **said})
         if name == "ListKernelSessionOutput":
-            return _Answer({"files": [], "log": json.dumps(kernel.events()) if self.keeps_log else ""})
+            return json_answer({"files": [], "log": json.dumps(kernel.events()) if self.keeps_log else ""})
         return _refuse(404, "this emulator knows nothing of it")
 
     def _quota(self) -> dict[str, Any]:
@@ -223,36 +191,31 @@ class KaggleEmulator:
         }
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(LoopbackHandler):
     """One connection of a client."""
 
     service: KaggleEmulator
-    protocol_version = "HTTP/1.1"
-    timeout = 60
-
-    def log_message(self, *_: object) -> None:
-        """Stay quiet: `requests` is the log."""
 
     def _handle(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self.read_body()
         path = urlsplit(self.path).path  # a proxy is given the whole address
         stream = re.fullmatch(r"/api/v1/kernels/logs/stream/([^/]+/[^/]+)", path)
         name = "LogStream" if stream else path.rpartition("/")[2]
         self.service.requests.append(name)
-        fault = self.service.take_fault(name)
+        fault = self.service._take_fault(name)
         if fault == 0:
             self.close_connection = True
         elif fault:
-            self._send(_refuse(fault, "the service has trouble"))
+            self.send(_refuse(fault, "the service has trouble"))
         elif name == "IntrospectToken":
             known = json.loads(body).get("token") == TOKEN
-            self._send(_Answer({"active": True, "username": USER} if known else {"active": False}))
+            self.send(json_answer({"active": True, "username": USER} if known else {"active": False}))
         elif not self._may_ask():
-            self._send(_refuse(401, "Unauthenticated"))
+            self.send(_refuse(401, "Unauthenticated"))
         elif stream:
             self._stream(self.service.kernels.get(stream[1]))
         else:
-            self._send(self.service.answer(name, json.loads(body)))
+            self.send(self.service.answer(name, json.loads(body)))
 
     do_GET = do_POST = _handle  # noqa: N815  the names that http.server looks for
 
@@ -260,25 +223,18 @@ class _Handler(BaseHTTPRequestHandler):
         basic = base64.b64encode(f"{USER}:{KEY}".encode()).decode()
         return self.headers.get("Authorization") in {f"Basic {basic}", f"Bearer {TOKEN}"}
 
-    def _send(self, answer: _Answer) -> None:
-        body = json.dumps(answer.content).encode()
-        self.send_response(answer.status)
-        self.send_header("Content-Type", answer.kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
     def _stream(self, kernel: Kernel | None) -> None:
         """Send a log while it grows, or what was kept of one that is complete."""
         if kernel is None or kernel.act.state == "QUEUED":
-            self._send(_refuse(404, "no session has a log yet"))
+            self.send(_refuse(404, "no session has a log yet"))
         elif kernel.act.state in ENDS:
-            self._send(_Answer(kernel.events() if self.service.keeps_log else []))
+            self.send(json_answer(kernel.events() if self.service.keeps_log else []))
         else:
             self.send_response(200)
             self.send_header("Content-Type", "text/event-stream")
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
+            self.wfile.flush()  # the log may have no event yet
             self._send_events(kernel)
             self.close_connection = True
 

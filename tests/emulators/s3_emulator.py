@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import socket
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.request import Request, urlopen
+
+from loopback import Emulator
 
 KEYS = {"AWS_ACCESS_KEY_ID": "AKIACANARYKEY", "AWS_SECRET_ACCESS_KEY": "canary/secret+access/key"}
 SECRETS = (KEYS["AWS_SECRET_ACCESS_KEY"],)
@@ -38,21 +38,16 @@ REFUSALS = {
 }
 
 
-@dataclass
-class _Fault:
-    match: str
-    kind: Kind
-    times: int
+class S3Emulator(Emulator[Kind]):
+    """A server with buckets. A context manager: it serves while entered."""
 
-
-class S3Emulator:
-    """A server with buckets. A context manager: it serves while it is entered."""
+    requests: list[str]
+    """Method, path and query of every request."""
 
     def __init__(self) -> None:
         from moto.server import ThreadedMotoServer
 
-        self.requests: list[str] = []
-        self._faults: list[_Fault] = []
+        super().__init__()
         self._client: Any = None
         self._server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
         logging.getLogger("werkzeug").setLevel(logging.CRITICAL)  # `requests` is the log
@@ -69,18 +64,6 @@ class S3Emulator:
 
     def __exit__(self, *_: object) -> None:
         self._server.stop()
-
-    def count(self, match: str) -> int:
-        """Give the number of requests so far in which the pattern occurs."""
-        return sum(bool(re.search(match, line)) for line in list(self.requests))
-
-    def add_fault(self, match: str, kind: Kind, times: int = 1) -> None:
-        """Let the next `times` requests in which the pattern occurs go wrong."""
-        self._faults.append(_Fault(match, kind, times))
-
-    def clear_faults(self) -> None:
-        """Let everything work again."""
-        self._faults.clear()
 
     def client(self) -> Any:
         """Give a client of the store that has nothing to do with DVC."""
@@ -120,13 +103,6 @@ class S3Emulator:
             f"    endpointurl = {self.url}\n",
             encoding="utf-8",
         )
-
-    def _take_fault(self, line: str) -> Kind | None:
-        for fault in self._faults:
-            if fault.times and re.search(fault.match, line):
-                fault.times -= 1
-                return fault.kind
-        return None
 
     def _serve(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         line = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}?{environ.get('QUERY_STRING', '')}"

@@ -13,9 +13,8 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Never
 from urllib.error import HTTPError
 from urllib.parse import parse_qs, urlsplit
 from urllib.request import Request, urlopen
@@ -26,6 +25,7 @@ import wandb
 import wandb_emulator
 from conftest import ROOT, run_git
 from drive_emulator import CANARIES, DriveEmulator, client_pointed_at, name_remote
+from loopback import Answer, LoopbackHandler, LoopbackServer
 from wandb_emulator import WandbEmulator
 
 import lib.remotes.credentials
@@ -215,10 +215,9 @@ def test_a_service_accounts_key_that_is_refused_is_not_shown(drive: DriveEmulato
 
 
 @dataclass
-class Hub:
-    """A GitHub Enterprise's API on loopback, with one repository; or, with `is_github` off, some other host."""
+class Hub(LoopbackServer[Never]):
+    """The API of a GitHub Enterprise server with one repository; without `is_github`, of another kind of host."""
 
-    url: str = ""
     is_github: bool = True
     status: int = 200
     headers: dict[str, str] = field(default_factory=lambda: {"X-OAuth-Scopes": "repo, workflow"})
@@ -228,27 +227,17 @@ class Hub:
     asked: list[str] = field(default_factory=list)
     tokens: list[str | None] = field(default_factory=list)
 
-    def __enter__(self) -> Self:
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_HubHandler,), {"hub": self}))
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+    def __post_init__(self) -> None:
+        super().__init__(_HubHandler)
 
 
-class _HubHandler(BaseHTTPRequestHandler):
-    hub: Hub
+class _HubHandler(LoopbackHandler):
+    service: Hub
+    protocol_version = "HTTP/1.0"
 
-    def log_message(self, *_: object) -> None:
-        """Stay quiet."""
-
-    def do_GET(self) -> None:
-        """Answer what the real one would."""
-        hub = self.hub
+    def do_GET(self) -> None:  # noqa: N802  the name that http.server looks for
+        """Answer as GitHub does."""
+        hub = self.service
         hub.asked.append(self.path)
         hub.tokens.append(self.headers.get("Authorization"))
         time.sleep(hub.latency)
@@ -262,12 +251,8 @@ class _HubHandler(BaseHTTPRequestHandler):
             status, content = 200, {"private": hub.is_private, "permissions": {"push": hub.may_push}}
         elif self.path == "/api/v3/user":
             status, content = 200, {"login": "a-user"}
-        with contextlib.suppress(OSError):
-            self.send_response(status if hub.is_github else 404)
-            for name, value in (hub.headers | {"X-GitHub-Request-Id": "1:2"} if hub.is_github else {}).items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(json.dumps(content).encode())
+        headers = hub.headers | {"X-GitHub-Request-Id": "1:2"} if hub.is_github else {}
+        self.send(Answer(status if hub.is_github else 404, json.dumps(content).encode(), headers))
 
 
 @pytest.fixture
