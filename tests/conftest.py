@@ -6,6 +6,7 @@ user's Git configuration, accounts or caches, and nothing leaves the machine.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -52,6 +53,17 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def processes_with(variable: bytes) -> list[int]:
+    """Return the numbers of the processes whose environment holds `NAME=value`."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            with contextlib.suppress(OSError):  # it has ended, or is another user's
+                if variable in (folder / "environ").read_bytes().split(b"\0"):
+                    found.append(int(folder.name))
+    return found
 
 
 def copy_project(target: Path) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run_git
+from conftest import ROOT, processes_with, run_git
 
 EPOCHS = 4
 ARTIFACTS = "artifacts/detection/exp000_sandbox"
@@ -78,7 +78,7 @@ class Machine:
         session.kill()
         session.wait()
         mark = f"{MARK}={self.sandbox}".encode()
-        while left := [number for number in _processes() if mark in _environment(number)]:
+        while left := processes_with(mark):
             for number in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(number, signal.SIGKILL)
@@ -111,17 +111,6 @@ class Machine:
         if not clone.exists():
             run_git("clone", "--quiet", self.origin, clone, cwd=self.sandbox)
         return subprocess.run([sys.executable, "-m", "lib", *words], cwd=clone, capture_output=True, text=True)
-
-
-def _processes() -> list[int]:
-    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
-
-
-def _environment(pid: int) -> list[bytes]:
-    try:
-        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:  # ended meanwhile, or another user's
-        return []
 
 
 def rows(session: Path) -> list[int]:

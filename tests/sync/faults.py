@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import pytest
-from conftest import ROOT, RUN, WEIGHTS, Stores
+from conftest import ROOT, RUN, WEIGHTS, Stores, processes_with
 
 from lib import process as commands
 from lib.process import CommandFailed, Completed
@@ -534,23 +534,12 @@ def end(pid: int, report: Path) -> int:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
     mark = f"{MARK}={report}".encode()
-    while left := [number for number in _processes() if mark in _environment(number)]:
+    while left := processes_with(mark):
         for number in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(number, signal.SIGKILL)
         time.sleep(0.005)
     return os.waitstatus_to_exitcode(status)
-
-
-def _processes() -> list[int]:
-    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
-
-
-def _environment(pid: int) -> list[bytes]:
-    try:
-        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:  # ended meanwhile, or another user's
-        return []
 
 
 class Guest:
