@@ -51,6 +51,7 @@ from faults import (
     Kind,
     Scenario,
     Shelf,
+    content_of,
     end,
     md5_of,
     object_name,
@@ -91,8 +92,10 @@ class Untrue(AssertionError):
 class Sweeps:
     """What the sweeps of one session try, and what they have found."""
 
-    turn: int | None = None
-    """Which third of the calls is broken; all are without one."""
+    stride: int = 1
+    """How far the next call that is broken lies from the last."""
+    turn: int = 0
+    """Which call of each stride is broken."""
     retry_all: bool = False
     """Whether a world is retried that equals one which has been."""
     counts: Counter[str] = field(default_factory=Counter)
@@ -103,21 +106,16 @@ class Sweeps:
     @classmethod
     def of(cls, config: pytest.Config) -> Self:
         """Return what the command line asks for; pytest adds up the counts of its processes."""
-        turn = None if config.getoption("full") else _number_of_this_commit() % STRIDE
-        return cls(turn, config.getoption("retry_all"), config.stash[SWEEPS])
+        stride = 1 if config.getoption("full") else STRIDE
+        return cls(stride, _number_of_this_commit() % stride, config.getoption("retry_all"), config.stash[SWEEPS])
 
     def first_call(self, where: str) -> int:
         """Return the number of the first call that a sweep breaks; sweeps that resemble each other differ in it."""
-        return 1 if self.turn is None else 1 + (self.turn + zlib.crc32(where.encode())) % STRIDE
-
-    @property
-    def stride(self) -> int:
-        """Return how far the next call that is broken lies from the last."""
-        return 1 if self.turn is None else STRIDE
+        return 1 + (self.turn + zlib.crc32(where.encode())) % self.stride
 
     def line(self) -> str:
         """Return the sum of all."""
-        rotating = "" if self.turn is None else f", rotating: turn {self.turn + 1} of {STRIDE}"
+        rotating = f", rotating: turn {self.turn + 1} of {self.stride}" if self.stride > 1 else ""
         tried = f"of {self.counts['calls']}{rotating}; {self.counts['retries']} different worlds were retried"
         return f"{self.counts['points']} fault points, {self.counts['half-states']} half-states ({tried})"
 
@@ -337,8 +335,8 @@ class World:
         tables = (sorted(lease_module.ALIVE), sorted(ref for _, ref in vault_module._SEEN if ref in seen))
         held = [(ref, self._held(commit)) for ref, commit in seen.items() if ref.startswith("refs/runs/")]
         files = [
-            (_without_lots(path), _content(content, path), mode)
-            for path, mode, content in (*walk(self.stores.origin), *walk(self.stores.clone))
+            (_without_lots(path), _content(content_of(file), path), file.lstat().st_mode)
+            for path, file in (*walk(self.stores.origin), *walk(self.stores.clone))
             if not NAMED_BY_CONTENT.search(path)
         ]
         everything = (tables, held, sorted(files), self.shelf.everything())
@@ -409,7 +407,7 @@ def _load_everything(stores: Stores, shelf: Shelf) -> None:
 
 
 def in_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Give a folder in memory, where the machine has one: each fault gets remotes and clones of its own."""
+    """Yield a folder in memory, where the machine has one: each fault gets remotes and clones of its own."""
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
         monkeypatch.setenv("DVC_SITE_CACHE_DIR", f"{folder}/dvc")

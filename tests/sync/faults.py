@@ -144,20 +144,22 @@ class FolderShelf:
 
     def everything(self) -> object:
         """Walk the folder, empty folders too."""
-        return sorted(walk(self._folder))
+        return sorted((path, file.lstat().st_mode, content_of(file)) for path, file in walk(self._folder))
 
     def requests(self, _decide: Decide, /) -> contextlib.AbstractContextManager[None]:
         """There are none."""
         return contextlib.nullcontext()
 
 
-def walk(folder: Path) -> Iterator[tuple[str, int, bytes]]:
-    """Yield what is in a folder, folders too: the path with the folder's name, the mode, and a file's bytes."""
-    for place, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            path = Path(place, name)
-            content = path.read_bytes() if name in files else b""
-            yield path.relative_to(folder.parent).as_posix(), path.lstat().st_mode, content
+def walk(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield every file and folder below a folder, with its path from the folder's parent."""
+    for file in folder.rglob("*"):
+        yield file.relative_to(folder.parent).as_posix(), file
+
+
+def content_of(file: Path) -> bytes:
+    """Return the bytes of a file; a folder has none."""
+    return file.read_bytes() if file.is_file() else b""
 
 
 # ── the doors ─────────────────────────────────────────────────────────────────────────────────────────────────────────

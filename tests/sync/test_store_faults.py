@@ -119,7 +119,7 @@ each opening of S3 costs a fifth of a second."""
 
 
 def each(found: Iterable[Row]) -> pytest.MarkDecorator:
-    """Give every store, scenario and kind of fault to a test; what takes long is marked slow."""
+    """Parametrize a test with stores, scenarios and kinds of fault; what takes long is marked slow."""
     return pytest.mark.parametrize(
         ("place", "scenario", "kind"),
         [

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from conftest import Stores
-from fault_sweeps import Sweeps, assert_nothing_is_found, gather, in_memory, sweep
+from conftest import WEIGHTS, Stores
+from fault_sweeps import Sweeps, World, assert_nothing_is_found, gather, in_memory, prepare, sweep
 from faults import (
     ALONE,
     BESIDE,
@@ -34,6 +34,7 @@ from faults import (
     VERY_LATE,
     WANTED,
     Call,
+    FolderShelf,
     Kind,
     Scenario,
     is_push,
@@ -164,6 +165,30 @@ def test_a_fault_that_kills_the_process_at_any_call_ends_in_all_or_nothing(
 ) -> None:
     """Kill -9 right before each call, right after it, in the middle of a write; all that it had started goes too."""
     assert_nothing_is_found(stores, scenario, kind, sweeps)
+
+
+def test_worlds_that_a_retry_could_tell_apart_have_different_digests(stores: Stores) -> None:
+    """A lock, half an upload, a changed file count; another loose object, time and drawn names do not."""
+    shelf = FolderShelf(stores)
+    prepare(stores, ALONE, shelf)
+    seen = {World(stores, ALONE, shelf).digest()}
+    for path in (
+        "origin.git/refs/intents/x.lock", "clone/.git/index.lock", "clone/.git/objects/ab/tmp_obj_x", "storage/.x.tmp",
+        "clone/.git/kaggle-sync/before-x.json", "clone/left.dvc",
+    ):  # fmt: skip
+        world = World(stores, ALONE, shelf)
+        file = stores.folder / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("left behind")
+        digest = world.digest()
+        assert digest not in seen, path
+        seen.add(digest)
+    world, same = World(stores, ALONE, shelf), World(stores, ALONE, shelf).digest()
+    loose = stores.clone / ".git/objects/ab" / ("0" * 38)
+    loose.parent.mkdir(exist_ok=True)
+    loose.write_text("one more")
+    (stores.clone / WEIGHTS[0]).touch()
+    assert world.digest() == same
 
 
 # ── with one rule switched off ────────────────────────────────────────────────────────────────────────────────────────
