@@ -153,15 +153,14 @@ class GitHost(LoopbackServer[Kind]):
         """Seconds before each answer."""
         self.silence = 3600.0
         """Seconds that a fault says nothing for."""
-        self._closing = threading.Event()
         self._backends: set[subprocess.Popen[bytes]] = set()
 
     def __exit__(self, *_: object) -> None:
         self._closing.set()  # requests that wait are cut; what a "silent" one asks for is never done
-        super().__exit__()
         with self._lock:
             for backend in self._backends:
                 backend.kill()
+        super().__exit__()
 
     # ── what a test sees and does ──────────────────────────────────────────────────────────────────────────────────
 

@@ -240,7 +240,7 @@ class _Handler(LoopbackHandler):
 
     def _send_events(self, kernel: Kernel) -> None:
         sent = 0
-        while True:
+        while not self.service._closing.is_set():
             with self.service.changed:
                 events, is_over = kernel.events(), kernel.act.state in ENDS
                 if sent == len(events) and not is_over:

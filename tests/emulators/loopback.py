@@ -1,8 +1,8 @@
 """The base of the emulated services: an HTTP server on loopback, a log of its requests, and faults on demand.
 
-Guarantees: the port is bound when the server is created, requests are answered while it is entered, and afterwards new
-connections are refused. The server prints nothing when a client hangs up; it prints the traceback of any other error.
-Cannot: serve HTTPS, or wait for requests in flight when it stops.
+Guarantees: the port is bound when the server is created, requests are answered while it is entered; afterwards new
+connections are refused, open ones are closed, and no thread of the server is left. The server prints nothing when a
+client hangs up; it prints the traceback of any other error. Cannot: serve HTTPS.
 """
 
 from __future__ import annotations
@@ -68,25 +68,53 @@ class Emulator(Generic[Kind]):
 
 
 class LoopbackServer(Emulator[Kind]):
-    """An emulator that serves HTTP with a handler class, from a thread. A context manager: it serves while entered."""
+    """An emulator that serves HTTP with a handler class, from a thread. A context manager: it serves while entered.
+
+    A handler that waits must end when `_closing` is set.
+    """
 
     def __init__(self, handler: type[LoopbackHandler]) -> None:
         super().__init__()
+        self._closing = threading.Event()
         self._server = _Server(("127.0.0.1", 0), type("Handler", (handler,), {"service": self}))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> Self:
-        name = type(self).__name__
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), name=name, daemon=True).start()
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), name=type(self).__name__)
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._closing.set()
         self._server.shutdown()
+        self._thread.join()
         self._server.server_close()
 
 
 class _Server(ThreadingHTTPServer):
     request_queue_size = 64
+    daemon_threads = False  # `server_close` waits for the threads: a later test may fork, which threads do not survive
+
+    def __init__(self, *given: Any) -> None:
+        self._open: set[socket.socket] = set()
+        super().__init__(*given)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer a connection's requests in a thread of its own."""
+        self._open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection."""
+        self._open.discard(request)
+        super().shutdown_request(request)
+
+    def server_close(self) -> None:
+        """Close the port and all connections, which clients keep alive between requests, and end their threads."""
+        for connection in list(self._open):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        super().server_close()
 
     def handle_error(self, *given: Any) -> None:
         """Print the error, unless the client has hung up: some tests kill their client."""
