@@ -16,8 +16,10 @@ from typing import Any
 
 from lib.errors import BranchError
 from lib.experiment.load import flat
+from lib.files import replacing
 from lib.results.published import UNREADABLE, PublishedRun, list_runs, measured, read_published, series_of
 from lib.sync import Refs
+from lib.tables import as_text, make_table
 
 MOST = 5  # runs of an experiment that are compared if no branch is named
 FILES = ("train/metrics.json", "train/results.csv")
@@ -117,17 +119,8 @@ def show_sides(sides: Sequence[RunSummary]) -> str:
 
 
 def _table(title: str, rows: Mapping[str, Sequence[str]]) -> str:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     numbers = range(1, len(next(iter(rows.values()))) + 1)
-    table = Table(title, *map(str, numbers))
-    for key, cells in rows.items():
-        table.add_row(key, *map(escape, cells))
-    text = StringIO()
-    Console(file=text, width=200, force_terminal=False).print(table)
-    return text.getvalue().rstrip()
+    return as_text(make_table((title, *map(str, numbers)), [(key, *cells) for key, cells in rows.items()]))
 
 
 def _figure(value: float | None) -> str:
@@ -161,10 +154,8 @@ def draw_curves(sides: Sequence[RunSummary], picture: Path) -> None:
     labels = [f"{number}  {side.branch}" for number, side in enumerate(sides, 1)]
     if names:
         figure.legend(lines, labels, loc="outside upper left", fontsize=8)
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    part = picture.with_name(f".{picture.name}.part")
-    figure.savefig(part, format="png", dpi=100)
-    part.replace(picture)
+    with replacing(picture) as part:
+        figure.savefig(part, format="png", dpi=100)
 
 
 def _panels(sides: Sequence[RunSummary]) -> Iterator[str]:

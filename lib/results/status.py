@@ -6,13 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from lib.remotes.credentials import Credentials
 from lib.results.published import HEADS, RUNS, UNREADABLE, find_own, measured
 from lib.sync import RUN_PLACES, Refs, read_run
+from lib.tables import as_text, make_table
 
 SHOWN = ("mAP50", "mean_px")
 """The figures of the test split that get a column, for every head of a run's network."""
@@ -97,22 +97,17 @@ def _checkpoint(ref: str, texts: Mapping[str, str]) -> Entry:
 
 def show_status(entries: Sequence[Entry], now: datetime | None = None) -> str:
     """Return the entries as a table for the user."""
-    from rich.console import Console
-    from rich.table import Table
-
     if not entries:
         return "No run has been published, and none is under way."
     now = now or datetime.now(UTC)
     found = {key: key.split("/") for entry in entries for key in entry.metrics}
     columns = {key: f"{part} {name}" for key, (split, part, name) in found.items() if split == "test" and name in SHOWN}
-    table = Table("Experiment", "State", "Epochs", "Age", *columns.values(), "Ref")
+    rows = []
     for entry in entries:
         measured = [f"{entry.metrics[key]:.3f}" if key in entry.metrics else "" for key in columns]
         age = _age((now - entry.when).total_seconds()) if entry.when else ""
-        table.add_row(entry.experiment, entry.state, entry.epochs, age, *measured, entry.ref.removeprefix(HEADS))
-    text = StringIO()
-    Console(file=text, width=200, force_terminal=False).print(table)
-    return text.getvalue().rstrip()
+        rows.append((entry.experiment, entry.state, entry.epochs, age, *measured, entry.ref.removeprefix(HEADS)))
+    return as_text(make_table(("Experiment", "State", "Epochs", "Age", *columns.values(), "Ref"), rows))
 
 
 def _age(seconds: float) -> str:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Any
-
 from lib.experiment.schema import Experiment
 from lib.progress import duration
 from lib.results.evaluate import Evaluated
@@ -19,6 +16,7 @@ from lib.results.report import (
     list_missing,
     metric_rows,
 )
+from lib.tables import as_text, make_table
 from lib.train.export import Exported
 from lib.train.launch import Trained
 from lib.train.tracking import Tracking
@@ -31,8 +29,6 @@ def show_summary(
     tracking: Tracking, steps: Steps, end: float,
 ) -> None:  # fmt: skip
     """Print the summary of a published run: its state, metrics, step times, branch and files."""
-    from rich.table import Table
-
     folder = facts.root / experiment.artifacts
     how = {"finished": "trained and ", "interrupted": "interrupted, and ", "failed": "failed, and what there is of it "}
     print(f"{experiment.about.title} ({experiment.name}) is {how[trained.state]}published.\n")
@@ -41,11 +37,9 @@ def show_summary(
     for what in list_missing(evaluated, exported):
         print(f"Warning: something is missing: {what}")
     show_metrics(evaluated)
-    times = Table("Step", "Time", title="Where the time went", title_justify="left")
-    for title, seconds in durations(steps, end).items():
-        times.add_row(title, duration(seconds))
-    times.add_row("Together", duration(end - steps[0][1]), style="bold")
-    _console().print(times)
+    times = {**durations(steps, end), "Together": end - steps[0][1]}
+    rows = [(title, duration(seconds)) for title, seconds in times.items()]
+    print(as_text(make_table(("Step", "Time"), rows, title="Where the time went")))
     lines = [
         f"Branch:    {facts.branch}",
         f"W&B:       {tracking.address}",
@@ -62,25 +56,14 @@ def show_summary(
 
 def show_metrics(evaluated: Evaluated) -> None:
     """Print the metrics as a table, and the corner errors on the test split."""
-    from rich.table import Table
-
-    table = Table("Split", "Head", "Images", *HEADERS.values(), title="Metrics of best.pt", title_justify="left")
-    for cells in metric_rows(evaluated.metrics):
-        table.add_row(*cells)
-    _console().print(table)
+    rows = metric_rows(evaluated.metrics)
+    print(as_text(make_table(("Split", "Head", "Images", *HEADERS.values()), rows, title="Metrics of best.pt")))
     corners = evaluated.metrics.get("test", {}).get("corners")
     if corners:
         pixels = [(name, corners.get(f"{key}_px")) for name, key in (("mean", "mean"), ("median", "median"))]
         pixels += [("95 of 100 within", corners.get("p95_px"))]
         off = ", ".join(f"{name} {value:.1f} px" for name, value in pixels if value is not None)
         print(f"Corners on test: {corners['found']} of {corners['objects']} objects found{off and '; off by: '}{off}")
-
-
-def _console() -> Any:  # noqa: ANN401  rich is imported lazily
-    from rich.console import Console
-
-    # a fixed width, because a notebook has none of its own; no colours, because a Kaggle log shows none
-    return Console(file=sys.stdout, width=110, force_terminal=False, force_jupyter=False, highlight=False)
 
 
 def show_pictures(facts: RunFacts, experiment: Experiment) -> None:

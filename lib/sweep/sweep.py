@@ -12,9 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from io import StringIO
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
+
+from rich.live import Live
+from rich.table import Table
 
 from lib.experiment.matrix import title_of
 from lib.experiment.schema import Experiment
@@ -22,6 +24,7 @@ from lib.progress import duration
 from lib.results.published import HEADS, UNREADABLE, find_own
 from lib.sweep.worker import Job, Progress
 from lib.sync import Refs
+from lib.tables import as_text, make_table
 
 LOOK = 1.0  # seconds between two polls of the engine
 EVERY = 30.0  # seconds between two log lines about the same step of a run
@@ -101,8 +104,6 @@ class Scoreboard:
     """
 
     def __init__(self, log: Path, before: Mapping[str, str], *, watched: bool) -> None:
-        from rich.live import Live
-
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log.open("a", encoding="utf-8", buffering=1)
         self.progress = {name: Progress("published", branch=branch) for name, branch in before.items()}
@@ -159,14 +160,10 @@ def describe(progress: Progress) -> str:
 COLUMNS = ("Experiment", "Node", "State", "Epoch", "Left", "Best mAP50-95")
 
 
-def table(progress: Mapping[str, Progress]) -> Any:  # noqa: ANN401  rich.table.Table
+def table(progress: Mapping[str, Progress]) -> Table:
     """Return the progress of all runs as a table."""
-    from rich.table import Column, Table
-
-    # the names of a matrix differ at their ends: wrap them in a narrow terminal, because truncated names look alike
-    made = Table(Column(COLUMNS[0], overflow="fold"), *COLUMNS[1:])
-    for name, each in progress.items():
-        made.add_row(
+    rows = [
+        (
             name,
             each.node,
             each.step if each.state == "running" and each.step else each.state,
@@ -174,17 +171,15 @@ def table(progress: Mapping[str, Progress]) -> Any:  # noqa: ANN401  rich.table.
             duration(each.seconds_left) if each.seconds_left else "",
             "" if each.best is None else f"{each.best:.3f}",
         )
-    return made
+        for name, each in progress.items()
+    ]
+    return make_table(COLUMNS, rows)
 
 
 def show_end(progress: Mapping[str, Progress]) -> str:
     """Return the table of results, followed by the full note of each run that failed, was stopped or ended early."""
-    from rich.console import Console
-
-    text = StringIO()
-    Console(file=text, width=160, force_terminal=False).print(table(progress))
     notes = (f"{name}: {each.state}: {each.note}" for name, each in progress.items() if each.note)
-    return "\n\n".join([text.getvalue().rstrip(), *notes])
+    return "\n\n".join([as_text(table(progress)), *notes])
 
 
 # ── the whole sweep ─────────────────────────────────────────────────────────────────────────────────────────────────
