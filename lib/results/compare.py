@@ -6,11 +6,9 @@ left empty, never guessed. Neither weights nor datasets are downloaded.
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from lib.files import replacing
 from lib.results.published import UNREADABLE, PublishedRun, list_runs, measured, read_published, series_of
 from lib.sync import Refs
 from lib.tables import as_text, make_table
+from lib.train.curves import Curves, read_curves
 
 MOST = 5  # runs of an experiment that are compared if no branch is named
 FILES = ("train/metrics.json", "train/results.csv")
@@ -37,7 +36,7 @@ class RunSummary:
     state: str
     metrics: Mapping[str, float]
     made_from: Mapping[str, Any]
-    curves: Mapping[str, list[float]]
+    curves: Curves
 
     def as_dict(self) -> dict[str, Any]:
         """Return the run as JSON-serializable values, without its curves."""
@@ -77,7 +76,7 @@ def _side(run: PublishedRun) -> RunSummary:
         facts = {key: value for key, value in metrics.items() if key in ("epochs", "best_epoch")}
         return RunSummary(
             run.branch, record.get("state", "finished"), {**facts, **dict(measured(metrics))},
-            {**dict(flat(experiment)), **dict(flat(made))}, _curves(run.texts.get(FILES[1], "")),
+            {**dict(flat(experiment)), **dict(flat(made))}, read_curves(run.texts.get(FILES[1], "")),
         )  # fmt: skip
     except UNREADABLE as error:
         raise BranchError(
@@ -86,11 +85,6 @@ def _side(run: PublishedRun) -> RunSummary:
             state="nothing was compared.",
             remedy="leave that branch out.",
         ) from None
-
-
-def _curves(text: str) -> dict[str, list[float]]:
-    rows = [{key.strip(): value for key, value in row.items()} for row in csv.DictReader(StringIO(text))]
-    return {key: [float(row[key]) for row in rows] for key in (rows[0] if rows else ())}
 
 
 def differences(sides: Sequence[RunSummary]) -> dict[str, list[Any]]:

@@ -18,7 +18,6 @@ and the file gives the reason. The weights are only read.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -36,6 +35,7 @@ from lib.experiment.schema import Experiment
 from lib.progress import Bar
 from lib.results.matching import compare, corner_errors, file_name
 from lib.results.sheets import draw_predictions, draw_worst
+from lib.train.curves import best_epoch, read_curves
 from lib.train.launch import Trained
 
 HEADS = {"box": "B", "mask": "M", "pose": "P"}
@@ -263,15 +263,10 @@ def _heads(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def _epochs(results: Path) -> dict[str, int]:
-    """Return the number of epochs and the best epoch, selected as by the trainer.
-
-    The best epoch has the highest mAP50-95, summed over all heads; of equal epochs, it is the later one.
-    """
-    with results.open(encoding="utf-8", newline="") as file:
-        rows = [{key.strip(): value for key, value in row.items()} for row in csv.DictReader(file)]
-    scores = [sum(float(value) for key, value in row.items() if key.startswith("metrics/mAP50-95(")) for row in rows]
-    best = max(range(len(rows)), key=lambda index: (scores[index], index))
-    return {"best_epoch": int(rows[best]["epoch"]), "epochs": int(rows[-1]["epoch"])}
+    """Return the best epoch and the number of epochs."""
+    curves = read_curves(results.read_text(encoding="utf-8"))
+    best = best_epoch(curves)
+    return {"best_epoch": int(curves["epoch"][best]), "epochs": int(curves["epoch"][-1])}
 
 
 def to_png(folder: Path) -> None:
