@@ -57,7 +57,7 @@ def predict_command(
 
     with contextlib.redirect_stdout(sys.stderr):  # keep the progress of the fetch out of the printed predictions
         model = fetch_model(project.root, branch, project.credentials)
-    folder = output or project.root / "build" / "predictions" / model.record["branch"]
+    folder = output or project.root / "build" / "predictions" / model.record.branch
     problems = 0
     for predicted in predict(model, images, folder, confidence=confidence, device=device):
         print(predicted, flush=True)

@@ -15,7 +15,8 @@ from typing import Any
 from lib.errors import BranchError
 from lib.experiment.load import flat
 from lib.files import replacing
-from lib.results.published import UNREADABLE, PublishedRun, list_runs, measured, read_published, series_of
+from lib.results.published import PublishedRun, list_runs, read_published, series_of
+from lib.results.record import Metrics
 from lib.sync import Refs
 from lib.tables import as_text, make_table
 from lib.train.curves import Curves, read_curves
@@ -66,25 +67,21 @@ def _newest(refs: Refs) -> list[str]:
 
 
 def _side(run: PublishedRun) -> RunSummary:
-    record = run.record
     try:
-        metrics = json.loads(run.texts.get(FILES[0], "{}"))
-        machine = record.get("machine", {})
-        gpus = ", ".join(gpu["name"] for gpu in machine.get("gpus", ())) or "none"
-        made = {key: record[key] for key in MADE_FROM if key in record} | {"machine": {**machine, "gpus": gpus}}
-        experiment = {key: value for key, value in record["experiment"].items() if key != "description"}
-        facts = {key: value for key, value in metrics.items() if key in ("epochs", "best_epoch")}
-        return RunSummary(
-            run.branch, record.get("state", "finished"), {**facts, **dict(measured(metrics))},
-            {**dict(flat(experiment)), **dict(flat(made))}, read_curves(run.texts.get(FILES[1], "")),
-        )  # fmt: skip
-    except UNREADABLE as error:
+        metrics = Metrics.model_validate_json(run.texts.get(FILES[0], "{}"))
+        curves = read_curves(run.texts.get(FILES[1], ""))
+    except ValueError as error:
         raise BranchError(
-            f"{run.branch}: {run.folder}: run.json, metrics.json or results.csv cannot be read "
-            f"({type(error).__name__}: {error}).",
+            f"{run.branch}: {run.folder}: metrics.json or results.csv cannot be read ({error}).",
             state="nothing was compared.",
             remedy="leave that branch out.",
         ) from None
+    record = run.record.as_dict()
+    record["machine"]["gpus"] = ", ".join(gpu.name for gpu in run.record.machine.gpus) or "none"
+    experiment = {key: value for key, value in record["experiment"].items() if key != "description"}
+    made_from = experiment | {key: record[key] for key in MADE_FROM if key in record}
+    epochs = metrics.model_dump(include={"epochs", "best_epoch"}, exclude_none=True)
+    return RunSummary(run.branch, run.record.state, epochs | metrics.flat(), dict(flat(made_from)), curves)
 
 
 def differences(sides: Sequence[RunSummary]) -> dict[str, list[Any]]:

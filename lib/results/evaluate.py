@@ -3,7 +3,8 @@
 Guarantees: every figure was measured here, with `best.pt`; a figure that could not be measured is absent, never 0.0,
 and the file gives the reason. The weights are only read.
 
-`train/metrics.json` is a `Metrics`, below. `test/predictions.json` is a list with one entry per predicted object:
+`train/metrics.json` holds a `Metrics` (`lib/results/record.py`). `test/predictions.json` is a list with one entry per
+predicted object:
 
 | field | meaning |
 | --- | --- |
@@ -18,7 +19,6 @@ and the file gives the reason. The weights are only read.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import traceback
@@ -27,13 +27,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from lib.data.dataset import Dataset
 from lib.errors import EvaluationError
 from lib.experiment.schema import Experiment
 from lib.progress import Bar
 from lib.results.matching import compare, corner_errors, file_name
+from lib.results.record import SCHEMA, Head, Metrics
 from lib.results.sheets import draw_predictions, draw_worst
 from lib.train.curves import best_epoch, read_curves
 from lib.train.launch import Trained
@@ -43,82 +42,18 @@ HEADS = {"box": "B", "mask": "M", "pose": "P"}
 PICTURE_SIDE = 1280  # pixels; images are committed to Git, unlike weights
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
-
-class Head(_Section):
-    """Ultralytics' metrics of boxes, masks or poses, each between 0 and 1."""
-
-    precision: float
-    recall: float
-    map50: float = Field(alias="mAP50")
-    """Mean average precision at an IoU of 0.5 (of masks for masks; for poses, OKS in place of IoU)."""
-    map50_95: float = Field(alias="mAP50-95")
-    """The mean of the mean average precisions at 0.5 to 0.95 in steps of 0.05."""
-
-
-class Corners(_Section):
-    """The distances of predicted corners from their labels.
-
-    The mAP of poses is not enough: it is based on OKS, which is too lenient on four corners.
-    """
-
-    objects: int
-    """Labelled objects of the split."""
-    found: int
-    """Labelled objects with a prediction (score 0.25, IoU 0.5 or more); other objects count in no figure below."""
-    mean_px: float | None = None
-    """Mean distance over all labelled corners of found objects, in pixels of the original image."""
-    median_px: float | None = None
-    p95_px: float | None = None
-    """The 95th percentile of the distances."""
-    mean_relative: float | None = None
-    """Mean over objects of the mean corner distance, as a share of the mean of the object's left and right sides."""
-
-
-class Split(_Section):
-    """The figures measured on one split."""
-
-    images: int
-    box: Head | None = None
-    mask: Head | None = None
-    pose: Head | None = None
-    corners: Corners | None = None
-
-
-class Metrics(_Section):
-    """The content of `metrics.json`; figures that were not measured are absent."""
-
-    version: int = Field(default=2, alias="schema")
-    best_epoch: int | None = None
-    """The epoch that produced `best.pt`, from 1."""
-    epochs: int | None = None
-    """Number of trained epochs."""
-    validation: Split | None = None
-    """`best.pt` on the split by which it was selected."""
-    test: Split | None = None
-    missing: str | None = None
-    """Why a figure is absent."""
-
-
 @dataclass(frozen=True)
 class Evaluated:
     """The result of an evaluation: its folder (`test/`) and the content of `metrics.json`."""
 
     folder: Path
-    metrics: dict[str, Any]
+    metrics: Metrics
     missing: EvaluationError | None = None
     """Why something could not be measured; the error to raise after everything else is saved."""
 
     def flat(self) -> dict[str, float]:
         """Return the measured values by their full names, such as `test/box/mAP50`."""
-        return {
-            f"{split}/{part}/{name}": value
-            for split in ("validation", "test")
-            for part in (*HEADS, "corners")
-            for name, value in self.metrics.get(split, {}).get(part, {}).items()
-        }
+        return self.metrics.flat()
 
 
 def evaluate(experiment: Experiment, dataset: Dataset, trained: Trained, *, device: str) -> Evaluated:
@@ -133,11 +68,11 @@ def evaluate(experiment: Experiment, dataset: Dataset, trained: Trained, *, devi
     measured: dict[str, Any] = {}
     attempt = _Attempts(folder.parent, scratch, dataset.folder)
 
-    def write() -> dict[str, Any]:
-        metrics = Metrics.model_validate(measured | ({"missing": "; ".join(attempt.failed)} if attempt.failed else {}))
-        content = metrics.model_dump(mode="json", by_alias=True, exclude_none=True)
-        (trained.folder / "metrics.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        return content
+    def write() -> Metrics:
+        missing = {"missing": "; ".join(attempt.failed)} if attempt.failed else {}
+        metrics = Metrics.model_validate({"schema": SCHEMA, **measured, **missing})
+        metrics.write(trained.folder / "metrics.json")
+        return metrics
 
     def measure(split: str, key: str, target: Path, *, plots: bool = False) -> None:
         results = _validate(experiment, dataset, trained, split, target, device, plots=plots)
@@ -164,8 +99,8 @@ def evaluate(experiment: Experiment, dataset: Dataset, trained: Trained, *, devi
         attempt("drawing predictions", draw)
     attempt("drawing the training's pictures", lambda: to_png(trained.folder))
     attempt("drawing the test's pictures", lambda: to_png(folder))
-    content = write()
-    return Evaluated(folder, content, _missing(content["missing"], trained) if attempt.failed else None)
+    metrics = write()
+    return Evaluated(folder, metrics, _missing(metrics.missing, trained) if metrics.missing else None)
 
 
 class _Attempts:
@@ -254,11 +189,11 @@ def _validator(base: Any, dataset: Dataset) -> Any:  # noqa: ANN401  ultralytics
 def _heads(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """Return ultralytics' figures (`metrics/mAP50(B)`) by head and name; omit heads that were not measured."""
     names = [field.alias or name for name, field in Head.model_fields.items()]
-    found = {head: {name: results.get(f"metrics/{name}({letter})") for name in names} for head, letter in HEADS.items()}
+    found = {head: {name: f"metrics/{name}({letter})" for name in names} for head, letter in HEADS.items()}
     return {
-        head: {name: round(float(value), 5) for name, value in values.items() if value is not None}
-        for head, values in found.items()
-        if any(value is not None for value in values.values())
+        head: {name: round(float(results[key]), 5) for name, key in keys.items() if key in results}
+        for head, keys in found.items()
+        if results.keys() & keys.values()
     }
 
 

@@ -8,12 +8,12 @@ unchanged, and the dataset is not downloaded. An existing folder is verified and
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import ValidationError
 
 from lib.errors import BranchError, RemoteError
 from lib.progress import file_size
@@ -21,6 +21,7 @@ from lib.remotes.clone import clone_with
 from lib.remotes.credentials import Credentials
 from lib.remotes.pull import pull_objects
 from lib.results.published import PublishedRun, read_published
+from lib.results.record import RunRecord
 from lib.sync import Refs
 
 CHUNK = 2**20
@@ -31,8 +32,7 @@ class Model:
     """The published files of one run, in a local folder."""
 
     folder: Path
-    record: Mapping[str, Any]
-    """The content of its `run.json`."""
+    record: RunRecord
 
     @property
     def best(self) -> Path:
@@ -86,9 +86,9 @@ def _find_fetched(folder: Path, branch: str) -> Model | None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     try:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        wrong = "" if record["branch"] == branch else f"it holds {record['branch']}"
-    except (OSError, ValueError, KeyError, TypeError):
+        record = RunRecord.model_validate_json((folder / "run.json").read_bytes())
+        wrong = "" if record.branch == branch else f"it holds {record.branch}"
+    except (OSError, ValidationError):
         wrong = "it is no fetched model"
     wrong = wrong or "; ".join(_damages(folder))
     if wrong:

@@ -55,7 +55,7 @@ def predict(
     targets = _plan(pictures, output)
     if not model.best.is_file():
         raise PredictionError(
-            f"{model.record['branch']} was published without train/weights/best.pt.",
+            f"{model.record.branch} was published without train/weights/best.pt.",
             state="nothing was predicted.",
             remedy="choose another branch; `python -m lib status` shows them.",
         )
@@ -75,7 +75,7 @@ def predict(
             ) from None
         yolo: Any = YOLO(str(model.best))
         settings = {
-            "conf": confidence, "imgsz": model.record["experiment"]["training"]["image_size"], "device": chosen,
+            "conf": confidence, "imgsz": model.record.experiment["training"]["image_size"], "device": chosen,
             "verbose": False, "save": False,
         }  # fmt: skip
         for picture, target in targets.items():

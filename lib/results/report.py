@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 import platform
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from lib.data.dataset import Dataset
 from lib.experiment.schema import Experiment
+from lib.files import write_whole
 from lib.kaggle.host import Host
 from lib.progress import duration
-from lib.results.evaluate import HEADS, Evaluated
+from lib.results.evaluate import Evaluated
+from lib.results.record import SCHEMA, DatasetRecord, MachineRecord, Metrics, RunRecord, StartRecord
 from lib.sync import Publication, RunLock
 from lib.train.checkpoints import checkpoint_branch
 from lib.train.export import Exported
@@ -35,7 +37,9 @@ PICTURES = {
     "test/BoxPR_curve.png": "Box precision and recall on the test split",
 }
 """The images shown of a run: their paths below the artifacts' folder, and their captions."""
-HEADERS = {"precision": "Precision", "recall": "Recall", "mAP50": "mAP50", "mAP50-95": "mAP50-95"}
+METRICS_HEADERS = ("Split", "Head", "Images", "Precision", "Recall", "mAP50", "mAP50-95")
+"""The headers of a table whose rows are `Metrics.rows()`."""
+MODEL_CARD = Path(__file__).with_name("model_card.md")
 Steps = Sequence[tuple[str, float]]
 """Each step's title and its start in seconds since the epoch, in order."""
 
@@ -58,36 +62,36 @@ def write_report(
 ) -> dict[str, Any]:  # fmt: skip
     """Write `run.json` and `README.md` into the artifacts' folder; return the content of `run.json`."""
     folder = facts.root / experiment.artifacts
-    run = {
-        "schema": 2,
-        "state": trained.state,
-        "branch": facts.branch,
-        "repository": facts.repository,
-        "commit": facts.commit,
-        "experiment": experiment.model_dump(mode="json"),
-        "dataset": {"path": experiment.dataset, "md5": dataset.md5, "pictures": dataset.counts, "names": dataset.names},
-        "lock": _sha256(facts.root / "uv.lock"),
-        "versions": {"python": platform.python_version(), **_versions()},
-        "machine": {
-            "kaggle": host.on_kaggle,
-            "system": f"{platform.system()} {platform.machine()}",
-            "gpus": [asdict(gpu) for gpu in host.gpus],
-            "device": trained.device,
-        },
-        "batch_size": trained.batch_size,
-        "start": {"weights": start.weights.name if start.weights else None, "epoch": start.epoch},
-        "seed": experiment.seed,
-        "started": facts.started.isoformat(),
-        "seconds": {"training": round(trained.seconds, 1), **durations(steps)},
-        "exported": [file.relative_to(folder).as_posix() for file in exported.files],
-        "wandb": tracking.address,
-    }
-    told = {"reason": trained.reason, "missing": "; ".join(list_missing(evaluated, exported))}
-    run |= {key: text for key, text in told.items() if text}
-    (folder / "run.json").write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
-    card = _model_card(facts, experiment, host, dataset, start, trained, evaluated, exported, run)
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    return run
+    lacks = {"reason": trained.reason, "missing": "; ".join(list_missing(evaluated, exported))}
+    record = RunRecord(
+        version=SCHEMA,
+        state=trained.state,
+        branch=facts.branch,
+        repository=facts.repository,
+        commit=facts.commit,
+        experiment=experiment.model_dump(mode="json"),
+        dataset=DatasetRecord(
+            path=experiment.dataset, md5=dataset.md5, images=dataset.counts, names=dataset.names
+        ),
+        lock=_sha256(facts.root / "uv.lock"),
+        versions={"python": platform.python_version(), **_versions()},
+        machine=MachineRecord(
+            kaggle=host.on_kaggle, system=f"{platform.system()} {platform.machine()}", gpus=host.gpus,
+            device=trained.device,
+        ),
+        batch_size=trained.batch_size,
+        start=StartRecord(weights=start.weights.name if start.weights else None, epoch=start.epoch),
+        seed=experiment.seed,
+        started=facts.started,
+        seconds={"training": round(trained.seconds, 1), **durations(steps)},
+        exported=tuple(file.relative_to(folder).as_posix() for file in exported.files),
+        wandb=tracking.address,
+        **{key: text for key, text in lacks.items() if text},
+    )  # fmt: skip
+    record.write(folder / "run.json")
+    card = _model_card(experiment, host, dataset, start, trained, evaluated, exported, record)
+    write_whole(folder / "README.md", card)
+    return record.as_dict()
 
 
 def list_missing(evaluated: Evaluated, exported: Exported) -> list[str]:
@@ -102,66 +106,41 @@ def durations(steps: Steps, end: float | None = None) -> dict[str, float]:
 
 
 def _model_card(
-    facts: RunFacts, experiment: Experiment, host: Host, dataset: Dataset, start: StartingPoint, trained: Trained,
-    evaluated: Evaluated, exported: Exported, run: dict[str, Any],
+    experiment: Experiment, host: Host, dataset: Dataset, start: StartingPoint, trained: Trained, evaluated: Evaluated,
+    exported: Exported, record: RunRecord,
 ) -> str:  # fmt: skip
-    metrics = evaluated.metrics
-    hardware = host.describe().partition(": ")[2]
-    pictures = list_images(facts.root / experiment.artifacts)
-    shown = "\n\n".join(f"### {title}\n\n![{title}]({path})" for path, title in pictures)
-    title = f"{experiment.about.title}: {experiment.name}"
-    settings = experiment.training
-    optimizer = (
-        f"{settings.optimizer}, learning rate {settings.learning_rate}, batch {trained.batch_size}, "
-        f"{settings.image_size} px, seed {experiment.seed}"
-    )
+    metrics, settings = evaluated.metrics, experiment.training
     notes = [f"**The training {describe_end(trained)}.**"] if trained.state != "finished" else []
     notes += [f"**Something is missing: {what}**" for what in list_missing(evaluated, exported)]
-    best = f"; the best epoch is {metrics['best_epoch']}" if "best_epoch" in metrics else ""
-    return f"""# {title}
-
-{chr(10).join([experiment.description, *(f"{chr(10)}{note}" for note in notes)])}
-
-`{experiment.model.architecture}`, trained for {metrics.get("epochs", "?")} of {settings.epochs} epochs on {hardware}
-in {duration(trained.seconds)}{best}.
-
-## Metrics
-
-{metrics_table(metrics)}
-
-Measured with `train/weights/best.pt`. `test/predictions.json` holds every prediction on the test split.
-
-## Pictures
-
-{shown}
-
-## Get the model
-
-```bash
-{chr(10).join(commands_to_get(facts.branch))}
-```
-
-The weights are then at `{experiment.artifacts}/train/weights/best.pt`{_beside(exported)}. Without a checkout:
-`uv run python -m lib fetch {facts.branch}` brings all of it into `build/models/`.
-
-## How it was made
-
-| | |
-| --- | --- |
-| Code | commit `{facts.commit}` of {facts.repository} |
-| Dataset | `{experiment.dataset}`, {dataset.describe()} |
-| Start | {_start(experiment, start)} |
-| Optimizer | {optimizer} |
-| Libraries | {", ".join(f"{name} {version}" for name, version in run["versions"].items())} |
-| Started | {facts.started:%Y-%m-%d %H:%M:%S} UTC |
-| W&B | {run["wandb"]} |
-
-`run.json` holds all of it for a machine to read. The weights were trained with Ultralytics YOLO, under AGPL-3.0.
-"""
-
-
-def _beside(exported: Exported) -> str:
-    return f", beside them {', '.join(f'`{file.name}`' for file in exported.files)}" if exported.files else ""
+    images = [f"### {title}\n\n![{title}]({path})" for path, title in list_images(trained.folder.parent)]
+    beside = ", ".join(f"`{file.name}`" for file in exported.files)
+    values = {
+        "title": f"{experiment.about.title}: {experiment.name}",
+        "description": "\n\n".join([experiment.description, *notes]),
+        "architecture": experiment.model.architecture,
+        "epochs": "?" if metrics.epochs is None else metrics.epochs,
+        "requested": settings.epochs,
+        "hardware": host.describe().partition(": ")[2],
+        "seconds": duration(trained.seconds),
+        "best": "" if metrics.best_epoch is None else f"; the best epoch is {metrics.best_epoch}",
+        "metrics": metrics_table(metrics),
+        "images": "\n\n".join(images),
+        "commands": "\n".join(commands_to_get(record.branch)),
+        "artifacts": experiment.artifacts,
+        "exported": f", beside them {beside}" if beside else "",
+        "branch": record.branch,
+        "commit": record.commit,
+        "repository": record.repository,
+        "dataset": experiment.dataset,
+        "dataset_facts": dataset.describe(),
+        "start": _start(experiment, start),
+        "optimizer": f"{settings.optimizer}, learning rate {settings.learning_rate}, batch {trained.batch_size}, "
+        f"{settings.image_size} px, seed {experiment.seed}",
+        "libraries": ", ".join(f"{name} {version}" for name, version in record.versions.items()),
+        "started": f"{record.started:%Y-%m-%d %H:%M:%S}",
+        "wandb": record.wandb,
+    }
+    return Template(MODEL_CARD.read_text(encoding="utf-8")).substitute(values)
 
 
 def describe_end(trained: Trained) -> str:
@@ -180,21 +159,10 @@ def _start(experiment: Experiment, start: StartingPoint) -> str:
     return "the architecture's published weights" if experiment.model.pretrained else "random weights"
 
 
-def metrics_table(metrics: dict[str, Any]) -> str:
+def metrics_table(metrics: Metrics) -> str:
     """Return the metrics as a Markdown table with one row per split and head."""
-    rows = ["| Split | Head | Images | " + " | ".join(HEADERS.values()) + " |", "| --- " * (3 + len(HEADERS)) + "|"]
-    rows += [f"| {' | '.join(cells)} |" for cells in metric_rows(metrics)]
-    return "\n".join(rows)
-
-
-def metric_rows(metrics: dict[str, Any]) -> Iterator[list[str]]:
-    """Yield the table cells of each measured split and head: split, head, images, then the metrics of `HEADERS`."""
-    for split in ("validation", "test"):
-        for head in HEADS:
-            values = metrics.get(split, {}).get(head)
-            if values:
-                cells = [f"{values[key]:.3f}" if key in values else "not measured" for key in HEADERS]
-                yield [split, head, str(metrics[split]["images"]), *cells]
+    rows = [METRICS_HEADERS, ["---"] * len(METRICS_HEADERS), *metrics.rows()]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
 def commands_to_get(branch: str) -> list[str]:

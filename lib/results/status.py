@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from lib.errors import BranchError
 from lib.remotes.credentials import Credentials
-from lib.results.published import HEADS, RUNS, UNREADABLE, find_own, measured
+from lib.results.published import HEADS, RUNS, AnyRecord, find_own
+from lib.results.record import Metrics, RunRecord
 from lib.sync import RUN_PLACES, Refs, read_run
 from lib.tables import as_text, make_table
+from lib.train.checkpoints import Record
 
 SHOWN = ("mAP50", "mean_px")
 """The figures of the test split that get a column, for every head of a run's network."""
@@ -48,8 +52,8 @@ def read_status(root: Path, credentials: Credentials) -> list[Entry]:
     refs = Refs(root, credentials)
     published = refs.read_files_of_all(RUNS, "artifacts/*/run.json", "artifacts/*/metrics.json")
     checkpoints = refs.read_files_of_all("refs/heads/kaggle-checkpoint-*", "artifacts/*/checkpoint.json")
-    entries = [_run(ref, texts) for ref, texts in published.items()]
-    entries += [_checkpoint(ref, texts) for ref, texts in checkpoints.items()]
+    entries = [_read_entry(ref, texts, RunRecord) for ref, texts in published.items()]
+    entries += [_read_entry(ref, texts, Record) for ref, texts in checkpoints.items()]
     for place in RUN_PLACES:
         for ref, texts in refs.read_files_of_all(f"{place}*", "intent.json").items():
             record = read_run(texts.get("intent.json", ""))
@@ -63,36 +67,21 @@ def read_status(root: Path, credentials: Credentials) -> list[Entry]:
     return sorted(newest, key=lambda entry: entry.experiment)
 
 
-def _run(ref: str, texts: Mapping[str, str]) -> Entry:
+def _read_entry(ref: str, texts: Mapping[str, str], kind: type[AnyRecord]) -> Entry:
+    branch = ref.removeprefix(HEADS)
     try:
-        folder, run = find_own(ref.removeprefix(HEADS), texts, "run.json")
-        metrics = json.loads(texts.get(f"{folder}/train/metrics.json", "{}"))
-        experiment = run["experiment"]
-        return Entry(
-            f"{experiment['module']}/{experiment['name']}",
-            run.get("state", "finished"),
-            ref,
-            f"{metrics.get('epochs', '?')}/{experiment['training']['epochs']}",
-            datetime.fromisoformat(run["started"]),
-            dict(measured(metrics)),
-        )
-    except UNREADABLE:
-        return Entry(ref.removeprefix(HEADS), "unreadable", ref)
-
-
-def _checkpoint(ref: str, texts: Mapping[str, str]) -> Entry:
-    try:
-        _, record = find_own(ref.removeprefix(HEADS), texts, "checkpoint.json")
-        experiment = record["experiment"]
-        return Entry(
-            f"{experiment['module']}/{experiment['name']}",
-            "checkpoint",
-            ref,
-            f"{record['epoch']}/{experiment['training']['epochs']}",
-            datetime.fromisoformat(record["saved"]),
-        )
-    except UNREADABLE:
-        return Entry(ref.removeprefix(HEADS), "unreadable", ref)
+        folder, record = find_own(branch, texts, kind)
+        metrics = Metrics.model_validate_json(texts.get(f"{folder}/train/metrics.json", "{}"))
+    except (BranchError, ValidationError):
+        return Entry(branch, "unreadable", ref)
+    if isinstance(record, RunRecord):
+        done, when = metrics.epochs, record.started
+    else:
+        done, when = record.epoch, record.saved
+    values = record.experiment
+    epochs = f"{'?' if done is None else done}/{values['training']['epochs']}"
+    state = record.state if isinstance(record, RunRecord) else "checkpoint"
+    return Entry(f"{values['module']}/{values['name']}", state, ref, epochs, when, metrics.flat())
 
 
 def show_status(entries: Sequence[Entry], now: datetime | None = None) -> str:

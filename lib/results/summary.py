@@ -6,7 +6,7 @@ from lib.experiment.schema import Experiment
 from lib.progress import duration
 from lib.results.evaluate import Evaluated
 from lib.results.report import (
-    HEADERS,
+    METRICS_HEADERS,
     RunFacts,
     Steps,
     commands_to_get,
@@ -14,7 +14,6 @@ from lib.results.report import (
     durations,
     list_images,
     list_missing,
-    metric_rows,
 )
 from lib.tables import as_text, make_table
 from lib.train.export import Exported
@@ -56,14 +55,12 @@ def show_summary(
 
 def show_metrics(evaluated: Evaluated) -> None:
     """Print the metrics as a table, and the corner errors on the test split."""
-    rows = metric_rows(evaluated.metrics)
-    print(as_text(make_table(("Split", "Head", "Images", *HEADERS.values()), rows, title="Metrics of best.pt")))
-    corners = evaluated.metrics.get("test", {}).get("corners")
+    print(as_text(make_table(METRICS_HEADERS, evaluated.metrics.rows(), title="Metrics of best.pt")))
+    corners = evaluated.metrics.test and evaluated.metrics.test.corners
     if corners:
-        pixels = [(name, corners.get(f"{key}_px")) for name, key in (("mean", "mean"), ("median", "median"))]
-        pixels += [("95 of 100 within", corners.get("p95_px"))]
-        off = ", ".join(f"{name} {value:.1f} px" for name, value in pixels if value is not None)
-        print(f"Corners on test: {corners['found']} of {corners['objects']} objects found{off and '; off by: '}{off}")
+        pixels = {"mean": corners.mean_px, "median": corners.median_px, "95 of 100 within": corners.p95_px}
+        off = ", ".join(f"{name} {value:.1f} px" for name, value in pixels.items() if value is not None)
+        print(f"Corners on test: {corners.found} of {corners.objects} objects found{off and '; off by: '}{off}")
 
 
 def show_pictures(facts: RunFacts, experiment: Experiment) -> None:

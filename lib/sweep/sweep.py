@@ -7,6 +7,7 @@ the engine (`lib.sweep.engine.Cluster`). Cannot: reuse a run that another commit
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -18,10 +19,12 @@ from typing import Protocol, Self
 from rich.live import Live
 from rich.table import Table
 
+from lib.errors import BranchError
 from lib.experiment.matrix import title_of
 from lib.experiment.schema import Experiment
 from lib.progress import duration
-from lib.results.published import HEADS, UNREADABLE, find_own
+from lib.results.published import HEADS, find_own
+from lib.results.record import RunRecord
 from lib.sweep.worker import Job, Progress
 from lib.sync import Refs
 from lib.tables import as_text, make_table
@@ -40,12 +43,10 @@ def find_published(refs: Refs, experiment: Experiment, commit: str) -> str:
     series = f"{HEADS}kaggle-train-{experiment.module}-{experiment.slug}-*"
     for ref, texts in sorted(refs.read_files_of_all(series, "artifacts/*/run.json").items(), reverse=True):
         branch = ref.removeprefix(HEADS)
-        try:
-            _, record = find_own(branch, texts, "run.json")
-        except UNREADABLE:
-            continue
-        if (record["experiment"], record.get("commit"), record.get("state")) == (wanted, commit, "finished"):
-            return branch
+        with contextlib.suppress(BranchError):
+            _, record = find_own(branch, texts, RunRecord)
+            if (record.experiment, record.commit, record.state) == (wanted, commit, "finished"):
+                return branch
     return ""
 
 

@@ -45,7 +45,7 @@ def publish(stores: Stores, branch: str, weights: Path | None = None, learning_r
     run = {
         "branch": branch, "commit": commit, "experiment": experiment, "state": "finished",
         "dataset": {"path": "data/detection", "md5": f"{branch[-8]}" * 32 + ".dir"},
-        "versions": {"torch": "2.6.0"}, "machine": {"gpus": [{"name": "Tesla T4"}] * 2, "device": "0,1"},
+        "versions": {"torch": "2.6.0"}, "machine": {"gpus": [{"name": "Tesla T4", "memory": 16}] * 2, "device": "0,1"},
     }  # fmt: skip
     metrics = {"schema": 2, "epochs": 2, "best_epoch": 2, "test": {"images": 3, "box": {"mAP50": 0.5, "recall": 0.25}}}
     chance = np.random.default_rng(0)

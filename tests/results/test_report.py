@@ -17,6 +17,7 @@ from lib.experiment.load import load_experiment
 from lib.kaggle.host import Gpu, Host
 from lib.remotes.credentials import Credentials
 from lib.results.evaluate import Evaluated
+from lib.results.record import Metrics
 from lib.results.report import RunFacts, write_report
 from lib.train.export import Exported
 from lib.train.launch import StartingPoint, Trained
@@ -36,7 +37,7 @@ def report(folder: Path, missing: EvaluationError | None = None, **ended: Any) -
     write_report(
         facts, SMALL, Host(folder, folder, TWO, on_kaggle=True), dataset,
         StartingPoint(None), replace(trained, **ended),
-        Evaluated(made / "test", {"epochs": 3}, missing), Exported(),
+        Evaluated(made / "test", Metrics(epochs=3), missing), Exported(),
         configure_tracking(SMALL, Credentials(), folder, "x"), [],
     )  # fmt: skip
     return json.loads((made / "run.json").read_text()), (made / "README.md").read_text()

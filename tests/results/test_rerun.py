@@ -94,9 +94,9 @@ def test_notebook_commit_and_experiment_are_those_of_the_run(published: Publishe
     assert [run_git(*words, cwd=published.clone) for words in looks] == before
 
 
-@pytest.mark.parametrize(("gpu", "wanted"), [([], "none"), ([{"name": "Tesla P100-PCIE-16GB"}], "p100")])
+@pytest.mark.parametrize(("gpu", "wanted"), [([], "none"), ([{"name": "Tesla P100-PCIE-16GB", "memory": 16}], "p100")])
 def test_kaggle_is_asked_for_the_gpus_that_the_run_had(
-    published: Published, gpu: list[dict[str, str]], wanted: str
+    published: Published, gpu: list[dict[str, Any]], wanted: str
 ) -> None:
     """None where there was none."""
     branch = BRANCH.replace("2025", "2026")
@@ -119,7 +119,7 @@ def test_a_damaged_record_is_told_with_its_path_and_key(published: Published) ->
     """What a person would look for in the branch."""
     branch = BRANCH.replace("2025", "2026")
     published.publish({**record("main"), "branch": branch}, branch)
-    with pytest.raises(RenderError, match=rf"{RUN}/run\.json: commit: "):
+    with pytest.raises(BranchError, match=rf"{RUN}/run\.json: commit: "):
         published.rerun(branch)
 
 

@@ -22,6 +22,7 @@ from lib.sync.refs import Refs, RefUpdate
 EXPERIMENT = load_experiment(
     ROOT / "experiments/001_det_baseline.yaml", {"name": "exp001", "training.epochs": 9}
 ).model_dump(mode="json")
+COMMIT = "c" * 40
 STARTED = datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC)
 OLDER, NEWER = (f"kaggle-train-detection-exp001-2025010{day}-030405" for day in (2, 3))
 UNFINISHED = "kaggle-train-detection-exp002-20250102-030405"
@@ -40,7 +41,8 @@ def publish(stores: Stores, branch: str, files: dict[str, Any]) -> None:
 
 def run_of(branch: str, started: datetime, **more: Any) -> dict[str, Any]:
     """Give a run's run.json, as far as it matters here."""
-    return {"branch": branch, "experiment": EXPERIMENT, "started": started.isoformat(), **more}
+    made_from = {"commit": COMMIT, "experiment": EXPERIMENT, "machine": {"gpus": []}}
+    return {"branch": branch, **made_from, "started": started.isoformat(), **more}
 
 
 @pytest.fixture
@@ -51,7 +53,8 @@ def remote(stores: Stores) -> Iterator[Stores]:
     newer = run_of(NEWER, STARTED + timedelta(days=1), state="interrupted")
     publish(stores, NEWER, {"run.json": newer, "train/metrics.json": {"epochs": 4}})
     saved = (STARTED + timedelta(days=2)).isoformat()
-    publish(stores, CHECKPOINT, {"checkpoint.json": {"epoch": 5, "saved": saved, "experiment": EXPERIMENT}})
+    checkpoint = {"epoch": 5, "saved": saved, "commit": COMMIT, "dataset": "d" * 32, "experiment": EXPERIMENT}
+    publish(stores, CHECKPOINT, {"checkpoint.json": checkpoint})
     publish(stores, "kaggle-train-x", {"run.json": "{"})
     refs = Refs(stores.clone, Credentials())
     intent = Intent("1" * 16, "uploading", UNFINISHED, refs.head(), Owner("a", "1-1"), ())
