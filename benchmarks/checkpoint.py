@@ -34,9 +34,11 @@ from lib.experiment.load import load_experiment
 from lib.experiment.schema import Experiment
 from lib.remotes.credentials import Credentials
 from lib.sandbox.dataset import draw_dataset
+from lib.session import Session
 from lib.train.checkpoints import CheckpointUploader
-from lib.train.launch import StartingPoint, prepare_library, train
+from lib.train.launch import prepare_library, train
 from lib.train.tracking import configure_tracking
+from lib.train.weights import StartingPoint
 
 
 class Bench:
@@ -64,11 +66,11 @@ class Bench:
         self.turn += 1
         root, scratch = clone(self.origin, self.folder / f"clone-{self.turn}"), self.folder / f"scratch-{self.turn}"
         experiment = self.experiment(minutes)
-        tracking = configure_tracking(experiment, Credentials(), scratch / "curves", experiment.name)
         said = io.StringIO()
         drive = Credentials(drive=drive_emulator.CANARIES)
-        with contextlib.redirect_stdout(said), CheckpointUploader(root, experiment, "0" * 40, "0" * 32, drive):
-            trained = train(experiment, self.data, StartingPoint(None), root, scratch, device="cpu", tracking=tracking)
+        session = Session(root, scratch / "curves", scratch, experiment, drive, commit="0" * 40)
+        with contextlib.redirect_stdout(said), CheckpointUploader(session, "0" * 32):
+            trained = train(session, self.data, StartingPoint(None), configure_tracking(session))
         self.left.append(said.getvalue().count("has left the machine"))
         assert "Warning" not in said.getvalue(), said.getvalue()
         return seconds_an_epoch(trained.folder / "results.csv")
