@@ -182,7 +182,7 @@ log = RunLog(working / "run.log", credentials.redact)
 
 # %% [markdown]
 # ## 2/10: Install dependencies (Hybrid Strategy)
-# Hardware: the host's own torch and CUDA stay. Logic: everything else as `uv.lock` says, in a folder of its own.
+# Hardware: the host's own torch and CUDA stay. Logic: everything else as pinned in `uv.lock`, in a separate folder.
 
 # %%
 step("2/10: Install dependencies (Hybrid Strategy)")
@@ -218,8 +218,8 @@ print(configure_dvc(root, scratch, credentials))
 
 # %% [markdown]
 # ## 4/10: Configure Git with GitHub token
-# What an earlier session left unfinished on the remotes is noted here, and settled before this run publishes. What it
-# has trained of this experiment is gone on from.
+# Unfinished publications of other runs are reported here, and rolled back or finished before this run publishes. If an
+# earlier session of this experiment left a checkpoint, training resumes from it.
 
 # %%
 step("4/10: Configure Git with GitHub token")
@@ -232,7 +232,7 @@ print(f"Unfinished publications of other runs: {unfinished}")
 hold = hold_run(session, noted)
 log.on_error(lambda _: hold.release())
 checkpoint = find_checkpoint(session)
-print(checkpoint.describe() if checkpoint else "No earlier session has left a checkpoint to go on from.")
+print(checkpoint.describe() if checkpoint else "There is no checkpoint of an earlier session to resume.")
 
 # %% [markdown]
 # ## 5/10: Configure WandB for experiment tracking
@@ -246,14 +246,14 @@ print(f"Dashboard: {tracking.address}")
 
 # %% [markdown]
 # ### Preflight
-# Everything the run will need is tried now: a GPU by computing on it, a token by pushing with it. An error stops here.
+# Everything the run will need is tested now: a GPU by computing on it, a token by pushing with it. An error stops here.
 
 # %% tags=["nbval-ignore-output"]
 from lib.train.launch import prepare_library
 from lib.train.preflight import preflight, show_preflight, stop_on_errors
 
 prepare_library(scratch)
-print("Preflight: what the run will need, tried now")
+print("Preflight: checking everything that the run will need")
 found = preflight(session)
 print(show_preflight(found))
 stop_on_errors(found)
@@ -293,8 +293,8 @@ print(start.describe())
 
 # %% [markdown]
 # ## 9/10: Run training + Automatic model sync
-# In processes of its own, one a GPU. Beside it checkpoints leave the machine, for the next session to go on from should
-# this one end too early. From here on an error also sends a W&B alert.
+# One subprocess per GPU. Meanwhile checkpoints are uploaded: if this session ends early, the next one resumes from them.
+# From here on, an error also sends a W&B alert.
 
 # %% tags=["nbval-ignore-output"]
 step("9/10: Run training + Automatic model sync")
@@ -325,7 +325,7 @@ from lib.results.evaluate import evaluate
 evaluated = evaluate(session, dataset, trained)
 
 # %% [markdown]
-# They are brought into the formats that the experiment names under `export`.
+# They are exported to the formats that the experiment requests under `export`.
 
 # %% tags=["nbval-ignore-output"]
 from lib.train.export import export
@@ -342,7 +342,7 @@ show_metrics(evaluated)
 
 # %% [markdown]
 # Weights go to the DVC remote, everything else to a new branch: both, or neither. A training that failed half-way is
-# published too, marked as failed, unless the experiment says to keep it here.
+# published too, marked as failed, unless `session.on_failure` is `keep`.
 
 # %% tags=["nbval-ignore-output"]
 from lib.results.report import publication
@@ -367,7 +367,7 @@ from lib.train.launch import free_gpu_memory
 print(free_gpu_memory())
 
 # %% [markdown]
-# ## What came out
+# ## Results
 
 # %% tags=["nbval-ignore-output"]
 from lib.results.summary import show_pictures, show_summary

@@ -80,8 +80,8 @@ class Checkpoint:
 
     def describe(self) -> str:
         """Return one line for the user."""
-        when = self.record.saved.astimezone(UTC)
-        return f"Checkpoint: epoch {self.record.epoch} of {when:%Y-%m-%d %H:%M:%S} UTC ({self.branch}); it goes on."
+        when = f"{self.record.saved.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+        return f"Training will resume from the checkpoint of epoch {self.record.epoch}, {when} ({self.branch})."
 
 
 def hold_run(session: Session, noted: tuple[str, float]) -> RunLock:
@@ -89,10 +89,10 @@ def hold_run(session: Session, noted: tuple[str, float]) -> RunLock:
     name, lease = session.experiment.key, session.experiment.session.lease_minutes * MINUTE
     hold = RunLock(session.root, name, session.credentials, lease=lease, noted=noted)
     try:
-        told = "is held by this session" if hold.watch() else "is held by another session, which is watched from now on"
+        state = "is held by this session" if hold.watch() else "is held by another session, which is being watched"
     except GitPushError as error:  # preflight reports its cause and remedy, together with all other errors
-        told = f"could not be held yet: {error.what}"
-    print(f"The run {name} {told}.", flush=True)
+        state = f"could not be held yet: {error.what}"
+    print(f"The run {name} {state}.", flush=True)
     return hold
 
 
@@ -114,7 +114,7 @@ def find_checkpoint(session: Session) -> Checkpoint | None:
         raise CheckpointError(
             f"{branch} holds epoch {record.epoch} of a training that differs from this one: {', '.join(changed)}.",
             state="nothing was trained; the checkpoint stays.",
-            remedy="render with -p session.resume always to go on with it all the same, or -p session.resume never "
+            remedy="render with -p session.resume always to resume it anyway, or -p session.resume never "
             "to start over (the new training's checkpoints then take its place), or under another name.",
         )
     if changed:
@@ -229,8 +229,7 @@ class CheckpointUploader:
             self._publish()
         except Exception as error:  # noqa: BLE001  a failed upload must not stop the training
             what = error.what if isinstance(error, RunError) else self._session.credentials.redact(str(error))
-            told = f"{type(error).__name__}: {what}"
-            say(f"Warning: the checkpoint did not leave the machine ({told}); it is tried again.")
+            say(f"Warning: the checkpoint upload failed ({type(error).__name__}: {what}); it is retried.")
             return False
         return True
 
@@ -272,7 +271,7 @@ class CheckpointUploader:
         self._saved = epoch
         took = (datetime.now(UTC) - now).total_seconds()
         sent = f"{file_size(published.uploaded)} in {took:.0f} s"
-        say(f"Checkpoint: epoch {epoch} has left the machine ({sent}): {branch}")
+        say(f"Checkpoint: epoch {epoch} is uploaded ({sent}): {branch}")
 
     def _take(self, folder: Path) -> None:
         """Copy the training's current files into `folder`; each source file is complete at every moment."""

@@ -44,9 +44,9 @@ def export(session: Session, trained: Trained) -> Exported:
             print(f"Exported: {target.name}, {file_size(target.stat().st_size)}; it predicts what best.pt does.")
             files.append(target)
         except (CommandError, OSError) as error:
-            told = error.what if isinstance(error, CommandError) else str(error)
-            print(f"Warning: exporting to {form} failed: {told}", flush=True)
-            failed.append(f"{form} ({told.strip().splitlines()[-1]})")
+            cause = error.what if isinstance(error, CommandError) else str(error)
+            print(f"Warning: exporting to {form} failed: {cause}", flush=True)
+            failed.append(f"{form} ({cause.strip().splitlines()[-1]})")
     missing = ExportError(
         f"the weights could not be exported to {', '.join(failed)}",
         state=f"the weights themselves are in {trained.best.parent}.",

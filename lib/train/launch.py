@@ -208,10 +208,10 @@ class _Attempt:
         smallest = experiment.training.min_batch_size
         if outcome.state == "memory" and smallest is not None and self.batch_size // 2 >= max(smallest, self.processes):
             halved = self.batch_size // 2
-            note = f"Training goes on with batches of {halved}; training.min_batch_size is {smallest}."
+            note = f"Training continues with batches of {halved}; training.min_batch_size is {smallest}."
             return replace(self, batch_size=halved, note=note)
         if outcome.state == "stalled" and self.processes > 1:
-            return replace(self, device=self.device.partition(",")[0], note="Training goes on with one GPU.")
+            return replace(self, device=self.device.partition(",")[0], note="Training continues with one GPU.")
         return None
 
 
@@ -268,17 +268,17 @@ def _identities(processes: int) -> Iterator[dict[str, str]]:
 
 def _together(plan: WorkerPlan, statuses: Sequence[int]) -> Outcome:
     """Return one outcome for all workers: from their outcome files, or from the exit status if a file is missing."""
-    told = [
+    outcomes = [
         TypeAdapter(Outcome).validate_json(plan.outcome(rank).read_bytes())
         for rank in range(len(statuses))
         if plan.outcome(rank).is_file()
     ]
     for state in ("memory", "failed"):
-        for outcome in told:
+        for outcome in outcomes:
             if outcome.state == state:
                 return outcome
-    if len(told) == len(statuses):
-        return told[0]
+    if len(outcomes) == len(statuses):
+        return outcomes[0]
     killed = next(status for rank, status in enumerate(statuses) if not plan.outcome(rank).is_file())
     how = f"was killed by signal {-killed}" if killed < 0 else f"ended with status {killed}"
     hint = "; the machine's own memory may be too small (reduce hardware.num_workers)" if killed == -9 else ""  # noqa: PLR2004
@@ -296,7 +296,7 @@ def keep_earlier(folder: Path) -> Path | None:
         number += 1
         aside = folder.with_name(f"{folder.name}.until-{stamp}-{number}")
     shutil.move(folder, aside)
-    print(f"What an earlier run left in {folder} is kept in {aside}.", flush=True)
+    print(f"The files of an earlier run in {folder} were moved to {aside}.", flush=True)
     return aside
 
 

@@ -35,7 +35,7 @@ ACCELERATORS: Mapping[str, tuple[str, ...]] = {"t4x2": ("T4", "T4"), "p100": ("P
 WEIGHTS_SIZE = {"n": 6, "s": 20, "m": 42, "l": 54, "x": 118}
 """Size in MiB of a finished `.pt`, by the architecture's size; with its optimizer it is four times as large."""
 SMALL = 2**31  # bytes that must stay free beyond the estimated need; less causes a warning
-MOST_TOLD = 600  # characters of a finding in the error message; the table shows all of it
+LONGEST = 600  # characters of a finding in the error message; the table shows all of it
 TIMEOUT = 180.0  # seconds for torch's import and first kernel
 
 # Compute on every GPU: a torch build without kernels for a GPU fails only when that GPU is used.
@@ -44,13 +44,13 @@ import json, torch
 found = {"torch": torch.__version__, "cuda": torch.version.cuda, "builds": torch.cuda.get_arch_list(), "gpus": []}
 for number in range(torch.cuda.device_count()):
     about = torch.cuda.get_device_properties(number)
-    told = {"name": about.name, "memory": about.total_memory, "capability": f"sm_{about.major}{about.minor}"}
+    gpu = {"name": about.name, "memory": about.total_memory, "capability": f"sm_{about.major}{about.minor}"}
     try:
         ones = torch.ones(64, 64, device=f"cuda:{number}")
-        told["works"] = bool(((ones @ ones) == 64).all().item())
+        gpu["works"] = bool(((ones @ ones) == 64).all().item())
     except Exception as error:
-        told["error"] = str(error).splitlines()[0]
-    found["gpus"].append(told)
+        gpu["error"] = str(error).splitlines()[0]
+    found["gpus"].append(gpu)
 print(json.dumps(found))
 """
 
@@ -85,8 +85,8 @@ def preflight(session: Session) -> list[Line]:
         except RunError as error:
             lines.append(_wrong(name, error))
         except Exception as error:  # noqa: BLE001  a broken check is a finding and must not stop the others
-            told = session.credentials.redact(f"{type(error).__name__}: {error}")
-            lines.append(Line(name, "error", f"it could not be checked: {told}", "see run.log and run again"))
+            cause = session.credentials.redact(f"{type(error).__name__}: {error}")
+            lines.append(Line(name, "error", f"it could not be checked: {cause}", "see run.log and run again"))
         return lines
 
     with ThreadPoolExecutor(len(checks), thread_name_prefix="preflight") as pool:
@@ -126,14 +126,14 @@ def stop_on_errors(lines: list[Line]) -> None:
     wrong = [line for line in lines if line.state == "error"]
     if wrong:
         raise PreflightError(
-            "; ".join(f"{line.name}: {' '.join(line.found.split())[:MOST_TOLD].rstrip('.')}" for line in wrong) + ".",
+            "; ".join(f"{line.name}: {' '.join(line.found.split())[:LONGEST].rstrip('.')}" for line in wrong) + ".",
             state="nothing was pulled, trained or published.",
             remedy=" ".join(f"{line.name}: {line.remedy.rstrip('.')}." for line in wrong),
         )
 
 
 def _wrong(name: str, error: RunError, state: State = "error") -> Line:
-    return Line(name, state, error.what, error.remedy or "mend the cause and run again")
+    return Line(name, state, error.what, error.remedy or "correct the cause and run again")
 
 
 # ── the machine ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -174,10 +174,10 @@ def judge_gpus(found: Mapping[str, Any], driven: int, wanted: tuple[str, ...], *
         if gpu.get("works"):
             yield Line(f"GPU {number}", "ok", f"{about}: computes with {build}")
         else:
-            told = gpu.get("error", "a product came out wrong")
+            cause = gpu.get("error", "a matrix product was wrong")
             builds = ", ".join(found["builds"]) or "no GPU"
             yield Line(
-                f"GPU {number}", "error", f"{about}: {build} has no kernels for it (built for {builds}): {told}",
+                f"GPU {number}", "error", f"{about}: {build} has no kernels for it (built for {builds}): {cause}",
                 "choose GPU T4 x2 in the notebook's settings and run again",
             )  # fmt: skip
     names = [gpu["name"] for gpu in gpus]
@@ -195,11 +195,11 @@ def _check_batch(session: Session) -> Iterator[Line]:
     if count < 2 or not session.experiment.hardware.multi_gpu:  # noqa: PLR2004
         return
     if batch < count:
-        told = f"training.batch_size is {batch}, and {count} GPUs train side by side"
-        yield Line("batch", "error", told, "give each GPU a picture at least, or set hardware.multi_gpu: false")
+        text = f"training.batch_size is {batch}, and {count} GPUs train in parallel"
+        yield Line("batch", "error", text, "give each GPU at least one image, or set hardware.multi_gpu: false")
     elif batch % count:
-        told = f"training.batch_size is {batch}: each of {count} GPUs takes {batch // count}"
-        yield Line("batch", "warning", told, f"make it a multiple of {count}")
+        text = f"training.batch_size is {batch}: each of {count} GPUs takes {batch // count}"
+        yield Line("batch", "warning", text, f"make it a multiple of {count}")
 
 
 def _check_disk(session: Session) -> Iterator[Line]:
@@ -210,13 +210,13 @@ def _check_disk(session: Session) -> Iterator[Line]:
     }
     for folder, (name, needed) in needs.items():
         free = shutil.disk_usage(folder).free
-        told = f"{folder}: {file_size(free)} free, about {file_size(needed)} needed"
+        text = f"{folder}: {file_size(free)} free, about {file_size(needed)} needed"
         if free < needed:
-            yield Line(name, "error", told, "remove what is not needed there, or name another folder")
+            yield Line(name, "error", text, "remove what is not needed there, or name another folder")
         elif free < needed + SMALL:
-            yield Line(name, "warning", told, "it may become tight: remove what is not needed there")
+            yield Line(name, "warning", text, "it may become tight: remove what is not needed there")
         else:
-            yield Line(name, "ok", told)
+            yield Line(name, "ok", text)
 
 
 def _check_session(session: Session) -> Iterator[Line]:
@@ -227,16 +227,16 @@ def _check_session(session: Session) -> Iterator[Line]:
         return
     left = min(ends) - session.elapsed
     epochs = session.experiment.training.epochs
-    told = f"{left / HOUR:.1f} h left to train: {epochs} epochs fit if one takes less than {left / epochs / 60:.1f} min"
+    text = f"{left / HOUR:.1f} h left to train: {epochs} epochs fit if one takes less than {left / epochs / 60:.1f} min"
     if left < HOUR and session.host.on_kaggle:
-        yield Line("session", "warning", told, "start a new session: this one ends soon")
+        yield Line("session", "warning", text, "start a new session: this one ends soon")
     elif min(ends) == SESSION:
         yield Line(
-            "session", "warning", f"{told}; session.max_hours is {most or 'null'}, and Kaggle ends it after 12 h",
+            "session", "warning", f"{text}; session.max_hours is {most or 'null'}, and Kaggle ends it after 12 h",
             "set session.max_hours to 11, so that evaluation and publication have their time",
         )  # fmt: skip
     else:
-        yield Line("session", "ok", told)
+        yield Line("session", "ok", text)
 
 
 # ── the remotes and accounts ───────────────────────────────────────────────────────────────────────────────────────
@@ -254,8 +254,8 @@ def _check_remotes(session: Session) -> Iterator[Line]:
     notes: list[str] = []
     pointer = read_pointer(session.root, session.experiment)
     found = rehearse(session.root, session.credentials, wanted=[pointer.md5], say=notes.append)
-    for name, told in (("Git remote", found.git), ("DVC remote", found.dvc)):
-        yield _wrong(name, told) if isinstance(told, RunError) else Line(name, "ok", told)
+    for name, result in (("Git remote", found.git), ("DVC remote", found.dvc)):
+        yield _wrong(name, result) if isinstance(result, RunError) else Line(name, "ok", result)
     needed = planned_upload(session.experiment)
     if found.room is not None and found.room < needed:
         yield Line(

@@ -170,14 +170,14 @@ class Recorder:
         try:
             run = self._open()
         except Exception as error:  # noqa: BLE001  a failure of W&B must not cost the model
-            _warn(f"opening the W&B run failed ({_told(error)}); training goes on without it.")
+            _warn(f"opening the W&B run failed ({_describe(error)}); training continues without it.")
             return
         while (job := self._jobs.get()) is not None:
             what, write = job
             try:
                 write(run)
             except Exception as error:  # noqa: BLE001
-                _warn(f"{what} failed ({_told(error)}); training goes on without it.")
+                _warn(f"{what} failed ({_describe(error)}); training continues without it.")
         with contextlib.suppress(Exception):
             import wandb
 
@@ -207,7 +207,7 @@ class Recorder:
             try:
                 return _with_epochs(wandb.init(**given, mode="online", resume="allow"))
             except Exception as error:  # noqa: BLE001
-                _warn(f"W&B does not answer ({_told(error)}); recorded offline, upload it with: {tracking.upload}")
+                _warn(f"W&B does not answer ({_describe(error)}); recorded offline, upload it with: {tracking.upload}")
                 wandb.teardown()  # its service would not write a second run with the same id
         return _with_epochs(wandb.init(**given, mode="offline"))
 
@@ -229,7 +229,7 @@ def finish_tracking(tracking: Tracking, state: str, summary: Mapping[str, float 
     recorder.close()
 
 
-def _told(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 

@@ -30,7 +30,7 @@ class StartingPoint:
 
     def describe(self) -> str:
         """Return a line or two for the user."""
-        begins = f"goes on after epoch {self.epoch} of" if self.epoch else "starts from"
+        begins = f"resumes after epoch {self.epoch} of" if self.epoch else "starts from"
         return f"Training {begins} {self.weights or 'random weights'}.{self.note and ' '}{self.note}"
 
 
@@ -130,7 +130,7 @@ def _look_into(path: Path, experiment: Experiment, shown: str) -> StartingPoint:
         done = int(checkpoint["epoch"]) + 1
     except Exception as error:
         raise refuse(
-            f"it is torn, or no checkpoint of an ultralytics model ({type(error).__name__}: {error})"
+            f"it is damaged, or not a checkpoint of an ultralytics model ({type(error).__name__}: {error})"
         ) from error
     wanted = (experiment.about.task, experiment.model.architecture)
     if facts != wanted:
@@ -140,7 +140,7 @@ def _look_into(path: Path, experiment: Experiment, shown: str) -> StartingPoint:
             path, note="Its training was finished (it has no optimizer): a new one starts from its weights."
         )
     if done >= experiment.training.epochs:
-        raise refuse(f"it has {done} epochs behind it, and training.epochs is {experiment.training.epochs}")
+        raise refuse(f"it has completed {done} epochs, and training.epochs is {experiment.training.epochs}")
     now = ultralytics_arguments(experiment)
     changed = [f"{key} {arguments[key]} → {value}" for key, value in now.items() if arguments.get(key, value) != value]
     note = f"The experiment's values are used where the checkpoint's differ: {', '.join(changed)}." if changed else ""

@@ -196,12 +196,12 @@ def test_a_checkpoint_that_cannot_leave_is_told_and_tried_again(
     with keep(machine):
         train_epoch(machine, 1)
         told = ""
-        while "the checkpoint did not leave the machine (GitPushError" not in told:
+        while "the checkpoint upload failed (GitPushError" not in told:
             told += capsys.readouterr().out
             time.sleep(0.02)
         machine.remove_hook("pre-receive")
         wait_until(lambda: epoch_there(machine) == 1)
-    assert "Checkpoint: epoch 1 has left the machine" in capsys.readouterr().out
+    assert "Checkpoint: epoch 1 is uploaded" in capsys.readouterr().out
 
 
 def test_ctrl_c_waits_for_no_upload(machine: Stores, monkeypatch: pytest.MonkeyPatch) -> None:

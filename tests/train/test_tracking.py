@@ -128,4 +128,4 @@ def test_training_goes_on_when_wandb_fails(tmp_path: Path, capsys: pytest.Captur
     broken = Tracking(**{**vars(tracking), "project": "no/such:project?"})
     write(broken, tmp_path)
     finish_tracking(broken, "finished", {"branch": "x"})
-    assert "training goes on without it" in capsys.readouterr().out
+    assert "training continues without it" in capsys.readouterr().out

@@ -221,8 +221,8 @@ exit 1""",
     uploader.wait()
     assert trained.state == "finished"
     told = capfd.readouterr().out
-    assert "did not leave the machine" not in told
-    left = [int(epoch) for epoch in re.findall(r"Checkpoint: epoch (\d+) has left", told)]
+    assert "checkpoint upload failed" not in told
+    left = [int(epoch) for epoch in re.findall(r"Checkpoint: epoch (\d+) is uploaded", told)]
     assert [later for later in left[1:] if later < left[0] + 3] == []  # the newest follows, not the next
     ends = [float(row["time"]) for row in rows(trained)]
     seconds = [after - before for before, after in pairwise(ends)]
@@ -352,9 +352,9 @@ def test_a_checkpoint_that_cannot_be_gone_on_from_is_refused(
     """One error with key, value and reason, before anything is trained."""
     path, values = copy(moved, tmp_path / "a.pt"), {"model__resume_from": str(tmp_path / "a.pt")}
     told = {
-        "torn": "torn", "no checkpoint": "no checkpoint", "another size": "it is of yolo11n",
+        "torn": "damaged", "no checkpoint": "not a checkpoint", "another size": "it is of yolo11n",
         "another task": r"it is of yolo11n \(detect\), the experiment is of yolo11n-pose \(pose\)",
-        "no epochs left": "it has 1 epochs behind it, and training.epochs is 1",
+        "no epochs left": "it has completed 1 epochs, and training.epochs is 1",
     }[fault]  # fmt: skip
     experiment = machine.experiment(**values)
     if fault == "torn":
@@ -396,7 +396,7 @@ def test_batches_are_halved_by_the_experiments_choice(
     assert len(rows(trained)) == EPOCHS
     assert load(trained.last)["train_args"]["batch"] == 4
     assert load(trained.last)["train_args"]["nbs"] == 8
-    assert "goes on with batches of 4" in capsys.readouterr().out
+    assert "continues with batches of 4" in capsys.readouterr().out
 
 
 def test_batches_are_halved_no_further_than_allowed(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -514,4 +514,4 @@ def test_a_launch_that_hangs_goes_on_with_one(
     assert len(rows(trained)) == EPOCHS
     told = capsys.readouterr().out
     assert "no batch was finished for 0.6 minutes" in told
-    assert "goes on with one GPU" in told
+    assert "continues with one GPU" in told
