@@ -293,8 +293,8 @@ print(start.describe())
 
 # %% [markdown]
 # ## 9/10: Run training + Automatic model sync
-# One subprocess per GPU. Meanwhile checkpoints are uploaded: if this session ends early, the next one resumes from them.
-# From here on, an error also sends a W&B alert.
+# One subprocess per GPU. Meanwhile checkpoints are uploaded: if this session ends early, the next one resumes from
+# them. From here on, an error also sends a W&B alert.
 
 # %% tags=["nbval-ignore-output"]
 step("9/10: Run training + Automatic model sync")
