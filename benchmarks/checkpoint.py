@@ -34,9 +34,11 @@ from lib.experiment.load import load_experiment
 from lib.experiment.schema import Experiment
 from lib.remotes.credentials import Credentials
 from lib.sandbox.dataset import draw_dataset
+from lib.session import Session
 from lib.train.checkpoints import CheckpointUploader
-from lib.train.launch import StartingPoint, prepare_library, train
+from lib.train.launch import prepare_library, train
 from lib.train.tracking import configure_tracking
+from lib.train.weights import StartingPoint
 
 
 class Bench:
@@ -64,12 +66,12 @@ class Bench:
         self.turn += 1
         root, scratch = clone(self.origin, self.folder / f"clone-{self.turn}"), self.folder / f"scratch-{self.turn}"
         experiment = self.experiment(minutes)
-        tracking = configure_tracking(experiment, Credentials(), scratch / "curves", experiment.name)
         said = io.StringIO()
         drive = Credentials(drive=drive_emulator.CANARIES)
-        with contextlib.redirect_stdout(said), CheckpointUploader(root, experiment, "0" * 40, "0" * 32, drive):
-            trained = train(experiment, self.data, StartingPoint(None), root, scratch, device="cpu", tracking=tracking)
-        self.left.append(said.getvalue().count("has left the machine"))
+        session = Session(root, scratch / "curves", scratch, experiment, drive, commit="0" * 40)
+        with contextlib.redirect_stdout(said), CheckpointUploader(session, "0" * 32):
+            trained = train(session, self.data, StartingPoint(None), configure_tracking(session))
+        self.left.append(said.getvalue().count("is uploaded"))
         assert "Warning" not in said.getvalue(), said.getvalue()
         return seconds_an_epoch(trained.folder / "results.csv")
 
@@ -88,7 +90,7 @@ def main() -> None:
         bench = Bench(Path(name), drive, given.epochs)
         case = compare("epoch", lambda: bench.train(0.001), lambda: bench.train(None), turns=given.turns, reach=1.01)
         left = max(bench.left)
-    assert left, "no checkpoint has left the machine"
+    assert left, "no checkpoint is uploaded"
     case = replace(case, notes={"checkpoints that left in a training": left})
     report("checkpoint", [case], "What do checkpoints that leave the machine cost an epoch?")
 

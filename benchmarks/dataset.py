@@ -29,13 +29,14 @@ PULL = """
 import sys
 from pathlib import Path
 import lib.data.dataset
-from lib.remotes.credentials import Credentials
 from lib.experiment.load import load_experiment
+from lib.session import Session
 
 lib.data.dataset.check_dataset = lambda folder, *_, **__: folder  # what is measured is the pull
 experiment = load_experiment(Path(sys.argv[1]) / "experiments/000_det_sandbox.yaml", {"dataset": "data"})
 place, inputs = map(Path, sys.argv[2:4])
-folder = lib.data.dataset.pull_dataset(Path.cwd(), experiment, place, Credentials(), inputs=inputs)
+session = Session(Path.cwd(), place, place, experiment)
+folder = lib.data.dataset.pull_dataset(session, inputs=inputs)
 assert len(list(folder.iterdir())) == int(sys.argv[4])
 """
 SIZE = 3000  # bytes of a picture

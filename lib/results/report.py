@@ -11,7 +11,6 @@ import importlib.metadata
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -19,15 +18,16 @@ from typing import Any
 from lib.data.dataset import Dataset
 from lib.experiment.schema import Experiment
 from lib.files import write_whole
-from lib.kaggle.host import Host
 from lib.progress import duration
 from lib.results.evaluate import Evaluated
 from lib.results.record import SCHEMA, DatasetRecord, MachineRecord, Metrics, RunRecord, StartRecord
+from lib.session import Session
 from lib.sync import Publication, RunLock
 from lib.train.checkpoints import checkpoint_branch
 from lib.train.export import Exported
-from lib.train.launch import StartingPoint, Trained
+from lib.train.launch import Trained
 from lib.train.tracking import Tracking
+from lib.train.weights import StartingPoint
 
 LIBRARIES = ("ultralytics", "torch", "torchvision", "numpy", "dvc", "wandb", "opencv-python")
 PICTURES = {
@@ -45,58 +45,55 @@ Steps = Sequence[tuple[str, float]]
 
 
 @dataclass(frozen=True)
-class RunFacts:
-    """The origin of a run: its clone, branch, commit, repository, start time and device."""
+class Results:
+    """What the steps of a run returned."""
 
-    root: Path
-    branch: str
-    commit: str
-    repository: str
-    started: datetime
-    device: str
+    dataset: Dataset
+    start: StartingPoint
+    tracking: Tracking
+    trained: Trained
+    evaluated: Evaluated
+    exported: Exported
 
 
-def write_report(
-    facts: RunFacts, experiment: Experiment, host: Host, dataset: Dataset, start: StartingPoint, trained: Trained,
-    evaluated: Evaluated, exported: Exported, tracking: Tracking, steps: Steps,
-) -> dict[str, Any]:  # fmt: skip
+def write_report(session: Session, results: Results) -> dict[str, Any]:
     """Write `run.json` and `README.md` into the artifacts' folder; return the content of `run.json`."""
-    folder = facts.root / experiment.artifacts
-    lacks = {"reason": trained.reason, "missing": "; ".join(list_missing(evaluated, exported))}
+    experiment, folder, trained, dataset = session.experiment, session.artifacts, results.trained, results.dataset
+    weights, host = results.start.weights, session.host
+    lacks = {"reason": trained.reason, "missing": "; ".join(list_missing(results))}
     record = RunRecord(
         version=SCHEMA,
         state=trained.state,
-        branch=facts.branch,
-        repository=facts.repository,
-        commit=facts.commit,
+        branch=session.branch,
+        repository=session.repository,
+        commit=session.commit,
         experiment=experiment.model_dump(mode="json"),
-        dataset=DatasetRecord(
-            path=experiment.dataset, md5=dataset.md5, images=dataset.counts, names=dataset.names
-        ),
-        lock=_sha256(facts.root / "uv.lock"),
+        dataset=DatasetRecord(path=experiment.dataset, md5=dataset.md5, images=dataset.counts, names=dataset.names),
+        lock=_sha256(session.root / "uv.lock"),
         versions={"python": platform.python_version(), **_versions()},
         machine=MachineRecord(
-            kaggle=host.on_kaggle, system=f"{platform.system()} {platform.machine()}", gpus=host.gpus,
+            kaggle=host.on_kaggle,
+            system=f"{platform.system()} {platform.machine()}",
+            gpus=host.gpus,
             device=trained.device,
         ),
         batch_size=trained.batch_size,
-        start=StartRecord(weights=start.weights.name if start.weights else None, epoch=start.epoch),
+        start=StartRecord(weights=weights.name if weights else None, epoch=results.start.epoch),
         seed=experiment.seed,
-        started=facts.started,
-        seconds={"training": round(trained.seconds, 1), **durations(steps)},
-        exported=tuple(file.relative_to(folder).as_posix() for file in exported.files),
-        wandb=tracking.address,
+        started=session.started,
+        seconds={"training": round(trained.seconds, 1), **durations(session.steps)},
+        exported=tuple(file.relative_to(folder).as_posix() for file in results.exported.files),
+        wandb=results.tracking.address,
         **{key: text for key, text in lacks.items() if text},
-    )  # fmt: skip
+    )
     record.write(folder / "run.json")
-    card = _model_card(experiment, host, dataset, start, trained, evaluated, exported, record)
-    write_whole(folder / "README.md", card)
+    write_whole(folder / "README.md", _model_card(session, results, record))
     return record.as_dict()
 
 
-def list_missing(evaluated: Evaluated, exported: Exported) -> list[str]:
+def list_missing(results: Results) -> list[str]:
     """Return one text for each part of a complete run that this run lacks."""
-    return [error.what for error in (evaluated.missing, exported.missing) if error]
+    return [error.what for error in (results.evaluated.missing, results.exported.missing) if error]
 
 
 def durations(steps: Steps, end: float | None = None) -> dict[str, float]:
@@ -105,42 +102,36 @@ def durations(steps: Steps, end: float | None = None) -> dict[str, float]:
     return {title: round(stop - start, 1) for (title, start), stop in zip(steps, ends, strict=False)}
 
 
-def _model_card(
-    experiment: Experiment, host: Host, dataset: Dataset, start: StartingPoint, trained: Trained, evaluated: Evaluated,
-    exported: Exported, record: RunRecord,
-) -> str:  # fmt: skip
-    metrics, settings = evaluated.metrics, experiment.training
+def _model_card(session: Session, results: Results, record: RunRecord) -> str:
+    experiment, trained, metrics = session.experiment, results.trained, results.evaluated.metrics
+    settings = experiment.training
     notes = [f"**The training {describe_end(trained)}.**"] if trained.state != "finished" else []
-    notes += [f"**Something is missing: {what}**" for what in list_missing(evaluated, exported)]
-    images = [f"### {title}\n\n![{title}]({path})" for path, title in list_images(trained.folder.parent)]
-    beside = ", ".join(f"`{file.name}`" for file in exported.files)
-    values = {
-        "title": f"{experiment.about.title}: {experiment.name}",
-        "description": "\n\n".join([experiment.description, *notes]),
-        "architecture": experiment.model.architecture,
-        "epochs": "?" if metrics.epochs is None else metrics.epochs,
-        "requested": settings.epochs,
-        "hardware": host.describe().partition(": ")[2],
-        "seconds": duration(trained.seconds),
-        "best": "" if metrics.best_epoch is None else f"; the best epoch is {metrics.best_epoch}",
-        "metrics": metrics_table(metrics),
-        "images": "\n\n".join(images),
-        "commands": "\n".join(commands_to_get(record.branch)),
-        "artifacts": experiment.artifacts,
-        "exported": f", beside them {beside}" if beside else "",
-        "branch": record.branch,
-        "commit": record.commit,
-        "repository": record.repository,
-        "dataset": experiment.dataset,
-        "dataset_facts": dataset.describe(),
-        "start": _start(experiment, start),
-        "optimizer": f"{settings.optimizer}, learning rate {settings.learning_rate}, batch {trained.batch_size}, "
+    notes += [f"**Something is missing: {what}**" for what in list_missing(results)]
+    images = [f"### {title}\n\n![{title}]({path})" for path, title in list_images(session.artifacts)]
+    exported = ", ".join(f"`{file.name}`" for file in results.exported.files)
+    return Template(MODEL_CARD.read_text(encoding="utf-8")).substitute(
+        record.model_dump(include={"branch", "commit", "repository", "wandb"}),
+        title=f"{experiment.about.title}: {experiment.name}",
+        description="\n\n".join([experiment.description, *notes]),
+        architecture=experiment.model.architecture,
+        epochs="?" if metrics.epochs is None else metrics.epochs,
+        requested=settings.epochs,
+        hardware=session.host.describe().partition(": ")[2],
+        seconds=duration(trained.seconds),
+        best="" if metrics.best_epoch is None else f"; the best epoch is {metrics.best_epoch}",
+        metrics=metrics_table(metrics),
+        images="\n\n".join(images),
+        commands="\n".join(commands_to_get(session.branch)),
+        artifacts=experiment.artifacts,
+        exported=f", beside them {exported}" if exported else "",
+        dataset=experiment.dataset,
+        dataset_facts=results.dataset.describe(),
+        start=_start(experiment, results.start),
+        optimizer=f"{settings.optimizer}, learning rate {settings.learning_rate}, batch {trained.batch_size}, "
         f"{settings.image_size} px, seed {experiment.seed}",
-        "libraries": ", ".join(f"{name} {version}" for name, version in record.versions.items()),
-        "started": f"{record.started:%Y-%m-%d %H:%M:%S}",
-        "wandb": record.wandb,
-    }
-    return Template(MODEL_CARD.read_text(encoding="utf-8")).substitute(values)
+        libraries=", ".join(f"{name} {version}" for name, version in record.versions.items()),
+        started=f"{session.started:%Y-%m-%d %H:%M:%S}",
+    )
 
 
 def describe_end(trained: Trained) -> str:
@@ -170,38 +161,39 @@ def commands_to_get(branch: str) -> list[str]:
     return [f"git fetch origin {branch}", f"git checkout {branch}", "dvc pull"]
 
 
-def describe_run(facts: RunFacts, experiment: Experiment, host: Host) -> str:
+def describe_run(session: Session) -> str:
     """Return a description of the coming run for the user: experiment, device, commit and branch."""
     from io import StringIO
 
     from ruamel.yaml import YAML
 
-    text = StringIO()
+    experiment, text = session.experiment, StringIO()
     writer = YAML(typ="safe", pure=True)
     for name in ("default_flow_style", "sort_base_mapping_type_on_output"):
         setattr(writer, name, False)
     writer.dump(experiment.model_dump(mode="json"), text)
     return (
-        f"{experiment.about.title} on {facts.device}; {host.describe()}\n"
-        f"Code: commit {facts.commit} of {facts.repository}\n"
-        f"Will be published as: {facts.branch}\n\n{text.getvalue().rstrip()}"
+        f"{experiment.about.title} on {session.device}; {session.host.describe()}\n"
+        f"Code: commit {session.commit} of {session.repository}\n"
+        f"Will be published as: {session.branch}\n\n{text.getvalue().rstrip()}"
     )
 
 
-def publication(
-    facts: RunFacts, experiment: Experiment, trained: Trained, evaluated: Evaluated, exported: Exported, hold: RunLock
-) -> Publication:
+def publication(session: Session, results: Results, hold: RunLock) -> Publication:
     """Return the publication of a run: the weights by DVC, everything else in its artifacts' folder by Git."""
-    folder, files = experiment.artifacts, (trained.best, trained.last, *exported.files)
+    experiment, trained, folder = session.experiment, results.trained, session.experiment.artifacts
+    files = (trained.best, trained.last, *results.exported.files)
     state = f" ({trained.state})" if trained.state != "finished" else ""
-    figures = ", ".join(f"{name} {value:.3f}" for name, value in evaluated.flat().items() if name.endswith("/mAP50"))
+    figures = ", ".join(
+        f"{name} {value:.3f}" for name, value in results.evaluated.flat().items() if name.endswith("/mAP50")
+    )
     return Publication(
-        root=facts.root,
-        branch=facts.branch,
-        message=f"{experiment.about.title}: {experiment.name}{state}\n\n{figures}\n\nTrained from {facts.commit}.\n",
+        root=session.root,
+        branch=session.branch,
+        message=f"{experiment.about.title}: {experiment.name}{state}\n\n{figures}\n\nTrained from {session.commit}.\n",
         folder=folder,
         objects=tuple(f"{folder}/train/weights/{file.name}" for file in files if file.is_file()),
-        stamp=facts.started,
+        stamp=session.started,
         leave_out=frozenset({"run.log"}),
         supersedes=(checkpoint_branch(experiment),) if trained.state == "finished" else (),
         hold=hold,
@@ -220,11 +212,6 @@ def _versions() -> dict[str, str]:
 
 def _sha256(path: Path) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-
-
-def branch_name(experiment: Experiment, started: datetime) -> str:
-    """Return the name of a run's branch: `kaggle-train-{module}-{experiment}-{YYYYMMDD-HHMMSS}`, in UTC."""
-    return f"kaggle-train-{experiment.module}-{experiment.slug}-{started.astimezone(UTC):%Y%m%d-%H%M%S}"
 
 
 def list_images(folder: Path) -> list[tuple[str, str]]:

@@ -2,53 +2,48 @@
 
 from __future__ import annotations
 
-from lib.experiment.schema import Experiment
+import time
+
 from lib.progress import duration
 from lib.results.evaluate import Evaluated
 from lib.results.report import (
     METRICS_HEADERS,
-    RunFacts,
-    Steps,
+    Results,
     commands_to_get,
     describe_end,
     durations,
     list_images,
     list_missing,
 )
+from lib.session import Session
 from lib.tables import as_text, make_table
-from lib.train.export import Exported
-from lib.train.launch import Trained
-from lib.train.tracking import Tracking
 
 SHOWN_WIDTH = 900  # pixels of an image in the notebook
 
 
-def show_summary(
-    facts: RunFacts, experiment: Experiment, trained: Trained, evaluated: Evaluated, exported: Exported,
-    tracking: Tracking, steps: Steps, end: float,
-) -> None:  # fmt: skip
+def show_summary(session: Session, results: Results) -> None:
     """Print the summary of a published run: its state, metrics, step times, branch and files."""
-    folder = facts.root / experiment.artifacts
+    experiment, folder, trained, end = session.experiment, session.artifacts, results.trained, time.time()
     how = {"finished": "trained and ", "interrupted": "interrupted, and ", "failed": "failed, and what there is of it "}
     print(f"{experiment.about.title} ({experiment.name}) is {how[trained.state]}published.\n")
     if trained.reason:
         print(f"Warning: training {describe_end(trained)}.")
-    for what in list_missing(evaluated, exported):
+    for what in list_missing(results):
         print(f"Warning: something is missing: {what}")
-    show_metrics(evaluated)
-    times = {**durations(steps, end), "Together": end - steps[0][1]}
+    show_metrics(results.evaluated)
+    times = {**durations(session.steps, end), "Together": end - session.steps[0][1]}
     rows = [(title, duration(seconds)) for title, seconds in times.items()]
     print(as_text(make_table(("Step", "Time"), rows, title="Where the time went")))
     lines = [
-        f"Branch:    {facts.branch}",
-        f"W&B:       {tracking.address}",
+        f"Branch:    {session.branch}",
+        f"W&B:       {results.tracking.address}",
         f"Card:      {folder / 'README.md'}",
         *(f"{'Pictures:' * (not number):10} {folder / path}" for number, (path, _) in enumerate(list_images(folder))),
         "",
-        f"To bring the model to a clone of {facts.repository}:",
-        *(f"  {command}" for command in commands_to_get(facts.branch)),
+        f"To bring the model to a clone of {session.repository}:",
+        *(f"  {command}" for command in commands_to_get(session.branch)),
         f"It is then {experiment.artifacts}/train/weights/best.pt. Or, without leaving the branch that you are on:",
-        f"  python -m lib fetch {facts.branch}",
+        f"  python -m lib fetch {session.branch}",
     ]
     print("\n".join(lines), flush=True)  # not by rich, which wraps lines: these are for copying
 
@@ -63,10 +58,10 @@ def show_metrics(evaluated: Evaluated) -> None:
         print(f"Corners on test: {corners.found} of {corners.objects} objects found{off and '; off by: '}{off}")
 
 
-def show_pictures(facts: RunFacts, experiment: Experiment) -> None:
+def show_pictures(session: Session) -> None:
     """Display a run's images in the notebook, each below its caption."""
     from IPython.display import Image, Markdown, display
 
-    folder = facts.root / experiment.artifacts
+    folder = session.artifacts
     for path, title in list_images(folder):
         display(Markdown(f"**{title}**"), Image(filename=str(folder / path), width=SHOWN_WIDTH, alt=title))

@@ -444,6 +444,7 @@ import os, sys, time
 from pathlib import Path
 from lib.remotes.credentials import Credentials
 from lib.experiment.load import load_experiment
+from lib.session import Session
 from lib.train import tracking
 import wandb
 init, api = wandb.init, wandb.Api
@@ -455,7 +456,8 @@ wandb.init, wandb.Api = quick, lambda timeout: api(timeout=1)
 started = time.monotonic()
 experiment = load_experiment("experiments/001_det_baseline.yaml")
 given = Credentials(wandb_api_key=os.environ.pop("GIVEN"))
-found = tracking.configure_tracking(experiment, given, Path(sys.argv[1]), "a-run")
+folder = Path(sys.argv[1])
+found = tracking.configure_tracking(Session(folder, folder, folder, experiment, given))
 recorder = tracking.Recorder(found)
 recorder.log({"epoch": 1.0})
 recorder.log_plots(Path(sys.argv[1]))

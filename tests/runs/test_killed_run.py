@@ -134,12 +134,12 @@ def kill_in(machine: Machine, moment: str) -> None:
             assert time.monotonic() < end, told[-5000:]
             time.sleep(0.05)
 
-    wait_for(lambda: "Checkpoint: epoch 1 has left" in machine.log("first").read_text())
+    wait_for(lambda: "Checkpoint: epoch 1 is uploaded" in machine.log("first").read_text())
     if ref := MOMENTS[moment]:
         machine.stop_at(ref)
         wait_for(machine.reached.exists)
     else:
-        wait_for(lambda: "Checkpoint: epoch 2 has left" in machine.log("first").read_text())
+        wait_for(lambda: "Checkpoint: epoch 2 is uploaded" in machine.log("first").read_text())
     machine.kill(session)
     machine.go_on()
 

@@ -15,7 +15,8 @@ from conftest import ROOT, Stores, run_git
 
 from lib.errors import CheckpointError, SyncError
 from lib.experiment.load import load_experiment
-from lib.remotes.credentials import Credentials
+from lib.experiment.schema import Experiment
+from lib.session import Session
 from lib.sync import Publication, check, sync_outputs
 from lib.sync.refs import Refs
 from lib.train import checkpoints
@@ -68,7 +69,13 @@ def keeper_of(stores: Stores, **session: Any) -> CheckpointUploader:
     """Give what stands around a training there."""
     keys = {f"session.{key}": value for key, value in session.items()}
     experiment = load_experiment(EXPERIMENT.model_dump(), keys)
-    return CheckpointUploader(stores.clone, experiment, commit_of(stores), DATASET, Credentials())
+    return CheckpointUploader(session_of(stores, stores.clone, experiment), DATASET)
+
+
+def session_of(stores: Stores, clone: Path, experiment: Experiment, commit: str = "") -> Session:
+    """Return a session in `clone`, by default of the newest commit."""
+    scratch = stores.folder / "scratch"
+    return Session(clone, scratch, scratch, experiment, commit=commit or commit_of(stores))
 
 
 @contextlib.contextmanager
@@ -189,12 +196,12 @@ def test_a_checkpoint_that_cannot_leave_is_told_and_tried_again(
     with keep(machine):
         train_epoch(machine, 1)
         told = ""
-        while "the checkpoint did not leave the machine (GitPushError" not in told:
+        while "the checkpoint upload failed (GitPushError" not in told:
             told += capsys.readouterr().out
             time.sleep(0.02)
         machine.remove_hook("pre-receive")
         wait_until(lambda: epoch_there(machine) == 1)
-    assert "Checkpoint: epoch 1 has left the machine" in capsys.readouterr().out
+    assert "Checkpoint: epoch 1 is uploaded" in capsys.readouterr().out
 
 
 def test_ctrl_c_waits_for_no_upload(machine: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,12 +266,12 @@ def find(stores: Stores, clone: Path, commit: str = "", **keys: Any) -> Checkpoi
     """Look for a checkpoint from another machine."""
     changed = {name.replace("__", "."): value for name, value in keys.items()}
     experiment = load_experiment(EXPERIMENT.model_dump(), changed)
-    return find_checkpoint(clone, experiment, commit or commit_of(stores), Credentials())
+    return find_checkpoint(session_of(stores, clone, experiment, commit))
 
 
 def bring(stores: Stores, clone: Path, found: Checkpoint) -> Any:
     """Fetch a checkpoint as a new session does, and load it."""
-    last = fetch_checkpoint(found, clone, EXPERIMENT, stores.folder / "scratch", Credentials())
+    last = fetch_checkpoint(session_of(stores, clone, EXPERIMENT), found)
     assert last.with_name("best.pt").is_file()
     return torch.load(last, weights_only=False)
 

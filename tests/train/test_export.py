@@ -11,6 +11,7 @@ import torch
 from conftest import ROOT, write_tiny_model
 
 from lib.experiment.load import load_experiment
+from lib.session import Session
 from lib.train.export import check_same, export
 from lib.train.launch import Trained
 
@@ -31,9 +32,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("weights") / "tiny.pt")
 
 
-def asked_for(*forms: str) -> dict[str, object]:
-    """Give the values of an experiment that asks for these formats."""
-    return {"export": list(forms), "training.image_size": SIZE}
+def session_for(tmp_path: Path, *forms: str) -> Session:
+    """Return a session whose experiment requests these export formats."""
+    values = {"export": list(forms), "training.image_size": SIZE}
+    experiment = load_experiment(ROOT / "experiments/001_loc_baseline.yaml", values)
+    return Session(ROOT, tmp_path, tmp_path, experiment)
 
 
 @pytest.mark.parametrize("form", ["onnx", pytest.param("torchscript", marks=pytest.mark.slow)])
@@ -42,7 +45,7 @@ def test_an_exported_model_stands_beside_the_weights_and_predicts_the_same(
 ) -> None:
     """Asked without this project or ultralytics, by the format's own runtime; nothing else is left in the folder."""
     run = trained(tmp_path, tiny)
-    exported = export(load_experiment(ROOT / "experiments/001_loc_baseline.yaml", asked_for(form)), run, ROOT)
+    exported = export(session_for(tmp_path, form), run)
     assert exported.missing is None
     (file,) = exported.files
     assert sorted(path.name for path in run.best.parent.iterdir()) == sorted(["best.pt", f"best.{form}"])
@@ -68,7 +71,7 @@ def test_what_cannot_be_exported_is_missing_and_the_weights_stay(tmp_path: Path)
     """The format and its cause are told; an older export of other weights is not taken for this one's."""
     run = trained(tmp_path)
     run.best.with_suffix(".onnx").write_bytes(b"of other weights")
-    exported = export(load_experiment(ROOT / "experiments/001_loc_baseline.yaml", asked_for("onnx")), run, ROOT)
+    exported = export(session_for(tmp_path, "onnx"), run)
     assert exported.files == ()
     assert exported.missing is not None
     assert "could not be exported to onnx (" in exported.missing.what
@@ -78,5 +81,5 @@ def test_what_cannot_be_exported_is_missing_and_the_weights_stay(tmp_path: Path)
 
 def test_without_a_format_nothing_is_exported(tmp_path: Path) -> None:
     """The default."""
-    exported = export(load_experiment(ROOT / "experiments/001_loc_baseline.yaml"), trained(tmp_path), ROOT)
+    exported = export(session_for(tmp_path), trained(tmp_path))
     assert (exported.files, exported.missing) == ((), None)

@@ -13,6 +13,7 @@ from wandb_files import records
 
 from lib.experiment.load import load_experiment
 from lib.remotes.credentials import Credentials
+from lib.session import Session
 from lib.train.launch import WorkerPlan
 from lib.train.tracking import Recorder, Tracking, configure_tracking, finish_tracking
 
@@ -31,7 +32,7 @@ def write(tracking: Tracking, folder: Path, epochs: int = 2) -> None:
 @pytest.fixture
 def tracking(tmp_path: Path) -> Tracking:
     """Configure tracking without a key."""
-    return configure_tracking(EXPERIMENT, Credentials(), tmp_path, "a-run")
+    return configure_tracking(Session(tmp_path, tmp_path, tmp_path, EXPERIMENT))
 
 
 def test_one_run_holds_epochs_configuration_and_results(tracking: Tracking, tmp_path: Path) -> None:
@@ -42,7 +43,7 @@ def test_one_run_holds_epochs_configuration_and_results(tracking: Tracking, tmp_
     found = list(records(tmp_path))
     runs = [record.run for record in found if record.HasField("run")]
     assert {run.run_id for run in runs} == {tracking.id}
-    assert {(run.project, run.display_name) for run in runs} == {("container-id", "a-run")}
+    assert {(run.project, run.display_name) for run in runs} == {("container-id", tracking.name)}
     assert set(runs[0].tags) == {"detection", "yolo11s", "baseline"}
     history = [
         {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
@@ -54,7 +55,7 @@ def test_one_run_holds_epochs_configuration_and_results(tracking: Tracking, tmp_
     summary = [item for record in found if record.HasField("summary") for item in record.summary.update]
     assert {"test/box/mAP50", "branch", "state"} <= {item.key or "/".join(item.nested_key) for item in summary}
     (alert,) = [record.alert for record in found if record.HasField("alert")]
-    assert (alert.title, alert.text) == ("a-run is finished", "all is well")
+    assert (alert.title, alert.text) == (f"{tracking.name} is finished", "all is well")
 
 
 def test_without_a_key_the_run_is_offline_and_says_how_to_upload_it(tracking: Tracking) -> None:
@@ -68,7 +69,9 @@ def test_what_travels_to_workers_holds_no_key(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("WANDB_API_KEY", "")
     monkeypatch.setenv("WANDB_BASE_URL", "https://curves.example.com")  # a server of one's own
     monkeypatch.setattr("lib.train.tracking._default_entity", lambda: "somebody")  # asks W&B's server
-    tracking = configure_tracking(EXPERIMENT, Credentials(wandb_api_key="k" * 40), tmp_path, "a-run")
+    tracking = configure_tracking(
+        Session(tmp_path, tmp_path, tmp_path, EXPERIMENT, Credentials(wandb_api_key="k" * 40))
+    )
     assert tracking.mode == "online"
     assert tracking.address == f"https://curves.example.com/somebody/container-id/runs/{tracking.id}"
     plan = WorkerPlan("detect", {}, tmp_path / "plan", None, tracking, watched=False, parent=1)
@@ -78,16 +81,16 @@ def test_what_travels_to_workers_holds_no_key(tmp_path: Path, monkeypatch: pytes
 
 def test_a_training_that_goes_on_does_so_in_the_run_of_its_checkpoint(tracking: Tracking) -> None:
     """What a checkpoint of another tool keeps there is no run."""
-    assert tracking.going_on("container-id/0123abcd").address.endswith("-0123abcd")
+    assert tracking.resumed("container-id/0123abcd").address.endswith("-0123abcd")
     for other in ("", "runs/detect", "container-id/0123abcd/x", "container-id/0123ABCD"):
-        assert tracking.going_on(other) == tracking
+        assert tracking.resumed(other) == tracking
 
 
 def test_a_failure_is_an_alert(tracking: Tracking, tmp_path: Path) -> None:
     """Whoever walked away is told."""
     finish_tracking(tracking, "failed", {}, "CUDA out of memory")
     (alert,) = [record.alert for record in records(tmp_path) if record.HasField("alert")]
-    assert (alert.title, alert.text) == ("a-run failed", "CUDA out of memory")
+    assert (alert.title, alert.text) == (f"{tracking.name} failed", "CUDA out of memory")
 
 
 def test_a_slow_wandb_delays_nothing(
@@ -112,7 +115,7 @@ def test_a_slow_wandb_delays_nothing(
 def test_a_disabled_wandb_is_left_alone(tmp_path: Path) -> None:
     """`wandb.enabled: false`: no event, no file."""
     experiment = load_experiment(ROOT / "experiments/001_det_baseline.yaml", {"wandb.enabled": False})
-    tracking = configure_tracking(experiment, Credentials(), tmp_path, "a-run")
+    tracking = configure_tracking(Session(tmp_path, tmp_path, tmp_path, experiment))
     write(tracking, tmp_path)
     finish_tracking(tracking, "finished", {"branch": "x"})
     assert list(tmp_path.iterdir()) == []
@@ -121,8 +124,8 @@ def test_a_disabled_wandb_is_left_alone(tmp_path: Path) -> None:
 def test_training_goes_on_when_wandb_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A folder that cannot be written is a warning, not the end of the training."""
     (tmp_path / "file").touch()
-    tracking = configure_tracking(EXPERIMENT, Credentials(), tmp_path, "a-run")
+    tracking = configure_tracking(Session(tmp_path, tmp_path, tmp_path, EXPERIMENT))
     broken = Tracking(**{**vars(tracking), "project": "no/such:project?"})
     write(broken, tmp_path)
     finish_tracking(broken, "finished", {"branch": "x"})
-    assert "training goes on without it" in capsys.readouterr().out
+    assert "training continues without it" in capsys.readouterr().out

@@ -26,11 +26,13 @@ from lib.data.dataset import Dataset, check_dataset
 from lib.errors import TrainingError, WeightsError
 from lib.experiment.load import load_experiment
 from lib.experiment.schema import Experiment
-from lib.remotes.credentials import Credentials
+from lib.kaggle.host import Gpu, Host
 from lib.sandbox.dataset import draw_dataset
+from lib.session import HOUR, Session
 from lib.train.checkpoints import CheckpointUploader, checkpoint_branch
-from lib.train.launch import StartingPoint, Trained, fetch_weights, prepare_library, train
-from lib.train.tracking import Tracking, configure_tracking
+from lib.train.launch import Trained, prepare_library, train
+from lib.train.tracking import configure_tracking
+from lib.train.weights import StartingPoint, fetch_weights
 
 pytestmark = pytest.mark.slow
 
@@ -56,22 +58,28 @@ class Machine:
         """Check the dataset for one training."""
         return check_dataset(self.data, experiment, self.folder / name / "scratch", md5="0" * 32)
 
-    def tracking(self, name: str, experiment: Experiment) -> Tracking:
-        """Record offline, below the training's folder."""
-        return configure_tracking(experiment, Credentials(), self.folder / name / "curves", name)
+    def session(self, name: str, experiment: Experiment, **values: Any) -> Session:
+        """Return a session in a folder of that name; W&B records offline, in its folder `curves`."""
+        root = self.folder / name
+        return Session(root, root / "curves", root / "scratch", experiment, **values)
+
+    def start(self, **values: Any) -> StartingPoint:
+        """Return the starting point of a training with these values."""
+        return fetch_weights(self.session("any", self.experiment(**values)))
 
     def train(
         self, name: str, start: StartingPoint = NEW, *, stop_after: float | None = None, **values: Any
     ) -> Trained:
-        """Train in a folder of that name; `device` and `worker` as `lib.train.launch.train` takes them."""
-        given = {"device": values.pop("device", "cpu"), "worker": values.pop("worker", "lib.train.trainer")}
-        experiment = self.experiment(**values)
-        root = self.folder / name
-        tracking = self.tracking(name, experiment).going_on(start.run_path)
-        return train(
-            experiment, self.dataset(name, experiment).data_file, start, root, root / "scratch",
-            tracking=tracking, stop_at=None if stop_after is None else time.monotonic() + stop_after, **given,
-        )  # fmt: skip
+        """Train in a folder of that name, on `gpus` GPUs, with the module `worker`."""
+        host = Host((Gpu("Tesla T4", 15360),) * values.pop("gpus", 0))
+        worker = values.pop("worker", "lib.train.trainer")
+        hours = None if stop_after is None else 1.0
+        experiment = self.experiment(session__max_hours=hours, **values)
+        begun = time.monotonic() + (stop_after or 0.0) - HOUR
+        session = self.session(name, experiment, host=host, begun=begun)
+        data_file = self.dataset(name, experiment).data_file
+        tracking = configure_tracking(session).resumed(start.run_path)
+        return train(session, data_file, start, tracking, worker=worker)
 
 
 def make_machine(folder: Path, module: str) -> Machine:
@@ -207,13 +215,14 @@ for turn in $(seq 2400); do [ $(wc -l < {table}) -ge $((rows + 3)) ] && exit 0; 
 exit 1""",
     )
     commit = run_git("rev-parse", "HEAD", cwd=stores.clone)
-    with CheckpointUploader(stores.clone, experiment, commit, "0" * 32, Credentials()) as keeper:
+    session = here.session("clone", experiment, commit=commit)
+    with CheckpointUploader(session, "0" * 32) as uploader:
         trained = here.train("clone", **values)
-    keeper.wait()
+    uploader.wait()
     assert trained.state == "finished"
     told = capfd.readouterr().out
-    assert "did not leave the machine" not in told
-    left = [int(epoch) for epoch in re.findall(r"Checkpoint: epoch (\d+) has left", told)]
+    assert "checkpoint upload failed" not in told
+    left = [int(epoch) for epoch in re.findall(r"Checkpoint: epoch (\d+) is uploaded", told)]
     assert [later for later in left[1:] if later < left[0] + 3] == []  # the newest follows, not the next
     ends = [float(row["time"]) for row in rows(trained)]
     seconds = [after - before for before, after in pairwise(ends)]
@@ -265,7 +274,7 @@ def copy(source: Path, target: Path) -> Path:
 @pytest.fixture(scope="module")
 def resumed(machine: Machine, moved: Path) -> Trained:
     """Go on from it, in another folder."""
-    start = fetch_weights(machine.experiment(model__resume_from=str(moved)), ROOT)
+    start = machine.start(model__resume_from=str(moved))
     assert start.epoch == 1
     return machine.train("resumed", start, model__resume_from=str(moved))
 
@@ -300,7 +309,7 @@ def test_a_resumed_training_goes_on_in_the_same_wandb_run(machine: Machine, move
         if record.HasField("run")
     }
     assert len(runs) == 1
-    assert {fetch_weights(machine.experiment(model__resume_from=str(moved)), ROOT).run_path.rpartition("/")[2]} == runs
+    assert {machine.start(model__resume_from=str(moved)).run_path.rpartition("/")[2]} == runs
 
 
 def test_the_best_weights_before_the_interruption_are_not_lost(machine: Machine, interrupted: Trained) -> None:
@@ -316,7 +325,7 @@ def test_the_best_weights_before_the_interruption_are_not_lost(machine: Machine,
         if path == last:
             content["best_fitness"] = 0.999
         torch.save(content, path)
-    start = fetch_weights(machine.experiment(model__resume_from=str(last)), ROOT)
+    start = machine.start(model__resume_from=str(last))
     trained = machine.train("beside-it", start, model__resume_from=str(last))
     assert (weights(trained.best) == weights(best)).all()
     assert not (weights(trained.last) == weights(best)).all()
@@ -324,14 +333,14 @@ def test_the_best_weights_before_the_interruption_are_not_lost(machine: Machine,
 
 def test_a_finished_checkpoint_starts_a_new_training_from_its_weights(machine: Machine, finished: Trained) -> None:
     """It has no optimizer to go on with, and the run says so."""
-    start = fetch_weights(machine.experiment(model__resume_from=str(finished.last)), ROOT)
+    start = machine.start(model__resume_from=str(finished.last))
     assert (start.weights, start.epoch) == (finished.last, 0)
     assert "finished" in start.describe()
 
 
 def test_what_the_experiment_changes_is_said(machine: Machine, moved: Path) -> None:
     """The experiment's values are trained with, and the checkpoint's are named beside them."""
-    start = fetch_weights(machine.experiment(model__resume_from=str(moved), training__learning_rate=0.004), ROOT)
+    start = machine.start(model__resume_from=str(moved), training__learning_rate=0.004)
     assert "lr0 0.002 → 0.004" in start.describe()
     assert "epochs" not in start.describe()
 
@@ -343,9 +352,9 @@ def test_a_checkpoint_that_cannot_be_gone_on_from_is_refused(
     """One error with key, value and reason, before anything is trained."""
     path, values = copy(moved, tmp_path / "a.pt"), {"model__resume_from": str(tmp_path / "a.pt")}
     told = {
-        "torn": "torn", "no checkpoint": "no checkpoint", "another size": "it is of yolo11n",
+        "torn": "damaged", "no checkpoint": "not a checkpoint", "another size": "it is of yolo11n",
         "another task": r"it is of yolo11n \(detect\), the experiment is of yolo11n-pose \(pose\)",
-        "no epochs left": "it has 1 epochs behind it, and training.epochs is 1",
+        "no epochs left": "it has completed 1 epochs, and training.epochs is 1",
     }[fault]  # fmt: skip
     experiment = machine.experiment(**values)
     if fault == "torn":
@@ -359,7 +368,7 @@ def test_a_checkpoint_that_cannot_be_gone_on_from_is_refused(
     if fault == "no epochs left":
         experiment = machine.experiment(**values, training__epochs=1)
     with pytest.raises(WeightsError, match=told) as caught:
-        fetch_weights(experiment, ROOT)
+        fetch_weights(machine.session("any", experiment))
     assert f"model.resume_from is '{path}'" in caught.value.what
 
 
@@ -374,20 +383,20 @@ def test_memory_that_is_too_small_is_one_clear_error(machine: Machine, monkeypat
     assert "reduce training.batch_size" in caught.value.remedy
 
 
-@pytest.mark.parametrize("device", ["cpu", "0,1"])
+@pytest.mark.parametrize("gpus", [0, 2])
 def test_batches_are_halved_by_the_experiments_choice(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], device: str
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], gpus: int
 ) -> None:
     """Down to what fits, the gradients being accumulated to the nominal batch; the end says what it came to."""
     monkeypatch.setenv("FAULT", "memory:4")
-    if device != "cpu":
+    if gpus:
         monkeypatch.setenv("GLOO", "1")
-    trained = machine.train(f"halved-{device}", device=device, worker="faulty_trainer", training__min_batch_size=2)
-    assert (trained.state, trained.batch_size, trained.device) == ("finished", 4, device)
+    trained = machine.train(f"halved-{gpus}", gpus=gpus, worker="faulty_trainer", training__min_batch_size=2)
+    assert (trained.state, trained.batch_size, trained.device) == ("finished", 4, "0,1" if gpus else "cpu")
     assert len(rows(trained)) == EPOCHS
     assert load(trained.last)["train_args"]["batch"] == 4
     assert load(trained.last)["train_args"]["nbs"] == 8
-    assert "goes on with batches of 4" in capsys.readouterr().out
+    assert "continues with batches of 4" in capsys.readouterr().out
 
 
 def test_batches_are_halved_no_further_than_allowed(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -411,7 +420,7 @@ def test_a_killed_process_leaves_the_newest_whole_checkpoint(
     assert load(trained.last)["epoch"] == 1
     assert load(trained.last)["optimizer"] is not None
     assert (trained.folder / "results.png").is_file()
-    start = fetch_weights(machine.experiment(model__resume_from=str(trained.last)), ROOT)
+    start = machine.start(model__resume_from=str(trained.last))
     assert start.epoch == 2
 
 
@@ -478,7 +487,7 @@ def test_two_processes_train_one_model(
     """DDP with gloo, both tasks: one W&B run with every epoch once, one table, whole checkpoints."""
     monkeypatch.setenv("GLOO", "1")
     here = machine if module == "detection" else make_machine(tmp_path, module)
-    trained = here.train("two", device="0,1", worker="faulty_trainer")
+    trained = here.train("two", gpus=2, worker="faulty_trainer")
     assert (trained.state, trained.device) == ("finished", "0,1")
     assert [row["epoch"] for row in rows(trained)] == ["1", "2", "3", "4"]
     assert load(trained.best)["optimizer"] is None
@@ -489,7 +498,7 @@ def test_two_processes_train_one_model(
 def test_two_processes_stop_together_when_the_time_is_over(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first one knows the time; the other one does not wait for an epoch that never comes."""
     monkeypatch.setenv("GLOO", "1")
-    trained = machine.train("two-stop", device="0,1", worker="faulty_trainer", stop_after=0.0)
+    trained = machine.train("two-stop", gpus=2, worker="faulty_trainer", stop_after=0.0)
     assert trained.state == "interrupted"
     assert load(trained.last)["optimizer"] is not None
 
@@ -500,9 +509,9 @@ def test_a_launch_that_hangs_goes_on_with_one(
     """One of two never takes part: ended after the time that the experiment gives, and trained on one."""
     monkeypatch.setenv("GLOO", "1")
     monkeypatch.setenv("FAULT", "hang")
-    trained = machine.train("hang", device="0,1", worker="faulty_trainer", hardware__stall_minutes=0.6)
+    trained = machine.train("hang", gpus=2, worker="faulty_trainer", hardware__stall_minutes=0.6)
     assert (trained.state, trained.device) == ("finished", "0")
     assert len(rows(trained)) == EPOCHS
     told = capsys.readouterr().out
     assert "no batch was finished for 0.6 minutes" in told
-    assert "goes on with one GPU" in told
+    assert "continues with one GPU" in told

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT
@@ -14,9 +15,10 @@ from lib.errors import TrainingError, WeightsError
 from lib.experiment.arguments import ALWAYS, ARGUMENTS, WORKED_OUT, ultralytics_arguments
 from lib.experiment.load import keys, load_experiment
 from lib.experiment.schema import Experiment
-from lib.remotes.credentials import Credentials
-from lib.train.launch import StartingPoint, WorkerPlan, fetch_weights, find_weights, keep_earlier, train
+from lib.session import Session
+from lib.train.launch import WorkerPlan, keep_earlier, train
 from lib.train.tracking import configure_tracking
+from lib.train.weights import StartingPoint, fetch_weights, find_weights
 
 BASELINE = ROOT / "experiments/001_det_baseline.yaml"
 
@@ -43,9 +45,9 @@ BECOMES = {
 def test_a_training_is_given_the_arguments_that_are_told_and_no_choice_beside_them(tmp_path: Path) -> None:
     """What `explain` shows of a key is what becomes of it; a worker that is not there leaves its plan."""
     experiment, file, start = load_experiment(BASELINE), tmp_path / "data.yaml", StartingPoint(None)
-    tracking = configure_tracking(experiment, Credentials(), tmp_path, "name")
+    session = Session(tmp_path, tmp_path, tmp_path, experiment)
     with pytest.raises(TrainingError, match="ended with status 1"):
-        train(experiment, file, start, tmp_path, tmp_path, device="cpu", tracking=tracking, worker="nobody")
+        train(session, file, start, configure_tracking(session), worker="nobody")
     given = set(WorkerPlan.read(tmp_path / "training/plan.json").arguments)
     assert given == {*ARGUMENTS.values(), *WORKED_OUT.values(), *ALWAYS, "save_dir", "project", "plots", "exist_ok"}
 
@@ -77,16 +79,21 @@ def test_ultralytics_knows_every_argument(tmp_path: Path) -> None:
     assert {name: checked[name] for name in arguments} == arguments
 
 
+def session_with(values: dict[str, Any], root: Path = ROOT) -> Session:
+    """Return a session of the baseline with other values."""
+    return Session(root, root, root, load_experiment(BASELINE, values))
+
+
 def test_random_weights_are_no_file() -> None:
     """`pretrained: false` asks for nothing."""
-    assert fetch_weights(load_experiment(BASELINE, {"model.pretrained": False}), ROOT).weights is None
+    assert fetch_weights(session_with({"model.pretrained": False})).weights is None
 
 
 @pytest.mark.parametrize("key", ["model.pretrained", "model.resume_from"])
 def test_a_checkpoint_that_is_not_there_is_named(key: str) -> None:
     """Key, value, and where Kaggle keeps files."""
     with pytest.raises(WeightsError, match=rf"{key} is 'nowhere/last.pt'") as caught:
-        fetch_weights(load_experiment(BASELINE, {key: "nowhere/last.pt"}), ROOT)
+        fetch_weights(session_with({key: "nowhere/last.pt"}))
     assert "/kaggle/input" in caught.value.remedy
 
 
@@ -95,15 +102,17 @@ def test_a_path_may_be_absolute_or_in_the_repository(tmp_path: Path, key: str) -
     """Kaggle's inputs are elsewhere, artifacts are inside."""
     (tmp_path / "a.pt").touch()
     for given in ("a.pt", str(tmp_path / "a.pt")):
-        assert find_weights(load_experiment(BASELINE, {key: given}), tmp_path) == tmp_path / "a.pt"
+        assert find_weights(session_with({key: given}, tmp_path)) == tmp_path / "a.pt"
 
 
 def test_published_weights_that_cannot_be_had_are_told_with_the_three_ways_out(tmp_path: Path) -> None:
     """Without a network the library's own download fails; in a process of its own, since settings are read once."""
     script = (
         "import sys\nfrom pathlib import Path\nfrom lib.experiment.load import load_experiment\n"
-        "from lib.train.launch import fetch_weights, prepare_library\nprepare_library(Path(sys.argv[1]))\n"
-        "fetch_weights(load_experiment('experiments/001_det_baseline.yaml'), Path('.'))"
+        "from lib.session import Session\nfrom lib.train.launch import prepare_library\n"
+        "from lib.train.weights import fetch_weights\nprepare_library(Path(sys.argv[1]))\n"
+        "experiment = load_experiment('experiments/001_det_baseline.yaml')\n"
+        "fetch_weights(Session(Path(), Path(), Path(), experiment))"
     )
     nowhere = "http://127.0.0.1:9"  # a proxy that is not there: no request leaves the machine
     env = {**os.environ, "HTTPS_PROXY": nowhere, "HTTP_PROXY": nowhere, "NO_PROXY": ""}
