@@ -84,11 +84,9 @@ def compare_command(project: Project, *, branches: tuple[str, ...], output: Path
     from lib.results import compare
     from lib.sync import Refs
 
-    sides = compare.read_sides(Refs(Path.cwd(), project.credentials), branches)
-    compare.draw_curves(sides, output)
-    print(compare.as_json(sides, output) if as_json else compare.show_sides(sides))
-    if not as_json:
-        print(f"\nCurves: {output}")
+    runs = compare.read_runs(Refs(Path.cwd(), project.credentials), branches)
+    compare.draw_curves(runs, output)
+    print(compare.as_json(runs, output) if as_json else f"{compare.show_runs(runs)}\n\nCurves: {output}")
 
 
 @click.command("rerun")

@@ -198,7 +198,7 @@ def train_all(
     """
     from lib.kaggle.notebook import source
     from lib.remotes.credentials import load_credentials
-    from lib.results import compare as side_by_side
+    from lib.results.compare import draw_curves, read_runs, show_runs
     from lib.sandbox.make import make_sandbox
 
     credentials = load_credentials(secrets)
@@ -230,8 +230,7 @@ def train_all(
     print(f"\n{show_end(progress)}")
     published = [each.branch for each in progress.values() if each.branch]
     if published:
-        sides = side_by_side.read_sides(refs, published)
-        picture = folder / "compare.png"
-        side_by_side.draw_curves(sides, picture)
-        print(f"\n{side_by_side.show_sides(sides)}\n\nCurves: {picture}")
+        runs, image = read_runs(refs, published), folder / "compare.png"
+        draw_curves(runs, image)
+        print(f"\n{show_runs(runs)}\n\nCurves: {image}")
     return len(published) == len(named)

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from lib.experiment.load import load_experiment
 from lib.remotes.credentials import Credentials
-from lib.results.compare import differences, read_sides
+from lib.results.compare import differences, read_runs
 from lib.results.fetch import fetch_model
 from lib.results.published import find_run, list_runs, read_published
 from lib.results.record import Metrics, RunRecord
@@ -133,8 +133,8 @@ def test_status_lists_a_published_run_and_checkpoint(clone: Path) -> None:
 
 
 def test_compare_reads_the_metrics_inputs_and_curves_of_a_published_run(clone: Path) -> None:
-    """`read_sides` returns every measured value, the inputs by dotted key, and the columns of `results.csv`."""
-    (side,) = read_sides(Refs(clone, Credentials()), [RUN])
+    """`read_runs` returns every measured value, the inputs by dotted key, and the columns of `results.csv`."""
+    (side,) = read_runs(Refs(clone, Credentials()), [RUN])
     assert (side.branch, side.state) == (RUN, "interrupted")
     assert side.metrics == {"best_epoch": 57, "epochs": 63, **METRICS}
     expected = {
