@@ -111,8 +111,8 @@ def rerun_command(
 
     user = kaggle_user or configured_user()
     rendered, record = rerun(project.root, branch, project.credentials, output, user, secrets_dataset)
-    print(f"{rendered}\nTrains:   what {record.branch} was trained from, at commit {record.commit}")
+    print(f"{rendered}\nTrains:   the experiment of {record.branch}, at commit {record.commit}")
     if record.resumed_from:
-        print(f"Needs:    {record.resumed_from}, from which that run went on")
-    print(f"Was with: {', '.join(f'{name} {version}' for name, version in record.versions.items())}")
+        print(f"Needs:    {record.resumed_from}, from which that run resumed")
+    print(f"Versions: {', '.join(f'{name} {version}' for name, version in record.versions.items())}")
     print(ways_to_kaggle(rendered, user))

@@ -39,7 +39,7 @@ from lib.train.launch import Trained
 
 HEADS = {"box": "B", "mask": "M", "pose": "P"}
 """The heads of ultralytics' networks, and the letter that marks each in its metric names: `metrics/mAP50(B)`."""
-PICTURE_SIDE = 1280  # pixels; images are committed to Git, unlike weights
+IMAGE_SIDE = 1280  # pixels; images are committed to Git, unlike weights
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ def evaluate(session: Session, dataset: Dataset, trained: Trained) -> Evaluated:
             attempt("measuring corners", measure_corners)
         write()  # written first: a failed drawing must not cost a figure
         attempt("drawing predictions", draw)
-    attempt("drawing the training's pictures", lambda: to_png(trained.folder))
-    attempt("drawing the test's pictures", lambda: to_png(folder))
+    attempt("drawing the training's images", lambda: to_png(trained.folder))
+    attempt("drawing the test's images", lambda: to_png(folder))
     metrics = write()
     return Evaluated(folder, metrics, _missing(metrics.missing, trained) if metrics.missing else None)
 
@@ -114,12 +114,12 @@ class _Attempts:
         try:
             do()
         except Exception as error:  # noqa: BLE001  no failure here may keep the weights from being published
-            told = " ".join(f"{type(error).__name__}: {error}".split())
+            message = " ".join(f"{type(error).__name__}: {error}".split())
             for place in self._places:
-                told = told.replace(f"{place}{os.sep}", "")
-            self.failed.append(f"{what}: {told}")
+                message = message.replace(f"{place}{os.sep}", "")
+            self.failed.append(f"{what}: {message}")
             traceback.print_exc()
-            print(f"Warning: {what} failed: {told}", flush=True)
+            print(f"Warning: {what} failed: {message}", flush=True)
 
 
 def _missing(why: str, trained: Trained) -> EvaluationError:
@@ -159,7 +159,7 @@ def _validate(
         save_json=split == "test",
         validator=_validator(model.task_map[task]["validator"], dataset),
     )
-    bar.end(f"Measured best.pt on {split}: {dataset.counts[split]} pictures")
+    bar.end(f"Measured best.pt on {split}: {dataset.counts[split]} images")
     if split == "test" and not (folder / "predictions.json").is_file():
         (folder / "predictions.json").write_text("[]\n", encoding="utf-8")  # the library writes none for an empty list
     results: Mapping[str, Any] = measured.results_dict
@@ -173,8 +173,8 @@ def _validator(base: Any, dataset: Dataset) -> Any:  # noqa: ANN401  ultralytics
         def pred_to_json(self, predn: dict[str, Any], pbatch: dict[str, Any]) -> None:
             before = len(self.jdict)
             super().pred_to_json(predn, pbatch)
-            picture = Path(pbatch["im_file"])
-            named = {"image_id": picture.stem, "file_name": file_name(dataset, picture)}
+            image = Path(pbatch["im_file"])
+            named = {"image_id": image.stem, "file_name": file_name(dataset, image)}
             for item, number in zip(self.jdict[before:], predn["cls"].tolist(), strict=True):
                 item.update(named, category_id=int(number) + 1)
                 if "keypoints" in item:
@@ -210,6 +210,6 @@ def to_png(folder: Path) -> None:
 
     for path in sorted(folder.glob("*.jpg")):
         with Image.open(path) as image:
-            image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+            image.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
             image.quantize(256).save(path.with_suffix(".png"), optimize=True)
         path.unlink()

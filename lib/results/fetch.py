@@ -75,7 +75,7 @@ def fetch_model(root: Path, branch: str, credentials: Credentials, folder: Path 
     except OSError as error:
         raise BranchError(
             f"{folder} cannot be written: {error}.",
-            state="nothing is there.",
+            state="nothing was written.",
             remedy="free some space, or name another folder with --output.",
         ) from error
     return Model(folder, run.record)
@@ -89,12 +89,12 @@ def _find_fetched(folder: Path, branch: str) -> Model | None:
         record = RunRecord.model_validate_json((folder / "run.json").read_bytes())
         wrong = "" if record.branch == branch else f"it holds {record.branch}"
     except (OSError, ValidationError):
-        wrong = "it is no fetched model"
+        wrong = "it is not a fetched model"
     wrong = wrong or "; ".join(_damages(folder))
     if wrong:
         raise BranchError(
             f"{folder} cannot be used for {branch}: {wrong}.",
-            state="it was left as it is.",
+            state="the folder is unchanged.",
             remedy="remove that folder, or name another with --output, and run the same command again.",
         )
     return Model(folder, record)
@@ -113,7 +113,7 @@ def _pull_weights(root: Path, part: Path, run: PublishedRun, credentials: Creden
             f"`dvc pull` of {run.branch} failed: {wrong}.",
             state="nothing was written.",
             remedy="ensure the DVC remote is accessible (for Google Drive: --secrets secrets.json); `python -m lib "
-            "check` says whether it has what the branch names.",
+            "check` reports whether it has the objects that the branch names.",
         )
 
 
@@ -122,7 +122,7 @@ def _damages(folder: Path) -> Iterator[str]:
     for pointer in sorted(folder.rglob("*.dvc")):
         file = pointer.with_suffix("")
         if not file.is_file():
-            yield f"{file.relative_to(folder)} is not there"
+            yield f"{file.relative_to(folder)} is missing"
         elif f"md5: {_md5(file)}" not in pointer.read_text(encoding="utf-8"):
             yield f"{file.relative_to(folder)} is damaged"
 

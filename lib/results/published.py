@@ -116,9 +116,7 @@ def ask_for_run(names: Sequence[str], *, terminal: bool) -> str:
     import click
 
     if not names:
-        raise BranchError(
-            "no run has been published yet.", remedy="train one: `python -m lib status` shows where it stands."
-        )
+        raise BranchError("no run has been published yet.", remedy="train one; `python -m lib status` shows its state.")
     newest = names[:SHOWN]
     if not terminal:
         listed = "\n".join(f"  {name}" for name in newest)

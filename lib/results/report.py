@@ -30,7 +30,7 @@ from lib.train.tracking import Tracking
 from lib.train.weights import StartingPoint
 
 LIBRARIES = ("ultralytics", "torch", "torchvision", "numpy", "dvc", "wandb", "opencv-python")
-PICTURES = {
+IMAGES = {
     "test/predictions.png": "Predictions on the test split",
     "test/worst.png": "The worst test pictures",
     "train/results.png": "Training curves",
@@ -216,4 +216,4 @@ def _sha256(path: Path) -> str | None:
 
 def list_images(folder: Path) -> list[tuple[str, str]]:
     """Return the path and the title of each image that exists in a run's folder."""
-    return [(path, title) for path, title in PICTURES.items() if (folder / path).is_file()]
+    return [(path, title) for path, title in IMAGES.items() if (folder / path).is_file()]

@@ -24,10 +24,10 @@ SHOWN_WIDTH = 900  # pixels of an image in the notebook
 def show_summary(session: Session, results: Results) -> None:
     """Print the summary of a published run: its state, metrics, step times, branch and files."""
     experiment, folder, trained, end = session.experiment, session.artifacts, results.trained, time.time()
-    how = {"finished": "trained and ", "interrupted": "interrupted, and ", "failed": "failed, and what there is of it "}
-    print(f"{experiment.about.title} ({experiment.name}) is {how[trained.state]}published.\n")
+    how = {"finished": "is trained and", "interrupted": "is interrupted and", "failed": "has failed and is"}
+    print(f"{experiment.about.title} ({experiment.name}) {how[trained.state]} published.\n")
     if trained.reason:
-        print(f"Warning: training {describe_end(trained)}.")
+        print(f"Warning: the training {describe_end(trained)}.")
     for what in list_missing(results):
         print(f"Warning: something is missing: {what}")
     show_metrics(results.evaluated)
@@ -38,7 +38,7 @@ def show_summary(session: Session, results: Results) -> None:
         f"Branch:    {session.branch}",
         f"W&B:       {results.tracking.address}",
         f"Card:      {folder / 'README.md'}",
-        *(f"{'Pictures:' * (not number):10} {folder / path}" for number, (path, _) in enumerate(list_images(folder))),
+        *(f"{'Images:' * (not number):10} {folder / path}" for number, (path, _) in enumerate(list_images(folder))),
         "",
         f"To bring the model to a clone of {session.repository}:",
         *(f"  {command}" for command in commands_to_get(session.branch)),
@@ -58,7 +58,7 @@ def show_metrics(evaluated: Evaluated) -> None:
         print(f"Corners on test: {corners.found} of {corners.objects} objects found{off and '; off by: '}{off}")
 
 
-def show_pictures(session: Session) -> None:
+def show_images(session: Session) -> None:
     """Display a run's images in the notebook, each below its caption."""
     from IPython.display import Image, Markdown, display
 
