@@ -20,6 +20,7 @@ predicted object:
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import traceback
 from collections.abc import Callable, Mapping
@@ -31,14 +32,14 @@ from lib.data.dataset import Dataset
 from lib.errors import EvaluationError
 from lib.progress import Bar
 from lib.results.matching import compare, corner_errors, file_name
-from lib.results.record import SCHEMA, Head, Metrics
+from lib.results.record import SCHEMA, Metrics
 from lib.results.sheets import draw_predictions, draw_worst
 from lib.session import Session
 from lib.train.curves import best_epoch, read_curves
 from lib.train.launch import Trained
 
-HEADS = {"box": "B", "mask": "M", "pose": "P"}
-"""The heads of ultralytics' networks, and the letter that marks each in its metric names: `metrics/mAP50(B)`."""
+HEADS = {"B": "box", "M": "mask", "P": "pose"}
+"""The heads of ultralytics' networks by the letter that marks each in its metric names: `metrics/mAP50(B)`."""
 IMAGE_SIDE = 1280  # pixels; images are committed to Git, unlike weights
 
 
@@ -100,7 +101,12 @@ def evaluate(session: Session, dataset: Dataset, trained: Trained) -> Evaluated:
     attempt("drawing the training's images", lambda: to_png(trained.folder))
     attempt("drawing the test's images", lambda: to_png(folder))
     metrics = write()
-    return Evaluated(folder, metrics, _missing(metrics.missing, trained) if metrics.missing else None)
+    error = EvaluationError(
+        f"not everything could be measured: {metrics.missing}",
+        state=f"the weights are in {trained.best.parent}, and what was measured is in metrics.json.",
+        remedy="read the log above the error; the weights can be validated again with `yolo val`.",
+    )
+    return Evaluated(folder, metrics, error if metrics.missing else None)
 
 
 class _Attempts:
@@ -120,14 +126,6 @@ class _Attempts:
             self.failed.append(f"{what}: {message}")
             traceback.print_exc()
             print(f"Warning: {what} failed: {message}", flush=True)
-
-
-def _missing(why: str, trained: Trained) -> EvaluationError:
-    return EvaluationError(
-        f"not everything could be measured: {why}",
-        state=f"the weights are in {trained.best.parent}, and what was measured is in metrics.json.",
-        remedy="read the log above the error; the weights can be validated again with `yolo val`.",
-    )
 
 
 def _validate(
@@ -188,13 +186,11 @@ def _validator(base: Any, dataset: Dataset) -> Any:  # noqa: ANN401  ultralytics
 
 def _heads(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """Return ultralytics' figures (`metrics/mAP50(B)`) by head and name; omit heads that were not measured."""
-    names = [field.alias or name for name, field in Head.model_fields.items()]
-    found = {head: {name: f"metrics/{name}({letter})" for name in names} for head, letter in HEADS.items()}
-    return {
-        head: {name: round(float(results[key]), 5) for name, key in keys.items() if key in results}
-        for head, keys in found.items()
-        if results.keys() & keys.values()
-    }
+    found: dict[str, dict[str, float]] = {}
+    for key, value in results.items():
+        if named := re.fullmatch(r"metrics/(.+)\(([BMP])\)", key):
+            found.setdefault(HEADS[named[2]], {})[named[1]] = round(float(value), 5)
+    return found
 
 
 def _epochs(results: Path) -> dict[str, int]:

@@ -7,10 +7,10 @@ unchanged, and the dataset is not downloaded. An existing folder is verified and
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import md5
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -23,8 +23,6 @@ from lib.remotes.pull import pull_objects
 from lib.results.published import PublishedRun, read_published
 from lib.results.record import RunRecord
 from lib.sync import Refs
-
-CHUNK = 2**20
 
 
 @dataclass(frozen=True)
@@ -123,10 +121,7 @@ def _damages(folder: Path) -> Iterator[str]:
         file = pointer.with_suffix("")
         if not file.is_file():
             yield f"{file.relative_to(folder)} is missing"
-        elif f"md5: {_md5(file)}" not in pointer.read_text(encoding="utf-8"):
+        elif f"md5: {md5(file.read_bytes(), usedforsecurity=False).hexdigest()}" not in pointer.read_text(
+            encoding="utf-8"
+        ):
             yield f"{file.relative_to(folder)} is damaged"
-
-
-def _md5(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

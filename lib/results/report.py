@@ -6,13 +6,13 @@ nor do paths of this machine that mean nothing elsewhere.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from lib.data.dataset import Dataset
@@ -20,7 +20,7 @@ from lib.experiment.schema import Experiment
 from lib.files import write_whole
 from lib.progress import duration
 from lib.results.evaluate import Evaluated
-from lib.results.record import SCHEMA, DatasetRecord, MachineRecord, Metrics, RunRecord, StartRecord
+from lib.results.record import SCHEMA, DatasetRecord, MachineRecord, RunRecord, StartRecord
 from lib.session import Session
 from lib.sync import Publication, RunLock
 from lib.train.checkpoints import checkpoint_branch
@@ -40,6 +40,7 @@ IMAGES = {
 METRICS_HEADERS = ("Split", "Head", "Images", "Precision", "Recall", "mAP50", "mAP50-95")
 """The headers of a table whose rows are `Metrics.rows()`."""
 MODEL_CARD = Path(__file__).with_name("model_card.md")
+"""The template of `README.md`, for `str.format`."""
 Steps = Sequence[tuple[str, float]]
 """Each step's title and its start in seconds since the epoch, in order."""
 
@@ -59,7 +60,7 @@ class Results:
 def write_report(session: Session, results: Results) -> dict[str, Any]:
     """Write `run.json` and `README.md` into the artifacts' folder; return the content of `run.json`."""
     experiment, folder, trained, dataset = session.experiment, session.artifacts, results.trained, results.dataset
-    weights, host = results.start.weights, session.host
+    weights, host, lock = results.start.weights, session.host, session.root / "uv.lock"
     lacks = {"reason": trained.reason, "missing": "; ".join(list_missing(results))}
     record = RunRecord(
         version=SCHEMA,
@@ -69,8 +70,8 @@ def write_report(session: Session, results: Results) -> dict[str, Any]:
         commit=session.commit,
         experiment=experiment.model_dump(mode="json"),
         dataset=DatasetRecord(path=experiment.dataset, md5=dataset.md5, images=dataset.counts, names=dataset.names),
-        lock=_sha256(session.root / "uv.lock"),
-        versions={"python": platform.python_version(), **_versions()},
+        lock=hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else None,
+        versions=_versions(),
         machine=MachineRecord(
             kaggle=host.on_kaggle,
             system=f"{platform.system()} {platform.machine()}",
@@ -103,34 +104,29 @@ def durations(steps: Steps, end: float | None = None) -> dict[str, float]:
 
 
 def _model_card(session: Session, results: Results, record: RunRecord) -> str:
-    experiment, trained, metrics = session.experiment, results.trained, results.evaluated.metrics
-    settings = experiment.training
+    trained, metrics = results.trained, results.evaluated.metrics
     notes = [f"**The training {describe_end(trained)}.**"] if trained.state != "finished" else []
     notes += [f"**Something is missing: {what}**" for what in list_missing(results)]
     images = [f"### {title}\n\n![{title}]({path})" for path, title in list_images(session.artifacts)]
+    rows = [METRICS_HEADERS, ["---"] * len(METRICS_HEADERS), *metrics.rows()]
     exported = ", ".join(f"`{file.name}`" for file in results.exported.files)
-    return Template(MODEL_CARD.read_text(encoding="utf-8")).substitute(
-        record.model_dump(include={"branch", "commit", "repository", "wandb"}),
-        title=f"{experiment.about.title}: {experiment.name}",
-        description="\n\n".join([experiment.description, *notes]),
-        architecture=experiment.model.architecture,
+    return MODEL_CARD.read_text(encoding="utf-8").format(
+        session=session,
+        experiment=session.experiment,
+        training=session.experiment.training,
+        trained=trained,
+        tracking=results.tracking,
+        description="\n\n".join([session.experiment.description, *notes]),
         epochs="?" if metrics.epochs is None else metrics.epochs,
-        requested=settings.epochs,
         hardware=session.host.describe().partition(": ")[2],
-        seconds=duration(trained.seconds),
+        duration=duration(trained.seconds),
         best="" if metrics.best_epoch is None else f"; the best epoch is {metrics.best_epoch}",
-        metrics=metrics_table(metrics),
+        metrics="\n".join(f"| {' | '.join(cells)} |" for cells in rows),
         images="\n\n".join(images),
-        commands="\n".join(commands_to_get(session.branch)),
-        artifacts=experiment.artifacts,
         exported=f", beside them {exported}" if exported else "",
-        dataset=experiment.dataset,
-        dataset_facts=results.dataset.describe(),
-        start=_start(experiment, results.start),
-        optimizer=f"{settings.optimizer}, learning rate {settings.learning_rate}, batch {trained.batch_size}, "
-        f"{settings.image_size} px, seed {experiment.seed}",
+        dataset=results.dataset.describe(),
+        start=_start(session.experiment, results.start),
         libraries=", ".join(f"{name} {version}" for name, version in record.versions.items()),
-        started=f"{session.started:%Y-%m-%d %H:%M:%S}",
     )
 
 
@@ -148,17 +144,6 @@ def _start(experiment: Experiment, start: StartingPoint) -> str:
     if isinstance(experiment.model.pretrained, str):
         return f"the weights `{experiment.model.pretrained}`"
     return "the architecture's published weights" if experiment.model.pretrained else "random weights"
-
-
-def metrics_table(metrics: Metrics) -> str:
-    """Return the metrics as a Markdown table with one row per split and head."""
-    rows = [METRICS_HEADERS, ["---"] * len(METRICS_HEADERS), *metrics.rows()]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
-
-
-def commands_to_get(branch: str) -> list[str]:
-    """Return the three commands that fetch a model into any clone."""
-    return [f"git fetch origin {branch}", f"git checkout {branch}", "dvc pull"]
 
 
 def describe_run(session: Session) -> str:
@@ -201,17 +186,11 @@ def publication(session: Session, results: Results, hold: RunLock) -> Publicatio
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    found = {"python": platform.python_version()}
     for name in LIBRARIES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
-
-
-def _sha256(path: Path) -> str | None:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def list_images(folder: Path) -> list[tuple[str, str]]:

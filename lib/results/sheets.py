@@ -127,8 +127,11 @@ def _draw_detections(
         # a corner without a label is at (0, 0)
         shown = detection.corners if is_guess else detection.corners[detection.corners[:, 2] > 0]
         corners = [(float(x), float(y)) for x, y in (shown[:, :2] - origin) * scale]
-        colours, radius = (CORNER_COLOURS, 3) if is_guess else ((TRUTH,) * len(corners), 4)
-        _draw_corners(draw, corners, colours, radius * pen, pen)
+        colours, radius = (CORNER_COLOURS, 3 * pen) if is_guess else ((TRUTH,) * len(corners), 4 * pen)
+        if corners:
+            draw.line([*corners, corners[0]], fill=colours[0], width=pen)
+        for (x, y), fill in zip(corners, colours, strict=False):
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill, outline="black")
         if is_guess:
             name = f"{names[detection.category]} " if names and len(names) > 1 else ""
             label = f"{name}{detection.score:.2f}"
@@ -136,12 +139,3 @@ def _draw_detections(
             x, y = min(max(0, x0), image.width - wide), min(max(high, y0), image.height)
             draw.rectangle((x, y - high, x + wide, y), fill=GUESS)
             draw.text((x + 3 * pen, y - 15 * pen), label, fill="black", font=font)
-
-
-def _draw_corners(
-    draw: Any, corners: list[tuple[float, float]], colours: Sequence[str], radius: int, pen: int  # noqa: ANN401
-) -> None:  # fmt: skip
-    if corners:
-        draw.line([*corners, corners[0]], fill=colours[0], width=pen)
-    for (x, y), colour in zip(corners, colours, strict=False):
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour, outline="black")

@@ -9,7 +9,6 @@ from lib.results.evaluate import Evaluated
 from lib.results.report import (
     METRICS_HEADERS,
     Results,
-    commands_to_get,
     describe_end,
     durations,
     list_images,
@@ -34,18 +33,20 @@ def show_summary(session: Session, results: Results) -> None:
     times = {**durations(session.steps, end), "Together": end - session.steps[0][1]}
     rows = [(title, duration(seconds)) for title, seconds in times.items()]
     print(as_text(make_table(("Step", "Time"), rows, title="Where the time went")))
-    lines = [
-        f"Branch:    {session.branch}",
-        f"W&B:       {results.tracking.address}",
-        f"Card:      {folder / 'README.md'}",
-        *(f"{'Images:' * (not number):10} {folder / path}" for number, (path, _) in enumerate(list_images(folder))),
-        "",
-        f"To bring the model to a clone of {session.repository}:",
-        *(f"  {command}" for command in commands_to_get(session.branch)),
-        f"It is then {experiment.artifacts}/train/weights/best.pt. Or, without leaving the branch that you are on:",
+    images = "\n           ".join(str(folder / path) for path, _ in list_images(folder))
+    print(
+        f"Branch:    {session.branch}\n"
+        f"W&B:       {results.tracking.address}\n"
+        f"Card:      {folder / 'README.md'}\n"
+        f"Images:    {images or 'none'}\n\n"
+        f"To bring the model to a clone of {session.repository}:\n"
+        f"  git fetch origin {session.branch}\n"
+        f"  git checkout {session.branch}\n"
+        "  dvc pull\n"
+        f"It is then {experiment.artifacts}/train/weights/best.pt. Or, without leaving the branch that you are on:\n"
         f"  python -m lib fetch {session.branch}",
-    ]
-    print("\n".join(lines), flush=True)  # not by rich, which wraps lines: these are for copying
+        flush=True,
+    )
 
 
 def show_metrics(evaluated: Evaluated) -> None:
