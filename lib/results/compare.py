@@ -16,7 +16,7 @@ from lib.errors import BranchError
 from lib.experiment.load import flat
 from lib.files import replacing
 from lib.results.published import PublishedRun, list_runs, read_published, series_of
-from lib.results.record import Metrics
+from lib.results.record import Metrics, parse
 from lib.sync import Refs
 from lib.tables import as_text, make_table
 from lib.train.curves import Curves, read_curves
@@ -64,7 +64,7 @@ def _newest(refs: Refs) -> list[str]:
 
 def _summarize(run: PublishedRun) -> RunSummary:
     try:
-        metrics = Metrics.model_validate_json(run.texts.get(FILES[0], "{}"))
+        metrics = parse(Metrics, run.texts.get(FILES[0], "{}"))
         curves = read_curves(run.texts.get(FILES[1], ""))
     except ValueError as error:
         raise BranchError(

@@ -13,15 +13,13 @@ from dataclasses import dataclass
 from hashlib import md5
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from lib.errors import BranchError, RemoteError
 from lib.progress import file_size
 from lib.remotes.clone import clone_with
 from lib.remotes.credentials import Credentials
 from lib.remotes.pull import pull_objects
 from lib.results.published import PublishedRun, read_published
-from lib.results.record import RunRecord
+from lib.results.record import RunRecord, parse
 from lib.sync import Refs
 
 
@@ -84,9 +82,9 @@ def _find_fetched(folder: Path, branch: str) -> Model | None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     try:
-        record = RunRecord.model_validate_json((folder / "run.json").read_bytes())
+        record = parse(RunRecord, (folder / "run.json").read_bytes())
         wrong = "" if record.branch == branch else f"it holds {record.branch}"
-    except (OSError, ValidationError):
+    except (OSError, ValueError):
         wrong = "it is not a fetched model"
     wrong = wrong or "; ".join(_damages(folder))
     if wrong:

@@ -12,10 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from pydantic import ValidationError
-
 from lib.errors import BranchError
-from lib.results.record import RunRecord
+from lib.results.record import RunRecord, parse
 from lib.sync import Refs
 from lib.train.checkpoints import Record
 
@@ -92,10 +90,9 @@ def find_own(branch: str, texts: Mapping[str, str], kind: type[AnyRecord]) -> tu
     for path, text in texts.items():
         if path.endswith(f"/{file}"):
             try:
-                record = kind.model_validate_json(text)
-            except ValidationError as error:  # it may be another run's file
-                found = [": ".join(filter(None, (".".join(map(str, e["loc"])), e["msg"]))) for e in error.errors()]
-                problems.append(f"{path}: {'; '.join(found[:3])}")
+                record = parse(kind, text)
+            except ValueError as error:
+                problems.append(f"{path}: {error}")  # it may be another run's file
                 continue
             # a checkpoint names no branch
             if getattr(record, "branch", branch) == branch and f"-{record.experiment['module']}-" in branch:

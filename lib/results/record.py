@@ -2,7 +2,7 @@
 
 Guarantees: `write` and the reader use the same models, so a record is read back as it was written. Files of every
 earlier version are readable: a key that they lack has its default, and `as_dict` leaves it out. Unknown keys are
-ignored. An invalid value is a `ValidationError`.
+ignored. `parse` reports an invalid value with its key, on one line.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
 
 from lib.experiment.schema import ExperimentValues
 from lib.files import write_whole
@@ -21,6 +21,18 @@ from lib.train.launch import State
 
 SCHEMA = 2
 """The version of both formats. Files that name no version have version 1."""
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def parse(kind: type[Model], text: str | bytes) -> Model:
+    """Return the record in a JSON text. Raises `ValueError` with the first invalid keys."""
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        found = (": ".join(filter(None, (".".join(map(str, e["loc"])), e["msg"]))) for e in error.errors()[:3])
+        raise ValueError("; ".join(found)) from None
 
 
 class _Section(BaseModel):

@@ -8,12 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from lib.errors import BranchError
 from lib.remotes.credentials import Credentials
 from lib.results.published import HEADS, RUNS, AnyRecord, find_own
-from lib.results.record import Metrics, RunRecord
+from lib.results.record import Metrics, RunRecord, parse
 from lib.sync import RUN_PLACES, Refs, read_run
 from lib.tables import as_text, make_table
 from lib.train.checkpoints import Record
@@ -71,8 +69,8 @@ def _read_entry(ref: str, texts: Mapping[str, str], kind: type[AnyRecord]) -> En
     branch = ref.removeprefix(HEADS)
     try:
         folder, record = find_own(branch, texts, kind)
-        metrics = Metrics.model_validate_json(texts.get(f"{folder}/train/metrics.json", "{}"))
-    except (BranchError, ValidationError):
+        metrics = parse(Metrics, texts.get(f"{folder}/train/metrics.json", "{}"))
+    except (BranchError, ValueError):
         return Entry(branch, "unreadable", ref)
     if isinstance(record, RunRecord):
         done, when = metrics.epochs, record.started

@@ -27,7 +27,7 @@ from lib.experiment.modules import find_module
 from lib.experiment.schema import Experiment
 from lib.kaggle.notebook import GRACE, bake, execute, read_notebook, write_rendered
 from lib.process import LoggedCommand, die_with
-from lib.results.record import RunRecord
+from lib.results.record import RunRecord, parse
 from lib.train.curves import MAP, read_curves
 
 State = Literal["waiting", "running", "lost", "published", "failed", "stopped"]
@@ -164,7 +164,7 @@ def main(folder: Path) -> int:
         rendered = write_rendered(folder, find_module(experiment.module), notebook, None)
         execute(rendered.notebook, folder)
         (file,) = folder.glob(f"*/{experiment.artifacts}/run.json")
-        record = RunRecord.model_validate_json(file.read_bytes())
+        record = parse(RunRecord, file.read_bytes())
         outcome = {"branch": record.branch, "note": record.reason}
     except KeyboardInterrupt:
         outcome = {"note": "it was stopped; what its last checkpoint holds is gone on from."}

@@ -18,12 +18,13 @@ import pytest
 from conftest import ROOT, Stores, run_git
 from pydantic import ValidationError
 
+from lib.errors import BranchError
 from lib.experiment.load import load_experiment
 from lib.remotes.credentials import Credentials
 from lib.results.compare import differences, read_runs
 from lib.results.fetch import fetch_model
 from lib.results.published import find_run, list_runs, read_published
-from lib.results.record import Metrics, RunRecord
+from lib.results.record import Metrics, RunRecord, parse
 from lib.results.status import Entry, read_status
 from lib.session import Session
 from lib.sync import Refs
@@ -236,3 +237,16 @@ def test_a_record_without_the_identity_of_its_experiment_is_invalid(training: An
     content = published_json("run.json")
     with pytest.raises(ValidationError, match=r"image_size is missing"):
         RunRecord.model_validate({**content, "experiment": {**content["experiment"], "training": training}})
+
+
+def test_an_unreadable_record_is_reported_on_one_line(stores: Stores) -> None:
+    """The error of `compare` names the branch and the problem; that of `parse` names the invalid key."""
+    for text, problem in (
+        ("{", "Invalid JSON: .*"),
+        ('{"schema": "x"}', "schema: Input should be a valid integer, .*"),
+    ):
+        with pytest.raises(ValueError, match=rf"^{problem}$"):
+            parse(Metrics, text)
+    push_branch(stores, RUN, {"run.json": "run.json", "train/metrics.json": "results.csv"})
+    with pytest.raises(BranchError, match=rf"{RUN}: {FOLDER}: .* cannot be read \(Invalid JSON: "):
+        read_runs(Refs(stores.clone, Credentials()), [RUN])
