@@ -606,7 +606,7 @@ def test_a_service_account_whose_key_is_refused_is_told_without_it(
     name_remote(stores.clone, drive)
     configure_dvc(stores.clone, tmp_path / "scratch", credentials)
     run = Publication(stores.clone, "kaggle-train-x", "Training\n", RUN, WEIGHTS, datetime(2025, 1, 2, tzinfo=UTC))
-    with pytest.raises(RunError, match="Google does not accept the Drive credentials") as caught:
+    with pytest.raises(RunError, match="Google rejects the Drive account") as caught:
         sync_outputs(run, credentials, say=str)
     shown = "".join(traceback.format_exception(caught.value))
     assert not [line for line in key["private_key"].splitlines()[1:-1] if line in shown]
