@@ -23,8 +23,8 @@ _FREE_SPACE = (
     "put its folder into a shared drive)"
 )
 _NEW_KEY = (
-    "make new GDRIVE_USER_CREDENTIALS (`python -m lib credentials`) or a new key for GDRIVE_SERVICE_ACCOUNT (refresh "
-    "tokens of an OAuth app in state Testing end after 7 days: publish the app)"
+    "put new GDRIVE_USER_CREDENTIALS (`python -m lib credentials` makes them) or a new GDRIVE_SERVICE_ACCOUNT key into "
+    "secrets.json (refresh tokens of an OAuth app in state Testing end after 7 days: publish the app)"
 )
 _REMEDIES: Mapping[str | int, str] = {
     "userRateLimitExceeded": _WAIT,
@@ -75,7 +75,8 @@ def explain(error: BaseException) -> Trouble:
             what = f"Google Drive cannot be reached: the connection broke ({type(cause).__name__}: {cause})."
             return Trouble(what, "check that internet is on", is_transient=True)
     if any(isinstance(cause, (AuthError, GDriveAuthError)) for cause in causes(error)):
-        return Trouble(f"Google Drive cannot be signed in to ({error}).", _NEW_KEY, is_account=True)
+        # the client's text is left out: it may quote a key that it cannot read
+        return Trouble("Google Drive cannot be signed in to with these credentials.", _NEW_KEY, is_account=True)
     return Trouble(f"{type(error).__name__}: {error}", "check the file and the folder named above")
 
 
