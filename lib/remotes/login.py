@@ -102,7 +102,7 @@ def sign_in(client: OAuthClient, *, seconds: float = 600) -> dict[str, str]:
     try:
         token = flow.fetch_token(
             authorization_response=f"https://127.0.0.1/?{query}",  # oauthlib accepts no other scheme
-            include_client_id=True,  # send the secret in the form: errors could show a Basic header, which is encoded
+            include_client_id=True,  # in the form: `redact` does not know the encoded secret of a Basic header
             timeout=SECONDS,
         )
     except OAuth2Error as error:

@@ -642,7 +642,7 @@ def test_a_request_of_another_page_is_not_accepted(
         ({"installed": {"client_id": "a"}}, "neither an OAuth client"),
         ({"installed": "GOCSPX-canary"}, "neither an OAuth client"),
         ({"anything": 1}, "neither an OAuth client"),
-        (["GOCSPX-canary"], "not an object"),
+        (["GOCSPX-canary"], "not a JSON object"),
         ({"installed": {"client_id": "a", "client_secret": "GOCSPX-canary", "token_uri": "http://evil.org"}}, "https"),
     ],
 )
@@ -822,7 +822,7 @@ def test_a_rejected_key_is_asked_for_again(place: Place) -> None:
     assert place.make(user) == ["GitHub"]
     assert place.values() == {"GITHUB_TOKEN": TOKEN}
     assert user.screen.count("rejects GITHUB_TOKEN") == 1
-    assert user.screen.count("GITHUB_TOKEN is no plain text") == 1
+    assert user.screen.count("GITHUB_TOKEN is not plain text") == 1
     assert "rejects WANDB_API_KEY" in user.screen
     assert_no_canary(user.screen, more=("ghp_mistyped-canary", "x" * 40, "ghp_canary…"))
 

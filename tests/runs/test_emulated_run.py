@@ -651,7 +651,7 @@ BEFORE_TRAINING = {
     ),
     "secrets.json has a wrong key": Trouble(
         lambda services: services.write_secrets(WANDB_API_KEY=None, GITHUB_TOKENS=services.values["GITHUB_TOKEN"]),
-        "GITHUB_TOKENS is no key of it",
+        "GITHUB_TOKENS is not a known key",
         "correct the keys named above",
         "1/10",
     ),
