@@ -570,7 +570,7 @@ def test_a_key_that_wandb_refuses_stops_nothing(stage: Stage, services: Emulated
     services.wandb.keys = set()
     run = stage.run()
     assert run.status == 0, run.output[-5000:]
-    assert re.search(r"^  WARNING  W&B .*refuses WANDB_API_KEY.*\n *→ copy the key anew", run.shown, re.MULTILINE)
+    assert re.search(r"^  WARNING  W&B .*rejects WANDB_API_KEY.*\n *→ copy the key anew", run.shown, re.MULTILINE)
     assert "W&B does not answer or refuses the key; curves are recorded offline" in run.shown
     assert len(branches(stage, run)) == 1
     assert any(run.working.glob("wandb/**/*.log"))
@@ -651,7 +651,7 @@ BEFORE_TRAINING = {
     ),
     "secrets.json has a wrong key": Trouble(
         lambda services: services.write_secrets(WANDB_API_KEY=None, GITHUB_TOKENS=services.values["GITHUB_TOKEN"]),
-        "GITHUB_TOKENS is no key of it",
+        "GITHUB_TOKENS is not a known key",
         "correct the keys named above",
         "1/10",
     ),
@@ -745,7 +745,7 @@ WHILE_PUBLISHING = {
     "the Drive is full by then": Trouble(fill_drive, "storageQuotaExceeded", "free space in that Google account", ""),
     "every upload is cut": Trouble(
         lambda services: services.drive.add_fault("PUT /upload", "cut body", 10**6),
-        "the connection to Google Drive broke",
+        "Google Drive cannot be reached",
         "check that internet is on",
         "",
     ),
