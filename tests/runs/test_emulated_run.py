@@ -1,7 +1,7 @@
 """Whole runs over an emulated Google Drive, Git host and W&B: each publishes or shows why not, and none leaks.
 
 After every run, successful or not, a scanner searches everything that the run wrote for each credential, in every
-encoding that a client uses. The scanner has its own tests first: a scanner that finds nothing proves nothing.
+encoding that a client uses. The scanner has its own tests: otherwise an empty result would prove nothing.
 """
 
 from __future__ import annotations
@@ -235,14 +235,14 @@ PLANTS: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("place", PLANTS)
 def test_the_scanner_finds_a_value_in(tmp_path: Path, place: str) -> None:
-    """It finds the value in every kind of place on the disk, and no other value."""
+    """The scanner finds the value in every kind of place on the disk, and no other value."""
     PLANTS[place](tmp_path)
     assert set(Scanner({"token": CANARY}).in_folder(tmp_path))
     assert not set(Scanner({"token": CANARY[::-1]}).in_folder(tmp_path))
 
 
 def test_the_scanner_skips_only_the_allowed_file(tmp_path: Path) -> None:
-    """It still searches every other file."""
+    """The scanner passes over the allowed file and finds the value in every other one."""
     for name in ("allowed", "other"):
         (tmp_path / name).write_text(CANARY)
     assert list(Scanner({"token": CANARY}).in_folder(tmp_path, tmp_path / "allowed")) == [
@@ -251,7 +251,7 @@ def test_the_scanner_skips_only_the_allowed_file(tmp_path: Path) -> None:
 
 
 def test_the_scanner_finds_a_value_on_the_drive() -> None:
-    """It finds it in a file, in the trash, in a name, in an incomplete upload, and in an address."""
+    """The scanner finds a value in a file, in the trash, in a name, in an incomplete upload, and in an address."""
     plants: list[Callable[[DriveEmulator], object]] = [
         lambda drive: drive.put("a/b", CANARY.encode()),
         lambda drive: drive.trash(drive.put("a/b", CANARY.encode())),
@@ -266,14 +266,14 @@ def test_the_scanner_finds_a_value_on_the_drive() -> None:
 
 
 def test_the_scanner_finds_a_value_among_arguments() -> None:
-    """It finds it in the arguments of another process."""
+    """The arguments of every other process are recorded and searched."""
     with Processes() as processes:
         subprocess.run([sys.executable, "-c", "import time; time.sleep(0.5)", CANARY], check=True)
     assert list(Scanner({"token": CANARY}).in_bytes(b"\n".join(processes.seen), "arguments"))
 
 
 def test_the_scanner_finds_one_line_of_a_private_key() -> None:
-    """A client's error may show only one line."""
+    """A client's error may show only one line of a private key."""
     key = broken_key()
     scanner = Scanner({"key": key})
     assert list(scanner.in_bytes(f"cannot read {key.splitlines()[3]!r}".encode(), "an error"))
@@ -485,7 +485,7 @@ def test_a_whole_run_uses_the_services_with_its_accounts(stage: Stage, published
 
 @pytest.mark.slow
 def test_a_whole_run_uploads_a_checkpoint_and_deletes_it(stage: Stage, published: Run) -> None:
-    """It is uploaded to the services during training; nothing of it is there after the finished run."""
+    """A checkpoint is uploaded to the services during training; nothing of it is left after the finished run."""
     assert "Checkpoint: epoch " in published.shown
     assert stage.services.host.count("POST .*git-receive-pack .*refs/heads/kaggle-checkpoint-detection") >= 2
     assert [ref for ref in stage.refs() if "checkpoint" in ref or "runs" in ref] == []
@@ -498,7 +498,7 @@ def test_a_whole_run_uploads_a_checkpoint_and_deletes_it(stage: Stage, published
 
 @pytest.mark.slow
 def test_a_whole_run_leaves_a_complete_log_and_notebook(published: Run) -> None:
-    """Both have every step and the summary, without an error; the log is also among the artifacts."""
+    """Log and notebook have every step and the summary, without an error; the log is also among the artifacts."""
     steps = [f"{number}/10: " for number in range(11)]
     for text in (published.log, published.shown):
         assert [step for step in steps if step not in text] == []
@@ -511,7 +511,7 @@ def test_a_whole_run_leaves_a_complete_log_and_notebook(published: Run) -> None:
 
 @pytest.mark.slow
 def test_preflight_finds_nothing_wrong_with_a_whole_run(published: Run) -> None:
-    """Both remotes, the accounts, the dataset and W&B are ok in its table."""
+    """Both remotes, the accounts, the dataset and W&B are ok in the preflight table."""
     table = published.shown.partition("Preflight: what the run will need")[2].partition("6/10: ")[0]
     for name in ("Git remote", "DVC remote", "Drive account", "Git account", "dataset", "W&B"):
         assert re.search(rf"^  ok       {name} ", table, re.MULTILINE), table
@@ -520,7 +520,7 @@ def test_preflight_finds_nothing_wrong_with_a_whole_run(published: Run) -> None:
 
 @pytest.mark.slow
 def test_a_whole_run_leaves_no_credential(published: Run) -> None:
-    """Only the one private file that DVC's client reads has any."""
+    """No file contains a credential, except the one private file that DVC's client reads."""
     assert published.leaks == []
     assert (published.working / "scratch/credentials/gdrive.json").is_file()
 
@@ -544,7 +544,7 @@ def test_the_published_model_can_be_fetched_into_another_clone(stage: Stage, pub
 
 @pytest.mark.slow
 def test_a_run_without_a_key_sends_nothing_to_wandb(published: Run) -> None:
-    """It records offline and makes no request."""
+    """A run without a key records offline and sends W&B no request."""
     assert published.wandb_requests == []
 
 
@@ -579,7 +579,7 @@ def test_a_key_that_wandb_refuses_does_not_stop_the_run(stage: Stage, services: 
 
 @pytest.mark.slow
 def test_a_service_account_publishes_and_its_key_does_not_leak(stage: Stage, services: EmulatedServices) -> None:
-    """Neither a line of the private key nor a token that was issued for it is found."""
+    """No line of the private key and no token that was issued for it is found."""
     key = services.use_service_account()
     run = stage.run()
     assert run.status == 0, run.output[-5000:]
@@ -721,7 +721,7 @@ def stop(stage: Stage, services: EmulatedServices, name: str) -> tuple[Run, bool
 def test_a_run_stops_before_training_and_leaves_nothing_when(
     stage: Stage, services: EmulatedServices, name: str
 ) -> None:
-    """It stops at the first step that can detect the fault; the remotes are unchanged, and no credential leaks."""
+    """The run stops at the first step that can detect the fault; the remotes are unchanged, no credential leaks."""
     run, unchanged = stop(stage, services, name)
     assert run.status == 1
     last = re.findall(r"^\[\d\d:\d\d:\d\d\] (\d+/10)", run.output, re.MULTILINE)[-1]
@@ -733,7 +733,7 @@ def test_a_run_stops_before_training_and_leaves_nothing_when(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BEFORE_TRAINING)
 def test_a_run_shows_cause_and_remedy_when(stage: Stage, services: EmulatedServices, name: str) -> None:
-    """Both are in the executed notebook and in the log."""
+    """Cause and remedy are in the executed notebook and in the log."""
     run, _ = stop(stage, services, name)
     for text in (run.shown, run.log):
         assert BEFORE_TRAINING[name].cause in text, run.output[-3000:]

@@ -1,4 +1,4 @@
-"""The rendered notebook on a machine like Kaggle's: its folders, its mounts, and a torch that is not in the lock."""
+"""The rendered notebook on a machine like Kaggle's, with its folders and mounts, and another torch than the lock's."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
 
 
 def test_a_run_on_that_machine_is_published(session: Session) -> None:
-    """It creates one branch and ends with the summary."""
+    """The run creates one branch and ends with the summary."""
     assert session.status == 0, session.output[-5000:]
     heads = run_git("for-each-ref", "--format=%(refname)", "refs/heads/kaggle-train-*", cwd=session.origin).splitlines()
     assert len(heads) == 1
@@ -154,6 +154,6 @@ def test_the_runs_output_has_no_credential_cache_or_dataset(session: Session) ->
 
 
 def test_the_attached_secrets_stay_out_of_the_notebook(session: Session) -> None:
-    """Neither the notebook nor the output contains them."""
+    """The token is in neither the notebook nor its output."""
     assert CANARY not in (session.kaggle / "out.ipynb").read_text()
     assert CANARY not in session.output

@@ -45,12 +45,12 @@ class Machine:
 
     @property
     def sandbox(self) -> Path:
-        """The folder of its sandbox."""
+        """The sandbox's folder."""
         return self.folder / "sandbox"
 
     @property
     def origin(self) -> Path:
-        """Its Git repository."""
+        """The sandbox's Git repository."""
         return self.sandbox / "origin.git"
 
     @property
@@ -147,7 +147,7 @@ def kill_in(machine: Machine, moment: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_the_next_session_resumes_a_killed_one(tmp_path: Path, moment: str, capfd: pytest.CaptureFixture[str]) -> None:
-    """One finished branch, every epoch once, one W&B run; no checkpoint, intent or object is left behind."""
+    """There is one finished branch and one W&B run, with every epoch once; no checkpoint, intent or object is left."""
     machine = Machine(tmp_path)
     kill_in(machine, moment)
     (first,) = machine.sessions()

@@ -126,7 +126,7 @@ def second_clone(detection: Run, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def test_one_branch_is_published_with_the_required_name(detection: Run) -> None:
-    """It is `kaggle-train-{module}-{experiment}-{YYYYMMDD-HHMMSS}`, and no intent is left."""
+    """The branch is `kaggle-train-{module}-{experiment}-{YYYYMMDD-HHMMSS}`, and no intent is left."""
     (ref,) = detection.refs()
     assert re.fullmatch(r"refs/heads/kaggle-train-detection-exp000-sandbox-\d{8}-\d{6}", ref)
 
@@ -155,7 +155,7 @@ def test_the_published_model_predicts_on_an_image(detection: Run, second_clone: 
     assert results[0].orig_shape == (320, 320)
 
 
-def test_the_learning_rate_is_the_experiments(detection: Run) -> None:
+def test_training_uses_the_learning_rate_of_the_experiment(detection: Run) -> None:
     """The `results.csv` of ultralytics has the experiment's rate in its first epoch."""
     header, first = (detection.clone / detection.artifacts / "train/results.csv").read_text().splitlines()[:2]
     row = dict(zip(header.split(","), first.split(","), strict=True))
@@ -170,7 +170,7 @@ def test_a_parameter_of_render_overrides_the_experiment(detection: Run) -> None:
 
 
 def test_metrics_contain_only_measured_values(detection: Run) -> None:
-    """They cover validation and test, only boxes for detection; the best epoch is a trained one."""
+    """Metrics cover validation and test, only boxes for detection; the best epoch is a trained one."""
     metrics = json.loads((detection.clone / detection.artifacts / "train/metrics.json").read_text())
     assert metrics["epochs"] == 2
     assert metrics["best_epoch"] in (1, 2)
@@ -199,7 +199,7 @@ def test_run_json_records_the_origin_of_the_model(detection: Run, second_clone: 
 
 
 def test_the_summary_has_metrics_images_branch_and_times(detection: Run) -> None:
-    """The output ends with them, and the images that it names exist."""
+    """The output ends with metrics, branch and times, and the images that it names exist."""
     end = detection.output[detection.output.index("is trained and published") :]
     for word in ("mAP50-95", "validation", "test", "10/10: Cleanup", "Together", "wandb sync", "dvc pull"):
         assert word in end
@@ -208,7 +208,7 @@ def test_the_summary_has_metrics_images_branch_and_times(detection: Run) -> None
 
 
 def test_the_steps_have_the_required_names_and_order(detection: Run) -> None:
-    """They are numbered 0/10 to 10/10."""
+    """The output has the steps 0/10 to 10/10."""
     shown = re.findall(r"^\[\d\d:\d\d:\d\d\] (\d+/10: .*)$", detection.output, re.MULTILINE)
     assert shown == [
         "0/10: Verify GPU (T4 x2)",
@@ -226,7 +226,7 @@ def test_the_steps_have_the_required_names_and_order(detection: Run) -> None:
 
 
 def test_the_log_of_a_successful_run_is_among_the_artifacts(detection: Run) -> None:
-    """It runs from the first step to the summary, with progress bars as plain lines."""
+    """The log goes from the first step to the summary, with progress bars as plain lines."""
     log = (detection.clone / detection.artifacts / "run.log").read_text()
     assert "0/10: Verify GPU" in log
     assert "is trained and published" in log
@@ -236,7 +236,7 @@ def test_the_log_of_a_successful_run_is_among_the_artifacts(detection: Run) -> N
 
 
 def test_each_epoch_is_one_line(detection: Run) -> None:
-    """It has losses, mAP and the time left; papermill's output is not a terminal, so no line overwrites itself."""
+    """An epoch's line has losses, mAP and the time left; without a terminal, no line overwrites itself."""
     training = detection.output[detection.output.index("9/10: ") :].partition("Measured best.pt")[0]
     header, *rows = re.findall(r"^ +(?:epoch|\d/2) .*$", training, re.MULTILINE)
     assert header.split() == ["epoch", "box", "cls", "dfl", "mAP50", "mAP50-95", "time", "left"]

@@ -121,7 +121,7 @@ def test_its_labels_are_checked_as_outlines(project: Path, tmp_path: Path) -> No
 
 
 def test_the_sheet_of_a_dataset_shows_outlines(tmp_path: Path) -> None:
-    """They are drawn in white along the polygon; an error names the file of a line that is not a polygon."""
+    """Outlines are drawn in white along the polygon; an error names the file of a line that is not a polygon."""
     from PIL import Image
 
     data = draw_polygons(tmp_path / "data")
@@ -137,7 +137,7 @@ def test_the_sheet_of_a_dataset_shows_outlines(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_third_module_runs_from_end_to_end(project: Path, tmp_path: Path) -> None:
-    """It is rendered, trained, evaluated and published, with metrics of boxes and masks."""
+    """Segmentation is rendered, trained, evaluated and published, with metrics of boxes and masks."""
     data = draw_polygons(tmp_path / "data")
     done = run(project, "render.py", "segmentation", "--run", "--data", str(data), "--sandbox", str(tmp_path / "s"))
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]

@@ -170,7 +170,7 @@ def test_the_last_checkpoint_is_uploaded_when_training_ends_early(machine: Store
 
 @pytest.mark.parametrize("minutes", [500.0, None])
 def test_the_checkpoint_of_a_failed_training_is_uploaded(machine: Stores, minutes: float | None) -> None:
-    """Also if none is uploaded during the training; the error is raised all the same."""
+    """The last checkpoint is uploaded even if none was before; the error is raised all the same."""
     train_epoch(machine, 2)
     with pytest.raises(RuntimeError), uploading(machine, checkpoint_minutes=minutes):
         raise RuntimeError("CUDA error")
@@ -277,7 +277,7 @@ def fetch(stores: Stores, clone: Path, found: Checkpoint) -> Any:
 
 
 def test_the_next_session_resumes_from_the_checkpoint(uploaded: Stores) -> None:
-    """Another machine finds and fetches it completely."""
+    """Another machine finds the checkpoint and fetches all of it."""
     other = uploaded.clone_again()
     found = find(uploaded, other)
     assert found is not None
@@ -287,7 +287,7 @@ def test_the_next_session_resumes_from_the_checkpoint(uploaded: Stores) -> None:
 
 
 def test_training_starts_over_without_a_checkpoint(machine: Stores) -> None:
-    """It also starts over with `session.resume: never`."""
+    """Without a checkpoint, or with `session.resume: never`, nothing is found."""
     assert find(machine, machine.clone_again()) is None
     with uploading(machine):
         train_epoch(machine, 3)
@@ -378,7 +378,7 @@ def test_a_checkpoint_whose_weights_are_deleted_stops_the_run(uploaded: Stores) 
 
 
 def test_the_finished_run_deletes_its_checkpoint(uploaded: Stores) -> None:
-    """One push creates its branch and deletes the checkpoint branch; objects of the checkpoint alone are deleted."""
+    """One push creates the run's branch and deletes the checkpoint's; objects of the checkpoint alone are deleted."""
     train_epoch(uploaded, 9, finished=True)
     weights = tuple(f"{EXPERIMENT.artifacts}/{name}" for name in checkpoints.WEIGHTS)
     record = uploaded_record(uploaded)

@@ -43,7 +43,7 @@ def session_for(tmp_path: Path, *formats: str) -> Session:
 def test_an_exported_model_is_next_to_the_weights_and_predicts_the_same(
     tiny: Path, tmp_path: Path, export_format: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """It runs in the format's own runtime, without this project or ultralytics; no other file is left in the folder."""
+    """The model runs in its format's runtime, without this project or ultralytics; no other file is left behind."""
     run = trained(tmp_path, tiny)
     exported = export(session_for(tmp_path, export_format), run)
     assert exported.missing is None
@@ -80,6 +80,6 @@ def test_a_failed_export_is_missing_and_the_weights_are_kept(tmp_path: Path) -> 
 
 
 def test_without_a_format_nothing_is_exported(tmp_path: Path) -> None:
-    """This is the default."""
+    """By default no format is exported."""
     exported = export(session_for(tmp_path), trained(tmp_path))
     assert (exported.files, exported.missing) == ((), None)

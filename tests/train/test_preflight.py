@@ -123,7 +123,7 @@ def test_a_check_that_crashes_is_an_error_and_the_others_still_run(
 def test_a_batch_that_two_gpus_cannot_share_is_reported(
     session: Session, batch: int, multi_gpu: bool, state: str | None
 ) -> None:
-    """Otherwise training would fail with an empty batch on a GPU, or use fewer images than the experiment sets."""
+    """Such a training would fail with an empty batch on a GPU, or use fewer images than the experiment sets."""
     keys = {"training.batch_size": batch, "hardware.multi_gpu": multi_gpu}
     experiment = load_experiment(ROOT / "experiments/000_det_sandbox.yaml", keys)
     host = replace(session.host, gpus=(Gpu("Tesla T4", 15360),) * 2)
@@ -181,7 +181,7 @@ def test_a_gpu_that_torch_cannot_use_is_an_error(session: Session) -> None:
 
 
 def test_two_t4_that_compute_are_ok() -> None:
-    """Each has its own line."""
+    """Each GPU has its own line."""
     lines = list(judge_gpus({**BUILD, "gpus": [T4, T4]}, 2, ("T4", "T4"), multi_gpu=True))
     assert [(line.name, line.state) for line in lines] == [("GPU 0", "ok"), ("GPU 1", "ok")]
 
@@ -251,7 +251,7 @@ def test_lack_of_space_is_reported_with_its_sizes(session: Session, monkeypatch:
 def test_published_weights_that_cannot_be_reached_are_an_error(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only their address is requested, nothing is downloaded; the remedy lists the alternatives."""
+    """Preflight requests only the weights' address, without a download; the remedy lists the alternatives."""
     for name in ("HTTPS_PROXY", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # no proxy listens there: no request leaves the machine
     monkeypatch.delenv("NO_PROXY", raising=False)

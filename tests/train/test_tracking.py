@@ -35,8 +35,8 @@ def tracking(tmp_path: Path) -> Tracking:
     return configure_tracking(Session(tmp_path, tmp_path, tmp_path, EXPERIMENT))
 
 
-def test_one_run_has_epochs_configuration_and_results(tracking: Tracking, tmp_path: Path) -> None:
-    """It has one id, our project, name and tags, each epoch once, and the results in its summary."""
+def test_one_run_has_its_epochs_and_results(tracking: Tracking, tmp_path: Path) -> None:
+    """The run has one id, our project, name and tags, each epoch once, and the results in its summary."""
     write(tracking, tmp_path)
     time.sleep(1.1)  # W&B names an offline run's folder by the second; an evaluation takes longer
     finish_tracking(tracking, "finished", {"test/box/mAP50": 0.5, "branch": "kaggle-train-x"}, "all is well")

@@ -149,7 +149,7 @@ def read_history(folder: Path) -> list[dict[str, str]]:
 
 
 def test_a_finished_training_leaves_two_complete_models(finished: Trained) -> None:
-    """Both load, without an optimizer; no temporary file is left; `results.csv` has every epoch once."""
+    """best.pt and last.pt load, without an optimizer; no temporary file is left; `results.csv` has every epoch once."""
     assert (finished.state, finished.reason, finished.error) == ("finished", "", None)
     assert sorted(path.name for path in finished.best.parent.iterdir()) == ["best.pt", "last.pt"]
     assert [load(path)["optimizer"] for path in (finished.best, finished.last)] == [None, None]
@@ -273,7 +273,7 @@ def copy(source: Path, target: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def resumed(machine: Machine, attached: Path) -> Trained:
-    """Resume from it, in another folder."""
+    """Resume the interrupted training in another folder."""
     start = machine.start(model__resume_from=str(attached))
     assert start.epoch == 1
     return machine.train("resumed", start, model__resume_from=str(attached))
@@ -292,7 +292,7 @@ def test_a_resumed_training_is_one_curve_with_the_interrupted_one(resumed: Train
 def test_a_resumed_training_is_close_to_the_uninterrupted_one(
     resumed: Trained, finished: Trained, interrupted: Trained
 ) -> None:
-    """It sees the same images in the same order; the weights differ a little: a checkpoint has half precision."""
+    """The images come in the same order; the weights differ a little, since a checkpoint has half precision."""
     difference = (weights(resumed.last) - weights(finished.last)).norm()
     distance = (weights(finished.last) - weights(interrupted.last)).norm()
     assert difference < distance / 4
@@ -332,7 +332,7 @@ def test_the_best_weights_before_the_interruption_are_not_lost(machine: Machine,
 
 
 def test_a_finished_checkpoint_starts_a_new_training_from_its_weights(machine: Machine, finished: Trained) -> None:
-    """It has no optimizer state to resume from, and the description mentions this."""
+    """A finished checkpoint has no optimizer state to resume from, and the description mentions this."""
     start = machine.start(model__resume_from=str(finished.last))
     assert (start.weights, start.epoch) == (finished.last, 0)
     assert "finished" in start.describe()
@@ -432,7 +432,7 @@ def test_an_error_of_the_library_is_reported_in_its_words(machine: Machine, monk
 
 
 def wait_for_workers(parent: int, count: int) -> list[int]:
-    """Wait until a process has `count` training processes, and return their numbers."""
+    """Wait until a process has `count` training processes, and return their PIDs."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
         found = []

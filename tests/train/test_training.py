@@ -43,7 +43,7 @@ BECOMES = {
 
 
 def test_a_training_gets_only_the_documented_arguments(tmp_path: Path) -> None:
-    """They are read from the plan of a worker that does not exist; `explain` shows the same ones."""
+    """A worker that does not exist leaves its plan, whose arguments are those that `explain` shows."""
     experiment, file, start = load_experiment(BASELINE), tmp_path / "data.yaml", StartingPoint(None)
     session = Session(tmp_path, tmp_path, tmp_path, experiment)
     with pytest.raises(TrainingError, match="ended with status 1"):
@@ -154,13 +154,13 @@ def test_an_earlier_runs_files_are_moved_aside(tmp_path: Path) -> None:
 
 
 def test_an_empty_or_missing_folder_is_not_moved(tmp_path: Path) -> None:
-    """There is nothing to keep."""
+    """An empty or missing folder has nothing to keep."""
     assert keep_earlier(tmp_path / "nowhere") is None
     assert keep_earlier(tmp_path) is None
 
 
 def test_the_baseline_has_every_key() -> None:
-    """It is where users look the keys up."""
+    """Users look the keys up in the baseline."""
     written = BASELINE.read_text(encoding="utf-8")
     assert [key for key in keys() if f"{key.rpartition('.')[2]}:" not in written] == []
     assert isinstance(load_experiment(BASELINE), Experiment)
