@@ -126,9 +126,7 @@ class RunLock:
 
     def _take(self, refs: dict[str, str]) -> bool:
         """Write our record over `refs`, or create one if there are none; return False if another session was faster."""
-        run = Run(
-            journal.new_intent_id(), "running", self.name, self._refs.head(), self._me, (), lease=self._length
-        )  # fmt: skip
+        run = Run(journal.new_intent_id(), "running", self.name, self._refs.head(), self._me, (), lease=self._length)
         places: Mapping[str, str | None] = refs or dict.fromkeys(f"{place}{self.name}" for place in RUN_PLACES)
         refused: RefusedByHostError | None = None
         for ref, commit in places.items():
@@ -166,9 +164,7 @@ class RunLock:
             assert self._lease is not None
             self._lease.reread()
             return
-        error.remedy = (
-            f"another session has taken over {self.name}, since this one did not renew its lease: let it finish."
-        )
+        error.remedy = f"another session has taken over {self.name}, since this lease had expired: let it finish."
 
     def release(self) -> None:
         """Release the run; if the remote cannot be reached, others take the run over when its lease has expired."""

@@ -77,8 +77,7 @@ class Lease:
             return
         raise GitPushError(
             f"{self.ref} could not be renewed on {self._refs.url} for {limit:.0f} s.",
-            state="the lease is about to expire, so that others may roll this publication back; it uploads and deletes "
-            "nothing more.",
+            state="its lease is about to expire; this publication uploads and deletes nothing more.",
             remedy="check the network and run sync_outputs() again.",
         )
 

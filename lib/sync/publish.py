@@ -83,9 +83,8 @@ class _Publishing:
                 self._local.keep()
                 return Published(run.branch, self._old[self._head], 0, before=True)
             self._recover_others()
-            say(
-                f"Phase 2: DVC push ({file_size(sum(item.size for item, _ in sources))} to {self.remotes.objects.name})"
-            )
+            size = file_size(sum(item.size for item, _ in sources))
+            say(f"Phase 2: DVC push ({size} to {self.remotes.objects.name})")
             step = "DVC push"
             intent = self._plan([item for item, _ in sources])
             with self.remotes.declare(intent, say, self._set_ref) as lease:

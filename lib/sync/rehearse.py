@@ -72,9 +72,7 @@ def _try_dvc(remotes: Remotes, label: str, say: Say) -> str | RunError:
         raise
     except RunError as error:
         return error
-    return f"{remotes.objects.name}: files can be created and deleted" + (
-        f"; {remotes.kept_because}" if remotes.kept_because else ""
-    )
+    return "; ".join(filter(None, (f"{remotes.objects.name}: files can be created and deleted", remotes.kept_because)))
 
 
 def _try_reading(remotes: Remotes) -> str | RunError:

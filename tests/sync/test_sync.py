@@ -98,7 +98,7 @@ def wait_for_end(pid: int) -> None:
         time.sleep(0.02)
 
 
-def hold_branches(stores: Stores) -> tuple[Path, Path]:
+def pause_branches(stores: Stores) -> tuple[Path, Path]:
     """Make the Git remote pause every push of a branch: it writes its process id to `reached` and waits for `go`.
 
     It gives up after a minute, so that a failing test leaves no process.
@@ -891,7 +891,7 @@ def test_a_renewal_whose_answer_is_lost_does_not_fence_its_owner(
 
 def test_a_run_killed_during_its_commit_push_is_recovered_from_another_clone(stores: Stores) -> None:
     """SIGKILL arrives during the push; the push itself continues alone, and is rejected."""
-    reached, go = hold_branches(stores)
+    reached, go = pause_branches(stores)
     with publishing_process(stores.clone) as process:
         pushing = int(wait_for(reached, process))
         process.kill()
@@ -911,7 +911,7 @@ def test_a_run_killed_during_its_commit_push_is_recovered_from_another_clone(sto
 
 def test_a_run_killed_in_its_own_clone_is_recovered_by_the_next_call(stores: Stores) -> None:
     """A dead process of this clone is recovered without waiting; then the publication succeeds."""
-    reached, go = hold_branches(stores)
+    reached, go = pause_branches(stores)
     with publishing_process(stores.clone) as process:
         pushing = int(wait_for(reached, process))
         process.kill()
@@ -947,7 +947,7 @@ def test_a_live_run_is_left_alone_and_publishes(stores: Stores) -> None:
     """Its lease is valid: another clone's recovery and publication do not change it."""
     other = stores.clone_again()
     write_run(other, seed=1)
-    reached, go = hold_branches(stores)
+    reached, go = pause_branches(stores)
     with publishing_process(stores.clone) as process:
         wait_for(reached, process)
         intents = stores.intents()
@@ -964,7 +964,7 @@ def test_a_live_run_is_left_alone_and_publishes(stores: Stores) -> None:
 
 def test_a_run_that_was_rolled_back_while_alive_is_fenced(stores: Stores) -> None:
     """Another process has recovered the slow run: its commit push is rejected as a whole, with an error."""
-    reached, go = hold_branches(stores)
+    reached, go = pause_branches(stores)
     with publishing_process(stores.clone) as process:
         wait_for(reached, process)
         assert recover(stores.clone_again(), older_than=0, say=str) == 0
@@ -1104,7 +1104,7 @@ def test_an_owner_that_slept_past_its_lease_stops_by_itself(
 
 def test_a_termination_signal_rolls_a_publication_back(stores: Stores) -> None:
     """A cloud sends SIGTERM before it stops a machine."""
-    reached, _ = hold_branches(stores)
+    reached, _ = pause_branches(stores)
     with nothing_changes(stores):
         with publishing_process(stores.clone) as process:
             wait_for(reached, process)
