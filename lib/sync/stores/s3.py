@@ -16,7 +16,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from lib.sync.stores.base import MARK, MARK_TEXT, Progress, StoredCopy, causes, home_of, push_errors
+from lib.errors import causes
+from lib.sync.stores.base import MARK, MARK_TEXT, Progress, StoredCopy, home_of, push_errors
 
 WHOLE = 2**30  # bytes up to which a file is sent in one request, so that no part of it is ever visible
 MOST_VERSIONS = 100  # deletions of one small file: the loop must also end with a store that deletes nothing
