@@ -38,7 +38,7 @@ def say(line):
 try:
     sync_outputs(run, say=say, progress=False)
 except SyncError as error:
-    assert "everything is undone" in error.state, error
+    assert "everything is rolled back" in error.state, error
 else:
     raise SystemExit("it was published")
 """

@@ -768,7 +768,7 @@ def test_a_trained_run_is_rolled_back_and_keeps_its_models_when(
     for text in (run.shown, run.log):
         assert fault.cause in text, run.output[-3000:]
         assert fault.remedy in text, run.output[-3000:]
-        assert "everything is undone" in text
+        assert "everything is rolled back" in text
     assert (stage.refs(), stage.objects()) == before
     weights = run.clone / "artifacts/detection/exp000_sandbox/train/weights"
     assert all((weights / name).stat().st_size for name in ("best.pt", "last.pt"))

@@ -362,7 +362,7 @@ def test_a_second_session_of_the_experiment_stops_before_it_trains(detection: Ru
         run = render("detection", detection.sandbox, "-p", "session.lease_minutes", "0.2")
         assert run.status == 1
         assert "is held by another session, which is being watched" in run.output
-        assert "another session trains detection-exp000-sandbox right now, and is alive" in run.output
+        assert "another session is training detection-exp000-sandbox and is alive" in run.output
         assert not (run.clone / run.artifacts / "train").exists()
         assert (run.refs(), run.objects()) == (refs, objects)
     finally:

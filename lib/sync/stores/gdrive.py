@@ -17,7 +17,7 @@ from typing import Any
 
 from lib.process import limit_silence
 from lib.remotes.drive_errors import explain
-from lib.sync.stores.base import MARK, MARK_TEXT, Progress, StoredCopy, home_of, told
+from lib.sync.stores.base import MARK, MARK_TEXT, Progress, StoredCopy, home_of, push_errors
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds before a request is repeated: Drive counts its limits by the minute
 PIECE = 64 * 2**20  # bytes in one request of an upload; at most this much is sent again after a broken connection
@@ -33,17 +33,17 @@ class DriveObjects:
     - It caches folder ids for its whole life. Here every look begins at the root folder. Folders of other machines are
       found, all twin folders (created at the same time, or by a request whose answer was lost) are listed, and items in
       the trash do not count. A look costs one listing for each folder, whatever the number of objects: the base
-      folders, the folders in the base, and those that may hold an object. A search never has more than one parent:
+      folders, the folders in the base, and those that may contain an object. A search never has more than one parent:
       Drive's answers to `A in parents or B in parents` may silently leave out one of the two (rclone#9810).
     - It retries only 5xx and rate limits. Here dropped connections and 429 are retried too (`PAUSES`).
     - It restarts an interrupted upload, which makes a twin if only the answer was lost. Here the upload's session is
       asked how many bytes have arrived, and a file whose answer was lost is found to be complete.
 
-    Threads: an `httplib2.Http` serves one thread at a time, so each thread has its own; the tokens are shared, and
+    Threads: an `httplib2.Http` serves one thread at a time, so that each thread has its own; the tokens are shared, and
     renewed under the lock of their file. Memory: a file is sent in blocks, whatever its size.
 
     Cannot: know of folders that another machine creates between our look and our upload; the resulting twin folders are
-    harmless. Not promised: an upload into a folder that somebody puts into the trash meanwhile.
+    harmless. Not promised: an upload into a folder that is moved to the trash meanwhile.
     """
 
     def __init__(self, odb: Any) -> None:  # noqa: ANN401  DVC's object database
@@ -58,7 +58,7 @@ class DriveObjects:
         self._connections: list[Any] = []
         self._making = threading.Lock()
         self._folders: dict[tuple[str, ...], list[str]] = {}  # path below the root → ids, as of the latest look
-        with self._told(state="nothing was uploaded or changed."):
+        with self._push_errors(state="nothing was uploaded or changed."):
             self._auth = _patiently(lambda: odb.fs.fs.client.auth)  # pydrive2 signs in here
             if self._auth.service is None:
                 _patiently(self._auth.Authorize)
@@ -83,7 +83,7 @@ class DriveObjects:
         found: dict[str, dict[str, StoredCopy]] = {}
         if not wanted:
             return found
-        with self._told():
+        with self._push_errors():
             self._find_folders()
             for folder, titles in wanted.items():
                 for item in (item for parent in self._folders.get(folder, ()) for item in self._list(parent)):
@@ -95,7 +95,7 @@ class DriveObjects:
     def upload(self, oid: str, source: Path, label: str, progress: Progress) -> None:  # noqa: ARG002
         """Upload one more file through a resumable session; Drive shows it only when it is complete."""
         folder, title = self._place(oid)
-        with self._told():
+        with self._push_errors():
             self._insert(folder, title, _media(source, progress))
 
     def _insert(self, folder: tuple[str, ...], title: str, media: Any) -> None:  # noqa: ANN401  a MediaUpload
@@ -107,7 +107,7 @@ class DriveObjects:
 
     def delete(self, oid: str, identity: str) -> None:  # noqa: ARG002  a file id needs no path
         """Delete by file id: another copy under the same path has another id."""
-        with self._told():
+        with self._push_errors():
             self._remove(identity)
 
     def _remove(self, identity: str) -> None:
@@ -131,7 +131,7 @@ class DriveObjects:
     def survey(self) -> dict[str, list[StoredCopy]]:
         """Return every object, by listing each folder of objects once, twins too."""
         found: dict[str, list[StoredCopy]] = {}
-        with self._told():
+        with self._push_errors():
             self._find_folders()
             for path, parents in self._folders.items():
                 if len(path) != len(self._base) + 1:
@@ -144,19 +144,19 @@ class DriveObjects:
 
     def marks(self) -> set[str]:
         """Return the names of the marks in the remote's own folder."""
-        with self._told():
+        with self._push_errors():
             return {item["title"].removeprefix(MARK) for item in self._marks()}
 
     def mark(self, name: str) -> None:
         """Upload a small file in the same way as an object."""
-        with self._told(), tempfile.NamedTemporaryFile() as file:
+        with self._push_errors(), tempfile.NamedTemporaryFile() as file:
             file.write(MARK_TEXT)
             file.flush()
             self._insert(self._home, f"{MARK}{name}", _media(Path(file.name), int))
 
     def unmark(self, name: str) -> None:
-        """Delete every file of that name: a lost answer may have made two."""
-        with self._told():
+        """Delete every file of that name: a repeated request whose answer was lost may have created two."""
+        with self._push_errors():
             for item in self._marks():
                 if item["title"] == f"{MARK}{name}":
                     self._remove(item["id"])
@@ -168,13 +168,14 @@ class DriveObjects:
 
     def room(self) -> int | None:
         """Return what is left of the account's quota; None for a shared drive, which does not report its own."""
-        with self._told():
+        with self._push_errors():
             if "driveId" in self._scope:
                 return None
-            told = self._ask(self._auth.service.about().get(fields="quotaType,quotaBytesTotal,quotaBytesUsedAggregate"))
-        if told.get("quotaType") == "UNLIMITED" or not int(told.get("quotaBytesTotal") or 0):
+            fields = "quotaType,quotaBytesTotal,quotaBytesUsedAggregate"
+            quota = self._ask(self._auth.service.about().get(fields=fields))
+        if quota.get("quotaType") == "UNLIMITED" or not int(quota.get("quotaBytesTotal") or 0):
             return None
-        return max(0, int(told["quotaBytesTotal"]) - int(told["quotaBytesUsedAggregate"]))
+        return max(0, int(quota["quotaBytesTotal"]) - int(quota["quotaBytesUsedAggregate"]))
 
     def close(self) -> None:
         """Close the connections of all threads."""
@@ -262,8 +263,8 @@ class DriveObjects:
             self._connections.append(http)
         return http
 
-    def _told(self, state: str = "") -> AbstractContextManager[None]:
-        return told(self.name, _drive_trouble, state)
+    def _push_errors(self, state: str = "") -> AbstractContextManager[None]:
+        return push_errors(self.name, _drive_trouble, state)
 
 
 def _patiently(act: Callable[[], Any]) -> Any:  # noqa: ANN401
