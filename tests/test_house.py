@@ -44,7 +44,7 @@ def test_every_module_says_what_it_is(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["kaggle/install", "errors", "kaggle/host", "process", "remotes/credentials", "log", "progress"]
+    "name", ["kaggle/install", "errors", "kaggle/host", "process", "remotes/credentials", "log", "progress", "files"]
 )
 def test_what_runs_before_the_packages_needs_the_standard_library_alone(name: str) -> None:
     """Step 2 runs on a bare Python; another library may be asked for where its absence is answered."""
