@@ -36,13 +36,13 @@ from lib.kaggle.notebook import (
     kernel_metadata,
     parameters,
     read_notebook,
+    read_sources,
     source,
     ways_to_kaggle,
     write_rendered,
 )
 
 PROJECT = Path(__file__).resolve().parent
-SOURCE = PROJECT / "notebooks" / "train.py"
 BY_OPTION = {"module": "the argument MODULE", "experiment": "--experiment", "accelerator": "--accelerator"}
 
 
@@ -102,7 +102,7 @@ def main(
         raise RenderError("--emulate is for --run only.", remedy="add --run.")
     accelerator = "none" if run else accelerator
     given = {name: read_value(name, text) for name, text in parameter}
-    notebook = read_notebook(SOURCE.read_text(encoding="utf-8"))
+    notebook = read_notebook(read_sources(PROJECT))
     unknown_or_reserved(given, notebook)
     changed = {name: value for name, value in given.items() if name in keys()}
     chosen = load_experiment(_experiment_file(about, experiment, run=run), changed, module=about.name)

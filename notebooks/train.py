@@ -37,61 +37,27 @@ resume_from = None  # model.resume_from of the experiment, the path of a last.pt
 
 # %% [markdown]
 # ## 0/10: Verify GPU (T4 x2)
-# The driver is asked before anything costs time. Until step 2 only the standard library is used.
+# The driver is asked before anything costs time. Until step 2 only the standard library is used. The collapsed cell
+# holds what steps 0 and 1 do, `notebooks/bootstrap.py`.
 
-# %%
-import json
-import os
-import shutil
-import subprocess
+# %% tags=["bootstrap"]
+# a rendered notebook has the text of notebooks/bootstrap.py here
 import sys
-import time
-from datetime import UTC, datetime
 from pathlib import Path
 
-started, begun = datetime.now(UTC), time.monotonic()
-steps = []  # (title, start) of every step, for run.json and the summary
-on_kaggle = Path("/kaggle/working").is_dir()
-projects = [folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "render.py").is_file()]
-sandbox = Path(*projects[:1], sandbox).resolve()
-runs = Path("/kaggle/working") if on_kaggle else sandbox / "runs" / f"{module}-{started:%Y%m%d-%H%M%S}"
-working = Path(working).resolve() if working else runs
-scratch = Path("/kaggle/tmp/kaggle-training") if on_kaggle else working / "scratch"
-working.mkdir(parents=True, exist_ok=True)
+folders = [folder / "notebooks" for folder in (Path.cwd(), *Path.cwd().parents)]
+sys.path += [str(folder) for folder in folders if (folder / "bootstrap.py").is_file()][:1]
+from bootstrap import Bootstrap
 
-
-def say(text):
-    """Print a line and keep it: run.log begins before there is anything to write it with."""
-    print(text, flush=True)
-    with (working / "run.log").open("a", encoding="utf-8") as log_file:
-        log_file.write(f"{text}\n")
-
-
-def step(title):
-    steps.append((title, time.time()))
-    passed = int(time.time() - started.timestamp())
-    line = f"\n[{passed // 3600:02d}:{passed // 60 % 60:02d}:{passed % 60:02d}] {title}"
-    print(line, flush=True) if "log" in globals() else say(line)
-
-
-def stop(what, remedy):
-    with (working / "run.log").open("a", encoding="utf-8") as log_file:
-        log_file.write(f"{what}\nWhat to do: {remedy}\n")
-    raise SystemExit(f"{what}\nWhat to do: {remedy}")
-
+# %%
+if "log" in globals():  # run again in the same session
+    globals()["log"].close()
+boot = Bootstrap(module, working, sandbox)
+started, begun, steps, step = boot.started, boot.begun, boot.steps, boot.step
+working, scratch = boot.working, boot.scratch
 
 step("0/10: Verify GPU (T4 x2)")
-wanted = {"t4x2": ["T4", "T4"], "p100": ["P100"], "none": []}
-if accelerator not in wanted:
-    stop(f"accelerator is {accelerator!r}; it may be {', '.join(wanted)}.", "correct the parameter and run again.")
-asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-gpus = subprocess.run(asked, capture_output=True, text=True).stdout.splitlines() if shutil.which(asked[0]) else []
-say(f"GPUs: {', '.join(gpus) or 'none'}")
-if on_kaggle and wanted[accelerator] and not gpus:
-    stop(f"Rendered for {accelerator}, and there is no GPU.", "choose GPU T4 x2 in the notebook's settings, run again.")
-right = [word for name, word in zip(gpus, wanted[accelerator], strict=False) if word in name]
-if on_kaggle and right != wanted[accelerator]:
-    say(f"Warning: rendered for {accelerator}; training takes what is here.")
+boot.verify_gpu(accelerator)
 
 # %% [markdown]
 # ## 1/10: Clone repository from GitHub
@@ -101,84 +67,9 @@ if on_kaggle and right != wanted[accelerator]:
 # %%
 step("1/10: Clone repository from GitHub")
 if not repository:
-    if on_kaggle or not projects:
-        stop(
-            "No repository is given.",
-            "make this notebook with render.py, or set the parameter repository to a Git URL.",
-        )
-    make = [sys.executable, "-m", "lib", "sandbox", module, "--folder", str(sandbox), "--json"]
-    made = subprocess.run(make, cwd=projects[0], capture_output=True, text=True)
-    if made.returncode:
-        stop(made.stderr, "as it says above.")
-    repository, commit = (json.loads(made.stdout.splitlines()[-1])[key] for key in ("repository", "commit"))
-
-token = os.environ.get("GITHUB_TOKEN", "")
-inputs = Path("/kaggle/input")
-for file in [Path(secrets)] if secrets else [*inputs.glob("*/secrets.json"), *inputs.glob("datasets/*/*/secrets.json")]:
-    try:
-        token = json.loads(file.read_text(encoding="utf-8")).get("GITHUB_TOKEN", token)
-    except (OSError, ValueError, AttributeError) as error:  # never with what stands in it
-        stop(
-            f"{file} cannot be read as a JSON object ({type(error).__name__}).", "correct it, or the parameter secrets."
-        )
-git_environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
-git_environment |= {"GIT_HTTP_LOW_SPEED_LIMIT": "1000", "GIT_HTTP_LOW_SPEED_TIME": "120"}  # bytes a second for so long
-if token and repository.startswith("http"):
-    # git asks for it, and gives it to this host alone: a header would follow a redirect
-    helper = '!f() { test "$1" = get && printf "username=x-access-token\\npassword=%s\\n" "$GIT_TOKEN"; }; f'
-    named = f"credential.{'/'.join(repository.split('/')[:3])}.helper"
-    # the empty one first: whoever else is asked for passwords would be given this one to keep
-    setting = {"COUNT": "2", "KEY_0": "credential.helper", "VALUE_0": "", "KEY_1": named, "VALUE_1": helper}
-    git_environment |= {f"GIT_CONFIG_{key}": value for key, value in setting.items()} | {"GIT_TOKEN": token}
-del token
-
-
-def git(*words):
-    return subprocess.run(["git", *words], cwd=root, env=git_environment, capture_output=True, text=True, timeout=600)
-
-
-def fetch(*words):
-    """Fetch, and say every ten seconds how far it is; gives what went wrong, or 0."""
-    command, told, due = ["git", "fetch", "--progress", *words], [], time.monotonic() + 10
-    with subprocess.Popen(command, cwd=root, env=git_environment, stderr=subprocess.PIPE, text=True) as process:
-        for line in process.stderr:  # git rewrites its line; read as text, each state of it is a line
-            if "% (" not in line:
-                told.append(line)
-            elif time.monotonic() > due:
-                due = time.monotonic() + 10
-                say(line.rstrip())
-    return process.returncode and ("".join(told) or f"git ended with status {process.returncode}")
-
-
-root = working / repository.rstrip("/").rpartition("/")[2].removesuffix(".git")
-root.mkdir(exist_ok=True)
-git("init", "--quiet")  # run again in the same session, it keeps what is there
-git("remote", "remove", "origin")
-git("remote", "add", "origin", repository)
-# another session of the experiment is watched from here on: it is dead when it does not move for its lease
-noted = git("ls-remote", "origin", "refs/runs/*", "refs/heads/kaggle-runs/*").stdout, time.monotonic()
-wrong = fetch("--depth=1", "origin", commit or "HEAD") and fetch("origin")  # a host that gives no single commits
-checked_out = git("checkout", "--quiet", "--detach", commit or "FETCH_HEAD")
-if wrong or checked_out.returncode:
-    stop(
-        f"{repository} at {commit or 'its newest commit'} cannot be cloned:\n{wrong or checked_out.stderr}",
-        "check the address, that internet is on in the notebook's settings, that the commit is pushed, and, for a "
-        "private repository, GITHUB_TOKEN in secrets.json.",
-    )
-commit = git("rev-parse", "HEAD").stdout.strip()
-os.chdir(root)
-sys.path.insert(0, str(root))
-say(f"{repository} at {commit} is in {root}")
-
-from lib.errors import RunError
-from lib.log import RunLog
-from lib.remotes.credentials import load_credentials
-
-try:
-    credentials = load_credentials(secrets)
-except RunError as error:  # run.log is not redacted yet; an error never shows a value
-    stop(error.what, error.remedy)
-log = RunLog(working / "run.log", credentials.redact)
+    repository, commit = boot.make_sandbox()
+root, commit, noted = boot.clone(repository, commit, secrets)
+credentials, log = boot.open_log(secrets)
 
 # %% [markdown]
 # ## 2/10: Install dependencies (Hybrid Strategy)

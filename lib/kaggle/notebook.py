@@ -29,6 +29,11 @@ KAGGLE_WORDS = {
     "none": ("none", ""),
 }
 
+SOURCES = ("notebooks/train.py", "notebooks/bootstrap.py")
+"""The files of the project that make a notebook: the story, and what its cell tagged `bootstrap` imports."""
+FOLDED = {"jupyter": {"source_hidden": True}, "_kg_hide-input": True}
+"""The metadata by which Jupyter and Kaggle show a cell collapsed."""
+
 GRACE = 30.0  # seconds that an interrupted run has to end by itself
 
 
@@ -45,11 +50,25 @@ class Rendered:
         return "\n".join(f"{f'{name}:':9} {file}" for name, file in files.items() if file)
 
 
-def read_notebook(text: str) -> Any:  # noqa: ANN401  nbformat has no types
-    """Return the text of `notebooks/train.py` parsed as a notebook."""
+def read_sources(project: Path) -> dict[str, str]:
+    """Return {path: text} of the files in `project` that make a notebook."""
+    return {name: (project / name).read_text(encoding="utf-8") for name in SOURCES}
+
+
+def read_notebook(sources: Mapping[str, str]) -> Any:  # noqa: ANN401  nbformat has no types
+    """Return the notebook that `sources` make: the cell tagged `bootstrap` holds the text of bootstrap.py, collapsed.
+
+    The notebooks of earlier commits have no such cell.
+    """
     import jupytext
 
-    return jupytext.reads(text, fmt="py:percent")
+    story, bootstrap = SOURCES
+    notebook = jupytext.reads(sources[story], fmt="py:percent")
+    for cell in notebook.cells:
+        if "bootstrap" in cell.metadata.get("tags", []):
+            cell.source = sources[bootstrap].rstrip()
+            cell.metadata.update(FOLDED)
+    return notebook
 
 
 def _parameter_cell(notebook: Any) -> Any:  # noqa: ANN401

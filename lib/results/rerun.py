@@ -9,7 +9,16 @@ from pathlib import Path
 
 from lib.errors import RenderError
 from lib.experiment.modules import find_module
-from lib.kaggle.notebook import Rendered, bake, kernel_metadata, parameters, public_url, read_notebook, write_rendered
+from lib.kaggle.notebook import (
+    SOURCES,
+    Rendered,
+    bake,
+    kernel_metadata,
+    parameters,
+    public_url,
+    read_notebook,
+    write_rendered,
+)
 from lib.remotes.clone import find_git_remote
 from lib.remotes.credentials import Credentials
 from lib.results.published import read_published
@@ -32,12 +41,12 @@ def rerun(
     run = read_published(refs, branch)
     record = run.record
     about = find_module(str(record.experiment["module"]))
-    source = refs.read_files(run.ref, "notebooks/train.py", commit=record.commit).get("notebooks/train.py", "")
-    notebook = read_notebook(source)
-    lacking = [name for name in BAKED if not source or name not in parameters(notebook)]
+    sources = refs.read_files(run.ref, *SOURCES, commit=record.commit)
+    notebook = read_notebook(sources) if SOURCES[0] in sources else None
+    lacking = [name for name in BAKED if not notebook or name not in parameters(notebook)]
     if lacking:
         raise RenderError(
-            f"notebooks/train.py of commit {record.commit[:12]} is missing or has no parameter {', '.join(lacking)}.",
+            f"{SOURCES[0]} of commit {record.commit[:12]} is missing or has no parameter {', '.join(lacking)}.",
             state="nothing was written.",
             remedy=f"check that commit out and render the experiment of {branch}'s run.json by hand.",
         )

@@ -196,7 +196,7 @@ def train_all(
     instead. `secrets` (a file) and `folder` (where runs work) must be valid paths on every node. Raises `RunError`
     before anything has started.
     """
-    from lib.kaggle.notebook import source
+    from lib.kaggle.notebook import read_sources, source
     from lib.remotes.credentials import load_credentials
     from lib.results.compare import draw_curves, read_runs, show_runs
     from lib.sandbox.make import make_sandbox
@@ -215,9 +215,9 @@ def train_all(
     named = {title_of(experiment): experiment for experiment in experiments}
     standing = {name: find_published(refs, experiment, commit) for name, experiment in named.items()}
     before = {name: branch for name, branch in standing.items() if branch}
-    text = (project / "notebooks" / "train.py").read_text(encoding="utf-8")
+    sources = read_sources(project)
     jobs = {
-        name: Job(experiment.model_dump(mode="json"), text, {**parameters, "secrets": secrets}, str(folder))
+        name: Job(experiment.model_dump(mode="json"), sources, {**parameters, "secrets": secrets}, str(folder))
         for name, experiment in named.items()
         if name not in before
     }

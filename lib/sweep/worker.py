@@ -42,8 +42,8 @@ class Job:
 
     experiment: Mapping[str, Any]
     """All values of the experiment."""
-    source: str
-    """The text of `notebooks/train.py`."""
+    sources: Mapping[str, str]
+    """The files that make the notebook: {path: text}."""
     parameters: Mapping[str, Any]
     """Parameters of the notebook besides the experiment: repository, commit, secrets."""
     folder: str
@@ -160,7 +160,7 @@ def main(folder: Path) -> int:
             "working": str(folder),
             **job.parameters,
         }
-        notebook = bake(read_notebook(job.source), values, "none")
+        notebook = bake(read_notebook(job.sources), values, "none")
         rendered = write_rendered(folder, find_module(experiment.module), notebook, None)
         execute(rendered.notebook, folder)
         (file,) = folder.glob(f"*/{experiment.artifacts}/run.json")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from conftest import ROOT, RUN, Stores, run_git, write_run
 
 from lib.errors import BranchError, RenderError
 from lib.experiment.load import load_experiment
+from lib.kaggle.notebook import read_sources
 from lib.remotes.credentials import Credentials
 from lib.results.rerun import rerun
 from lib.sync import Publication, sync_outputs
@@ -63,19 +65,24 @@ class Published:
 @pytest.fixture
 def published(stores: Stores) -> Published:
     """Commit the notebook, publish a run of it, and change it afterwards."""
-    source = stores.clone / "notebooks/train.py"
-    source.parent.mkdir()
-    text = (ROOT / "notebooks/train.py").read_text(encoding="utf-8")
     commits = []
-    for number, version in enumerate((f"{text}\n# as it was trained\n", f"{text}\n# newer\n")):
-        source.write_text(version, encoding="utf-8")
-        run_git("add", "notebooks", cwd=stores.clone)
-        run_git("commit", "--quiet", f"--message=version {number}", cwd=stores.clone)
-        run_git("push", "--quiet", "origin", "HEAD:main", cwd=stores.clone)
-        commits.append(run_git("rev-parse", "HEAD", cwd=stores.clone))
+    for version in ("as it was trained", "newer"):
+        sources = {name: f"{text}\n# {name}, {version}\n" for name, text in read_sources(ROOT).items()}
+        commits.append(commit_sources(stores.clone, sources))
     made = Published(stores, stores.clone, commits[0])
     made.publish(record(commits[0]))
     return made
+
+
+def commit_sources(clone: Path, sources: Mapping[str, str]) -> str:
+    """Commit and push the files of a notebook; return the commit."""
+    for name, text in sources.items():
+        (clone / name).parent.mkdir(exist_ok=True)
+        (clone / name).write_text(text, encoding="utf-8")
+    run_git("add", "notebooks", cwd=clone)
+    run_git("commit", "--quiet", "--message=notebook", cwd=clone)
+    run_git("push", "--quiet", "origin", "HEAD:main", cwd=clone)
+    return run_git("rev-parse", "HEAD", cwd=clone)
 
 
 def test_the_notebook_commit_and_experiment_are_those_of_the_run(published: Published) -> None:
@@ -89,8 +96,9 @@ def test_the_notebook_commit_and_experiment_are_those_of_the_run(published: Publ
     assert (values["module"], values["accelerator"]) == ("detection", "t4x2")
     assert kernel["machine_shape"] == "NvidiaTeslaT4"
     text = (published.stores.folder / "out/train_module_1_detection.py").read_text()
-    assert "# as it was trained" in text
-    assert "# newer" not in text
+    assert "# notebooks/train.py, as it was trained" in text
+    assert "# notebooks/bootstrap.py, as it was trained" in text
+    assert ", newer" not in text
     assert [run_git(*words, cwd=published.clone) for words in looks] == before
 
 
@@ -127,6 +135,19 @@ def test_the_record_of_another_run_is_not_used(published: Published) -> None:
     published.publish(record(published.commit), branch)
     with pytest.raises(BranchError, match=r"no run\.json of its own"):
         published.rerun(branch)
+
+
+def test_a_notebook_of_the_time_before_bootstrap_is_rendered_as_it_was(published: Published) -> None:
+    """Its cells hold everything; no cell has the tag `bootstrap`, and its commit has no such file."""
+    older = read_sources(ROOT)["notebooks/train.py"].replace('tags=["bootstrap"]', "").replace("boot.", "older.")
+    run_git("rm", "--quiet", "-r", "notebooks", cwd=published.clone)
+    commit = commit_sources(published.clone, {"notebooks/train.py": older})
+    branch = BRANCH.replace("2025", "2026")
+    replace(published, commit=commit).publish({**record(commit), "branch": branch}, branch)
+    assert published.rerun(branch)[0]["commit"] == commit
+    text = (published.stores.folder / "out/train_module_1_detection.py").read_text()
+    assert "older.verify_gpu(accelerator)" in text
+    assert "class Bootstrap" not in text
 
 
 def test_a_commit_without_the_notebook_is_reported(published: Published) -> None:

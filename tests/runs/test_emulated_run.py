@@ -31,10 +31,9 @@ from conftest import ROOT, run_git
 from drive_emulator import DriveEmulator, write_credentials
 from emulated_services import NOTES, REPOSITORY, EmulatedServices
 
-import render
 from lib.experiment.load import load_experiment
 from lib.experiment.modules import find_module
-from lib.kaggle.notebook import bake, read_notebook, write_rendered
+from lib.kaggle.notebook import bake, read_notebook, read_sources, write_rendered
 from lib.remotes.credentials import Credentials
 from lib.sandbox.dataset import draw_dataset
 from lib.sandbox.make import Sandbox, make_sandbox
@@ -359,7 +358,7 @@ class Stage:
             "epochs": epochs,
             **self.services.parameters,
         }
-        notebook = bake(read_notebook(render.SOURCE.read_text(encoding="utf-8")), values, "none")
+        notebook = bake(read_notebook(read_sources(ROOT)), values, "none")
         rendered = write_rendered(folder / "out", module, notebook, None)
         environment = {
             **{name: value for name, value in self.services.environment().items() if not name.startswith("GIT_")},

@@ -195,8 +195,10 @@ class Sweep:
         jobs = {}
         for name, parameters in whats.items():
             experiment = load_experiment(SMALL, {"name": name}).model_dump(mode="json")
-            job = {"experiment": experiment, "source": source, "parameters": parameters, "folder": str(self.folder)}
-            jobs[name] = job
+            sources = {"notebooks/train.py": source}
+            jobs[name] = {
+                "experiment": experiment, "sources": sources, "parameters": parameters, "folder": str(self.folder)
+            }  # fmt: skip
         plan = {"nodes": nodes, "cpus": cpus, "kill": kill, "seen": str(self.seen_file), "jobs": jobs}
         words = [sys.executable, str(ROOT / "tests/sweep/sweep_driver.py"), json.dumps(plan)]
         with (self.folder / "driver.log").open("w") as log:
