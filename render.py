@@ -12,18 +12,15 @@ which is on the remote. The same input produces the same bytes. Every value is i
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import sys
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from lib.cli.options import KAGGLE_USER, SECRETS_DATASET
-from lib.errors import RenderError, RunError
+from lib.cli.options import KAGGLE_USER, SECRETS_DATASET, run_command_line
+from lib.errors import RenderError
 from lib.experiment.load import SHORTCUTS, keys, load_experiment, read_value
 from lib.experiment.modules import Module, find_module
 from lib.experiment.schema import Experiment
@@ -72,7 +69,6 @@ BY_OPTION = {"module": "the argument MODULE", "experiment": "--experiment", "acc
 @click.option(
     "--data", type=Path, metavar="DIR", help="With --run: a dataset in YOLO format, in place of the drawn one."
 )
-@click.option("--emulate", is_flag=True, help="With --run: over an emulated Google Drive and Git host, for developers.")
 @click.option("--allow-dirty", is_flag=True, help="Render although the tree is dirty or its commit is not pushed.")
 @KAGGLE_USER
 @SECRETS_DATASET
@@ -87,7 +83,6 @@ def main(
     run: bool,
     sandbox: Path,
     data: Path | None,
-    emulate: bool,
     allow_dirty: bool,
     kaggle_user: str,
     secrets_dataset: str,
@@ -98,8 +93,6 @@ def main(
         raise RenderError("--push is for Kaggle, --run for this machine.", remedy="leave one of them out.")
     if data is not None and not run:
         raise RenderError("--data is for --run only.", remedy="add --run, or track the dataset with DVC for Kaggle.")
-    if emulate and not run:
-        raise RenderError("--emulate is for --run only.", remedy="add --run.")
     accelerator = "none" if run else accelerator
     given = {name: read_value(name, text) for name, text in parameter}
     notebook = read_notebook(SOURCE.read_text(encoding="utf-8"))
@@ -110,8 +103,10 @@ def main(
     # validate shortcuts against the experiment now: a bad value must fail before the GPU starts
     shortcuts = {SHORTCUTS[name]: value for name, value in baked.items() if name in SHORTCUTS and value is not None}
     load_experiment(chosen.model_dump(), shortcuts)
-    services = click.get_current_context().with_resource(_emulators()) if emulate else None
-    where = _sandbox(sandbox, chosen, data, services) if run else source(PROJECT, allow_dirty=allow_dirty, given=baked)
+    if run and "repository" not in baked:
+        where = _sandbox(sandbox, chosen, data)
+    else:
+        where = source(PROJECT, allow_dirty=allow_dirty, given=baked)
     values = {
         "module": about.name,
         "experiment": chosen.model_dump(mode="json"),
@@ -161,38 +156,13 @@ def _experiment_file(about: Module, given: Path | None, *, run: bool) -> Path:
     return about.small(PROJECT) if run else PROJECT / about.baseline
 
 
-def _sandbox(folder: Path, chosen: Experiment, data: Path | None, services: Any) -> dict[str, str]:  # noqa: ANN401
+def _sandbox(folder: Path, chosen: Experiment, data: Path | None) -> dict[str, str]:
     from lib.sandbox.make import make_sandbox
 
     print(f"Making the sandbox in {folder} …", flush=True)
     made = make_sandbox(PROJECT, folder, chosen, data)
     print(f"Dataset:  {made.sheet}")
-    if services is not None:
-        print(f"Emulated: {services}, while this command runs; what is published stays in {folder}")
-        return dict(services.adopt(made))
     return {"repository": str(made.origin), "commit": made.commit}
-
-
-@contextlib.contextmanager
-def _emulators() -> Iterator[Any]:
-    """Serve an emulated Google Drive and Git host on loopback, for the notebook kernels that this process starts."""
-    tests = PROJECT / "tests" / "emulators"
-    if not (tests / "emulated_services.py").is_file():
-        raise RenderError(
-            f"--emulate needs the emulators of the project's tests, and {tests} has none.",
-            state="nothing was started.",
-            remedy="run it in a complete clone of the project, or leave --emulate out.",
-        )
-    sys.path += [str(tests), str(tests.parent)]
-    from emulated_services import EmulatedServices
-
-    # outside of every folder that a run could publish
-    with (
-        tempfile.TemporaryDirectory(prefix="kaggle-training-emulated-") as folder,
-        EmulatedServices(Path(folder)) as services,
-        services.around_this_process(),
-    ):
-        yield services
 
 
 # ── push to Kaggle ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -225,8 +195,4 @@ def _push(folder: Path, kernel: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except RunError as problem:
-        print(f"Error: {problem}", file=sys.stderr)
-        raise SystemExit(1) from None
+    run_command_line(main)

@@ -1,5 +1,6 @@
 """Options that several commands share, and the `Project` that a command works on."""
 
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 
+from lib.errors import RunError
 from lib.remotes.credentials import Credentials, load_credentials
 from lib.remotes.repository import find_project
 
@@ -58,9 +60,17 @@ OLDER_THAN = click.option(
 )
 
 
+def run_command_line(command: click.Command) -> None:
+    """Run a command; print an error of this project as its message, without a traceback, and exit with 1."""
+    try:
+        command(complete_var="_LIB_COMPLETE")  # the default name would contain the spaces of `python -m lib`
+    except RunError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
 def complete_branch(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
     """Return the branches of finished runs that start with `begun`; none if the remote cannot be read."""
-    from lib.errors import RunError
     from lib.results.published import list_runs
     from lib.sync import Refs
 

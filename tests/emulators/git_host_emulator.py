@@ -24,7 +24,6 @@ import os
 import re
 import subprocess
 import tempfile
-import threading
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
