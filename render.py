@@ -12,7 +12,6 @@ which is on the remote. The same input produces the same bytes. Every value is i
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 import click
 
 from lib.cli.options import KAGGLE_USER, SECRETS_DATASET, run_command_line
-from lib.errors import RenderError
+from lib.errors import RenderError, did_you_mean
 from lib.experiment.load import SHORTCUTS, keys, load_experiment, read_value
 from lib.experiment.modules import Module, find_module
 from lib.experiment.schema import Experiment
@@ -142,11 +141,10 @@ def unknown_or_reserved(given: Mapping[str, Any], notebook: Any) -> None:  # noq
         if name in BY_OPTION:
             raise RenderError(f"-p {name}: this is chosen by {BY_OPTION[name]}.", remedy=f"use {BY_OPTION[name]}.")
         if name not in known:
-            meant = difflib.get_close_matches(name, known, n=1)
             raise RenderError(
                 f"-p {name}: the notebook has no such parameter.",
                 state="nothing was written.",
-                remedy=f"did you mean {meant[0]}?" if meant else f"known are: {', '.join(known)}.",
+                remedy=did_you_mean(name, known, f"known are: {', '.join(known)}."),
             )
 
 

@@ -178,7 +178,7 @@ def test_keys_of_the_experiment_are_parameters_too(project: Path, tmp_path: Path
         (("-p", "training.epocs", "3"), "did you mean training.epochs?"),
         (("-p", "module", "localization"), "the argument MODULE"),
         (("-p", "epochs", "three"), "training.epochs is 'three'"),
-        (("-p", "epochs", "[3"), "-p epochs '[3': this is no YAML value"),
+        (("-p", "epochs", "[3"), "-p epochs '[3': this is not a YAML value"),
         (("-p", "training.batch_size", "0"), "training.batch_size is 0"),
         (("--experiment", "experiments/001_loc_baseline.yaml"), "module is 'localization'"),
         (("--experiment", "experiments/001_det_baselin.yaml"), "did you mean experiments/001_det_baseline.yaml?"),

@@ -8,7 +8,6 @@ Cannot: express in the schema a rule on two keys, such as flips and the module; 
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import shutil
@@ -19,7 +18,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from lib.errors import ExperimentError
+from lib.errors import ExperimentError, did_you_mean
 from lib.experiment.arguments import ALWAYS, ARGUMENTS, WORKED_OUT
 from lib.experiment.load import FROM_VALUES, MATRIX, SHORTCUTS, keys, load_experiment, meanings, read_value, read_yaml
 from lib.experiment.schema import Experiment
@@ -36,11 +35,10 @@ def typed(parameters: Parameters) -> dict[str, Any]:
     given, known = {SHORTCUTS.get(name, name): read_value(name, text) for name, text in parameters}, list(keys())
     for key in given:
         if key not in known:
-            meant = difflib.get_close_matches(key, [*SHORTCUTS, *known], n=1)
             raise ExperimentError(
                 f"-p {key}: an experiment has no such key.",
                 state="nothing was written.",
-                remedy=f"did you mean {meant[0]}?" if meant else f"known are: {', '.join(known)}.",
+                remedy=did_you_mean(key, [*SHORTCUTS, *known], f"known are: {', '.join(known)}."),
             )
     return given
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lib.errors import ExperimentError
+from lib.errors import ExperimentError, did_you_mean
 
 Task = Literal["detect", "segment", "pose"]
 """The supported tasks of ultralytics: those with labels that `lib/data/labels.py` can read."""
@@ -82,9 +81,8 @@ def find_module(name: str) -> Module:
     """Return the module called `name`. Raises `ExperimentError` for an unknown name."""
     if name in MODULES:
         return MODULES[name]
-    meant = difflib.get_close_matches(name, list(MODULES), n=1)
     raise ExperimentError(
         f"module is {name!r}; it may be {', '.join(MODULES)}.",
         state="nothing was started.",
-        remedy=f"did you mean {meant[0]}?" if meant else "choose one of them and run the same command again.",
+        remedy=did_you_mean(name, MODULES, "choose one of them and run the same command again."),
     )

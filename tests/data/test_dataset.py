@@ -74,8 +74,8 @@ def test_a_missing_data_yaml_is_told_in_the_words_of_the_requirements(tmp_path: 
         ({"val": "C:\\\\data\\\\valid"}, "val is 'C:\\\\\\\\data\\\\\\\\valid': there is no such folder"),
         ({"path": ["a"], "val": "val"}, "val is 'val' (path is ['a'])"),
         ({"path": "/home/x", "val": "val"}, "val is 'val' (path is '/home/x'): there is no such folder"),
-        ({"val": "labels/val"}, "val is 'labels/val': there is no picture in it"),
-        ({"val": ["images/val", "labels"]}, "val is 'labels': there is no picture in it"),
+        ({"val": "labels/val"}, "val is 'labels/val': there is no image in it"),
+        ({"val": ["images/val", "labels"]}, "val is 'labels': there is no image in it"),
         ({"nc": 2}, "nc is 2, and names has 1 classes"),
         ({"nc": "many"}, "nc is 'many'"),
         ({"nc": 1.5}, "nc is 1.5"),
@@ -106,7 +106,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def lists(folder: Path) -> None:
-    """Write the paths of train on a list, in all the ways that are seen: two pictures, one line each."""
+    """Write the paths of train on a list, in all the ways that are seen: two images, one line each."""
     (folder / "lists").mkdir()
     (folder / "lists/train.txt").write_text(
         "./../images/train/train_0000.jpg\n\n/home/x/a/images/train/train_0001.jpg\n"
@@ -115,7 +115,7 @@ def lists(folder: Path) -> None:
 
 
 def by_split(folder: Path) -> None:
-    """Put pictures and labels of a split side by side, as Roboflow does."""
+    """Put images and labels of a split side by side, as Roboflow does."""
     for split in ("train", "val", "test"):
         for kind in ("images", "labels"):
             (folder / split).mkdir(exist_ok=True)
@@ -124,7 +124,7 @@ def by_split(folder: Path) -> None:
 
 
 def beside(folder: Path) -> None:
-    """Put labels beside their pictures, in folders that are not called `images`."""
+    """Put labels beside their images, in folders that are not called `images`."""
     (folder / "images").rename(folder / "pictures")
     for file in (folder / "labels").rglob("*.txt"):
         file.rename(folder / "pictures" / file.relative_to(folder / "labels"))
@@ -159,7 +159,7 @@ def as_it_is(folder: Path) -> None:
 def test_whatever_data_yaml_says_ultralytics_finds_it_here(
     library: Any, drawn: Path, tmp_path: Path, arrange: Any, values: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The real library reads the copy, from another folder, and finds the same pictures, labels and classes."""
+    """The real library reads the copy, from another folder, and finds the same images, labels and classes."""
     arrange(drawn)
     change(drawn, **values)
     before = (drawn / "data.yaml").read_bytes()
@@ -173,7 +173,7 @@ def test_whatever_data_yaml_says_ultralytics_finds_it_here(
     assert "download" not in seen
     for split in ("train", "val", "test"):
         found = read(img_path=seen[split], data=seen, task="pose", augment=False)
-        assert [Path(path) for path in found.im_files] == dataset.pictures(split)
+        assert [Path(path) for path in found.im_files] == dataset.images(split)
         assert {Path(path).name for path in found.im_files} == {
             f"{split}_000{n}.jpg" for n in range(1 + (split == "train"))
         }
@@ -206,7 +206,7 @@ def write(path: Path, content: bytes | str) -> None:
 
 
 def png(width: int, height: int) -> bytes:
-    """Give a picture as PNG."""
+    """Give a image as PNG."""
     import io
 
     from PIL import Image
@@ -217,7 +217,7 @@ def png(width: int, height: int) -> bytes:
 
 
 def gif() -> bytes:
-    """Give a picture in a format that is not taken."""
+    """Give a image in a format that is not taken."""
     import io
 
     from PIL import Image
@@ -227,29 +227,29 @@ def gif() -> bytes:
     return file.getvalue()
 
 
-PICTURE = "images/train/train_0000.jpg"
+IMAGE = "images/train/train_0000.jpg"
 
 
 @pytest.mark.parametrize(
     ("content", "told"),
     [
         (b"", "it has no bytes"),
-        (b"no picture", "it is no picture of a known format"),
+        (b"no image", "it is not an image of a known format"),
         (png(9, 64), "9 x 64 pixels: a side has fewer than 10"),
         (png(64, 64)[:-40], "Truncated File Read"),
         (png(64, 64)[:99] + b"damage" + png(64, 64)[105:], "broken PNG file"),
-        (gif(), "gif is a format that ultralytics does not take"),
+        (gif(), "gif is a format that ultralytics does not read"),
         (None, "image file is truncated"),
     ],
 )
 def test_a_picture_that_training_would_drop_is_an_error(drawn: Path, content: bytes | None, told: str) -> None:
     """Without decoding those that look whole."""
     if content is None:
-        content = (drawn / PICTURE).read_bytes()[:-200]
-    write(drawn / PICTURE, content)
+        content = (drawn / IMAGE).read_bytes()[:-200]
+    write(drawn / IMAGE, content)
     said = check(drawn)
-    assert "pictures that cannot be read (1)" in said
-    assert f"{PICTURE}: {told}" in said
+    assert "images that cannot be read (1)" in said
+    assert f"{IMAGE}: {told}" in said
 
 
 def test_a_folder_that_is_called_like_a_picture_is_none(drawn: Path) -> None:
@@ -271,13 +271,13 @@ def test_a_picture_that_is_trained_on_and_measured_on_is_an_error(
     """Under whatever name."""
     shutil.copy(drawn / f"images/{source}/{source}_0000.jpg", drawn / f"images/{target}/copy.jpg")
     said = check(drawn)
-    assert "pictures that are trained on and measured on (1)" in said
+    assert "images that are trained on and measured on (1)" in said
     assert told in said
 
 
 def test_equal_sizes_and_ends_make_no_copies(drawn: Path, tmp_path: Path) -> None:
     """Bytes are compared, not sizes."""
-    content = (drawn / PICTURE).read_bytes()
+    content = (drawn / IMAGE).read_bytes()
     for number, folder in enumerate(("train", "val", "test")):
         comment = b"\xff\xfe" + (5002).to_bytes(2) + bytes([number]) + bytes(4999)
         write(drawn / f"images/{folder}/like.jpg", content[:2] + comment + content[2:])
@@ -286,40 +286,40 @@ def test_equal_sizes_and_ends_make_no_copies(drawn: Path, tmp_path: Path) -> Non
 
 def cut_end(drawn: Path) -> None:
     """Let something follow a JPEG's end."""
-    write(drawn / PICTURE, (drawn / PICTURE).read_bytes() + b"camera")
+    write(drawn / IMAGE, (drawn / IMAGE).read_bytes() + b"camera")
 
 
 def leave_beside(drawn: Path) -> None:
-    """Put a label without picture where labels stand beside their pictures."""
+    """Put a label without image where labels stand beside their images."""
     write(drawn / "more/a.png", png(20, 20))
     write(drawn / "more/b.txt", "")
 
 
 def reuse(drawn: Path) -> None:
-    """Take one picture to validate and to test."""
+    """Take one image to validate and to test."""
     shutil.copy(drawn / "images/val/val_0000.jpg", drawn / "images/test/again.jpg")
 
 
 def repeat(drawn: Path) -> None:
-    """Take one picture twice."""
-    shutil.copy(drawn / PICTURE, drawn / "images/train/twice.jpg")
+    """Take one image twice."""
+    shutil.copy(drawn / IMAGE, drawn / "images/train/twice.jpg")
     shutil.copy(drawn / "labels/train/train_0000.txt", drawn / "labels/train/twice.txt")
 
 
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
-        (cut_end, f"{PICTURE}: its last bytes are not those of a JPEG"),
-        (leave_beside, "more/b.txt: there is no picture of this name"),
+        (cut_end, f"{IMAGE}: its last bytes are not the end of a JPEG"),
+        (leave_beside, "more/b.txt: there is no image of this name"),
         (reuse, "images/val/val_0000.jpg: the same as images/test/again.jpg"),
-        (repeat, f"images/train/twice.jpg: the same as {PICTURE} (train)"),
-        (lambda drawn: write(drawn / "labels/train/lost.txt", ""), "labels/train/lost.txt: there is no picture"),
-        (lambda drawn: write(drawn / "labels/old/lost.txt", ""), "labels/old/lost.txt: there is no picture"),
+        (repeat, f"images/train/twice.jpg: the same as {IMAGE} (train)"),
+        (lambda drawn: write(drawn / "labels/train/lost.txt", ""), "labels/train/lost.txt: there is no image"),
+        (lambda drawn: write(drawn / "labels/old/lost.txt", ""), "labels/old/lost.txt: there is no image"),
         (
             lambda drawn: write(drawn / "more/images/a.png", png(20, 20)),
             "more/images/a.png: no split of data.yaml holds it",
         ),
-        (lambda drawn: (drawn / "labels/train/train_0001.txt").unlink(), "train: 1 of 2 pictures"),
+        (lambda drawn: (drawn / "labels/train/train_0001.txt").unlink(), "train: 1 of 2 images"),
         (lambda drawn: change(drawn, names=["container_id", "door"]), "val: 1 door"),
     ],
 )
@@ -350,8 +350,8 @@ def test_a_sound_dataset_has_no_warnings(drawn: Path, tmp_path: Path) -> None:
     ("content", "told"),
     [
         ("images/train/nowhere.jpg", "train.txt:1: images/train/nowhere.jpg: there is no such file"),
-        ("images/train/train_0000.jpg\ndata.yaml", "train.txt:2: data.yaml: ultralytics takes no such pictures"),
-        (b"\xff\xd8", "train.txt: it is no list of paths"),
+        ("images/train/train_0000.jpg\ndata.yaml", "train.txt:2: data.yaml: ultralytics reads no such images"),
+        (b"\xff\xd8", "train.txt: it is not a list of paths"),
     ],
 )
 def test_a_list_that_names_no_pictures_is_an_error(drawn: Path, content: str | bytes, told: str) -> None:
@@ -366,13 +366,11 @@ def test_errors_and_warnings_of_all_kinds_make_one_report(drawn: Path) -> None:
     (drawn / "labels/train/train_0000.txt").write_text("7 0.5 0.5 0.1 0.1\n")
     (drawn / "labels/test/test_0000.txt").unlink()
     write(drawn / "labels/train/lost.txt", "")
-    write(drawn / PICTURE, b"")
+    write(drawn / IMAGE, b"")
     write(drawn / "images/test/test_0000.jpg", b"")
     told = check(drawn)
     assert "the same as" not in told
-    places = [
-        told.index(word) for word in ("it has no bytes", "none of 1 pictures", "5 columns", "Warnings", "lost.txt")
-    ]
+    places = [told.index(word) for word in ("it has no bytes", "none of 1 images", "5 columns", "Warnings", "lost.txt")]
     assert places == sorted(places)
     assert "the dataset has 4 errors" in told
     assert "dvc add data/localization" in told
@@ -389,7 +387,7 @@ def test_all_that_is_wrong_is_told_at_once(drawn: Path) -> None:
 def test_a_data_yaml_that_is_none_is_refused(drawn: Path) -> None:
     """With the file's name."""
     (drawn / "data.yaml").write_text("names: [unclosed")
-    assert "data.yaml: this is no YAML" in check(drawn)
+    assert "data.yaml: this is not YAML" in check(drawn)
 
 
 def test_a_dataset_without_pointer_is_refused_with_the_remedy(stores: Stores, tmp_path: Path) -> None:
@@ -455,7 +453,7 @@ def spoilt(path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [spoilt, Path.unlink], ids=["damaged", "lacking"])
-@pytest.mark.parametrize("which", ["listing", "pictures"])
+@pytest.mark.parametrize("which", ["listing", "images"])
 def test_what_an_attached_copy_lacks_or_has_wrong_comes_from_the_remote(
     stores: Stores, tmp_path: Path, spoil: Any, which: str, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lib.data.findings import EXAMPLES, Findings, Issue
-from lib.data.labels import LabelFormat, Picture, check_labels, label_path, read_objects
+from lib.data.labels import LabelFormat, LabelledImage, check_labels, label_path, read_objects
 
 POSE = LabelFormat(classes=2, keypoints=4, poses=True, image_size=640)
 BOXES = LabelFormat(classes=2, keypoints=0, poses=False, image_size=640)
@@ -28,13 +28,14 @@ FILLERS = {POSE: f"{RIGHT}\n{OTHER}", OUTLINES: f"{TRIANGLE}\n1 0 0 1 0 1 1 0 1"
 
 def find(folder: Path, *texts: str | bytes, form: LabelFormat = POSE, split: str = "train") -> Findings:
     """Write a label for each text, and give what is found in them and in one more that lacks nothing."""
-    pictures = []
+    images = []
     for number, text in enumerate([*texts, FILLERS.get(form, "0 .5 .5 .1 .1\n1 .5 .5 .1 .1")]):
         file = folder / f"{number}.txt"
         file.write_bytes(text if isinstance(text, bytes) else text.encode())
-        pictures.append(Picture(split, str(folder / f"{number}.jpg"), f"{number}.jpg", str(file), file.name, 640, 480))
+        name = f"{number}.jpg"
+        images.append(LabelledImage(split, str(folder / name), name, str(file), file.name, 640, 480))
     findings = Findings()
-    check_labels(pictures, form, NAMES, findings)
+    check_labels(images, form, NAMES, findings)
     return findings
 
 
@@ -76,10 +77,10 @@ def test_a_right_label_is_not_complained_of(tmp_path: Path, text: str) -> None:
         (changed(10, "0.9"), Issue.VISIBILITY, "0.9"),
         (f"{OTHER}\n{OTHER}", Issue.TWICE, "1 0.5 0.5 0.4 0.2"),
         (changed(4, "0.004"), Issue.SMALL, "256.0 x 1.9 pixels"),
-        (changed(1, "0.1"), Issue.BEYOND, "by 0.100 of the picture"),
+        (changed(1, "0.1"), Issue.BEYOND, "by 0.100 of the image"),
         (changed(15, "0.75"), Issue.AWAY, "keypoint 3"),
         ("0 .5 .5 .4 .2 .7 .4 2 .3 .4 2 .3 .6 2 .7 .6 2", Issue.ORDER, "they run counter-clockwise (1 of 4 objects)"),
-        ("0 .5 .5 .4 .2 .3 .4 2 .7 .6 2 .7 .4 2 .3 .6 2", Issue.ORDER, "they make no convex shape (1 of 4 objects)"),
+        ("0 .5 .5 .4 .2 .3 .4 2 .7 .6 2 .7 .4 2 .3 .6 2", Issue.ORDER, "they form no convex shape (1 of 4 objects)"),
         (
             "0 .5 .5 .4 .2 .7 .6 2 .3 .6 2 .3 .4 2 .7 .4 2",
             Issue.ORDER,
@@ -114,28 +115,28 @@ def test_a_slanting_id_is_in_order(tmp_path: Path, angle: int) -> None:
 
 
 def test_what_is_no_text_is_told(tmp_path: Path) -> None:
-    """Ultralytics would drop the picture."""
+    """Ultralytics would drop the image."""
     assert find(tmp_path, b"0 0.5 \xff").examples[Issue.TEXT] == ["0.txt: byte 6 is b'\\xff'"]
 
 
 def test_a_missing_label_is_a_picture_without_object(tmp_path: Path) -> None:
     """As an empty one is; many of them are told, none at all is an error."""
-    pictures = [Picture("val", f"{n}.jpg", f"{n}.jpg", str(tmp_path / f"{n}.txt"), f"{n}.txt") for n in range(4)]
+    images = [LabelledImage("val", f"{n}.jpg", f"{n}.jpg", str(tmp_path / f"{n}.txt"), f"{n}.txt") for n in range(4)]
     (tmp_path / "0.txt").write_text(f"{RIGHT}\n{OTHER}")
     findings = Findings()
-    check_labels(pictures, POSE, NAMES, findings)
-    assert findings.examples == {Issue.BACKGROUND: ["val: 3 of 4 pictures"]}
+    check_labels(images, POSE, NAMES, findings)
+    assert findings.examples == {Issue.BACKGROUND: ["val: 3 of 4 images"]}
     findings = Findings()
-    check_labels(pictures[1:], POSE, NAMES, findings)
-    assert findings.examples == {Issue.UNLABELLED: ["val: none of 3 pictures has an object"]}
+    check_labels(images[1:], POSE, NAMES, findings)
+    assert findings.examples == {Issue.UNLABELLED: ["val: none of 3 images has an object"]}
 
 
 def test_a_class_that_a_split_lacks_is_told(tmp_path: Path) -> None:
     """With its name."""
-    picture = Picture("test", "a.jpg", "a.jpg", str(tmp_path / "a.txt"), "a.txt")
+    image = LabelledImage("test", "a.jpg", "a.jpg", str(tmp_path / "a.txt"), "a.txt")
     (tmp_path / "a.txt").write_text(RIGHT)
     findings = Findings()
-    check_labels([picture], POSE, NAMES, findings)
+    check_labels([image], POSE, NAMES, findings)
     assert findings.examples == {Issue.ABSENT: ["test: 1 door"]}
 
 
@@ -198,7 +199,7 @@ def test_a_report_counts_everything_and_shows_a_few(tmp_path: Path) -> None:
 
 
 def test_labels_are_looked_for_where_ultralytics_does() -> None:
-    """The last `images` becomes `labels`; without one the label stands beside its picture."""
+    """The last `images` becomes `labels`; without one the label stands beside its image."""
     assert label_path("/a/images/b/images/c/d.e.jpg") == "/a/images/b/labels/c/d.e.txt"
     assert label_path("/a/pictures/d.jpg") == "/a/pictures/d.txt"
     assert label_path("/images.jpg") == "/images.txt"
@@ -258,7 +259,7 @@ def test_every_single_wrong_field_is_found(tmp_path: Path, wrong: tuple[list[str
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Give ultralytics' own check of one picture and its label."""
+    """Give ultralytics' own check of one image and its label."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("YOLO_CONFIG_DIR", str(tmp_path_factory.mktemp("ultralytics")))
         from ultralytics.data import utils
@@ -269,7 +270,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @many
 @given(st.one_of(corrupted(), st.tuples(label, st.just(0))))
 def test_what_ultralytics_drops_is_an_error_here(library: Any, tmp_path: Path, case: tuple[list[str], int]) -> None:
-    """The library drops a picture whose label it dislikes, and trains on with the others."""
+    """The library drops a image whose label it dislikes, and trains on with the others."""
     from PIL import Image
 
     lines, number = case
@@ -315,9 +316,9 @@ def test_what_ultralytics_drops_of_outlines_is_an_error_here(
 
 def test_labels_and_pictures_are_named_as_ultralytics_names_them(library: Any) -> None:
     """The rules that are repeated here are the installed library's."""
-    from lib.data.splits import PICTURES
+    from lib.data.splits import FORMATS
 
     paths = ["/a/images/b/images/c/d.e.jpg", "/a/pictures/d.jpg", "/a/images/b.PNG", "/images.jpg"]
     assert [label_path(path) for path in paths] == library.img2label_paths(paths)
-    assert library.IMG_FORMATS == PICTURES
+    assert library.IMG_FORMATS == FORMATS
     assert os.sep == "/"

@@ -134,7 +134,7 @@ def test_each_module_is_numbered_for_itself(project: Path) -> None:
         ("x" * 64, "001_det_baseline", (), "name is 'exp002_yolo11s_xxx"),
         ("x", "001_det_baselin", (), "did you mean"),
         ("x", "001_det_baseline", (("epoch", "3"),), "did you mean epochs?"),
-        ("x", "001_det_baseline", (("epochs", "[3"),), "-p epochs '[3': this is no YAML value"),
+        ("x", "001_det_baseline", (("epochs", "[3"),), "-p epochs '[3': this is not a YAML value"),
         ("x", "001_loc_baseline", (("augmentation.fliplr", "0.5"),), "mirrored text"),
         ("x", "001_det_baseline", (("training.epochs.x", "3"),), "-p training.epochs.x: an experiment has no such key"),
     ],

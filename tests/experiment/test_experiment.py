@@ -239,7 +239,7 @@ def test_a_missing_key_of_a_section_is_named_with_its_section(write: Write) -> N
 @pytest.mark.parametrize("key", ["str", "bool", "model__bool", "1", "_names_a_checkpoint", "name.epochs"])
 def test_an_unknown_key_of_any_name_is_told(write: Write, key: str) -> None:
     """No key is special to the code that writes the message."""
-    assert f"{key.replace('__', '.')} is no key of an experiment" in refusal(write(changed(DETECTION, **{key: 1})))
+    assert f"{key.replace('__', '.')} is not a key of an experiment" in refusal(write(changed(DETECTION, **{key: 1})))
 
 
 def test_a_key_that_is_no_text_is_told(write: Write) -> None:
@@ -346,7 +346,7 @@ def test_a_key_given_twice_is_an_error(write: Write) -> None:
 def test_what_is_no_yaml_is_told_with_its_file(write: Write, text: str) -> None:
     """The line is named, and nothing of it is run."""
     path = write(text)
-    assert f"{path}: this is no YAML" in refusal(path)
+    assert f"{path}: this is not YAML" in refusal(path)
 
 
 @pytest.mark.parametrize(
@@ -364,7 +364,7 @@ def test_bytes_that_are_no_text_are_told(write: Write) -> None:
     """A picture under the name of an experiment, say."""
     path = write("")
     path.write_bytes(b"\xff\xfe\x00\x80")
-    assert f"{path}: this is no YAML" in refusal(path)
+    assert f"{path}: this is not YAML" in refusal(path)
 
 
 @pytest.mark.parametrize(("text", "kind"), [("", "NoneType"), ("- a\n- b\n", "list"), ("just text\n", "str")])
@@ -372,7 +372,7 @@ def test_what_is_no_mapping_is_told(write: Write, text: str, kind: str) -> None:
     """An empty file is the most usual one."""
     path = write(text)
     message = refusal(path)
-    assert f"{path}: an experiment is a mapping of keys to values, this is {kind}" in message
+    assert f"{path}: it must map keys to values, and holds a value of type {kind}" in message
 
 
 # ── names ─────────────────────────────────────────────────────────────────────────────────────────────────────────────

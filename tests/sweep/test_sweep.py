@@ -72,7 +72,7 @@ def test_a_matrix_gives_an_experiment_for_each_combination(matrix: Callable[[str
         ("{training.epochs: [3, 3]}", "sweep.training.epochs is [3, 3]: each value is named once"),
         ("{name: [a, b]}", "sweep.name: name cannot be swept"),
         ("{seed: [1, 2]}", "sweep.seed: the same key is given by -p"),
-        ("{training.epoch: [3]}", "with training.epoch 3: training.epoch is no key of an experiment"),
+        ("{training.epoch: [3]}", "with training.epoch 3: training.epoch is not a key of an experiment"),
         ("{training.epochs: [3, 0]}", "with training.epochs 0: training.epochs is 0"),
         ("{model.pretrained: [a/b.pt, a-b.pt]}", "its experiment detection/exp000-sandbox-a-b-pt is also one of"),
     ],
@@ -96,7 +96,7 @@ def test_two_experiments_of_one_name_are_refused(matrix: Callable[[str], Path]) 
 
 def test_a_matrix_is_no_experiment_by_itself(matrix: Callable[[str], Path]) -> None:
     """Whoever renders one is told what it is for."""
-    with pytest.raises(ExperimentError, match="sweep makes many experiments of this one, for `python -m lib sweep`"):
+    with pytest.raises(ExperimentError, match="sweep turns a file into many experiments, for `python -m lib sweep`"):
         load_experiment(matrix("{seed: [1, 2]}"))
 
 
