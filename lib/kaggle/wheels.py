@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 from lib.errors import InstallError
@@ -23,17 +21,8 @@ PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x
 """Platform tags of the wheels that Kaggle's machines accept."""
 
 
-@dataclass(frozen=True)
-class Wheels:
-    """A folder of wheels, their number and their total size in bytes."""
-
-    folder: Path
-    count: int
-    size: int
-
-
-def gather_wheels(root: Path, folder: Path, *, python: str = "3.12") -> Wheels:
-    """Download all wheels for a host with that Python version (`"3.12"`) into `folder`. Raises `InstallError`."""
+def gather_wheels(root: Path, folder: Path, *, python: str = "3.12") -> list[Path]:
+    """Download all wheels for a host with that Python version into `folder` and return them. Raises `InstallError`."""
     from packaging.markers import Marker
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,10 +33,8 @@ def gather_wheels(root: Path, folder: Path, *, python: str = "3.12") -> Wheels:
         "platform_machine": "x86_64", "os_name": "posix",
     }  # fmt: skip
     blocks = {}
-    requirements = export(root)
-    for name, version, marker in parse(requirements):
+    for name, version, marker, hashes in parse(export(root)):
         if not marker or Marker(marker).evaluate(host):
-            hashes = _hashes_of(requirements, name, version)
             blocks[f"{name}=={version}"] = "".join(f" \\\n    --hash={digest}" for digest in hashes)
     sources = _sources(root)
     target = ["--python-version", python, *(word for name in PLATFORMS for word in ("--platform", name))]
@@ -63,15 +50,7 @@ def gather_wheels(root: Path, folder: Path, *, python: str = "3.12") -> Wheels:
     )
     # written last: step 2 ignores a folder without this file, so an incomplete folder is never used
     (folder / WHEELS).write_text(json.dumps({"lock": lock_hash(root), "python": python}), encoding="utf-8")
-    found = list(folder.glob("*.whl"))
-    return Wheels(folder, len(found), sum(path.stat().st_size for path in found))
-
-
-def _hashes_of(requirements: str, name: str, version: str) -> list[str]:
-    block = re.search(
-        rf"^{re.escape(name)}=={re.escape(version)}\b.*?(?=^\S|\Z)", requirements, re.MULTILINE | re.DOTALL
-    )
-    return re.findall(r"--hash=(\S+)", block[0]) if block else []
+    return list(folder.glob("*.whl"))
 
 
 def _sources(root: Path) -> set[str]:
@@ -102,7 +81,7 @@ def _build(folder: Path, pin: str, digests: str) -> str:
         (wheel,) = (work / "out").glob("*.whl")
         if not wheel.name.endswith("-none-any.whl"):
             raise InstallError(
-                f"{pin} is published as source alone, and builds for one platform ({wheel.name}).",
+                f"{pin} is published only as source, and builds for one platform only ({wheel.name}).",
                 remedy="run `python -m lib wheels` on a machine like Kaggle's, with the same Python.",
             )
         wheel.replace(folder / wheel.name)
