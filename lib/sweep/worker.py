@@ -110,8 +110,8 @@ class Execution:
     def look(self) -> Progress:
         """Return the current progress of the run."""
         status = self._command.status
-        told = _read(self.folder / "run.log")
-        progress = Progress("running", step=(STEP.findall(told) or [""])[-1], epochs=self.experiment.training.epochs)
+        log = _read(self.folder / "run.log")
+        progress = Progress("running", step=(STEP.findall(log) or [""])[-1], epochs=self.experiment.training.epochs)
         progress = self._trained(progress)
         if status is None:
             return progress
@@ -169,7 +169,7 @@ def main(folder: Path) -> int:
         record = json.loads(file.read_text(encoding="utf-8"))
         outcome = {"branch": record["branch"], "note": record.get("reason", "")}
     except KeyboardInterrupt:
-        outcome = {"note": "it was stopped; what its last checkpoint holds is gone on from."}
+        outcome = {"note": "it was stopped; the same sweep, started again, resumes from its last checkpoint."}
     except RunError as error:
         outcome = {"note": str(error)}
     (folder / "outcome.json").write_text(json.dumps(outcome), encoding="utf-8")

@@ -123,7 +123,7 @@ def test_a_key_that_kaggle_refuses_is_one_error(
 ) -> None:
     """Before anything is pushed; the key is not in it."""
     use_account(kaggle, tmp_path, monkeypatch, KAGGLE_USERNAME=USER, KAGGLE_KEY="revoked0" * 4)
-    with pytest.raises(KaggleError, match="does not take the one it has") as caught:
+    with pytest.raises(KaggleError, match="rejects the one it has") as caught:
         require_private(KERNEL, SECRETS)
     assert "revoked0" not in str(caught.value)
 
@@ -180,7 +180,7 @@ def test_a_secrets_dataset_that_cannot_serve_is_refused(
 
 def test_a_dataset_that_is_no_name_is_refused(kaggle: KaggleEmulator) -> None:
     """Before Kaggle is asked anything."""
-    with pytest.raises(KaggleError, match="--secrets-dataset 'secrets' is no dataset"):
+    with pytest.raises(KaggleError, match="--secrets-dataset 'secrets' is not the name"):
         require_private(KERNEL, "secrets")
     assert kaggle.requests == []
 
@@ -189,7 +189,7 @@ def test_a_dataset_that_is_no_name_is_refused(kaggle: KaggleEmulator) -> None:
 def test_a_kaggle_in_trouble_is_not_taken_for_a_missing_kernel(kaggle: KaggleEmulator) -> None:
     """Whether it is public is not known then, so nothing is pushed."""
     kaggle.add_fault("GetKernel", 503)
-    with pytest.raises(KaggleError, match=f"does not say whether {KERNEL} is private"):
+    with pytest.raises(KaggleError, match=f"does not report whether {KERNEL} is private"):
         require_private(KERNEL, SECRETS)
 
 
@@ -309,9 +309,9 @@ def test_a_kaggle_that_stays_away_is_given_up(kaggle: KaggleEmulator, monkeypatc
     """After a while; the run goes on without being looked at."""
     monkeypatch.setattr("lib.kaggle.kernel.PATIENCE", 1.0)
     kaggle.add_fault("GetKernelSessionStatus", times=99)
-    with pytest.raises(KaggleError, match="gives no answer") as caught:
+    with pytest.raises(KaggleError, match="does not answer") as caught:
         follow(kaggle, Act("RUNNING"))
-    assert "goes on" in caught.value.state
+    assert "continues" in caught.value.state
 
 
 # ── the three ways of the README ────────────────────────────────────────────────────────────────────────────────────

@@ -399,10 +399,10 @@ def test_the_lines_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         board.show({"detection/new": Progress("failed", "b-2", note="no luck\nmore")})
     lines = [line.partition("] ")[2] for line in log.read_text().splitlines()]
     assert lines == [
-        "detection/old: published already as kaggle-train-old",
+        "detection/old: already published as kaggle-train-old",
         "detection/new: waiting",
         "detection/new: 9/10: Run training, on a-1, epoch 3 of 10, 7 min 00 s left, best mAP50-95 0.500",
-        "detection/new: its node is lost, another one goes on, on a-1, epoch 3 of 10",
+        "detection/new: its node is lost, another one resumes it, on a-1, epoch 3 of 10",
         "detection/new: failed, on b-2, no luck",
     ]
     assert capsys.readouterr().out == log.read_text()
@@ -457,7 +457,7 @@ def test_a_node_is_killed_in_the_middle_of_a_training(tmp_path: Path) -> None:
     assert "its node is lost" in output
     assert "Curves: " in output
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("published already as") == 2
+    assert again.stdout.count("already published as") == 2
 
 
 SKYPILOT = """
