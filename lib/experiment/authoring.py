@@ -32,7 +32,8 @@ Parameters = Iterable[tuple[str, str]]
 
 def typed(parameters: Parameters) -> dict[str, Any]:
     """Return the values of `-p` by dotted key. Raises `ExperimentError` for an unknown key."""
-    given, known = {SHORTCUTS.get(name, name): read_value(name, text) for name, text in parameters}, list(keys())
+    given = {SHORTCUTS.get(name, name): read_value(name, text) for name, text in parameters}
+    known = list(keys())
     for key in given:
         if key not in known:
             raise ExperimentError(
@@ -59,9 +60,9 @@ def new_experiment(project: Path, name: str, source: Path, parameters: Parameter
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise ExperimentError(
-            f"NAME is {name!r}: it may hold letters, digits, '_' and '-', and begins with a letter or digit.",
+            f"NAME is {name!r}: it may hold letters, digits, '_' and '-', and must begin with a letter or digit.",
             state="nothing was written.",
-            remedy="give another NAME; the number and the module are put before it.",
+            remedy="choose another NAME; the number and the module are prepended to it.",
         )
     given = typed(parameters)
     old, draft = _load(source, {}), _load(source, given)
@@ -69,11 +70,8 @@ def new_experiment(project: Path, name: str, source: Path, parameters: Parameter
     number = max(_numbers(folder, short), default=0) + 1
     network = draft.model.architecture.replace("-", "_")
     changes = ", ".join(f"{key} {_as_yaml(value)}" for key, value in given.items())
-    given = {
-        "name": f"exp{number:03}_{network}_{name}",
-        "description": f"As {old.name}{changes and ', with '}{changes}.",
-        **given,
-    }
+    description = f"As {old.name}{changes and ', with '}{changes}."
+    given = {"name": f"exp{number:03}_{network}_{name}", "description": description, **given}
     experiment = _load(source, given)
     file = folder / f"{number:03}_{short}_{name}.yaml"
     text = _text(source, given)
@@ -82,7 +80,7 @@ def new_experiment(project: Path, name: str, source: Path, parameters: Parameter
             opened.write(text)
     except FileExistsError:  # another process has just created it
         raise ExperimentError(
-            f"{file} is there already.", state="nothing was written.", remedy="run the same command again."
+            f"{file} already exists.", state="nothing was written.", remedy="run the same command again."
         ) from None
     return file, experiment
 
@@ -188,7 +186,7 @@ def show_explained(explained: Iterable[Explained]) -> str:
     Console(file=text, width=width, force_terminal=False, markup=False).print(table)
     always = ", ".join(f"{name} {_as_yaml(value)}" for name, value in ALWAYS.items())
     lines = [line.rstrip() for line in text.getvalue().splitlines()]
-    return "\n".join([*lines, "", f"(…): worked out from it and what the machine has. Always: {always}."])
+    return "\n".join([*lines, "", f"(…): derived from the value and the machine. Always: {always}."])
 
 
 def _as_yaml(value: Any) -> str:  # noqa: ANN401

@@ -57,9 +57,9 @@ def load_experiment(
         ) from None
     if module and experiment.module != find_module(module).name:
         raise ExperimentError(
-            f"{where}: module is {experiment.module!r}, and {module!r} was asked for.",
+            f"{where}: module is {experiment.module!r}, but {module!r} was requested.",
             state="nothing was started.",
-            remedy=f"name an experiment of {module}, for instance {MODULES[module].baseline}.",
+            remedy=f"choose an experiment of {module}, for example {MODULES[module].baseline}.",
         )
     return experiment
 

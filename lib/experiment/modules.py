@@ -12,10 +12,8 @@ from lib.errors import ExperimentError, did_you_mean
 Task = Literal["detect", "segment", "pose"]
 """The supported tasks of ultralytics: those with labels that `lib/data/labels.py` can read."""
 
-
 SUFFIXES: Mapping[Task, str] = {"detect": "", "segment": "-seg", "pose": "-pose"}
 """The suffix that ultralytics appends to the name of an architecture, by task."""
-
 
 SIZES = "nsmlx"
 
@@ -70,7 +68,7 @@ MODULES: Mapping[str, Module] = {
             short="loc",
             task="pose",
             keypoints=4,
-            never_mirrored="flipping makes mirrored text: nobody could read the ID, and its corners would keep their "
+            never_mirrored="flipping makes mirrored text: the ID could not be read, and its corners would keep their "
             "names (flip_idx 0 1 2 3) on the wrong sides",
         ),
     )

@@ -205,7 +205,7 @@ def test_the_tags_of_an_experiment_cannot_be_changed() -> None:
         ({"module": "counting"}, ["module", "'counting'", "'detection'", "'localization'"]),
         ({"export": ["onnx", "tflite"]}, ["export.1", "'tflite'", "'onnx' or 'torchscript'"]),
         ({"export": "onnx"}, ["export", "'onnx'", "list"]),
-        ({"export": ["onnx", "onnx"]}, ["export", "each format is named once"]),
+        ({"export": ["onnx", "onnx"]}, ["export", "each format may be named only once"]),
         ({"wandb__tags": "one"}, ["wandb.tags", "'one'", "list"]),
         ({"wandb__tags": ["one", 2]}, ["wandb.tags.1", "2", "string"]),
         ({"seed": -1}, ["seed", "-1", "greater than or equal to 0"]),
