@@ -21,7 +21,7 @@ import click
 from lib.cli.options import KAGGLE_USER, SECRETS_DATASET, run_command_line
 from lib.errors import RenderError, did_you_mean
 from lib.experiment.load import SHORTCUTS, keys, load_experiment, read_value
-from lib.experiment.modules import Module, find_module
+from lib.experiment.modules import find_module
 from lib.experiment.schema import Experiment
 from lib.kaggle.notebook import (
     KAGGLE_WORDS,
@@ -48,7 +48,7 @@ BY_OPTION = {"module": "the argument MODULE", "experiment": "--experiment", "acc
     "--experiment",
     type=Path,
     metavar="FILE",
-    help="Its YAML; without it the module's baseline, and with --run its small one.",
+    help="Its YAML; default: the module's baseline, with --run its small one.",
 )
 @click.option(
     "-p",
@@ -56,14 +56,19 @@ BY_OPTION = {"module": "the argument MODULE", "experiment": "--experiment", "acc
     nargs=2,
     multiple=True,
     metavar="NAME VALUE",
-    help="A parameter of the notebook, or a key of the experiment (training.epochs); may be given often.",
+    help="A parameter of the notebook, or a key of the experiment (training.epochs); repeatable.",
 )
-@click.option("--accelerator", type=click.Choice(list(KAGGLE_WORDS)), default="t4x2", help="What Kaggle is asked for.")
-@click.option("--output", type=Path, metavar="DIR", help="Where the files go; without it build/MODULE.")
-@click.option("--push", is_flag=True, help="Push it to Kaggle with the kaggle client, which starts it there.")
-@click.option("--run", is_flag=True, help="Execute it here, in the sandbox, from end to end.")
 @click.option(
-    "--sandbox", type=Path, metavar="DIR", default=Path("build/sandbox"), help="With --run: where the sandbox stands."
+    "--accelerator",
+    type=click.Choice(list(KAGGLE_WORDS)),
+    default="t4x2",
+    help="Kaggle's accelerator.",
+)
+@click.option("--output", type=Path, metavar="DIR", help="Folder of the files; default: build/MODULE.")
+@click.option("--push", is_flag=True, help="Push it to Kaggle with the kaggle client, which starts it there.")
+@click.option("--run", is_flag=True, help="Execute it on this machine, in a sandbox.")
+@click.option(
+    "--sandbox", type=Path, metavar="DIR", default=Path("build/sandbox"), help="With --run: the sandbox's folder."
 )
 @click.option(
     "--data", type=Path, metavar="DIR", help="With --run: a dataset in YOLO format, in place of the drawn one."
@@ -97,7 +102,8 @@ def main(
     notebook = read_notebook(SOURCE.read_text(encoding="utf-8"))
     unknown_or_reserved(given, notebook)
     changed = {name: value for name, value in given.items() if name in keys()}
-    chosen = load_experiment(_experiment_file(about, experiment, run=run), changed, module=about.name)
+    file = experiment or (about.small(PROJECT) if run else PROJECT / about.baseline)
+    chosen = load_experiment(file, changed, module=about.name)
     baked = {name: value for name, value in given.items() if name not in changed}
     # validate shortcuts against the experiment now: a bad value must fail before the GPU starts
     shortcuts = {SHORTCUTS[name]: value for name, value in baked.items() if name in SHORTCUTS and value is not None}
@@ -146,12 +152,6 @@ def unknown_or_reserved(given: Mapping[str, Any], notebook: Any) -> None:  # noq
                 state="nothing was written.",
                 remedy=did_you_mean(name, known, f"known are: {', '.join(known)}."),
             )
-
-
-def _experiment_file(about: Module, given: Path | None, *, run: bool) -> Path:
-    if given is not None:
-        return given
-    return about.small(PROJECT) if run else PROJECT / about.baseline
 
 
 def _sandbox(folder: Path, chosen: Experiment, data: Path | None) -> dict[str, str]:

@@ -8,9 +8,20 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 
-from lib.errors import RunError
+from lib.errors import RunError, SandboxError
 from lib.remotes.credentials import Credentials, load_credentials
-from lib.remotes.repository import find_project
+
+
+def find_project(start: Path) -> Path:
+    """Return the root of the checkout that contains `start`. Raises `SandboxError` outside of a checkout."""
+    for folder in (start.resolve(), *start.resolve().parents):
+        if (folder / "render.py").is_file() and (folder / "uv.lock").is_file():
+            return folder
+    raise SandboxError(
+        f"{start} is not in a checkout of this project, and no repository was given.",
+        state="nothing was started.",
+        remedy="run the command inside a clone, or name a repository with -p repository URL.",
+    )
 
 
 @dataclass(frozen=True)
@@ -39,13 +50,13 @@ KAGGLE_USER = click.option(
     envvar="KAGGLE_USERNAME",
     metavar="NAME",
     default="",
-    help="Whose kernel it is; without it the kaggle client's user.",
+    help="Owner of the kernel; default: the kaggle client's user.",
 )
 SECRETS_DATASET = click.option(
     "--secrets-dataset",
     metavar="OWNER/SLUG",
     default="",
-    help="The private dataset with secrets.json; without it <kaggle user>/kaggle-training-secrets.",
+    help="The private dataset with secrets.json; default: <kaggle user>/kaggle-training-secrets.",
 )
 PARAMETERS = click.option(
     "-p",
@@ -53,10 +64,10 @@ PARAMETERS = click.option(
     nargs=2,
     multiple=True,
     metavar="KEY VALUE",
-    help="A key of the experiment (training.epochs, or epochs) and its value; may be given often.",
+    help="A key of the experiment (training.epochs, or epochs) and its value; repeatable.",
 )
 OLDER_THAN = click.option(
-    "--older-than", type=float, metavar="SECONDS", default=600.0, help="A run that has not moved for so long is dead."
+    "--older-than", type=float, metavar="SECONDS", default=600.0, help="A run that is silent for this long is dead."
 )
 
 

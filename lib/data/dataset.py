@@ -49,7 +49,8 @@ class Dataset:
 
     `data_file` is the `data.yaml` that training reads; `md5` is DVC's hash of the folder; `counts` maps each split
     (`train`, `val`, `test`) to its number of images; `names` maps class numbers to class names; `warnings` holds report
-    lines for issues that do not stop training; `polygons` is true if the labels hold outlines instead of boxes.
+    lines for issues that do not stop training; `polygons` is true if the labels hold outlines instead of boxes; `files`
+    holds the images of each split, sorted by name.
     """
 
     folder: Path
@@ -60,10 +61,6 @@ class Dataset:
     files: dict[str, tuple[Path, ...]] = field(default_factory=dict, repr=False)
     warnings: tuple[str, ...] = ()
     polygons: bool = False
-
-    def images(self, split: str) -> list[Path]:
-        """Return the image paths of a split, sorted by name."""
-        return list(self.files[split])
 
     def describe(self) -> str:
         """Return a one-line summary of the dataset for the log."""

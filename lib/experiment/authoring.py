@@ -20,7 +20,17 @@ from typing import Any
 
 from lib.errors import ExperimentError, did_you_mean
 from lib.experiment.arguments import ALWAYS, ARGUMENTS, WORKED_OUT
-from lib.experiment.load import FROM_VALUES, MATRIX, SHORTCUTS, keys, load_experiment, meanings, read_value, read_yaml
+from lib.experiment.load import (
+    FROM_VALUES,
+    MATRIX,
+    SHORTCUTS,
+    as_yaml,
+    keys,
+    load_experiment,
+    meanings,
+    read_value,
+    read_yaml,
+)
 from lib.experiment.schema import Experiment
 
 SCHEMA = "schema.json"
@@ -67,9 +77,10 @@ def new_experiment(project: Path, name: str, source: Path, parameters: Parameter
     given = typed(parameters)
     old, draft = _load(source, {}), _load(source, given)
     folder, short = project / "experiments", draft.about.short
-    number = max(_numbers(folder, short), default=0) + 1
+    taken = [re.match(rf"(\d+)_{short}_", path.name) for path in folder.glob("*.yaml")]
+    number = max((int(match[1]) for match in taken if match), default=0) + 1
     network = draft.model.architecture.replace("-", "_")
-    changes = ", ".join(f"{key} {_as_yaml(value)}" for key, value in given.items())
+    changes = ", ".join(f"{key} {as_yaml(value)}" for key, value in given.items())
     description = f"As {old.name}{changes and ', with '}{changes}."
     given = {"name": f"exp{number:03}_{network}_{name}", "description": description, **given}
     experiment = _load(source, given)
@@ -83,14 +94,6 @@ def new_experiment(project: Path, name: str, source: Path, parameters: Parameter
             f"{file} already exists.", state="nothing was written.", remedy="run the same command again."
         ) from None
     return file, experiment
-
-
-def _numbers(folder: Path, short: str) -> Iterator[int]:
-    """Yield the numbers of a module's experiments."""
-    for path in folder.glob(f"*_{short}_*.yaml"):
-        number = path.name.partition("_")[0]
-        if number.isdecimal():
-            yield int(number)
 
 
 def _text(source: Path, given: Mapping[str, Any]) -> str:
@@ -180,17 +183,13 @@ def show_explained(explained: Iterable[Explained]) -> str:
 
     table = Table("Key", "Value", "From", "Ultralytics", "Meaning", box=None, pad_edge=False)
     for each in explained:
-        table.add_row(each.key, _as_yaml(each.value), each.origin, each.argument, each.meaning)
+        table.add_row(each.key, as_yaml(each.value), each.origin, each.argument, each.meaning)
     text = StringIO()
     width = max(110, shutil.get_terminal_size((160, 0)).columns)
     Console(file=text, width=width, force_terminal=False, markup=False).print(table)
-    always = ", ".join(f"{name} {_as_yaml(value)}" for name, value in ALWAYS.items())
+    always = ", ".join(f"{name} {as_yaml(value)}" for name, value in ALWAYS.items())
     lines = [line.rstrip() for line in text.getvalue().splitlines()]
     return "\n".join([*lines, "", f"(…): derived from the value and the machine. Always: {always}."])
-
-
-def _as_yaml(value: Any) -> str:  # noqa: ANN401
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 # ── JSON schema ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -95,6 +96,11 @@ def read_value(name: str, text: str) -> Any:  # noqa: ANN401
         raise ExperimentError(
             f"-p {name} {text!r}: this is not a YAML value.", state="nothing was written.", remedy="put it in quotes."
         ) from None
+
+
+def as_yaml(value: object) -> str:
+    """Return a value as it is written in an experiment file, in one line; text without quotes."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _parse(text: str) -> Any:  # noqa: ANN401

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import ExperimentError
-from lib.experiment.load import FROM_VALUES, MATRIX, load_experiment, read_yaml, set_value
+from lib.experiment.load import FROM_VALUES, MATRIX, as_yaml, load_experiment, read_yaml, set_value
 from lib.experiment.schema import Experiment
 
 
@@ -55,8 +55,8 @@ def _expand(file: Path, given: Mapping[str, Any]) -> Iterator[Experiment]:
     base = load_experiment(values, given, where=str(file))
     for choice in itertools.product(*matrix.values()):
         chosen = dict(zip(matrix, choice, strict=True))
-        choices = ", ".join(f"{key} {_word(value)}" for key, value in chosen.items())
-        name = "-".join([base.name, *(re.sub(r"[^A-Za-z0-9.]+", "-", _word(value)).strip("-.") for value in choice)])
+        choices = ", ".join(f"{key} {as_yaml(value)}" for key, value in chosen.items())
+        name = "-".join([base.name, *(re.sub(r"[^A-Za-z0-9.]+", "-", as_yaml(value)).strip("-.") for value in choice)])
         own = {"name": name, "description": f"{base.description} With {choices}.".lstrip()}
         content = base.model_dump(mode="json")
         for key, value in {**chosen, **own}.items():
@@ -78,7 +78,3 @@ def _problem_of(matrix: object, given: Mapping[str, Any]) -> str:
         if key in given:
             return f"{MATRIX}.{key}: -p sets the same key"
     return ""
-
-
-def _word(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

@@ -23,7 +23,7 @@ def find_dvc_remote(root: Path) -> tuple[str, str]:
     """Return the name and URL of the repository's default DVC remote. Raises `RemoteError` if it has none."""
     from dvc.repo import Repo
 
-    with _config_told(), Repo(str(root)) as repo:
+    with _config_errors(), Repo(str(root)) as repo:
         return _default_remote(repo)
 
 
@@ -37,7 +37,7 @@ def configure_dvc(root: Path, scratch: Path, credentials: Credentials) -> str:
     """
     from dvc.repo import Repo
 
-    with _config_told(), Repo(str(root)) as repo:
+    with _config_errors(), Repo(str(root)) as repo:
         name, url = _default_remote(repo)
         with repo.config.edit("local") as local:
             local["cache"]["dir"] = str(scratch / "dvc-cache")
@@ -72,7 +72,7 @@ def _default_remote(repo: Any) -> tuple[str, str]:  # noqa: ANN401  dvc.repo.Rep
 
 
 @contextlib.contextmanager
-def _config_told() -> Iterator[None]:
+def _config_errors() -> Iterator[None]:
     """Convert DVC's exceptions about an unusable configuration into `RemoteError`."""
     from dvc.config import ConfigError
     from dvc.exceptions import DvcException

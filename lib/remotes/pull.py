@@ -73,10 +73,10 @@ def _fetch_from(repo: Any, number: int, mirror: Path, targets: Sequence[str]) ->
     try:
         count = repo.fetch(targets=targets, remote=f"attached-{number}", jobs=JOBS)
     except (DvcException, ObjectFormatError, OSError):
-        return f"{mirror} holds a part of it; the rest came from the DVC remote."
+        return f"{mirror} holds a part of the files; the rest came from the DVC remote."
     finally:
         logging.disable(logging.NOTSET)
-    return f"{count} files came from {mirror}." if count else f"{mirror} holds nothing of it."
+    return f"{count} files came from {mirror}." if count else f"{mirror} holds none of the files."
 
 
 def _make_workspace(root: Path, place: Path, mirrors: Sequence[Path]) -> None:

@@ -99,7 +99,7 @@ def compare(dataset: Dataset, predictions: Path) -> list[ImageMatches]:
         if item["score"] >= SHOWN:
             predicted.setdefault(item["file_name"], []).append(_prediction(item))
     compared = []
-    for picture in dataset.images("test"):
+    for picture in dataset.files["test"]:
         things = sorted(predicted.get(file_name(dataset, picture), []), key=lambda thing: -thing.score)
         cases = [Match(picture, label, found) for label, found in match(_labels(dataset, picture), things)]
         compared.append(ImageMatches(picture, tuple(cases), tuple(things)))

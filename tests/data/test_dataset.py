@@ -173,7 +173,7 @@ def test_whatever_data_yaml_says_ultralytics_finds_it_here(
     assert "download" not in seen
     for split in ("train", "val", "test"):
         found = read(img_path=seen[split], data=seen, task="pose", augment=False)
-        assert [Path(path) for path in found.im_files] == dataset.images(split)
+        assert tuple(map(Path, found.im_files)) == dataset.files[split]
         assert {Path(path).name for path in found.im_files} == {
             f"{split}_000{n}.jpg" for n in range(1 + (split == "train"))
         }

@@ -266,7 +266,7 @@ def test_a_run_is_followed_to_its_end(kaggle: KaggleEmulator) -> None:
     assert trouble.startswith("no answer: the service has trouble")
     assert said == ["queued", "running", "step 1", "100%", "step 2", f"Branch:    {BRANCH}", "complete"]
     assert published == f"The run is complete, and published as {BRANCH}."
-    assert fetch == f"Bring it here with: python -m lib fetch {BRANCH}"
+    assert fetch == f"Download it with: python -m lib fetch {BRANCH}"
     assert kaggle.requests.count("LogStream") >= 2
 
 

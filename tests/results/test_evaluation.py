@@ -111,7 +111,7 @@ def labels(model: Model, name: str) -> list[list[float]]:
 def average_precision(model: Model, threshold: float) -> float:
     """Compute AP of boxes from `predictions.json` and the label files alone, as ultralytics interpolates it."""
     truth = {
-        f"images/test/{path.name}": labels(model, f"images/test/{path.name}") for path in model.dataset.images("test")
+        f"images/test/{path.name}": labels(model, f"images/test/{path.name}") for path in model.dataset.files["test"]
     }
     taken: set[tuple[str, int]] = set()
     hits = []
@@ -160,7 +160,7 @@ def test_validation_is_that_of_the_best_epoch(localization: Model) -> None:
 def test_corner_errors_are_those_of_the_predictions(localization: Model) -> None:
     """Computed again with plain arithmetic: each picture holds one object."""
     distances, shares, objects, found = [], [], 0, 0
-    for path in localization.dataset.images("test"):
+    for path in localization.dataset.files["test"]:
         name = f"images/test/{path.name}"
         shown = [item for item in localization.predictions if item["file_name"] == name and item["score"] >= 0.25]
         for label in labels(localization, name):
@@ -204,7 +204,7 @@ def test_predictions_are_as_documented_field_by_field(localization: Model) -> No
     for item in localization.predictions:
         assert list(item) == documented
         picture = localization.dataset.folder / item["file_name"]
-        assert picture in localization.dataset.images("test")
+        assert picture in localization.dataset.files["test"]
         assert picture.stem == item["image_id"]
         assert item["category_id"] == 1
         assert 0.001 <= item["score"] <= 1
