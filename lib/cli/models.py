@@ -36,9 +36,7 @@ def fetch(project: Project, *, branch: str | None, output: Path | None) -> None:
 @click.command("predict")
 @click.argument("branch", shell_complete=complete_branch)
 @click.argument("images", type=Path, nargs=-1, required=True, metavar="IMAGE...")
-@click.option(
-    "--output", type=Path, metavar="DIR", help="Folder of the images; default: build/predictions/BRANCH."
-)
+@click.option("--output", type=Path, metavar="DIR", help="Folder of the images; default: build/predictions/BRANCH.")
 @click.option("--confidence", type=click.FloatRange(0, 1), default=0.25, help="The lowest confidence to show.")
 @click.option("--device", metavar="DEVICE", default="", help="cpu or a GPU's number; default: a GPU if there is one.")
 @PROJECT

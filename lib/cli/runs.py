@@ -40,23 +40,15 @@ def watch(*, module: str, kaggle_user: str, every: float) -> None:
 @click.command()
 @click.argument("experiments", type=Path, nargs=-1, required=True, metavar="EXPERIMENT...")
 @PARAMETERS
-@click.option(
-    "--address", metavar="ADDRESS", default="", help="A Ray cluster (auto: the one of this machine)."
-)
+@click.option("--address", metavar="ADDRESS", default="", help="A Ray cluster (auto: the one of this machine).")
 @click.option("--gpus-per-run", type=click.FloatRange(0), default=1, help="GPUs per run; 0: train on the CPU.")
 @click.option("--cpus-per-run", type=click.FloatRange(0), default=1, help="CPU cores reserved per run.")
-@click.option(
-    "--retries", type=click.IntRange(0), default=3, help="How often a run may lose its node."
-)
+@click.option("--retries", type=click.IntRange(0), default=3, help="How often a run may lose its node.")
 @click.option(
     "--folder", type=Path, metavar="DIR", default=Path("build/sweep"), help="The runs' folder, on every node."
 )
-@click.option(
-    "--sandbox", type=Path, metavar="DIR", help="Train in a sandbox there: no account, no network."
-)
-@click.option(
-    "--allow-dirty", is_flag=True, help="Accept a dirty tree, or a commit that is not pushed."
-)
+@click.option("--sandbox", type=Path, metavar="DIR", help="Train in a sandbox there: no account, no network.")
+@click.option("--allow-dirty", is_flag=True, help="Accept a dirty tree, or a commit that is not pushed.")
 @PROJECT
 def sweep(
     project: Project,
