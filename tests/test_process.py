@@ -17,7 +17,7 @@ from lib.process import CommandFailed, CommandTimedOut, FollowedCommand, run_com
 
 SECRET = "hunter2-hunter2"
 
-# A shell whose child sleeps: its number stands in the file `child` before anything else happens. The pipe `alive`
+# A shell whose child sleeps: its process id is written to the file `child` first. The pipe `alive`
 # is held open by both; it ends only when both are gone.
 SLEEPER = "sleep 600 & echo $! > child.part; mv child.part child; wait"
 

@@ -48,7 +48,7 @@ def blocks(*pages: str, language: str = "bash") -> list[str]:
 
 
 def anchors(text: str) -> set[str]:
-    """Return the anchors that GitHub gives to the headings of a page."""
+    """Return the anchors that GitHub makes for the headings of a page."""
     found: set[str] = set()
     prose = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
     for title in re.findall(r"^#+ (.+)$", prose, re.MULTILINE):
@@ -229,7 +229,7 @@ def test_the_commands_for_the_dataset_work_as_written(tmp_path: Path) -> None:
 def test_every_shell_block_is_run_by_a_test() -> None:
     """Each shell command of the users' pages is in the list of those that the named tests run."""
     tried = {
-        "pip install uv && uv run render.py detection --run",  # test_run; .ci/run runs it as it stands
+        "pip install uv && uv run render.py detection --run",  # test_run; .ci/run runs it as written
         # test_kaggle, over an emulated Kaggle
         "uv run render.py detection --push",
         "uv run python -m lib watch detection",

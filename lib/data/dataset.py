@@ -2,9 +2,9 @@
 
 Guarantees: the dataset has the hash that the commit's `.dvc` file records. It is stored outside the clone, because the
 whole clone becomes the run's output on Kaggle. The tracked `data.yaml` is never changed: training reads a copy with
-absolute paths, all of them inside the dataset's folder, no matter on which machine `data.yaml` was written. One report
-lists every error that would stop training, everything that training would skip silently, and every image whose exact
-bytes are both trained on and evaluated on.
+lists of absolute paths, all of them inside the dataset's folder, no matter on which machine `data.yaml` was written.
+One report lists every error that would stop training, everything that training would skip silently, and every image
+whose exact bytes are both trained on and evaluated on.
 
 Cannot: prove that every image decodes. As in ultralytics, each header is read, PNG checksums are verified and the
 end of each JPEG is checked; damage in the middle of a JPEG is not detected. Duplicates are found by equal bytes only:
@@ -31,7 +31,7 @@ from typing import Any
 from lib.data.findings import Findings, Issue
 from lib.data.images import check_copies, check_images
 from lib.data.labels import KEYPOINT, LabelFormat, LabelledImage, check_labels, label_path
-from lib.data.splits import SPLITS, Split, find_split, is_image, list_files
+from lib.data.splits import SPLITS, find_images, is_image, list_files
 from lib.errors import DatasetError, RemoteError
 from lib.experiment.load import read_yaml
 from lib.experiment.schema import Experiment
@@ -148,8 +148,8 @@ def check_dataset(folder: Path, experiment: Experiment, scratch: Path, *, md5: s
     names = _check_names(values, findings)
     keypoints = _check_keypoints(values, experiment, findings)
     inside = list_files(folder)
-    splits = {split: find_split(folder, inside, values, split, findings) for split in SPLITS}
-    images = check_images([image for split in splits.values() for image in split.images], findings)
+    splits = {split: find_images(folder, inside, values, split, findings) for split in SPLITS}
+    images = check_images([image for found in splits.values() for image in found], findings)
     check_copies(images, findings)
     polygons = experiment.about.task == "segment"
     form = LabelFormat(
@@ -166,8 +166,8 @@ def check_dataset(folder: Path, experiment: Experiment, scratch: Path, *, md5: s
             remedy=f"correct the dataset, `dvc add {experiment.dataset}`, `dvc push`, commit and render again.",
         )
     data_file = scratch / f"data-{experiment.module}.yaml"
-    _write_portable(data_file, folder, values, names, splits)
-    files = {split: tuple(Path(image.path) for image in found.images) for split, found in splits.items()}
+    files = {split: tuple(Path(image.path) for image in found) for split, found in splits.items()}
+    _write_portable(data_file, folder, values, names, files)
     counts = {split: len(found) for split, found in files.items()}
     return Dataset(folder, data_file, md5, counts, names, files, tuple(warnings), polygons)
 
@@ -238,20 +238,16 @@ def _check_keypoints(values: dict[str, Any], experiment: Experiment, findings: F
 
 
 def _write_portable(
-    data_file: Path, folder: Path, values: dict[str, Any], names: dict[int, str], splits: dict[str, Split]
+    data_file: Path, folder: Path, values: dict[str, Any], names: dict[int, str], files: dict[str, tuple[Path, ...]]
 ) -> None:
-    """Write the `data.yaml` that training reads: the tracked values, with absolute paths of this machine."""
+    """Write the `data.yaml` that training reads: the tracked values, with lists of absolute paths of this machine."""
     portable = {key: value for key, value in values.items() if key not in {"download", "validation", "nc"}}
     portable |= {"path": str(folder), "names": names}
     data_file.parent.mkdir(parents=True, exist_ok=True)
-    for split, found in splits.items():
-        if found.listed:
-            paths = data_file.with_name(f"{data_file.stem}-{split}.txt")
-            paths.write_text("".join(f"{image.path}\n" for image in found.images), encoding="utf-8")
-            portable[split] = str(paths.resolve())
-        else:
-            places = [posixpath.normpath(f"{folder}/{name}") for name in found.folders]
-            portable[split] = places[0] if len(places) == 1 else places
+    for split, paths in files.items():
+        listed = data_file.with_name(f"{data_file.stem}-{split}.txt").resolve()
+        listed.write_text("".join(f"{path}\n" for path in paths), encoding="utf-8")
+        portable[split] = str(listed)
     from ruamel.yaml import YAML
 
     yaml = YAML(typ="safe", pure=True)

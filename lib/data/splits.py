@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import posixpath
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,6 @@ from lib.data.labels import LabelledImage, label_path
 SPLITS = ("train", "val", "test")
 FORMATS = frozenset(("avif", "bmp", "dng", "heic", "heif", "jp2", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp"))
 """File name extensions that ultralytics accepts as images; a file with any other extension is ignored."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """A split of `data.yaml`: its folders, whether it includes a text file of paths, and all its images."""
-
-    folders: tuple[str, ...]
-    listed: bool
-    images: tuple[LabelledImage, ...]
 
 
 def list_files(folder: Path) -> dict[str, None]:
@@ -39,13 +29,15 @@ def list_files(folder: Path) -> dict[str, None]:
     return dict.fromkeys(sorted(found))
 
 
-def find_split(folder: Path, inside: dict[str, None], values: dict[str, Any], split: str, findings: Findings) -> Split:
-    """Return a split with all its images, from folders and from text files of paths; report what cannot be found."""
+def find_images(
+    folder: Path, inside: dict[str, None], values: dict[str, Any], split: str, findings: Findings
+) -> list[LabelledImage]:
+    """Return all images of a split, from folders and from text files of paths; report what cannot be found."""
     key = "validation" if split == "val" and "val" not in values else split  # ultralytics accepts both
     given = values.get(key)
     wanted = given if isinstance(given, list) else [given]
     root = values.get("path")
-    folders, names, listed = [], [], False
+    names = []
     for place in wanted or [None]:
         if not isinstance(place, str) or not place.strip():
             text = f"{split} is {given!r}: it must be a folder of images relative to data.yaml, a list of folders, or"
@@ -61,16 +53,14 @@ def find_split(folder: Path, inside: dict[str, None], values: dict[str, Any], sp
             findings.add(Issue.FOREIGN, "data.yaml", f"{split} is {place!r}, taken as {found}")
         if (folder / found).is_dir():
             images = [name for name in inside if is_image(name) and (found == "." or name.startswith(f"{found}/"))]
-            folders.append(found)
         else:
-            images, listed = _read_list(folder, inside, found, findings), True
+            images = _read_list(folder, inside, found, findings)
         if not images:
             findings.add(Issue.SPLIT, "data.yaml", f"{split} is {place!r}: there is no image in it")
         names += images
     top = f"{folder}{os.sep}"
     labels = [(name, label_path(f"{top}{name}")) for name in sorted(names)]
-    all_of_it = [LabelledImage(split, f"{top}{name}", name, label, label.removeprefix(top)) for name, label in labels]
-    return Split(tuple(folders), listed, tuple(all_of_it))
+    return [LabelledImage(split, f"{top}{name}", name, label, label.removeprefix(top)) for name, label in labels]
 
 
 def _find_inside(inside: dict[str, None], base: str, given: str) -> str | None:

@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Self
 
 from lib.errors import ClusterError
@@ -82,7 +81,15 @@ class Cluster:
 
     def __init__(self, address: str = "", *, gpus: float = 1, cpus: float = 1, retries: int = 3) -> None:
         self._address, self._gpus, self._cpus, self._retries = address, gpus, cpus, retries
-        self._ray = _import_ray()
+        try:
+            import ray
+        except ImportError as error:
+            raise ClusterError(
+                f"a sweep needs Ray, which is not installed ({error}).",
+                state="nothing was started.",
+                remedy="`uv sync --group cluster`, on every machine.",
+            ) from None
+        self._ray: Any = ray
         self._board: Any = None
         self._tasks: dict[str, Any] = {}
         self._ended: dict[str, Progress] = {}
@@ -186,15 +193,3 @@ def _require_answer(address: str) -> None:
     host, _, port = address.rpartition(":")
     if port.isdigit():
         socket.create_connection((host, int(port)), ANSWER).close()
-
-
-def _import_ray() -> ModuleType:
-    try:
-        import ray
-    except ImportError as error:
-        raise ClusterError(
-            f"a sweep needs Ray, which is not installed ({error}).",
-            state="nothing was started.",
-            remedy="`uv sync --group cluster`, on every machine.",
-        ) from None
-    return ray

@@ -123,7 +123,7 @@ def by_split(folder: Path) -> None:
     shutil.rmtree(folder / "images")
 
 
-def beside(folder: Path) -> None:
+def next_to_each_other(folder: Path) -> None:
     """Put labels next to their images, in folders that are not called `images`."""
     (folder / "images").rename(folder / "pictures")
     for file in (folder / "labels").rglob("*.txt"):
@@ -153,7 +153,7 @@ def as_it_is(folder: Path) -> None:
         (lists, {"train": "lists/train.txt", "val": ["val.txt"]}),
         (lists, {"path": None, "train": ["lists/train.txt", "images/train"], "val": "./val.txt"}),
         (by_split, {"path": None, "train": "../train/images", "val": "../val/images", "test": "../test/images"}),
-        (beside, {"train": "pictures/train", "val": "pictures/val", "test": "pictures/test"}),
+        (next_to_each_other, {"train": "pictures/train", "val": "pictures/val", "test": "pictures/test"}),
     ],
 )
 def test_ultralytics_finds_the_dataset_for_each_form_of_data_yaml(
@@ -287,7 +287,7 @@ def cut_end(drawn: Path) -> None:
     write(drawn / IMAGE, (drawn / IMAGE).read_bytes() + b"camera")
 
 
-def leave_beside(drawn: Path) -> None:
+def leave_label(drawn: Path) -> None:
     """Write a label without an image into a folder where labels are next to their images."""
     write(drawn / "more/a.png", png(20, 20))
     write(drawn / "more/b.txt", "")
@@ -308,7 +308,7 @@ def repeat(drawn: Path) -> None:
     ("spoil", "expected"),
     [
         (cut_end, f"{IMAGE}: its last bytes are not the end of a JPEG"),
-        (leave_beside, "more/b.txt: there is no image of this name"),
+        (leave_label, "more/b.txt: there is no image of this name"),
         (reuse, "images/val/val_0000.jpg: the same as images/test/again.jpg"),
         (repeat, f"images/train/twice.jpg: the same as {IMAGE} (train)"),
         (lambda drawn: write(drawn / "labels/train/lost.txt", ""), "labels/train/lost.txt: there is no image"),
@@ -326,7 +326,7 @@ def test_what_training_tolerates_is_a_warning(drawn: Path, tmp_path: Path, spoil
     spoil(drawn)
     dataset = check_dataset(drawn, LOCALIZATION, tmp_path / "scratch", md5="0" * 32)
     assert f"    {expected}" in dataset.show_warnings()
-    assert "\n" not in dataset.describe()  # it stands in a table of the model card
+    assert "\n" not in dataset.describe()  # it is shown in a table of the model card
 
 
 def test_a_sound_dataset_has_no_warnings(drawn: Path, tmp_path: Path) -> None:

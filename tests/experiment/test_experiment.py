@@ -177,7 +177,7 @@ def test_the_tags_of_an_experiment_cannot_be_changed() -> None:
     assert hash(experiment) == hash(load_experiment(changed(DETECTION, wandb__tags=["a"])))
 
 
-# ── what is refused ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── rejected files ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(

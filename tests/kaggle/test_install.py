@@ -52,12 +52,14 @@ class Bare:
         files = (path for path in self.folder.rglob("*") if path.is_file())
         return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
-    def install(self, overlay: Path, inputs: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    def install(
+        self, overlay: Path, inputs: Path, script: str = SCRIPT, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run step 2 twice in one process."""
         env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         env["PATH"] = os.pathsep.join([str(Path(str(shutil.which("uv"))).parent), env["PATH"]])
         return subprocess.run(
-            [str(self.python), "-B", "-c", SCRIPT, str(ROOT), str(overlay), str(inputs)],
+            [str(self.python), "-B", "-c", script, str(ROOT), str(overlay), str(inputs)],
             cwd=self.folder.parent, env={**env, **environment}, capture_output=True, text=True, timeout=600,
         )  # fmt: skip
 
@@ -179,11 +181,7 @@ def test_a_change_of_the_hosts_torch_is_an_error(bare: Bare, tmp_path: Path) -> 
         "run(command, cwd)", "(torch.write_text('broken') if 'pip' in command else 0) or run(command, cwd)"
     )
     script = script.replace("commands = []", "commands = []\nimport torch\ntorch = Path(torch.__file__)")
-    done = subprocess.run(
-        [str(bare.python), "-B", "-c", script, str(ROOT), str(tmp_path / "packages"), str(tmp_path)],
-        cwd=tmp_path, capture_output=True, text=True, timeout=600,
-        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
-    )  # fmt: skip
+    done = bare.install(tmp_path / "packages", tmp_path, script)
     assert done.returncode == 1
     assert "changed while packages were installed" in done.stderr
 
@@ -199,11 +197,7 @@ def test_a_package_that_the_kernel_has_imported_is_kept_and_reported(bare: Bare,
     script = SCRIPT.replace("commands = []", "commands = []\nimport click").replace(
         "print(json", "import click\nassert click.old\nprint(json"
     )
-    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(
-        [str(bare.python), "-B", "-c", script, str(ROOT), str(tmp_path / "packages"), str(tmp_path)],
-        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+    done = bare.install(tmp_path / "packages", tmp_path, script)
     assert done.returncode == 0, done.stderr
     assert re.search(r"kept in it: click 1\.0 \(locked: \d", json.loads(done.stdout.splitlines()[-1])["reports"][0])
 
