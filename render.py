@@ -131,7 +131,12 @@ def main(
         return
     print(f"Trains:   {chosen.name} at commit {where['commit']} of {where['repository']}")
     if kernel and push:
-        _push(folder, kernel)
+        from lib.kaggle.kernel import gpu_quota, push_kernel, require_private
+
+        require_private(kernel["id"], *kernel["dataset_sources"])
+        if quota := gpu_quota():
+            print(f"GPU:      {quota}", flush=True)
+        print(push_kernel(folder))
         print(f"Follow it with: uv run python -m lib watch {about.name}")
     else:
         print(ways_to_kaggle(rendered, user))
@@ -181,15 +186,6 @@ def _pushing_user(given: str, repository: str) -> str:
         )
     own = client_user()
     return given or own
-
-
-def _push(folder: Path, kernel: Mapping[str, Any]) -> None:
-    from lib.kaggle.kernel import gpu_quota, push_kernel, require_private
-
-    require_private(kernel["id"], *kernel["dataset_sources"])
-    if quota := gpu_quota():
-        print(f"GPU:      {quota}", flush=True)
-    print(push_kernel(folder))
 
 
 if __name__ == "__main__":

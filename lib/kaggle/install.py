@@ -46,13 +46,13 @@ def install(root: Path, overlay: Path, *, inputs: Path = INPUTS) -> str:
     `InstallError`, also if one of the host's hardware packages has changed afterwards.
     """
     _check_python(root)
-    stamp = {"lock": lock_hash(root), "python": sys.version, "platform": sys.platform}
-    if _is_stamped(overlay, stamp):
+    stamp = json.dumps({"lock": lock_hash(root), "python": sys.version, "platform": sys.platform})
+    if (overlay / STAMP).is_file() and (overlay / STAMP).read_text(encoding="utf-8") == stamp:
         _activate(overlay)
         return f"Everything in uv.lock was installed in this session already, over torch {_version('torch')}."
     wheels = find_wheels(root, inputs)
     requirements = (wheels / "requirements.txt").read_text(encoding="utf-8") if wheels else export(root)
-    if _is_satisfied(requirements):
+    if all(_version(name) == version for name, version in _wanted(requirements).items()):
         return f"Everything in uv.lock is installed; torch {_version('torch')} is used as it is."
     if _version("torch") is None:
         raise InstallError(
@@ -95,14 +95,7 @@ def lock_hash(root: Path) -> str:
     return hashlib.sha256((root / "uv.lock").read_bytes()).hexdigest()
 
 
-def _is_stamped(overlay: Path, stamp: dict[str, str]) -> bool:
-    try:
-        return bool(json.loads((overlay / STAMP).read_text(encoding="utf-8")) == stamp)
-    except (OSError, ValueError):
-        return False
-
-
-def _fill(overlay: Path, requirements: str, wheels: Path | None, stamp: dict[str, str]) -> None:
+def _fill(overlay: Path, requirements: str, wheels: Path | None, stamp: str) -> None:
     """Install into a temporary folder and rename it to `overlay`, so that a partial installation is never used."""
     part, file = overlay.with_name(f"{overlay.name}.part"), overlay.with_name("requirements.txt")
     source = ["--no-index", "--find-links", str(wheels)] if wheels else []
@@ -117,7 +110,7 @@ def _fill(overlay: Path, requirements: str, wheels: Path | None, stamp: dict[str
         ]  # fmt: skip
         with showing(f"Installing {len(_wanted(requirements))} packages"):
             run_installer(command, part)
-        (part / STAMP).write_text(json.dumps(stamp), encoding="utf-8")
+        (part / STAMP).write_text(stamp, encoding="utf-8")
         part.rename(overlay)
     except OSError as error:
         raise InstallError(
@@ -198,10 +191,6 @@ def _applies(marker: str) -> bool:
     except ImportError:  # a bare Python without `packaging`: assume that the requirement applies
         return True
     return bool(Marker(marker).evaluate())
-
-
-def _is_satisfied(requirements: str) -> bool:
-    return all(_version(name) == version for name, version in _wanted(requirements).items())
 
 
 def _version(name: str) -> str | None:

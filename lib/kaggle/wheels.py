@@ -39,12 +39,10 @@ def gather_wheels(root: Path, folder: Path, *, python: str = "3.12") -> list[Pat
     sources = _sources(root)
     target = ["--python-version", python, *(word for name in PLATFORMS for word in ("--platform", name))]
     wheels = {pin: digests for pin, digests in blocks.items() if pin not in sources}
-    _download(folder, wheels, ["--only-binary=:all:", *target])
+    _download(folder, wheels, "--only-binary=:all:", *target)
     for pin in sorted(blocks.keys() & sources):
         blocks[pin] = f" \\\n    --hash=sha256:{_build(folder, pin, blocks[pin])}"
-    run_installer(
-        [*_pip(), "download", "--quiet", "--no-deps", "--only-binary=:all:", *target, "-d", ".", "uv"], folder
-    )
+    _pip_download(folder, "--only-binary=:all:", *target, "uv")
     (folder / "requirements.txt").write_text(
         "".join(f"{pin}{digests}\n" for pin, digests in sorted(blocks.items())), encoding="utf-8"
     )
@@ -61,12 +59,16 @@ def _sources(root: Path) -> set[str]:
     return {f"{item['name']}=={item['version']}" for item in packages if item.get("sdist") and not item.get("wheels")}
 
 
-def _download(folder: Path, pins: dict[str, str], words: list[str]) -> None:
-    file = folder / "requirements.txt"
-    file.write_text("".join(f"{pin}{digests}\n" for pin, digests in pins.items()), encoding="utf-8")
-    run_installer(
-        [*_pip(), "download", "--quiet", "--no-deps", "--require-hashes", *words, "-d", ".", "-r", file.name], folder
-    )
+def _download(folder: Path, pins: dict[str, str], *words: str) -> None:
+    """Download the pinned packages into `folder`, with their hashes checked."""
+    requirements = "".join(f"{pin}{digests}\n" for pin, digests in pins.items())
+    (folder / "requirements.txt").write_text(requirements, encoding="utf-8")
+    _pip_download(folder, "--require-hashes", *words, "-r", "requirements.txt")
+
+
+def _pip_download(folder: Path, *words: str) -> None:
+    pip = [*find_uv(), "tool", "run", "--quiet", "pip"]
+    run_installer([*pip, "download", "--quiet", "--no-deps", "-d", ".", *words], folder)
 
 
 def _build(folder: Path, pin: str, digests: str) -> str:
@@ -75,7 +77,7 @@ def _build(folder: Path, pin: str, digests: str) -> str:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     try:
-        _download(work, {pin: digests}, ["--no-binary=:all:"])
+        _download(work, {pin: digests}, "--no-binary=:all:")
         (source,) = [path for path in work.iterdir() if path.name != "requirements.txt"]
         run_installer([*find_uv(), "build", "--quiet", "--wheel", "--out-dir", str(work / "out"), str(source)], work)
         (wheel,) = (work / "out").glob("*.whl")
@@ -88,7 +90,3 @@ def _build(folder: Path, pin: str, digests: str) -> str:
         return hashlib.sha256((folder / wheel.name).read_bytes()).hexdigest()
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def _pip() -> list[str]:
-    return [*find_uv(), "tool", "run", "--quiet", "pip"]

@@ -26,7 +26,6 @@ from typing import Any, Literal, Self
 from lib.errors import RunError
 from lib.experiment.load import load_experiment
 from lib.experiment.modules import find_module
-from lib.experiment.schema import Experiment
 from lib.kaggle.notebook import GRACE, bake, execute, read_notebook, write_rendered
 from lib.process import LoggedCommand, die_with
 
@@ -48,10 +47,6 @@ class Job:
     """Parameters of the notebook besides the experiment: repository, commit, secrets."""
     folder: str
     """The folder in which runs work; the same path on every node."""
-
-    def load(self) -> Experiment:
-        """Return the experiment, loaded and checked."""
-        return load_experiment(self.experiment)
 
 
 @dataclass(frozen=True)
@@ -83,7 +78,7 @@ class Execution:
     """A run in its own folder, as a context manager; leaving the context ends the run."""
 
     def __init__(self, job: Job) -> None:
-        self.experiment = job.load()
+        self.experiment = load_experiment(job.experiment)
         stamp = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}"
         self.folder = Path(job.folder) / self.experiment.module / self.experiment.name / stamp
         self._job, self._stopping = job, False
@@ -154,7 +149,7 @@ def main(folder: Path) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     job = Job(**plan["job"])
     try:
-        experiment = job.load()
+        experiment = load_experiment(job.experiment)
         values = {
             "module": experiment.module,
             "experiment": experiment.model_dump(mode="json"),
