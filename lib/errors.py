@@ -8,7 +8,7 @@ contains no credential, because text from outside (a client's reply, a command's
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class RunError(Exception):
@@ -130,3 +130,11 @@ class InDoubt(RunError):
 
     Nothing is deleted in this state. Run `python -m lib recover` in any clone to resolve it.
     """
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield the error, then each error that caused it or was being handled when it was raised."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__

@@ -182,7 +182,7 @@ log = RunLog(working / "run.log", credentials.redact)
 
 # %% [markdown]
 # ## 2/10: Install dependencies (Hybrid Strategy)
-# Hardware: the host's own torch and CUDA stay. Logic: everything else as `uv.lock` says, in a folder of its own.
+# Hardware: the host's own torch and CUDA stay. Logic: everything else as pinned in `uv.lock`, in a separate folder.
 
 # %%
 step("2/10: Install dependencies (Hybrid Strategy)")
@@ -199,6 +199,7 @@ from lib.experiment.load import load_experiment
 from lib.experiment.modules import find_module
 from lib.kaggle.host import find_host
 from lib.remotes.clone import configure_dvc, configure_git
+from lib.session import Session
 
 shortcuts = {
     "training.epochs": epochs,
@@ -208,15 +209,17 @@ shortcuts = {
 }
 overrides = {key: value for key, value in shortcuts.items() if value is not None}
 chosen = load_experiment(experiment or find_module(module).small(root), overrides, module=module)
-artifacts = root / chosen.artifacts
-log.also_in(artifacts)
-host = find_host(working, scratch)
+session = Session(
+    root, working, scratch, chosen, credentials, find_host(working, scratch), commit, credentials.redact(repository),
+    accelerator, started, begun, steps,
+)  # fmt: skip
+log.also_in(session.artifacts)
 print(configure_dvc(root, scratch, credentials))
 
 # %% [markdown]
 # ## 4/10: Configure Git with GitHub token
-# What an earlier session left unfinished on the remotes is noted here, and settled before this run publishes. What it
-# has trained of this experiment is gone on from.
+# Unfinished publications of other runs are reported here, and rolled back or finished before this run publishes. If an
+# earlier session of this experiment left a checkpoint, training resumes from it.
 
 # %%
 step("4/10: Configure Git with GitHub token")
@@ -226,35 +229,32 @@ from lib.train.checkpoints import CheckpointUploader, fetch_checkpoint, find_che
 print(configure_git(root, credentials))
 unfinished = recover(root, credentials)
 print(f"Unfinished publications of other runs: {unfinished}")
-hold = hold_run(root, chosen, credentials, noted)
+hold = hold_run(session, noted)
 log.on_error(lambda _: hold.release())
-checkpoint = find_checkpoint(root, chosen, commit, credentials)
-print(checkpoint.describe() if checkpoint else "No earlier session has left a checkpoint to go on from.")
+checkpoint = find_checkpoint(session)
+print(checkpoint.describe() if checkpoint else "There is no checkpoint of an earlier session to resume.")
 
 # %% [markdown]
 # ## 5/10: Configure WandB for experiment tracking
 
 # %%
 step("5/10: Configure WandB for experiment tracking")
-from lib.results.report import RunFacts, branch_name
 from lib.train.tracking import configure_tracking
 
-branch = branch_name(chosen, started)
-tracking = configure_tracking(chosen, credentials, working, branch.removeprefix("kaggle-train-"))
+tracking = configure_tracking(session)
 print(f"Dashboard: {tracking.address}")
 
 # %% [markdown]
 # ### Preflight
-# Everything the run will need is tried now: a GPU by computing on it, a token by pushing with it. An error stops here.
+# Everything the run will need is tested now: a GPU by computing on it, a token by pushing with it. An error stops here.
 
 # %% tags=["nbval-ignore-output"]
 from lib.train.launch import prepare_library
-from lib.train.preflight import Flight, preflight, show_preflight, stop_on_errors
+from lib.train.preflight import preflight, show_preflight, stop_on_errors
 
 prepare_library(scratch)
-elapsed = time.monotonic() - begun
-print("Preflight: what the run will need, tried now")
-found = preflight(Flight(root, chosen, host, credentials, accelerator, elapsed))
+print("Preflight: checking everything that the run will need")
+found = preflight(session)
 print(show_preflight(found))
 stop_on_errors(found)
 
@@ -265,7 +265,7 @@ stop_on_errors(found)
 step("6/10: Pull dataset via DVC")
 from lib.data.dataset import pull_dataset
 
-dataset = pull_dataset(root, chosen, scratch, credentials)
+dataset = pull_dataset(session)
 print(dataset.describe())
 print(dataset.show_warnings())
 
@@ -274,31 +274,27 @@ print(dataset.show_warnings())
 
 # %%
 step("7/10: Display training configuration")
-from lib.kaggle.host import training_device
 from lib.results.report import describe_run
 
-device = training_device(host.gpus, multi_gpu=chosen.hardware.multi_gpu)
-facts = RunFacts(root, branch, commit, credentials.redact(repository), started, device)
-print(describe_run(facts, chosen, host))
+print(describe_run(session))
 
 # %% [markdown]
 # ## 8/10: Download pretrained YOLO weights
 
 # %%
 step("8/10: Download pretrained YOLO weights")
-from lib.train.launch import fetch_weights
+from lib.train.weights import fetch_weights
 
 hold.take()
-checkpoint = find_checkpoint(root, chosen, commit, credentials)  # once more: nobody else moves it from now on
-left = fetch_checkpoint(checkpoint, root, chosen, scratch, credentials) if checkpoint else None
-start = fetch_weights(chosen, root, left)
-tracking = tracking.going_on(start.run_path)
+checkpoint = find_checkpoint(session)  # again: from now on no other session replaces it
+start = fetch_weights(session, fetch_checkpoint(session, checkpoint) if checkpoint else None)
+tracking = tracking.resumed(start.run_path)
 print(start.describe())
 
 # %% [markdown]
 # ## 9/10: Run training + Automatic model sync
-# In processes of its own, one a GPU. Beside it checkpoints leave the machine, for the next session to go on from should
-# this one end too early. From here on an error also sends a W&B alert.
+# One subprocess per GPU. Meanwhile checkpoints are uploaded: if this session ends early, the next one resumes from
+# them. From here on, an error also sends a W&B alert.
 
 # %% tags=["nbval-ignore-output"]
 step("9/10: Run training + Automatic model sync")
@@ -310,16 +306,15 @@ print(f"Dashboard: {tracking.address}")
 
 def on_error(error):
     if isinstance(error, Exception):
-        keeper.wait()
+        uploader.wait()
     hold.release()
     finish_tracking(tracking, "failed", {}, credentials.redact(str(error)))
 
 
-keeper = CheckpointUploader(root, chosen, commit, dataset.md5, credentials, hold)
+uploader = CheckpointUploader(session, dataset.md5, hold)
 log.on_error(on_error)
-stop_at = begun + chosen.session.max_hours * 3600 if chosen.session.max_hours else None
-with keeper:
-    trained = train(chosen, dataset.data_file, start, root, scratch, device=device, tracking=tracking, stop_at=stop_at)
+with uploader:
+    trained = train(session, dataset.data_file, start, tracking)
 
 # %% [markdown]
 # The best weights are measured on the validation and the test split.
@@ -327,26 +322,27 @@ with keeper:
 # %% tags=["nbval-ignore-output"]
 from lib.results.evaluate import evaluate
 
-evaluated = evaluate(chosen, dataset, trained, device=device)
+evaluated = evaluate(session, dataset, trained)
 
 # %% [markdown]
-# They are brought into the formats that the experiment names under `export`.
+# They are exported to the formats that the experiment requests under `export`.
 
 # %% tags=["nbval-ignore-output"]
 from lib.train.export import export
 
-exported = export(chosen, trained, root)
+exported = export(session, trained)
 
 # %%
-from lib.results.report import write_report
+from lib.results.report import Results, write_report
 from lib.results.summary import show_metrics
 
-write_report(facts, chosen, host, dataset, start, trained, evaluated, exported, tracking, steps)
+results = Results(dataset, start, tracking, trained, evaluated, exported)
+write_report(session, results)
 show_metrics(evaluated)
 
 # %% [markdown]
 # Weights go to the DVC remote, everything else to a new branch: both, or neither. A training that failed half-way is
-# published too, marked as failed, unless the experiment says to keep it here.
+# published too, marked as failed, unless `session.on_failure` is `keep`.
 
 # %% tags=["nbval-ignore-output"]
 from lib.results.report import publication
@@ -354,11 +350,11 @@ from lib.sync import sync_outputs
 
 if trained.state == "failed" and chosen.session.on_failure == "keep":
     raise trained.error
-keeper.wait()
-published = sync_outputs(publication(facts, chosen, trained, evaluated, exported, hold), credentials)
-results = {"branch": published.branch, "commit": published.commit, **evaluated.flat()}
+uploader.wait()
+published = sync_outputs(publication(session, results, hold), credentials)
 hold.release()
-finish_tracking(tracking, trained.state, results, "\n".join(filter(None, [published.branch, trained.reason])))
+summary = {"branch": published.branch, "commit": published.commit, **evaluated.flat()}
+finish_tracking(tracking, trained.state, summary, "\n".join(filter(None, [published.branch, trained.reason])))
 log.on_error(None)
 
 # %% [markdown]
@@ -371,13 +367,13 @@ from lib.train.launch import free_gpu_memory
 print(free_gpu_memory())
 
 # %% [markdown]
-# ## What came out
+# ## Results
 
 # %% tags=["nbval-ignore-output"]
 from lib.results.summary import show_pictures, show_summary
 
-show_summary(facts, chosen, trained, evaluated, exported, tracking, steps, time.time())
-show_pictures(facts, chosen)
+show_summary(session, results)
+show_pictures(session)
 if error := trained.error or evaluated.missing or exported.missing:
     raise error
 log.close()

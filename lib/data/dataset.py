@@ -35,8 +35,8 @@ from lib.data.splits import SPLITS, find_images, is_image, list_files
 from lib.errors import DatasetError, RemoteError
 from lib.experiment.load import read_yaml
 from lib.experiment.schema import Experiment
-from lib.remotes.credentials import Credentials
 from lib.remotes.pull import pull_objects
+from lib.session import Session
 
 INPUTS = Path("/kaggle/input")
 MIRRORS = ("*/files/md5", "*/*/files/md5", "datasets/*/*/files/md5", "datasets/*/*/*/files/md5")
@@ -100,20 +100,20 @@ def read_pointer(root: Path, experiment: Experiment) -> DvcFile:
         ) from None
 
 
-def pull_dataset(
-    root: Path, experiment: Experiment, scratch: Path, credentials: Credentials, *, inputs: Path = INPUTS
-) -> Dataset:
-    """Pull the experiment's dataset with DVC into `scratch`, check it and return it.
+def pull_dataset(session: Session, *, inputs: Path = INPUTS) -> Dataset:
+    """Pull the experiment's dataset with DVC into the scratch folder, check it and return it.
 
-    The clone at `root` holds its `.dvc` file. `inputs` is the folder of Kaggle's attached datasets: copies of the DVC
-    remote there are read first. Raises `DatasetError` if the pull fails or the dataset does not fit the module.
+    `inputs` is the folder of Kaggle's attached datasets: copies of the DVC remote there are read first. Raises
+    `DatasetError` if the pull fails or the dataset does not fit the module.
     """
-    pointer, name = read_pointer(root, experiment), f"{experiment.dataset}.dvc"
+    experiment, scratch = session.experiment, session.scratch
+    pointer, name = read_pointer(session.root, experiment), f"{experiment.dataset}.dvc"
     try:
         texts = {name: pointer.file.read_text(encoding="utf-8")}
         place = pull_objects(
-            root, scratch / "dataset", texts, credentials, f"Pulling {experiment.dataset}", find_mirrors(inputs)
-        )
+            session.root, scratch / "dataset", texts, session.credentials, f"Pulling {experiment.dataset}",
+            find_mirrors(inputs),
+        )  # fmt: skip
     except RemoteError as error:
         raise DatasetError(
             f"`dvc pull {name}` failed: {error.what}",

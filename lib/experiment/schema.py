@@ -248,6 +248,11 @@ class Experiment(_Section):
         return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
 
     @property
+    def key(self) -> str:
+        """The experiment's unique name, `{module}-{slug}`, from which its branch names derive."""
+        return f"{self.module}-{self.slug}"
+
+    @property
     def artifacts(self) -> str:
         """The folder of all outputs of this experiment, relative to the repository."""
         return f"artifacts/{self.module}/{self.name}"

@@ -32,10 +32,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lib.data.dataset import Dataset
 from lib.errors import EvaluationError
-from lib.experiment.schema import Experiment
 from lib.progress import Bar
 from lib.results.matching import compare, corner_errors, file_name
 from lib.results.sheets import draw_predictions, draw_worst
+from lib.session import Session
 from lib.train.launch import Trained
 
 HEADS = {"box": "B", "mask": "M", "pose": "P"}
@@ -121,12 +121,12 @@ class Evaluated:
         }
 
 
-def evaluate(experiment: Experiment, dataset: Dataset, trained: Trained, *, device: str) -> Evaluated:
+def evaluate(session: Session, dataset: Dataset, trained: Trained) -> Evaluated:
     """Validate `best.pt` on the `val` and `test` splits; write `train/metrics.json` and everything in `test/`.
 
     A failure is returned as `missing`; everything else is still measured.
     """
-    folder = trained.folder.parent / "test"
+    experiment, folder = session.experiment, trained.folder.parent / "test"
     shutil.rmtree(folder, ignore_errors=True)  # files of an earlier evaluation must not pass for this one's
     folder.mkdir(parents=True)
     scratch = dataset.data_file.parent / "validation"
@@ -140,7 +140,7 @@ def evaluate(experiment: Experiment, dataset: Dataset, trained: Trained, *, devi
         return content
 
     def measure(split: str, key: str, target: Path, *, plots: bool = False) -> None:
-        results = _validate(experiment, dataset, trained, split, target, device, plots=plots)
+        results = _validate(session, dataset, trained, split, target, plots=plots)
         measured[key] = {"images": dataset.counts[split], **_heads(results)}
 
     def measure_corners() -> None:
@@ -196,12 +196,12 @@ def _missing(why: str, trained: Trained) -> EvaluationError:
 
 
 def _validate(
-    experiment: Experiment, dataset: Dataset, trained: Trained, split: str, folder: Path, device: str, *, plots: bool
+    session: Session, dataset: Dataset, trained: Trained, split: str, folder: Path, *, plots: bool
 ) -> Mapping[str, Any]:
     """Return ultralytics' figures of a split; write plots, and the test split's predictions, into `folder`."""
     from ultralytics.models import YOLO
 
-    task = experiment.about.task
+    experiment, task = session.experiment, session.experiment.about.task
     model = YOLO(str(trained.best), task=task)
     bar = Bar(f"Measuring best.pt on {split}")
 
@@ -216,7 +216,7 @@ def _validate(
         imgsz=experiment.training.image_size,
         batch=trained.batch_size or experiment.training.batch_size,
         workers=experiment.hardware.num_workers,
-        device=device.partition(",")[0],
+        device=session.device.partition(",")[0],
         project=str(folder.parent),
         name=folder.name,
         exist_ok=True,

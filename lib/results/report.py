@@ -12,20 +12,20 @@ import json
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from lib.data.dataset import Dataset
 from lib.experiment.schema import Experiment
-from lib.kaggle.host import Host
 from lib.progress import duration
 from lib.results.evaluate import HEADS, Evaluated
+from lib.session import Session
 from lib.sync import Publication, RunLock
 from lib.train.checkpoints import checkpoint_branch
 from lib.train.export import Exported
-from lib.train.launch import StartingPoint, Trained
+from lib.train.launch import Trained
 from lib.train.tracking import Tracking
+from lib.train.weights import StartingPoint
 
 LIBRARIES = ("ultralytics", "torch", "torchvision", "numpy", "dvc", "wandb", "opencv-python")
 PICTURES = {
@@ -41,58 +41,56 @@ Steps = Sequence[tuple[str, float]]
 
 
 @dataclass(frozen=True)
-class RunFacts:
-    """The origin of a run: its clone, branch, commit, repository, start time and device."""
+class Results:
+    """What the steps of a run returned."""
 
-    root: Path
-    branch: str
-    commit: str
-    repository: str
-    started: datetime
-    device: str
+    dataset: Dataset
+    start: StartingPoint
+    tracking: Tracking
+    trained: Trained
+    evaluated: Evaluated
+    exported: Exported
 
 
-def write_report(
-    facts: RunFacts, experiment: Experiment, host: Host, dataset: Dataset, start: StartingPoint, trained: Trained,
-    evaluated: Evaluated, exported: Exported, tracking: Tracking, steps: Steps,
-) -> dict[str, Any]:  # fmt: skip
+def write_report(session: Session, results: Results) -> dict[str, Any]:
     """Write `run.json` and `README.md` into the artifacts' folder; return the content of `run.json`."""
-    folder = facts.root / experiment.artifacts
+    experiment, folder, trained, dataset = session.experiment, session.artifacts, results.trained, results.dataset
+    weights = results.start.weights
     run = {
         "schema": 2,
         "state": trained.state,
-        "branch": facts.branch,
-        "repository": facts.repository,
-        "commit": facts.commit,
+        "branch": session.branch,
+        "repository": session.repository,
+        "commit": session.commit,
         "experiment": experiment.model_dump(mode="json"),
         "dataset": {"path": experiment.dataset, "md5": dataset.md5, "pictures": dataset.counts, "names": dataset.names},
-        "lock": _sha256(facts.root / "uv.lock"),
+        "lock": _sha256(session.root / "uv.lock"),
         "versions": {"python": platform.python_version(), **_versions()},
         "machine": {
-            "kaggle": host.on_kaggle,
+            "kaggle": session.host.on_kaggle,
             "system": f"{platform.system()} {platform.machine()}",
-            "gpus": [asdict(gpu) for gpu in host.gpus],
+            "gpus": [asdict(gpu) for gpu in session.host.gpus],
             "device": trained.device,
         },
         "batch_size": trained.batch_size,
-        "start": {"weights": start.weights.name if start.weights else None, "epoch": start.epoch},
+        "start": {"weights": weights.name if weights else None, "epoch": results.start.epoch},
         "seed": experiment.seed,
-        "started": facts.started.isoformat(),
-        "seconds": {"training": round(trained.seconds, 1), **durations(steps)},
-        "exported": [file.relative_to(folder).as_posix() for file in exported.files],
-        "wandb": tracking.address,
+        "started": session.started.isoformat(),
+        "seconds": {"training": round(trained.seconds, 1), **durations(session.steps)},
+        "exported": [file.relative_to(folder).as_posix() for file in results.exported.files],
+        "wandb": results.tracking.address,
     }
-    told = {"reason": trained.reason, "missing": "; ".join(list_missing(evaluated, exported))}
+    told = {"reason": trained.reason, "missing": "; ".join(list_missing(results))}
     run |= {key: text for key, text in told.items() if text}
     (folder / "run.json").write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
-    card = _model_card(facts, experiment, host, dataset, start, trained, evaluated, exported, run)
+    card = _model_card(session, results, run)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return run
 
 
-def list_missing(evaluated: Evaluated, exported: Exported) -> list[str]:
+def list_missing(results: Results) -> list[str]:
     """Return one text for each part of a complete run that this run lacks."""
-    return [error.what for error in (evaluated.missing, exported.missing) if error]
+    return [error.what for error in (results.evaluated.missing, results.exported.missing) if error]
 
 
 def durations(steps: Steps, end: float | None = None) -> dict[str, float]:
@@ -101,13 +99,10 @@ def durations(steps: Steps, end: float | None = None) -> dict[str, float]:
     return {title: round(stop - start, 1) for (title, start), stop in zip(steps, ends, strict=False)}
 
 
-def _model_card(
-    facts: RunFacts, experiment: Experiment, host: Host, dataset: Dataset, start: StartingPoint, trained: Trained,
-    evaluated: Evaluated, exported: Exported, run: dict[str, Any],
-) -> str:  # fmt: skip
-    metrics = evaluated.metrics
-    hardware = host.describe().partition(": ")[2]
-    pictures = list_images(facts.root / experiment.artifacts)
+def _model_card(session: Session, results: Results, run: dict[str, Any]) -> str:
+    experiment, trained, metrics = session.experiment, results.trained, results.evaluated.metrics
+    hardware = session.host.describe().partition(": ")[2]
+    pictures = list_images(session.artifacts)
     shown = "\n\n".join(f"### {title}\n\n![{title}]({path})" for path, title in pictures)
     title = f"{experiment.about.title}: {experiment.name}"
     settings = experiment.training
@@ -116,7 +111,7 @@ def _model_card(
         f"{settings.image_size} px, seed {experiment.seed}"
     )
     notes = [f"**The training {describe_end(trained)}.**"] if trained.state != "finished" else []
-    notes += [f"**Something is missing: {what}**" for what in list_missing(evaluated, exported)]
+    notes += [f"**Something is missing: {what}**" for what in list_missing(results)]
     best = f"; the best epoch is {metrics['best_epoch']}" if "best_epoch" in metrics else ""
     return f"""# {title}
 
@@ -138,22 +133,22 @@ Measured with `train/weights/best.pt`. `test/predictions.json` holds every predi
 ## Get the model
 
 ```bash
-{chr(10).join(commands_to_get(facts.branch))}
+{chr(10).join(commands_to_get(session.branch))}
 ```
 
-The weights are then at `{experiment.artifacts}/train/weights/best.pt`{_beside(exported)}. Without a checkout:
-`uv run python -m lib fetch {facts.branch}` brings all of it into `build/models/`.
+The weights are then at `{experiment.artifacts}/train/weights/best.pt`{_beside(results.exported)}. Without a checkout:
+`uv run python -m lib fetch {session.branch}` brings all of it into `build/models/`.
 
 ## How it was made
 
 | | |
 | --- | --- |
-| Code | commit `{facts.commit}` of {facts.repository} |
-| Dataset | `{experiment.dataset}`, {dataset.describe()} |
-| Start | {_start(experiment, start)} |
+| Code | commit `{session.commit}` of {session.repository} |
+| Dataset | `{experiment.dataset}`, {results.dataset.describe()} |
+| Start | {_start(experiment, results.start)} |
 | Optimizer | {optimizer} |
 | Libraries | {", ".join(f"{name} {version}" for name, version in run["versions"].items())} |
-| Started | {facts.started:%Y-%m-%d %H:%M:%S} UTC |
+| Started | {session.started:%Y-%m-%d %H:%M:%S} UTC |
 | W&B | {run["wandb"]} |
 
 `run.json` holds all of it for a machine to read. The weights were trained with Ultralytics YOLO, under AGPL-3.0.
@@ -202,38 +197,39 @@ def commands_to_get(branch: str) -> list[str]:
     return [f"git fetch origin {branch}", f"git checkout {branch}", "dvc pull"]
 
 
-def describe_run(facts: RunFacts, experiment: Experiment, host: Host) -> str:
+def describe_run(session: Session) -> str:
     """Return a description of the coming run for the user: experiment, device, commit and branch."""
     from io import StringIO
 
     from ruamel.yaml import YAML
 
-    text = StringIO()
+    experiment, text = session.experiment, StringIO()
     writer = YAML(typ="safe", pure=True)
     for name in ("default_flow_style", "sort_base_mapping_type_on_output"):
         setattr(writer, name, False)
     writer.dump(experiment.model_dump(mode="json"), text)
     return (
-        f"{experiment.about.title} on {facts.device}; {host.describe()}\n"
-        f"Code: commit {facts.commit} of {facts.repository}\n"
-        f"Will be published as: {facts.branch}\n\n{text.getvalue().rstrip()}"
+        f"{experiment.about.title} on {session.device}; {session.host.describe()}\n"
+        f"Code: commit {session.commit} of {session.repository}\n"
+        f"Will be published as: {session.branch}\n\n{text.getvalue().rstrip()}"
     )
 
 
-def publication(
-    facts: RunFacts, experiment: Experiment, trained: Trained, evaluated: Evaluated, exported: Exported, hold: RunLock
-) -> Publication:
+def publication(session: Session, results: Results, hold: RunLock) -> Publication:
     """Return the publication of a run: the weights by DVC, everything else in its artifacts' folder by Git."""
-    folder, files = experiment.artifacts, (trained.best, trained.last, *exported.files)
+    experiment, trained, folder = session.experiment, results.trained, session.experiment.artifacts
+    files = (trained.best, trained.last, *results.exported.files)
     state = f" ({trained.state})" if trained.state != "finished" else ""
-    figures = ", ".join(f"{name} {value:.3f}" for name, value in evaluated.flat().items() if name.endswith("/mAP50"))
+    figures = ", ".join(
+        f"{name} {value:.3f}" for name, value in results.evaluated.flat().items() if name.endswith("/mAP50")
+    )
     return Publication(
-        root=facts.root,
-        branch=facts.branch,
-        message=f"{experiment.about.title}: {experiment.name}{state}\n\n{figures}\n\nTrained from {facts.commit}.\n",
+        root=session.root,
+        branch=session.branch,
+        message=f"{experiment.about.title}: {experiment.name}{state}\n\n{figures}\n\nTrained from {session.commit}.\n",
         folder=folder,
         objects=tuple(f"{folder}/train/weights/{file.name}" for file in files if file.is_file()),
-        stamp=facts.started,
+        stamp=session.started,
         leave_out=frozenset({"run.log"}),
         supersedes=(checkpoint_branch(experiment),) if trained.state == "finished" else (),
         hold=hold,
@@ -252,11 +248,6 @@ def _versions() -> dict[str, str]:
 
 def _sha256(path: Path) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-
-
-def branch_name(experiment: Experiment, started: datetime) -> str:
-    """Return the name of a run's branch: `kaggle-train-{module}-{experiment}-{YYYYMMDD-HHMMSS}`, in UTC."""
-    return f"kaggle-train-{experiment.module}-{experiment.slug}-{started.astimezone(UTC):%Y%m%d-%H%M%S}"
 
 
 def list_images(folder: Path) -> list[tuple[str, str]]:

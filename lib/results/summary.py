@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any
 
-from lib.experiment.schema import Experiment
 from lib.progress import duration
 from lib.results.evaluate import Evaluated
 from lib.results.report import (
     HEADERS,
-    RunFacts,
-    Steps,
+    Results,
     commands_to_get,
     describe_end,
     durations,
@@ -19,43 +18,38 @@ from lib.results.report import (
     list_missing,
     metric_rows,
 )
-from lib.train.export import Exported
-from lib.train.launch import Trained
-from lib.train.tracking import Tracking
+from lib.session import Session
 
 SHOWN_WIDTH = 900  # pixels of an image in the notebook
 
 
-def show_summary(
-    facts: RunFacts, experiment: Experiment, trained: Trained, evaluated: Evaluated, exported: Exported,
-    tracking: Tracking, steps: Steps, end: float,
-) -> None:  # fmt: skip
+def show_summary(session: Session, results: Results) -> None:
     """Print the summary of a published run: its state, metrics, step times, branch and files."""
     from rich.table import Table
 
-    folder = facts.root / experiment.artifacts
+    experiment, folder, trained, end = session.experiment, session.artifacts, results.trained, time.time()
     how = {"finished": "trained and ", "interrupted": "interrupted, and ", "failed": "failed, and what there is of it "}
     print(f"{experiment.about.title} ({experiment.name}) is {how[trained.state]}published.\n")
     if trained.reason:
         print(f"Warning: training {describe_end(trained)}.")
-    for what in list_missing(evaluated, exported):
+    for what in list_missing(results):
         print(f"Warning: something is missing: {what}")
-    show_metrics(evaluated)
+    show_metrics(results.evaluated)
     times = Table("Step", "Time", title="Where the time went", title_justify="left")
-    for title, seconds in durations(steps, end).items():
+    for title, seconds in durations(session.steps, end).items():
         times.add_row(title, duration(seconds))
-    times.add_row("Together", duration(end - steps[0][1]), style="bold")
+    times.add_row("Together", duration(end - session.steps[0][1]), style="bold")
     _console().print(times)
     lines = [
-        f"Branch:    {facts.branch}",
-        f"W&B:       {tracking.address}",
+        f"Branch:    {session.branch}",
+        f"W&B:       {results.tracking.address}",
         f"Card:      {folder / 'README.md'}",
         *(f"{'Pictures:' * (not number):10} {folder / path}" for number, (path, _) in enumerate(list_images(folder))),
         "",
-        f"To bring the model to a clone of {facts.repository}:",
-        *(f"  {command}" for command in commands_to_get(facts.branch)),
+        f"To bring the model to a clone of {session.repository}:",
+        *(f"  {command}" for command in commands_to_get(session.branch)),
         f"It is then {experiment.artifacts}/train/weights/best.pt. Or, without leaving the branch that you are on:",
-        f"  python -m lib fetch {facts.branch}",
+        f"  python -m lib fetch {session.branch}",
     ]
     print("\n".join(lines), flush=True)  # not by rich, which wraps lines: these are for copying
 
@@ -83,10 +77,10 @@ def _console() -> Any:  # noqa: ANN401  rich is imported lazily
     return Console(file=sys.stdout, width=110, force_terminal=False, force_jupyter=False, highlight=False)
 
 
-def show_pictures(facts: RunFacts, experiment: Experiment) -> None:
+def show_pictures(session: Session) -> None:
     """Display a run's images in the notebook, each below its caption."""
     from IPython.display import Image, Markdown, display
 
-    folder = facts.root / experiment.artifacts
+    folder = session.artifacts
     for path, title in list_images(folder):
         display(Markdown(f"**{title}**"), Image(filename=str(folder / path), width=SHOWN_WIDTH, alt=title))

@@ -18,6 +18,7 @@ from lib.experiment.schema import Experiment
 from lib.remotes.clone import configure_dvc
 from lib.remotes.credentials import Credentials
 from lib.sandbox.dataset import draw_dataset
+from lib.session import Session
 
 LOCALIZATION = load_experiment(ROOT / "experiments/000_loc_sandbox.yaml")
 DETECTION = load_experiment(ROOT / "experiments/000_det_sandbox.yaml")
@@ -393,7 +394,7 @@ def test_a_data_yaml_that_is_not_yaml_is_rejected(drawn: Path) -> None:
 def test_a_dataset_without_a_dvc_file_is_rejected_with_the_remedy(stores: Stores, tmp_path: Path) -> None:
     """The commit must contain `<dataset>.dvc`."""
     with pytest.raises(DatasetError, match=r"no data/detection\.dvc") as caught:
-        pull_dataset(stores.clone, DETECTION, tmp_path, Credentials())
+        pull_dataset(Session(stores.clone, tmp_path, tmp_path, DETECTION))
     assert "dvc add data/detection" in caught.value.remedy
 
 
@@ -417,7 +418,7 @@ def test_the_pulled_dataset_equals_the_tracked_one(stores: Stores, tmp_path: Pat
     tracked = track(stores)
     other, scratch = stores.clone_again(), tmp_path / "scratch"
     configure_dvc(other, scratch, Credentials())
-    dataset = pull_dataset(other, DETECTION, scratch, Credentials())
+    dataset = pull_dataset(Session(other, scratch, scratch, DETECTION))
     assert dataset.counts["train"] == 2
     assert_same(dataset.folder, tracked)
     assert dataset.folder.is_relative_to(scratch)
@@ -443,7 +444,7 @@ def test_an_attached_copy_of_the_remote_supplies_the_dataset(stores: Stores, tmp
             path.unlink()
     other = stores.clone_again()
     configure_dvc(other, scratch, Credentials())
-    assert_same(pull_dataset(other, DETECTION, scratch, Credentials(), inputs=tmp_path / "input").folder, tracked)
+    assert_same(pull_dataset(Session(other, scratch, scratch, DETECTION), inputs=tmp_path / "input").folder, tracked)
 
 
 def spoilt(path: Path) -> None:
@@ -465,7 +466,7 @@ def test_missing_and_damaged_objects_of_an_attached_copy_come_from_the_remote(
         spoil(path)
     other = stores.clone_again()
     configure_dvc(other, scratch, Credentials())
-    assert_same(pull_dataset(other, DETECTION, scratch, Credentials(), inputs=tmp_path / "input").folder, tracked)
+    assert_same(pull_dataset(Session(other, scratch, scratch, DETECTION), inputs=tmp_path / "input").folder, tracked)
     assert "ERROR" not in capfd.readouterr().err
 
 
@@ -477,5 +478,5 @@ def test_a_lost_object_is_reported_with_the_remedy(stores: Stores, tmp_path: Pat
     (stores.clone / "data").mkdir()
     (stores.clone / "data/detection.dvc").write_text(pointer)
     with pytest.raises(DatasetError, match="dvc pull") as caught:
-        pull_dataset(stores.clone, DETECTION, tmp_path, Credentials())
+        pull_dataset(Session(stores.clone, tmp_path, tmp_path, DETECTION))
     assert "ensure the DVC remote is accessible" in caught.value.remedy

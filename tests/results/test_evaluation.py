@@ -23,6 +23,7 @@ from lib.results import evaluate as evaluation
 from lib.results.evaluate import Evaluated, Metrics, evaluate
 from lib.results.matching import Detection, ImageMatches, Match, compare, corner_errors, iou, match
 from lib.results.sheets import draw_worst
+from lib.session import Session
 from lib.train.launch import Trained
 
 EPOCHS = 20
@@ -75,7 +76,9 @@ class Model:
 
     def evaluate(self, trained: Trained | None = None, dataset: Dataset | None = None) -> Evaluated:
         """Measure it, or something like it."""
-        return evaluate(self.experiment, dataset or self.dataset, trained or self.trained, device="cpu")
+        folder = self.trained.folder
+        session = Session(folder, folder, folder, self.experiment)
+        return evaluate(session, dataset or self.dataset, trained or self.trained)
 
     def in_another_folder(self, folder: Path) -> Trained:
         """Give a copy of the training, for an evaluation that may fail."""

@@ -24,6 +24,7 @@ from lib.results.fetch import fetch_model
 from lib.results.published import find_run, list_runs, read_published
 from lib.results.rerun import RunRecord
 from lib.results.status import Entry, read_status
+from lib.session import Session
 from lib.sync import Refs
 from lib.train.checkpoints import fetch_checkpoint, find_checkpoint
 
@@ -183,7 +184,8 @@ def test_a_published_checkpoint_is_found_and_fetched(clone: Path, tmp_path: Path
     # always: a key that a later version adds is a difference, too, and must not fail this test
     given = {"session.resume": "always", "training.learning_rate": 0.002}
     experiment = load_experiment(ROOT / "experiments/001_loc_baseline.yaml", given)
-    found = find_checkpoint(clone, experiment, COMMIT, Credentials())
+    session = Session(clone, tmp_path, tmp_path / "scratch", experiment, commit=COMMIT)
+    found = find_checkpoint(session)
     assert found is not None
     record = found.record
     assert (found.branch, record.version, record.epoch) == (CHECKPOINT, 1, 41)
@@ -193,5 +195,5 @@ def test_a_published_checkpoint_is_found_and_fetched(clone: Path, tmp_path: Path
     changed = record.differences(experiment, COMMIT, DATASET)
     assert "training.learning_rate 0.001 → 0.002" in changed
     assert not [text for text in changed if text.startswith(("the code", "the dataset"))]
-    last = fetch_checkpoint(found, clone, experiment, tmp_path / "scratch", Credentials())
+    last = fetch_checkpoint(session, found)
     assert last.read_text() == "the last weights\n"

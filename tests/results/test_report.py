@@ -17,10 +17,12 @@ from lib.experiment.load import load_experiment
 from lib.kaggle.host import Gpu, Host
 from lib.remotes.credentials import Credentials
 from lib.results.evaluate import Evaluated
-from lib.results.report import RunFacts, write_report
+from lib.results.report import Results, write_report
+from lib.session import Session
 from lib.train.export import Exported
-from lib.train.launch import StartingPoint, Trained
+from lib.train.launch import Trained
 from lib.train.tracking import configure_tracking
+from lib.train.weights import StartingPoint
 
 SMALL = load_experiment(ROOT / "experiments/000_det_sandbox.yaml", {"wandb.enabled": False})
 TWO = (Gpu("Tesla T4", 15360), Gpu("Tesla T4", 15360))
@@ -28,17 +30,17 @@ TWO = (Gpu("Tesla T4", 15360), Gpu("Tesla T4", 15360))
 
 def report(folder: Path, missing: EvaluationError | None = None, **ended: Any) -> tuple[dict[str, Any], str]:
     """Report a run on two T4 that ended so; gives `run.json` and the card, as they stand in the files."""
-    facts = RunFacts(folder, "kaggle-train-x", "0" * 40, "https://host/x", datetime(2026, 1, 2, tzinfo=UTC), "0,1")
+    session = Session(
+        folder, folder, folder, SMALL, Credentials(), Host(TWO, on_kaggle=True), "0" * 40, "https://host/x",
+        started=datetime(2026, 1, 2, tzinfo=UTC),
+    )  # fmt: skip
     made = folder / SMALL.artifacts
     (made / "train").mkdir(parents=True)
     trained = Trained(made / "train", made / "best.pt", made / "last.pt", 60.0, batch_size=8, device="0,1")
     dataset = Dataset(folder, folder / "data.yaml", "0" * 32, {"train": 1, "val": 1, "test": 1}, {0: "door"})
-    write_report(
-        facts, SMALL, Host(folder, folder, TWO, on_kaggle=True), dataset,
-        StartingPoint(None), replace(trained, **ended),
-        Evaluated(made / "test", {"epochs": 3}, missing), Exported(),
-        configure_tracking(SMALL, Credentials(), folder, "x"), [],
-    )  # fmt: skip
+    evaluated, tracking = Evaluated(made / "test", {"epochs": 3}, missing), configure_tracking(session)
+    results = Results(dataset, StartingPoint(None), tracking, replace(trained, **ended), evaluated, Exported())
+    write_report(session, results)
     return json.loads((made / "run.json").read_text()), (made / "README.md").read_text()
 
 

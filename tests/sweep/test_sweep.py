@@ -448,7 +448,7 @@ def test_a_training_resumes_when_its_node_is_killed(tmp_path: Path) -> None:
         again = run_sweep_command(SMALL, second, *words, "--address", address)
         nodes.stdin.close()
     (_, ended) = sorted((folder / "detection/exp000_sandbox").iterdir())
-    assert "has left the machine" in (ended / "run.log").read_text()
+    assert "is uploaded" in (ended / "run.log").read_text()
     record = json.loads((ended / "origin/artifacts/detection/exp000_sandbox/run.json").read_text())
     assert record["start"]["epoch"] >= 1
     runs = run_git("for-each-ref", "--format=%(refname)", cwd=sandbox / "origin.git").splitlines()

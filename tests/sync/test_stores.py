@@ -602,7 +602,7 @@ class TestDrive:
             ("rate limit", "userRateLimitExceeded", "rate limit"),
             ("too many", "429", "rate limit"),
             ("forbidden", "insufficientFilePermissions", "share it as Editor"),
-            ("unavailable", "503", "again in some minutes"),
+            ("unavailable", "503", "wait some minutes"),
             ("cut", "connection", "internet"),
         ],
     )

@@ -150,14 +150,6 @@ def mismatch(wanted: StoredObject, copy: StoredCopy) -> str | None:
     return None
 
 
-def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield the error, then each error that caused it or was being handled when it was raised."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or cause.__context__
-
-
 @contextlib.contextmanager
 def told(name: str, trouble: Callable[[BaseException], tuple[str, str]], state: str) -> Iterator[None]:
     """Raise errors of a store's client as `DvcPushError`; `trouble` returns what happened and the remedy.

@@ -5,23 +5,19 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import random
-import socket
-import ssl
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 from lib.process import limit_silence
-from lib.sync.stores.base import MARK, MARK_TEXT, Progress, StoredCopy, causes, home_of, told
+from lib.remotes.drive_errors import explain
+from lib.sync.stores.base import MARK, MARK_TEXT, Progress, StoredCopy, home_of, told
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds before a request is repeated: Drive counts its limits by the minute
 PIECE = 64 * 2**20  # bytes in one request of an upload; at most this much is sent again after a broken connection
@@ -118,11 +114,16 @@ class DriveObjects:
         # in a shared drive most members may only trash a file; deleting is reserved for managers
         ways = [self._files.trash] if self._trash_only else [self._files.delete, self._files.trash]
         for way in ways:
-            refusal = self._refusal_of(way(fileId=identity, supportsAllDrives=True))
-            if refusal is None or refusal.status == HTTPStatus.NOT_FOUND:
-                return  # already deleted
-            if way is ways[-1] or refusal.reason != "insufficientFilePermissions":
-                raise refusal.error
+            try:
+                self._ask(way(fileId=identity, supportsAllDrives=True))
+            except Exception as error:
+                trouble = explain(error)
+                if trouble.status == HTTPStatus.NOT_FOUND:
+                    return  # already deleted
+                if way is ways[-1] or trouble.reason != "insufficientFilePermissions":
+                    raise
+            else:
+                return
 
     def discard(self, oid: str, label: str) -> None:
         """Do nothing: Drive shows no part of an interrupted upload; an unfinished session expires in a week."""
@@ -254,16 +255,6 @@ class DriveObjects:
     def _ask(self, request: Any) -> Any:  # noqa: ANN401  what Google's client returns
         return _patiently(lambda: request.execute(http=self._http()))
 
-    def _refusal_of(self, request: Any) -> _Refusal | None:  # noqa: ANN401
-        """Send the request and return Drive's refusal instead of raising it; None on success."""
-        from googleapiclient.errors import HttpError
-
-        try:
-            self._ask(request)
-        except HttpError as error:
-            return _Refusal.of(error)
-        return None
-
     def _http(self) -> Any:  # noqa: ANN401  httplib2.Http
         http = getattr(self._mine, "http", None)
         if http is None:
@@ -275,106 +266,21 @@ class DriveObjects:
         return told(self.name, _drive_trouble, state)
 
 
-@dataclass(frozen=True)
-class _Refusal:
-    """Drive's answer to a request that it refused."""
-
-    error: Exception
-    status: int
-    reason: str
-    message: str
-
-    @classmethod
-    def of(cls, error: BaseException) -> _Refusal | None:
-        """Read the refusal from an error of Google's client; return None if Drive did not answer."""
-        from googleapiclient.errors import HttpError
-
-        for cause in causes(error):
-            if isinstance(cause, HttpError):
-                try:
-                    told = json.loads(cause.content)["error"]
-                    return cls(cause, int(cause.resp.status), told["errors"][0]["reason"], told["message"])
-                except (ValueError, KeyError, TypeError, IndexError):  # a front end's page instead of Drive's answer
-                    return cls(cause, int(cause.resp.status), "", f"HTTP {cause.resp.status}")
-        return None
-
-    @property
-    def is_rate_limit(self) -> bool:
-        """Return whether it is a rate limit: the same request may succeed later."""
-        limits = ("userRateLimitExceeded", "rateLimitExceeded")
-        return self.status == HTTPStatus.TOO_MANY_REQUESTS or self.reason in limits
-
-
-def _is_cut(error: BaseException) -> bool:
-    """Return whether the connection broke or could not be made."""
-    from httplib2 import HttpLib2Error
-
-    kinds = (ConnectionError, TimeoutError, ssl.SSLError, socket.gaierror, http.client.HTTPException, HttpLib2Error)
-    return any(isinstance(cause, kinds) for cause in causes(error))
-
-
-def _passes(error: BaseException) -> bool:
-    """Return whether the same request may succeed a little later."""
-    from oauth2client.client import HttpAccessTokenRefreshError
-
-    refusal = _Refusal.of(error)
-    if refusal is not None:
-        return refusal.is_rate_limit or refusal.status >= HTTPStatus.INTERNAL_SERVER_ERROR
-    for cause in causes(error):
-        if isinstance(cause, HttpAccessTokenRefreshError):
-            status = int(cause.status or 0)
-            return status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
-    return _is_cut(error)
-
-
 def _patiently(act: Callable[[], Any]) -> Any:  # noqa: ANN401
     """Return the result of `act`, repeated after each of `PAUSES` while its error is transient."""
     for pause in (*PAUSES, None):
         try:
             return act()
         except Exception as error:
-            if pause is None or not _passes(error):
+            if pause is None or not explain(error).is_transient:
                 raise
         time.sleep(pause * random.uniform(0.5, 1.0))  # jitter: not all machines at the same moment
     raise AssertionError
 
 
 def _drive_trouble(error: BaseException) -> tuple[str, str]:
-    """Return what went wrong with Drive, and the remedy."""
-    from oauth2client.client import AccessTokenRefreshError
-    from pydrive2.auth import AuthError
-
-    refusal = _Refusal.of(error)
-    if refusal is not None:
-        what = f"Google Drive refused: {refusal.message} ({refusal.reason or refusal.status})."
-        return what, _remedy(refusal)
-    told = next((cause for cause in causes(error) if isinstance(cause, AccessTokenRefreshError)), None)
-    # DVC's client wraps credentials that it cannot read (a service account's key) in an error of its own
-    if told is not None or any(
-        isinstance(c, AuthError) or type(c).__name__ == "GDriveAuthError" for c in causes(error)
-    ):
-        what = f"Google does not accept the Drive credentials ({told or 'none that can be used are there'})."
-        return what, (
-            "make new ones, put them into secrets.json as GDRIVE_USER_CREDENTIALS or GDRIVE_SERVICE_ACCOUNT and run "
-            "again. Refresh tokens of an OAuth app in state Testing end after 7 days: publish the app."
-        )
-    if _is_cut(error):
-        what = f"the connection to Google Drive broke ({type(error).__name__}: {error})."
-        return what, "check that internet is on, then run sync_outputs() again."
-    return f"{type(error).__name__}: {error}", "check the file and the folder named above, then run again."
-
-
-def _remedy(refusal: _Refusal) -> str:
-    if refusal.is_rate_limit:
-        return "wait some minutes for Drive's rate limit, then run sync_outputs() again."
-    if refusal.reason in ("storageQuotaExceeded", "quotaExceeded", "teamDriveFileLimitExceeded"):
-        return "free space in that Google account, also in its trash, which counts; then run sync_outputs() again."
-    remedies: Mapping[int, str] = {
-        HTTPStatus.NOT_FOUND: "check the folder's id in .dvc/config, and that the account can open it.",
-        HTTPStatus.UNAUTHORIZED: "make new Drive credentials and put them into secrets.json (docs/setup.md).",
-        HTTPStatus.FORBIDDEN: "let the account write to the folder (share it as Editor), then run again.",
-    }
-    return remedies.get(refusal.status, "run sync_outputs() again in some minutes.")
+    trouble = explain(error)
+    return trouble.what, f"{trouble.remedy}, then run sync_outputs() again."
 
 
 class _Piece:

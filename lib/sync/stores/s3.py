@@ -16,7 +16,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from lib.sync.stores.base import MARK, MARK_TEXT, Progress, StoredCopy, causes, home_of, told
+from lib.errors import causes
+from lib.sync.stores.base import MARK, MARK_TEXT, Progress, StoredCopy, home_of, told
 
 WHOLE = 2**30  # bytes up to which a file is sent in one request, which is never visible half done
 MOST_VERSIONS = 100  # deletions of one small file: with a store that deletes nothing the loop must end, too
