@@ -370,10 +370,10 @@ print(free_gpu_memory())
 # ## Results
 
 # %% tags=["nbval-ignore-output"]
-from lib.results.summary import show_pictures, show_summary
+from lib.results.summary import show_images, show_summary
 
 show_summary(session, results)
-show_pictures(session)
+show_images(session)
 if error := trained.error or evaluated.missing or exported.missing:
     raise error
 log.close()

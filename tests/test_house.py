@@ -44,7 +44,7 @@ def test_every_module_has_a_docstring(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["kaggle/install", "errors", "kaggle/host", "process", "remotes/credentials", "log", "progress"]
+    "name", ["kaggle/install", "errors", "kaggle/host", "process", "remotes/credentials", "log", "progress", "files"]
 )
 def test_modules_used_before_the_installation_need_only_the_standard_library(name: str) -> None:
     """Steps 0 to 2 run on a bare Python; other libraries may be imported only inside functions."""

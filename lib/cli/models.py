@@ -57,7 +57,7 @@ def predict_command(
 
     with contextlib.redirect_stdout(sys.stderr):  # keep the progress of the fetch out of the printed predictions
         model = fetch_model(project.root, branch, project.credentials)
-    folder = output or project.root / "build" / "predictions" / model.record["branch"]
+    folder = output or project.root / "build" / "predictions" / model.record.branch
     problems = 0
     for predicted in predict(model, images, folder, confidence=confidence, device=device):
         print(predicted, flush=True)
@@ -84,11 +84,9 @@ def compare_command(project: Project, *, branches: tuple[str, ...], output: Path
     from lib.results import compare
     from lib.sync import Refs
 
-    sides = compare.read_sides(Refs(Path.cwd(), project.credentials), branches)
-    compare.draw_curves(sides, output)
-    print(compare.as_json(sides, output) if as_json else compare.show_sides(sides))
-    if not as_json:
-        print(f"\nCurves: {output}")
+    runs = compare.read_runs(Refs(Path.cwd(), project.credentials), branches)
+    compare.draw_curves(runs, output)
+    print(compare.as_json(runs, output) if as_json else f"{compare.show_runs(runs)}\n\nCurves: {output}")
 
 
 @click.command("rerun")
@@ -113,8 +111,8 @@ def rerun_command(
 
     user = kaggle_user or configured_user()
     rendered, record = rerun(project.root, branch, project.credentials, output, user, secrets_dataset)
-    print(f"{rendered}\nTrains:   what {record.branch} was trained from, at commit {record.commit}")
+    print(f"{rendered}\nTrains:   the experiment of {record.branch}, at commit {record.commit}")
     if record.resumed_from:
-        print(f"Needs:    {record.resumed_from}, from which that run went on")
-    print(f"Was with: {', '.join(f'{name} {version}' for name, version in record.versions.items())}")
+        print(f"Needs:    {record.resumed_from}, from which that run resumed")
+    print(f"Versions: {', '.join(f'{name} {version}' for name, version in record.versions.items())}")
     print(ways_to_kaggle(rendered, user))

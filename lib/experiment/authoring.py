@@ -32,6 +32,7 @@ from lib.experiment.load import (
     read_yaml,
 )
 from lib.experiment.schema import Experiment
+from lib.tables import as_text, make_table
 
 SCHEMA = "schema.json"
 SCHEMA_LINE = f"# yaml-language-server: $schema={SCHEMA}\n"
@@ -178,18 +179,11 @@ def _lines(file: Path) -> dict[str, int]:
 
 def show_explained(explained: Iterable[Explained]) -> str:
     """Return the explained values as a text table."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("Key", "Value", "From", "Ultralytics", "Meaning", box=None, pad_edge=False)
-    for each in explained:
-        table.add_row(each.key, as_yaml(each.value), each.origin, each.argument, each.meaning)
-    text = StringIO()
-    width = max(110, shutil.get_terminal_size((160, 0)).columns)
-    Console(file=text, width=width, force_terminal=False, markup=False).print(table)
+    rows = [(each.key, as_yaml(each.value), each.origin, each.argument, each.meaning) for each in explained]
+    table = make_table(("Key", "Value", "From", "Ultralytics", "Meaning"), rows, ruled=False)
     always = ", ".join(f"{name} {as_yaml(value)}" for name, value in ALWAYS.items())
-    lines = [line.rstrip() for line in text.getvalue().splitlines()]
-    return "\n".join([*lines, "", f"(…): derived from the value and the machine. Always: {always}."])
+    text = as_text(table, max(110, shutil.get_terminal_size((160, 0)).columns))
+    return f"{text}\n\n(…): derived from the value and the machine. Always: {always}."
 
 
 # ── JSON schema ─────────────────────────────────────────────────────────────────────────────────────────────────────

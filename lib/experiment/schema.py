@@ -12,9 +12,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
 
 from lib.experiment.modules import MODULES, SUFFIXES, Module
 
@@ -260,3 +260,15 @@ class Experiment(_Section):
 
 class UnsuitableError(ValueError):
     """A value is valid in general, but not for this module."""
+
+
+def _require_identity(values: dict[str, Any]) -> dict[str, Any]:
+    training = values.get("training")
+    is_known = isinstance(training, dict) and {"epochs", "image_size"} <= training.keys()
+    if not is_known or not {"module", "name"} <= values.keys():
+        raise ValueError("module, name, training.epochs or training.image_size is missing")
+    return values
+
+
+ExperimentValues = Annotated[dict[str, Any], AfterValidator(_require_identity)]
+"""The values of an experiment in a published record, which may be of an earlier or a later version of this schema."""

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from lib.errors import RenderError, RunError
 from lib.experiment.modules import Module
+from lib.files import write_whole
 
 # Kaggle's names of an accelerator: in a notebook, and in kernel-metadata.json.
 KAGGLE_WORDS = {
@@ -147,26 +148,19 @@ def write_rendered(folder: Path, about: Module, notebook: Any, kernel: Mapping[s
     import nbformat
 
     nbformat.validate(notebook)
-    folder.mkdir(parents=True, exist_ok=True)
     files = Rendered(
         folder / f"{about.notebook}.ipynb",
         folder / f"{about.notebook}.py",
         folder / "kernel-metadata.json" if kernel else None,
     )
-    _write(files.notebook, nbformat.writes(notebook).rstrip("\n") + "\n")
-    _write(files.script, one_cell(notebook, about))
+    write_whole(files.notebook, nbformat.writes(notebook).rstrip("\n") + "\n")
+    write_whole(files.script, one_cell(notebook, about))
     if files.kernel is not None:
-        _write(files.kernel, json.dumps(kernel, indent=2) + "\n")
+        write_whole(files.kernel, json.dumps(kernel, indent=2) + "\n")
     else:
         # otherwise a notebook for the local sandbox could be pushed with the metadata of an earlier render
         (folder / "kernel-metadata.json").unlink(missing_ok=True)
     return files
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 def ways_to_kaggle(files: Rendered, user: str) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from lib.errors import CredentialsError
+from lib.files import replacing
 
 DRIVE_FIELDS = ("access_token", "refresh_token", "client_id", "client_secret", "token_expiry")
 SERVICE_FIELDS = ("type", "client_email", "client_id", "private_key_id", "private_key")
@@ -144,18 +145,15 @@ class Credentials:
 
 def write_private(path: Path, text: str) -> None:
     """Write a file that only its owner can read (mode 600), whole or not at all; create its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.unlink(missing_ok=True)
-    try:
-        # create it private, write it, then rename it: this also replaces an older file with wider permissions
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    # created private and then renamed: this also replaces an older file with wider permissions
+    with replacing(path) as part, open(part, "x", encoding="utf-8", opener=_open_private) as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def without_user(url: str) -> str:

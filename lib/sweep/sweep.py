@@ -7,20 +7,26 @@ another commit published.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from io import StringIO
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
+from rich.live import Live
+from rich.table import Table
+
+from lib.errors import BranchError
 from lib.experiment.matrix import title_of
 from lib.experiment.schema import Experiment
 from lib.progress import duration
-from lib.results.published import HEADS, UNREADABLE, find_own
+from lib.results.published import HEADS, find_own
+from lib.results.record import RunRecord
 from lib.sweep.engine import Cluster
 from lib.sweep.worker import Job, Progress
 from lib.sync import Refs
+from lib.tables import as_text, make_table
 
 LOOK = 1.0  # seconds between two polls of the engine
 EVERY = 30.0  # seconds between two log lines about the same step of a run
@@ -36,12 +42,10 @@ def find_published(refs: Refs, experiment: Experiment, commit: str) -> str:
     series = f"{HEADS}kaggle-train-{experiment.module}-{experiment.slug}-*"
     for ref, texts in sorted(refs.read_files_of_all(series, "artifacts/*/run.json").items(), reverse=True):
         branch = ref.removeprefix(HEADS)
-        try:
-            _, record = find_own(branch, texts, "run.json")
-        except UNREADABLE:
-            continue
-        if (record["experiment"], record.get("commit"), record.get("state")) == (wanted, commit, "finished"):
-            return branch
+        with contextlib.suppress(BranchError):
+            _, record = find_own(branch, texts, RunRecord)
+            if (record.experiment, record.commit, record.state) == (wanted, commit, "finished"):
+                return branch
     return ""
 
 
@@ -78,8 +82,6 @@ class Scoreboard:
     """
 
     def __init__(self, log: Path, before: Mapping[str, str], *, watched: bool) -> None:
-        from rich.live import Live
-
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log.open("a", encoding="utf-8", buffering=1)
         self.progress = {name: Progress("published", branch=branch) for name, branch in before.items()}
@@ -136,14 +138,10 @@ def describe(progress: Progress) -> str:
 COLUMNS = ("Experiment", "Node", "State", "Epoch", "Left", "Best mAP50-95")
 
 
-def table(progress: Mapping[str, Progress]) -> Any:  # noqa: ANN401  rich.table.Table
+def table(progress: Mapping[str, Progress]) -> Table:
     """Return the progress of all runs as a table."""
-    from rich.table import Column, Table
-
-    # the names of a matrix differ at their ends: wrap them in a narrow terminal, because truncated names look alike
-    made = Table(Column(COLUMNS[0], overflow="fold"), *COLUMNS[1:])
-    for name, each in progress.items():
-        made.add_row(
+    rows = [
+        (
             name,
             each.node,
             each.step if each.state == "running" and each.step else each.state,
@@ -151,17 +149,15 @@ def table(progress: Mapping[str, Progress]) -> Any:  # noqa: ANN401  rich.table.
             duration(each.seconds_left) if each.seconds_left else "",
             "" if each.best is None else f"{each.best:.3f}",
         )
-    return made
+        for name, each in progress.items()
+    ]
+    return make_table(COLUMNS, rows)
 
 
 def show_end(progress: Mapping[str, Progress]) -> str:
     """Return the table of results, followed by the full note of each run that failed, was stopped or ended early."""
-    from rich.console import Console
-
-    text = StringIO()
-    Console(file=text, width=160, force_terminal=False).print(table(progress))
     notes = (f"{name}: {each.state}: {each.note}" for name, each in progress.items() if each.note)
-    return "\n\n".join([text.getvalue().rstrip(), *notes])
+    return "\n\n".join([as_text(table(progress)), *notes])
 
 
 # ── the whole sweep ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -179,7 +175,7 @@ def train_all(
     """
     from lib.kaggle.notebook import source
     from lib.remotes.credentials import load_credentials
-    from lib.results import compare as side_by_side
+    from lib.results.compare import draw_curves, read_runs, show_runs
     from lib.sandbox.make import make_sandbox
 
     credentials = load_credentials(secrets)
@@ -211,8 +207,7 @@ def train_all(
     print(f"\n{show_end(progress)}")
     published = [each.branch for each in progress.values() if each.branch]
     if published:
-        sides = side_by_side.read_sides(refs, published)
-        picture = folder / "compare.png"
-        side_by_side.draw_curves(sides, picture)
-        print(f"\n{side_by_side.show_sides(sides)}\n\nCurves: {picture}")
+        runs, image = read_runs(refs, published), folder / "compare.png"
+        draw_curves(runs, image)
+        print(f"\n{show_runs(runs)}\n\nCurves: {image}")
     return len(published) == len(named)

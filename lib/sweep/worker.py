@@ -9,7 +9,6 @@ more progress than the files of the run show (`run.log`, `results.csv`).
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import os
 import re
@@ -19,7 +18,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from io import StringIO
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -28,6 +26,8 @@ from lib.experiment.load import load_experiment
 from lib.experiment.modules import find_module
 from lib.kaggle.notebook import GRACE, bake, execute, read_notebook, write_rendered
 from lib.process import LoggedCommand, die_with
+from lib.results.record import RunRecord, parse
+from lib.train.curves import MAP, read_curves
 
 State = Literal["waiting", "running", "lost", "published", "failed", "stopped"]
 ENDS: tuple[State, ...] = ("published", "failed", "stopped")
@@ -123,14 +123,12 @@ class Execution:
     def _trained(self, progress: Progress) -> Progress:
         """Return `progress` with the epochs, best metric and time left from `results.csv` (one line per epoch)."""
         for file in self.folder.glob(f"*/{self.experiment.artifacts}/train/results.csv"):
-            read = csv.DictReader(StringIO(_read(file)))
-            rows = [{key.strip(): value for key, value in row.items() if key} for row in read]
-            # an incompletely written line is skipped here and read by the next poll
-            with contextlib.suppress(KeyError, ValueError, TypeError, IndexError, AttributeError):
-                key = [key for key in rows[-1] if key.startswith("metrics/mAP50-95(")][-1]
-                best = max(float(row[key]) for row in rows)
-                epoch, each = int(float(rows[-1]["epoch"])), float(rows[-1]["time"]) / len(rows)
-                return replace(progress, epoch=epoch, best=best, seconds_left=each * (progress.epochs - epoch))
+            with contextlib.suppress(KeyError, ValueError):  # a damaged file costs the display, not the run
+                curves = read_curves(_read(file))
+                (*_, scores) = (column for name, column in curves.items() if name.startswith(MAP))
+                epoch = int(curves["epoch"][-1])
+                left = curves["time"][-1] / len(scores) * (progress.epochs - epoch)
+                return replace(progress, epoch=epoch, best=max(scores), seconds_left=left)
         return progress
 
 
@@ -161,8 +159,8 @@ def main(folder: Path) -> int:
         rendered = write_rendered(folder, find_module(experiment.module), notebook, None)
         execute(rendered.notebook, folder)
         (file,) = folder.glob(f"*/{experiment.artifacts}/run.json")
-        record = json.loads(file.read_text(encoding="utf-8"))
-        outcome = {"branch": record["branch"], "note": record.get("reason", "")}
+        record = parse(RunRecord, file.read_bytes())
+        outcome = {"branch": record.branch, "note": record.reason}
     except KeyboardInterrupt:
         outcome = {"note": "it was stopped; the same sweep, started again, resumes from its last checkpoint."}
     except RunError as error:

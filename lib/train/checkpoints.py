@@ -18,14 +18,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from pydantic import BaseModel, Field, ValidationError
 
 from lib.data.dataset import read_pointer
 from lib.errors import CheckpointError, GitPushError, RemoteError, RunError
 from lib.experiment.load import flat
-from lib.experiment.schema import Experiment
+from lib.experiment.schema import Experiment, ExperimentValues
 from lib.process import MINUTE
 from lib.progress import file_size, say
 from lib.remotes.clone import set_up_copy
@@ -56,7 +56,7 @@ class Record(BaseModel):
     commit: str
     dataset: str
     """DVC's MD5 of the dataset's folder."""
-    experiment: dict[str, Any]
+    experiment: ExperimentValues
 
     def differences(self, experiment: Experiment, commit: str, dataset: str) -> list[str]:
         """Return the differences between the checkpoint's training and the current one, one text each."""

@@ -1,4 +1,4 @@
-"""A published run is rendered again from its branch alone, or one error says why not."""
+"""A published run is rendered again from its branch alone, or one error gives the reason."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXPERIMENT = load_experiment(ROOT / "experiments/001_det_baseline.yaml", {"train
 
 
 def record(commit: str) -> dict[str, Any]:
-    """Give what a run with two T4 writes into its run.json, as far as it matters here."""
+    """Return the content of the run.json of a run on two T4, as far as these tests need it."""
     return {
         "branch": BRANCH,
         "commit": commit,
@@ -35,14 +35,14 @@ def record(commit: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Published:
-    """A clone with code that is newer than its published run, and the commit that this one was trained from."""
+    """A clone whose code is newer than its published run, and the commit that the run was trained from."""
 
     stores: Stores
     clone: Path
     commit: str
 
     def publish(self, run: dict[str, Any], branch: str = BRANCH) -> None:
-        """Publish a run with this run.json from the run's commit."""
+        """Publish a run with this run.json from the commit that was trained."""
         other = self.stores.clone_again(f"machine-{branch}")
         run_git("checkout", "--quiet", "--detach", self.commit, cwd=other)
         write_run(other)
@@ -50,7 +50,7 @@ class Published:
         sync_outputs(Publication(other, branch, "a run", RUN, (), datetime(2025, 1, 2, tzinfo=UTC)), say=str)
 
     def rerun(self, branch: str = BRANCH) -> Any:
-        """Give the parameters of the run rendered again, and the kernel's metadata."""
+        """Render the run again; return the notebook's parameters and the kernel's metadata."""
         rendered, _ = rerun(self.clone, branch, Credentials(), self.stores.folder / "out", "somebody", "")
         values: dict[str, Any] = {}
         for cell in nbformat.read(rendered.notebook, as_version=4).cells:
@@ -78,8 +78,8 @@ def published(stores: Stores) -> Published:
     return made
 
 
-def test_notebook_commit_and_experiment_are_those_of_the_run(published: Published) -> None:
-    """Not the newer ones of the checkout at hand, which is not touched: no ref, no file, no branch."""
+def test_the_notebook_commit_and_experiment_are_those_of_the_run(published: Published) -> None:
+    """Not the newer ones of the checkout, in which no ref, file or branch changes."""
     looks = (("for-each-ref",), ("status", "--porcelain"))
     before = [run_git(*words, cwd=published.clone) for words in looks]
     values, kernel = published.rerun(f"origin/{BRANCH}")
@@ -94,18 +94,16 @@ def test_notebook_commit_and_experiment_are_those_of_the_run(published: Publishe
     assert [run_git(*words, cwd=published.clone) for words in looks] == before
 
 
-@pytest.mark.parametrize(("gpu", "wanted"), [([], "none"), ([{"name": "Tesla P100-PCIE-16GB"}], "p100")])
-def test_kaggle_is_asked_for_the_gpus_that_the_run_had(
-    published: Published, gpu: list[dict[str, str]], wanted: str
-) -> None:
-    """None where there was none."""
+@pytest.mark.parametrize(("gpu", "wanted"), [([], "none"), ([{"name": "Tesla P100-PCIE-16GB", "memory": 16}], "p100")])
+def test_the_accelerator_is_that_of_the_run(published: Published, gpu: list[dict[str, Any]], wanted: str) -> None:
+    """It is `none` for a run without a GPU."""
     branch = BRANCH.replace("2025", "2026")
     published.publish({**record(published.commit), "branch": branch, "machine": {"gpus": gpu}}, branch)
     assert published.rerun(branch)[0]["accelerator"] == wanted
 
 
-def test_a_branch_that_is_not_there_is_told_with_those_that_are_meant(published: Published) -> None:
-    """A near miss names the branch, anything else the newest; nothing is written."""
+def test_an_unknown_branch_is_reported_with_suggestions(published: Published) -> None:
+    """A similar name suggests the branch, any other name the newest ones; nothing is written."""
     with pytest.raises(BranchError, match="no branch") as near:
         published.rerun(BRANCH.replace("30405", "30406"))
     assert near.value.remedy == f"did you mean: {BRANCH}."
@@ -115,24 +113,24 @@ def test_a_branch_that_is_not_there_is_told_with_those_that_are_meant(published:
     assert not (published.stores.folder / "out").exists()
 
 
-def test_a_damaged_record_is_told_with_its_path_and_key(published: Published) -> None:
-    """What a person would look for in the branch."""
+def test_an_invalid_record_is_reported_with_its_path_and_key(published: Published) -> None:
+    """The error names the file in the branch and the key with the invalid value."""
     branch = BRANCH.replace("2025", "2026")
     published.publish({**record("main"), "branch": branch}, branch)
-    with pytest.raises(RenderError, match=rf"{RUN}/run\.json: commit: "):
+    with pytest.raises(BranchError, match=rf"{RUN}/run\.json: commit: "):
         published.rerun(branch)
 
 
-def test_another_runs_record_is_not_taken(published: Published) -> None:
-    """A branch of a repository that has merged a run holds that run's run.json as well."""
+def test_the_record_of_another_run_is_not_used(published: Published) -> None:
+    """In a repository that has merged a run, the branches of later runs hold its run.json, too."""
     branch = BRANCH.replace("2025", "2026")
     published.publish(record(published.commit), branch)
     with pytest.raises(BranchError, match=r"no run\.json of its own"):
         published.rerun(branch)
 
 
-def test_a_commit_without_the_notebook_is_told(published: Published) -> None:
-    """A run of the time before the notebook stood where it stands now."""
+def test_a_commit_without_the_notebook_is_reported(published: Published) -> None:
+    """The run was trained from a commit that has no notebooks/train.py."""
     branch, first = BRANCH.replace("2025", "2026"), published.stores.root()
     published.publish({**record(first), "branch": branch}, branch)
     with pytest.raises(RenderError, match=r"notebooks/train\.py of commit"):

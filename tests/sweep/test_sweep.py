@@ -104,7 +104,9 @@ def test_a_published_run_matches_by_experiment_and_commit(stores: Stores) -> Non
     """The newest finished run of the same experiment and commit is returned; unreadable runs are skipped."""
     experiment = load_experiment(SMALL)
     name = f"kaggle-train-detection-{experiment.slug}"
-    record = {"experiment": experiment.model_dump(mode="json"), "commit": "c" * 40, "state": "finished"}
+    record = {
+        "experiment": experiment.model_dump(mode="json"), "commit": "c" * 40, "state": "finished", "machine": {},
+    }  # fmt: skip
     other = load_experiment(SMALL, {"seed": 7}).model_dump(mode="json")
     runs = {
         "20260101-000000": record,
@@ -153,7 +155,8 @@ say("[00:00:01] 9/10: Run training + Automatic model sync")
 """
 TAIL = """
 # %%
-(train.parent / "run.json").write_text(json.dumps({"branch": "kaggle-train-" + what}))
+record = {"branch": "kaggle-train-" + what, "commit": "c" * 40, "experiment": experiment, "machine": {}}
+(train.parent / "run.json").write_text(json.dumps(record))
 """
 SMALL_RUN = (
     HEAD
