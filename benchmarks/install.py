@@ -48,7 +48,7 @@ class Bench:
         self.locked = folder / "locked.txt"
         self.locked.write_text(requirements)
         self.names = folder / "names.txt"
-        marked = ((name, marker) for name, _, marker in parse(requirements))
+        marked = ((name, marker) for name, _, marker, _ in parse(requirements))
         self.names.write_text("\n".join(f"{name}; {marker}" if marker else name for name, marker in marked))
 
     def _target(self, *, cold: bool) -> tuple[Path, dict[str, str]]:

@@ -7,7 +7,8 @@ contains no credential, because text from outside (a client's reply, a command's
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 
 
 class RunError(Exception):
@@ -22,12 +23,14 @@ class RunError(Exception):
         super().__init__(what)
 
     def __str__(self) -> str:
-        parts = [self.what]
-        if self.state:
-            parts.append(f"State: {self.state}")
-        if self.remedy:
-            parts.append(f"What to do: {self.remedy}")
-        return "\n".join(parts)
+        parts = [self.what, self.state and f"State: {self.state}", self.remedy and f"What to do: {self.remedy}"]
+        return "\n".join(filter(None, parts))
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
+    """Return the remedy for an unknown word: the most similar known one, or `otherwise` if none is similar."""
+    similar = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {similar[0]}?" if similar else otherwise
 
 
 class ExperimentError(RunError):

@@ -76,6 +76,18 @@ def copy_project(target: Path) -> None:
     run_git("commit", "--quiet", "--message=project", cwd=target)
 
 
+def parameters_of(notebook: Path) -> dict[str, object]:
+    """Return the parameters of a notebook with their final values, by executing its parameter cells."""
+    import nbformat
+
+    values: dict[str, object] = {}
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        if set(cell.metadata.get("tags", [])) & {"parameters", "injected-parameters"}:
+            exec(cell.source, values)
+    values.pop("__builtins__", None)
+    return values
+
+
 @dataclass(frozen=True)
 class Stores:
     """A Git remote, a DVC remote, and a clone with a run that is not published yet."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 import jupytext
 import nbformat
 import pytest
-from conftest import ROOT, copy_project, run_git
+from conftest import ROOT, copy_project, parameters_of, run_git
 
 import render
 from lib.errors import RenderError
@@ -22,8 +21,6 @@ from lib.experiment.load import SHORTCUTS, keys, load_experiment
 from lib.experiment.modules import MODULES
 from lib.experiment.schema import Experiment
 from lib.kaggle.notebook import parameters, public_url, read_notebook, read_sources
-from lib.remotes.credentials import load_credentials
-from lib.sandbox.dataset import draw_dataset
 
 SOURCES = read_sources(ROOT)
 NOTEBOOK = SOURCES["notebooks/train.py"]
@@ -48,16 +45,6 @@ def run_render(project: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "render.py", *words], cwd=project, env=env, capture_output=True, text=True, timeout=120
     )
-
-
-def parameters_of(notebook: Path) -> dict[str, object]:
-    """Give the values that the notebook's parameters end up with: its parameter cells are executed."""
-    values: dict[str, object] = {}
-    for cell in nbformat.read(notebook, as_version=4).cells:
-        if set(cell.metadata.get("tags", [])) & {"parameters", "injected-parameters"}:
-            exec(cell.source, values)  # our own notebook
-    values.pop("__builtins__", None)
-    return values
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
@@ -236,12 +223,11 @@ def test_keys_of_the_experiment_are_parameters_too(project: Path, tmp_path: Path
         (("-p", "training.epocs", "3"), "did you mean training.epochs?"),
         (("-p", "module", "localization"), "the argument MODULE"),
         (("-p", "epochs", "three"), "training.epochs is 'three'"),
-        (("-p", "epochs", "[3"), "-p epochs '[3': this is no YAML value"),
+        (("-p", "epochs", "[3"), "-p epochs '[3': this is not a YAML value"),
         (("-p", "training.batch_size", "0"), "training.batch_size is 0"),
         (("--experiment", "experiments/001_loc_baseline.yaml"), "module is 'localization'"),
         (("--experiment", "experiments/001_det_baselin.yaml"), "did you mean experiments/001_det_baseline.yaml?"),
         (("--data", "somewhere"), "--data is for --run only"),
-        (("--emulate",), "--emulate is for --run only"),
     ],
 )
 def test_bad_input_is_one_clear_error(project: Path, tmp_path: Path, words: tuple[str, ...], said: str) -> None:
@@ -251,56 +237,6 @@ def test_bad_input_is_one_clear_error(project: Path, tmp_path: Path, words: tupl
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
-
-
-def test_emulating_without_the_emulators_is_refused(project: Path, tmp_path: Path) -> None:
-    """They are the tests': a copy without these is told so, before anything is made."""
-    emulators = project / "tests/emulators/emulated_services.py"
-    emulators.rename(project / "away")
-    try:
-        done = run_render(project, "detection", "--run", "--emulate", "--sandbox", str(tmp_path / "sandbox"))
-    finally:
-        (project / "away").rename(emulators)
-    assert done.returncode == 1
-    assert "--emulate needs the emulators" in done.stderr
-    assert not (tmp_path / "sandbox").exists()
-
-
-def test_emulating_gives_the_kernel_a_drive_and_a_private_repository(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is executed names them; the account lies apart; all is gone afterwards, and the environment as it was."""
-    draw_dataset(tmp_path / "data", "detection", counts={"train": 1, "val": 1, "test": 1}, size=64)
-    looked: list[Path] = []
-
-    def look(notebook: Path, _cwd: Path) -> Path:
-        values = parameters_of(notebook)
-        secrets, repository = Path(str(values["secrets"])), str(values["repository"])
-        looked.append(secrets)
-        assert secrets.stat().st_mode & 0o777 == 0o600
-        assert tmp_path not in secrets.parents
-        assert repository.startswith("http://127.0.0.1:")
-        asks = ["git", "ls-remote", repository, "refs/heads/main"]
-        assert subprocess.run(asks, capture_output=True).returncode
-        account = load_credentials(str(secrets)).git_environment(repository)
-        listed = subprocess.run(asks, env={**os.environ, **account}, capture_output=True, text=True, check=True)
-        assert listed.stdout.split()[0] == values["commit"]
-        script = (
-            "import json, lib.remotes.credentials; from googleapiclient.discovery_cache import get_static_doc as doc; "
-        )
-        script += "print(lib.remotes.credentials.TOKEN_URI, json.loads(doc('drive', 'v2'))['rootUrl'])"
-        told = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-        assert re.fullmatch(r"(http://127\.0\.0\.1:\d+/)token \1\n", told.stdout)
-        assert "WANDB_API_KEY" not in os.environ
-        return notebook
-
-    monkeypatch.setattr(render, "execute", look)
-    monkeypatch.setenv("WANDB_API_KEY", "of the user")
-    words = ["detection", "--run", "--emulate", "--sandbox", str(tmp_path / "sandbox"), "--output", str(tmp_path / "o")]
-    before = dict(os.environ)
-    render.main([*words, "--data", str(tmp_path / "data")], standalone_mode=False)
-    assert dict(os.environ) == before
-    assert not looked[0].exists()
 
 
 def test_an_unknown_module_is_refused(project: Path) -> None:

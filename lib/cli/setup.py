@@ -43,7 +43,8 @@ def wheels(project: Project, *, folder: Path, python: str) -> None:
     from lib.kaggle.wheels import gather_wheels
 
     found = gather_wheels(project.root, folder, python=python)
-    print(f"{found.count} wheels for Python {python}, {found.size / 2**20:.0f} MiB, in {found.folder}.")
+    size = sum(path.stat().st_size for path in found)
+    print(f"{len(found)} wheels for Python {python}, {size / 2**20:.0f} MiB, in {folder}.")
 
 
 @click.command()

@@ -98,7 +98,7 @@ def compare(dataset: Dataset, predictions: Path) -> list[ImageMatches]:
         if item["score"] >= SHOWN:
             predicted.setdefault(item["file_name"], []).append(_prediction(item))
     compared = []
-    for image in dataset.pictures("test"):
+    for image in dataset.files["test"]:
         detections = sorted(predicted.get(file_name(dataset, image), []), key=lambda detection: -detection.score)
         matches = [Match(image, label, found) for label, found in match(_labels(dataset, image), detections)]
         compared.append(ImageMatches(image, tuple(matches), tuple(detections)))

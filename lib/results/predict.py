@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from lib.data.labels import KEYPOINT
-from lib.data.splits import is_picture
+from lib.data.splits import is_image
 from lib.errors import PredictionError
 from lib.results.fetch import Model
 from lib.results.matching import Detection
@@ -114,9 +114,9 @@ def _plan(given: Sequence[Path], output: Path) -> dict[Path, Path]:
     """Return the path below `output` at which each image is drawn: its name, or its path in the given folder."""
     targets: dict[Path, Path] = {}
     for path in given:
-        found = sorted(each for each in path.rglob("*") if is_picture(each.name)) if path.is_dir() else [path]
+        found = sorted(each for each in path.rglob("*") if is_image(each.name)) if path.is_dir() else [path]
         wrong = "" if path.exists() else "there is no such file or folder"
-        if not wrong and not (found and all(is_picture(each.name) for each in found)):
+        if not wrong and not (found and all(is_image(each.name) for each in found)):
             wrong = "this folder holds no image" if path.is_dir() else "this is not an image"
         if wrong:
             raise PredictionError(

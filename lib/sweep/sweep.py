@@ -1,8 +1,8 @@
 """Train many experiments as one sweep: skip those already published, run the rest, show their progress.
 
 Guarantees: every experiment is checked before the first run starts, and each run records its complete experiment. An
-experiment that the same commit has already trained and published is not trained again. This module does not depend on
-the engine (`lib.sweep.engine.Cluster`). Cannot: reuse a run that another commit published.
+experiment that the same commit has already trained and published is not trained again. Cannot: reuse a run that
+another commit published.
 """
 
 from __future__ import annotations
@@ -10,11 +10,9 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
 from rich.live import Live
 from rich.table import Table
@@ -25,6 +23,7 @@ from lib.experiment.schema import Experiment
 from lib.progress import duration
 from lib.results.published import HEADS, find_own
 from lib.results.record import RunRecord
+from lib.sweep.engine import Cluster
 from lib.sweep.worker import Job, Progress
 from lib.sync import Refs
 from lib.tables import as_text, make_table
@@ -34,7 +33,7 @@ EVERY = 30.0  # seconds between two log lines about the same step of a run
 PATIENCE = 120.0  # seconds that runs have to end after a request to stop
 
 
-# ── what is trained ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── published before ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def find_published(refs: Refs, experiment: Experiment, commit: str) -> str:
@@ -50,23 +49,10 @@ def find_published(refs: Refs, experiment: Experiment, commit: str) -> str:
     return ""
 
 
-# ── while it runs ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── progress ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Engine(Protocol):
-    """The interface of an engine that runs jobs on machines; `Cluster` implements it."""
-
-    def start(self, jobs: Mapping[str, Job]) -> None:
-        """Submit every run to the engine."""
-
-    def look(self) -> dict[str, Progress]:
-        """Return the progress of every run, by name."""
-
-    def stop(self) -> None:
-        """Request that every run stops."""
-
-
-def run_sweep(jobs: Mapping[str, Job], engine: Engine, show: Callable[[Mapping[str, Progress]], object]) -> None:
+def run_sweep(jobs: Mapping[str, Job], engine: Cluster, show: Callable[[Mapping[str, Progress]], object]) -> None:
     """Run all jobs and call `show` with their progress until each has ended; Ctrl-C requests that they stop.
 
     Raises `KeyboardInterrupt` on a second Ctrl-C, and when runs do not stop within `PATIENCE` seconds. The engine then
@@ -89,15 +75,6 @@ def run_sweep(jobs: Mapping[str, Job], engine: Engine, show: Callable[[Mapping[s
     raise KeyboardInterrupt
 
 
-@dataclass(frozen=True)
-class _Told:
-    """The last log line of a run, the facts in it, and its time."""
-
-    facts: tuple[str, ...] = ()
-    line: str = ""
-    at: float = 0.0
-
-
 class Scoreboard:
     """Shows the progress of a sweep, as a context manager: a live table if `watched`, else lines.
 
@@ -108,14 +85,14 @@ class Scoreboard:
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log.open("a", encoding="utf-8", buffering=1)
         self.progress = {name: Progress("published", branch=branch) for name, branch in before.items()}
-        self._told: dict[str, _Told] = {}
+        self._logged: dict[str, tuple[tuple[str, ...], str, float]] = {}  # facts, line and time of a run's last line
         self._live = Live(auto_refresh=False) if watched else None
 
     def __enter__(self) -> Self:
         if self._live:
             self._live.start()
         for name, progress in self.progress.items():
-            self._line(f"{name}: published already as {progress.branch}")
+            self._line(f"{name}: already published as {progress.branch}")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -130,10 +107,10 @@ class Scoreboard:
             self._live.update(table(self.progress), refresh=True)
         now = time.monotonic()
         for name, progress in seen.items():
-            told, line = self._told.get(name, _Told()), describe(progress)
-            facts = (progress.state, progress.node, progress.step)
-            if facts != told.facts or (line != told.line and now - told.at >= EVERY):
-                self._told[name] = _Told(facts, line, now)
+            facts, line = (progress.state, progress.node, progress.step), describe(progress)
+            last_facts, last_line, at = self._logged.get(name, ((), "", 0.0))
+            if facts != last_facts or (line != last_line and now - at >= EVERY):
+                self._logged[name] = facts, line, now
                 self._line(f"{name}: {line}")
 
     def _line(self, text: str) -> None:
@@ -145,7 +122,7 @@ class Scoreboard:
 
 def describe(progress: Progress) -> str:
     """Return the progress of a run as one line."""
-    state = {"running": progress.step or "starting", "lost": "its node is lost, another one goes on"}
+    state = {"running": progress.step or "starting", "lost": "its node is lost, another one resumes it"}
     parts = [
         state.get(progress.state, progress.state),
         f"on {progress.node}" if progress.node else "",
@@ -187,7 +164,7 @@ def show_end(progress: Mapping[str, Progress]) -> str:
 
 
 def train_all(
-    project: Path, experiments: Sequence[Experiment], cluster: AbstractContextManager[Engine], *, sandbox: Path | None,
+    project: Path, experiments: Sequence[Experiment], cluster: Cluster, *, sandbox: Path | None,
     allow_dirty: bool, secrets: str, folder: Path, watched: bool,
 ) -> bool:  # fmt: skip
     """Train the experiments that are not published yet, compare all published ones, return whether all are published.
@@ -221,7 +198,7 @@ def train_all(
         for name, experiment in named.items()
         if name not in before
     }
-    print(f"{len(named)} experiments at commit {commit} of {parameters['repository']}, {len(before)} published already")
+    print(f"{len(named)} experiments at commit {commit} of {parameters['repository']}, {len(before)} already published")
     with Scoreboard(folder / "sweep.log", before, watched=watched) as board:
         if jobs:
             with cluster as engine:

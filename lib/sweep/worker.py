@@ -24,7 +24,6 @@ from typing import Any, Literal, Self
 from lib.errors import RunError
 from lib.experiment.load import load_experiment
 from lib.experiment.modules import find_module
-from lib.experiment.schema import Experiment
 from lib.kaggle.notebook import GRACE, bake, execute, read_notebook, write_rendered
 from lib.process import LoggedCommand, die_with
 from lib.results.record import RunRecord, parse
@@ -48,10 +47,6 @@ class Job:
     """Parameters of the notebook besides the experiment: repository, commit, secrets."""
     folder: str
     """The folder in which runs work; the same path on every node."""
-
-    def load(self) -> Experiment:
-        """Return the experiment, loaded and checked."""
-        return load_experiment(self.experiment)
 
 
 @dataclass(frozen=True)
@@ -83,7 +78,7 @@ class Execution:
     """A run in its own folder, as a context manager; leaving the context ends the run."""
 
     def __init__(self, job: Job) -> None:
-        self.experiment = job.load()
+        self.experiment = load_experiment(job.experiment)
         stamp = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}"
         self.folder = Path(job.folder) / self.experiment.module / self.experiment.name / stamp
         self._job, self._stopping = job, False
@@ -110,8 +105,8 @@ class Execution:
     def look(self) -> Progress:
         """Return the current progress of the run."""
         status = self._command.status
-        told = _read(self.folder / "run.log")
-        progress = Progress("running", step=(STEP.findall(told) or [""])[-1], epochs=self.experiment.training.epochs)
+        log = _read(self.folder / "run.log")
+        progress = Progress("running", step=(STEP.findall(log) or [""])[-1], epochs=self.experiment.training.epochs)
         progress = self._trained(progress)
         if status is None:
             return progress
@@ -152,7 +147,7 @@ def main(folder: Path) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     job = Job(**plan["job"])
     try:
-        experiment = job.load()
+        experiment = load_experiment(job.experiment)
         values = {
             "module": experiment.module,
             "experiment": experiment.model_dump(mode="json"),
@@ -167,7 +162,7 @@ def main(folder: Path) -> int:
         record = parse(RunRecord, file.read_bytes())
         outcome = {"branch": record.branch, "note": record.reason}
     except KeyboardInterrupt:
-        outcome = {"note": "it was stopped; what its last checkpoint holds is gone on from."}
+        outcome = {"note": "it was stopped; the same sweep, started again, resumes from its last checkpoint."}
     except RunError as error:
         outcome = {"note": str(error)}
     (folder / "outcome.json").write_text(json.dumps(outcome), encoding="utf-8")

@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any, Self
 
 from lib.errors import DvcPushError, GitPushError, InDoubt, RunError, SyncError
-from lib.progress import file_size
+from lib.progress import Bar, file_size
 from lib.remotes.credentials import Credentials
 from lib.sync import intent as journal
 from lib.sync.intent import Intent, StoredObject
@@ -440,31 +440,25 @@ class _Progress:
     """Progress bar (bytes, rate, time left) of all uploads together; also stops the uploads in progress."""
 
     def __init__(self, total: int, *, shown: bool) -> None:
-        from tqdm import tqdm
-
-        self._bar: Any = tqdm(
-            total=total,
-            unit="B",
-            unit_scale=True,
-            unit_divisor=1024,
-            desc="  uploading",
-            disable=total == 0 or not shown,
-            mininterval=5,
-        )
+        self._bar = Bar("  uploading", total, is_bytes=True) if total and shown else None
+        self._done = 0
         self._lock = threading.Lock()
         self._stopped = threading.Event()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.end("  uploading: stopped" if kind else "")
 
     def __call__(self, count: int) -> None:
         if self._stopped.is_set():
             raise SyncError("the upload was stopped, since another upload failed.")
         with self._lock:
-            self._bar.update(count)
+            self._done += count
+            if self._bar is not None:
+                self._bar.show(self._done)
 
     def stop(self) -> None:
         """Stop every upload: its next progress call raises `SyncError`."""

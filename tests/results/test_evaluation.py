@@ -114,7 +114,7 @@ def labels(model: Model, name: str) -> list[list[float]]:
 def average_precision(model: Model, threshold: float) -> float:
     """Return the AP of boxes from `predictions.json` and the label files alone, interpolated as by ultralytics."""
     truth = {
-        f"images/test/{path.name}": labels(model, f"images/test/{path.name}") for path in model.dataset.pictures("test")
+        f"images/test/{path.name}": labels(model, f"images/test/{path.name}") for path in model.dataset.files["test"]
     }
     taken: set[tuple[str, int]] = set()
     hits = []
@@ -163,7 +163,7 @@ def test_the_validation_metrics_are_those_of_the_best_epoch(localization: Model)
 def test_corner_errors_follow_from_the_predictions(localization: Model) -> None:
     """They equal those computed here with plain arithmetic: each image holds one object."""
     distances, shares, objects, found = [], [], 0, 0
-    for path in localization.dataset.pictures("test"):
+    for path in localization.dataset.files["test"]:
         name = f"images/test/{path.name}"
         shown = [item for item in localization.predictions if item["file_name"] == name and item["score"] >= 0.25]
         for label in labels(localization, name):
@@ -207,7 +207,7 @@ def test_every_field_of_a_prediction_is_as_documented(localization: Model) -> No
     for item in localization.predictions:
         assert list(item) == documented
         image = localization.dataset.folder / item["file_name"]
-        assert image in localization.dataset.pictures("test")
+        assert image in localization.dataset.files["test"]
         assert image.stem == item["image_id"]
         assert item["category_id"] == 1
         assert 0.001 <= item["score"] <= 1

@@ -26,15 +26,17 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import quote, quote_plus
 
+import emulated_run
 import pytest
-from conftest import ROOT, run_git
+from conftest import ROOT, parameters_of, run_git
 from drive_emulator import DriveEmulator, write_credentials
 from emulated_services import NOTES, REPOSITORY, EmulatedServices
 
+import render
 from lib.experiment.load import load_experiment
 from lib.experiment.modules import find_module
 from lib.kaggle.notebook import bake, read_notebook, read_sources, write_rendered
-from lib.remotes.credentials import Credentials
+from lib.remotes.credentials import Credentials, load_credentials
 from lib.sandbox.dataset import draw_dataset
 from lib.sandbox.make import Sandbox, make_sandbox
 
@@ -587,11 +589,48 @@ def test_a_service_account_publishes_and_its_key_does_not_leak(stage: Stage, ser
     assert run.leaks == []
 
 
+def test_the_script_gives_the_kernel_a_drive_and_a_private_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The notebook names both; the account is outside of the sandbox, and is deleted at the end with the services."""
+    draw_dataset(tmp_path / "data", "detection", counts={"train": 1, "val": 1, "test": 1}, size=64)
+    looked: list[Path] = []
+
+    def look(notebook: Path, _cwd: Path) -> Path:
+        values = parameters_of(notebook)
+        secrets, repository = Path(str(values["secrets"])), str(values["repository"])
+        looked.append(secrets)
+        assert secrets.stat().st_mode & 0o777 == 0o600
+        assert tmp_path not in secrets.parents
+        assert repository.startswith("http://127.0.0.1:")
+        asks = ["git", "ls-remote", repository, "refs/heads/main"]
+        assert subprocess.run(asks, capture_output=True).returncode
+        account = load_credentials(str(secrets)).git_environment(repository)
+        listed = subprocess.run(asks, env={**os.environ, **account}, capture_output=True, text=True, check=True)
+        assert listed.stdout.split()[0] == values["commit"]
+        script = (
+            "import json, lib.remotes.credentials; from googleapiclient.discovery_cache import get_static_doc as doc; "
+        )
+        script += "print(lib.remotes.credentials.TOKEN_URI, json.loads(doc('drive', 'v2'))['rootUrl'])"
+        urls = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert re.fullmatch(r"(http://127\.0\.0\.1:\d+/)token \1\n", urls.stdout)
+        assert "WANDB_API_KEY" not in os.environ
+        return notebook
+
+    monkeypatch.setattr(render, "execute", look)
+    monkeypatch.setenv("WANDB_API_KEY", "of the user")
+    words = ["detection", "--sandbox", str(tmp_path / "sandbox"), "--output", str(tmp_path / "o")]
+    before = dict(os.environ)
+    emulated_run.main([*words, "--data", str(tmp_path / "data")], standalone_mode=False)
+    assert dict(os.environ) == before
+    assert not looked[0].exists()
+
+
 @pytest.mark.slow
-def test_render_runs_over_emulated_services(stage: Stage) -> None:
-    """After `render.py MODULE --run --emulate`, the branch and the weights that it names are in the sandbox."""
+def test_the_script_runs_over_emulated_services(stage: Stage) -> None:
+    """After `tests/emulated_run.py MODULE`, the published branch and the weights that it names are in the sandbox."""
     sandbox = stage.folder / "of-render"
-    command = [sys.executable, "render.py", "detection", "--run", "--emulate", "--sandbox", str(sandbox)]
+    command = [sys.executable, "tests/emulated_run.py", "detection", "--sandbox", str(sandbox)]
     command += ["--output", str(stage.folder / "rendered"), "--data", str(stage.folder / "data")]
     command += ["-p", "epochs", "1", "-p", "training.image_size", "64"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
