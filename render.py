@@ -20,7 +20,7 @@ import click
 
 from lib.cli.options import KAGGLE_USER, SECRETS_DATASET, run_command_line
 from lib.errors import RenderError, did_you_mean
-from lib.experiment.load import SHORTCUTS, keys, load_experiment, read_value
+from lib.experiment.load import SHORTCUTS, by_key, keys, load_experiment, read_value
 from lib.experiment.modules import find_module
 from lib.experiment.schema import Experiment
 from lib.kaggle.notebook import (
@@ -106,8 +106,7 @@ def main(
     chosen = load_experiment(file, changed, module=about.name)
     baked = {name: value for name, value in given.items() if name not in changed}
     # validate shortcuts against the experiment now: a bad value must fail before the GPU starts
-    shortcuts = {SHORTCUTS[name]: value for name, value in baked.items() if name in SHORTCUTS and value is not None}
-    load_experiment(chosen.model_dump(), shortcuts)
+    load_experiment(chosen.model_dump(), by_key({name: baked[name] for name in SHORTCUTS if name in baked}))
     if run and "repository" not in baked:
         where = _sandbox(sandbox, chosen, data)
     else:

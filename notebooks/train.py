@@ -17,9 +17,7 @@
 #
 # Trains one module (detection or localization of shipping containers), evaluates it, and publishes weights and results
 # together or not at all. Made for Kaggle's GPU T4 x2; without a repository it runs in a sandbox on any machine, with no
-# account and no network.
-#
-# Everything to choose is in the next cell. `render.py` fills it in from an experiment.
+# account and no network. Everything to choose is in the next cell; `render.py` fills it in from an experiment.
 
 # %% tags=["parameters"]
 module = "detection"  # what is trained: "detection", "localization", or what else is a module of the repository
@@ -37,8 +35,7 @@ resume_from = None  # model.resume_from of the experiment, the path of a last.pt
 
 # %% [markdown]
 # ## 0/10: Verify GPU (T4 x2)
-# The driver is asked before anything costs time. Until step 2 only the standard library is used. The collapsed cell
-# holds what steps 0 and 1 do, `notebooks/bootstrap.py`.
+# Before anything costs time. The collapsed cell holds the code of steps 0 and 1, `notebooks/bootstrap.py`.
 
 # %% tags=["bootstrap"]
 # a rendered notebook has the text of notebooks/bootstrap.py here
@@ -53,8 +50,7 @@ from bootstrap import Bootstrap
 if "log" in globals():  # run again in the same session
     globals()["log"].close()
 boot = Bootstrap(module, working, sandbox)
-started, begun, steps, step = boot.started, boot.begun, boot.steps, boot.step
-working, scratch = boot.working, boot.scratch
+step = boot.step
 
 step("0/10: Verify GPU (T4 x2)")
 boot.verify_gpu(accelerator)
@@ -79,38 +75,32 @@ credentials, log = boot.open_log(secrets)
 step("2/10: Install dependencies (Hybrid Strategy)")
 from lib.kaggle.install import install
 
-print(install(root, scratch / "packages"))
+print(install(root, boot.scratch / "packages"))
 
 # %% [markdown]
 # ## 3/10: Configure DVC with Google Drive
 
 # %%
 step("3/10: Configure DVC with Google Drive")
-from lib.experiment.load import load_experiment
+from lib.experiment.load import by_key, load_experiment
 from lib.experiment.modules import find_module
 from lib.kaggle.host import find_host
 from lib.remotes.clone import configure_dvc, configure_git
 from lib.session import Session
 
-shortcuts = {
-    "training.epochs": epochs,
-    "training.batch_size": batch_size,
-    "training.learning_rate": learning_rate,
-    "model.resume_from": resume_from,
-}
-overrides = {key: value for key, value in shortcuts.items() if value is not None}
-chosen = load_experiment(experiment or find_module(module).small(root), overrides, module=module)
+shortcuts = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "resume_from": resume_from}
+chosen = load_experiment(experiment or find_module(module).small(root), by_key(shortcuts), module=module)
 session = Session(
-    root, working, scratch, chosen, credentials, find_host(working, scratch), commit, credentials.redact(repository),
-    accelerator, started, begun, steps,
+    root, boot.working, boot.scratch, chosen, credentials, find_host(boot.working, boot.scratch), commit,
+    credentials.redact(repository), accelerator, boot.started, boot.begun, boot.steps,
 )  # fmt: skip
 log.also_in(session.artifacts)
-print(configure_dvc(root, scratch, credentials))
+print(configure_dvc(root, session.scratch, credentials))
 
 # %% [markdown]
 # ## 4/10: Configure Git with GitHub token
-# Unfinished publications of other runs are reported here, and rolled back or finished before this run publishes. If an
-# earlier session of this experiment left a checkpoint, training resumes from it.
+# Unfinished publications of other runs are rolled back or finished. If an earlier session of this experiment left a
+# checkpoint, training resumes from it.
 
 # %%
 step("4/10: Configure Git with GitHub token")
@@ -118,8 +108,7 @@ from lib.sync import recover
 from lib.train.checkpoints import CheckpointUploader, fetch_checkpoint, find_checkpoint, hold_run
 
 print(configure_git(root, credentials))
-unfinished = recover(root, credentials)
-print(f"Unfinished publications of other runs: {unfinished}")
+print(f"Unfinished publications of other runs: {recover(root, credentials)}")
 hold = hold_run(session, noted)
 log.on_error(lambda _: hold.release())
 checkpoint = find_checkpoint(session)
@@ -140,10 +129,8 @@ print(f"Dashboard: {tracking.address}")
 # Everything the run will need is tested now: a GPU by computing on it, a token by pushing with it. An error stops here.
 
 # %% tags=["nbval-ignore-output"]
-from lib.train.launch import prepare_library
 from lib.train.preflight import preflight, show_preflight, stop_on_errors
 
-prepare_library(scratch)
 print("Preflight: checking everything that the run will need")
 found = preflight(session)
 print(show_preflight(found))
@@ -190,42 +177,26 @@ print(start.describe())
 # %% tags=["nbval-ignore-output"]
 step("9/10: Run training + Automatic model sync")
 from lib.train.launch import train
-from lib.train.tracking import finish_tracking
 
 print(f"Dashboard: {tracking.address}")
-
-
-def on_error(error):
-    if isinstance(error, Exception):
-        uploader.wait()
-    hold.release()
-    finish_tracking(tracking, "failed", {}, credentials.redact(str(error)))
-
-
 uploader = CheckpointUploader(session, dataset.md5, hold)
-log.on_error(on_error)
+log.on_error(lambda error: uploader.fail(error, tracking))
 with uploader:
     trained = train(session, dataset.data_file, start, tracking)
 
 # %% [markdown]
-# The best weights are measured on the validation and the test split.
+# The best weights are measured on the validation and the test split, and exported to the requested formats.
 
 # %% tags=["nbval-ignore-output"]
 from lib.results.evaluate import evaluate
-
-evaluated = evaluate(session, dataset, trained)
-
-# %% [markdown]
-# They are exported to the formats that the experiment requests under `export`.
-
-# %% tags=["nbval-ignore-output"]
 from lib.train.export import export
 
+evaluated = evaluate(session, dataset, trained)
 exported = export(session, trained)
 
 # %%
-from lib.results.report import Results, write_report
-from lib.results.summary import show_metrics
+from lib.results.report import Results, publication, write_report
+from lib.results.summary import show_images, show_metrics, show_summary
 
 results = Results(dataset, start, tracking, trained, evaluated, exported)
 write_report(session, results)
@@ -236,16 +207,16 @@ show_metrics(evaluated)
 # published too, marked as failed, unless `session.on_failure` is `keep`.
 
 # %% tags=["nbval-ignore-output"]
-from lib.results.report import publication
 from lib.sync import sync_outputs
+from lib.train.tracking import finish_tracking
 
-if trained.state == "failed" and chosen.session.on_failure == "keep":
+if trained.state == "failed" and session.experiment.session.on_failure == "keep":
     raise trained.error
 uploader.wait()
 published = sync_outputs(publication(session, results, hold), credentials)
 hold.release()
 summary = {"branch": published.branch, "commit": published.commit, **evaluated.flat()}
-finish_tracking(tracking, trained.state, summary, "\n".join(filter(None, [published.branch, trained.reason])))
+finish_tracking(tracking, trained.state, summary, f"{published.branch}\n{trained.reason}".rstrip())
 log.on_error(None)
 
 # %% [markdown]
@@ -261,8 +232,6 @@ print(free_gpu_memory())
 # ## Results
 
 # %% tags=["nbval-ignore-output"]
-from lib.results.summary import show_images, show_summary
-
 show_summary(session, results)
 show_images(session)
 if error := trained.error or evaluated.missing or exported.missing:

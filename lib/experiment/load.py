@@ -65,6 +65,11 @@ def load_experiment(
     return experiment
 
 
+def by_key(shortcuts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of the notebook's shortcut parameters by dotted key; None leaves the experiment's value."""
+    return {SHORTCUTS[name]: value for name, value in shortcuts.items() if value is not None}
+
+
 def read_yaml(path: Path, error: type[RunError] = ExperimentError) -> dict[str, Any]:
     """Read a YAML file that maps keys to values, without checking the keys. Raises `error` if it cannot be read."""
     if not path.is_file():

@@ -32,6 +32,7 @@ from lib.remotes.clone import set_up_copy
 from lib.remotes.pull import pull_objects
 from lib.session import Session
 from lib.sync import Publication, Refs, RunLock, sync_outputs
+from lib.train.tracking import Tracking, finish_tracking
 from lib.train.weights import epochs_behind
 
 WEIGHTS = ("train/weights/best.pt", "train/weights/last.pt")
@@ -212,6 +213,14 @@ class CheckpointUploader:
         """Wait until every pending checkpoint is published or has failed."""
         if self.is_at_work:
             self._thread.join()
+
+    def fail(self, error: BaseException, tracking: Tracking) -> None:
+        """End the run after an error: wait for uploads unless it is an interrupt, release the lock, report to W&B."""
+        if isinstance(error, Exception):
+            self.wait()
+        if self._hold is not None:
+            self._hold.release()
+        finish_tracking(tracking, "failed", {}, self._session.credentials.redact(str(error)))
 
     def _work(self) -> None:
         interval = (self._experiment.session.checkpoint_minutes or 0) * MINUTE

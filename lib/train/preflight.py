@@ -28,6 +28,8 @@ from lib.remotes.accounts import check_drive, check_github, check_wandb
 from lib.remotes.clone import find_dvc_remote, find_git_remote, set_up_copy
 from lib.remotes.credentials import Credentials
 from lib.session import HOUR, Session
+from lib.train.launch import prepare_library
+from lib.train.weights import find_weights
 
 State = Literal["ok", "warning", "error"]
 ACCELERATORS: Mapping[str, tuple[str, ...]] = {"t4x2": ("T4", "T4"), "p100": ("P100",), "none": ()}
@@ -67,6 +69,7 @@ class Line:
 
 def preflight(session: Session) -> list[Line]:
     """Run all checks in parallel and return their lines; an exception of a check becomes its line."""
+    prepare_library(session.scratch)
     checks = (
         ("GPU", _check_gpus),
         ("batch", _check_batch),
@@ -99,10 +102,7 @@ def preflight_here(root: Path, experiment: Experiment, credentials: Credentials,
     The checks run in a copy that is set up like a session: with the remotes of the commit and the credentials of
     `secrets.json`.
     """
-    from lib.train.launch import prepare_library
-
     with set_up_copy(root, credentials) as (copy, scratch):
-        prepare_library(scratch)
         host = find_host(root, scratch)
         return preflight(Session(copy, root, scratch, experiment, credentials, host, accelerator=accelerator))
 
@@ -308,8 +308,6 @@ def _judge_dataset(pointer: DvcFile, name: str, *, is_there: bool) -> Line:
 
 
 def _check_weights(session: Session) -> Iterator[Line]:
-    from lib.train.weights import find_weights
-
     found = find_weights(session)
     if found is None:
         yield Line("weights", "ok", "training starts from random weights")

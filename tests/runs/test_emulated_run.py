@@ -513,7 +513,7 @@ def test_a_whole_run_leaves_a_complete_log_and_notebook(published: Run) -> None:
 @pytest.mark.slow
 def test_preflight_finds_nothing_wrong_with_a_whole_run(published: Run) -> None:
     """Both remotes, the accounts, the dataset and W&B are ok in the preflight table."""
-    table = published.shown.partition("Preflight: what the run will need")[2].partition("6/10: ")[0]
+    table = published.shown.partition("Preflight: checking everything")[2].partition("6/10: ")[0]
     for name in ("Git remote", "DVC remote", "Drive account", "Git account", "dataset", "W&B"):
         assert re.search(rf"^  ok       {name} ", table, re.MULTILINE), table
     assert "ERROR" not in table
