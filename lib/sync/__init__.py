@@ -11,7 +11,7 @@ one stored copy of an object (a file id on Drive, the time of writing in a folde
 
 Publish:
 
-1. prepare   hash the objects and write their `.dvc` files
+1. prepare   hash the objects
 2. probe     list the identities stored under each object's path
 3. adopt     read the checkpoint branches, then the other intents: copies that these may still delete do not count as
              stored before this publication

@@ -9,16 +9,14 @@ if its answer was lost and the Git remote cannot be read; then nothing is delete
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
-from pathlib import Path
 from types import FrameType
-from typing import Any, Self
+from typing import Self
 
 from lib.errors import DvcPushError, GitPushError, InDoubt, RunError, SyncError
 from lib.progress import Bar, file_size
@@ -30,6 +28,7 @@ from lib.sync.publication import Publication, Published, Say
 from lib.sync.refs import RefUpdate, SeenIntent
 from lib.sync.remotes import CHECKPOINTS, PROBE, Remotes, open_remotes
 from lib.sync.stores.base import damaged
+from lib.sync.tree import Source, build_commit, hash_objects
 
 CONCURRENT_UPLOADS = 4  # Drive accepts two or three new files a second
 LONGEST_WAIT = 2 * journal.LEASE  # seconds for another process's rollback: it has died or ended by then
@@ -66,7 +65,8 @@ class _Publishing:
         self._pushed = False
         self._intent: Intent | None = None
         self._stored_before_upload: dict[str, set[str]] = {}
-        self._local = _LocalChanges(run, remotes.refs.private)
+        self._objects: dict[str, StoredObject] = {}
+        """The object of each path in `run.objects`."""
 
     def publish(self) -> Published:
         """Run the steps of the protocol; roll everything back if one of them fails."""
@@ -76,23 +76,23 @@ class _Publishing:
             self._check_files()
             say("Phase 1: DVC add (track models)")
             step = "DVC add"
-            sources = self._local.add_to_dvc(self.remotes.repo)
+            sources = hash_objects(run)
+            self._objects = {name: item for name, (item, *_) in zip(run.objects, sources, strict=True)}
             step = "reading the Git remote"
             self._old = self.remotes.refs.list_refs(self._head, *(f"refs/heads/{name}" for name in run.supersedes))
             if self._head in self._old and self._is_published(self._old[self._head]):
-                self._local.keep()
                 return Published(run.branch, self._old[self._head], 0, before=True)
             self._recover_others()
-            size = file_size(sum(item.size for item, _ in sources))
+            size = file_size(sum(source.item.size for source in sources))
             say(f"Phase 2: DVC push ({size} to {self.remotes.objects.name})")
             step = "DVC push"
-            intent = self._plan([item for item, _ in sources])
+            intent = self._plan([source.item for source in sources])
             with self.remotes.declare(intent, say, self._set_ref) as lease:
                 self._intent = intent
                 self.remotes.claim(intent.id, say)
                 self._listen(intent)
                 self._upload(sources, intent.id, lease)
-                self._verify([item for item, _ in sources])
+                self._verify([source.item for source in sources])
                 say("Phase 3: Git staging (artifacts + .dvc files)")
                 step = "Git staging"
                 self.commit = self._stage()
@@ -106,7 +106,6 @@ class _Publishing:
                     lease.end(head, *replaced, *([held] if held else ()), after=after)
         except BaseException as error:  # noqa: BLE001  raised again by _roll_back, unless only the answer was lost
             self._roll_back(error, step)
-        self._local.keep()
         self._clean_up()
         return Published(run.branch, self.commit, self.uploaded)
 
@@ -196,34 +195,36 @@ class _Publishing:
             time.sleep(pause)
             pause = min(2 * pause, 10)
 
-    def _upload(self, sources: Sequence[tuple[StoredObject, Path]], label: str, lease: Lease) -> None:
-        """Probe again and upload the missing objects concurrently; a directory's listing after its files."""
-        stored = self.remotes.objects.look([item.oid for item, _ in sources])
-        self._stored_before_upload = {item.oid: set(stored.get(item.oid, {})) for item, _ in sources}
-        missing = [(item, path) for item, path in {s[0].oid: s for s in sources}.values() if item.oid not in stored]
-        with _Progress(sum(item.size for item, _ in missing), shown=self._shows_progress) as progress:
-            for listings in (False, True):
-                batch = [(item, path) for item, path in missing if item.oid.endswith(".dir") == listings]
-                with ThreadPoolExecutor(CONCURRENT_UPLOADS, thread_name_prefix="upload") as pool:
+    def _upload(self, sources: Sequence[Source], label: str, lease: Lease) -> None:
+        """Probe again and upload the missing objects concurrently."""
+        stored = self.remotes.objects.look([source.item.oid for source in sources])
+        self._stored_before_upload = {item.oid: set(stored.get(item.oid, {})) for item, *_ in sources}
+        unique = {source.item.oid: source for source in sources}
+        missing = [source for oid, source in unique.items() if oid not in stored]
+        size = sum(source.item.size for source in missing)
+        with (
+            _Progress(size, shown=self._shows_progress) as progress,
+            ThreadPoolExecutor(CONCURRENT_UPLOADS, thread_name_prefix="upload") as pool,
+        ):
+            lease.confirm()
+            jobs = [pool.submit(self._send, source, label, progress) for source in missing]
+            try:
+                for job in as_completed(jobs):
+                    job.result()
                     lease.confirm()
-                    jobs = [pool.submit(self._send, item, path, label, progress) for item, path in batch]
-                    try:
-                        for job in as_completed(jobs):
-                            job.result()
-                            lease.confirm()
-                    except BaseException:
-                        progress.stop()
-                        pool.shutdown(wait=True, cancel_futures=True)
-                        raise
-        self.uploaded = sum(item.size for item, _ in missing)
+            except BaseException:
+                progress.stop()
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+        self.uploaded = size
 
-    def _send(self, item: StoredObject, path: Path, label: str, progress: _Progress) -> None:
-        before = path.stat()
-        self.remotes.objects.upload(item.oid, path, label, progress)
-        after = path.stat()
-        if (after.st_mtime_ns, after.st_size) != (before.st_mtime_ns, item.size):
+    def _send(self, source: Source, label: str, progress: _Progress) -> None:
+        self.remotes.objects.upload(source.item.oid, source.path, label, progress)
+        after = source.path.stat()
+        if (after.st_mtime_ns, after.st_size) != (source.written, source.item.size):
             raise SyncError(
-                f"{path} was written to during its upload.", remedy="stop the process that writes it and publish again."
+                f"{source.path} was written to while it was published.",
+                remedy="stop the process that writes it and publish again.",
             )
 
     def _verify(self, items: Sequence[StoredObject]) -> None:
@@ -238,14 +239,7 @@ class _Publishing:
 
     def _stage(self) -> str:
         """Build the publication's commit: every file of the folder, with `.dvc` files in place of the objects."""
-        root, run = self.run.root, self.run
-        large = {root / name for name in run.objects}
-        files = sorted(
-            path.relative_to(root).as_posix()
-            for path in (root / run.folder).rglob("*")
-            if path.is_file() and path not in large and path.name not in run.leave_out
-        )
-        return self.remotes.refs.build_commit(self.remotes.head(), files, run.message, run.stamp.isoformat())
+        return build_commit(self.remotes.refs, self.remotes.head(), self.run, self._objects)
 
     # ── rolling back ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -265,13 +259,8 @@ class _Publishing:
         if published:
             if isinstance(error, Exception):
                 return
-            self._local.keep()
             self.say(f"{self.run.branch} is published.")
             raise error
-        try:
-            self._local.roll_back()
-        except Exception as second:  # noqa: BLE001
-            failures.append(self._summary(second))
         models = ", ".join(self.run.objects)
         if failures:
             state = (
@@ -381,59 +370,6 @@ def _with_state(error: BaseException, step: str, state: str, redact: Callable[[s
     if kind is not GitPushError:  # its message already names what was pushed
         what = f"{step} failed: {what}"
     return kind(what, state=state, remedy=remedy or "fix the cause named above and run sync_outputs() again.")
-
-
-class _LocalChanges:
-    """A publication's changes to the work tree, `.dvc` files and ignore lines; a rollback restores the old bytes.
-
-    The old content is kept in the clone's `.git` until the publication has ended. A later call can therefore still roll
-    back the changes of a call that died or ended in doubt.
-    """
-
-    def __init__(self, run: Publication, private: Path) -> None:
-        self._run = run
-        self._backup = private / f"before-{run.branch}.json"
-
-    def add_to_dvc(self, repo: Any) -> list[tuple[StoredObject, Path]]:  # noqa: ANN401  dvc.repo.Repo
-        """Hash the objects and write their `.dvc` files, both through DVC; nothing is copied into its cache.
-
-        Return each object with its path.
-        """
-        if not self._backup.exists():
-            paths = [self._run.root / name for name in self._run.objects]
-            files = {
-                file for path in paths for file in (path.with_name(path.name + ".dvc"), path.parent / ".gitignore")
-            }
-            before = {str(file): file.read_bytes().hex() if file.exists() else None for file in sorted(files)}
-            part = self._backup.with_suffix(".part")
-            part.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps(before), encoding="utf-8")
-            part.replace(self._backup)
-        repo.scm_context.quiet = True  # no advice to `git add`: the publication stages in an index of its own
-        stages = repo.add([str(self._run.root / name) for name in self._run.objects], no_commit=True)
-        found = {}
-        for stage in stages:
-            for out in stage.outs:
-                path = Path(out.fs_path)
-                found[path] = StoredObject(out.hash_info.value, path.stat().st_size)
-        return [(found[self._run.root / name], self._run.root / name) for name in self._run.objects]
-
-    def roll_back(self) -> None:
-        """Restore the old content of every file; delete the files that did not exist."""
-        if not self._backup.exists():
-            return
-        for name, content in json.loads(self._backup.read_text(encoding="utf-8")).items():
-            file = Path(name)
-            if content is None:
-                file.unlink(missing_ok=True)
-            elif not file.exists() or file.read_bytes().hex() != content:
-                file.write_bytes(bytes.fromhex(content))
-        self._backup.unlink()
-
-    def keep(self) -> None:
-        """Keep the written files and delete the backup of the old content."""
-        with contextlib.suppress(OSError):  # the run is published, even if the backup cannot be deleted
-            self._backup.unlink(missing_ok=True)
 
 
 class _Progress:

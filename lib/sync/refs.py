@@ -15,7 +15,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -198,12 +198,17 @@ class Refs:
         matching = ((about, path) for about, _, path in entries if any(fnmatchcase(path, each) for each in patterns))
         return {path: about.split()[2] for about, path in matching}
 
-    def _blobs(self, names: Iterable[str]) -> dict[str, str]:
-        """Return {blob name: text}, read by one subprocess; blobs that the mirror lacks come from the remote."""
+    def _blobs(self, names: Iterable[str], repository: Path | None = None) -> dict[str, str]:
+        """Return {blob name: text}, read from `repository` (default: the mirror) by one subprocess.
+
+        Blobs that the mirror lacks come from the remote.
+        """
         wanted = sorted(set(names))
         if not wanted:
             return {}
-        output = self._remote("cat-file", "--batch", cwd=self._mirror, text="\n".join(wanted) + "\n").output
+        output = self._remote(
+            "cat-file", "--batch", cwd=repository or self._mirror, text="\n".join(wanted) + "\n"
+        ).output
         _, *parts = re.split(r"^([0-9a-f]{40,64}) blob \d+\n", output, flags=re.MULTILINE)
         return {name: text.removesuffix("\n") for name, text in zip(parts[::2], parts[1::2], strict=True)}
 
@@ -255,21 +260,31 @@ class Refs:
         message = f"{intent.state}: {intent.branch}\n\n[skip ci]\n"
         return self._git("commit-tree", tree, env=_signature("1970-01-01T00:00:00Z"), text=message).output.strip()
 
-    def build_commit(self, base: str, paths: Sequence[str], message: str, date: str) -> str:
-        """Build the commit `base` plus the files at `paths` in a private index, and return it.
+    def read_texts(self, commit: str, paths: Iterable[str]) -> dict[str, str]:
+        """Return {path: text} of those of the files at `paths` that a commit of the clone has."""
+        listed = self._git("--literal-pathspecs", "ls-tree", "-z", "--full-tree", commit, "--", *paths).output
+        entries = (entry.partition("\t") for entry in listed.split("\0") if entry)
+        blobs = {path: about.split()[2] for about, _, path in entries}
+        texts = self._blobs(blobs.values(), self.root)
+        return {path: texts[blob] for path, blob in blobs.items()}
 
-        `date` (ISO 8601) is the only part of the commit that is not content: the same files make the same commit.
+    def build_commit(self, base: str, files: Mapping[str, Path], message: str, date: str) -> str:
+        """Build the commit `base` plus `files` ({path: file with its content}) in a private index, and return it.
+
+        The files' bytes are stored as they are. `date` (ISO 8601) is the only part of the commit that is not content:
+        the same files make the same commit.
         """
         index = self.private / f"index-{os.getpid()}-{threading.get_ident()}"
         self.private.mkdir(parents=True, exist_ok=True)
         index.unlink(missing_ok=True)
         own = {"GIT_INDEX_FILE": str(index)}
+        listed = "".join(f"{_quoted(str(file))}\n" for file in files.values())
         try:
             self._git("read-tree", base, env=own)
-            # --force: files that a .gitignore hides (*.png, for example) are published as well
-            exact = {**own, "GIT_LITERAL_PATHSPECS": "1"}
-            listed = "".join(f"{path}\0" for path in paths)
-            self._git("add", "--force", "--pathspec-from-file=-", "--pathspec-file-nul", env=exact, text=listed)
+            blobs = self._git("hash-object", "-w", "--no-filters", "--stdin-paths", text=listed).output.split()
+            entries = "".join(f"100644 {blob}\t{path}\0" for path, blob in zip(files, blobs, strict=True))
+            # --replace: a file of the base may have the name of one of our folders, or the other way round
+            self._git("update-index", "--add", "--replace", "-z", "--index-info", env=own, text=entries)
             tree = self._git("write-tree", env=own).output.strip()
         finally:
             index.unlink(missing_ok=True)
@@ -354,6 +369,12 @@ def _refusal(answer: Completed, url: str, refs: Iterable[str]) -> GitPushError:
         f"Git push failed: {url} rejected {', '.join(refs)}:\n{message}",
         remedy=remedy_for(message, "read the host's answer above, fix its cause and run sync_outputs() again."),
     )
+
+
+def _quoted(path: str) -> str:
+    """Return a path as Git reads it from a list with one path per line."""
+    escaped = path.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
 
 
 def remedy_for(message: str, otherwise: str) -> str:

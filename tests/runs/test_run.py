@@ -376,7 +376,8 @@ def test_a_session_whose_time_is_over_publishes_its_epochs(detection: Run) -> No
     folder = run.clone / run.artifacts
     assert json.loads((folder / "run.json").read_text())["state"] == "interrupted"
     assert "stopped after epoch 1 of 3" in (folder / "README.md").read_text()
-    assert (folder / "train/weights/last.pt.dvc").is_file()
+    branch = json.loads((folder / "run.json").read_text())["branch"]
+    assert run_git("ls-tree", branch, f"{run.artifacts}/train/weights/last.pt.dvc", cwd=run.sandbox / "origin.git")
     assert CHECKPOINT in detection.refs()
     ids, summary, ((title, text),) = recorded(run)
     assert (len(ids), summary["state"], title.rpartition(" ")[2]) == (1, "interrupted", "interrupted")

@@ -13,7 +13,6 @@ Uploads run one after the other here, so that a number means the same call in ea
 
 from __future__ import annotations
 
-import builtins
 import contextlib
 import errno
 import functools
@@ -192,7 +191,6 @@ class FaultInjector:
         self.broken: Call | None = None
         self.late: list[tuple[tuple[str, ...], dict[str, Any]]] = []
         self._lock = threading.Lock()
-        self._in_library = 0
 
     @property
     def reached(self) -> bool:
@@ -214,6 +212,7 @@ class FaultInjector:
     def installed(self) -> Iterator[None]:
         """Wrap every external call within the block."""
         import dvc.repo
+        import dvc_data.hashfile.hash
         import git
         from dvc.exceptions import DvcException
 
@@ -225,13 +224,13 @@ class FaultInjector:
                 if getattr(module, "__name__", "").startswith("lib") and getattr(module, "run_command", None) is run:
                     patch.setattr(module, "run_command", functools.partial(self._git, run))
             patch.setattr(remotes_module, "open_objects", functools.partial(self._open_objects, open_objects))
+            self._wrap(patch, dvc_data.hashfile.hash, "hash_file", "dvc", _no_space)
             for name in ("__init__", *PUBLIC_OF_DVC):
                 self._wrap(patch, dvc.repo.Repo, name, "dvc", lambda: DvcException("no space left on device"))
             self._wrap(patch, git.Repo, "__init__", "gitpython", lambda: git.exc.InvalidGitRepositoryError("cut"))
             for owner, names in LOCAL_WRITES:
                 for name in names:
                     self._wrap(patch, owner, name, "local", _no_space)
-            self._wrap_library_writes(patch)
             self._wait_for_the_peer(patch)
             with self._remote.requests(self._decide) if self._remote else contextlib.nullcontext():
                 yield
@@ -287,30 +286,13 @@ class FaultInjector:
                 return real(*args, **options)
 
             def act() -> Any:
-                self._in_library += boundary == "dvc"
-                try:
-                    return real(*args, **options)
-                finally:
-                    self._in_library -= boundary == "dvc"
+                return real(*args, **options)
 
             shown = [Path(arg).name for arg in args[:2] if isinstance(arg, (str, Path))]
             half = functools.partial(_write_half, name, args) if name in HALVES else None
             return self.intercept(Call(boundary, f"{name} {' '.join(shown)}", act, _raising(error), half=half))
 
         patch.setattr(owner, name, wrapper)
-
-    def _wrap_library_writes(self, patch: pytest.MonkeyPatch) -> None:
-        """Wrap DVC's writes to the work tree on behalf of `lib.sync`: `.dvc` files and ignore lines."""
-        real = builtins.open
-
-        def wrapper(file: Any, mode: str = "r", *args: Any, **options: Any) -> Any:
-            name = str(file)
-            if not self._in_library or mode[0] in "rb" or not name.endswith((".dvc", ".gitignore")):
-                return real(file, mode, *args, **options)
-            act = functools.partial(real, file, mode, *args, **options)
-            return self.intercept(Call("dvc", f"writes {Path(name).name}", act, _raising(_no_space)))
-
-        patch.setattr(builtins, "open", wrapper)
 
     def _wait_for_the_peer(self, patch: pytest.MonkeyPatch) -> None:
         """Replace each sleep of `lib.sync` by the rest of the peer's work."""

@@ -295,7 +295,7 @@ def test_a_publication_contains_the_whole_folder_and_nothing_else(stores: Stores
     assert parent == run_git("rev-parse", "HEAD", cwd=stores.clone)
     changed = run_git("diff", "--name-status", "--no-renames", "-z", parent, BRANCH, cwd=stores.origin).split("\0")
     expected = [f"{RUN}/{name}" for name in odd] + list(SMALL_FILES) + [f"{name}.dvc" for name in WEIGHTS]
-    assert set(changed[1::2]) == {*expected, f"{RUN}/train/weights/.gitignore"}
+    assert set(changed[1::2]) == {*expected, f"{RUN}/train/weights/.gitignore", f"{RUN}/.gitattributes"}
     assert set(changed[:-1:2]) == {"A"}
 
 
@@ -450,8 +450,8 @@ def test_a_retry_after_a_refusal_publishes_once(stores: Stores) -> None:
     assert list(stores.refs()) == [HEAD]
 
 
-def test_earlier_ignore_lines_and_dvc_files_are_restored(stores: Stores) -> None:
-    """The user's own lines and files are not deleted by a rollback."""
+def test_earlier_ignore_lines_and_dvc_files_are_kept(stores: Stores) -> None:
+    """The user's own lines and files are not changed by a publication that fails."""
     folder = (stores.clone / WEIGHTS[0]).parent
     (folder / ".gitignore").write_text("# mine, without a line's end\n/cache", encoding="utf-8")
     (folder / "best.pt.dvc").write_text(
@@ -560,18 +560,22 @@ def test_an_incomplete_upload_is_not_published(stores: Stores, monkeypatch: pyte
         publish(stores.clone)
 
 
-def test_a_model_that_is_written_during_its_upload_is_not_published(
-    stores: Stores, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_model_that_is_written_while_it_is_published_is_not_published(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    """The object's content would not match its name."""
+    """Written after it was hashed, with the same size, before or after its upload: content and name would differ."""
     copy = shutil.copyfile
 
     def copy_and_write(source: Path, target: Path) -> None:
-        copy(source, target)
+        if moment == "after":
+            copy(source, target)
         Path(source).write_bytes(Path(source).read_bytes()[::-1])
+        if moment == "before":
+            copy(source, target)
 
     monkeypatch.setattr(shutil, "copyfile", copy_and_write)
-    with pytest.raises(SyncError, match="was written to during its upload"):
+    with pytest.raises(SyncError, match="was written to while it was published"):
         publish(stores.clone)
     assert (stores.refs(), stores.objects()) == ({}, {})
 
@@ -783,8 +787,6 @@ def test_a_push_that_arrives_after_the_remote_was_read_counts_as_done(stores: St
     wire.fault = fault
     assert publish(stores.clone).commit == stores.refs()[HEAD]
     assert_published(stores, stores.clone)
-    for name in WEIGHTS:
-        assert (stores.clone / f"{name}.dvc").exists()
 
 
 def test_an_interrupt_during_the_commit_push_leaves_a_finished_publication(stores: Stores, wire: Wire) -> None:
@@ -832,7 +834,6 @@ def test_a_run_in_doubt_keeps_everything_until_the_doubt_is_resolved(
     assert len(stores.objects()) == 2
     for name in WEIGHTS:
         assert (stores.clone / name).exists()
-        assert (stores.clone / f"{name}.dvc").exists()
     for part in (BRANCH, "State: everything is kept", "What to do: ", "recover"):
         assert part in str(caught.value)
     if resolution == "again":
@@ -846,8 +847,8 @@ def test_a_run_in_doubt_keeps_everything_until_the_doubt_is_resolved(
         assert (stores.refs(), stores.objects()) == ({}, {})
 
 
-def test_a_failed_retry_of_a_run_in_doubt_removes_its_dvc_files(stores: Stores, wire: Wire) -> None:
-    """They belong to this run, although an earlier call has written them."""
+def test_a_failed_retry_of_a_run_in_doubt_changes_nothing(stores: Stores, wire: Wire) -> None:
+    """The retry rolls back what both calls have uploaded."""
     with nothing_changes(stores):
         lose_the_network_at_the_last_push(wire, "late")
         with pytest.raises(InDoubt):

@@ -179,8 +179,6 @@ class World:
         for actor in self.actors.values():
             actor.run = None
             shutil.rmtree(actor.clone / "artifacts", ignore_errors=True)
-            for backup in (actor.clone / ".git" / "kaggle-sync").glob("before-*"):
-                backup.unlink()
 
     # ── steps ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
