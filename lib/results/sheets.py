@@ -10,12 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from lib.data.labels import CORNER_COLOURS
 from lib.results.matching import CELL, COLUMNS, GUESS, HEADER, PAPER, TRUTH, Detection, ImageMatches, Match, Points
 
 MOST = 12  # images per sheet
-
-
-CORNER_COLOURS = ("#ff3b30", "#34c759", "#0a84ff", "#ffd60a")
 
 
 @dataclass(frozen=True, eq=False)
