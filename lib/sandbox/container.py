@@ -25,7 +25,7 @@ POST, HEADER, SILL = 100, 125, 165  # of the frame
 RODS, HANDLES = (360, 830, 1400, 1860), (400, 330, -330, -400)  # where the rods are, and how far their handles reach
 ID_LEFT, ID_RIGHT, ID_HEIGHT = 1452, 2322, 132
 
-GLEAM, LIT, DIM, DARK = (255, 255, 255, 80), (255, 255, 255, 45), (0, 0, 0, 75), (0, 0, 0, 135)
+GLEAM, LIT, DIM, DARK = (255, 255, 255, 90), (255, 255, 255, 50), (0, 0, 0, 95), (0, 0, 0, 135)
 BLACK, WHITE, YELLOW, STEEL = (24, 24, 22), (236, 236, 230), (228, 184, 34), (176, 178, 178)
 LIVERIES = (
     (103, 133, 148), (124, 54, 44), (104, 44, 48), (28, 112, 88), (205, 92, 38), (198, 198, 190), (38, 56, 98),
@@ -179,7 +179,9 @@ def paint_door(rng: Generator, door: Door, scale: float, *, sun: bool, with_id: 
 def _paint_frame(plate: Plate, door: Door) -> None:
     """Paint the corner castings, the frame and both leaves."""
     top, bottom = HEADER, door.height - SILL
-    plate.frame((0, 0, WIDTH, door.height), 22, LIT, DIM)
+    for edge in ((0, 0, WIDTH, top), (0, bottom, WIDTH, door.height), (0, 0, POST, door.height)):
+        plate.frame(edge, 22, LIT, DARK)
+    plate.frame((WIDTH - POST, 0, WIDTH, door.height), 22, LIT, DARK)
     for x, y in itertools.product((0, WIDTH - 178), (0, door.height - 130)):
         plate.bar((x, y, x + 178, y + 130), DIM)
         plate.rect((x + 50, y + 40, x + 128, y + 90), BLACK)
@@ -207,6 +209,7 @@ def _paint_decals(rng: Generator, plate: Plate, door: Door, ink: Colour) -> None
         for size, colour in ((105, BLACK), (84, YELLOW), (34, BLACK)):
             plate.polygon([(x - size, y + size * 0.8), (x, y - size), (x + size, y + size * 0.8)], colour)
     plate.bar((500, 1600, 720, 1860), (188, 180, 160))
+    plate.bar((2010, door.height - 330, 2230, door.height - 250), WHITE)
     if door.height == HIGH and rng.binomial(1, 0.5):
         plate.bar((1960, 1560, 2230, 1900), YELLOW)
         for line, word in enumerate(("CAUTION", "9'6\"", "HIGH")):
@@ -242,12 +245,13 @@ def _paint_locks(rng: Generator, plate: Plate, door: Door) -> None:
 
 
 def _weather(rng: Generator, plate: Plate, door: Door, *, sun: bool) -> Image.Image:
-    """Return the painted door with dirt, rain streaks and the shadow of a neighbouring container."""
+    """Return the painted door with dirt, rain streaks, shade and the shadow of a neighbouring container."""
     if sun and rng.binomial(1, 0.45):
         left, right = door.height * (rng.uniform(0.2, 0.9) + np.array((0, rng.uniform(-0.6, 0.6))))
         plate.polygon([(0, left), (WIDTH, right), (WIDTH, 9999), (0, 9999)], (0, 0, 0, 97))
     width, height = plate.image.width // 4, plate.image.height // 4
     gain = 1 + rng.uniform(0.02, 0.1) * clouds(rng, (height, width), (5, 4))
     gain += rng.uniform(0.02, 0.07) * clouds(rng, (1, width), (1, 25))
+    gain -= np.linspace(-0.05, rng.uniform(0, 0.2), height, dtype=np.float32)[:, None]
     pixels = np.asarray(plate.image) * cv2.resize(gain, plate.image.size)[..., None]
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))

@@ -86,9 +86,11 @@ def plan_scene(rng: Generator, module: str) -> Scene:
     if module == "detection":
         subjects = tuple(door.corners() for door in doors)
         shares, heights, shift = (0.5, 1.05), (ground - 2000, ground - 1300), (0.0, 0.0, 0.0)
+        spread = 0.36 if rng.binomial(1, 0.3) else 0.12
     else:
         subjects = (doors[0].id_corners(),)
         shares, heights, shift = (0.38, 0.64), (100, 1200), (-0.07, 0.14, 0.0)
+        spread = 0.23
 
     def is_framed(corners: Points) -> bool:
         if module == "detection":
@@ -98,9 +100,9 @@ def plan_scene(rng: Generator, module: str) -> Scene:
     low, high = np.min(subjects, axis=(0, 1)), np.max(subjects, axis=(0, 1))
     centre = (low + high) / 2
     while True:  # one or two attempts
-        distance, yaw = FOCAL * (high - low).max() / rng.uniform(*shares), rng.uniform(-0.65, 0.65)
+        distance, yaw = FOCAL * (high - low).max() / rng.uniform(*shares), rng.uniform(-0.6, 0.6)
         eye = np.array([centre[0] + distance * np.sin(yaw), rng.uniform(*heights), -distance * np.cos(yaw)])
-        target = centre + rng.normal(shift, (0.12, 0.12, 0)) * distance / FOCAL
+        target = centre + (shift + rng.uniform(-spread, spread, 3) * (1, 1, 0)) * distance / FOCAL
         camera = _look(eye, target, rng.normal(0, 0.035))
         faced = all(camera.faces(door.corners()) for door in doors)
         if faced and all(is_framed(camera.project(subject)) for subject in subjects):
@@ -119,7 +121,7 @@ def visible_part(corners: Points) -> tuple[float, Points]:
     """Return the share of a convex polygon's area that is in the image, and the corners of this visible part."""
     polygon = corners.astype(np.float32)
     area, part = cv2.intersectConvexConvex(polygon, SQUARE)
-    return area / cv2.contourArea(polygon), np.reshape(part, (-1, 2)).astype(float)
+    return area / cv2.contourArea(polygon), np.array(part if area else [], dtype=float).reshape(-1, 2)
 
 
 def photograph(rng: Generator, scene: Scene, size: int, *, with_id: bool = True) -> Image.Image:

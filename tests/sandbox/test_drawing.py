@@ -230,7 +230,10 @@ def test_the_visible_part_of_a_door_is_clipped_at_the_image_s_edges() -> None:
         seen, part = visible_part(quad)
         assert seen == pytest.approx(share, abs=1e-6)
         assert (*part.min(axis=0), *part.max(axis=0)) == pytest.approx(box, abs=1e-6)
-    assert visible_part(square + 2)[0] == 0
+    diamond = np.array([(1.3, 0.8), (1.8, 1.3), (1.3, 1.8), (0.8, 1.3)])  # passes the corner of the image
+    for outside in (square + 2, square + np.array((1, 0)), diamond):
+        seen, part = visible_part(outside)
+        assert (seen, part.shape) == (0, (0, 2))
 
 
 @pytest.mark.parametrize("module", MODULES)
