@@ -27,7 +27,6 @@ Row = list[float]  # one line of a label file
 # A YOLO11n learns this many images from scratch in about a minute and a half on two CPU cores.
 COUNTS = {"train": 192, "val": 24, "test": 24}
 CLASSES = {"detection": "container_door", "localization": "container_id"}
-
 EMPTY = 20  # every twentieth image has no door
 
 
