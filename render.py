@@ -12,20 +12,16 @@ which is on the remote. The same input produces the same bytes. Every value is i
 
 from __future__ import annotations
 
-import contextlib
-import difflib
-import sys
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from lib.cli.options import KAGGLE_USER, SECRETS_DATASET
-from lib.errors import RenderError, RunError
-from lib.experiment.load import SHORTCUTS, keys, load_experiment, read_value
-from lib.experiment.modules import Module, find_module
+from lib.cli.options import KAGGLE_USER, SECRETS_DATASET, run_command_line
+from lib.errors import RenderError, did_you_mean
+from lib.experiment.load import SHORTCUTS, by_key, keys, load_experiment, read_value
+from lib.experiment.modules import find_module
 from lib.experiment.schema import Experiment
 from lib.kaggle.notebook import (
     KAGGLE_WORDS,
@@ -36,13 +32,13 @@ from lib.kaggle.notebook import (
     kernel_metadata,
     parameters,
     read_notebook,
+    read_sources,
     source,
     ways_to_kaggle,
     write_rendered,
 )
 
 PROJECT = Path(__file__).resolve().parent
-SOURCE = PROJECT / "notebooks" / "train.py"
 BY_OPTION = {"module": "the argument MODULE", "experiment": "--experiment", "accelerator": "--accelerator"}
 
 
@@ -52,7 +48,7 @@ BY_OPTION = {"module": "the argument MODULE", "experiment": "--experiment", "acc
     "--experiment",
     type=Path,
     metavar="FILE",
-    help="Its YAML; without it the module's baseline, and with --run its small one.",
+    help="Its YAML; default: the module's baseline, with --run its small one.",
 )
 @click.option(
     "-p",
@@ -60,19 +56,23 @@ BY_OPTION = {"module": "the argument MODULE", "experiment": "--experiment", "acc
     nargs=2,
     multiple=True,
     metavar="NAME VALUE",
-    help="A parameter of the notebook, or a key of the experiment (training.epochs); may be given often.",
+    help="A parameter of the notebook, or a key of the experiment (training.epochs); repeatable.",
 )
-@click.option("--accelerator", type=click.Choice(list(KAGGLE_WORDS)), default="t4x2", help="What Kaggle is asked for.")
-@click.option("--output", type=Path, metavar="DIR", help="Where the files go; without it build/MODULE.")
-@click.option("--push", is_flag=True, help="Push it to Kaggle with the kaggle client, which starts it there.")
-@click.option("--run", is_flag=True, help="Execute it here, in the sandbox, from end to end.")
 @click.option(
-    "--sandbox", type=Path, metavar="DIR", default=Path("build/sandbox"), help="With --run: where the sandbox stands."
+    "--accelerator",
+    type=click.Choice(list(KAGGLE_WORDS)),
+    default="t4x2",
+    help="Kaggle's accelerator.",
+)
+@click.option("--output", type=Path, metavar="DIR", help="Folder of the files; default: build/MODULE.")
+@click.option("--push", is_flag=True, help="Push it to Kaggle with the kaggle client, which starts it there.")
+@click.option("--run", is_flag=True, help="Execute it on this machine, in a sandbox.")
+@click.option(
+    "--sandbox", type=Path, metavar="DIR", default=Path("build/sandbox"), help="With --run: the sandbox's folder."
 )
 @click.option(
     "--data", type=Path, metavar="DIR", help="With --run: a dataset in YOLO format, in place of the drawn one."
 )
-@click.option("--emulate", is_flag=True, help="With --run: over an emulated Google Drive and Git host, for developers.")
 @click.option("--allow-dirty", is_flag=True, help="Render although the tree is dirty or its commit is not pushed.")
 @KAGGLE_USER
 @SECRETS_DATASET
@@ -87,7 +87,6 @@ def main(
     run: bool,
     sandbox: Path,
     data: Path | None,
-    emulate: bool,
     allow_dirty: bool,
     kaggle_user: str,
     secrets_dataset: str,
@@ -98,20 +97,20 @@ def main(
         raise RenderError("--push is for Kaggle, --run for this machine.", remedy="leave one of them out.")
     if data is not None and not run:
         raise RenderError("--data is for --run only.", remedy="add --run, or track the dataset with DVC for Kaggle.")
-    if emulate and not run:
-        raise RenderError("--emulate is for --run only.", remedy="add --run.")
     accelerator = "none" if run else accelerator
     given = {name: read_value(name, text) for name, text in parameter}
-    notebook = read_notebook(SOURCE.read_text(encoding="utf-8"))
+    notebook = read_notebook(read_sources(PROJECT))
     unknown_or_reserved(given, notebook)
     changed = {name: value for name, value in given.items() if name in keys()}
-    chosen = load_experiment(_experiment_file(about, experiment, run=run), changed, module=about.name)
+    file = experiment or (about.small(PROJECT) if run else PROJECT / about.baseline)
+    chosen = load_experiment(file, changed, module=about.name)
     baked = {name: value for name, value in given.items() if name not in changed}
     # validate shortcuts against the experiment now: a bad value must fail before the GPU starts
-    shortcuts = {SHORTCUTS[name]: value for name, value in baked.items() if name in SHORTCUTS and value is not None}
-    load_experiment(chosen.model_dump(), shortcuts)
-    services = click.get_current_context().with_resource(_emulators()) if emulate else None
-    where = _sandbox(sandbox, chosen, data, services) if run else source(PROJECT, allow_dirty=allow_dirty, given=baked)
+    load_experiment(chosen.model_dump(), by_key({name: baked[name] for name in SHORTCUTS if name in baked}))
+    if run and "repository" not in baked:
+        where = _sandbox(sandbox, chosen, data)
+    else:
+        where = source(PROJECT, allow_dirty=allow_dirty, given=baked)
     values = {
         "module": about.name,
         "experiment": chosen.model_dump(mode="json"),
@@ -131,7 +130,12 @@ def main(
         return
     print(f"Trains:   {chosen.name} at commit {where['commit']} of {where['repository']}")
     if kernel and push:
-        _push(folder, kernel)
+        from lib.kaggle.kernel import gpu_quota, push_kernel, require_private
+
+        require_private(kernel["id"], *kernel["dataset_sources"])
+        if quota := gpu_quota():
+            print(f"GPU:      {quota}", flush=True)
+        print(push_kernel(folder))
         print(f"Follow it with: uv run python -m lib watch {about.name}")
     else:
         print(ways_to_kaggle(rendered, user))
@@ -147,52 +151,20 @@ def unknown_or_reserved(given: Mapping[str, Any], notebook: Any) -> None:  # noq
         if name in BY_OPTION:
             raise RenderError(f"-p {name}: this is chosen by {BY_OPTION[name]}.", remedy=f"use {BY_OPTION[name]}.")
         if name not in known:
-            meant = difflib.get_close_matches(name, known, n=1)
             raise RenderError(
                 f"-p {name}: the notebook has no such parameter.",
                 state="nothing was written.",
-                remedy=f"did you mean {meant[0]}?" if meant else f"known are: {', '.join(known)}.",
+                remedy=did_you_mean(name, known, f"known are: {', '.join(known)}."),
             )
 
 
-def _experiment_file(about: Module, given: Path | None, *, run: bool) -> Path:
-    if given is not None:
-        return given
-    return about.small(PROJECT) if run else PROJECT / about.baseline
-
-
-def _sandbox(folder: Path, chosen: Experiment, data: Path | None, services: Any) -> dict[str, str]:  # noqa: ANN401
+def _sandbox(folder: Path, chosen: Experiment, data: Path | None) -> dict[str, str]:
     from lib.sandbox.make import make_sandbox
 
     print(f"Making the sandbox in {folder} …", flush=True)
     made = make_sandbox(PROJECT, folder, chosen, data)
     print(f"Dataset:  {made.sheet}")
-    if services is not None:
-        print(f"Emulated: {services}, while this command runs; what is published stays in {folder}")
-        return dict(services.adopt(made))
     return {"repository": str(made.origin), "commit": made.commit}
-
-
-@contextlib.contextmanager
-def _emulators() -> Iterator[Any]:
-    """Serve an emulated Google Drive and Git host on loopback, for the notebook kernels that this process starts."""
-    tests = PROJECT / "tests" / "emulators"
-    if not (tests / "emulated_services.py").is_file():
-        raise RenderError(
-            f"--emulate needs the emulators of the project's tests, and {tests} has none.",
-            state="nothing was started.",
-            remedy="run it in a complete clone of the project, or leave --emulate out.",
-        )
-    sys.path += [str(tests), str(tests.parent)]
-    from emulated_services import EmulatedServices
-
-    # outside of every folder that a run could publish
-    with (
-        tempfile.TemporaryDirectory(prefix="kaggle-training-emulated-") as folder,
-        EmulatedServices(Path(folder)) as services,
-        services.around_this_process(),
-    ):
-        yield services
 
 
 # ── push to Kaggle ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -215,18 +187,5 @@ def _pushing_user(given: str, repository: str) -> str:
     return given or own
 
 
-def _push(folder: Path, kernel: Mapping[str, Any]) -> None:
-    from lib.kaggle.kernel import gpu_quota, push_kernel, require_private
-
-    require_private(kernel["id"], *kernel["dataset_sources"])
-    if quota := gpu_quota():
-        print(f"GPU:      {quota}", flush=True)
-    print(push_kernel(folder))
-
-
 if __name__ == "__main__":
-    try:
-        main()
-    except RunError as problem:
-        print(f"Error: {problem}", file=sys.stderr)
-        raise SystemExit(1) from None
+    run_command_line(main)

@@ -1,7 +1,7 @@
 """`python -m lib check` on remotes with 1,000 branches and 5,000 objects, against 100 branches and 500 objects.
 
-On the emulated Google Drive, whose listings come in pages of 1,000: the requests must grow with the pages listed, not
-with the objects. Our side is the large remote, the other side the small one.
+The emulated Google Drive lists files in pages of 1,000: the number of requests must grow with the pages, not with the
+objects. Our side is the large remote, the other side is the small one.
 
     uv run python benchmarks/check.py [--turns 3] [--small 100] [--large 1000] [--objects 5]
 """
@@ -23,7 +23,7 @@ from measure import Case, report, seconds_of
 
 
 def measure(folder: Path, branches: int, objects: int, turns: int) -> tuple[list[float], list[float]]:
-    """Give the seconds and the requests of a check, whole processes in new clones."""
+    """Return seconds and requests of each check; each is a whole process in a new clone."""
     seconds, requests = [], []
     with DriveEmulator() as drive:
         origin = make_origin(folder, f"gdrive://{drive.root_id}")
@@ -43,23 +43,23 @@ def measure(folder: Path, branches: int, objects: int, turns: int) -> tuple[list
 
 
 def main() -> None:
-    """Measure and report."""
+    """Run the measurements and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--small", type=int, default=100)
     parser.add_argument("--large", type=int, default=1000)
-    parser.add_argument("--objects", type=int, default=5, help="of a branch")
-    given = parser.parse_args()
+    parser.add_argument("--objects", type=int, default=5, help="per branch")
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        small = measure(Path(name) / "small", given.small, given.objects, given.turns)
-        large = measure(Path(name) / "large", given.large, given.objects, given.turns)
-    # at most a page more for each of the 256 folders that objects lie in
+        small = measure(Path(name) / "small", args.small, args.objects, args.turns)
+        large = measure(Path(name) / "large", args.large, args.objects, args.turns)
+    # at most one more page for each of the 256 folders of objects
     pages = 1 + 256 / small[1][0]
     cases = [
         Case("requests", large[1], small[1], pages, "requests"),
-        Case("seconds", large[0], small[0], given.large / given.small),
+        Case("seconds", large[0], small[0], args.large / args.small),
     ]
-    report("check", cases, f"What does a check of {given.large} branches cost, against {given.small}?")
+    report("check", cases, f"What does a check of {args.large} branches cost, against {args.small}?")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Training with checkpoints that leave the machine, against the same without.
+"""Training with checkpoint uploads, against the same training without.
 
-Ours trains with checkpoints one after the other, published to the emulated Google Drive, whose answers take so long
-that an upload lasts longer than an epoch; the other side trains with `session.checkpoint_minutes: null`. Seconds an
-epoch, from `results.csv`, without the first two. On two cores training and publishing compete; on a GPU they do not.
+Our side uploads one checkpoint after the other to the emulated Google Drive, which answers so slowly that an upload
+takes longer than an epoch; the other side trains with `session.checkpoint_minutes: null`. Measured are seconds per
+epoch, from `results.csv`, without the first two. On two cores, training and uploads compete; on a GPU they do not.
 
     uv run python benchmarks/checkpoint.py [--turns 5] [--epochs 10]
 """
@@ -34,13 +34,15 @@ from lib.experiment.load import load_experiment
 from lib.experiment.schema import Experiment
 from lib.remotes.credentials import Credentials
 from lib.sandbox.dataset import draw_dataset
+from lib.session import Session
 from lib.train.checkpoints import CheckpointUploader
-from lib.train.launch import StartingPoint, prepare_library, train
+from lib.train.launch import prepare_library, train
 from lib.train.tracking import configure_tracking
+from lib.train.weights import StartingPoint
 
 
 class Bench:
-    """A dataset, a repository, a Drive, and trainings in new clones."""
+    """A dataset, a repository and a Drive, for trainings in new clones."""
 
     def __init__(self, folder: Path, drive: DriveEmulator, epochs: int) -> None:
         self.folder, self.drive, self.turn = folder, drive, 0
@@ -49,48 +51,48 @@ class Bench:
         self.keys = {"training.epochs": epochs, "training.image_size": 160}
         self.data = check_dataset(folder / "data", self.experiment(None), folder / "checked", md5="0" * 32).data_file
         self.origin = make_origin(folder, f"gdrive://{drive.root_id}")
-        self.left: list[int] = []
-        """Checkpoints that have left the machine, by training."""
+        self.uploaded: list[int] = []
+        """The number of uploaded checkpoints of each training."""
 
     def experiment(self, minutes: float | None) -> Experiment:
-        """Give the sandbox's experiment, under a name of its own, with checkpoints so often; None: never."""
+        """Return the sandbox's experiment with a name of its own and this `checkpoint_minutes`."""
         keys = {**self.keys, "name": f"exp{self.turn:03d}"}
-        found = load_experiment(ROOT / "experiments/000_det_sandbox.yaml", keys)
-        session = found.session.model_copy(update={"checkpoint_minutes": minutes})
-        return found.model_copy(update={"session": session})
+        experiment = load_experiment(ROOT / "experiments/000_det_sandbox.yaml", keys)
+        session = experiment.session.model_copy(update={"checkpoint_minutes": minutes})
+        return experiment.model_copy(update={"session": session})
 
     def train(self, minutes: float | None) -> float:
-        """Train in a new clone; gives seconds an epoch."""
+        """Train in a new clone, and return seconds per epoch."""
         self.turn += 1
         root, scratch = clone(self.origin, self.folder / f"clone-{self.turn}"), self.folder / f"scratch-{self.turn}"
         experiment = self.experiment(minutes)
-        tracking = configure_tracking(experiment, Credentials(), scratch / "curves", experiment.name)
-        said = io.StringIO()
+        output = io.StringIO()
         drive = Credentials(drive=drive_emulator.CANARIES)
-        with contextlib.redirect_stdout(said), CheckpointUploader(root, experiment, "0" * 40, "0" * 32, drive):
-            trained = train(experiment, self.data, StartingPoint(None), root, scratch, device="cpu", tracking=tracking)
-        self.left.append(said.getvalue().count("has left the machine"))
-        assert "Warning" not in said.getvalue(), said.getvalue()
+        session = Session(root, scratch / "curves", scratch, experiment, drive, commit="0" * 40)
+        with contextlib.redirect_stdout(output), CheckpointUploader(session, "0" * 32):
+            trained = train(session, self.data, StartingPoint(None), configure_tracking(session))
+        self.uploaded.append(output.getvalue().count("is uploaded"))
+        assert "Warning" not in output.getvalue(), output.getvalue()
         return seconds_an_epoch(trained.folder / "results.csv")
 
 
 def main() -> None:
-    """Measure and report."""
+    """Run the measurements and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--latency", type=int, default=200, help="ms")
-    given = parser.parse_args()
+    args = parser.parse_args()
     os.environ["PYTHONPATH"] = str(ROOT)
     with tempfile.TemporaryDirectory() as name, DriveEmulator() as drive, client_pointed_at(drive):
         lib.remotes.credentials.TOKEN_URI = f"{drive.url}/token"
-        drive.latency = given.latency / 1000
-        bench = Bench(Path(name), drive, given.epochs)
-        case = compare("epoch", lambda: bench.train(0.001), lambda: bench.train(None), turns=given.turns, reach=1.01)
-        left = max(bench.left)
-    assert left, "no checkpoint has left the machine"
-    case = replace(case, notes={"checkpoints that left in a training": left})
-    report("checkpoint", [case], "What do checkpoints that leave the machine cost an epoch?")
+        drive.latency = args.latency / 1000
+        bench = Bench(Path(name), drive, args.epochs)
+        case = compare("epoch", lambda: bench.train(0.001), lambda: bench.train(None), turns=args.turns, reach=1.01)
+        uploaded = max(bench.uploaded)
+    assert uploaded, "no checkpoint was uploaded"
+    case = replace(case, notes={"checkpoints uploaded in a training": uploaded})
+    report("checkpoint", [case], "How much longer does an epoch take with checkpoint uploads?")
 
 
 if __name__ == "__main__":

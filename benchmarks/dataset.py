@@ -1,9 +1,9 @@
-"""`dvc pull` of small pictures as the notebook does it, against plain `dvc pull`, from the emulated Google Drive.
+"""Pulling a dataset of small images as the notebook does, against plain `dvc pull`, from the emulated Google Drive.
 
-With 100, 1,000 and 5,000 pictures, from Drive alone and with a Kaggle dataset attached that holds a copy of the DVC
-remote, once complete and once without a tenth of it. Whole processes in new clones.
+The dataset has 100, 1,000 and 5,000 images. It is pulled from Drive alone, and with an attached copy of the DVC remote
+that is complete or lacks a tenth of the files. Each pull is a whole process in a new clone.
 
-    uv run python benchmarks/dataset.py [--turns 3] [--pictures 100 1000 5000] [--latency 50]
+    uv run python benchmarks/dataset.py [--turns 3] [--images 100 1000 5000] [--latency 50]
 """
 
 from __future__ import annotations
@@ -29,23 +29,24 @@ PULL = """
 import sys
 from pathlib import Path
 import lib.data.dataset
-from lib.remotes.credentials import Credentials
 from lib.experiment.load import load_experiment
+from lib.session import Session
 
-lib.data.dataset.check_dataset = lambda folder, *_, **__: folder  # what is measured is the pull
+lib.data.dataset.check_dataset = lambda folder, *_, **__: folder  # only the pull is measured
 experiment = load_experiment(Path(sys.argv[1]) / "experiments/000_det_sandbox.yaml", {"dataset": "data"})
 place, inputs = map(Path, sys.argv[2:4])
-folder = lib.data.dataset.pull_dataset(Path.cwd(), experiment, place, Credentials(), inputs=inputs)
+session = Session(Path.cwd(), place, place, experiment)
+folder = lib.data.dataset.pull_dataset(session, inputs=inputs)
 assert len(list(folder.iterdir())) == int(sys.argv[4])
 """
-SIZE = 3000  # bytes of a picture
+SIZE = 3000  # bytes of an image
 
 
 class Bench:
-    """A dataset of so many pictures on a Drive, and a copy of the remote as a Kaggle dataset."""
+    """A dataset on a Drive, and copies of the remote as attached datasets."""
 
-    def __init__(self, folder: Path, drive: DriveEmulator, pictures: int) -> None:
-        self.folder, self.pictures, self.turn = folder, pictures, 0
+    def __init__(self, folder: Path, drive: DriveEmulator, images: int) -> None:
+        self.folder, self.images, self.turn = folder, images, 0
         self.seed = folder / "seed"
         dvc = [sys.executable, "-m", "dvc"]
         subprocess.run(["git", "init", "--quiet", self.seed], check=True)
@@ -54,7 +55,7 @@ class Bench:
             [*dvc, "remote", "add", "-q", "-d", "storage", f"gdrive://{drive.root_id}"], cwd=self.seed, check=True
         )
         (self.seed / "data").mkdir()
-        for number in range(pictures):
+        for number in range(images):
             (self.seed / f"data/{number}.png").write_bytes(os.urandom(SIZE))
         subprocess.run([*dvc, "add", "--quiet", "data"], cwd=self.seed, check=True)
         cache = self.seed / ".dvc/cache"
@@ -80,34 +81,34 @@ class Bench:
         return clone
 
     def ours(self, attached: str) -> float:
-        """Pull as step 6 does."""
+        """Pull as step 6 does, and return the seconds."""
         clone = self._clone()
-        words = [ROOT, clone / "scratch", self.folder / attached, str(self.pictures)]
-        return seconds_of([sys.executable, "-c", PULL, *words], cwd=clone, env=self.env)
+        arguments = [ROOT, clone / "scratch", self.folder / attached, str(self.images)]
+        return seconds_of([sys.executable, "-c", PULL, *arguments], cwd=clone, env=self.env)
 
     def plain(self) -> float:
-        """Pull with DVC's own command."""
+        """Pull with `dvc pull`, and return the seconds."""
         clone = self._clone()
         return seconds_of([sys.executable, "-m", "dvc", "pull", "--quiet"], cwd=clone, env=self.env)
 
 
 def main() -> None:
-    """Measure and report."""
+    """Run the measurements and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--pictures", type=int, nargs="*", default=[100, 1000, 5000])
+    parser.add_argument("--images", type=int, nargs="*", default=[100, 1000, 5000])
     parser.add_argument("--latency", type=int, default=50, help="ms")
-    given = parser.parse_args()
+    args = parser.parse_args()
     cases: list[Case] = []
-    for pictures in given.pictures:
+    for images in args.images:
         with tempfile.TemporaryDirectory() as name, DriveEmulator() as drive:
-            bench = Bench(Path(name), drive, pictures)
-            drive.latency = given.latency / 1000
-            turns = given.turns if pictures <= 1000 else 1  # noqa: PLR2004  minutes each
+            bench = Bench(Path(name), drive, images)
+            drive.latency = args.latency / 1000
+            turns = args.turns if images <= 1000 else 1  # noqa: PLR2004  minutes each
             for label, attached in (("drive-alone", "none"), ("attached", "whole"), ("attached-less-a-tenth", "part")):
-                reach = 0.2 if (attached, pictures) == ("whole", 1000) else 1.0
+                reach = 0.2 if (attached, images) == ("whole", 1000) else 1.0
                 ours = partial(bench.ours, attached)
-                cases.append(compare(f"{label}-{pictures}", ours, bench.plain, turns=turns, reach=reach))
+                cases.append(compare(f"{label}-{images}", ours, bench.plain, turns=turns, reach=reach))
     report("dataset", cases, "How long does pulling a dataset take, against plain `dvc pull` from Google Drive?")
 
 

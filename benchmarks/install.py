@@ -1,7 +1,7 @@
-"""Step 2 against pip: over a base environment that has torch, what `uv.lock` says, cold and warm.
+"""Step 2, which installs `uv.lock` over a base environment with torch, against pip, with cold and warm caches.
 
-The other sides are `pip install` of the very same requirements (hashes, no dependencies to solve), and of their names
-alone, as somebody without a lock would write them. Each into a new folder; cold means empty caches of both tools.
+The other side is `pip install` of the same locked requirements (hashes, nothing to resolve); with `--names`, also of
+their names alone, as without a lock. Each installs into a new folder; cold means that both tools have empty caches.
 
     uv run python benchmarks/install.py [--turns 3] [--torch 2.13.0]
 """
@@ -36,7 +36,7 @@ print(install(Path(sys.argv[1]), Path(sys.argv[2])))
 
 
 class Bench:
-    """A base environment with a torch of its own, and new folders to install into."""
+    """A base environment with its own torch, and new folders to install into."""
 
     def __init__(self, folder: Path, torch: str) -> None:
         self.folder, self.turn = folder, 0
@@ -48,7 +48,7 @@ class Bench:
         self.locked = folder / "locked.txt"
         self.locked.write_text(requirements)
         self.names = folder / "names.txt"
-        marked = ((name, marker) for name, _, marker in parse(requirements))
+        marked = ((name, marker) for name, _, marker, _ in parse(requirements))
         self.names.write_text("\n".join(f"{name}; {marker}" if marker else name for name, marker in marked))
 
     def _target(self, *, cold: bool) -> tuple[Path, dict[str, str]]:
@@ -65,37 +65,37 @@ class Bench:
         return seconds
 
     def ours(self, *, cold: bool) -> float:
-        """Run step 2."""
+        """Install with step 2, and return the seconds."""
         target, environment = self._target(cold=cold)
         return self._timed([self.python, "-c", STEP, ROOT, target], target, environment)
 
     def pip(self, requirements: Path, *, cold: bool) -> float:
-        """Run pip."""
+        """Install with pip, and return the seconds."""
         target, environment = self._target(cold=cold)
-        exact = ["--no-deps", "--require-hashes"] if requirements == self.locked else []
-        command = [self.python, "-m", "pip", "install", "--quiet", "--target", target, *exact, "-r", requirements]
+        options = ["--no-deps", "--require-hashes"] if requirements == self.locked else []
+        command = [self.python, "-m", "pip", "install", "--quiet", "--target", target, *options, "-r", requirements]
         return self._timed(command, target, environment)
 
 
 def main() -> None:
-    """Measure and report."""
+    """Run the measurements and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--torch", default="2.13.0")
     parser.add_argument(
-        "--names", action="store_true", help="Also without versions: pip then brings a torch of its own."
+        "--names", action="store_true", help="also install without versions; pip then installs its own torch"
     )
-    given = parser.parse_args()
+    args = parser.parse_args()
     cases: list[Case] = []
     with tempfile.TemporaryDirectory() as place:
-        bench = Bench(Path(place), given.torch)
-        sides = [("locked", bench.locked), *([("names", bench.names)] if given.names else [])]
+        bench = Bench(Path(place), args.torch)
+        sides = [("locked", bench.locked), *([("names", bench.names)] if args.names else [])]
         for label, file in sides:
             bench.ours(cold=False), bench.pip(file, cold=False)  # fills the warm caches
             for cold in (False, True):
                 ours, pip = partial(bench.ours, cold=cold), partial(bench.pip, file, cold=cold)
                 name = f"{label}-{'cold' if cold else 'warm'}"
-                cases.append(compare(name, ours, pip, turns=given.turns, reach=0.2))
+                cases.append(compare(name, ours, pip, turns=args.turns, reach=0.2))
     report("install", cases, "How long does step 2 take, against pip?")
 
 

@@ -1,4 +1,4 @@
-"""Remotes that hold many published runs, for `rollback.py` and `check.py`."""
+"""Create remotes with many published runs, for `rollback.py` and `check.py`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def make_origin(folder: Path, remote: str) -> Path:
 
 
 def _commit(ref: str, message: str, parent: str, files: dict[str, str]) -> str:
-    """Give one commit in the language of `git fast-import`."""
+    """Return one commit in the format of `git fast-import`."""
     lines = [f"commit {ref}", "committer Bench <bench@example.com> 1700000000 +0000", f"data {len(message)}", message]
     lines += [f"from {parent}"] if parent else []
     for path, text in files.items():
@@ -38,7 +38,7 @@ def _import(origin: Path, text: str) -> None:
 
 
 def publish_many(origin: Path, runs: range, put: Callable[[str, bytes], object], objects: int = 2) -> None:
-    """Publish a branch for each number, `objects` small weights each, as finished runs have left them."""
+    """Publish a branch with `objects` small weights files for each number, as finished runs do."""
 
     def commits() -> Iterator[str]:
         for run in runs:
@@ -56,7 +56,7 @@ def publish_many(origin: Path, runs: range, put: Callable[[str, bytes], object],
 
 
 def put_into(storage: Path) -> Callable[[str, bytes], object]:
-    """Give what stores a file in a folder."""
+    """Return a function that stores a file in a folder."""
 
     def put(path: str, data: bytes) -> None:
         file = storage / path
@@ -67,7 +67,7 @@ def put_into(storage: Path) -> Callable[[str, bytes], object]:
 
 
 def clone(origin: Path, path: Path) -> Path:
-    """Give a clone as Kaggle has it: of one commit."""
+    """Create a shallow clone, as on Kaggle, and return its path."""
     command = ["git", "clone", "--quiet", "--depth=1", "--branch=main", f"file://{origin}", str(path)]
     subprocess.run(command, check=True)
     return path

@@ -1,8 +1,7 @@
-"""What the benchmarks share: both sides in one run, in turns; medians, intervals, a line a case, JSON and a picture.
+"""Compare two sides of a benchmark in turns, and report medians and intervals as text, JSON and a plot.
 
-A benchmark gives its cases to `compare`, and what it has measured to `report`, which prints and writes
-`results/<script>.json` and `.png`. `python benchmarks/measure.py` writes the tables of `README.md` from those files: no
-figure in it is typed by hand.
+A benchmark measures its cases with `compare` and passes them to `report`, which prints them and writes
+`results/<script>.json` and `.png`. `python benchmarks/measure.py` generates the tables of `README.md` from these files.
 """
 
 from __future__ import annotations
@@ -31,35 +30,35 @@ OURS = "#1f6feb"
 
 @dataclass(frozen=True)
 class Case:
-    """One question: the seconds (or requests, bytes …) of both sides, a value a turn."""
+    """One comparison: the seconds (or requests, bytes …) of both sides, one value per turn."""
 
     name: str
     ours: Sequence[float]
     other: Sequence[float]
     reach: float | None = None
-    """The ratio that is to be kept; None where only the figure is told."""
+    """The highest acceptable ratio; None if there is no limit."""
     unit: str = "s"
     notes: Mapping[str, float] = field(default_factory=dict)
-    """Other figures of the case, by name."""
+    """Additional figures, by name."""
 
     @property
     def ratio(self) -> float:
-        """Our median as a share of the other's."""
+        """Our median divided by the other side's."""
         return statistics.median(self.ours) / statistics.median(self.other)
 
     def interval(self) -> tuple[float, float]:
-        """Give the 95 % interval of the ratio: percentiles of a bootstrap over the turns, with a fixed seed."""
-        chance, turns = random.Random(0), range(len(self.ours))
+        """Return the 95 % interval of the ratio, from a bootstrap over the turns with a fixed seed."""
+        generator, turns = random.Random(0), range(len(self.ours))
         ratios = []
         for _ in range(RESAMPLINGS):
-            drawn = [chance.choice(turns) for _ in turns]
+            drawn = [generator.choice(turns) for _ in turns]
             ours, other = (statistics.median(side[turn] for turn in drawn) for side in (self.ours, self.other))
             ratios.append(ours / other)
         ratios.sort()
         return ratios[int(0.025 * RESAMPLINGS)], ratios[int(0.975 * RESAMPLINGS)]
 
     def line(self) -> str:
-        """Give the line that is printed."""
+        """Return the printed text of the case: its ratio, and the figures below it."""
         low, high = self.interval()
         ours, other = (statistics.median(side) for side in (self.ours, self.other))
         kept = "" if self.reach is None else f"; reach {self.reach:g}: {'kept' if self.is_kept else 'MISSED'}"
@@ -75,7 +74,7 @@ class Case:
 def compare(
     name: str, ours: Callable[[], float], other: Callable[[], float], *, turns: int, reach: float | None = None
 ) -> Case:
-    """Run both sides in turns, each first as often as the other, and give what they took."""
+    """Run both sides in turns, each first equally often, and return their values."""
     values: dict[str, list[float]] = {"ours": [], "other": []}
     for turn in range(turns):
         sides = [("ours", ours), ("other", other)]
@@ -88,23 +87,23 @@ def compare(
 def seconds_of(
     *commands: Sequence[object], cwd: Path, env: Mapping[str, str] | None = None, text: str | None = None
 ) -> float:
-    """Run whole processes one after the other, as a user would, and give the seconds they took together.
+    """Run commands one after the other as whole processes, and return their total seconds.
 
-    Raises `SystemExit` with what a failing one said: a failure must not count as fast.
+    Raise `SystemExit` with the output of a command that fails: a failure must not count as fast.
     """
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for command in commands:
-        done = subprocess.run(
-            [str(word) for word in command], cwd=cwd, env={**os.environ, **(env or {})}, input=text,
+        completed = subprocess.run(
+            [str(argument) for argument in command], cwd=cwd, env={**os.environ, **(env or {})}, input=text,
             capture_output=True, text=True, check=False,
         )  # fmt: skip
-        if done.returncode:
-            raise SystemExit(f"{' '.join(map(str, command))}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-    return time.perf_counter() - begun
+        if completed.returncode:
+            raise SystemExit(f"{' '.join(map(str, command))}\n{completed.stdout[-2000:]}\n{completed.stderr[-4000:]}")
+    return time.perf_counter() - started
 
 
 def machine() -> str:
-    """Say where this is measured."""
+    """Return a description of this machine."""
     cpu = next(
         (line.partition(":")[2].strip() for line in _read("/proc/cpuinfo") if line.startswith("model name")), "?"
     )
@@ -119,7 +118,7 @@ def _read(path: str) -> list[str]:
 
 
 def report(script: str, cases: Sequence[Case], question: str) -> None:
-    """Print a line a case; write the results of `script` and their picture."""
+    """Print each case, and write the results of `script` as JSON and as a plot."""
     print(f"\n{question}")
     for case in cases:
         print(case.line())
@@ -140,7 +139,7 @@ def report(script: str, cases: Sequence[Case], question: str) -> None:
 
 
 def _draw(file: Path, cases: Sequence[Case], question: str) -> None:
-    """Draw both sides of each case as points a turn, with their medians, on a logarithmic axis."""
+    """Plot both sides of each case, one point per turn and a bar for the median, on a logarithmic axis."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -162,20 +161,20 @@ def _draw(file: Path, cases: Sequence[Case], question: str) -> None:
 
 
 def tables() -> str:
-    """Give every result as Markdown, a table a script."""
+    """Return all results as Markdown, one table per script."""
     parts = []
     for file in sorted(RESULTS.glob("*.json")):
-        told = json.loads(file.read_text(encoding="utf-8"))
+        result = json.loads(file.read_text(encoding="utf-8"))
         rows = ["| case | ours | other side | ratio | 95 % | reach |", "| --- | --- | --- | --- | --- | --- |"]
-        for case in told["cases"]:
+        for case in result["cases"]:
             ours, other = (f"{statistics.median(case[side]):.3g} {case['unit']}" for side in ("ours", "other"))
             low, high = case["interval"]
             reach = "" if case["reach"] is None else f"{case['reach']:.3g}{'' if case['kept'] else ', missed'}"
             name = case["name"] + "".join(f"; {key}: {value:g}" for key, value in case["notes"].items())
             rows.append(f"| {name} | {ours} | {other} | {case['ratio']:.2f} | {low:.2f} to {high:.2f} | {reach} |")
         parts.append(
-            f"### `{file.stem}.py`\n\n{told['question']}\n\n"
-            f"{told['date']}, {told['machine']}. To repeat: `{told['command']}`.\n\n"
+            f"### `{file.stem}.py`\n\n{result['question']}\n\n"
+            f"{result['date']}, {result['machine']}. To repeat: `{result['command']}`.\n\n"
             + "\n".join(rows)
             + f"\n\n![{file.stem}](results/{file.stem}.png)\n"
         )
@@ -183,7 +182,7 @@ def tables() -> str:
 
 
 def write_tables(readme: Path) -> None:
-    """Put the tables into the README, behind its line `## Results`."""
+    """Replace the tables below the heading `## Results` of a README."""
     text = readme.read_text(encoding="utf-8")
     before = re.split(r"^## Results$", text, maxsplit=1, flags=re.MULTILINE)[0]
     readme.write_text(f"{before}## Results\n\n{tables()}", encoding="utf-8")

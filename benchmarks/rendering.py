@@ -1,7 +1,7 @@
 """Rendering a notebook with `render.py` against `papermill --prepare-only` of the same notebook.
 
-Whole processes. Papermill takes no `.py`, so its side begins with `jupytext --to notebook`, as its users do; the time
-of papermill alone is told as well.
+Each is a whole process. Papermill does not read `.py`, so its side starts with `jupytext --to notebook`, as users do;
+papermill alone is measured as well.
 
     uv run python benchmarks/rendering.py [--turns 7]
 """
@@ -30,13 +30,13 @@ assert not heavy, heavy
 
 
 def main() -> None:
-    """Measure and report."""
+    """Run the measurements and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=7)
-    given = parser.parse_args()
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        where = ["-p", "repository", "https://github.com/octocat/kaggle-training.git", "-p", "commit", "a" * 40]
+        parameters = ["-p", "repository", "https://github.com/octocat/kaggle-training.git", "-p", "commit", "a" * 40]
         ours: list[str | Path] = [
             sys.executable,
             "render.py",
@@ -44,9 +44,9 @@ def main() -> None:
             "--allow-dirty",
             "--output",
             folder / "ours",
-            *where,
+            *parameters,
         ]
-        seconds_of([sys.executable, "-c", HEAVY, *ours[2:]], cwd=ROOT)  # holds what is not imported on the way
+        seconds_of([sys.executable, "-c", HEAVY, *ours[2:]], cwd=ROOT)  # asserts that no heavy package is imported
         notebook = folder / "train.ipynb"
         convert: list[str | Path] = [
             sys.executable,
@@ -69,16 +69,16 @@ def main() -> None:
             notebook,
             folder / "out.ipynb",
         ]
-        prepare += ["-p", "module", "detection", *where]
+        prepare += ["-p", "module", "detection", *parameters]
         seconds_of(convert, cwd=ROOT)
         cases = [
             compare(
                 "render", lambda: seconds_of(ours, cwd=ROOT), lambda: seconds_of(convert, prepare, cwd=ROOT),
-                turns=given.turns, reach=1.0,
+                turns=args.turns, reach=1.0,
             ),
             compare(
                 "render-to-papermill-alone", lambda: seconds_of(ours, cwd=ROOT), lambda: seconds_of(prepare, cwd=ROOT),
-                turns=given.turns, reach=1.0,
+                turns=args.turns, reach=1.0,
             ),
         ]  # fmt: skip
     report("rendering", cases, "How long does rendering take, against papermill?")

@@ -1,8 +1,8 @@
-"""Undoing a publication, by its owner and by `recover()`, on remotes that hold 1, 10, 100 and 1,000 finished runs.
+"""Rolling back a publication, by its owner and by `recover()`, on remotes with 1, 10, 100 and 1,000 finished runs.
 
-Whole processes in new, shallow clones: what a session on Kaggle pays. The owner's is `sync_outputs()` whose branch the
-Git remote refuses; `recover()` finds what a killed process has left. Our side is that many branches, the other side one
-(ten for the case that has a reach): the ratio says how the time grows.
+Each is a whole process in a new shallow clone, as in a session on Kaggle. The owner runs `sync_outputs()`, and the Git
+remote refuses its branch; `recover()` rolls back what a killed process left. Our side is a remote with many branches,
+the other side one with a single branch (ten for the case with a reach): the ratio shows how the time grows.
 
     uv run python benchmarks/rollback.py [--turns 5] [--branches 1 10 100 1000]
 """
@@ -38,7 +38,7 @@ def say(line):
 try:
     sync_outputs(run, say=say, progress=False)
 except SyncError as error:
-    assert "everything is undone" in error.state, error
+    assert "everything is rolled back" in error.state, error
 else:
     raise SystemExit("it was published")
 """
@@ -49,7 +49,7 @@ SIZE = 2_000_000
 
 
 class Bench:
-    """Remotes with so many finished runs."""
+    """Remotes with many finished runs."""
 
     def __init__(self, folder: Path, branches: int) -> None:
         self.folder, self.turn = folder, 0
@@ -71,11 +71,11 @@ class Bench:
         return path
 
     def rollback(self) -> float:
-        """Publish and be refused."""
+        """Publish a branch that is refused, and return the seconds."""
         return seconds_of([sys.executable, "-c", PUBLISH, "live"], cwd=self._clone(), env=self.env)
 
     def recover(self) -> float:
-        """Settle, in another clone, what a killed process has left."""
+        """Recover, in another clone, from a killed publication, and return the seconds."""
         environment = {**os.environ, **self.env}
         died = subprocess.run([sys.executable, "-c", PUBLISH, "die"], cwd=self._clone(), env=environment, check=False)
         assert died.returncode < 0
@@ -83,7 +83,7 @@ class Bench:
         return seconds_of(command, cwd=self._clone(), env=self.env)
 
     def is_clean(self, branches: int) -> bool:
-        """Whether nothing is left but what was there."""
+        """Return whether both remotes have only the finished runs."""
         objects = [path for path in (self.folder / "storage/files").rglob("*") if path.is_file()]
         refs = subprocess.run(
             ["git", "for-each-ref"], cwd=self.origin, capture_output=True, text=True, check=True
@@ -92,27 +92,27 @@ class Bench:
 
 
 def main() -> None:
-    """Measure and report."""
+    """Run the measurements and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--branches", type=int, nargs="*", default=[1, 10, 100, 1000])
-    given = parser.parse_args()
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        benches = {count: Bench(Path(name) / str(count), count) for count in given.branches}
+        benches = {count: Bench(Path(name) / str(count), count) for count in args.branches}
         took: dict[tuple[str, int], list[float]] = {}
-        for turn in range(given.turns):
-            for count in given.branches if turn % 2 == 0 else given.branches[::-1]:
+        for turn in range(args.turns):
+            for count in args.branches if turn % 2 == 0 else args.branches[::-1]:
                 took.setdefault(("rollback", count), []).append(benches[count].rollback())
                 took.setdefault(("recover", count), []).append(benches[count].recover())
-            print(f"  turn {turn + 1} of {given.turns}", {key: round(values[-1], 2) for key, values in took.items()})
+            print(f"  turn {turn + 1} of {args.turns}", {key: round(values[-1], 2) for key, values in took.items()})
         assert all(bench.is_clean(count) for count, bench in benches.items())
-    few, many = given.branches[0], given.branches[-1]
+    few, many = args.branches[0], args.branches[-1]
     cases = []
     for kind in ("rollback", "recover"):
-        cases += [Case(f"{kind}-{n}-to-{few}", took[kind, n], took[kind, few]) for n in given.branches[1:]]
-        if 10 in given.branches and many > 10:  # noqa: PLR2004
+        cases += [Case(f"{kind}-{n}-to-{few}", took[kind, n], took[kind, few]) for n in args.branches[1:]]
+        if 10 in args.branches and many > 10:  # noqa: PLR2004
             cases.append(Case(f"{kind}-{many}-to-10", took[kind, many], took[kind, 10], 3.0))
-    report("rollback", cases, "How does undoing grow with the number of branches on the remote?")
+    report("rollback", cases, "How does the time of a rollback grow with the number of branches on the remote?")
 
 
 if __name__ == "__main__":

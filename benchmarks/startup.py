@@ -1,9 +1,9 @@
 """From the start to the first training batch, step by step: the notebook against the same by hand.
 
-Ours is the rendered notebook in a sandbox, executed by papermill, whose steps `run.json` tells; by hand are the
-commands of the requirements in their order, each in a process of its own as somebody types them. The packages are
-installed on both sides (`install.py` measures step 2), and Git, the DVC remote and W&B are this machine's. Preflight,
-which is ours alone, stands in step 5, and what an earlier session has left is looked for in step 4.
+Our side is the rendered notebook in a sandbox, executed by papermill; `run.json` has the seconds of its steps. By hand
+means the commands of the requirements in order, each in its own process. On both sides the packages are installed
+already (`install.py` measures step 2), and Git, the DVC remote and W&B are on this machine. Only our side has a
+preflight, in step 5, and looks for an earlier session's checkpoint, in step 4.
 
     uv run python benchmarks/startup.py [--turns 3]
 """
@@ -41,19 +41,19 @@ model.train(data=sys.argv[1], project=sys.argv[2], **how)
 
 
 def ours(folder: Path) -> dict[str, float]:
-    """Run the notebook until its first batch has been trained."""
+    """Run the notebook, and return the seconds of each step up to the first batch."""
     output, sandbox = folder / "rendered", folder / "sandbox"
     render = [sys.executable, "render.py", "detection", "--run", "--output", output, "--sandbox", sandbox]
     batch = 0.0
     environment = {**os.environ, "WANDB_MODE": "offline"}
     log = (folder / "log").open("w+")
-    words = [*map(str, render), "-p", "epochs", "1"]
-    process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=log, stderr=log)
+    command = [*map(str, render), "-p", "epochs", "1"]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
     while process.poll() is None:
         time.sleep(0.02)
         for beat in () if batch else sandbox.glob("runs/*/scratch/training/beat"):
             changed, plan = beat.stat().st_mtime, beat.with_name("plan.json")
-            if plan.is_file() and changed > plan.stat().st_mtime + 0.001:  # it is touched anew by each finished batch
+            if plan.is_file() and changed > plan.stat().st_mtime + 0.001:  # each finished batch touches it
                 batch = changed
     if process.returncode or not batch:
         log.seek(0)
@@ -68,7 +68,7 @@ def ours(folder: Path) -> dict[str, float]:
 
 
 def by_hand(folder: Path) -> dict[str, float]:
-    """Type the commands of the requirements."""
+    """Run the commands of the requirements, and return the seconds of each step."""
     seed = [sys.executable, "-m", "lib", "sandbox", "detection", "--folder", folder / "sandbox", "--json"]
     made = subprocess.run([str(word) for word in seed], cwd=ROOT, capture_output=True, text=True, check=True)
     repository, clone = json.loads(made.stdout.splitlines()[-1])["repository"], folder / "clone"
@@ -102,20 +102,20 @@ def by_hand(folder: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure and report."""
+    """Run the measurements and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=3)
-    given = parser.parse_args()
+    args = parser.parse_args()
     both: dict[str, list[dict[str, float]]] = {"ours": [], "other": []}
-    for turn in range(given.turns):
+    for turn in range(args.turns):
         sides = [("ours", ours), ("other", by_hand)]
         for side, run in sides if turn % 2 == 0 else sides[::-1]:
             with tempfile.TemporaryDirectory() as name:
                 both[side].append(run(Path(name)))
-        print(f"  turn {turn + 1} of {given.turns}: {both['ours'][-1]}\n    by hand: {both['other'][-1]}")
+        print(f"  turn {turn + 1} of {args.turns}: {both['ours'][-1]}\n    by hand: {both['other'][-1]}")
 
     def taken(side: str, name: str) -> list[float]:
-        return [max(turn[name], 0.001) for turn in both[side]]  # what costs nothing has no ratio
+        return [max(turn[name], 0.001) for turn in both[side]]  # a time of 0 has no ratio
 
     cases = [Case(name, taken("ours", name), taken("other", name), 1.0) for name in (*STEPS, "all")]
     report("startup", cases, "How long is it from the start to the first training batch, step by step?")

@@ -1,7 +1,7 @@
-"""What the engine of a sweep adds to a run, and how long N small runs take on two nodes, against one after the other.
+"""The time that a sweep's engine adds to a run, and N small runs on two nodes against the same one after the other.
 
 Both sides are whole commands, from the sandbox to the publication: `python -m lib sweep` against `render.py --run`. The
-two nodes are a Ray cluster on this machine, one core each: what they share, they cannot gain.
+two nodes are a Ray cluster on this machine, with one core each: they share memory and disk, which limits the gain.
 
     uv run python benchmarks/sweep.py [--turns 2] [--runs 4]
 """
@@ -35,7 +35,7 @@ SMALL = ["-p", "training.epochs", "3", "-p", "training.image_size", "64"]
 
 
 class Bench:
-    """One sandbox for all; each command has an experiment that nobody has trained yet."""
+    """One sandbox for all commands, each of which trains a new experiment."""
 
     def __init__(self, folder: Path, runs: int) -> None:
         self.folder, self.turn = folder, count()
@@ -44,32 +44,32 @@ class Bench:
         for number, file in enumerate(self.files):
             file.write_text(text.replace("name: exp000_sandbox", f"name: exp{number:03}"), encoding="utf-8")
 
-    def _given(self) -> list[object]:
+    def _parameters(self) -> list[object]:
         return [*SMALL, "-p", "description", f"turn {next(self.turn)}", "--sandbox", self.folder / "sandbox"]
 
     def sweep(self, runs: int, address: str = "") -> float:
-        """Train the first `runs` experiments as a sweep."""
-        where = ["--address", address] if address else []
-        command = [sys.executable, "-m", "lib", "sweep", *self.files[:runs], *self._given(), "--gpus-per-run", 0]
-        return seconds_of([*command, "--folder", self.folder / "sweep", *where], cwd=ROOT)
+        """Train the first `runs` experiments as a sweep, and return the seconds."""
+        cluster = ["--address", address] if address else []
+        command = [sys.executable, "-m", "lib", "sweep", *self.files[:runs], *self._parameters(), "--gpus-per-run", 0]
+        return seconds_of([*command, "--folder", self.folder / "sweep", *cluster], cwd=ROOT)
 
     def one_by_one(self, runs: int) -> float:
-        """Train them one after the other."""
+        """Train them one after the other, and return the seconds."""
         begin: list[object] = [sys.executable, "render.py", "detection", "--run", "--output", self.folder / "rendered"]
-        given = self._given()
-        return seconds_of(*([*begin, "--experiment", file, *given] for file in self.files[:runs]), cwd=ROOT)
+        parameters = self._parameters()
+        return seconds_of(*([*begin, "--experiment", file, *parameters] for file in self.files[:runs]), cwd=ROOT)
 
 
 def main() -> None:
-    """Measure and report."""
+    """Run the measurements and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--runs", type=int, default=4)
-    given = parser.parse_args()
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        bench = Bench(Path(name), given.runs)
-        bench.one_by_one(1)  # makes the sandbox, and fills the caches
-        one = compare("engine", lambda: bench.sweep(1), lambda: bench.one_by_one(1), turns=given.turns)
+        bench = Bench(Path(name), args.runs)
+        bench.one_by_one(1)  # creates the sandbox and fills the caches
+        one = compare("engine", lambda: bench.sweep(1), lambda: bench.one_by_one(1), turns=args.turns)
         added = statistics.median(one.ours) - statistics.median(one.other)
         with subprocess.Popen(
             [sys.executable, "-c", NODES], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -78,14 +78,14 @@ def main() -> None:
             assert nodes.stdout is not None
             address = nodes.stdout.readline().strip()
             many = compare(
-                f"{given.runs}-runs-on-2-nodes",
-                lambda: bench.sweep(given.runs, address),
-                lambda: bench.one_by_one(given.runs),
-                turns=given.turns,
+                f"{args.runs}-runs-on-2-nodes",
+                lambda: bench.sweep(args.runs, address),
+                lambda: bench.one_by_one(args.runs),
+                turns=args.turns,
             )
             nodes.stdin.close()
     cases = [replace(one, notes={"seconds added to a run": round(added, 1)}), many]
-    report("sweep", cases, "What does a sweep's engine cost, and what do two nodes gain?")
+    report("sweep", cases, "How much time does a sweep's engine add, and how much do two nodes save?")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """`sync_outputs()` against the same by hand: `dvc add`, `dvc push`, `git add`, `checkout`, `commit`, `push`.
 
-Two files of 20 MB and two of 200 MB, to a folder as DVC remote and to the emulated Google Drive at 0, 50 and 200 ms of
-latency. Whole processes on both sides, each in a new clone with other bytes. For Drive also: the requests of both, and
-the time from the first byte of the weights to the last one, as the Drive sees it, against plain requests that send as
-many.
+Two files of 20 MB or 200 MB go to a folder as DVC remote, and to the emulated Google Drive with a latency of 0, 50 and
+200 ms. Both sides are whole processes, each in a new clone with new bytes. For Drive there are two more cases: the
+number of requests, and the time from the first to the last byte of the weights as the Drive sees it, against plain
+requests that send the same number of bytes.
 
     uv run python benchmarks/sync.py [--turns 5] [--sizes 20 200] [--latencies 0 50 200]
 """
@@ -52,7 +52,7 @@ class Bench:
         (folder / "storage").mkdir()
 
     def clone(self, drive: DriveEmulator | None = None) -> Path:
-        """Give a new clone with weights that nobody has seen."""
+        """Return a new clone with new weights."""
         self.turn += 1
         path = clone(self.origin, self.folder / f"clone-{self.turn}")
         for name in NAMES:
@@ -61,18 +61,18 @@ class Bench:
             file.write_bytes(os.urandom(self.size * MB))
         if drive is not None:
             drive_emulator.configure_clone(path, drive, self.folder / "credentials")
-        os.sync()  # what was just written must not be paid for by the side that is measured
+        os.sync()  # writing these files back to disk must not slow down the measured side
         return path
 
     def ours(self, env: dict[str, str], drive: DriveEmulator | None = None) -> float:
-        """Publish with `sync_outputs()`, in a process of its own."""
+        """Publish with `sync_outputs()` in its own process, and return the seconds."""
         root = self.clone(drive)
         path = os.pathsep.join(filter(None, [str(HERE.parent), env.get("PYTHONPATH")]))
         command = [sys.executable, "-c", OURS, root, f"kaggle-train-detection-exp001-{self.turn}"]
         return self._timed(root, [command], {**env, "PYTHONPATH": path})
 
     def by_hand(self, env: dict[str, str], drive: DriveEmulator | None = None) -> float:
-        """Publish with the commands of the requirements."""
+        """Publish with the commands of the requirements, and return the seconds."""
         root, branch = self.clone(drive), f"kaggle-train-detection-exp001-{self.turn}"
         dvc = [sys.executable, "-m", "dvc"]
         commands = [
@@ -99,64 +99,64 @@ import json, os, sys, urllib.request
 url, root, token, size, count = *sys.argv[1:4], int(sys.argv[4]), int(sys.argv[5])
 for _ in range(count):
     data = os.urandom(size)
-    said = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-    said["X-Upload-Content-Length"] = str(size)
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+    headers["X-Upload-Content-Length"] = str(size)
     body = json.dumps({"title": "plain", "parents": [{"id": root}]}).encode()
     address = f"{url}/upload/drive/v2/files?uploadType=resumable"
-    with urllib.request.urlopen(urllib.request.Request(address, body, said)) as answer:
+    with urllib.request.urlopen(urllib.request.Request(address, body, headers)) as answer:
         session = answer.headers["Location"]
-    said = {"Authorization": f"Bearer {token}", "Content-Range": f"bytes 0-{size - 1}/{size}"}
-    urllib.request.urlopen(urllib.request.Request(session, data, said, method="PUT")).read()
-urllib.request.urlopen(urllib.request.Request(f"{url}/drive/v2/about", headers=said)).read()
+    headers = {"Authorization": f"Bearer {token}", "Content-Range": f"bytes 0-{size - 1}/{size}"}
+    urllib.request.urlopen(urllib.request.Request(session, data, headers, method="PUT")).read()
+urllib.request.urlopen(urllib.request.Request(f"{url}/drive/v2/about", headers=headers)).read()
 """
 
 
 class Clocked(list[str]):
-    """The Drive's list of requests, with the time at which each came."""
+    """The Drive's list of requests, with the time of each."""
 
     def __init__(self) -> None:
         super().__init__()
         self.times: list[float] = []
 
     def append(self, line: str) -> None:
-        """Note a request."""
+        """Append a request and its time."""
         self.times.append(time.perf_counter())
         super().append(line)
 
     def sending(self, since: int) -> float:
-        """Give the seconds from the first byte of the weights to the request that follows their last one."""
+        """Return the seconds from the first byte of the weights to the request after their last byte."""
         puts = [at for at in range(since, len(self)) if self[at].startswith("PUT /upload")]
         sent = [at for at in puts if "kaggle-training-" not in self[at]]
         return self.times[sent[-1] + 1] - self.times[sent[0]]
 
 
 def on_drive(folder: Path, size: int, latency: int, turns: int) -> list[Case]:
-    """Measure one size at one latency."""
+    """Return the cases of one size at one latency."""
     name = f"drive-{size}MB-{latency}ms"
     with DriveEmulator() as drive:
         drive.latency = latency / 1000
-        seen = drive.requests = Clocked()
+        requested = drive.requests = Clocked()
         bench = Bench(folder / name, size)
         env = {"PYTHONPATH": str(drive_emulator.write_sitecustomize(folder / name / "site", drive))}
         requests: dict[str, list[float]] = {"ours": [], "other": []}
         sending: dict[str, list[float]] = {"ours": [], "plain": []}
 
         def run(side: str) -> float:
-            before = len(seen)
+            before = len(requested)
             if side == "plain":
-                told = [
+                arguments = [
                     drive.url,
                     drive.root_id,
                     drive_emulator.CANARIES["access_token"],
                     str(size * MB),
                     str(len(NAMES)),
                 ]
-                seconds_of([sys.executable, "-c", PLAIN, *told], cwd=folder)
+                seconds_of([sys.executable, "-c", PLAIN, *arguments], cwd=folder)
             seconds = {"ours": bench.ours, "other": bench.by_hand}[side](env, drive) if side != "plain" else 0.0
             if side in requests:
-                requests[side].append(len(seen) - before)
+                requests[side].append(len(requested) - before)
             if side in sending:
-                sending[side].append(seen.sending(before))
+                sending[side].append(requested.sending(before))
             for file in [file for path, copies in drive.files().items() if "-owner-" not in path for file, _ in copies]:
                 drive._remove(file)  # noqa: SLF001  the emulator keeps everything in memory
             drive._sessions.clear()  # noqa: SLF001  and what was uploaded with it
@@ -173,23 +173,23 @@ def on_drive(folder: Path, size: int, latency: int, turns: int) -> list[Case]:
 
 
 def main() -> None:
-    """Measure and report."""
+    """Run the measurements and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--sizes", type=int, nargs="*", default=[20, 200], help="MB")
     parser.add_argument("--latencies", type=int, nargs="*", default=[0, 50, 200], help="ms")
-    given = parser.parse_args()
+    args = parser.parse_args()
     cases = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for size in given.sizes:
+        for size in args.sizes:
             bench = Bench(folder / f"directory-{size}", size)
-            label = "directory" if size == given.sizes[0] else f"directory-{size}MB"
+            label = "directory" if size == args.sizes[0] else f"directory-{size}MB"
             ours, by_hand = partial(bench.ours, {}), partial(bench.by_hand, {})
-            cases.append(compare(label, ours, by_hand, turns=given.turns, reach=0.5))
-        for size in given.sizes:
-            for latency in given.latencies:
-                cases += on_drive(folder, size, latency, given.turns)
+            cases.append(compare(label, ours, by_hand, turns=args.turns, reach=0.5))
+        for size in args.sizes:
+            for latency in args.latencies:
+                cases += on_drive(folder, size, latency, args.turns)
     report("sync", cases, "How long does a publication take, against the same by hand?")
 
 

@@ -1,4 +1,4 @@
-"""The trainer's process, with the time that our callbacks take: `python -m timed_trainer PLAN`, for `training.py`."""
+"""Run the trainer and measure the time of our callbacks: `python -m timed_trainer PLAN`, for `training.py`."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from lib.train.launch import WorkerPlan
 
 
 class Timed(trainer.GuardedTrainer):
-    """Our trainer with a stopwatch around its events; writes `callbacks.json` beside the plan's outcome."""
+    """The real trainer with a timer around its events; it writes `callbacks.json` into the plan's folder."""
 
     def __init__(self, plan: WorkerPlan) -> None:
         self.spent = 0.0
         super().__init__(plan)
 
     def run_callbacks(self, event: str) -> None:
-        """Run an event's callbacks; those after training wait for W&B, and are no part of an epoch."""
-        begun = time.perf_counter()
+        """Run an event's callbacks; those after training, which wait for W&B, do not count."""
+        started = time.perf_counter()
         super().run_callbacks(event)
         if event not in ("on_pretrain_routine_start", "on_train_end", "teardown"):
-            self.spent += time.perf_counter() - begun
+            self.spent += time.perf_counter() - started
         if event == "on_train_end":
             (self.plan.folder / "callbacks.json").write_text(json.dumps(self.spent), encoding="utf-8")
 

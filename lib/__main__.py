@@ -1,6 +1,7 @@
-"""`python -m lib COMMAND`: what may be done by hand; see `lib/cli`."""
+"""`python -m lib COMMAND`: the entry point of the commands in `lib/cli`."""
 
-from lib.cli.app import main
+from lib.cli.app import app
+from lib.cli.options import run_command_line
 
 if __name__ == "__main__":
-    main()
+    run_command_line(app)

@@ -7,6 +7,9 @@ contains no credential, because text from outside (a client's reply, a command's
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable, Iterator
+
 
 class RunError(Exception):
     """An error that stopped the run.
@@ -20,12 +23,14 @@ class RunError(Exception):
         super().__init__(what)
 
     def __str__(self) -> str:
-        parts = [self.what]
-        if self.state:
-            parts.append(f"State: {self.state}")
-        if self.remedy:
-            parts.append(f"What to do: {self.remedy}")
-        return "\n".join(parts)
+        parts = [self.what, self.state and f"State: {self.state}", self.remedy and f"What to do: {self.remedy}"]
+        return "\n".join(filter(None, parts))
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
+    """Return the remedy for an unknown word: the most similar known one, or `otherwise` if none is similar."""
+    similar = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {similar[0]}?" if similar else otherwise
 
 
 class ExperimentError(RunError):
@@ -125,3 +130,11 @@ class InDoubt(RunError):
 
     Nothing is deleted in this state. Run `python -m lib recover` in any clone to resolve it.
     """
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield the error, then each error that caused it or was being handled when it was raised."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__

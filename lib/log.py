@@ -2,7 +2,7 @@
 
 Guarantees: standard output and standard error go to the notebook and to the file, redacted in both. An error that ends
 a cell is written to the file too. A progress bar is reduced to occasional lines (`lib/progress.py`): always in the
-file, and on the screen when nobody watches it. Cannot: capture the output of worker processes.
+file, and on the screen if the output is not watched. Cannot: capture the output of worker processes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class RunLog:
     def __init__(self, path: Path, redact: Callable[[str], str]) -> None:
         self.path, self._redact = path, redact
         self._also_in: Path | None = None
-        self._told: Callable[[BaseException], None] | None = None
+        self._handler: Callable[[BaseException], None] | None = None
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8", buffering=1)
         self._streams = sys.stdout, sys.stderr
@@ -42,9 +42,9 @@ class RunLog:
         """Copy the log to the artifacts in `folder` when the run ends, if the folder exists by then."""
         self._also_in = folder
 
-    def on_error(self, tell: Callable[[BaseException], None] | None) -> None:
-        """Register `tell` to be called with an error that ends the run; None unregisters it."""
-        self._told = tell
+    def on_error(self, handler: Callable[[BaseException], None] | None) -> None:
+        """Register `handler` to be called with an error that ends the run; None unregisters it."""
+        self._handler = handler
 
     def close(self) -> None:
         """Restore the standard streams and write the copy."""
@@ -87,8 +87,8 @@ class RunLog:
         self._end_lines()
         self._write(self._redact("".join(traceback.format_exception(error))))
         self._copy()
-        if self._told is not None:
-            self._told(error)
+        if self._handler is not None:
+            self._handler(error)
 
 
 class _Tee:

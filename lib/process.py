@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lib.errors import CommandError
 
@@ -51,8 +51,8 @@ class CommandFailed(CommandError):
 
     def __init__(self, command: str, answer: Completed) -> None:
         self.answer = answer
-        told = (answer.errors.strip() or answer.output.strip() or "it printed nothing")[-4000:]
-        super().__init__(f"`{command}` failed with status {answer.status}:\n{told}")
+        output = (answer.errors.strip() or answer.output.strip() or "it printed nothing")[-4000:]
+        super().__init__(f"`{command}` failed with status {answer.status}:\n{output}")
 
 
 class CommandTimedOut(CommandError):
@@ -61,7 +61,7 @@ class CommandTimedOut(CommandError):
     def __init__(self, command: str, seconds: float) -> None:
         super().__init__(
             f"`{command}` gave no answer within {seconds:.0f} s and was stopped.",
-            remedy="check the network and the host it talks to, then run the same again.",
+            remedy="check the network and the host that it connects to, then run the same command again.",
         )
 
 
@@ -84,7 +84,8 @@ def run_command(
     words = [str(word) for word in command]
     # redact before shortening: a truncated credential would not be recognised and would leak
     shown = " ".join(word if len(word) < LONG else word[:LONG] + "…" for word in map(redact, words))
-    process = _start(words, cwd, env, subprocess.DEVNULL if text is None else subprocess.PIPE, subprocess.PIPE)
+    given = subprocess.DEVNULL if text is None else subprocess.PIPE
+    process = _start(words, subprocess.PIPE, subprocess.PIPE, stdin=given, cwd=cwd, env=env)
     try:
         output, errors = process.communicate(text, timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -101,7 +102,13 @@ def run_command(
 
 
 def _start(
-    words: Sequence[str], cwd: Path | None, env: Mapping[str, str] | None, given: int, errors: int
+    words: Sequence[str],
+    stdout: int | IO[bytes],
+    stderr: int,
+    *,
+    stdin: int = subprocess.DEVNULL,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[str]:
     """Start a program that cannot prompt at a terminal. Raises `CommandError` when it cannot be started."""
     try:
@@ -109,9 +116,9 @@ def _start(
             words,
             cwd=cwd,
             env={**os.environ, "GIT_TERMINAL_PROMPT": "0", **(env or {})},
-            stdin=given,
-            stdout=subprocess.PIPE,
-            stderr=errors,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
             text=True,
             encoding="utf-8",
             errors="replace",
@@ -121,7 +128,7 @@ def _start(
         folder = cwd is not None and not cwd.is_dir()
         raise CommandError(
             f"`{words[0]}` cannot be started{f' in {cwd}' if folder else ''}: {error.strerror}.",
-            remedy=f"make the folder {cwd}." if folder else f"install {words[0]} and put it on the PATH.",
+            remedy=f"create the folder {cwd}." if folder else f"install {words[0]} and put it on the PATH.",
         ) from None
 
 
@@ -140,7 +147,7 @@ class FollowedCommand:
     def __init__(
         self, command: Sequence[str], *, env: Mapping[str, str] | None = None, redact: Callable[[str], str] = str
     ) -> None:
-        self._process = _start(command, None, env, subprocess.DEVNULL, subprocess.DEVNULL)
+        self._process = _start(command, subprocess.PIPE, subprocess.DEVNULL, env=env)
         assert self._process.stdout is not None  # `_start` always opens this pipe
         self._output = self._process.stdout.fileno()
         self._redact = redact
@@ -153,9 +160,9 @@ class FollowedCommand:
         while not self.has_ended and (left := end - time.monotonic()) > 0:
             if not select.select([self._output], [], [], left)[0]:
                 return
-            said = os.read(self._output, 65536)
-            self.has_ended = not said
-            *whole, self._rest = (self._rest + said).split(b"\n")
+            data = os.read(self._output, 65536)
+            self.has_ended = not data
+            *whole, self._rest = (self._rest + data).split(b"\n")
             if self.has_ended and self._rest:
                 whole.append(self._rest)
             yield from (self._redact(line.decode("utf-8", "replace").rstrip("\r")) for line in whole)
@@ -171,9 +178,7 @@ class LoggedCommand:
 
     def __init__(self, command: Sequence[str], log: Path) -> None:
         with log.open("wb") as output:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-            )
+            self._process = _start(command, output, subprocess.STDOUT)
 
     @property
     def status(self) -> int | None:
@@ -201,20 +206,11 @@ def run_side_by_side(
     None after a hang. In every case, also on an exception, no process is left running.
     """
     reading, writing = os.pipe()
-    processes: list[subprocess.Popen[bytes]] = []
+    processes: list[subprocess.Popen[str]] = []
     try:
         for identity in identities:
-            processes.append(  # noqa: PERF401  if one cannot be started, the earlier ones must be stopped
-                subprocess.Popen(
-                    command,
-                    cwd=cwd,
-                    env={**os.environ, **identity},
-                    stdin=subprocess.DEVNULL,
-                    stdout=writing,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-            )
+            # if one cannot be started, the earlier ones must be stopped
+            processes.append(_start(command, writing, subprocess.STDOUT, cwd=cwd, env=identity))  # noqa: PERF401
         os.close(writing)
         hang = _relay(reading, processes, beat, stall)
     finally:
@@ -224,45 +220,24 @@ def run_side_by_side(
     return None if hang else [process.returncode for process in processes]
 
 
-def _relay(reading: int, processes: Sequence[subprocess.Popen[bytes]], beat: Path, stall: float) -> bool:
+def _relay(reading: int, processes: Sequence[subprocess.Popen[str]], beat: Path, stall: float) -> bool:
     """Print the output of processes until they end; return True when they hang."""
-    shown = _Shown()
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
     seen, alive_at = 0, time.monotonic()
     while time.monotonic() - alive_at < stall:
         ended = [process.poll() for process in processes]
         if select.select([reading], [], [], 0.5)[0]:
-            said = os.read(reading, 65536)
-            shown.add(said)
-            over = not said
+            data = os.read(reading, 65536)
+            print(decoder.decode(data), end="", flush=True)
+            over = not data
         else:  # no output: use the exit statuses, because a grandchild may keep the pipe open
-            over = any(ended) or all(status is not None for status in ended)
+            over = any(ended) or None not in ended
         if over:
-            shown.flush()
             return False
         now = beat.stat().st_mtime_ns
         if now != seen:
             seen, alive_at = now, time.monotonic()
-    shown.flush()
     return True
-
-
-class _Shown:
-    """Prints a stream of bytes as text; a progress bar that rewrites its line is redrawn twice a second."""
-
-    def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._text, self._at = "", 0.0
-
-    def add(self, data: bytes) -> None:
-        self._text += self._decoder.decode(data)
-        if time.monotonic() - self._at > 0.5:  # noqa: PLR2004
-            self.flush()
-
-    def flush(self) -> None:
-        lines = self._text.split("\n")
-        parts = [line.rstrip("\r").rpartition("\r") for line in lines]
-        print("\n".join(f"{middle}{last}" for _, middle, last in parts), end="", flush=True)
-        self._text, self._at = "", time.monotonic()
 
 
 def die_with(parent: int) -> None:

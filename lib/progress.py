@@ -63,7 +63,7 @@ class Lines:
         self._line = "\r".join(line.split("\r")[-2:])
         state = _state(self._line)
         if "\r" in self._line and state and time.monotonic() - self._at >= self._every:
-            self._give(state)
+            self._pass_on(state)
             self._last = state
 
     def end(self) -> None:
@@ -75,10 +75,10 @@ class Lines:
     def _end(self, line: str) -> None:
         state = _state(line)
         if "\r" not in line or state != self._last:
-            self._give(state)
+            self._pass_on(state)
         self._last = ""
 
-    def _give(self, line: str) -> None:
+    def _pass_on(self, line: str) -> None:
         self._show(f"{line}\n")
         self._at = time.monotonic()
 
@@ -113,27 +113,29 @@ class Bar:
             return
         self._at = now
         seconds = now - self._begun
-        words = [self.what]
+        words, times = [self.what], [duration(seconds)]
         if self.total:
             share = min(done / self.total, 1.0)
             full = round(share * WIDTH)
-            words.append(f"{share:4.0%} {'━' * full}{'─' * (WIDTH - full)} {self._amount(done, self.total)}")
-            left = f", {duration(seconds / share - seconds)} left" if 0 < share < 1 else ""
-            words.append(f"({duration(seconds)}{left})")
-        else:
-            words.append(f"({duration(seconds)})")
-        self._write("  ".join(words))
+            amount = f"{done:.0f} of {self.total:.0f}"
+            if self._is_bytes:
+                amount = f"{done / MIB:.1f} of {self.total / MIB:.1f} MiB"
+                times.append(f"{file_size(done / max(seconds, 0.001))}/s")
+            if 0 < share < 1:
+                times.append(f"{duration(seconds / share - seconds)} left")
+            words.append(f"{share:4.0%} {'━' * full}{'─' * (WIDTH - full)} {amount}")
+        self._write("  ".join([*words, f"({', '.join(times)})"]))
 
     def end(self, line: str = "") -> None:
-        """Replace the bar with `line`; without one, with the total and the time that it took."""
-        done = f"{file_size(self.total)} in " if self.total and self._is_bytes else ""
-        self._write(line or f"{self.what}: {done}{duration(time.monotonic() - self._begun)}", "\n")
-
-    def _amount(self, done: float, total: float) -> str:
-        return f"{done / MIB:.1f} of {total / MIB:.1f} MiB" if self._is_bytes else f"{done:.0f} of {total:.0f}"
+        """Replace the bar with `line`; without one, with the total, the time that it took and the rate."""
+        seconds = time.monotonic() - self._begun
+        if not line and self.total and self._is_bytes:
+            line = f"{self.what}: {file_size(self.total)} in {duration(seconds)}"
+            line += f" ({file_size(self.total / max(seconds, 0.001))}/s)"
+        self._write(line or f"{self.what}: {duration(seconds)}", "\n")
 
     def _write(self, text: str, end: str = "") -> None:
-        # blanks cover the rest of a longer line: not every front end understands erase codes
+        # blanks cover the rest of a longer line: some front ends do not support erase codes
         sys.stdout.write(f"\r{text:<{self._width}}{end}")
         sys.stdout.flush()
         self._width = len(text)

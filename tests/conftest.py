@@ -1,6 +1,6 @@
-"""What the tests share: both remotes of a run in one folder, clones of them, and an environment of their own.
+"""Shared fixtures and helpers: both remotes of a run in one folder, clones of them, and an isolated environment.
 
-`stores` is a bare Git repository, a folder as DVC remote, and a clone with a trained run in it. Nothing reads the
+`stores` is a bare Git repository, a folder as DVC remote, and a clone with a trained run in it. No test reads the
 user's Git configuration, accounts or caches, and nothing leaves the machine.
 """
 
@@ -23,12 +23,12 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = (ROOT, *sorted(path for path in Path(__file__).parent.glob("[!_.]*") if path.is_dir()), Path(__file__).parent)
-"""The folders whose modules a test may import: the project, and what the tests share."""
+"""The folders whose modules a test may import: the project, and those of the tests."""
 SEARCHED = os.pathsep.join(map(str, FOLDERS))
-"""The same for a process that a test starts, as PYTHONPATH."""
+"""These folders as the PYTHONPATH of a subprocess."""
 sys.path[:0] = [str(folder) for folder in FOLDERS if str(folder) not in sys.path]
 
-# what a test starts reads torch's bytecode, which a machine without any would else compile for every process anew
+# subprocesses may write torch's bytecode: otherwise a machine without any compiles it in every process anew
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
@@ -37,18 +37,18 @@ tqdm.monitor_interval = 0  # its thread would not survive the forks of test_sync
 RUN = "artifacts/detection/exp001"
 WEIGHTS = (f"{RUN}/train/weights/best.pt", f"{RUN}/train/weights/last.pt")
 SMALL_FILES = (f"{RUN}/train/args.yaml", f"{RUN}/train/results.png", f"{RUN}/test/metrics.json")
-"""`results.png` is named by the clone's `.gitignore`."""
+"""The clone's `.gitignore` ignores `results.png`."""
 
 
-def run_git(*words: str | Path, cwd: Path) -> str:
-    """Give what a git command printed; it must succeed."""
-    command = ["git", *map(str, words)]
-    done = subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True)
-    return done.stdout.strip()
+def run_git(*arguments: str | Path, cwd: Path) -> str:
+    """Run a git command that must succeed, and return its output."""
+    command = ["git", *map(str, arguments)]
+    completed = subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True)
+    return completed.stdout.strip()
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and waits for its parent does not."""
+    """Return whether a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -56,18 +56,18 @@ def is_alive(pid: int) -> bool:
 
 
 def processes_with(variable: bytes) -> list[int]:
-    """Return the numbers of the processes whose environment holds `NAME=value`."""
+    """Return the PIDs of the processes whose environment contains `NAME=value`."""
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
-            with contextlib.suppress(OSError):  # it has ended, or is another user's
+            with contextlib.suppress(OSError):  # it has ended, or belongs to another user
                 if variable in (folder / "environ").read_bytes().split(b"\0"):
                     found.append(int(folder.name))
     return found
 
 
 def copy_project(target: Path) -> None:
-    """Copy what Git tracks or does not ignore of this project, as it stands, into a checkout of its own."""
+    """Copy this project's work tree, except for ignored files, into the Git repository `target`, and commit it."""
     for name in run_git("ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines():
         if (ROOT / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -76,9 +76,21 @@ def copy_project(target: Path) -> None:
     run_git("commit", "--quiet", "--message=project", cwd=target)
 
 
+def parameters_of(notebook: Path) -> dict[str, object]:
+    """Return the parameters of a notebook with their final values, by executing its parameter cells."""
+    import nbformat
+
+    values: dict[str, object] = {}
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        if set(cell.metadata.get("tags", [])) & {"parameters", "injected-parameters"}:
+            exec(cell.source, values)
+    values.pop("__builtins__", None)
+    return values
+
+
 @dataclass(frozen=True)
 class Stores:
-    """A Git remote, a DVC remote, and a clone of both that holds a run which is not published yet."""
+    """A Git remote, a DVC remote, and a clone with a run that is not published yet."""
 
     folder: Path
     origin: Path
@@ -86,28 +98,28 @@ class Stores:
     clone: Path
 
     def clone_again(self, name: str = "other", *, branch: str = "main") -> Path:
-        """Give one more clone, as another machine would have it."""
+        """Return a new clone, like that of another machine."""
         path = self.folder / name
         run_git("clone", "--quiet", "--branch", branch, self.origin, path, cwd=self.folder)
         return path
 
     def refs(self) -> dict[str, str]:
-        """Give every ref of the Git remote but the main branch, and the commit it stands at."""
+        """Return the commit of every ref of the Git remote, except the main branch."""
         lines = run_git("for-each-ref", "--format=%(refname) %(objectname)", cwd=self.origin).splitlines()
         found = dict(line.split() for line in lines)
         found.pop("refs/heads/main", None)
         return found
 
     def root(self) -> str:
-        """Give the first commit of the repository, which names it."""
+        """Return the first commit of the repository, which identifies it."""
         return run_git("rev-list", "--max-parents=0", "main", cwd=self.origin)
 
     def intents(self) -> list[str]:
-        """Give the refs of publications that are not finished."""
+        """Return the refs of unfinished publications."""
         return [ref for ref in self.refs() if ref.startswith("refs/intents/")]
 
     def objects(self) -> dict[str, bytes]:
-        """Give every file of the DVC remote, temporary ones too, and its bytes; but for the mark of its owner."""
+        """Return the bytes of every file of the DVC remote, temporary ones too, except the owner file."""
         if not self.storage.is_dir():
             return {}
         owner = self.storage / f"kaggle-training-owner-{self.root()}"
@@ -115,28 +127,28 @@ class Stores:
         return {path.relative_to(self.storage).as_posix(): path.read_bytes() for path in files}
 
     def object_path(self, md5: str) -> Path:
-        """Give the path under which DVC keeps an object."""
+        """Return the path of an object on the DVC remote."""
         return self.storage / "files" / "md5" / md5[:2] / md5[2:]
 
     def write_hook(self, name: str, script: str) -> None:
-        """Let the Git remote run a shell script; `pre-receive` may refuse a push by failing."""
+        """Write a hook of the Git remote as a shell script; a failing `pre-receive` refuses the push."""
         hook = self.origin / "hooks" / name
         hook.parent.mkdir(exist_ok=True)
         hook.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
         hook.chmod(0o755)
 
     def remove_hook(self, name: str) -> None:
-        """Let the Git remote take every push again."""
+        """Delete a hook of the Git remote."""
         (self.origin / "hooks" / name).unlink()
 
 
 def write_run(clone: Path, *, seed: int = 0) -> None:
-    """Write what a training leaves: two weights files and small ones; the same seed gives the same bytes."""
-    chance = random.Random(seed)
+    """Write the files of a training: two weights files and small ones; the same seed writes the same bytes."""
+    generator = random.Random(seed)
     for name in WEIGHTS:
         path = clone / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(chance.randbytes(5000))
+        path.write_bytes(generator.randbytes(5000))
     for name in SMALL_FILES:
         path = clone / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +157,7 @@ def write_run(clone: Path, *, seed: int = 0) -> None:
 
 @pytest.fixture
 def stores(tmp_path: Path) -> Stores:
-    """Both remotes, and a clone with a run that is not published yet."""
+    """Return both remotes, and a clone with a run that is not published yet."""
     return make_stores(tmp_path)
 
 
@@ -175,7 +187,7 @@ def make_stores(folder: Path) -> Stores:
 
 
 def write_tiny_model(path: Path, *, seed: int = 0) -> Path:
-    """Write weights of a model of four corners that nobody has trained, and that is half sure of everything."""
+    """Write weights of an untrained model of four corners; the confidence of every prediction is about a half."""
     import torch
     from ultralytics.nn.tasks import PoseModel
 
@@ -189,22 +201,22 @@ def write_tiny_model(path: Path, *, seed: int = 0) -> Path:
 
 
 SWEEPS = pytest.StashKey[Counter[str]]()
-"""What the fault sweeps of this process have tried and found; see `fault_sweeps.py`."""
+"""Counts of the fault sweeps of this process; see `fault_sweeps.py`."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Offer what the fault sweeps leave out."""
-    parser.addoption("--full", action="store_true", help="fault sweeps: break every call, and not every third")
-    parser.addoption("--retry-all", action="store_true", help="fault sweeps: retry in equal worlds again, too")
+    """Add the options that make the fault sweeps exhaustive."""
+    parser.addoption("--full", action="store_true", help="fault sweeps: break every call instead of every third")
+    parser.addoption("--retry-all", action="store_true", help="fault sweeps: also repeat retries in equal worlds")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Count from 0."""
+    """Start the counts at 0."""
     config.stash[SWEEPS] = Counter()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Send what a process of pytest-xdist has counted to the one that prints."""
+    """Send the counts of a pytest-xdist worker to the controller."""
     counts, output = session.config.stash[SWEEPS], getattr(session.config, "workeroutput", None)
     if output is not None:
         output["sweeps"] = dict(counts)
@@ -212,12 +224,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Add what it has counted; one that died has not."""
+    """Add the counts of a pytest-xdist worker; one that died has none."""
     node.config.stash[SWEEPS].update(getattr(node, "workeroutput", {}).get("sweeps", {}))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Print the sum as the last line of all."""
+    """Print the total as the last line."""
     if config.stash[SWEEPS] and not hasattr(config, "workeroutput"):
         from fault_sweeps import Sweeps
 
@@ -226,7 +238,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_traces_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep the user's configuration and accounts out of every test, and every test out of the user's caches."""
+    """Isolate the tests from the user's configuration, accounts and caches."""
     folder = tmp_path_factory.mktemp("environment")
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):

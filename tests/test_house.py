@@ -1,4 +1,4 @@
-"""The rules of the house that a machine can check."""
+"""Rules of the project's structure that a machine can check."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MODULES = sorted(path for path in (ROOT / "lib").rglob("*.py") if path.stat().st
 
 
 def imports_of(path: Path) -> dict[str, bool]:
-    """Give the modules a file imports, and whether it does so at its top."""
+    """Return the modules that a file imports, and whether it imports them at its top."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found: dict[str, bool] = {}
     for node in ast.walk(tree):
@@ -38,44 +38,45 @@ def users_of(library: str) -> set[str]:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_every_module_says_what_it_is(path: Path) -> None:
-    """A docstring opens it."""
+def test_every_module_has_a_docstring(path: Path) -> None:
+    """Each module of lib begins with a docstring."""
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
 
 
 @pytest.mark.parametrize(
-    "name", ["kaggle/install", "errors", "kaggle/host", "process", "remotes/credentials", "log", "progress"]
+    "name", ["kaggle/install", "errors", "kaggle/host", "process", "remotes/credentials", "log", "progress", "files"]
 )
-def test_what_runs_before_the_packages_needs_the_standard_library_alone(name: str) -> None:
-    """Step 2 runs on a bare Python; another library may be asked for where its absence is answered."""
+def test_modules_used_before_the_installation_need_only_the_standard_library(name: str) -> None:
+    """Steps 0 to 2 run on a bare Python; other libraries may be imported only inside functions."""
     top = {found.partition(".")[0] for found, is_top in imports_of(ROOT / f"lib/{name}.py").items() if is_top}
     assert top <= set(sys.stdlib_module_names) | {"lib", "__future__"}
 
 
-def test_only_the_rooms_that_run_a_model_import_ultralytics() -> None:
-    """One place to look when the library changes."""
+def test_only_modules_that_run_a_model_import_ultralytics() -> None:
+    """Only training, export, evaluation and prediction import ultralytics."""
     assert users_of("ultralytics") == {
-        "train/launch.py", "train/trainer.py", "train/export.py", "results/evaluate.py", "results/predict.py",
+        "train/launch.py", "train/weights.py", "train/trainer.py", "train/export.py", "results/evaluate.py",
+        "results/predict.py",
     }  # fmt: skip
 
 
 def test_only_process_and_install_start_processes() -> None:
-    """One door, where everything is limited in time and redacted."""
+    """Only `lib/process.py` and the installation start other programs."""
     assert users_of("subprocess") == {"process.py", "kaggle/install.py"}
 
 
-def test_only_the_cluster_imports_ray() -> None:
-    """It is an optional group."""
+def test_only_the_sweep_engine_imports_ray() -> None:
+    """Ray is in an optional dependency group."""
     assert users_of("ray") == {"sweep/engine.py"}
 
 
 def test_no_module_shadows_a_library() -> None:
-    """`secrets.py`, `git.py` or `dvc.py` on the path would be imported in its place."""
+    """A module called `secrets`, `git` or `dvc` on the path would be imported in place of the library."""
     assert not {path.stem for path in MODULES} & {"secrets", "git", "dvc", "wandb", "torch"}
 
 
 def test_no_registry_is_named_outside_the_lock() -> None:
-    """The lock is what uv writes; elsewhere a mirror may serve."""
+    """No file but the lock names a package registry: a mirror may be configured."""
     listed = run_git(
         "ls-files", "--cached", "--others", "--exclude-standard", "*.py", "*.toml", "*.md", "*.yaml", cwd=ROOT
     ).splitlines()

@@ -1,4 +1,4 @@
-"""`run.log` holds what was printed and why a run stopped, and no credential."""
+"""`run.log` contains what was printed and why a run stopped, and no credentials."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ TOKEN = "ghp_0123456789abcdef"
 
 
 def hide(text: str) -> str:
-    """Redact as credentials do."""
+    """Redact the token as `Credentials.redact` does."""
     return text.replace(TOKEN, "***")
 
 
-def test_what_is_printed_goes_to_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The screen and the file show the same, redacted."""
+def test_output_goes_to_the_screen_and_to_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The screen and the file show the same redacted text."""
     log = RunLog(tmp_path / "run.log", hide)
     print(f"hello {TOKEN}")
     print("trouble", file=sys.stderr)
@@ -30,7 +30,7 @@ def test_what_is_printed_goes_to_both(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_a_progress_bar_takes_one_line(tmp_path: Path) -> None:
-    """Its last state, however often it was redrawn."""
+    """Only the last state of a progress bar is written to the file."""
     log = RunLog(tmp_path / "run.log", hide)
     for part in ("  0%", "\r 50%", "\r100%", "\n", "next\n"):
         sys.stdout.write(part)
@@ -38,8 +38,8 @@ def test_a_progress_bar_takes_one_line(tmp_path: Path) -> None:
     assert (tmp_path / "run.log").read_text() == "100%\nnext\n"
 
 
-def test_what_stood_in_the_file_stays(tmp_path: Path) -> None:
-    """The first steps write it before the log is opened."""
+def test_existing_lines_of_the_file_are_kept(tmp_path: Path) -> None:
+    """The log is appended to the lines that the first steps wrote."""
     (tmp_path / "run.log").write_text("0/10\n")
     log = RunLog(tmp_path / "run.log", hide)
     print("1/10")
@@ -47,8 +47,8 @@ def test_what_stood_in_the_file_stays(tmp_path: Path) -> None:
     assert (tmp_path / "run.log").read_text() == "0/10\n1/10\n"
 
 
-def test_a_copy_stands_with_the_artifacts(tmp_path: Path) -> None:
-    """Where the folder is there by the end; it is never made for the log alone."""
+def test_the_log_is_copied_to_the_artifacts(tmp_path: Path) -> None:
+    """The log is copied if the folder exists when the run ends; the folder is never created for it."""
     for name in ("made", "missing"):
         log = RunLog(tmp_path / f"{name}.log", hide)
         log.also_in(tmp_path / name)
@@ -59,15 +59,15 @@ def test_a_copy_stands_with_the_artifacts(tmp_path: Path) -> None:
     assert not (tmp_path / "missing").exists()
 
 
-def test_streams_are_given_back(tmp_path: Path) -> None:
-    """After closing nothing is redirected."""
+def test_streams_are_restored(tmp_path: Path) -> None:
+    """Closing the log restores the standard streams and the exception hook."""
     before = sys.stdout, sys.stderr, sys.excepthook
     RunLog(tmp_path / "run.log", hide).close()
     assert (sys.stdout, sys.stderr, sys.excepthook) == before
 
 
 def test_the_error_that_ends_a_script_is_logged_and_copied(tmp_path: Path) -> None:
-    """The one-cell form may be run as a script: its traceback is in the log, redacted."""
+    """The redacted traceback of a script's error is in the log and in its copy."""
     script = (
         "import sys\nfrom pathlib import Path\nfrom lib.log import RunLog\nfolder = Path(sys.argv[1])\n"
         f"log = RunLog(folder / 'run.log', lambda text: text.replace({TOKEN!r}, '***'))\n"
@@ -76,6 +76,6 @@ def test_the_error_that_ends_a_script_is_logged_and_copied(tmp_path: Path) -> No
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     for place in (tmp_path, tmp_path / "artifacts"):
-        told = (place / "run.log").read_text()
-        assert "ValueError: no ***" in told
-        assert "Traceback" in told
+        message = (place / "run.log").read_text()
+        assert "ValueError: no ***" in message
+        assert "Traceback" in message

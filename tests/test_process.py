@@ -1,3 +1,5 @@
+"""Subprocesses are limited in time, ended with their children, and redacted."""
+
 from __future__ import annotations
 
 import os
@@ -15,46 +17,46 @@ from lib.process import CommandFailed, CommandTimedOut, FollowedCommand, run_com
 
 SECRET = "hunter2-hunter2"
 
-# A shell whose child sleeps: its number stands in the file `child` before anything else happens. The pipe `alive`
+# A shell whose child sleeps: its process id is written to the file `child` first. The pipe `alive`
 # is held open by both; it ends only when both are gone.
 SLEEPER = "sleep 600 & echo $! > child.part; mv child.part child; wait"
 
 
 def redact(text: str) -> str:
-    """Hide the secret as `Credentials.redact` does."""
+    """Redact the secret as `Credentials.redact` does."""
     return text.replace(SECRET, "***")
 
 
 @pytest.fixture
 def pipe(tmp_path: Path) -> int:
-    """Give the reading end of a named pipe that the started processes hold open for writing."""
+    """Return the reading end of a named pipe that the started processes keep open for writing."""
     os.mkfifo(tmp_path / "alive")
     return os.open(tmp_path / "alive", os.O_RDONLY | os.O_NONBLOCK)
 
 
 def wait_until_all_are_gone(pipe: int) -> None:
-    """Return when no process holds the pipe any more; the test's own time limit is the shell's 600 seconds."""
+    """Wait until no process keeps the pipe open; the test's own time limit is the shell's 600 seconds."""
     os.set_blocking(pipe, True)
     while os.read(pipe, 100):
         pass
     os.close(pipe)
 
 
-def test_output_and_errors_are_told_apart() -> None:
-    """Both are given as text."""
+def test_output_and_errors_are_separate() -> None:
+    """Standard output and standard error are returned separately, as text."""
     answer = run_command(["sh", "-c", "echo out; echo err >&2"])
     assert (answer.status, answer.output, answer.errors) == (0, "out\n", "err\n")
 
 
-def test_words_reach_the_program_as_they_are(tmp_path: Path) -> None:
-    """No shell stands between: quotes, dollars and paths with spaces are plain text."""
+def test_arguments_are_passed_unchanged(tmp_path: Path) -> None:
+    """No shell interprets quotes, dollars or spaces."""
     words = ["a b", "$HOME", "'", '"', "*", "é", ""]
     script = "import sys; print(sys.argv[1:])"
     assert run_command([sys.executable, "-c", script, *words, tmp_path]).output == f"{[*words, str(tmp_path)]}\n"
 
 
-def test_a_failure_says_the_command_its_status_and_what_it_printed() -> None:
-    """That is what somebody needs to try it by hand."""
+def test_a_failure_shows_the_command_its_status_and_its_output() -> None:
+    """The error holds all that is needed to repeat the command by hand."""
     with pytest.raises(CommandFailed) as caught:
         run_command(["sh", "-c", "echo trouble >&2; exit 3"])
     assert caught.value.answer.status == 3
@@ -62,35 +64,35 @@ def test_a_failure_says_the_command_its_status_and_what_it_printed() -> None:
         assert part in str(caught.value)
 
 
-def test_a_silent_failure_is_told_as_such() -> None:
-    """An empty message would look like a mistake of ours."""
+def test_a_failure_without_output_is_reported_as_such() -> None:
+    """The message of a failed command is never empty."""
     with pytest.raises(CommandFailed, match="it printed nothing"):
         run_command(["sh", "-c", "exit 1"])
 
 
-def test_a_failure_is_an_answer_where_that_was_asked() -> None:
-    """Some commands say no by their status."""
+def test_a_failure_is_returned_without_check() -> None:
+    """With `check=False` the exit status is returned instead of raised."""
     assert run_command(["sh", "-c", "echo no; exit 1"], check=False).status == 1
 
 
-def test_a_program_that_is_not_there_is_named() -> None:
-    """The remedy says what to install."""
+def test_a_missing_program_is_named() -> None:
+    """The error names the program, and the remedy is to install it."""
     with pytest.raises(CommandError) as caught:
         run_command(["no-such-program-anywhere", "--flag"])
     assert "no-such-program-anywhere" in str(caught.value)
     assert "install" in caught.value.remedy
 
 
-def test_a_missing_folder_is_not_told_as_a_missing_program(tmp_path: Path) -> None:
-    """`install git` would send somebody the wrong way."""
+def test_a_missing_folder_is_not_reported_as_a_missing_program(tmp_path: Path) -> None:
+    """The error names the folder, and does not suggest to install the program."""
     with pytest.raises(CommandError) as caught:
         run_command(["git", "--version"], cwd=tmp_path / "nowhere")
     assert str(tmp_path / "nowhere") in str(caught.value)
     assert "install" not in caught.value.remedy
 
 
-def test_the_environment_is_added_to_for_one_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rest stays, and this process's own does not change."""
+def test_the_environment_is_extended_for_one_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other variables are kept, and this process's own environment does not change."""
     monkeypatch.setenv("STAYS", "stays")
     answer = run_command(["sh", "-c", "echo $STAYS $ADDED"], env={"ADDED": "added"})
     assert answer.output == "stays added\n"
@@ -98,28 +100,28 @@ def test_the_environment_is_added_to_for_one_command(monkeypatch: pytest.MonkeyP
 
 
 def test_a_command_runs_in_its_folder(tmp_path: Path) -> None:
-    """And nowhere else."""
+    """The command's working folder is `cwd`."""
     assert run_command(["pwd", "-P"], cwd=tmp_path).output.strip() == str(tmp_path.resolve())
 
 
-def test_text_is_standard_input_and_without_it_there_is_none() -> None:
-    """A program that asks a question gets the end of the file, not a person."""
+def test_text_is_the_standard_input_which_is_empty_by_default() -> None:
+    """A program that asks a question reads the end of the file."""
     assert run_command(["cat"], text="é\n" * 50_000).output == "é\n" * 50_000
     assert run_command(["cat"]).output == ""
 
 
-def test_git_asks_nothing_at_a_terminal() -> None:
-    """It would wait for ever in a notebook."""
+def test_git_never_prompts() -> None:
+    """Git is told not to prompt: in a notebook it would wait forever."""
     assert run_command(["sh", "-c", "echo $GIT_TERMINAL_PROMPT"]).output == "0\n"
 
 
-def test_bytes_that_are_no_text_do_not_stop_a_run() -> None:
-    """What can be read is given."""
+def test_output_that_is_not_utf_8_is_returned() -> None:
+    """Undecodable bytes are replaced."""
     assert "abc" in run_command(["printf", "abc\\377\\376"]).output
 
 
 def test_a_secret_is_shown_nowhere() -> None:
-    """Neither in what was printed, nor in the error, nor in the command that the error quotes."""
+    """A secret is redacted in the output, in the error, and in the command that the error quotes."""
     answer = run_command(["sh", "-c", f"echo {SECRET}; echo {SECRET} >&2"], redact=redact)
     assert (answer.output, answer.errors) == ("***\n", "***\n")
     with pytest.raises(CommandFailed) as caught:
@@ -131,8 +133,8 @@ def test_a_secret_is_shown_nowhere() -> None:
 
 
 @pytest.mark.parametrize("position", range(180, 202, 7))
-def test_no_part_of_a_secret_is_left_where_a_long_word_is_shortened(position: int) -> None:
-    """Hidden first, shortened then."""
+def test_no_part_of_a_secret_is_left_in_a_shortened_argument(position: int) -> None:
+    """An argument is redacted before it is shortened."""
     word = "x" * position + SECRET + "y" * 100
     with pytest.raises(CommandFailed) as caught:
         run_command(["false", word], redact=redact)
@@ -141,7 +143,7 @@ def test_no_part_of_a_secret_is_left_where_a_long_word_is_shortened(position: in
 
 
 def test_a_time_limit_ends_the_command_and_its_children(tmp_path: Path, pipe: int) -> None:
-    """Git's own helpers would go on pushing."""
+    """A command that exceeds its time limit is stopped with its children."""
     with pytest.raises(CommandTimedOut) as caught:
         run_command(["sh", "-c", f"exec 3>alive; {SLEEPER}"], cwd=tmp_path, timeout=1)
     assert (tmp_path / "child").exists()
@@ -150,8 +152,8 @@ def test_a_time_limit_ends_the_command_and_its_children(tmp_path: Path, pipe: in
     assert caught.value.remedy
 
 
-def test_a_time_limit_ends_also_what_does_not_listen(tmp_path: Path, pipe: int) -> None:
-    """Asked first, then forced: here the shell goes and its child ignores the question."""
+def test_a_time_limit_kills_a_child_that_ignores_sigterm(tmp_path: Path, pipe: int) -> None:
+    """A child that ignores SIGTERM is killed with SIGKILL, also after the shell has ended."""
     script = "exec 3>alive; (trap '' TERM; echo > child; while :; do sleep 0.1; done) & wait"
     with pytest.raises(CommandTimedOut):
         run_command(["sh", "-c", script], cwd=tmp_path, timeout=1)
@@ -160,7 +162,7 @@ def test_a_time_limit_ends_also_what_does_not_listen(tmp_path: Path, pipe: int) 
 
 
 def test_an_interrupt_ends_the_command_and_its_children(tmp_path: Path, pipe: int) -> None:
-    """Ctrl-C reaches this process alone; the command must not outlive it."""
+    """Ctrl-C, which only this process receives, ends the command and its children."""
     script = (
         "import signal; from lib.process import run_command\n"
         # a shell starts what runs in its background deaf to Ctrl-C
@@ -179,8 +181,8 @@ def test_an_interrupt_ends_the_command_and_its_children(tmp_path: Path, pipe: in
     wait_until_all_are_gone(pipe)
 
 
-def test_a_followed_command_is_read_while_it_works(tmp_path: Path) -> None:
-    """Whole lines as they come, redacted; the last one without its end too."""
+def test_a_followed_command_is_read_while_it_runs(tmp_path: Path) -> None:
+    """Whole lines are yielded as they arrive, redacted; the last one also without a newline."""
     os.mkfifo(tmp_path / "gate")
     script = f"printf 'one {SECRET}\\r\\ntwo'; read go < '{tmp_path}/gate'; printf ' three\\nfour'"
     command = FollowedCommand(["sh", "-c", script], redact=redact)
@@ -194,7 +196,7 @@ def test_a_followed_command_is_read_while_it_works(tmp_path: Path) -> None:
 
 
 def test_a_followed_command_is_ended_with_its_children(tmp_path: Path, pipe: int) -> None:
-    """Whoever does not want to hear more leaves nothing behind."""
+    """`close` stops the program and its children, and ends the lines."""
     command = FollowedCommand(["sh", "-c", f"cd '{tmp_path}'; exec 3>alive; echo here; {SLEEPER}"])
     assert next(command.lines(60)) == "here"
     command.close()

@@ -48,7 +48,7 @@ def blocks(*pages: str, language: str = "bash") -> list[str]:
 
 
 def anchors(text: str) -> set[str]:
-    """Return the anchors that GitHub gives to the headings of a page."""
+    """Return the anchors that GitHub makes for the headings of a page."""
     found: set[str] = set()
     prose = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
     for title in re.findall(r"^#+ (.+)$", prose, re.MULTILINE):
@@ -108,7 +108,7 @@ def test_every_path_on_a_page_is_there(page: str) -> None:
 
 
 def test_the_table_of_errors_names_every_error() -> None:
-    """Neither an error without a row nor a row without an error."""
+    """Every error has a row, and every row has an error."""
     rows = re.findall(r"^\| `(\w+)`", section("docs/failures.md", "## Errors"), re.MULTILINE)
     kinds = {
         name
@@ -118,8 +118,8 @@ def test_the_table_of_errors_names_every_error() -> None:
     assert sorted(rows) == sorted(kinds)
 
 
-def test_a_message_that_names_a_page_names_one_that_is_there() -> None:
-    """`(docs/setup.md)` in a message: the page exists, and so does the heading of an anchor; none names the README."""
+def test_a_page_named_in_a_message_exists() -> None:
+    """A page in a message, like `(docs/setup.md)`, exists with its heading; no message names the README."""
     texts = [path.read_text(encoding="utf-8") for path in (ROOT / "lib").rglob("*.py")]
     named = {found for text in texts for found in re.findall(r"(docs/[\w-]+\.md)(?:#([\w-]+))?", text)}
     assert named
@@ -132,16 +132,16 @@ def test_a_message_that_names_a_page_names_one_that_is_there() -> None:
 
 
 @pytest.mark.parametrize(
-    "said",
+    "expected",
     ["CUDA out of memory", "data.yaml not found", "Authentication failed", "failed to push data to the remote"],
 )
-def test_the_errors_of_the_requirements_stand_in_the_table(said: str) -> None:
+def test_the_table_of_errors_quotes_the_errors_of_the_requirements(expected: str) -> None:
     """A search for the words on the screen finds the row."""
-    assert said in section("docs/failures.md", "## Errors")
+    assert expected in section("docs/failures.md", "## Errors")
 
 
 def test_every_command_of_lib_is_documented() -> None:
-    """`python -m lib NAME` for each, and none that is not there."""
+    """The pages name each command `python -m lib NAME`, and no other."""
     documented = {name for text in USERS.values() for name in re.findall(r"python -m lib (\w+)", text)}
     assert documented == set(app.commands)
     contributed = set(re.findall(r"python -m lib (\w+)", PAGES["CONTRIBUTING.md"]))
@@ -173,8 +173,8 @@ def test_the_page_of_the_protocol_has_its_steps_and_states() -> None:
 
 
 @pytest.mark.parametrize("command", [["-m", "lib"], ["render.py"], *(["-m", "lib", name] for name in app.commands)])
-def test_every_command_explains_itself(command: list[str]) -> None:
-    """`--help` works, at once: nothing heavy is imported for it."""
+def test_every_command_has_a_help_text(command: list[str]) -> None:
+    """`--help` works for each command, without importing heavy libraries."""
     script = (
         "import runpy, sys\nname, *sys.argv[1:] = sys.argv[1:]\n"
         "try: runpy.run_module(name, run_name='__main__', alter_sys=True)\n"
@@ -190,8 +190,8 @@ def test_every_command_explains_itself(command: list[str]) -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_recover_by_hand_says_that_nothing_is_left(stores: Stores) -> None:
-    """`python -m lib recover` in any clone."""
+def test_recover_reports_that_nothing_is_left(stores: Stores) -> None:
+    """`python -m lib recover` works in any clone."""
     done = subprocess.run(
         [sys.executable, "-m", "lib", "recover", "--older-than", "0"],
         cwd=stores.clone, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
@@ -201,7 +201,7 @@ def test_recover_by_hand_says_that_nothing_is_left(stores: Stores) -> None:
 
 
 def test_the_commands_for_the_dataset_work_as_written(tmp_path: Path) -> None:
-    """DVC's own commands, with a folder in place of Google Drive; what they push can be pulled, and the copy is one."""
+    """The pages' DVC commands push a dataset that another clone can pull, and make a copy of the remote."""
     (block,) = [text for text in blocks("docs/setup.md") if "dvc remote add" in text]
     (copy,) = [text for text in blocks("docs/kaggle.md") if "dvc remote add" in text]
     origin, clone = tmp_path / "origin.git", tmp_path / "clone"
@@ -226,10 +226,10 @@ def test_the_commands_for_the_dataset_work_as_written(tmp_path: Path) -> None:
     assert all((clone / "build/copy" / name).is_file() for name in objects)
 
 
-def test_every_shell_block_is_known_to_a_test() -> None:
-    """A command that is added to a page must be run by a test; these are, in the tests that are named here."""
+def test_every_shell_block_is_run_by_a_test() -> None:
+    """Each shell command of the users' pages is in the list of those that the named tests run."""
     tried = {
-        "pip install uv && uv run render.py detection --run",  # test_run; .ci/run runs it as it stands
+        "pip install uv && uv run render.py detection --run",  # test_run; .ci/run runs it as written
         # test_kaggle, over an emulated Kaggle
         "uv run render.py detection --push",
         "uv run python -m lib watch detection",

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import jupytext
 import nbformat
 import pytest
-from conftest import ROOT, copy_project, run_git
+from conftest import ROOT, copy_project, parameters_of, run_git
 
 import render
 from lib.errors import RenderError
 from lib.experiment.load import SHORTCUTS, keys, load_experiment
 from lib.experiment.modules import MODULES
 from lib.experiment.schema import Experiment
-from lib.kaggle.notebook import parameters, public_url, read_notebook
-from lib.remotes.credentials import load_credentials
-from lib.sandbox.dataset import draw_dataset
+from lib.kaggle.notebook import parameters, public_url, read_notebook, read_sources
 
-NOTEBOOK = render.SOURCE.read_text(encoding="utf-8")
+SOURCES = read_sources(ROOT)
+NOTEBOOK = SOURCES["notebooks/train.py"]
 
 
 @pytest.fixture(scope="module")
@@ -47,16 +47,6 @@ def run_render(project: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def parameters_of(notebook: Path) -> dict[str, object]:
-    """Give the values that the notebook's parameters end up with: its parameter cells are executed."""
-    values: dict[str, object] = {}
-    for cell in nbformat.read(notebook, as_version=4).cells:
-        if set(cell.metadata.get("tags", [])) & {"parameters", "injected-parameters"}:
-            exec(cell.source, values)  # our own notebook
-    values.pop("__builtins__", None)
-    return values
-
-
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_a_rendered_notebook_is_ready_for_kaggle(project: Path, tmp_path: Path, module: str) -> None:
     """The names of the requirements, valid format, T4 x2 and internet, the URL and the exact commit."""
@@ -68,6 +58,10 @@ def test_a_rendered_notebook_is_ready_for_kaggle(project: Path, tmp_path: Path, 
     nbformat.validate(notebook)
     assert notebook.metadata.kaggle.accelerator == "nvidiaTeslaT4"
     assert notebook.metadata.kaggle.isInternetEnabled is True
+    (folded,) = bootstrap_cells(notebook)
+    assert folded.source == SOURCES["notebooks/bootstrap.py"].rstrip()
+    assert folded.metadata["jupyter"] == {"source_hidden": True}
+    assert folded.metadata["_kg_hide-input"] is True
     values = parameters_of(tmp_path / f"{name}.ipynb")
     assert values["commit"] == run_git("rev-parse", "HEAD", cwd=project)
     assert values["repository"] == str(project.parent / "origin.git")
@@ -96,6 +90,11 @@ def test_the_default_folder_is_build_module(project: Path) -> None:
     assert run_git("status", "--porcelain", cwd=project) == ""
 
 
+def bootstrap_cells(notebook: Any) -> list[Any]:
+    """Give the cells that are replaced by the text of bootstrap.py."""
+    return [cell for cell in notebook.cells if "bootstrap" in cell.metadata.get("tags", [])]
+
+
 def run_jupytext(folder: Path, *words: str) -> None:
     """Run jupytext's own command, which pairs and saves as it does inside Jupyter."""
     command = [sys.executable, "-m", "jupytext", *words]
@@ -105,8 +104,8 @@ def run_jupytext(folder: Path, *words: str) -> None:
 
 @pytest.fixture
 def opened(tmp_path: Path) -> Path:
-    """Give a folder with the source notebook and the project's settings, opened once in Jupyter."""
-    for name in ("notebooks/train.py", "pyproject.toml"):
+    """Give a folder with the notebook's sources and the project's settings, opened once in Jupyter."""
+    for name in (*SOURCES, "pyproject.toml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy2(ROOT / name, tmp_path / name)
     run_jupytext(tmp_path, "--sync", "notebooks/train.py")
@@ -116,14 +115,47 @@ def opened(tmp_path: Path) -> Path:
 def test_the_source_opens_as_a_notebook_and_comes_back_the_same(opened: Path) -> None:
     """Byte for byte, with every tag; what Jupyter keeps beside it lies where Git does not look."""
     assert (opened / "notebooks/train.py").read_text(encoding="utf-8") == NOTEBOOK
-    assert [path.name for path in (opened / "notebooks").iterdir()] == ["train.py"]
+    assert sorted(path.name for path in (opened / "notebooks").iterdir()) == ["bootstrap.py", "train.py"]
     shown = nbformat.read(opened / "build/notebooks/train.ipynb", as_version=4)
     nbformat.validate(shown)
-    kinds = [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in read_notebook(NOTEBOOK).cells]
+    read = jupytext.reads(NOTEBOOK, fmt="py:percent")
+    kinds = [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in read.cells]
     assert [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in shown.cells] == kinds
     for words in (("--to", "notebook", "--output", "a.ipynb", "notebooks/train.py"), ("--to", "py:percent", "a.ipynb")):
         run_jupytext(opened, *words)
     assert (opened / "a.py").read_text(encoding="utf-8") == NOTEBOOK
+
+
+def test_what_the_notebook_imports_is_no_notebook(opened: Path) -> None:
+    """Syncing bootstrap.py pairs it with nothing and leaves it as it is."""
+    run_jupytext(opened, "--sync", "notebooks/bootstrap.py")
+    assert (opened / "notebooks/bootstrap.py").read_text(encoding="utf-8") == SOURCES["notebooks/bootstrap.py"]
+    assert [path.name for path in (opened / "build/notebooks").iterdir()] == ["train.ipynb"]
+
+
+@pytest.mark.parametrize("folder", [".", "notebooks", "build/notebooks", "docs"])
+def test_the_notebook_finds_what_it_imports(opened: Path, folder: str) -> None:
+    """In Jupyter its own folder is the current one, under papermill usually the project's root."""
+    (opened / folder).mkdir(exist_ok=True)
+    (cell,) = bootstrap_cells(jupytext.reads(NOTEBOOK, fmt="py:percent"))
+    script = f"{cell.source}\nimport bootstrap\nprint(bootstrap.__file__)"
+    command = [sys.executable, "-I", "-S", "-c", script]
+    done = subprocess.run(command, cwd=opened / folder, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == str(opened / "notebooks/bootstrap.py"), done.stderr
+
+
+def test_the_folded_cell_defines_what_the_import_does() -> None:
+    """Both define `Bootstrap`; all other names are the imports of the file, which are the standard library's."""
+    defined = []
+    for notebook in (jupytext.reads(NOTEBOOK, fmt="py:percent"), read_notebook(SOURCES)):
+        (cell,) = bootstrap_cells(notebook)
+        script = f"{cell.source}\nprint(*dir())"
+        command = [sys.executable, "-I", "-S", "-c", script]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
+        defined.append(set(done.stdout.split()) - {"folders"})
+    assert defined[0] <= defined[1]
+    imports = {"NoReturn", "TYPE_CHECKING", "UTC", "datetime", "json", "os", "shutil", "subprocess", "time"}
+    assert defined[1] - defined[0] == imports
 
 
 def test_what_is_edited_as_a_notebook_is_in_the_source(opened: Path) -> None:
@@ -191,12 +223,11 @@ def test_keys_of_the_experiment_are_parameters_too(project: Path, tmp_path: Path
         (("-p", "training.epocs", "3"), "did you mean training.epochs?"),
         (("-p", "module", "localization"), "the argument MODULE"),
         (("-p", "epochs", "three"), "training.epochs is 'three'"),
-        (("-p", "epochs", "[3"), "-p epochs '[3': this is no YAML value"),
+        (("-p", "epochs", "[3"), "-p epochs '[3': this is not a YAML value"),
         (("-p", "training.batch_size", "0"), "training.batch_size is 0"),
         (("--experiment", "experiments/001_loc_baseline.yaml"), "module is 'localization'"),
         (("--experiment", "experiments/001_det_baselin.yaml"), "did you mean experiments/001_det_baseline.yaml?"),
         (("--data", "somewhere"), "--data is for --run only"),
-        (("--emulate",), "--emulate is for --run only"),
     ],
 )
 def test_bad_input_is_one_clear_error(project: Path, tmp_path: Path, words: tuple[str, ...], said: str) -> None:
@@ -206,56 +237,6 @@ def test_bad_input_is_one_clear_error(project: Path, tmp_path: Path, words: tupl
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
-
-
-def test_emulating_without_the_emulators_is_refused(project: Path, tmp_path: Path) -> None:
-    """They are the tests': a copy without these is told so, before anything is made."""
-    emulators = project / "tests/emulators/emulated_services.py"
-    emulators.rename(project / "away")
-    try:
-        done = run_render(project, "detection", "--run", "--emulate", "--sandbox", str(tmp_path / "sandbox"))
-    finally:
-        (project / "away").rename(emulators)
-    assert done.returncode == 1
-    assert "--emulate needs the emulators" in done.stderr
-    assert not (tmp_path / "sandbox").exists()
-
-
-def test_emulating_gives_the_kernel_a_drive_and_a_private_repository(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is executed names them; the account lies apart; all is gone afterwards, and the environment as it was."""
-    draw_dataset(tmp_path / "data", "detection", counts={"train": 1, "val": 1, "test": 1}, size=64)
-    looked: list[Path] = []
-
-    def look(notebook: Path, _cwd: Path) -> Path:
-        values = parameters_of(notebook)
-        secrets, repository = Path(str(values["secrets"])), str(values["repository"])
-        looked.append(secrets)
-        assert secrets.stat().st_mode & 0o777 == 0o600
-        assert tmp_path not in secrets.parents
-        assert repository.startswith("http://127.0.0.1:")
-        asks = ["git", "ls-remote", repository, "refs/heads/main"]
-        assert subprocess.run(asks, capture_output=True).returncode
-        account = load_credentials(str(secrets)).git_environment(repository)
-        listed = subprocess.run(asks, env={**os.environ, **account}, capture_output=True, text=True, check=True)
-        assert listed.stdout.split()[0] == values["commit"]
-        script = (
-            "import json, lib.remotes.credentials; from googleapiclient.discovery_cache import get_static_doc as doc; "
-        )
-        script += "print(lib.remotes.credentials.TOKEN_URI, json.loads(doc('drive', 'v2'))['rootUrl'])"
-        told = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-        assert re.fullmatch(r"(http://127\.0\.0\.1:\d+/)token \1\n", told.stdout)
-        assert "WANDB_API_KEY" not in os.environ
-        return notebook
-
-    monkeypatch.setattr(render, "execute", look)
-    monkeypatch.setenv("WANDB_API_KEY", "of the user")
-    words = ["detection", "--run", "--emulate", "--sandbox", str(tmp_path / "sandbox"), "--output", str(tmp_path / "o")]
-    before = dict(os.environ)
-    render.main([*words, "--data", str(tmp_path / "data")], standalone_mode=False)
-    assert dict(os.environ) == before
-    assert not looked[0].exists()
 
 
 def test_an_unknown_module_is_refused(project: Path) -> None:
@@ -348,14 +329,14 @@ def test_rendering_imports_nothing_heavy(project: Path, tmp_path: Path) -> None:
 
 def test_every_parameter_has_a_comment() -> None:
     """It is shown by papermill as the parameter's help."""
-    found = parameters(read_notebook(NOTEBOOK))
+    found = parameters(read_notebook(SOURCES))
     assert len(found) >= 10
     assert all(len(comment) > 10 for comment in found.values())
 
 
 def test_shortcuts_are_parameters_and_keys() -> None:
     """Each shortcut of the notebook stands for a key that an experiment has."""
-    assert set(SHORTCUTS) <= set(parameters(read_notebook(NOTEBOOK)))
+    assert set(SHORTCUTS) <= set(parameters(read_notebook(SOURCES)))
     assert set(SHORTCUTS.values()) <= set(keys())
 
 
@@ -372,11 +353,9 @@ def test_every_key_of_an_experiment_can_be_given(project: Path, tmp_path: Path) 
 def test_unknown_parameters_are_an_error_even_without_a_near_miss() -> None:
     """All that are known are listed."""
     with pytest.raises(RenderError, match="known are: repository"):
-        render.unknown_or_reserved({"zzz": 1}, read_notebook(NOTEBOOK))
+        render.unknown_or_reserved({"zzz": 1}, read_notebook(SOURCES))
 
 
 def test_the_round_trip_through_a_notebook_loses_nothing() -> None:
     """Edited in Jupyter and saved back, notebooks/train.py is the same text."""
-    import jupytext
-
     assert jupytext.writes(jupytext.reads(NOTEBOOK, fmt="py:percent"), fmt="py:percent") == NOTEBOOK

@@ -12,12 +12,12 @@ from lib.cli.options import PARAMETERS, Project, pass_project
 
 @click.command()
 @click.argument("module")
-@click.option("--folder", type=Path, metavar="DIR", default=Path("build/sandbox"), help="Where the sandbox stands.")
+@click.option("--folder", type=Path, metavar="DIR", default=Path("build/sandbox"), help="The sandbox's folder.")
 @click.option("--data", type=Path, metavar="DIR", help="A dataset in YOLO format, in place of the drawn one.")
 @click.option("--json", "as_json", is_flag=True, help="Print repository and commit as JSON.")
 @pass_project
 def sandbox(project: Project, *, module: str, folder: Path, data: Path | None, as_json: bool) -> None:
-    """Make the sandbox, or bring it up to date.
+    """Create or update the sandbox.
 
     A Git repository with this checkout, a DVC remote and a dataset of MODULE.
 
@@ -35,18 +35,18 @@ def sandbox(project: Project, *, module: str, folder: Path, data: Path | None, a
         print(json.dumps({"repository": str(made.origin), "commit": made.commit}))
     else:
         print(f"Repository: {made.origin}\nDVC remote: {made.remote}")
-        print(f"Commit:     {made.commit}\nPictures:   {made.sheet}")
+        print(f"Commit:     {made.commit}\nImages:     {made.sheet}")
 
 
 @click.command()
 @click.argument("name")
-@click.option("--from", "source", type=Path, metavar="FILE", required=True, help="The experiment it begins as.")
+@click.option("--from", "source", type=Path, metavar="FILE", required=True, help="The experiment to copy.")
 @PARAMETERS
 @pass_project
 def new(project: Project, *, name: str, source: Path, parameters: tuple[tuple[str, str], ...]) -> None:
-    """Make the next experiment from another one.
+    """Create a new experiment from an existing one.
 
-    Writes experiments/NUMBER_MODULE_NAME.yaml with the comments of FILE.
+    Writes experiments/NUMBER_MODULE_NAME.yaml, with the comments of FILE and the module's next number.
 
     \b
     Example:
@@ -63,9 +63,9 @@ def new(project: Project, *, name: str, source: Path, parameters: tuple[tuple[st
 @click.argument("file", type=Path)
 @PARAMETERS
 def explain_command(*, file: Path, parameters: tuple[tuple[str, str], ...]) -> None:
-    """Show what each value of an experiment means.
+    """Explain each value of an experiment.
 
-    Also where it comes from, and the ultralytics argument it becomes.
+    Shows its meaning, its origin, and the ultralytics argument that is set from it.
 
     \b
     Example:

@@ -13,12 +13,12 @@ from lib.cli.options import KAGGLE_USER, PROJECT, SECRETS_DATASET, Project, comp
 
 @click.command()
 @click.argument("branch", required=False, shell_complete=complete_branch)
-@click.option("--output", type=Path, metavar="DIR", help="Where the files go; without it build/models/BRANCH.")
+@click.option("--output", type=Path, metavar="DIR", help="Folder of the files; default: build/models/BRANCH.")
 @PROJECT
 def fetch(project: Project, *, branch: str | None, output: Path | None) -> None:
-    """Bring a published run's weights and results here.
+    """Download the weights and the results of a published run.
 
-    Whole, without touching the checkout and without the dataset. Without BRANCH it lets you choose among the newest.
+    The checkout stays unchanged, and the dataset is not downloaded. Without BRANCH, offers the newest runs to choose.
 
     \b
     Example:
@@ -36,17 +36,17 @@ def fetch(project: Project, *, branch: str | None, output: Path | None) -> None:
 @click.command("predict")
 @click.argument("branch", shell_complete=complete_branch)
 @click.argument("images", type=Path, nargs=-1, required=True, metavar="IMAGE...")
-@click.option("--output", type=Path, metavar="DIR", help="Where they are drawn; without it build/predictions/BRANCH.")
-@click.option("--confidence", type=click.FloatRange(0, 1), default=0.25, help="Of the least sure that is shown.")
-@click.option("--device", metavar="DEVICE", default="", help="cpu or a GPU's number; without it what is there.")
+@click.option("--output", type=Path, metavar="DIR", help="Folder of the images; default: build/predictions/BRANCH.")
+@click.option("--confidence", type=click.FloatRange(0, 1), default=0.25, help="The lowest confidence to show.")
+@click.option("--device", metavar="DEVICE", default="", help="cpu or a GPU's number; default: a GPU if there is one.")
 @PROJECT
 def predict_command(
     project: Project, *, branch: str, images: tuple[Path, ...], output: Path | None, confidence: float, device: str
 ) -> None:
-    """Draw a published model's predictions on pictures.
+    """Draw the predictions of a published model on images.
 
-    The model of BRANCH is fetched where it is not here yet; an IMAGE may be a folder of them. Prints a line a picture
-    and draws it. Exits with 1 if one cannot be read.
+    Fetches the model of BRANCH if it is missing; an IMAGE may be a folder of images. Prints one line per image and
+    draws it. Exits with 1 if an image cannot be read.
 
     \b
     Example:
@@ -57,7 +57,7 @@ def predict_command(
 
     with contextlib.redirect_stdout(sys.stderr):  # keep the progress of the fetch out of the printed predictions
         model = fetch_model(project.root, branch, project.credentials)
-    folder = output or project.root / "build" / "predictions" / model.record["branch"]
+    folder = output or project.root / "build" / "predictions" / model.record.branch
     problems = 0
     for predicted in predict(model, images, folder, confidence=confidence, device=device):
         print(predicted, flush=True)
@@ -68,14 +68,14 @@ def predict_command(
 
 @click.command("compare")
 @click.argument("branches", nargs=-1, metavar="[BRANCH]...", shell_complete=complete_branch)
-@click.option("--output", type=Path, metavar="PNG", default=Path("build/compare.png"), help="Where the curves go.")
+@click.option("--output", type=Path, metavar="PNG", default=Path("build/compare.png"), help="File of the curves.")
 @PROJECT
 @click.option("--json", "as_json", is_flag=True, help="Print metrics and differences as JSON.")
 def compare_command(project: Project, *, branches: tuple[str, ...], output: Path, as_json: bool) -> None:
-    """Show published runs side by side.
+    """Compare published runs.
 
-    Metrics, what they were made from where it differs, and their curves in one picture. Without BRANCH the newest
-    runs of the experiment that was trained last.
+    Shows their metrics, the differences of their experiments, and their curves in one image. Without BRANCH, compares
+    the newest runs of the experiment that was trained last.
 
     \b
     Example:
@@ -84,25 +84,23 @@ def compare_command(project: Project, *, branches: tuple[str, ...], output: Path
     from lib.results import compare
     from lib.sync import Refs
 
-    sides = compare.read_sides(Refs(Path.cwd(), project.credentials), branches)
-    compare.draw_curves(sides, output)
-    print(compare.as_json(sides, output) if as_json else compare.show_sides(sides))
-    if not as_json:
-        print(f"\nCurves: {output}")
+    runs = compare.read_runs(Refs(Path.cwd(), project.credentials), branches)
+    compare.draw_curves(runs, output)
+    print(compare.as_json(runs, output) if as_json else f"{compare.show_runs(runs)}\n\nCurves: {output}")
 
 
 @click.command("rerun")
 @click.argument("branch", shell_complete=complete_branch)
-@click.option("--output", type=Path, metavar="DIR", help="Where the files go; without it build/BRANCH.")
+@click.option("--output", type=Path, metavar="DIR", help="Folder of the files; default: build/BRANCH.")
 @KAGGLE_USER
 @SECRETS_DATASET
 @PROJECT
 def rerun_command(
     project: Project, *, branch: str, output: Path | None, kaggle_user: str, secrets_dataset: str
 ) -> None:
-    """Render a published run once more.
+    """Render a published run again.
 
-    Its own notebook, commit, dataset and experiment, as BRANCH names them, ready for Kaggle.
+    Uses the notebook, commit, dataset and experiment that BRANCH records; the result is ready for Kaggle.
 
     \b
     Example:
@@ -113,8 +111,8 @@ def rerun_command(
 
     user = kaggle_user or configured_user()
     rendered, record = rerun(project.root, branch, project.credentials, output, user, secrets_dataset)
-    print(f"{rendered}\nTrains:   what {record.branch} was trained from, at commit {record.commit}")
+    print(f"{rendered}\nTrains:   the experiment of {record.branch}, at commit {record.commit}")
     if record.resumed_from:
-        print(f"Needs:    {record.resumed_from}, from which that run went on")
-    print(f"Was with: {', '.join(f'{name} {version}' for name, version in record.versions.items())}")
+        print(f"Needs:    {record.resumed_from}, from which that run resumed")
+    print(f"Versions: {', '.join(f'{name} {version}' for name, version in record.versions.items())}")
     print(ways_to_kaggle(rendered, user))

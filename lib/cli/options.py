@@ -1,5 +1,6 @@
 """Options that several commands share, and the `Project` that a command works on."""
 
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -7,8 +8,20 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 
+from lib.errors import RunError, SandboxError
 from lib.remotes.credentials import Credentials, load_credentials
-from lib.remotes.repository import find_project
+
+
+def find_project(start: Path) -> Path:
+    """Return the root of the checkout that contains `start`. Raises `SandboxError` outside of a checkout."""
+    for folder in (start.resolve(), *start.resolve().parents):
+        if (folder / "render.py").is_file() and (folder / "uv.lock").is_file():
+            return folder
+    raise SandboxError(
+        f"{start} is not in a checkout of this project, and no repository was given.",
+        state="nothing was started.",
+        remedy="run the command inside a clone, or name a repository with -p repository URL.",
+    )
 
 
 @dataclass(frozen=True)
@@ -37,13 +50,13 @@ KAGGLE_USER = click.option(
     envvar="KAGGLE_USERNAME",
     metavar="NAME",
     default="",
-    help="Whose kernel it is; without it the kaggle client's user.",
+    help="Owner of the kernel; default: the kaggle client's user.",
 )
 SECRETS_DATASET = click.option(
     "--secrets-dataset",
     metavar="OWNER/SLUG",
     default="",
-    help="The private dataset with secrets.json; without it <kaggle user>/kaggle-training-secrets.",
+    help="The private dataset with secrets.json; default: <kaggle user>/kaggle-training-secrets.",
 )
 PARAMETERS = click.option(
     "-p",
@@ -51,16 +64,24 @@ PARAMETERS = click.option(
     nargs=2,
     multiple=True,
     metavar="KEY VALUE",
-    help="A key of the experiment (training.epochs, or epochs) and its value; may be given often.",
+    help="A key of the experiment (training.epochs, or epochs) and its value; repeatable.",
 )
 OLDER_THAN = click.option(
-    "--older-than", type=float, metavar="SECONDS", default=600.0, help="A run that has not moved for so long is dead."
+    "--older-than", type=float, metavar="SECONDS", default=600.0, help="A run that is silent for this long is dead."
 )
+
+
+def run_command_line(command: click.Command) -> None:
+    """Run a command; print an error of this project as its message, without a traceback, and exit with 1."""
+    try:
+        command(complete_var="_LIB_COMPLETE")  # the default name would contain the spaces of `python -m lib`
+    except RunError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def complete_branch(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
     """Return the branches of finished runs that start with `begun`; none if the remote cannot be read."""
-    from lib.errors import RunError
     from lib.results.published import list_runs
     from lib.sync import Refs
 

@@ -15,11 +15,11 @@ from lib.cli.options import OLDER_THAN, PROJECT, Project
 
 @click.command()
 @PROJECT
-@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the state as JSON.")
 def status(project: Project, *, as_json: bool) -> None:
-    """Show where every experiment stands.
+    """Show the state of every experiment.
 
-    Finished runs with metrics, checkpoints, sessions and open publications, from the Git remote alone.
+    Lists finished runs with metrics, checkpoints, sessions and unfinished publications, from the Git remote alone.
 
     \b
     Example:
@@ -35,9 +35,9 @@ def status(project: Project, *, as_json: bool) -> None:
 @OLDER_THAN
 @PROJECT
 def recover_command(project: Project, *, older_than: float) -> None:
-    """Undo what dead runs left unfinished.
+    """Roll back or finish what dead runs left on both remotes.
 
-    On both remotes of this clone; waits until their lease is over.
+    Waits until their leases have expired.
 
     \b
     Example:
@@ -50,7 +50,7 @@ def recover_command(project: Project, *, older_than: float) -> None:
     with clone_with(Path.cwd(), project.credentials) as clone:
         while left := recover(clone, project.credentials, older_than=older_than):
             if time.monotonic() > deadline + 60:
-                print(f"{left} unfinished publications are alive or unreadable here, and are left alone.")
+                print(f"{left} unfinished publications are alive or cannot be read here; they were left unchanged.")
                 raise SystemExit(1)
             print(f"Waiting for {left} unfinished publications to end or to expire …", flush=True)
             time.sleep(min(15, max(1, older_than / 10)))
@@ -60,11 +60,11 @@ def recover_command(project: Project, *, older_than: float) -> None:
 @click.command("check")
 @OLDER_THAN
 @PROJECT
-@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def check_command(project: Project, *, older_than: float, as_json: bool) -> None:
-    """Look at both remotes and say what is wrong.
+    """Check both remotes and report what is wrong.
 
-    Nothing is deleted; exits with 1 if something is wrong.
+    Deletes nothing; the exit status is 1 if something is wrong.
 
     \b
     Example:

@@ -13,11 +13,11 @@ from lib.cli.options import KAGGLE_USER, PARAMETERS, PROJECT, Project
 @click.command()
 @click.argument("module")
 @KAGGLE_USER
-@click.option("--every", type=float, metavar="SECONDS", default=20.0, help="How often Kaggle is asked for its state.")
+@click.option("--every", type=float, metavar="SECONDS", default=20.0, help="Time between two requests for its state.")
 def watch(*, module: str, kaggle_user: str, every: float) -> None:
-    """Follow a module's newest run on Kaggle to its end.
+    """Follow the newest run of a module on Kaggle to its end.
 
-    Shows its state and log; exits with 1 if it did not end well.
+    Shows its state and log; exits with 1 if the run failed or was cancelled.
 
     \b
     Example:
@@ -32,21 +32,23 @@ def watch(*, module: str, kaggle_user: str, every: float) -> None:
     print(f"Following {kernel}: https://www.kaggle.com/code/{kernel}", flush=True)
     branch = watch_kernel(kernel, every=every, say=lambda line: print(line, flush=True))
     if branch is None:
-        print("The run is complete; its log names no branch that it has published.")
+        print("The run is complete; its log names no published branch.")
     else:
-        print(f"The run is complete, and published as {branch}.\nBring it here with: python -m lib fetch {branch}")
+        print(f"The run is complete, and published as {branch}.\nDownload it with: python -m lib fetch {branch}")
 
 
 @click.command()
 @click.argument("experiments", type=Path, nargs=-1, required=True, metavar="EXPERIMENT...")
 @PARAMETERS
 @click.option("--address", metavar="ADDRESS", default="", help="A Ray cluster (auto: the one of this machine).")
-@click.option("--gpus-per-run", type=click.FloatRange(0), default=1, help="GPUs that a run trains on; 0: the CPU.")
-@click.option("--cpus-per-run", type=click.FloatRange(0), default=1, help="CPU cores that a run is counted with.")
+@click.option("--gpus-per-run", type=click.FloatRange(0), default=1, help="GPUs per run; 0: train on the CPU.")
+@click.option("--cpus-per-run", type=click.FloatRange(0), default=1, help="CPU cores reserved per run.")
 @click.option("--retries", type=click.IntRange(0), default=3, help="How often a run may lose its node.")
-@click.option("--folder", type=Path, metavar="DIR", default=Path("build/sweep"), help="Where runs work, on every node.")
+@click.option(
+    "--folder", type=Path, metavar="DIR", default=Path("build/sweep"), help="The runs' folder, on every node."
+)
 @click.option("--sandbox", type=Path, metavar="DIR", help="Train in a sandbox there: no account, no network.")
-@click.option("--allow-dirty", is_flag=True, help="Train the commit although the tree is dirty or it is not pushed.")
+@click.option("--allow-dirty", is_flag=True, help="Accept a dirty tree, or a commit that is not pushed.")
 @PROJECT
 def sweep(
     project: Project,
@@ -63,8 +65,8 @@ def sweep(
 ) -> None:
     """Train many experiments, on this machine or a Ray cluster.
 
-    Each EXPERIMENT is a YAML, or a matrix of them (its key sweep). What the same commit has published is skipped, and
-    the rest goes on from its checkpoints. Compares them in the end; exits with 1 if one is not published.
+    Each EXPERIMENT is a YAML file, or a matrix (key `sweep`). Skips what the same commit has published, and resumes the
+    rest from its checkpoints. Compares all at the end; exits with 1 if one is not published.
 
     \b
     Example:

@@ -13,9 +13,9 @@ from lib.cli.options import PROJECT, Project, pass_project
 @click.argument("file", type=Path, default=Path("secrets.json"))
 @click.option("--client", type=Path, metavar="JSON", help="Your OAuth client, or a service account's key.")
 def credentials(*, file: Path, client: Path | None) -> None:
-    """Make or complete secrets.json with you.
+    """Make or complete secrets.json in a dialog.
 
-    Signs in to Google in the browser, asks for the keys, tries each at its service, and writes FILE.
+    Signs you in to Google in the browser, asks for the keys, checks each with its service, and writes FILE.
 
     \b
     Example:
@@ -29,10 +29,10 @@ def credentials(*, file: Path, client: Path | None) -> None:
 
 @click.command()
 @click.argument("folder", type=Path, default=Path("build/wheels"))
-@click.option("--python", metavar="VERSION", default="3.12", help="The Python of the machine that they are for.")
+@click.option("--python", metavar="VERSION", default="3.12", help="The Python version of that machine.")
 @pass_project
 def wheels(project: Project, *, folder: Path, python: str) -> None:
-    """Gather what step 2 installs, for sessions without a network.
+    """Download what step 2 installs, for sessions without internet.
 
     Attach FOLDER as a Kaggle dataset.
 
@@ -43,17 +43,18 @@ def wheels(project: Project, *, folder: Path, python: str) -> None:
     from lib.kaggle.wheels import gather_wheels
 
     found = gather_wheels(project.root, folder, python=python)
-    print(f"{found.count} wheels for Python {python}, {found.size / 2**20:.0f} MiB, in {found.folder}.")
+    size = sum(path.stat().st_size for path in found)
+    print(f"{len(found)} wheels for Python {python}, {size / 2**20:.0f} MiB, in {folder}.")
 
 
 @click.command()
 @click.argument("experiment", type=Path)
-@click.option("--accelerator", type=click.Choice(["t4x2", "p100", "none"]), default="none", help="What it must have.")
+@click.option("--accelerator", type=click.Choice(["t4x2", "p100", "none"]), default="none", help="The required GPUs.")
 @PROJECT
 def preflight(project: Project, *, experiment: Path, accelerator: str) -> None:
-    """Try on this machine what a run would need.
+    """Check on this machine everything that a run needs.
 
-    EXPERIMENT is a YAML. Nothing stays; exits with 1 on errors.
+    EXPERIMENT is a YAML file. The checks leave nothing behind; the exit status is 1 on errors.
 
     \b
     Example:

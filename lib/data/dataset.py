@@ -2,9 +2,9 @@
 
 Guarantees: the dataset has the hash that the commit's `.dvc` file records. It is stored outside the clone, because the
 whole clone becomes the run's output on Kaggle. The tracked `data.yaml` is never changed: training reads a copy with
-absolute paths, all of them inside the dataset's folder, no matter on which machine `data.yaml` was written. One report
-lists every error that would stop training, everything that training would skip silently, and every image whose exact
-bytes are both trained on and evaluated on.
+lists of absolute paths, all of them inside the dataset's folder, no matter on which machine `data.yaml` was written.
+One report lists every error that would stop training, everything that training would skip silently, and every image
+whose exact bytes are both trained on and evaluated on.
 
 Cannot: prove that every image decodes. As in ultralytics, each header is read, PNG checksums are verified and the
 end of each JPEG is checked; damage in the middle of a JPEG is not detected. Duplicates are found by equal bytes only:
@@ -20,6 +20,7 @@ memorization. A val image that is also in test is only a warning: a small datase
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
 from collections.abc import Sequence
@@ -28,13 +29,14 @@ from pathlib import Path
 from typing import Any
 
 from lib.data.findings import Findings, Issue
-from lib.data.images import check_copies, check_pictures
-from lib.data.labels import KEYPOINT, LabelFormat, Picture, check_labels, label_path
-from lib.data.splits import SPLITS, Split, find_split, is_picture, list_files
+from lib.data.images import check_copies, check_images
+from lib.data.labels import KEYPOINT, LabelFormat, LabelledImage, check_labels, label_path
+from lib.data.splits import SPLITS, find_images, is_image, list_files
 from lib.errors import DatasetError, RemoteError
+from lib.experiment.load import read_yaml
 from lib.experiment.schema import Experiment
-from lib.remotes.credentials import Credentials
-from lib.remotes.pull import pull_objects, read_mapping
+from lib.remotes.pull import pull_objects
+from lib.session import Session
 
 INPUTS = Path("/kaggle/input")
 MIRRORS = ("*/files/md5", "*/*/files/md5", "datasets/*/*/files/md5", "datasets/*/*/*/files/md5")
@@ -47,7 +49,8 @@ class Dataset:
 
     `data_file` is the `data.yaml` that training reads; `md5` is DVC's hash of the folder; `counts` maps each split
     (`train`, `val`, `test`) to its number of images; `names` maps class numbers to class names; `warnings` holds report
-    lines for issues that do not stop training; `polygons` is true if the labels hold outlines instead of boxes.
+    lines for issues that do not stop training; `polygons` is true if the labels hold outlines instead of boxes; `files`
+    holds the images of each split, sorted by name.
     """
 
     folder: Path
@@ -59,14 +62,10 @@ class Dataset:
     warnings: tuple[str, ...] = ()
     polygons: bool = False
 
-    def pictures(self, split: str) -> list[Path]:
-        """Return the image paths of a split, sorted by name."""
-        return list(self.files[split])
-
     def describe(self) -> str:
         """Return a one-line summary of the dataset for the log."""
         counts = ", ".join(f"{count} {split}" for split, count in self.counts.items())
-        return f"{counts} pictures; classes: {', '.join(self.names.values())}; MD5 {self.md5}"
+        return f"{counts} images; classes: {', '.join(self.names.values())}; MD5 {self.md5}"
 
     def show_warnings(self) -> str:
         """Return the warnings of the check as lines for the log."""
@@ -93,28 +92,28 @@ def read_pointer(root: Path, experiment: Experiment) -> DvcFile:
             remedy=f"run `dvc add {experiment.dataset} && dvc push`, commit {target.name}, push and render again.",
         )
     try:
-        out = read_mapping(target)["outs"][0]
+        out = read_yaml(target, DatasetError)["outs"][0]
         return DvcFile(target, str(out["md5"]), out.get("size"), out.get("nfiles"))
     except (KeyError, IndexError, TypeError, AttributeError):
         raise DatasetError(
-            f"{target}: it names no hash of a folder.", remedy=f"run `dvc add {experiment.dataset}` and commit it."
+            f"{target}: it holds no hash of a folder.", remedy=f"run `dvc add {experiment.dataset}` and commit it."
         ) from None
 
 
-def pull_dataset(
-    root: Path, experiment: Experiment, scratch: Path, credentials: Credentials, *, inputs: Path = INPUTS
-) -> Dataset:
-    """Pull the experiment's dataset with DVC into `scratch`, check it and return it.
+def pull_dataset(session: Session, *, inputs: Path = INPUTS) -> Dataset:
+    """Pull the experiment's dataset with DVC into the scratch folder, check it and return it.
 
-    The clone at `root` holds its `.dvc` file. `inputs` is the folder of Kaggle's attached datasets: copies of the DVC
-    remote there are read first. Raises `DatasetError` if the pull fails or the dataset does not fit the module.
+    `inputs` is the folder of Kaggle's attached datasets: copies of the DVC remote there are read first. Raises
+    `DatasetError` if the pull fails or the dataset does not fit the module.
     """
-    pointer, name = read_pointer(root, experiment), f"{experiment.dataset}.dvc"
+    experiment, scratch = session.experiment, session.scratch
+    pointer, name = read_pointer(session.root, experiment), f"{experiment.dataset}.dvc"
     try:
         texts = {name: pointer.file.read_text(encoding="utf-8")}
         place = pull_objects(
-            root, scratch / "dataset", texts, credentials, f"Pulling {experiment.dataset}", find_mirrors(inputs)
-        )
+            session.root, scratch / "dataset", texts, session.credentials, f"Pulling {experiment.dataset}",
+            find_mirrors(inputs),
+        )  # fmt: skip
     except RemoteError as error:
         raise DatasetError(
             f"`dvc pull {name}` failed: {error.what}",
@@ -139,50 +138,38 @@ def check_dataset(folder: Path, experiment: Experiment, scratch: Path, *, md5: s
     tracked = folder / "data.yaml"
     if not tracked.is_file():
         raise DatasetError(
-            f"data.yaml not found: {tracked} is not there.",
+            f"data.yaml not found: {tracked} does not exist.",
             state="nothing was trained.",
             remedy="put data.yaml at the top of the dataset's folder (Ultralytics' YOLO format), "
             f"`dvc add {experiment.dataset}`, push and commit.",
         )
-    values = read_mapping(tracked)
+    values = read_yaml(tracked, DatasetError)
     findings = Findings()
     names = _check_names(values, findings)
     keypoints = _check_keypoints(values, experiment, findings)
     inside = list_files(folder)
-    splits = {split: find_split(folder, inside, values, split, findings) for split in SPLITS}
-    pictures = [picture for split in splits.values() for picture in split.pictures]
-    pictures = check_pictures(pictures, findings)
-    check_copies(pictures, findings)
+    splits = {split: find_images(folder, inside, values, split, findings) for split in SPLITS}
+    images = check_images([image for found in splits.values() for image in found], findings)
+    check_copies(images, findings)
     polygons = experiment.about.task == "segment"
     form = LabelFormat(
         len(names), keypoints, bool(experiment.about.keypoints), experiment.training.image_size, polygons
     )
-    check_labels(pictures, form, names, findings)
-    _check_strays(folder, inside, pictures, findings)
-    _stop_on_errors(tracked, experiment, findings)
-    data_file = scratch / f"data-{experiment.module}.yaml"
-    _write_portable(data_file, folder, values, names, splits)
-    files = {split: tuple(Path(picture.path) for picture in found.pictures) for split, found in splits.items()}
-    counts = {split: len(found) for split, found in files.items()}
-    return Dataset(folder, data_file, md5, counts, names, files, tuple(findings.lines(stops=False)), polygons)
-
-
-def _stop_on_errors(tracked: Path, experiment: Experiment, findings: Findings) -> None:
-    errors = findings.count(stops=True)
-    if not errors:
-        return
+    check_labels(images, form, names, findings)
+    _check_strays(folder, inside, images, findings)
     warnings = findings.lines(stops=False)
-    raise DatasetError(
-        "\n".join(
-            [
-                f"{tracked}: the dataset has {errors} error{'s' * (errors > 1)}.",
-                *findings.lines(stops=True),
-                *(["Warnings, which stop nothing:", *warnings] if warnings else []),
-            ]
-        ),
-        state="nothing was trained.",
-        remedy=f"correct the dataset, `dvc add {experiment.dataset}`, `dvc push`, commit and render again.",
-    )
+    if errors := findings.count(stops=True):
+        lines = [f"{tracked}: the dataset has {errors} error{'s' * (errors > 1)}.", *findings.lines(stops=True)]
+        raise DatasetError(
+            "\n".join([*lines, *(["Warnings, which stop nothing:", *warnings] if warnings else [])]),
+            state="nothing was trained.",
+            remedy=f"correct the dataset, `dvc add {experiment.dataset}`, `dvc push`, commit and render again.",
+        )
+    data_file = scratch / f"data-{experiment.module}.yaml"
+    files = {split: tuple(Path(image.path) for image in found) for split, found in splits.items()}
+    _write_portable(data_file, folder, values, names, files)
+    counts = {split: len(found) for split, found in files.items()}
+    return Dataset(folder, data_file, md5, counts, names, files, tuple(warnings), polygons)
 
 
 # ---------------------------------------------------------------------------------------------------- data.yaml
@@ -190,32 +177,29 @@ def _stop_on_errors(tracked: Path, experiment: Experiment, findings: Findings) -
 
 def _check_names(values: dict[str, Any], findings: Findings) -> dict[int, str]:
     """Return {class number: name} as ultralytics reads it; empty, with a finding, if the classes are invalid."""
-
-    def complain(text: str) -> dict[int, str]:
-        findings.add(Issue.DESCRIPTION, "data.yaml", text)
-        return {}
-
     names, number = values.get("names"), values.get("nc")
     count = _whole_number(number)
-    if number is not None and not count:
-        return complain(f"nc is {number!r}: it must be the number of classes")
     if names is None and count:
         names = [f"class_{index}" for index in range(count)]  # the names that ultralytics generates
-    if not isinstance(names, dict | list) or not names:
-        return complain(
-            f"names is {names!r}: it must give the classes by number"
-            if names
-            else "names is missing: the classes by number"
-        )
-    try:
-        named = {int(key): str(name) for key, name in (names.items() if isinstance(names, dict) else enumerate(names))}
-    except (TypeError, ValueError):
-        named = {}
-    if sorted(named) != list(range(len(names))):
-        return complain(f"names has the numbers {', '.join(map(str, names))}: they must be 0 to {len(names) - 1}")
-    if count and count != len(named):
-        return complain(f"nc is {number!r}, and names has {len(named)} classes")
-    return dict(sorted(named.items()))
+    named: dict[int, str] = {}
+    if isinstance(names, dict | list):
+        with contextlib.suppress(TypeError, ValueError):
+            pairs = names.items() if isinstance(names, dict) else enumerate(names)
+            named = {int(key): str(name) for key, name in pairs}
+    if number is not None and not count:
+        problem = f"nc is {number!r}: it must be the number of classes"
+    elif not names:
+        problem = "names is missing: the classes by number"
+    elif not isinstance(names, dict | list):
+        problem = f"names is {names!r}: it must map class numbers to names"
+    elif sorted(named) != list(range(len(names))):
+        problem = f"names has the numbers {', '.join(map(str, names))}: they must be 0 to {len(names) - 1}"
+    elif count and count != len(named):
+        problem = f"nc is {number!r}, and names has {len(named)} classes"
+    else:
+        return dict(sorted(named.items()))
+    findings.add(Issue.DESCRIPTION, "data.yaml", problem)
+    return {}
 
 
 def _whole_number(value: object) -> int:
@@ -229,26 +213,24 @@ def _whole_number(value: object) -> int:
 
 def _check_keypoints(values: dict[str, Any], experiment: Experiment, findings: Findings) -> int:
     """Check the keypoint keys of `data.yaml` and return the number of keypoints a label line has."""
-    needed, shape, order = experiment.about.keypoints, values.get("kpt_shape"), values.get("flip_idx")
-    if experiment.about.task == "segment":
+    about, shape, order = experiment.about, values.get("kpt_shape"), values.get("flip_idx")
+    needed = about.keypoints
+    if about.task == "segment":
         if shape:  # ultralytics would parse a polygon with the same number of columns as a box with keypoints
-            told = f"kpt_shape is {shape!r}: {experiment.module} has outlines and no keypoints; leave it out"
-            findings.add(Issue.DESCRIPTION, "data.yaml", told)
+            text = f"kpt_shape is {shape!r}: {about.name} has outlines and no keypoints; leave it out"
+            findings.add(Issue.DESCRIPTION, "data.yaml", text)
         return 0
     if not needed:  # only boxes are trained, but the labels may still contain keypoints
-        poses = isinstance(shape, list) and len(shape) == 2 and shape[1] == KEYPOINT  # noqa: PLR2004
-        return shape[0] if isinstance(shape, list) and poses and isinstance(shape[0], int) and shape[0] > 0 else 0
+        match shape:
+            case [int(count), 3] if count > 0:
+                return count
+        return 0
     if shape != [needed, KEYPOINT]:
-        findings.add(
-            Issue.DESCRIPTION,
-            "data.yaml",
-            f"kpt_shape is {shape!r}: {experiment.module} needs [{needed}, {KEYPOINT}]",
-        )
-    if order and not (
-        isinstance(order, list) and {*map(str, order)} == {*map(str, range(needed))} and len(order) == needed
-    ):
-        told = f"flip_idx is {order!r}: it must name each of the {needed} keypoints once"
-        findings.add(Issue.DESCRIPTION, "data.yaml", told)
+        text = f"kpt_shape is {shape!r}: {about.name} needs [{needed}, {KEYPOINT}]"
+        findings.add(Issue.DESCRIPTION, "data.yaml", text)
+    if order and not (isinstance(order, list) and sorted(map(str, order)) == sorted(map(str, range(needed)))):
+        text = f"flip_idx is {order!r}: it must name each of the {needed} keypoints once"
+        findings.add(Issue.DESCRIPTION, "data.yaml", text)
     return needed
 
 
@@ -256,20 +238,16 @@ def _check_keypoints(values: dict[str, Any], experiment: Experiment, findings: F
 
 
 def _write_portable(
-    data_file: Path, folder: Path, values: dict[str, Any], names: dict[int, str], splits: dict[str, Split]
+    data_file: Path, folder: Path, values: dict[str, Any], names: dict[int, str], files: dict[str, tuple[Path, ...]]
 ) -> None:
-    """Write the `data.yaml` that training reads: the tracked values, with absolute paths of this machine."""
+    """Write the `data.yaml` that training reads: the tracked values, with lists of absolute paths of this machine."""
     portable = {key: value for key, value in values.items() if key not in {"download", "validation", "nc"}}
     portable |= {"path": str(folder), "names": names}
     data_file.parent.mkdir(parents=True, exist_ok=True)
-    for split, found in splits.items():
-        if found.listed:
-            paths = data_file.with_name(f"{data_file.stem}-{split}.txt")
-            paths.write_text("".join(f"{picture.path}\n" for picture in found.pictures), encoding="utf-8")
-            portable[split] = str(paths.resolve())
-        else:
-            places = [posixpath.normpath(f"{folder}/{name}") for name in found.folders]
-            portable[split] = places[0] if len(places) == 1 else places
+    for split, paths in files.items():
+        listed = data_file.with_name(f"{data_file.stem}-{split}.txt").resolve()
+        listed.write_text("".join(f"{path}\n" for path in paths), encoding="utf-8")
+        portable[split] = str(listed)
     from ruamel.yaml import YAML
 
     yaml = YAML(typ="safe", pure=True)
@@ -281,13 +259,13 @@ def _write_portable(
 # ---------------------------------------------------------------------------------------------------- images
 
 
-def _check_strays(folder: Path, inside: dict[str, None], pictures: Sequence[Picture], findings: Findings) -> None:
+def _check_strays(folder: Path, inside: dict[str, None], images: Sequence[LabelledImage], findings: Findings) -> None:
     """Report images that belong to no split, and label files without an image.
 
     A `.txt` file counts as a label file if an image's label would be in its folder, or below any folder `labels`.
     """
-    used = {picture.name for picture in pictures}
-    found = [name for name in inside if is_picture(name)]
+    used = {image.name for image in images}
+    found = [name for name in inside if is_image(name)]
     top = f"{folder}{os.sep}"
     labels = {label_path(f"{top}{name}").removeprefix(top) for name in found}
     label_folders = {posixpath.dirname(label) for label in labels}
@@ -298,4 +276,4 @@ def _check_strays(folder: Path, inside: dict[str, None], pictures: Sequence[Pict
         place, _, file = name.rpartition("/")
         is_label = file.endswith(".txt") and (place in label_folders or "labels" in place.split("/"))
         if is_label and name not in labels and file != "classes.txt":  # labelling tools leave this file there
-            findings.add(Issue.ORPHAN, name, "there is no picture of this name")
+            findings.add(Issue.ORPHAN, name, "there is no image of this name")

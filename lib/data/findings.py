@@ -6,6 +6,7 @@ of each kind are kept.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -18,44 +19,36 @@ EXAMPLES = 3
 class Issue(Enum):
     """A kind of issue: whether it stops the run, its title in the report, its remedy. Ordered as in the report."""
 
-    DESCRIPTION = True, "keys of data.yaml that cannot be", "correct them as it says"
-    SPLIT = (
-        True,
-        "splits without pictures",
-        "name a folder of pictures, several, or a list of their paths, inside of it",
-    )
-    LISTED = True, "listed pictures that are not in the dataset", "add them, or take them off the list"
-    PICTURE = True, "pictures that cannot be read", "replace or remove them: training would leave them out silently"
-    LEAK = True, "pictures that are trained on and measured on", "keep each in one split: the metrics would be too good"
-    UNLABELLED = True, "splits without any label", "labels stand where ultralytics looks: images/… becomes labels/….txt"
-    TEXT = True, "label files that are no text in UTF-8", "write them anew"
+    DESCRIPTION = True, "invalid keys of data.yaml", "correct each as described"
+    SPLIT = True, "splits without images", "name a folder of images in the dataset, several, or a list of their paths"
+    LISTED = True, "listed images that are not in the dataset", "add them, or remove them from the list"
+    IMAGE = True, "images that cannot be read", "replace or remove them: training would leave them out silently"
+    LEAK = True, "images that are trained on and measured on", "keep each in one split: the metrics would be too good"
+    UNLABELLED = True, "splits without any label", "put labels where ultralytics looks: images/… becomes labels/….txt"
+    TEXT = True, "label files that are not UTF-8 text", "write them again"
     COLUMNS = (
         True,
         "lines with a wrong number of columns",
-        "write class, x, y, width, height, and what kpt_shape says; of a polygon class, and x, y of each corner",
+        "write class, x, y, width, height, and the keypoints of kpt_shape; for a polygon class, x, y of each corner",
     )
-    NUMBER = True, "values that are no finite number", "correct the lines"
-    CLASS = True, "classes that data.yaml does not name", "use the numbers of names, whole and from 0"
-    COORDINATE = True, "coordinates outside of 0 to 1", "divide pixels by the picture's width and height"
-    SIDE = True, "boxes without width or height, polygons without area", "remove them, or draw them anew"
+    NUMBER = True, "values that are not finite numbers", "correct the lines"
+    CLASS = True, "classes that data.yaml does not name", "use the numbers of names, which are whole and start at 0"
+    COORDINATE = True, "coordinates outside of 0 to 1", "divide pixels by the image's width and height"
+    SIDE = True, "boxes without width or height, polygons without area", "remove them, or draw them again"
     VISIBILITY = True, "visibilities other than 0, 1 and 2", "0 is not labelled, 1 hidden, 2 visible"
 
-    FOREIGN = False, "paths of another machine", "write them relative to data.yaml; they were found as it says"
-    REUSED = False, "pictures that are in both val and test", "the test says no more than the validation did"
-    REPEATED = False, "pictures that a split holds more than once", "keep one of them"
-    TRAILING = (
-        False,
-        "JPEGs with something behind their end",
-        "save them anew: ultralytics writes over them when it trains",
-    )
-    UNUSED = False, "pictures that are in no split", "remove them, or name their folder in data.yaml"
-    ORPHAN = False, "labels without a picture", "add the picture, or remove the label"
-    BACKGROUND = False, "splits with many pictures without an object", "see that no label was forgotten"
+    FOREIGN = False, "paths of another machine", "write them relative to data.yaml; the files were found as shown"
+    REUSED = False, "images that are in both val and test", "the test adds nothing to the validation there"
+    REPEATED = False, "images that a split holds more than once", "keep one of them"
+    TRAILING = False, "JPEGs with bytes after their end", "save them again: ultralytics rewrites them when it trains"
+    UNUSED = False, "images that are in no split", "remove them, or name their folder in data.yaml"
+    ORPHAN = False, "labels without an image", "add the image, or remove the label"
+    BACKGROUND = False, "splits with many images without an object", "check that no label was forgotten"
     ABSENT = False, "classes without an object", "nothing is learnt or measured of them there"
     TWICE = False, "lines that a label holds twice", "remove one; ultralytics does so too"
     SMALL = False, f"boxes of {SMALLEST} pixels or less at training's image_size", "training drops most of them"
-    BEYOND = False, "boxes that reach out of the picture", "see that x and y are the box's centre"
-    AWAY = False, "keypoints outside of their box", "see that box and keypoints are of one object"
+    BEYOND = False, "boxes that exceed the image", "check that x and y are the box's centre"
+    AWAY = False, "keypoints outside of their box", "check that box and keypoints belong to one object"
     ORDER = False, "corners in another order", "write top-left, top-right, bottom-right, bottom-left, as the text reads"
 
     def __init__(self, stops: bool, title: str, remedy: str) -> None:
@@ -66,26 +59,25 @@ class Issue(Enum):
 class Findings:
     """All issues found, counted by kind, with the first examples of each kind."""
 
-    counts: dict[Issue, int] = field(default_factory=dict)
+    counts: Counter[Issue] = field(default_factory=Counter)
     examples: dict[Issue, list[str]] = field(default_factory=dict)
 
     def add(self, kind: Issue, where: str, value: str) -> None:
         """Count one issue and keep it as an example: its place (`file` or `file:line`) and the value found there."""
-        self.counts[kind] = self.counts.get(kind, 0) + 1
-        kept = self.examples.setdefault(kind, [])
-        if len(kept) < EXAMPLES:
-            kept.append(f"{where}: {value}")
+        self.counts[kind] += 1
+        if self.counts[kind] <= EXAMPLES:
+            self.examples.setdefault(kind, []).append(f"{where}: {value}")
 
     def lines(self, *, stops: bool) -> list[str]:
         """Return the errors or the warnings as lines of text: a heading per kind, its examples indented below."""
-        told = []
+        lines = []
         for kind in Issue:
             if kind.stops == stops and kind in self.counts:
-                told.append(f"- {kind.title} ({self.counts[kind]}): {kind.remedy}")
-                told += [f"    {example}" for example in self.examples[kind]]
+                lines.append(f"- {kind.title} ({self.counts[kind]}): {kind.remedy}")
+                lines += [f"    {example}" for example in self.examples[kind]]
                 more = self.counts[kind] - len(self.examples[kind])
-                told += [f"    and {more} more"] if more else []
-        return told
+                lines += [f"    and {more} more"] if more else []
+        return lines
 
     def count(self, *, stops: bool) -> int:
         """Return the number of errors or of warnings."""

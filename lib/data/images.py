@@ -6,36 +6,31 @@ duplicates. Cannot: detect damage in the middle of a JPEG, or a duplicate that w
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
-from hashlib import blake2b
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from hashlib import file_digest
 
 from lib.data.findings import Findings, Issue
-from lib.data.labels import Picture, in_threads
-from lib.data.splits import PICTURES, SPLITS
+from lib.data.labels import LabelledImage, in_threads
+from lib.data.splits import FORMATS, SPLITS
 
 SMALLEST_SIDE = 10  # pixels; ultralytics drops images with a shorter side
-
-
 END_OF_JPEG = b"\xff\xd9"
-
-
 TAIL = 4096  # bytes; the last bytes of two different compressed images almost always differ, even at equal file sizes
 
 
-def check_pictures(pictures: Sequence[Picture], findings: Findings) -> list[Picture]:
+def check_images(images: Sequence[LabelledImage], findings: Findings) -> list[LabelledImage]:
     """Return the images with their sizes, and report those that ultralytics would skip or rewrite."""
-    paths = list(dict.fromkeys(picture.path for picture in pictures))
+    paths = list(dict.fromkeys(image.path for image in images))
     looked = dict(zip(paths, in_threads(_look_at, paths), strict=True))
-    told: set[str] = set()
-    sized = []
-    for picture in pictures:
-        width, height, kind, complaint = looked[picture.path]
-        if kind and picture.path not in told:
-            told.add(picture.path)
-            findings.add(kind, picture.name, complaint)
-        sized.append(picture._replace(width=width, height=height))
-    return sized
+    names = {image.path: image.name for image in images}
+    for path, (_, _, kind, complaint) in looked.items():
+        if kind:
+            findings.add(kind, names[path], complaint)
+    return [image._replace(width=looked[image.path][0], height=looked[image.path][1]) for image in images]
 
 
 def _look_at(path: str) -> tuple[int, int, Issue | None, str]:
@@ -43,12 +38,12 @@ def _look_at(path: str) -> tuple[int, int, Issue | None, str]:
     try:
         form, width, height, complete = _read_header(path)
     except Exception as error:  # noqa: BLE001  Pillow's decoders raise many kinds of exception
-        return 0, 0, Issue.PICTURE, str(error) or type(error).__name__
+        return 0, 0, Issue.IMAGE, str(error) or type(error).__name__
     if min(width, height) < SMALLEST_SIDE:
-        return width, height, Issue.PICTURE, f"{width} x {height} pixels: a side has fewer than {SMALLEST_SIDE}"
-    if form not in PICTURES | {"jpeg2000"}:
-        return width, height, Issue.PICTURE, f"{form} is a format that ultralytics does not take"
-    return width, height, None if complete else Issue.TRAILING, "its last bytes are not those of a JPEG"
+        return width, height, Issue.IMAGE, f"{width} x {height} pixels: a side has fewer than {SMALLEST_SIDE}"
+    if form not in FORMATS | {"jpeg2000"}:
+        return width, height, Issue.IMAGE, f"{form} is a format that ultralytics does not read"
+    return width, height, None if complete else Issue.TRAILING, "its last bytes are not the end of a JPEG"
 
 
 def _read_header(path: str) -> tuple[str, int, int, bool]:
@@ -67,7 +62,7 @@ def _read_header(path: str) -> tuple[str, int, int, bool]:
         except Image.DecompressionBombError:
             raise
         except Exception as error:  # ultralytics patches Pillow's `open`, and its version raises other errors
-            raise ValueError("it is no picture of a known format") from error
+            raise ValueError("it is not an image of a known format") from error
         with opened as image:
             form = str(image.format).lower()
             # only for JPEG and MPO: `getexif` would decode a whole PNG
@@ -81,10 +76,10 @@ def _read_header(path: str) -> tuple[str, int, int, bool]:
     return form, width, height, ends or form != "jpeg"
 
 
-def check_copies(pictures: Sequence[Picture], findings: Findings) -> None:
+def check_copies(images: Sequence[LabelledImage], findings: Findings) -> None:
     """Report images with equal bytes, in several splits or more than once in one split."""
-    for group in _same_files(pictures):
-        by_split = {split: [picture for picture in group if picture.split == split] for split in SPLITS}
+    for group in _same_files(images):
+        by_split = {split: [image for image in group if image.split == split] for split in SPLITS}
         train, val, test = (by_split[split] for split in SPLITS)
         for other in (val, test):
             if train and other:
@@ -92,55 +87,29 @@ def check_copies(pictures: Sequence[Picture], findings: Findings) -> None:
         if val and test:
             findings.add(Issue.REUSED, val[0].name, f"the same as {test[0].name}")
         for same in by_split.values():
-            for picture in same[1:]:
-                findings.add(Issue.REPEATED, picture.name, f"the same as {same[0].name} ({picture.split})")
+            for image in same[1:]:
+                findings.add(Issue.REPEATED, image.name, f"the same as {same[0].name} ({image.split})")
 
 
-def _same_files(pictures: Sequence[Picture]) -> Iterator[list[Picture]]:
+def _same_files(images: Sequence[LabelledImage]) -> Iterator[list[LabelledImage]]:
     """Yield each group of images with equal bytes; read a whole file only if another has its size and last bytes."""
-    groups = [list(pictures)]
-    for key in (_size, _tail, _content):
-        paths = list(dict.fromkeys(picture.path for group in groups for picture in group))
-        keys = dict(zip(paths, in_threads(key, paths), strict=True))
-        finer: list[list[Picture]] = []
-        for group in groups:
-            parts: dict[object, list[Picture]] = {}
-            for picture in group:
-                parts.setdefault(keys[picture.path], []).append(picture)
-            finer += [part for part in parts.values() if len(part) > 1]
-        groups = finer
+    groups = [list(images)]
+    for length in (TAIL, sys.maxsize):
+        paths = list(dict.fromkeys(image.path for group in groups for image in group))
+        keys = dict(zip(paths, in_threads(partial(_end_of, length), paths), strict=True))
+        parts: dict[tuple[int, object], list[LabelledImage]] = {}
+        for number, group in enumerate(groups):
+            for image in group:
+                parts.setdefault((number, keys[image.path]), []).append(image)
+        groups = [part for part in parts.values() if len(part) > 1]
     yield from groups
 
 
-def _guarded(read: Callable[[str], object]) -> Callable[[str], object]:
-    """Return `read`, except that an unreadable file equals only itself; `check_pictures` reports the file."""
-
-    def guarded(path: str) -> object:
-        try:
-            return read(path)
-        except OSError:
-            return path
-
-    return guarded
-
-
-@_guarded
-def _size(path: str) -> object:
-    size = os.stat(path).st_size  # noqa: PTH116  creating ten thousand Path objects is slow
-    return size or path  # empty files do not count as copies of each other
-
-
-@_guarded
-def _tail(path: str) -> object:
-    with open(path, "rb") as file:  # noqa: PTH123  creating ten thousand Path objects is slow
-        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
-        return blake2b(file.read(), digest_size=16).digest()
-
-
-@_guarded
-def _content(path: str) -> object:
-    digest = blake2b(digest_size=16)
-    with open(path, "rb") as file:  # noqa: PTH123  creating ten thousand Path objects is slow
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.digest()
+def _end_of(length: int, path: str) -> object:
+    """Return a file's size and a hash of its last `length` bytes; its path if it is empty or cannot be read."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:  # noqa: PTH123  creating ten thousand Paths is slow
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - length))
+        if size:
+            return size, file_digest(file, "blake2b").digest()
+    return path  # it equals only itself; `check_images` reports it

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from lib.data.findings import SMALLEST, Findings, Issue
@@ -47,7 +47,7 @@ LABEL_SHARE = 0.2
 CHUNK = 64  # files per task: scheduling a thread task costs as much as reading a small file
 
 
-class Picture(NamedTuple):
+class LabelledImage(NamedTuple):
     """An image of a split: its path and name, the path and name of its label, its size in pixels (0 if unknown)."""
 
     split: str
@@ -74,29 +74,25 @@ class LabelFormat(NamedTuple):
 
 
 class _Line(NamedTuple):
-    picture: Picture
+    image: LabelledImage
     number: int
     words: list[str]
 
     @property
     def place(self) -> str:
-        return f"{self.picture.label_name}:{self.number}"
+        return f"{self.image.label_name}:{self.number}"
 
 
 def in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
     """Return the function's value for each item, in order; threads help only functions that wait for file access."""
-    items = list(items)
-    chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
-    with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool:
-        return [
-            value for values in pool.map(lambda chunk: [function(item) for item in chunk], chunks) for value in values
-        ]
+    with ThreadPool(min(16, 4 * (os.cpu_count() or 1))) as pool:
+        return pool.map(function, items, CHUNK)
 
 
-def label_path(picture: str) -> str:
+def label_path(image: str) -> str:
     """Return the path where ultralytics looks for an image's label: the last folder `images` becomes `labels`."""
-    head, found, tail = picture.rpartition(f"{os.sep}images{os.sep}")
-    moved = f"{head}{os.sep}labels{os.sep}{tail}" if found else picture
+    head, found, tail = image.rpartition(f"{os.sep}images{os.sep}")
+    moved = f"{head}{os.sep}labels{os.sep}{tail}" if found else image
     return moved.rpartition(".")[0] + ".txt"
 
 
@@ -116,20 +112,20 @@ def box_around(outline: Sequence[float]) -> list[float]:
     return [(max(x) + min(x)) / 2, (max(y) + min(y)) / 2, max(x) - min(x), max(y) - min(y)]
 
 
-def check_labels(pictures: Sequence[Picture], form: LabelFormat, names: dict[int, str], findings: Findings) -> None:
+def check_labels(images: Sequence[LabelledImage], form: LabelFormat, names: dict[int, str], findings: Findings) -> None:
     """Read the labels of all images and report their issues."""
-    labelled = {picture.label: picture for picture in reversed(pictures)}  # two images may share a label file
+    labelled = {image.label: image for image in reversed(images)}  # two images may share a label file
     labelled = dict(sorted(labelled.items(), key=lambda item: item[1].label_name))
     lines, table = [], []
     filled = set()
-    for picture, content in zip(labelled.values(), in_threads(_read, labelled), strict=True):
+    for image, content in zip(labelled.values(), in_threads(_read, labelled), strict=True):
         if isinstance(content, str):
-            findings.add(Issue.TEXT, picture.label_name, content)
-            filled.add(picture.label)
+            findings.add(Issue.TEXT, image.label_name, content)
+            filled.add(image.label)
             continue
         for number, words in content:
-            filled.add(picture.label)
-            line = _Line(picture, number, words)
+            filled.add(image.label)
+            line = _Line(image, number, words)
             values = _parse(line, form, findings)
             if values:
                 lines.append(line)
@@ -138,7 +134,7 @@ def check_labels(pictures: Sequence[Picture], form: LabelFormat, names: dict[int
         import numpy as np
 
         _check_rows(lines, np.array(table), form, findings)
-    _check_splits(pictures, filled, lines, names, findings)
+    _check_splits(images, filled, lines, names, findings)
 
 
 def _read(label: str) -> list[tuple[int, list[str]]] | str:
@@ -160,8 +156,8 @@ def _parse(line: _Line, form: LabelFormat, findings: Findings) -> list[float] | 
     columns = BOX + KEYPOINT * form.keypoints
     if form.polygons:
         if len(line.words) < POLYGON or len(line.words) % 2 == 0:
-            told = f"{len(line.words)} columns, not {POLYGON} or more, an odd number"
-            findings.add(Issue.COLUMNS, line.place, told)
+            text = f"{len(line.words)} columns, not {POLYGON} or more, an odd number"
+            findings.add(Issue.COLUMNS, line.place, text)
             return None
     elif len(line.words) != columns and (form.poses or len(line.words) != BOX):
         either = "" if form.poses or columns == BOX else f"{BOX} or "
@@ -208,9 +204,9 @@ def _check_rows(lines: list[_Line], rows: Table, form: LabelFormat, findings: Fi
     points = rows[:, BOX:].reshape(len(rows), form.keypoints, KEYPOINT)
     places, visibility = points[:, :, :2], points[:, :, 2]
 
-    def note(kind: Issue, wrong: Mask, tell: Callable[[int], str]) -> None:
+    def note(kind: Issue, wrong: Mask, describe: Callable[[int], str]) -> None:
         for index in np.flatnonzero(wrong).tolist():
-            findings.add(kind, lines[index].place, tell(index))
+            findings.add(kind, lines[index].place, describe(index))
 
     def first(wrong: NDArray[np.bool_], columns: Sequence[int]) -> Callable[[int], str]:
         return lambda index: _short(lines[index].words[columns[int(wrong[index].argmax())]])
@@ -219,7 +215,7 @@ def _check_rows(lines: list[_Line], rows: Table, form: LabelFormat, findings: Fi
     note(Issue.CLASS, unknown, lambda index: _short(lines[index].words[0]))
     where = [1, 2, 3, 4, *(BOX + KEYPOINT * point + axis for point in range(form.keypoints) for axis in (0, 1))]
     below = rows[:, where] < -ROUNDING
-    below[:, 2:4] = False  # a negative side is reported as Kind.SIDE
+    below[:, 2:4] = False  # a negative side is reported as Issue.SIDE
     outside = below | (rows[:, where] > 1 + ROUNDING)
     note(Issue.COORDINATE, outside.any(axis=1), first(outside, where))
     flat = boxes[:, 2:] <= 0
@@ -229,19 +225,15 @@ def _check_rows(lines: list[_Line], rows: Table, form: LabelFormat, findings: Fi
     note(Issue.VISIBILITY, odd.any(axis=1), first(odd, seen_columns))
 
     sound = ~(outside.any(axis=1) | flat.any(axis=1) | odd.any(axis=1))
-    note(
-        Issue.TWICE,
-        _repeated(lines, _identities(lines, rows, form)),
-        lambda index: " ".join(lines[index].words[:BOX]),
-    )
-    sizes = np.array([(line.picture.width, line.picture.height) for line in lines], dtype=float)
+    note(Issue.TWICE, _repeated(lines, rows, form), lambda index: " ".join(lines[index].words[:BOX]))
+    sizes = np.array([(line.image.width, line.image.height) for line in lines], dtype=float)
     longer = sizes.max(axis=1)
     pixels = boxes[:, 2:] * sizes * (form.image_size / np.maximum(longer, 1))[:, None]
     small = sound & (longer > 0) & (pixels.min(axis=1) <= SMALLEST)
     note(Issue.SMALL, small, lambda index: f"{pixels[index, 0]:.1f} x {pixels[index, 1]:.1f} pixels")
     low, high = boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2
     beyond = np.maximum(-low, high - 1).max(axis=1)
-    note(Issue.BEYOND, sound & (beyond > MARGIN), lambda index: f"by {beyond[index]:.3f} of the picture")
+    note(Issue.BEYOND, sound & (beyond > MARGIN), lambda index: f"by {beyond[index]:.3f} of the image")
     if not form.poses:
         return
     labelled = visibility > 0
@@ -251,27 +243,22 @@ def _check_rows(lines: list[_Line], rows: Table, form: LabelFormat, findings: Fi
     if form.keypoints == CORNERS:
         shape = np.where(sizes > 0, sizes, 1)[:, None, :]
         orders = _orders(places * shape)
-        told = sound & labelled.all(axis=1) & np.array([bool(order) for order in orders])
-        note(Issue.ORDER, told, lambda index: f"{orders[index]} ({int(told.sum())} of {len(rows)} objects)")
+        wrong = sound & labelled.all(axis=1) & np.array([bool(order) for order in orders])
+        note(Issue.ORDER, wrong, lambda index: f"{orders[index]} ({int(wrong.sum())} of {len(rows)} objects)")
 
 
-def _identities(lines: list[_Line], rows: Table, form: LabelFormat) -> Iterable[Table]:
-    """Return the values that identify each line: its class and the part that is trained (box, keypoints, outline)."""
-    import numpy as np
+def _repeated(lines: list[_Line], rows: Table, form: LabelFormat) -> NDArray[np.bool_]:
+    """Return which lines repeat an earlier line of their file in the part that is trained (class and shape).
 
-    if form.polygons:
-        return (np.array(line.words, dtype=float) for line in lines)
-    return rows if form.poses else rows[:, :BOX]
-
-
-def _repeated(lines: list[_Line], identities: Iterable[Table]) -> NDArray[np.bool_]:
-    """Return which lines repeat an earlier line of their file, compared in single precision, as in ultralytics."""
+    They are compared in single precision, as in ultralytics.
+    """
     import numpy as np
 
     seen: set[tuple[str, bytes]] = set()
     repeated = []
-    for line, identity in zip(lines, identities, strict=True):
-        key = line.picture.label, identity.astype(np.float32).tobytes()
+    for line, row in zip(lines, rows if form.poses else rows[:, :BOX], strict=True):
+        trained = np.array(line.words, dtype=float) if form.polygons else row
+        key = line.image.label, trained.astype(np.float32).tobytes()
         repeated.append(key in seen)
         seen.add(key)
     return np.array(repeated)
@@ -290,32 +277,27 @@ def _orders(corners: NDArray[np.float64]) -> list[str]:
     turns = edges[:, :, 0] * after[:, :, 1] - edges[:, :, 1] * after[:, :, 0]
     upper = edges[:, 0] - edges[:, 2]  # sum of both long edges: the lower one points the other way
     level = upper[:, 0] > np.hypot(upper[:, 0], upper[:, 1]) / 2
-    told = []
-    for turn, is_level in zip(turns, level.tolist(), strict=True):
-        if (turn < 0).all():
-            told.append("they run counter-clockwise")
-        elif not (turn > 0).all():
-            told.append("they make no convex shape")
-        else:
-            told.append("" if is_level else "the first is not the top-left one")
-    return told
+    counter_clockwise, convex = (turns < 0).all(axis=1), (turns > 0).all(axis=1)
+    complaints = "they run counter-clockwise", "they form no convex shape", "the first is not the top-left one"
+    chosen: list[str] = np.select([counter_clockwise, ~convex, ~level], complaints, "").tolist()
+    return chosen
 
 
 def _check_splits(
-    pictures: Sequence[Picture], filled: set[str], lines: list[_Line], names: dict[int, str], findings: Findings
+    images: Sequence[LabelledImage], filled: set[str], lines: list[_Line], names: dict[int, str], findings: Findings
 ) -> None:
     """Report splits with no or few labels, and classes that a split does not contain."""
     classes: dict[str, set[float]] = {}
     for line in lines:
-        classes.setdefault(line.picture.label, set()).add(float(line.words[0]))
-    for split in dict.fromkeys(picture.split for picture in pictures):
-        labels = [picture.label for picture in pictures if picture.split == split]
+        classes.setdefault(line.image.label, set()).add(float(line.words[0]))
+    for split in dict.fromkeys(image.split for image in images):
+        labels = [image.label for image in images if image.split == split]
         empty = sum(label not in filled for label in labels)
         if empty == len(labels):
-            findings.add(Issue.UNLABELLED, split, f"none of {len(labels)} pictures has an object")
+            findings.add(Issue.UNLABELLED, split, f"none of {len(labels)} images has an object")
             continue
         if empty > LABEL_SHARE * len(labels):
-            findings.add(Issue.BACKGROUND, split, f"{empty} of {len(labels)} pictures")
+            findings.add(Issue.BACKGROUND, split, f"{empty} of {len(labels)} images")
         there = set().union(*(classes.get(label, set()) for label in labels))
         for number in sorted(set(names) - there):
             findings.add(Issue.ABSENT, split, f"{number} {names[number]}")

@@ -8,27 +8,15 @@ from __future__ import annotations
 
 import os
 import posixpath
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lib.data.findings import Findings, Issue
-from lib.data.labels import Picture, label_path
+from lib.data.labels import LabelledImage, label_path
 
 SPLITS = ("train", "val", "test")
-
-
-PICTURES = frozenset(("avif", "bmp", "dng", "heic", "heif", "jp2", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp"))
+FORMATS = frozenset(("avif", "bmp", "dng", "heic", "heif", "jp2", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp"))
 """File name extensions that ultralytics accepts as images; a file with any other extension is ignored."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """A split of `data.yaml`: its folders, whether it includes a text file of paths, and all its images."""
-
-    folders: tuple[str, ...]
-    listed: bool
-    pictures: tuple[Picture, ...]
 
 
 def list_files(folder: Path) -> dict[str, None]:
@@ -36,44 +24,43 @@ def list_files(folder: Path) -> dict[str, None]:
     found = {"."}
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        beside = os.path.relpath(place, folder)
-        found.update(posixpath.normpath(f"{beside}/{name}") for name in [*folders, *files] if not name.startswith("."))
+        inside = os.path.relpath(place, folder)
+        found.update(posixpath.normpath(f"{inside}/{name}") for name in [*folders, *files] if not name.startswith("."))
     return dict.fromkeys(sorted(found))
 
 
-def find_split(folder: Path, inside: dict[str, None], values: dict[str, Any], split: str, findings: Findings) -> Split:
-    """Return a split with all its images, from folders and from text files of paths; report what cannot be found."""
+def find_images(
+    folder: Path, inside: dict[str, None], values: dict[str, Any], split: str, findings: Findings
+) -> list[LabelledImage]:
+    """Return all images of a split, from folders and from text files of paths; report what cannot be found."""
     key = "validation" if split == "val" and "val" not in values else split  # ultralytics accepts both
     given = values.get(key)
     wanted = given if isinstance(given, list) else [given]
     root = values.get("path")
-    folders, names, listed = [], [], False
+    names = []
     for place in wanted or [None]:
         if not isinstance(place, str) or not place.strip():
-            told = f"{split} is {given!r}: it must be a folder of pictures relative to data.yaml, a list of folders, or"
-            findings.add(Issue.SPLIT, "data.yaml", f"{told} a text file of paths")
+            text = f"{split} is {given!r}: it must be a folder of images relative to data.yaml, a list of folders, or"
+            findings.add(Issue.SPLIT, "data.yaml", f"{text} a text file of paths")
             continue
         found = _find_inside(inside, root if isinstance(root, str) else "", place)
         if found is None:
-            beside = f" (path is {root!r})" if root not in (None, "", ".") else ""
-            told = f"{split} is {place!r}{beside}: there is no such folder or list in {folder.name}"
-            findings.add(Issue.SPLIT, "data.yaml", told)
+            base = f" (path is {root!r})" if root not in (None, "", ".") else ""
+            text = f"{split} is {place!r}{base}: there is no such folder or list in {folder.name}"
+            findings.add(Issue.SPLIT, "data.yaml", text)
             continue
         if _is_foreign(place):
             findings.add(Issue.FOREIGN, "data.yaml", f"{split} is {place!r}, taken as {found}")
         if (folder / found).is_dir():
-            pictures = [name for name in inside if is_picture(name) and (found == "." or name.startswith(f"{found}/"))]
-            folders.append(found)
+            images = [name for name in inside if is_image(name) and (found == "." or name.startswith(f"{found}/"))]
         else:
-            pictures, listed = _read_list(folder, inside, found, findings), True
-        if not pictures:
-            findings.add(Issue.SPLIT, "data.yaml", f"{split} is {place!r}: there is no picture in it")
-        names += pictures
+            images = _read_list(folder, inside, found, findings)
+        if not images:
+            findings.add(Issue.SPLIT, "data.yaml", f"{split} is {place!r}: there is no image in it")
+        names += images
     top = f"{folder}{os.sep}"
-    paths = [(f"{top}{name}", name) for name in sorted(names)]
-    labelled = [(path, name, label_path(path)) for path, name in paths]
-    pictures_of_it = tuple(Picture(split, path, name, label, label.removeprefix(top)) for path, name, label in labelled)
-    return Split(tuple(folders), listed, pictures_of_it)
+    labels = [(name, label_path(f"{top}{name}")) for name in sorted(names)]
+    return [LabelledImage(split, f"{top}{name}", name, label, label.removeprefix(top)) for name, label in labels]
 
 
 def _find_inside(inside: dict[str, None], base: str, given: str) -> str | None:
@@ -103,9 +90,9 @@ def _is_foreign(path: str) -> bool:
     return path.startswith("/") or path[1:3] in {":/", ":\\"}
 
 
-def is_picture(name: str) -> bool:
+def is_image(name: str) -> bool:
     """Return whether a file name has an extension that ultralytics accepts as an image."""
-    return name.rpartition(".")[2].lower() in PICTURES and "." in name
+    return name.rpartition(".")[2].lower() in FORMATS and "." in name
 
 
 def _read_list(folder: Path, inside: dict[str, None], name: str, findings: Findings) -> list[str]:
@@ -113,18 +100,18 @@ def _read_list(folder: Path, inside: dict[str, None], name: str, findings: Findi
     try:
         lines = (folder / name).read_text(encoding="utf-8-sig").splitlines()
     except (UnicodeDecodeError, OSError) as error:
-        findings.add(Issue.LISTED, name, f"it is no list of paths ({type(error).__name__})")
+        findings.add(Issue.LISTED, name, f"it is not a list of paths ({type(error).__name__})")
         return []
     found = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        picture = _find_inside(inside, posixpath.dirname(name), line)
-        if picture is None or not is_picture(picture):
-            told = "there is no such file" if picture is None else "ultralytics takes no such pictures"
-            findings.add(Issue.LISTED, f"{name}:{number}", f"{line.strip()}: {told}")
+        image = _find_inside(inside, posixpath.dirname(name), line)
+        if image is None or not is_image(image):
+            text = "there is no such file" if image is None else "ultralytics reads no such images"
+            findings.add(Issue.LISTED, f"{name}:{number}", f"{line.strip()}: {text}")
             continue
         if _is_foreign(line):
-            findings.add(Issue.FOREIGN, f"{name}:{number}", f"{line.strip()}, taken as {picture}")
-        found.append(picture)
+            findings.add(Issue.FOREIGN, f"{name}:{number}", f"{line.strip()}, taken as {image}")
+        found.append(image)
     return found

@@ -8,7 +8,6 @@ Cannot: express in the schema a rule on two keys, such as flips and the module; 
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import shutil
@@ -19,10 +18,21 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from lib.errors import ExperimentError
+from lib.errors import ExperimentError, did_you_mean
 from lib.experiment.arguments import ALWAYS, ARGUMENTS, WORKED_OUT
-from lib.experiment.load import FROM_VALUES, MATRIX, SHORTCUTS, keys, load_experiment, meanings, read_value, read_yaml
+from lib.experiment.load import (
+    FROM_VALUES,
+    MATRIX,
+    SHORTCUTS,
+    as_yaml,
+    keys,
+    load_experiment,
+    meanings,
+    read_value,
+    read_yaml,
+)
 from lib.experiment.schema import Experiment
+from lib.tables import as_text, make_table
 
 SCHEMA = "schema.json"
 SCHEMA_LINE = f"# yaml-language-server: $schema={SCHEMA}\n"
@@ -33,14 +43,14 @@ Parameters = Iterable[tuple[str, str]]
 
 def typed(parameters: Parameters) -> dict[str, Any]:
     """Return the values of `-p` by dotted key. Raises `ExperimentError` for an unknown key."""
-    given, known = {SHORTCUTS.get(name, name): read_value(name, text) for name, text in parameters}, list(keys())
+    given = {SHORTCUTS.get(name, name): read_value(name, text) for name, text in parameters}
+    known = list(keys())
     for key in given:
         if key not in known:
-            meant = difflib.get_close_matches(key, [*SHORTCUTS, *known], n=1)
             raise ExperimentError(
                 f"-p {key}: an experiment has no such key.",
                 state="nothing was written.",
-                remedy=f"did you mean {meant[0]}?" if meant else f"known are: {', '.join(known)}.",
+                remedy=did_you_mean(key, [*SHORTCUTS, *known], f"known are: {', '.join(known)}."),
             )
     return given
 
@@ -61,21 +71,19 @@ def new_experiment(project: Path, name: str, source: Path, parameters: Parameter
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise ExperimentError(
-            f"NAME is {name!r}: it may hold letters, digits, '_' and '-', and begins with a letter or digit.",
+            f"NAME is {name!r}: it may hold letters, digits, '_' and '-', and must begin with a letter or digit.",
             state="nothing was written.",
-            remedy="give another NAME; the number and the module are put before it.",
+            remedy="choose another NAME; the number and the module are prepended to it.",
         )
     given = typed(parameters)
     old, draft = _load(source, {}), _load(source, given)
     folder, short = project / "experiments", draft.about.short
-    number = max(_numbers(folder, short), default=0) + 1
+    taken = [re.match(rf"(\d+)_{short}_", path.name) for path in folder.glob("*.yaml")]
+    number = max((int(match[1]) for match in taken if match), default=0) + 1
     network = draft.model.architecture.replace("-", "_")
-    changes = ", ".join(f"{key} {_as_yaml(value)}" for key, value in given.items())
-    given = {
-        "name": f"exp{number:03}_{network}_{name}",
-        "description": f"As {old.name}{changes and ', with '}{changes}.",
-        **given,
-    }
+    changes = ", ".join(f"{key} {as_yaml(value)}" for key, value in given.items())
+    description = f"As {old.name}{changes and ', with '}{changes}."
+    given = {"name": f"exp{number:03}_{network}_{name}", "description": description, **given}
     experiment = _load(source, given)
     file = folder / f"{number:03}_{short}_{name}.yaml"
     text = _text(source, given)
@@ -84,17 +92,9 @@ def new_experiment(project: Path, name: str, source: Path, parameters: Parameter
             opened.write(text)
     except FileExistsError:  # another process has just created it
         raise ExperimentError(
-            f"{file} is there already.", state="nothing was written.", remedy="run the same command again."
+            f"{file} already exists.", state="nothing was written.", remedy="run the same command again."
         ) from None
     return file, experiment
-
-
-def _numbers(folder: Path, short: str) -> Iterator[int]:
-    """Yield the numbers of a module's experiments."""
-    for path in folder.glob(f"*_{short}_*.yaml"):
-        number = path.name.partition("_")[0]
-        if number.isdecimal():
-            yield int(number)
 
 
 def _text(source: Path, given: Mapping[str, Any]) -> str:
@@ -179,22 +179,11 @@ def _lines(file: Path) -> dict[str, int]:
 
 def show_explained(explained: Iterable[Explained]) -> str:
     """Return the explained values as a text table."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("Key", "Value", "From", "Ultralytics", "Meaning", box=None, pad_edge=False)
-    for each in explained:
-        table.add_row(each.key, _as_yaml(each.value), each.origin, each.argument, each.meaning)
-    text = StringIO()
-    width = max(110, shutil.get_terminal_size((160, 0)).columns)
-    Console(file=text, width=width, force_terminal=False, markup=False).print(table)
-    always = ", ".join(f"{name} {_as_yaml(value)}" for name, value in ALWAYS.items())
-    lines = [line.rstrip() for line in text.getvalue().splitlines()]
-    return "\n".join([*lines, "", f"(…): worked out from it and what the machine has. Always: {always}."])
-
-
-def _as_yaml(value: Any) -> str:  # noqa: ANN401
-    return value if isinstance(value, str) else json.dumps(value)
+    rows = [(each.key, as_yaml(each.value), each.origin, each.argument, each.meaning) for each in explained]
+    table = make_table(("Key", "Value", "From", "Ultralytics", "Meaning"), rows, ruled=False)
+    always = ", ".join(f"{name} {as_yaml(value)}" for name, value in ALWAYS.items())
+    text = as_text(table, max(110, shutil.get_terminal_size((160, 0)).columns))
+    return f"{text}\n\n(…): derived from the value and the machine. Always: {always}."
 
 
 # ── JSON schema ─────────────────────────────────────────────────────────────────────────────────────────────────────

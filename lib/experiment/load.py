@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from lib.errors import ExperimentError
+from lib.errors import ExperimentError, RunError
 from lib.experiment.modules import MODULES, find_module
 from lib.experiment.schema import Experiment, UnsuitableError
 
@@ -21,12 +22,8 @@ SHORTCUTS: Mapping[str, str] = {
     "resume_from": "model.resume_from",
 }
 """Keys that `-p` and the notebook also accept by their last word."""
-
-
 MATRIX = "sweep"
 """The key that turns one file into many experiments; see `lib/experiment/matrix.py`."""
-
-
 FROM_VALUES = ("name", "module", "description")
 """Keys that cannot be swept, because the experiments of a sweep are named after their values."""
 
@@ -61,53 +58,65 @@ def load_experiment(
         ) from None
     if module and experiment.module != find_module(module).name:
         raise ExperimentError(
-            f"{where}: module is {experiment.module!r}, and {module!r} was asked for.",
+            f"{where}: module is {experiment.module!r}, but {module!r} was requested.",
             state="nothing was started.",
-            remedy=f"name an experiment of {module}, for instance {MODULES[module].baseline}.",
+            remedy=f"choose an experiment of {module}, for example {MODULES[module].baseline}.",
         )
     return experiment
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read an experiment file without checking its keys. Raises `ExperimentError` if it is not a YAML mapping."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
+def by_key(shortcuts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of the notebook's shortcut parameters by dotted key; None leaves the experiment's value."""
+    return {SHORTCUTS[name]: value for name, value in shortcuts.items() if value is not None}
 
+
+def read_yaml(path: Path, error: type[RunError] = ExperimentError) -> dict[str, Any]:
+    """Read a YAML file that maps keys to values, without checking the keys. Raises `error` if it cannot be read."""
     if not path.is_file():
-        there = sorted(found.name for found in path.parent.glob("*.yaml"))
-        meant = difflib.get_close_matches(path.name, there, n=1)
-        listed = f"the experiments in {path.parent} are: {', '.join(there) or 'none'}."
-        hint = f"did you mean {(path.parent / meant[0]).as_posix()}?" if meant else listed
-        raise ExperimentError(f"{path}: there is no such file.", state="nothing was started.", remedy=hint)
+        others = sorted(found.name for found in path.parent.glob("*.yaml"))
+        similar = difflib.get_close_matches(path.name, others, n=1)
+        listed = f"the YAML files in {path.parent} are: {', '.join(others) or 'none'}."
+        remedy = f"did you mean {(path.parent / similar[0]).as_posix()}?" if similar else listed
+        raise error(f"{path}: there is no such file.", state="nothing was started.", remedy=remedy)
     try:
-        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (YAMLError, ValueError, KeyError) as error:  # the last two: an invalid date or number
-        told = re.sub(r"\s+", " ", str(error)).split(" To suppress this check")[0]
-        raise ExperimentError(
-            f"{path}: this is no YAML: {told}",
-            state="nothing was started.",
-            remedy="correct the line named above; experiments/001_det_baseline.yaml shows the form.",
+        values = _parse(path.read_text(encoding="utf-8"))
+    except ValueError as problem:
+        raise error(
+            f"{path}: this is not YAML: {problem}", state="nothing was started.", remedy="correct the line named above."
         ) from None
     if not isinstance(values, dict):
-        raise ExperimentError(
-            f"{path}: an experiment is a mapping of keys to values, this is {type(values).__name__}.",
+        raise error(
+            f"{path}: it must map keys to values, and holds a value of type {type(values).__name__}.",
             state="nothing was started.",
-            remedy="start from a copy of experiments/001_det_baseline.yaml.",
+            remedy="correct the file; experiments/001_det_baseline.yaml is an example of an experiment.",
         )
     return values
 
 
 def read_value(name: str, text: str) -> Any:  # noqa: ANN401
     """Read the value of `-p NAME VALUE` as YAML: 3 is a number, true a boolean, null is None."""
+    try:
+        return _parse(text)
+    except ValueError:
+        raise ExperimentError(
+            f"-p {name} {text!r}: this is not a YAML value.", state="nothing was written.", remedy="put it in quotes."
+        ) from None
+
+
+def as_yaml(value: object) -> str:
+    """Return a value as it is written in an experiment file, in one line; text without quotes."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _parse(text: str) -> Any:  # noqa: ANN401
+    """Parse YAML. Raises `ValueError` with the reason in one line, also for an invalid date or number."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     try:
         return YAML(typ="safe", pure=True).load(text)
-    except (YAMLError, ValueError, KeyError):  # the last two: an invalid date or number
-        raise ExperimentError(
-            f"-p {name} {text!r}: this is no YAML value.", state="nothing was written.", remedy="put it in quotes."
-        ) from None
+    except (YAMLError, ValueError, KeyError) as error:
+        raise ValueError(re.sub(r"\s+", " ", str(error)).split(" To suppress this check")[0]) from None
 
 
 def set_value(values: dict[str, Any], dotted: str, value: object) -> None:
@@ -131,35 +140,28 @@ def _complaint(problem: Any) -> str:  # noqa: ANN401  pydantic's ErrorDetails
     if isinstance(cause, UnsuitableError):
         return str(cause)
     if problem["type"] == "extra_forbidden" and location == [MATRIX]:
-        return f"{MATRIX} makes many experiments of this one, for `python -m lib sweep`; here it should not stand"
+        return f"{MATRIX} turns a file into many experiments, for `python -m lib sweep`; here it is not allowed"
     if problem["type"] == "extra_forbidden":
         section: Any = Experiment
         for part in location[:-1]:
             section = section.model_fields[part].annotation
         known = list(section.model_fields)
-        meant = difflib.get_close_matches(location[-1], known, n=1) or _elsewhere(location[-1])
-        hint = f"did you mean {meant[0]}?" if meant else f"known here: {', '.join(known)}"
-        return f"{key} is no key of an experiment ({key}: {value!r}); {hint}"
+        similar = difflib.get_close_matches(location[-1], known, n=1) or _elsewhere(location[-1])
+        hint = f"did you mean {similar[0]}?" if similar else f"known here: {', '.join(known)}"
+        return f"{key} is not a key of an experiment ({key}: {value!r}); {hint}"
     if problem["type"] == "missing":
-        return f"{key} is missing; it must be given"
+        return f"{key} is missing; it is required"
     allowed = problem["msg"].removeprefix("Input ").removeprefix("Value error, ").replace("valid tuple", "valid list")
     return f"{key} is {value!r}: it {allowed}" if allowed.startswith("should") else f"{key} is {value!r}: {allowed}"
 
 
-def _location(parts: tuple[int | str, ...]) -> list[str]:
+def _location(parts: Iterable[int | str]) -> list[str]:
     """Return the keys of a location, without the union types that pydantic appends after the last key."""
-    section: Any = Experiment
-    keys_of_it = []
+    known, location = set(keys()), list[str]()
     for part in parts:
-        inside = isinstance(section, type) and issubclass(section, BaseModel)
-        if not inside and not isinstance(part, int):
-            break
-        keys_of_it.append(str(part))
-        if not inside:
-            continue
-        field = section.model_fields.get(str(part))
-        section = field.annotation if field else None
-    return keys_of_it
+        if isinstance(part, int) or ".".join(location) not in known:
+            location.append(str(part))
+    return location
 
 
 def _elsewhere(key: str) -> list[str]:

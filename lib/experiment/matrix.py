@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import ExperimentError
-from lib.experiment.load import FROM_VALUES, MATRIX, load_experiment, read_yaml, set_value
+from lib.experiment.load import FROM_VALUES, MATRIX, as_yaml, load_experiment, read_yaml, set_value
 from lib.experiment.schema import Experiment
 
 
@@ -46,43 +46,35 @@ def _expand(file: Path, given: Mapping[str, Any]) -> Iterator[Experiment]:
         yield load_experiment(values, given, where=str(file))
         return
     matrix = values.pop(MATRIX)
-    _check_matrix(file, matrix, given)
-    base = load_experiment(values, given, where=str(file))
-    for choice in itertools.product(*matrix.values()):
-        chosen = dict(zip(matrix, choice, strict=True))
-        told = ", ".join(f"{key} {_word(value)}" for key, value in chosen.items())
-        name = "-".join([base.name, *(re.sub(r"[^A-Za-z0-9.]+", "-", _word(value)).strip("-.") for value in choice)])
-        own = {"name": name, "description": f"{base.description} With {told}.".lstrip()}
-        content = base.model_dump(mode="json")
-        for key, value in {**chosen, **own}.items():
-            set_value(content, key, value)
-        yield load_experiment(content, where=f"{file}, with {told}")
-
-
-def _check_matrix(file: Path, matrix: object, given: Mapping[str, Any]) -> None:
-    """Raise `ExperimentError` for a malformed matrix; its keys and values are checked later, with each combination."""
-    wrong = ""
-    if not isinstance(matrix, dict) or not matrix:
-        wrong = f"{MATRIX} is {matrix!r}: it should be a mapping of keys to lists of values"
-    else:
-        for key, values in matrix.items():
-            if not isinstance(values, list) or not values:
-                wrong = f"{MATRIX}.{key} is {values!r}: it should be a list of values"
-            elif len({json.dumps(value, default=str) for value in values}) < len(values):
-                wrong = f"{MATRIX}.{key} is {values!r}: each value is named once"
-            elif key in FROM_VALUES:
-                wrong = f"{MATRIX}.{key}: {key} cannot be swept, the experiments are named after their values"
-            elif key in given:
-                wrong = f"{MATRIX}.{key}: the same key is given by -p"
-            if wrong:
-                break
-    if wrong:
+    if problem := _problem_of(matrix, given):
         raise ExperimentError(
-            f"{file}: {wrong}.",
+            f"{file}: {problem}.",
             state="nothing was started.",
             remedy="write it like `sweep: {training.learning_rate: [0.001, 0.003]}`.",
         )
+    base = load_experiment(values, given, where=str(file))
+    for choice in itertools.product(*matrix.values()):
+        chosen = dict(zip(matrix, choice, strict=True))
+        choices = ", ".join(f"{key} {as_yaml(value)}" for key, value in chosen.items())
+        name = "-".join([base.name, *(re.sub(r"[^A-Za-z0-9.]+", "-", as_yaml(value)).strip("-.") for value in choice)])
+        own = {"name": name, "description": f"{base.description} With {choices}.".lstrip()}
+        content = base.model_dump(mode="json")
+        for key, value in {**chosen, **own}.items():
+            set_value(content, key, value)
+        yield load_experiment(content, where=f"{file}, with {choices}")
 
 
-def _word(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def _problem_of(matrix: object, given: Mapping[str, Any]) -> str:
+    """Return what is wrong with a matrix, or ""; its keys and values are checked later, with each combination."""
+    if not isinstance(matrix, dict) or not matrix:
+        return f"{MATRIX} is {matrix!r}: it should be a mapping of keys to lists of values"
+    for key, values in matrix.items():
+        if not isinstance(values, list) or not values:
+            return f"{MATRIX}.{key} is {values!r}: it should be a list of values"
+        if len({json.dumps(value, default=str) for value in values}) < len(values):
+            return f"{MATRIX}.{key} is {values!r}: each value may be named only once"
+        if key in FROM_VALUES:
+            return f"{MATRIX}.{key}: {key} cannot be swept, because the experiments are named after their values"
+        if key in given:
+            return f"{MATRIX}.{key}: -p sets the same key"
+    return ""

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lib.errors import ExperimentError
+from lib.errors import ExperimentError, did_you_mean
 
 Task = Literal["detect", "segment", "pose"]
 """The supported tasks of ultralytics: those with labels that `lib/data/labels.py` can read."""
 
-
 SUFFIXES: Mapping[Task, str] = {"detect": "", "segment": "-seg", "pose": "-pose"}
 """The suffix that ultralytics appends to the name of an architecture, by task."""
-
 
 SIZES = "nsmlx"
 
@@ -71,7 +68,7 @@ MODULES: Mapping[str, Module] = {
             short="loc",
             task="pose",
             keypoints=4,
-            never_mirrored="flipping makes mirrored text: nobody could read the ID, and its corners would keep their "
+            never_mirrored="flipping makes mirrored text: the ID could not be read, and its corners would keep their "
             "names (flip_idx 0 1 2 3) on the wrong sides",
         ),
     )
@@ -82,9 +79,8 @@ def find_module(name: str) -> Module:
     """Return the module called `name`. Raises `ExperimentError` for an unknown name."""
     if name in MODULES:
         return MODULES[name]
-    meant = difflib.get_close_matches(name, list(MODULES), n=1)
     raise ExperimentError(
         f"module is {name!r}; it may be {', '.join(MODULES)}.",
         state="nothing was started.",
-        remedy=f"did you mean {meant[0]}?" if meant else "choose one of them and run the same command again.",
+        remedy=did_you_mean(name, MODULES, "choose one of them and run the same command again."),
     )

@@ -12,9 +12,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
 
 from lib.experiment.modules import MODULES, SUFFIXES, Module
 
@@ -56,7 +56,7 @@ class Model(_Section):
     pretrained: Annotated[bool | str, Ultralytics(derived=True)] = True
     """true: the published weights of the architecture; false: random ones; or the path of a `.pt` file."""
     resume_from: Annotated[str | None, Ultralytics("resume", derived=True)] = None
-    """The path of a `last.pt` whose training goes on, in the repository or absolute; null starts a new one."""
+    """The path of a `last.pt` to resume, in the repository or absolute; null starts a new training."""
 
     @field_validator("pretrained", "resume_from")
     @classmethod
@@ -70,31 +70,31 @@ class Training(_Section):
     """The optimisation. Rates are per step, lengths in epochs."""
 
     epochs: Annotated[int, Ultralytics()] = Field(ge=1, le=10_000)
-    """How often every training picture is seen."""
+    """How often every training image is seen."""
     batch_size: Annotated[int, Ultralytics("batch")] = Field(ge=1, le=4096)
-    """Pictures a step, over all GPUs together."""
+    """Images a step, over all GPUs together."""
     learning_rate: Annotated[float, Ultralytics("lr0")] = Field(gt=0, le=1)
     """The rate after warm-up; it falls to `final_learning_rate_ratio` times this."""
     final_learning_rate_ratio: Annotated[float, Ultralytics("lrf")] = Field(default=0.01, gt=0, le=1)
-    """What is left of the learning rate at the end, as a share of it."""
+    """The final learning rate, as a share of `learning_rate`."""
     cosine_schedule: Annotated[bool, Ultralytics("cos_lr")] = False
-    """The rate falls along a cosine; false: along a line."""
+    """Whether the rate falls along a cosine; false: linearly."""
     optimizer: Annotated[Literal["SGD", "Adam", "AdamW", "NAdam", "RAdam", "RMSProp"], Ultralytics()] = "AdamW"
-    """Always named: with ultralytics' `auto` the learning rate would be ignored."""
+    """There is no `auto`: ultralytics would ignore the learning rate with it."""
     momentum: Annotated[float, Ultralytics()] = Field(default=0.937, ge=0, lt=1)
-    """SGD's momentum, or the first beta of Adam and its kind."""
+    """SGD's momentum, or the first beta of Adam and its variants."""
     weight_decay: Annotated[float, Ultralytics()] = Field(default=0.0005, ge=0, le=1)
-    """How strongly weights are drawn towards 0."""
+    """How strongly weights are pulled towards 0."""
     warmup_epochs: Annotated[float, Ultralytics()] = Field(default=3.0, ge=0)
     """Epochs in which the learning rate rises from 0."""
     nominal_batch_size: Annotated[int, Ultralytics("nbs")] = Field(default=64, ge=1, le=4096)
-    """Gradients of smaller batches are accumulated up to this many pictures before a step."""
+    """Gradients of smaller batches are accumulated up to this many images before a step."""
     patience: Annotated[int, Ultralytics()] = Field(default=20, ge=0)
     """Epochs without improvement after which training stops; 0 never stops early."""
     image_size: Annotated[int, Ultralytics("imgsz")] = Field(default=640, ge=32, le=4096, multiple_of=32)
-    """Side of the square picture in pixels."""
+    """Side of the square image in pixels."""
     min_batch_size: int | None = Field(default=None, ge=1, le=4096)
-    """Out of memory, the batch is halved and training goes on, down to this many pictures; null stops with an error."""
+    """Out of memory, training resumes with half the batch, down to this many images; null stops with an error."""
 
 
 class Hardware(_Section):
@@ -103,15 +103,15 @@ class Hardware(_Section):
     multi_gpu: Annotated[bool, Ultralytics("device", derived=True)] = True
     """DDP over all GPUs of the machine; false uses one."""
     num_workers: Annotated[int, Ultralytics("workers")] = Field(default=4, ge=0, le=64)
-    """Processes that load pictures, per GPU."""
+    """Processes that load images, per GPU."""
     mixed_precision: Annotated[bool, Ultralytics("amp")] = True
-    """Half precision where it is safe (AMP); on a CPU it has no effect."""
+    """Half precision where it is safe (AMP); no effect on a CPU."""
     stall_minutes: float = Field(default=15.0, gt=0)
-    """Without a finished batch for this long a training hangs: it is ended, and goes on with one GPU if it had more."""
+    """A training hangs when no batch ends for this long: it is stopped, and resumed on one GPU if it had more."""
 
 
 class Augmentation(_Section):
-    """What is done to training pictures, by ultralytics' names and units."""
+    """Changes of the training images, by ultralytics' names and units."""
 
     hsv_h: Share = 0.015
     """Hue is shifted by up to this share of the colour circle."""
@@ -120,82 +120,81 @@ class Augmentation(_Section):
     hsv_v: Share = 0.4
     """Brightness is changed by up to this share."""
     degrees: Degrees = 0.0
-    """Turned by up to this many degrees, either way."""
+    """Rotated by up to this many degrees, either way."""
     translate: Share = 0.1
-    """Moved by up to this share of the picture's side."""
+    """Moved by up to this share of the image's side."""
     scale: float = Field(default=0.5, ge=0, lt=1)
-    """Made larger or smaller by up to this share."""
+    """Scaled up or down by up to this share."""
     shear: Degrees = 0.0
     """Sheared by up to this many degrees."""
     perspective: float = Field(default=0.0, ge=0, le=0.001)
-    """How far the picture is tilted in space."""
+    """How far the image is tilted in space."""
     flipud: Share = 0.0
-    """The share of pictures turned upside down by mirroring; 0 where a mirrored thing is another one (text)."""
+    """The share of images mirrored top to bottom; 0 where mirroring changes the meaning (text)."""
     fliplr: Share = 0.0
-    """The share of pictures mirrored left to right; 0 where a mirrored thing is another one (text)."""
+    """The share of images mirrored left to right; 0 where mirroring changes the meaning (text)."""
     bgr: Share = 0.0
-    """The share of pictures whose red and blue are exchanged."""
+    """The share of images whose red and blue are exchanged."""
     mosaic: Share = 1.0
-    """The share of pictures put together from four."""
+    """The share of images composed of four."""
     close_mosaic: int = Field(default=10, ge=0)
-    """Epochs at the end that are trained without mosaics."""
+    """Final epochs that are trained without mosaics."""
     mixup: Share = 0.0
-    """The share of pictures laid over another one."""
+    """The share of images blended with another one."""
     cutmix: Share = 0.0
-    """The share of pictures with a part of another one in them."""
+    """The share of images in which a part is replaced by another one."""
 
 
 class Session(_Section):
-    """How a run uses the time that its machine has."""
+    """How a run uses the time of its machine."""
 
     max_hours: float | None = Field(default=11.0, gt=0)
     """Training ends with the last epoch that fits, counted from the notebook's start; the rest of Kaggle's 12 hours is
     for evaluation and publication. null: no limit."""
     checkpoint_minutes: float | None = Field(default=30.0, gt=0)
-    """How often what is trained leaves the machine, from the first epoch on. null: only at the end, where it is
-    not finished."""
+    """How often a checkpoint is uploaded, from the first epoch on. null: only at the end of an unfinished training."""
     resume: Literal["auto", "never", "always"] = "auto"
-    """An earlier session's checkpoint of this experiment: go on with it, and stop where experiment, code or dataset
-    differ; never: start over; always: go on, whatever differs."""
+    """What to do with an earlier session's checkpoint of this experiment. auto: resume it, and stop if experiment, code
+    or dataset differ; never: start over; always: resume it, whatever differs."""
     lease_minutes: float = Field(default=10.0, gt=0)
-    """A session without a sign of life for this long is dead: another one of the same experiment may take over."""
+    """A session that is silent for this long is dead: another one of the same experiment may take over."""
     on_failure: Literal["publish", "keep"] = "publish"
-    """A training that fails half-way: publish its newest checkpoint, marked as failed, or keep it on the machine."""
+    """When training fails half-way: publish its newest checkpoint, marked as failed, or keep it on the machine."""
 
 
 class Wandb(_Section):
-    """Where curves are kept. Without a key the run is recorded offline."""
+    """Where curves are recorded. Without a key the run is recorded offline."""
 
     enabled: bool = True
     """Whether curves are recorded at all."""
     project: str = Field(default="kaggle-training", pattern=r"^[A-Za-z0-9_.-]{1,128}$")
-    """The W&B project that the run is kept in."""
+    """The W&B project of the run."""
     entity: str | None = None
-    """The user or team whose project it is; null: the owner of the key."""
+    """The user or team that owns the project; null: the owner of the key."""
     tags: Annotated[tuple[str, ...], Strict(False)] = ()
-    """What the run can be found by there."""
+    """Tags by which the run can be found."""
 
 
 class Experiment(_Section):
-    """One complete training, as its YAML says it."""
+    """One complete training, as its YAML describes it."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$")
-    """Stands as it is in `artifacts/{module}/{name}`, in lower case with dashes in the branch's name."""
+    """The folder in `artifacts/{module}/`; in branch names in lower case with dashes."""
     module: ModuleName
-    """What is trained."""
+    """The kind of model to train."""
     description: str = ""
-    """What the experiment is for; stands on the model card."""
+    """What the experiment is for; shown on the model card."""
     dataset: Annotated[str, Ultralytics("data", derived=True)] = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$")
-    """A folder in the repository that DVC tracks (`<dataset>.dvc` stands beside it) and that holds `data.yaml`."""
+    """A folder in the repository that DVC tracks (with `<dataset>.dvc` next to it) and that holds `data.yaml`."""
     seed: Annotated[int, Ultralytics()] = Field(default=0, ge=0, lt=2**31)
-    """Of all random numbers: the same seed on the same kind of machine trains the same weights."""
+    """Seed of all random numbers: with the same seed and kind of machine, the trained weights are the same."""
     model: Model
     training: Training
     hardware: Hardware = Hardware()
     augmentation: Annotated[Augmentation, Ultralytics()] = Augmentation()
     session: Session = Session()
     export: Annotated[tuple[Literal["onnx", "torchscript"], ...], Strict(False)] = ()
-    """Formats that `best.pt` is published in as well: `train/weights/best.onnx`, `best.torchscript`."""
+    """Further formats in which `best.pt` is published: `train/weights/best.onnx`, `best.torchscript`."""
     wandb: Wandb = Wandb()
 
     @field_validator("name")
@@ -203,27 +202,26 @@ class Experiment(_Section):
     def _makes_a_branch_name(cls, name: str) -> str:
         # git rejects `..` and a trailing `.lock` in the name of a ref
         if ".." in name or name.lower().endswith(".lock"):
-            raise ValueError("a name holds no '..' and does not end in '.lock'")
+            raise ValueError("a name must not contain '..' or end in '.lock'")
         return name
 
     @field_validator("export")
     @classmethod
     def _names_each_once(cls, export: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(export)) < len(export):
-            raise ValueError("each format is named once")
+            raise ValueError("each format may be named only once")
         return export
 
     @field_validator("dataset")
     @classmethod
     def _stays_inside_the_repository(cls, dataset: str) -> str:
         if ".." in Path(dataset).parts:
-            raise ValueError("the dataset is a folder inside the repository, without '..'")
+            raise ValueError("the dataset must be a folder inside the repository, without '..'")
         return dataset.rstrip("/")
 
     @model_validator(mode="after")
     def _suits_its_module(self) -> Self:
-        module = MODULES[self.module]
-        wrong = []
+        module, wrong = self.about, []
         wanted = self.model.architecture.partition("-")[0] + SUFFIXES[module.task]
         if self.model.architecture != wanted:
             wrong.append(f"model.architecture is {self.model.architecture!r}: {self.module} needs {wanted}")
@@ -250,6 +248,11 @@ class Experiment(_Section):
         return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
 
     @property
+    def key(self) -> str:
+        """The experiment's unique name, `{module}-{slug}`, from which its branch names derive."""
+        return f"{self.module}-{self.slug}"
+
+    @property
     def artifacts(self) -> str:
         """The folder of all outputs of this experiment, relative to the repository."""
         return f"artifacts/{self.module}/{self.name}"
@@ -257,3 +260,15 @@ class Experiment(_Section):
 
 class UnsuitableError(ValueError):
     """A value is valid in general, but not for this module."""
+
+
+def _require_identity(values: dict[str, Any]) -> dict[str, Any]:
+    training = values.get("training")
+    is_known = isinstance(training, dict) and {"epochs", "image_size"} <= training.keys()
+    if not is_known or not {"module", "name"} <= values.keys():
+        raise ValueError("module, name, training.epochs or training.image_size is missing")
+    return values
+
+
+ExperimentValues = Annotated[dict[str, Any], AfterValidator(_require_identity)]
+"""The values of an experiment in a published record, which may be of an earlier or a later version of this schema."""

@@ -33,12 +33,8 @@ class Gpu:
 class Host:
     """The machine of a run."""
 
-    working: Path
-    """Survives the session: on Kaggle it becomes the run's output. Never put a credential, cache or dataset here."""
-    scratch: Path
-    """Is lost with the session; holds credentials and DVC's cache."""
-    gpus: tuple[Gpu, ...]
-    on_kaggle: bool
+    gpus: tuple[Gpu, ...] = ()
+    on_kaggle: bool = False
 
     def describe(self) -> str:
         """Return a one-line summary of the machine for the log."""
@@ -80,7 +76,7 @@ def _visible(found: Mapping[str, Gpu]) -> list[str]:
 
 
 def find_host(working: Path, scratch: Path) -> Host:
-    """Create the two folders and return the machine's description. Raises `HostError` if a folder is not writable."""
+    """Return the machine's description; create a run's two folders. Raises `HostError` if one is not writable."""
     for folder in (working, scratch):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +88,7 @@ def find_host(working: Path, scratch: Path) -> Host:
                 state="nothing was started.",
                 remedy="free some space or name another folder with -p working DIR.",
             ) from None
-    return Host(working, scratch, find_gpus(), working == KAGGLE)
+    return Host(find_gpus(), on_kaggle=working == KAGGLE)
 
 
 def training_device(gpus: Sequence[Gpu], *, multi_gpu: bool) -> str:

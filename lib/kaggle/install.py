@@ -36,7 +36,7 @@ INPUTS = Path("/kaggle/input")
 WHEELS = "kaggle-training-wheels.json"
 """Marks a folder of wheels and records its lock and its Python version."""
 STAMP = "kaggle-training.json"
-UNCHANGED = "the host's own packages are as they were."
+UNCHANGED = "the host's own packages are unchanged."
 
 
 def install(root: Path, overlay: Path, *, inputs: Path = INPUTS) -> str:
@@ -46,13 +46,13 @@ def install(root: Path, overlay: Path, *, inputs: Path = INPUTS) -> str:
     `InstallError`, also if one of the host's hardware packages has changed afterwards.
     """
     _check_python(root)
-    stamp = {"lock": lock_hash(root), "python": sys.version, "platform": sys.platform}
-    if _is_stamped(overlay, stamp):
+    stamp = json.dumps({"lock": lock_hash(root), "python": sys.version, "platform": sys.platform})
+    if (overlay / STAMP).is_file() and (overlay / STAMP).read_text(encoding="utf-8") == stamp:
         _activate(overlay)
         return f"Everything in uv.lock was installed in this session already, over torch {_version('torch')}."
     wheels = find_wheels(root, inputs)
     requirements = (wheels / "requirements.txt").read_text(encoding="utf-8") if wheels else export(root)
-    if _is_satisfied(requirements):
+    if all(_version(name) == version for name, version in _wanted(requirements).items()):
         return f"Everything in uv.lock is installed; torch {_version('torch')} is used as it is."
     if _version("torch") is None:
         raise InstallError(
@@ -65,15 +65,15 @@ def install(root: Path, overlay: Path, *, inputs: Path = INPUTS) -> str:
     if _hardware() != before:
         raise InstallError(
             "the host's own torch, or what belongs to it, changed while packages were installed.",
-            state="what is installed there now is not known.",
+            state="it is not known what is installed there now.",
             remedy="restart the session and run the notebook again.",
         )
     kept = _kept_by_the_kernel(requirements)
     _activate(overlay)
     count, source = len(_wanted(requirements)), f"the wheels in {wheels}" if wheels else "the registry"
-    said = f"{count} packages from uv.lock installed from {source}; the host's torch {_version('torch')} and the "
-    said += f"{len(before) - 1} packages that belong to it are byte for byte what they were."
-    return said + (f"\nImported by the kernel before, and kept in it: {', '.join(kept)}." if kept else "")
+    report = f"{count} packages from uv.lock installed from {source}; the host's torch {_version('torch')} and the "
+    report += f"{len(before) - 1} packages that belong to it are unchanged, byte for byte."
+    return report + (f"\nAlready imported by the kernel, and kept in it: {', '.join(kept)}." if kept else "")
 
 
 def _check_python(root: Path) -> None:
@@ -95,14 +95,7 @@ def lock_hash(root: Path) -> str:
     return hashlib.sha256((root / "uv.lock").read_bytes()).hexdigest()
 
 
-def _is_stamped(overlay: Path, stamp: dict[str, str]) -> bool:
-    try:
-        return bool(json.loads((overlay / STAMP).read_text(encoding="utf-8")) == stamp)
-    except (OSError, ValueError):
-        return False
-
-
-def _fill(overlay: Path, requirements: str, wheels: Path | None, stamp: dict[str, str]) -> None:
+def _fill(overlay: Path, requirements: str, wheels: Path | None, stamp: str) -> None:
     """Install into a temporary folder and rename it to `overlay`, so that a partial installation is never used."""
     part, file = overlay.with_name(f"{overlay.name}.part"), overlay.with_name("requirements.txt")
     source = ["--no-index", "--find-links", str(wheels)] if wheels else []
@@ -117,7 +110,7 @@ def _fill(overlay: Path, requirements: str, wheels: Path | None, stamp: dict[str
         ]  # fmt: skip
         with showing(f"Installing {len(_wanted(requirements))} packages"):
             run_installer(command, part)
-        (part / STAMP).write_text(json.dumps(stamp), encoding="utf-8")
+        (part / STAMP).write_text(stamp, encoding="utf-8")
         part.rename(overlay)
     except OSError as error:
         raise InstallError(
@@ -144,15 +137,15 @@ def _hardware() -> dict[str, str]:
     for package in importlib.metadata.distributions():
         name = str(package.metadata["Name"]).lower().replace("_", "-")
         if name in HARDWARE or name.startswith(HANGS_ON_THEM):
-            told = hashlib.sha256((package.read_text("RECORD") or "").encode())
+            digest = hashlib.sha256((package.read_text("RECORD") or "").encode())
             for file in package.files or ():
                 try:
                     status = Path(str(file.locate())).stat()
                 except OSError:
                     continue
                 if not str(file).endswith(".pyc"):  # importing a module writes these files
-                    told.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode())
-            found[name] = told.hexdigest()
+                    digest.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode())
+            found[name] = digest.hexdigest()
     return found
 
 
@@ -178,19 +171,16 @@ def export(root: Path) -> str:
     return run_installer(command, root)
 
 
-def parse(requirements: str) -> list[tuple[str, str, str]]:
-    """Return name, version and marker (empty if there is none) of every requirement."""
-    found = []
-    for line in requirements.splitlines():
-        match = re.match(r"([A-Za-z0-9._-]+)==([^\s;\\]+)\s*(?:;\s*([^\\]+?))?\s*\\?$", line)
-        if match:
-            found.append((match[1], match[2], match[3] or ""))
-    return found
+def parse(requirements: str) -> list[tuple[str, str, str, list[str]]]:
+    """Return name, version, marker (empty if there is none) and hashes of every requirement."""
+    pattern = r"^([\w.-]+)==([^\s;\\]+) *(?:; *([^\\\n]+?))? *\\?$((?:\n +--hash=.*)*)"
+    found = re.findall(pattern, requirements, re.MULTILINE)
+    return [(name, version, marker, re.findall(r"--hash=(\S+)", hashes)) for name, version, marker, hashes in found]
 
 
 def _wanted(requirements: str) -> dict[str, str]:
     """Return {name: version} of the requirements that apply to this machine."""
-    return {name: version for name, version, marker in parse(requirements) if _applies(marker)}
+    return {name: version for name, version, marker, _ in parse(requirements) if _applies(marker)}
 
 
 def _applies(marker: str) -> bool:
@@ -201,10 +191,6 @@ def _applies(marker: str) -> bool:
     except ImportError:  # a bare Python without `packaging`: assume that the requirement applies
         return True
     return bool(Marker(marker).evaluate())
-
-
-def _is_satisfied(requirements: str) -> bool:
-    return all(_version(name) == version for name, version in _wanted(requirements).items())
 
 
 def _version(name: str) -> str | None:
@@ -226,12 +212,12 @@ def find_wheels(root: Path, inputs: Path) -> Path | None:
     wanted = {"lock": lock_hash(root), "python": ".".join(map(str, sys.version_info[:2]))}
     for marker in sorted((*inputs.glob(f"*/{WHEELS}"), *inputs.glob(f"datasets/*/*/{WHEELS}"))):
         try:
-            told = json.loads(marker.read_text(encoding="utf-8"))
+            made_for = json.loads(marker.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        if {key: told.get(key) for key in wanted} == wanted:
+        if {key: made_for.get(key) for key in wanted} == wanted:
             return marker.parent
-        print(f"{marker.parent} holds wheels for Python {told.get('python')} and another uv.lock: they are not used.")
+        print(f"{marker.parent} is not used: its wheels are for another uv.lock or Python ({made_for.get('python')}).")
     return None
 
 
@@ -262,8 +248,8 @@ def run_installer(command: list[str], cwd: Path) -> str:
     except subprocess.TimeoutExpired:
         raise InstallError(f"{shown} took longer than {TIMEOUT} s.", state=UNCHANGED, remedy=remedy) from None
     if done.returncode:
-        told = done.stderr.strip()[-3000:]
-        if "No space left" in told:
+        output = done.stderr.strip()[-3000:]
+        if "No space left" in output:
             remedy = "free some space and run again."
-        raise InstallError(f"{shown} failed with status {done.returncode}:\n{told}", state=UNCHANGED, remedy=remedy)
+        raise InstallError(f"{shown} failed with status {done.returncode}:\n{output}", state=UNCHANGED, remedy=remedy)
     return done.stdout

@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,30 +29,12 @@ CLIENT = (sys.executable, "-P", "-m", "kaggle", "--no-warn")
 ENVIRONMENT = {"VERBOSE": "", "VERBOSE_OUTPUT": "", "PYTHONIOENCODING": "utf-8"}
 """The client's environment; danger: with `VERBOSE` set, the client prints every request, including the key."""
 SETTINGS = "https://www.kaggle.com/settings/api"
-PATIENCE = 30 * MINUTE  # without an answer of Kaggle, before following a run is given up
-STILL = 10 * MINUTE  # without a new line, before the log's connection is opened again
+PATIENCE = 30 * MINUTE  # without a reply of Kaggle, after which a run is no longer followed
+STILL = 10 * MINUTE  # without a new line, after which the log's connection is opened again
 DRAIN = 10.0  # seconds to wait for remaining log lines when a run has ended
 TAIL = 50  # last lines to show of the log if the run had already ended
 ENDS = {"complete": "complete", "error": "error", "cancelacknowledged": "cancelled"}
 """Final states of a run: the client's word and ours."""
-
-
-@dataclass(frozen=True)
-class Pushed:
-    """The client's report of a successful push."""
-
-    kernel: str
-    version: str
-    address: str
-    notes: tuple[str, ...]
-    """All other lines of the report: mostly warnings."""
-
-    def __str__(self) -> str:
-        slug = self.address.rstrip("/").rpartition("/")[2]
-        notes = [f"Note:     {note}" for note in self.notes]
-        if slug != self.kernel.rpartition("/")[2]:
-            notes.append(f"Note:     Kaggle runs it under another name than {self.kernel}: look for it there.")
-        return "\n".join([f"Pushed:   version {self.version} of {self.kernel}", f"Address:  {self.address}", *notes])
 
 
 # ── the client ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -88,7 +69,7 @@ def _ask(*words: str | Path, timeout: float = MINUTE) -> Completed:
     if importlib.util.find_spec("kaggle") is None:
         raise KaggleError(
             "the kaggle client is not installed.",
-            state="nothing was asked of Kaggle.",
+            state="no request was sent to Kaggle.",
             remedy="run this with `uv run`, which installs it, or `pip install kaggle`.",
         )
     try:
@@ -97,14 +78,14 @@ def _ask(*words: str | Path, timeout: float = MINUTE) -> Completed:
         # the client prints this both without a key and for a key that Kaggle rejects
         if "Authentication required" in failed.answer.output:
             raise KaggleError(
-                "the kaggle client has no key, or Kaggle does not take the one it has.",
+                "the kaggle client has no key, or Kaggle rejects the one it has.",
                 state="nothing was done on Kaggle.",
                 remedy=f"make a token at {SETTINGS} and set KAGGLE_API_TOKEN to it, or `uv run kaggle auth login`.",
             ) from None
         raise
 
 
-def _said(failed: CommandFailed | CommandTimedOut) -> str:
+def _message(failed: CommandFailed | CommandTimedOut) -> str:
     """Return the client's error message without the command line."""
     if isinstance(failed, CommandTimedOut):
         return failed.what
@@ -126,7 +107,7 @@ def _metadata(*words: str | Path, name: str) -> dict[str, Any]:
             raise KaggleError(
                 f"the kaggle client wrote no {name}: {answer.output.strip() or answer.errors.strip()}",
                 state="nothing was pushed.",
-                remedy="try again, or bring the client up to date.",
+                remedy="try again, or update the client.",
             ) from None
 
 
@@ -138,7 +119,7 @@ def client_user() -> str:
     found = re.search(r"^- username: (?!None$)(\S+)$", _ask("config", "view").output, re.MULTILINE)
     if found is None:
         raise KaggleError(
-            "the kaggle client has a key, but does not say whose.",
+            "the kaggle client has a key, but does not report whose.",
             state="nothing was done on Kaggle.",
             remedy="set KAGGLE_USERNAME.",
         )
@@ -149,7 +130,7 @@ def require_private(kernel: str, dataset: str) -> None:
     """Raise `KaggleError` for a public kernel, or a secrets dataset that is public, missing or has no secrets.json."""
     if not re.fullmatch(r"[^/\s]+/[^/\s]+", dataset):
         raise KaggleError(
-            f"--secrets-dataset {dataset!r} is no dataset of Kaggle.",
+            f"--secrets-dataset {dataset!r} is not the name of a Kaggle dataset.",
             state="nothing was pushed.",
             remedy="give it as OWNER/SLUG, as in its address.",
         )
@@ -166,7 +147,7 @@ def _require_private_kernel(kernel: str) -> None:
         raise _unanswered(f"whether {kernel} is private", failed) from None
     if found.get("is_private") is not True:
         raise KaggleError(
-            f"the kernel {kernel} exists and is public, and so would its log and output be.",
+            f"the kernel {kernel} exists and is public: its log and output would be public too.",
             state="nothing was pushed.",
             remedy=f"make it private (https://www.kaggle.com/code/{kernel}, Share), or delete it there.",
         )
@@ -190,7 +171,7 @@ def _require_secrets(dataset: str) -> None:
             f"the dataset {dataset} is public: everybody can read the credentials in it.",
             state="nothing was pushed.",
             remedy=f"make it private (https://www.kaggle.com/datasets/{dataset}/settings) and replace every "
-            "credential in it by a new one.",
+            "credential in it with a new one.",
         )
     if '"secrets.json"' not in files:
         raise KaggleError(
@@ -202,7 +183,7 @@ def _require_secrets(dataset: str) -> None:
 
 def _unanswered(what: str, failed: CommandFailed) -> KaggleError:
     return KaggleError(
-        f"Kaggle does not say {what}: {_said(failed)}", state="nothing was pushed.", remedy="try again later."
+        f"Kaggle does not report {what}: {_message(failed)}", state="nothing was pushed.", remedy="try again later."
     )
 
 
@@ -219,8 +200,8 @@ def gpu_quota() -> str:
 # ── the push ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def push_kernel(folder: Path) -> Pushed:
-    """Push the rendered notebook in a folder, which starts its run, and return the client's report.
+def push_kernel(folder: Path) -> str:
+    """Push the rendered notebook in a folder, which starts its run, and return a report with version and address.
 
     Raises `KaggleError` if the push is refused or not confirmed, or if the run starts without the secrets dataset.
     """
@@ -230,7 +211,7 @@ def push_kernel(folder: Path) -> Pushed:
         answer = _ask("kernels", "push", "-p", folder, timeout=5 * MINUTE)
     except (CommandFailed, CommandTimedOut) as failed:
         raise KaggleError(
-            f"Kaggle did not confirm the push of {kernel}: {_said(failed)}",
+            f"Kaggle did not confirm the push of {kernel}: {_message(failed)}",
             state="it is not known whether it was pushed.",
             remedy=f"look at https://www.kaggle.com/code/{kernel} before you push again.",
         ) from None
@@ -238,9 +219,9 @@ def push_kernel(folder: Path) -> Pushed:
     done = re.search(r"Kernel version (?:(\S+) )?successfully pushed\..*?(https?://\S+)", answer.output)
     if done is None:
         raise KaggleError(
-            f"Kaggle refused the push of {kernel}: {' '.join(lines) or 'without a word'}",
+            f"Kaggle refused the push of {kernel}: {' '.join(lines) or 'without a message'}",
             state="nothing was pushed.",
-            remedy="correct what it names; a first push may need a verified phone number (Kaggle, Settings).",
+            remedy="correct what it reports; a first push may need a verified phone number (Kaggle, Settings).",
         )
     address = done[2]
     if lost := [line for line in lines if "not valid dataset sources" in line]:
@@ -249,7 +230,11 @@ def push_kernel(folder: Path) -> Pushed:
             state=f"the kernel was pushed without it and runs: {address}",
             remedy="stop it there, and push again when the dataset is ready and shared with the kernel's owner.",
         )
-    return Pushed(kernel, done[1] or "?", address, tuple(line for line in lines if done[0] not in line))
+    notes = [line for line in lines if done[0] not in line]  # mostly warnings
+    if address.rstrip("/").rpartition("/")[2] != kernel.rpartition("/")[2]:
+        notes.append(f"Kaggle runs it under another name than {kernel}: look for it there.")
+    report = [f"Pushed:   version {done[1] or '?'} of {kernel}", f"Address:  {address}"]
+    return "\n".join([*report, *(f"Note:     {note}" for note in notes)])
 
 
 # ── its run ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -261,19 +246,19 @@ class _Log:
     def __init__(self, kernel: str) -> None:
         self.kernel = kernel
         self._client: FollowedCommand | None = None
-        self._heard_at = 0.0
-        self._at, self._given = 0, 0
+        self._active_at = 0.0
+        self._at, self._shown = 0, 0
 
     def new_lines(self, wait: float) -> Iterator[str]:
         """Yield the new lines of the next `wait` seconds; ends earlier if the client considers the log complete."""
         # a connection lost while the machine was asleep would stay silent forever
-        if self._client is None or self._client.has_ended or time.monotonic() - self._heard_at > STILL:
+        if self._client is None or self._client.has_ended or time.monotonic() - self._active_at > STILL:
             self.close()
             command = [*CLIENT, "kernels", "logs", "--follow", self.kernel]
             self._client = FollowedCommand(command, env=ENVIRONMENT, redact=_redactor())
-            self._heard_at, self._at = time.monotonic(), 0
+            self._active_at, self._at = time.monotonic(), 0
         for line in self._client.lines(wait):
-            self._heard_at = time.monotonic()
+            self._active_at = time.monotonic()
             yield from self._if_new(line)
 
     def rest(self) -> Iterator[str]:
@@ -281,7 +266,7 @@ class _Log:
         try:
             text = _ask("kernels", "logs", self.kernel, timeout=5 * MINUTE).output
         except (CommandFailed, CommandTimedOut) as failed:
-            yield f"Kaggle does not give the log: {_said(failed)}"
+            yield f"Kaggle does not return the log: {_message(failed)}"
             return
         self._at = 0
         for line in _lines_of_log(text):
@@ -289,8 +274,8 @@ class _Log:
 
     def _if_new(self, line: str) -> Iterator[str]:
         self._at += 1
-        if self._at > self._given:
-            self._given = self._at
+        if self._at > self._shown:
+            self._shown = self._at
             yield line.rpartition("\r")[2]  # the last state of a self-overwriting progress bar
 
     def close(self) -> None:
@@ -348,8 +333,8 @@ def watch_kernel(kernel: str, *, every: float, say: Callable[[str], None]) -> st
     if state != "complete":
         raise KaggleError(
             f"the run of {kernel} ended as: {ENDS[state]}{f' ({reason})' if reason else ''}.",
-            state="its log is above; `python -m lib status` shows what has left the machine before.",
-            remedy="mend what the log names and push again: the run goes on from its newest checkpoint.",
+            state="its log is above; `python -m lib status` shows the checkpoints that it uploaded.",
+            remedy="correct what the log reports and push again: the run resumes from its newest checkpoint.",
         )
     return branch
 
@@ -361,12 +346,12 @@ def _branch_in(line: str) -> str | None:
 
 def _states(kernel: str, every: float) -> Iterator[tuple[str, str]]:
     """Yield the state of a kernel's newest run and its reason, one poll every `every` seconds, without end."""
-    heard_at, has_answered = time.monotonic(), False
+    answered_at, has_answered = time.monotonic(), False
     while True:
         now = time.monotonic()
         try:
             state, reason = _ask_state(kernel)
-            heard_at, has_answered = now, True
+            answered_at, has_answered = now, True
         except (CommandFailed, CommandTimedOut) as failed:
             if not has_answered and isinstance(failed, CommandFailed) and _is_absent(failed):
                 raise KaggleError(
@@ -374,13 +359,13 @@ def _states(kernel: str, every: float) -> Iterator[tuple[str, str]]:
                     state="nothing is followed.",
                     remedy="push it first (render.py MODULE --push), or name its owner with --kaggle-user.",
                 ) from None
-            if now - heard_at > PATIENCE:
+            if now - answered_at > PATIENCE:
                 raise KaggleError(
-                    f"Kaggle gives no answer: {_said(failed)}",
-                    state="the run is not followed any more, and goes on.",
+                    f"Kaggle does not answer: {_message(failed)}",
+                    state="the run continues, but is no longer followed.",
                     remedy=f"follow it again later, or look at https://www.kaggle.com/code/{kernel}.",
                 ) from None
-            state, reason = "no answer", f"{_said(failed).splitlines()[0]}; asking again"
+            state, reason = "no answer", f"{_message(failed).splitlines()[0]}; retrying"
         yield state, reason
         time.sleep(max(0.0, every - (time.monotonic() - now)))
 
@@ -390,9 +375,9 @@ def _ask_state(kernel: str) -> tuple[str, str]:
     found = re.search(r'has status "(?:\w+\.)?(\w+)"', output)
     if found is None:
         raise KaggleError(
-            f"the kaggle client says of {kernel}: {output.strip() or 'nothing'}",
-            state="the run is not followed any more, and goes on.",
-            remedy=f"look at https://www.kaggle.com/code/{kernel}, and bring the client up to date.",
+            f"the kaggle client reports no status of {kernel}: {output.strip()}",
+            state="the run continues, but is no longer followed.",
+            remedy=f"look at https://www.kaggle.com/code/{kernel}, and update the client.",
         )
     reason = re.search(r'^Failure message: "(.*)"$', output, re.MULTILINE | re.DOTALL)
     return found[1].replace("_", "").lower(), reason[1].strip() if reason else ""

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from lib.errors import RenderError, RunError
 from lib.experiment.modules import Module
+from lib.files import write_whole
 
 # Kaggle's names of an accelerator: in a notebook, and in kernel-metadata.json.
 KAGGLE_WORDS = {
@@ -27,6 +28,11 @@ KAGGLE_WORDS = {
     "p100": ("nvidiaTeslaP100", "NvidiaTeslaP100"),
     "none": ("none", ""),
 }
+
+SOURCES = ("notebooks/train.py", "notebooks/bootstrap.py")
+"""The files of the project that make a notebook: the story, and what its cell tagged `bootstrap` imports."""
+FOLDED = {"jupyter": {"source_hidden": True}, "_kg_hide-input": True}
+"""The metadata by which Jupyter and Kaggle show a cell collapsed."""
 
 GRACE = 30.0  # seconds that an interrupted run has to end by itself
 
@@ -44,11 +50,25 @@ class Rendered:
         return "\n".join(f"{f'{name}:':9} {file}" for name, file in files.items() if file)
 
 
-def read_notebook(text: str) -> Any:  # noqa: ANN401  nbformat has no types
-    """Return the text of `notebooks/train.py` parsed as a notebook."""
+def read_sources(project: Path) -> dict[str, str]:
+    """Return {path: text} of the files in `project` that make a notebook."""
+    return {name: (project / name).read_text(encoding="utf-8") for name in SOURCES}
+
+
+def read_notebook(sources: Mapping[str, str]) -> Any:  # noqa: ANN401  nbformat has no types
+    """Return the notebook that `sources` make: the cell tagged `bootstrap` holds the text of bootstrap.py, collapsed.
+
+    The notebooks of earlier commits have no such cell.
+    """
     import jupytext
 
-    return jupytext.reads(text, fmt="py:percent")
+    story, bootstrap = SOURCES
+    notebook = jupytext.reads(sources[story], fmt="py:percent")
+    for cell in notebook.cells:
+        if "bootstrap" in cell.metadata.get("tags", []):
+            cell.source = sources[bootstrap].rstrip()
+            cell.metadata.update(FOLDED)
+    return notebook
 
 
 def _parameter_cell(notebook: Any) -> Any:  # noqa: ANN401
@@ -147,26 +167,19 @@ def write_rendered(folder: Path, about: Module, notebook: Any, kernel: Mapping[s
     import nbformat
 
     nbformat.validate(notebook)
-    folder.mkdir(parents=True, exist_ok=True)
     files = Rendered(
         folder / f"{about.notebook}.ipynb",
         folder / f"{about.notebook}.py",
         folder / "kernel-metadata.json" if kernel else None,
     )
-    _write(files.notebook, nbformat.writes(notebook).rstrip("\n") + "\n")
-    _write(files.script, one_cell(notebook, about))
+    write_whole(files.notebook, nbformat.writes(notebook).rstrip("\n") + "\n")
+    write_whole(files.script, one_cell(notebook, about))
     if files.kernel is not None:
-        _write(files.kernel, json.dumps(kernel, indent=2) + "\n")
+        write_whole(files.kernel, json.dumps(kernel, indent=2) + "\n")
     else:
         # otherwise a notebook for the local sandbox could be pushed with the metadata of an earlier render
         (folder / "kernel-metadata.json").unlink(missing_ok=True)
     return files
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 def ways_to_kaggle(files: Rendered, user: str) -> str:

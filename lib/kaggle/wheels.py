@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 from lib.errors import InstallError
@@ -23,17 +21,8 @@ PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x
 """Platform tags of the wheels that Kaggle's machines accept."""
 
 
-@dataclass(frozen=True)
-class Wheels:
-    """A folder of wheels, their number and their total size in bytes."""
-
-    folder: Path
-    count: int
-    size: int
-
-
-def gather_wheels(root: Path, folder: Path, *, python: str = "3.12") -> Wheels:
-    """Download all wheels for a host with that Python version (`"3.12"`) into `folder`. Raises `InstallError`."""
+def gather_wheels(root: Path, folder: Path, *, python: str = "3.12") -> list[Path]:
+    """Download all wheels for a host with that Python version into `folder` and return them. Raises `InstallError`."""
     from packaging.markers import Marker
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,34 +33,22 @@ def gather_wheels(root: Path, folder: Path, *, python: str = "3.12") -> Wheels:
         "platform_machine": "x86_64", "os_name": "posix",
     }  # fmt: skip
     blocks = {}
-    requirements = export(root)
-    for name, version, marker in parse(requirements):
+    for name, version, marker, hashes in parse(export(root)):
         if not marker or Marker(marker).evaluate(host):
-            hashes = _hashes_of(requirements, name, version)
             blocks[f"{name}=={version}"] = "".join(f" \\\n    --hash={digest}" for digest in hashes)
     sources = _sources(root)
     target = ["--python-version", python, *(word for name in PLATFORMS for word in ("--platform", name))]
     wheels = {pin: digests for pin, digests in blocks.items() if pin not in sources}
-    _download(folder, wheels, ["--only-binary=:all:", *target])
+    _download(folder, wheels, "--only-binary=:all:", *target)
     for pin in sorted(blocks.keys() & sources):
         blocks[pin] = f" \\\n    --hash=sha256:{_build(folder, pin, blocks[pin])}"
-    run_installer(
-        [*_pip(), "download", "--quiet", "--no-deps", "--only-binary=:all:", *target, "-d", ".", "uv"], folder
-    )
+    _pip_download(folder, "--only-binary=:all:", *target, "uv")
     (folder / "requirements.txt").write_text(
         "".join(f"{pin}{digests}\n" for pin, digests in sorted(blocks.items())), encoding="utf-8"
     )
     # written last: step 2 ignores a folder without this file, so an incomplete folder is never used
     (folder / WHEELS).write_text(json.dumps({"lock": lock_hash(root), "python": python}), encoding="utf-8")
-    found = list(folder.glob("*.whl"))
-    return Wheels(folder, len(found), sum(path.stat().st_size for path in found))
-
-
-def _hashes_of(requirements: str, name: str, version: str) -> list[str]:
-    block = re.search(
-        rf"^{re.escape(name)}=={re.escape(version)}\b.*?(?=^\S|\Z)", requirements, re.MULTILINE | re.DOTALL
-    )
-    return re.findall(r"--hash=(\S+)", block[0]) if block else []
+    return list(folder.glob("*.whl"))
 
 
 def _sources(root: Path) -> set[str]:
@@ -82,12 +59,16 @@ def _sources(root: Path) -> set[str]:
     return {f"{item['name']}=={item['version']}" for item in packages if item.get("sdist") and not item.get("wheels")}
 
 
-def _download(folder: Path, pins: dict[str, str], words: list[str]) -> None:
-    file = folder / "requirements.txt"
-    file.write_text("".join(f"{pin}{digests}\n" for pin, digests in pins.items()), encoding="utf-8")
-    run_installer(
-        [*_pip(), "download", "--quiet", "--no-deps", "--require-hashes", *words, "-d", ".", "-r", file.name], folder
-    )
+def _download(folder: Path, pins: dict[str, str], *words: str) -> None:
+    """Download the pinned packages into `folder`, with their hashes checked."""
+    requirements = "".join(f"{pin}{digests}\n" for pin, digests in pins.items())
+    (folder / "requirements.txt").write_text(requirements, encoding="utf-8")
+    _pip_download(folder, "--require-hashes", *words, "-r", "requirements.txt")
+
+
+def _pip_download(folder: Path, *words: str) -> None:
+    pip = [*find_uv(), "tool", "run", "--quiet", "pip"]
+    run_installer([*pip, "download", "--quiet", "--no-deps", "-d", ".", *words], folder)
 
 
 def _build(folder: Path, pin: str, digests: str) -> str:
@@ -96,20 +77,16 @@ def _build(folder: Path, pin: str, digests: str) -> str:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     try:
-        _download(work, {pin: digests}, ["--no-binary=:all:"])
+        _download(work, {pin: digests}, "--no-binary=:all:")
         (source,) = [path for path in work.iterdir() if path.name != "requirements.txt"]
         run_installer([*find_uv(), "build", "--quiet", "--wheel", "--out-dir", str(work / "out"), str(source)], work)
         (wheel,) = (work / "out").glob("*.whl")
         if not wheel.name.endswith("-none-any.whl"):
             raise InstallError(
-                f"{pin} is published as source alone, and builds for one platform ({wheel.name}).",
+                f"{pin} is published only as source, and builds for one platform only ({wheel.name}).",
                 remedy="run `python -m lib wheels` on a machine like Kaggle's, with the same Python.",
             )
         wheel.replace(folder / wheel.name)
         return hashlib.sha256((folder / wheel.name).read_bytes()).hexdigest()
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def _pip() -> list[str]:
-    return [*find_uv(), "tool", "run", "--quiet", "pip"]

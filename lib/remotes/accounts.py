@@ -1,8 +1,8 @@
 """Check the accounts of `secrets.json` with their services: Google Drive, GitHub and W&B.
 
-Guarantees: no error shows a value. A check leaves nothing behind and gives up on a service that does not answer.
-`CredentialsError` means that a service rejects a key; `RemoteError` means that the service cannot be reached, or
-cannot be used with this key at present.
+Guarantees: no error shows a value, and no redirect carries a token to another host. A check leaves nothing behind and
+gives up on a service that does not reply. `CredentialsError` means that a service rejects a key; `RemoteError` means
+that the service cannot be reached, or cannot be used with this key at present.
 
 Cannot: determine the rights of a fine-grained GitHub token, because GitHub reports its owner's rights. A probe file
 stays in the Drive folder if the connection breaks between creating and deleting it; the error names the file.
@@ -10,30 +10,28 @@ stays in the Drive folder if the connection breaks between creating and deleting
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import re
 import secrets
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from lib.errors import CommandError, CredentialsError, RemoteError, RunError
+from lib.errors import CommandError, CredentialsError, RemoteError
 from lib.process import limit_silence, run_command
 from lib.remotes.credentials import Credentials, without_user
+from lib.remotes.drive_errors import explain
+
+if TYPE_CHECKING:
+    from requests import PreparedRequest, Response
 
 DRIVE_SCOPE = "https://www.googleapis.com/auth/drive"
+GITHUB = "https://api.github.com"
 SECONDS = 30.0  # without a reply, after which a service counts as unreachable
-LONGEST_ANSWER = 2**20  # bytes
 UNCHANGED = "nothing was changed there."
-
-Say = Callable[[str], object]
-Ask = Callable[[str], str]
 
 
 @dataclass(frozen=True)
@@ -48,6 +46,15 @@ class Account:
         return "; ".join((f"{self.service}: {self.who}", *self.details))
 
 
+def unreachable(service: str, what: str) -> RemoteError:
+    """Return the error for a service that cannot be reached; `what` must be redacted."""
+    return RemoteError(
+        f"{service} cannot be reached: {what}",
+        state="the key was not checked.",
+        remedy="check the network (on Kaggle: internet is on), then try again in some minutes.",
+    )
+
+
 # ── Google Drive ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -59,18 +66,28 @@ def check_drive(credentials: Credentials, folder: str | None = None, *, seconds:
     """
     import httplib2
     from googleapiclient.discovery import build
+    from googleapiclient.errors import HttpError
+    from oauth2client.client import AccessTokenRefreshError
 
     limit_silence()
-    with _google_told(credentials):
-        google = _google_credentials(credentials)
+    google = _google_credentials(credentials)
+    try:
         google.refresh(httplib2.Http(timeout=seconds))
-        http = google.authorize(httplib2.Http(timeout=seconds))
-        with build("drive", "v2", http=http, cache_discovery=False) as drive:
+        http_client = google.authorize(httplib2.Http(timeout=seconds))
+        with build("drive", "v2", http=http_client, cache_discovery=False) as drive:
             wanted = "user(emailAddress),quotaBytesUsed,quotaBytesTotal,quotaType"
             about = drive.about().get(fields=wanted).execute(num_retries=2)
             details = [_quota(about)]
             if folder is not None:
-                details.append(_write_once(drive.files(), folder))
+                details.append(_write_probe(drive.files(), folder))
+    except (OSError, httplib2.HttpLib2Error, http.client.HTTPException, HttpError, AccessTokenRefreshError) as error:
+        found = explain(error)
+        # drop the cause: it may contain the request with its credentials
+        raise (CredentialsError if found.is_account else RemoteError)(
+            f"{credentials.source}: {credentials.redact(found.what)}",
+            state=UNCHANGED,
+            remedy=f"{found.remedy}; then try again.",
+        ) from None
     return Account("Google Drive", str(about.get("user", {}).get("emailAddress", "unknown")), tuple(details))
 
 
@@ -92,13 +109,12 @@ def _google_credentials(credentials: Credentials) -> Any:  # noqa: ANN401  oauth
 
 
 def _quota(about: Mapping[str, Any]) -> str:
-    used = int(about.get("quotaBytesUsed") or 0)
-    if about.get("quotaType") == "UNLIMITED" or not about.get("quotaBytesTotal"):
-        return f"{used / 1e9:.1f} GB used"
-    return f"{used / 1e9:.1f} of {int(about['quotaBytesTotal']) / 1e9:.1f} GB used"
+    used, total = (int(about.get(name) or 0) / 1e9 for name in ("quotaBytesUsed", "quotaBytesTotal"))
+    is_limited = total and about.get("quotaType") != "UNLIMITED"
+    return f"{used:.1f} of {total:.1f} GB used" if is_limited else f"{used:.1f} GB used"
 
 
-def _write_once(files: Any, folder: str) -> str:  # noqa: ANN401  googleapiclient has no types
+def _write_probe(files: Any, folder: str) -> str:  # noqa: ANN401  googleapiclient has no types
     from googleapiclient.errors import HttpError
     from googleapiclient.http import MediaInMemoryUpload
 
@@ -106,7 +122,7 @@ def _write_once(files: Any, folder: str) -> str:  # noqa: ANN401  googleapiclien
     about = found.execute(num_retries=2)
     if about["mimeType"] != "application/vnd.google-apps.folder" or about["labels"]["trashed"]:
         raise RemoteError(
-            f"gdrive://{folder} is {'in the trash' if about['labels']['trashed'] else 'no folder'}.",
+            f"gdrive://{folder} is {'in the trash' if about['labels']['trashed'] else 'not a folder'}.",
             state=UNCHANGED,
             remedy="name another folder in .dvc/config, or take it out of Drive's trash.",
         )
@@ -114,89 +130,23 @@ def _write_once(files: Any, folder: str) -> str:  # noqa: ANN401  googleapiclien
     name = f"check-of-kaggle-training-{secrets.token_hex(4)}"
     body = {"title": name, "parents": [{"id": folder}]}
     media = MediaInMemoryUpload(b"made by a check; may be deleted", "text/plain", resumable=True)
-    request = files.insert(body=body, media_body=media, supportsAllDrives=True, fields="id")
-    made = None
-    while made is None:
-        _, made = request.next_chunk(num_retries=2)
+    made = files.insert(body=body, media_body=media, supportsAllDrives=True, fields="id").execute(num_retries=2)
+    which = {"fileId": made["id"], "supportsAllDrives": True}
     try:
         try:
-            files.delete(fileId=made["id"], supportsAllDrives=True).execute(num_retries=2)
+            files.delete(**which).execute(num_retries=2)
         except HttpError as error:
             if error.resp.status != HTTPStatus.FORBIDDEN:
                 raise
             # in a shared drive most members may move a file to the trash; only managers may delete it
-            files.trash(fileId=made["id"], supportsAllDrives=True).execute(num_retries=2)
+            files.trash(**which).execute(num_retries=2)
     except Exception as error:  # noqa: BLE001  after any error the file still exists
         raise RemoteError(
-            f"the file {name} was made in gdrive://{folder}, and cannot be deleted ({type(error).__name__}).",
-            state="that file is left there.",
-            remedy="delete it by hand; let the account delete too (a run that fails takes back what it uploaded).",
+            f"the file {name} was created in gdrive://{folder} and cannot be deleted ({type(error).__name__}).",
+            state="that file remains there.",
+            remedy="delete it by hand, and let the account delete files: a failed run deletes what it uploaded.",
         ) from None
     return f"folder {about['title']} can be written to"
-
-
-@contextlib.contextmanager
-def _google_told(credentials: Credentials) -> Iterator[None]:
-    """Convert the exceptions of Google's client into errors with a remedy."""
-    from googleapiclient.errors import HttpError
-    from httplib2 import HttpLib2Error
-    from oauth2client.client import AccessTokenRefreshError
-
-    try:
-        yield
-    except AccessTokenRefreshError as error:
-        # drop the cause: it may contain the request with its credentials
-        if _is_trouble_of_theirs(int(getattr(error, "status", None) or 0)):
-            raise _unreachable("Google", credentials.redact(str(error))) from None
-        raise CredentialsError(
-            f"Google refuses the Drive account of {credentials.source}: {credentials.redact(str(error))}.",
-            state=UNCHANGED,
-            remedy="make a new key of the service account (Google Cloud Console → IAM → Service Accounts → Keys)."
-            if credentials.service_account
-            else "sign in again: `python -m lib credentials`. Refresh tokens of an OAuth app in state Testing end "
-            "after 7 days: publish the app.",
-        ) from None
-    except HttpError as error:
-        raise _drive_refusal(error, credentials) from None
-    except (OSError, HttpLib2Error, http.client.HTTPException) as error:
-        raise _unreachable("Google", credentials.redact(f"{type(error).__name__}: {error}")) from None
-
-
-def _drive_refusal(error: Any, credentials: Credentials) -> RunError:  # noqa: ANN401  googleapiclient has no types
-    try:
-        told = json.loads(error.content)["error"]
-        reason, message = str(told["errors"][0]["reason"]), credentials.redact(str(told["message"]))
-    except (ValueError, KeyError, TypeError, IndexError):
-        reason, message = "", f"HTTP {error.resp.status}"
-    status = int(error.resp.status)
-    if _is_trouble_of_theirs(status) or reason in ("userRateLimitExceeded", "rateLimitExceeded"):
-        return _unreachable("Google Drive", message)
-    if status == HTTPStatus.UNAUTHORIZED:
-        return CredentialsError(
-            f"Google Drive refuses the account of {credentials.source}: {message}.",
-            state=UNCHANGED,
-            remedy="sign in again: `python -m lib credentials`.",
-        )
-    remedy = "share the folder with this account as Editor, or check its id in .dvc/config."
-    if reason == "accessNotConfigured":
-        remedy = "enable the Google Drive API: Google Cloud Console → APIs & Services → Library, in the app's project."
-    elif reason in ("storageQuotaExceeded", "quotaExceeded") and credentials.service_account:
-        remedy = "put the folder into a shared drive: a service account has no storage of its own."
-    elif reason in ("storageQuotaExceeded", "quotaExceeded", "teamDriveFileLimitExceeded"):
-        remedy = "free space in that Google account, also in its trash, which counts."
-    return RemoteError(f"Google Drive refuses: {message} ({reason or status}).", state=UNCHANGED, remedy=remedy)
-
-
-def _is_trouble_of_theirs(status: int) -> bool:
-    return status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
-
-
-def _unreachable(service: str, what: str) -> RemoteError:
-    return RemoteError(
-        f"{service} cannot be reached: {what}",
-        state="the key was not checked.",
-        remedy="check the network (on Kaggle: internet is on), then try again in some minutes.",
-    )
 
 
 # ── GitHub ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -210,7 +160,7 @@ def check_github(credentials: Credentials, url: str = "", *, seconds: float = SE
     """
     place = _github_api(url) if url else (GITHUB, "")
     if place is None:
-        return _ask_git(credentials, url, seconds)
+        return _check_git(credentials, url, seconds)
     if not credentials.github_token:
         raise CredentialsError(
             f"{credentials.source} has no GITHUB_TOKEN.",
@@ -218,19 +168,78 @@ def check_github(credentials: Credentials, url: str = "", *, seconds: float = SE
             remedy="add GITHUB_TOKEN (scope `repo`) to secrets.json: `python -m lib credentials` helps.",
         )
     api, name = place
-    answer = _ask_api(credentials, f"{api}/repos/{name}" if name else f"{api}/user", seconds)
-    if not answer.is_github and api != GITHUB:
-        return _ask_git(credentials, url, seconds)
-    told = _github_told(answer, name)
-    scopes = answer.headers.get("x-oauth-scopes", "")  # only classic tokens report scopes
-    end = answer.headers.get("github-authentication-token-expiration")
-    details = [f"scopes: {scopes}" if scopes else "", f"the token ends on {end}" if end else ""]
+    reply = _get(credentials, f"{api}/repos/{name}" if name else f"{api}/user", seconds)
+    if api != GITHUB and not any(header.lower().startswith("x-github-") for header in reply.headers):
+        return _check_git(credentials, url, seconds)
+    about = _read_reply(reply, name)
+    scopes = reply.headers.get("X-OAuth-Scopes", "")  # only classic tokens report scopes
+    end = reply.headers.get("GitHub-Authentication-Token-Expiration")
+    details = [f"scopes: {scopes}" if scopes else "", f"the token expires on {end}" if end else ""]
     if name:
-        _require_push(credentials, told, name, scopes)
+        _require_push(credentials, about, name, scopes)
         details.insert(0, f"may push to {name}")
-        told = _ask_api(credentials, f"{api}/user", seconds).content
+        about = _json_object(_get(credentials, f"{api}/user", seconds))
     # a GitHub App's token has no user
-    return Account("GitHub", str(told.get("login") or "a token without a user"), tuple(filter(None, details)))
+    return Account("GitHub", str(about.get("login") or "a token without a user"), tuple(filter(None, details)))
+
+
+def _github_api(url: str) -> tuple[str, str] | None:
+    """Return the API's base URL and `owner/name` for a repository's URL; None if no GitHub host can have it."""
+    ssh = re.fullmatch(r"(?:ssh://)?git@([^:/]+)[:/](.+)", url)
+    parts = urlsplit(f"https://{ssh[1]}/{ssh[2]}" if ssh else url)
+    name = re.fullmatch(r"/([\w.-]+/[\w.-]+?)(?:\.git)?/?", parts.path)
+    if parts.scheme not in ("http", "https") or not parts.hostname or not name:
+        return None
+    host = parts.netloc.rpartition("@")[2]
+    return (GITHUB if parts.hostname == "github.com" else f"{parts.scheme}://{host}/api/v3"), name[1]
+
+
+def _get(credentials: Credentials, address: str, seconds: float) -> Response:
+    import requests
+
+    def authorize(request: PreparedRequest) -> PreparedRequest:
+        # a function, since requests would replace a plain header with the host's login from ~/.netrc
+        request.headers["Authorization"] = f"Bearer {credentials.github_token}"
+        return request
+
+    headers = {"Accept": "application/vnd.github+json"}
+    try:
+        return requests.get(address, headers=headers, auth=authorize, timeout=seconds, allow_redirects=False)
+    except requests.RequestException as error:
+        raise unreachable(urlsplit(address).netloc, credentials.redact(f"{type(error).__name__}: {error}")) from None
+
+
+def _json_object(reply: Response) -> Mapping[str, Any]:
+    try:
+        content = reply.json()
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _read_reply(reply: Response, name: str) -> Mapping[str, Any]:
+    """Return the content of GitHub's reply, or raise the error that its status means."""
+    status, content = reply.status_code, _json_object(reply)
+    if status == HTTPStatus.OK and content:
+        return content
+    is_limit = status == HTTPStatus.FORBIDDEN and reply.headers.get("X-RateLimit-Remaining") == "0"
+    is_trouble = status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    if is_limit or is_trouble or status == HTTPStatus.OK:
+        raise unreachable("GitHub", f"it replied {status}{' (its rate limit)' if is_limit else ''}.")
+    if reply.is_redirect:
+        raise RemoteError(
+            f"{name} has moved.",
+            state=UNCHANGED,
+            remedy="`git remote set-url origin` with the new address, then render again.",
+        )
+    what, remedy = "rejects GITHUB_TOKEN", "make a new one: this one is wrong, expired or revoked."
+    if "X-GitHub-SSO" in reply.headers:
+        what = "requires that GITHUB_TOKEN is authorized for the organization's single sign-on"
+        remedy = "GitHub → Settings → Developer settings → Personal access tokens → Configure SSO."
+    elif status == HTTPStatus.NOT_FOUND:
+        what = f"shows no repository {name} to GITHUB_TOKEN"
+        remedy = "check the address, and that the token has the scope `repo` or was made for this repository."
+    raise CredentialsError(f"GitHub {what} (HTTP {status}).", state=UNCHANGED, remedy=remedy)
 
 
 def _require_push(credentials: Credentials, repository: Mapping[str, Any], name: str, scopes: str) -> None:
@@ -246,99 +255,22 @@ def _require_push(credentials: Credentials, repository: Mapping[str, Any], name:
         )
 
 
-GITHUB = "https://api.github.com"
-
-
-def _github_api(url: str) -> tuple[str, str] | None:
-    """Return the API's base URL and `owner/name` for a repository's URL; None if no GitHub host can have it."""
-    ssh = re.fullmatch(r"(?:ssh://)?git@([^:/]+)[:/](.+)", url)
-    parts = urlsplit(f"https://{ssh[1]}/{ssh[2]}" if ssh else url)
-    name = re.fullmatch(r"/([\w.-]+/[\w.-]+?)(?:\.git)?/?", parts.path)
-    if parts.scheme not in ("http", "https") or not parts.hostname or not name:
-        return None
-    host = parts.netloc.rpartition("@")[2]
-    return (GITHUB if parts.hostname == "github.com" else f"{parts.scheme}://{host}/api/v3"), name[1]
-
-
-@dataclass(frozen=True)
-class _Answer:
-    status: int
-    headers: Mapping[str, str]  # names in lower case
-    content: Mapping[str, Any]
-
-    @property
-    def is_github(self) -> bool:
-        return any(name.startswith("x-github-") for name in self.headers)
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Follows no redirect: urllib would send the token to whatever host the redirect names."""
-
-    def redirect_request(self, *_: object, **__: object) -> None:
-        """Follow no redirect, so that the 3xx reply itself is reported."""
-
-
-def _ask_api(credentials: Credentials, address: str, seconds: float) -> _Answer:
-    headers = {"Authorization": f"Bearer {credentials.github_token}", "Accept": "application/vnd.github+json"}
-    request = urllib.request.Request(address, headers=headers)  # noqa: S310  http(s) only, by `_github_api`
-    try:
-        try:
-            reply = urllib.request.build_opener(_NoRedirect).open(request, timeout=seconds)
-        except urllib.error.HTTPError as error:
-            reply = error  # an error status is evaluated like any other reply
-        with reply:
-            content, status = reply.read(LONGEST_ANSWER), int(reply.status)
-            headers = {name.lower(): value for name, value in reply.headers.items()}
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = getattr(error, "reason", None) or error
-        what = credentials.redact(f"{address}: {type(error).__name__}: {reason}")
-        raise _unreachable(urlsplit(address).netloc, what) from None
-    try:
-        told = json.loads(content)
-    except ValueError:
-        told = None
-    return _Answer(status, headers, told if isinstance(told, dict) else {})
-
-
-def _github_told(answer: _Answer, name: str) -> Mapping[str, Any]:
-    """Return the content of GitHub's reply, or raise the error that its status means."""
-    if answer.status == HTTPStatus.OK and answer.content:
-        return answer.content
-    is_limit = answer.status == HTTPStatus.FORBIDDEN and answer.headers.get("x-ratelimit-remaining") == "0"
-    if is_limit or _is_trouble_of_theirs(answer.status) or answer.status == HTTPStatus.OK:
-        raise _unreachable("GitHub", f"it answered {answer.status}{' (its rate limit)' if is_limit else ''}.")
-    if HTTPStatus.MULTIPLE_CHOICES <= answer.status < HTTPStatus.BAD_REQUEST:
-        raise RemoteError(
-            f"{name} has moved.",
-            state=UNCHANGED,
-            remedy="`git remote set-url origin` with the new address, then render again.",
-        )
-    what, remedy = "refuses GITHUB_TOKEN", "make a new one: this one is wrong, has ended or was taken back."
-    if "x-github-sso" in answer.headers:
-        what = "wants GITHUB_TOKEN to be authorized for the organization's single sign-on"
-        remedy = "GitHub → Settings → Developer settings → Personal access tokens → Configure SSO."
-    elif answer.status == HTTPStatus.NOT_FOUND:
-        what = f"shows no repository {name} to GITHUB_TOKEN"
-        remedy = "check the address, and that the token has the scope `repo` or was made for this repository."
-    raise CredentialsError(f"GitHub {what} (HTTP {answer.status}).", state=UNCHANGED, remedy=remedy)
-
-
-def _ask_git(credentials: Credentials, url: str, seconds: float) -> Account:
+def _check_git(credentials: Credentials, url: str, seconds: float) -> Account:
     """Check with `git ls-remote` that a repository can be read; write access is not checked."""
     shown = credentials.redact(without_user(url))
     environment = credentials.git_environment(url)
     try:
         run_command(["git", "ls-remote", "--", url], env=environment, timeout=seconds, redact=credentials.redact)
     except CommandError as error:
-        refused = r"Authentication failed|could not read Username|Permission denied|returned error: 40[13]"
-        if not re.search(refused, error.what):
-            raise _unreachable(shown, error.what) from None
+        rejected = r"Authentication failed|could not read Username|Permission denied|returned error: 40[13]"
+        if not re.search(rejected, error.what):
+            raise unreachable(shown, error.what) from None
         raise CredentialsError(
-            f"{shown} refuses the token of {credentials.source}: {error.what}",
+            f"{shown} rejects the token of {credentials.source}: {error.what}",
             state=UNCHANGED,
             remedy="make a new token that may read and write this repository, and put it into secrets.json.",
         ) from None
-    return Account("Git", shown, ("can be read; whether it can be written to, only a push tells",))
+    return Account("Git", shown, ("can be read; only a push shows whether it can be written to",))
 
 
 # ── W&B ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -362,16 +294,15 @@ def check_wandb(credentials: Credentials, *, seconds: float = SECONDS) -> Accoun
         viewer = wandb.Api(api_key=credentials.wandb_api_key, timeout=max(1, round(seconds))).viewer
         who, mail, teams = str(viewer.username), str(viewer.email or ""), ", ".join(viewer.teams)
     except Exception as error:  # noqa: BLE001  a rejection and a timeout are one class; the response tells them apart
-        told = credentials.redact(str(error.__cause__ or error))
-        answer = getattr(error.__cause__, "response", None)  # the server's response, if there was one
-        status = int(getattr(answer, "http_status", 0))
+        what = credentials.redact(str(error.__cause__ or error))
+        reply = getattr(error.__cause__, "response", None)  # the server's reply, if there was one
         is_key = isinstance(error, wandb.errors.AuthenticationError) and error.__cause__ is None
-        is_refused = status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) or "invalid credentials" in told
-        if is_key or is_refused:
+        is_rejected = getattr(reply, "http_status", 0) in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+        if is_key or is_rejected or "invalid credentials" in what:
             raise CredentialsError(
-                f"W&B refuses WANDB_API_KEY of {credentials.source}: {told}",
+                f"W&B rejects WANDB_API_KEY of {credentials.source}: {what}",
                 state=UNCHANGED,
                 remedy="copy the key anew from your W&B user settings into secrets.json, or leave it out.",
             ) from None
-        raise _unreachable("W&B", told) from None
+        raise unreachable("W&B", what) from None
     return Account("W&B", who, tuple(filter(None, (mail, f"teams: {teams}" if teams else ""))))

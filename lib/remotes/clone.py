@@ -21,10 +21,31 @@ from lib.remotes.credentials import Credentials, without_user
 
 def find_dvc_remote(root: Path) -> tuple[str, str]:
     """Return the name and URL of the repository's default DVC remote. Raises `RemoteError` if it has none."""
+    with _default_remote(root) as (_, name, url):
+        return name, url
+
+
+@contextlib.contextmanager
+def _default_remote(root: Path) -> Iterator[tuple[Any, str, str]]:
+    """Yield the repository as DVC opens it, and the name and URL of its default remote. Raises `RemoteError`."""
+    from dvc.config import ConfigError
+    from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
-    with _config_told(), Repo(str(root)) as repo:
-        return _default_remote(repo)
+    try:
+        with Repo(str(root)) as repo:
+            name = repo.config["core"].get("remote")
+            if not name or name not in repo.config["remote"]:
+                raise RemoteError(
+                    "the repository names no default DVC remote in .dvc/config.",
+                    state="nothing was pulled or trained.",
+                    remedy="`dvc remote add -d storage gdrive://<folder id>`, commit .dvc/config, push, render again.",
+                )
+            yield repo, name, str(repo.config["remote"][name]["url"])
+    except (ConfigError, DvcException) as error:
+        raise RemoteError(
+            f".dvc/config cannot be used: {error}", remedy="run `dvc remote list` in a clone and correct what it names."
+        ) from error
 
 
 def configure_dvc(root: Path, scratch: Path, credentials: Credentials) -> str:
@@ -35,10 +56,7 @@ def configure_dvc(root: Path, scratch: Path, credentials: Credentials) -> str:
     Raises `RemoteError` if the repository has no default remote, `CredentialsError` if Google Drive's credentials are
     missing.
     """
-    from dvc.repo import Repo
-
-    with _config_told(), Repo(str(root)) as repo:
-        name, url = _default_remote(repo)
+    with _default_remote(root) as (repo, name, url):
         with repo.config.edit("local") as local:
             local["cache"]["dir"] = str(scratch / "dvc-cache")
             if url.startswith("gdrive://"):
@@ -58,31 +76,6 @@ def _configure_drive(file: Path, credentials: Credentials) -> dict[str, object]:
     key = "gdrive_service_account_json_file_path" if is_service else "gdrive_user_credentials_file"
     # set for both kinds of account: .dvc/config may have been written for the other kind
     return {"gdrive_use_service_account": is_service, key: str(file)}
-
-
-def _default_remote(repo: Any) -> tuple[str, str]:  # noqa: ANN401  dvc.repo.Repo
-    name = repo.config["core"].get("remote")
-    if not name or name not in repo.config["remote"]:
-        raise RemoteError(
-            "the repository names no default DVC remote in .dvc/config.",
-            state="nothing was pulled or trained.",
-            remedy="`dvc remote add -d storage gdrive://<folder id>`, commit .dvc/config, push, render again.",
-        )
-    return name, str(repo.config["remote"][name]["url"])
-
-
-@contextlib.contextmanager
-def _config_told() -> Iterator[None]:
-    """Convert DVC's exceptions about an unusable configuration into `RemoteError`."""
-    from dvc.config import ConfigError
-    from dvc.exceptions import DvcException
-
-    try:
-        yield
-    except (ConfigError, DvcException) as error:
-        raise RemoteError(
-            f".dvc/config cannot be used: {error}", remedy="run `dvc remote list` in a clone and correct what it names."
-        ) from error
 
 
 @contextlib.contextmanager

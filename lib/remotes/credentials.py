@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from lib.errors import CredentialsError
+from lib.files import replacing
 
 DRIVE_FIELDS = ("access_token", "refresh_token", "client_id", "client_secret", "token_expiry")
 SERVICE_FIELDS = ("type", "client_email", "client_id", "private_key_id", "private_key")
@@ -144,18 +145,15 @@ class Credentials:
 
 def write_private(path: Path, text: str) -> None:
     """Write a file that only its owner can read (mode 600), whole or not at all; create its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.unlink(missing_ok=True)
-    try:
-        # create it private, write it, then rename it: this also replaces an older file with wider permissions
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    # created private and then renamed: this also replaces an older file with wider permissions
+    with replacing(path) as part, open(part, "x", encoding="utf-8", opener=_open_private) as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def without_user(url: str) -> str:
@@ -192,9 +190,11 @@ def make_credentials(values: Mapping[str, Any], source: str) -> Credentials:
     """
     wrong = [complaint for name in values for complaint in _check(name, values[name])]
     if all(name in values for name in DRIVE_NAMES):
-        wrong.append(f"{' and '.join(DRIVE_NAMES)} are both there, and only one account can be used: keep one")
+        wrong.append(f"{' and '.join(DRIVE_NAMES)} are both given, and only one account can be used: keep one")
     if any(name in values for name in S3_NAMES):
-        wrong += [f"{name} is missing, {' and '.join(S3_KEYS)} are one key" for name in S3_KEYS if name not in values]
+        wrong += [
+            f"{name} is missing: {' and '.join(S3_KEYS)} belong together" for name in S3_KEYS if name not in values
+        ]
     if wrong:
         raise CredentialsError(
             f"{source}: {'; '.join(wrong)}.",
@@ -234,9 +234,11 @@ def read_secrets(file: Path, remedy: str = ATTACH) -> dict[str, Any]:
         raise CredentialsError(f"{file}: it cannot be read: {error.strerror}.", remedy=remedy) from None
     except (ValueError, RecursionError):
         # drop the decoder's error: it holds the text, and so the secrets
-        raise CredentialsError(f"{file}: this is no JSON.", remedy="correct the file; it is not shown here.") from None
+        raise CredentialsError(
+            f"{file}: it is not valid JSON.", remedy="correct the file; it is not shown here."
+        ) from None
     if not isinstance(values, dict):
-        raise CredentialsError(f"{file}: it holds {type(values).__name__}, not an object.", remedy=remedy)
+        raise CredentialsError(f"{file}: it contains {type(values).__name__}, not a JSON object.", remedy=remedy)
     return values
 
 
@@ -254,16 +256,16 @@ def _from_environment(names: tuple[str, ...]) -> dict[str, Any]:
 
 def _check(name: str, value: object) -> list[str]:
     if name not in NAMES:
-        return [f"{name} is no key of it (known: {', '.join(NAMES)})"]
+        return [f"{name} is not a known key ({', '.join(NAMES)})"]
     if name in DRIVE_NAMES:
         fields = DRIVE_FIELDS if name == "GDRIVE_USER_CREDENTIALS" else SERVICE_FIELDS
         if not isinstance(value, dict):
-            return [f"{name} is no object of {', '.join(fields)}"]
+            return [f"{name} is not an object with {', '.join(fields)}"]
         wrong = [key for key in fields if not isinstance(value.get(key), str) or not value[key]]
         complaints = [f"{name}.{key} is missing or empty" for key in wrong]
         for key, (fits, form) in _FORMS[name].items():
             if key not in wrong and not fits(value[key]):
-                complaints.append(f"{name}.{key} is no {form}")
+                complaints.append(f"{name}.{key} is not {form}")
         return complaints
     # a character that HTTP headers forbid would fail late, or the client's error would show the value
     if (
@@ -272,7 +274,7 @@ def _check(name: str, value: object) -> list[str]:
         or value != value.strip()
         or not (value.isascii() and value.isprintable())
     ):
-        return [f"{name} is no plain text without spaces around it"]
+        return [f"{name} is not plain text, or has spaces around it"]
     return []
 
 
@@ -302,10 +304,10 @@ def _is_private_key(text: str) -> bool:
 
 
 _FORMS: Mapping[str, Mapping[str, tuple[Callable[[str], object], str]]] = {
-    "GDRIVE_USER_CREDENTIALS": {"token_expiry": (_utc, "time like 2026-01-31T12:00:00Z")},
+    "GDRIVE_USER_CREDENTIALS": {"token_expiry": (_utc, "a time like 2026-01-31T12:00:00Z")},
     "GDRIVE_SERVICE_ACCOUNT": {
-        "type": (lambda text: text == "service_account", '"service_account", so this is another kind of file'),
-        "private_key": (_is_private_key, "private key in PEM form, as the downloaded file has it"),
+        "type": (lambda text: text == "service_account", '"service_account": this is another kind of file'),
+        "private_key": (_is_private_key, "a private key in PEM form, as in the downloaded file"),
     },
 }
 """Further checks of fields that are not empty: the test, and its wording in an error."""

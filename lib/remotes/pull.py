@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.errors import DatasetError, RemoteError
+from lib.errors import RemoteError
 from lib.process import limit_silence
 from lib.progress import showing
 from lib.remotes.credentials import Credentials
@@ -36,19 +36,19 @@ def pull_objects(
             (place / name).parent.mkdir(parents=True, exist_ok=True)
             (place / name).write_text(text, encoding="utf-8")
         targets = [str(place / name) for name in pointers]
-        outs = [out for target in targets for out in read_mapping(Path(target)).get("outs") or ()]
         with Repo(str(place)) as repo:
             cache = str(repo.cache.local_cache_dir)
-            before, total = _bytes_in(cache), sum(int(out.get("size") or 0) for out in outs)
+            outs = [out for target in targets for stage in repo.stage.collect(target) for out in stage.outs]
+            before, total = _bytes_in(cache), sum(out.meta.size or 0 for out in outs)
             # DVC shows no progress without a terminal: measure the growth of its cache
             with showing(what, total, lambda: _bytes_in(cache) - before):
                 if mirrors:
-                    _fetch_listings(repo, [str(out.get("md5")) for out in outs])
-                told = [_fetch_from(repo, number, mirror, targets) for number, mirror in enumerate(mirrors)]
+                    _fetch_listings(repo, [out.hash_info.value for out in outs])
+                lines = [_fetch_from(repo, number, mirror, targets) for number, mirror in enumerate(mirrors)]
                 repo.pull(targets=targets, force=True, jobs=JOBS)
     except (DvcException, OSError) as error:
         raise RemoteError(credentials.redact(f"{type(error).__name__}: {error}")) from error
-    print("".join(f"{line}\n" for line in told), end="", flush=True)
+    print("".join(f"{line}\n" for line in lines), end="", flush=True)
     return place
 
 
@@ -73,10 +73,10 @@ def _fetch_from(repo: Any, number: int, mirror: Path, targets: Sequence[str]) ->
     try:
         count = repo.fetch(targets=targets, remote=f"attached-{number}", jobs=JOBS)
     except (DvcException, ObjectFormatError, OSError):
-        return f"{mirror} holds a part of it; the rest came from the DVC remote."
+        return f"{mirror} holds a part of the files; the rest came from the DVC remote."
     finally:
         logging.disable(logging.NOTSET)
-    return f"{count} files came from {mirror}." if count else f"{mirror} holds nothing of it."
+    return f"{count} files came from {mirror}." if count else f"{mirror} holds none of the files."
 
 
 def _make_workspace(root: Path, place: Path, mirrors: Sequence[Path]) -> None:
@@ -99,26 +99,8 @@ def _make_workspace(root: Path, place: Path, mirrors: Sequence[Path]) -> None:
 def _bytes_in(folder: str) -> int:
     """Return the total size of the files below a folder, in bytes; the folder may change meanwhile."""
     size = 0
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
+    for place, _, names in os.walk(folder):
+        for name in names:
             with contextlib.suppress(OSError):
-                size += (
-                    _bytes_in(entry.path)
-                    if entry.is_dir(follow_symlinks=False)
-                    else entry.stat(follow_symlinks=False).st_size
-                )
+                size += os.lstat(f"{place}/{name}").st_size
     return size
-
-
-def read_mapping(path: Path) -> dict[str, Any]:
-    """Read a YAML file that maps keys to values. Raises `DatasetError` if it does not."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: this is no YAML: {error}", remedy="correct the file.") from None
-    if not isinstance(values, dict):
-        raise DatasetError(f"{path}: it holds no mapping of keys to values.", remedy="correct the file.")
-    return values

@@ -6,18 +6,20 @@ left empty, never guessed. Neither weights nor datasets are downloaded.
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from lib.errors import BranchError
 from lib.experiment.load import flat
-from lib.results.published import UNREADABLE, PublishedRun, list_runs, measured, read_published, series_of
+from lib.files import replacing
+from lib.results.published import PublishedRun, list_runs, read_published, series_of
+from lib.results.record import Metrics, parse
 from lib.sync import Refs
+from lib.tables import as_text, make_table
+from lib.train.curves import Curves, read_curves
 
 MOST = 5  # runs of an experiment that are compared if no branch is named
 FILES = ("train/metrics.json", "train/results.csv")
@@ -35,20 +37,16 @@ class RunSummary:
     state: str
     metrics: Mapping[str, float]
     made_from: Mapping[str, Any]
-    curves: Mapping[str, list[float]]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the run as JSON-serializable values, without its curves."""
-        return {"branch": self.branch, "state": self.state, "metrics": dict(self.metrics)}
+    curves: Curves
 
 
-def read_sides(refs: Refs, branches: Sequence[str]) -> list[RunSummary]:
+def read_runs(refs: Refs, branches: Sequence[str]) -> list[RunSummary]:
     """Read the runs of `branches`, in order; if it is empty, the newest runs of the experiment trained last.
 
     Raises `BranchError` for a branch that does not belong to a finished run, and if `branches` is empty and that
     experiment has fewer than two runs.
     """
-    return [_side(read_published(refs, branch, *FILES)) for branch in branches or _newest(refs)]
+    return [_summarize(read_published(refs, branch, *FILES)) for branch in branches or _newest(refs)]
 
 
 def _newest(refs: Refs) -> list[str]:
@@ -64,70 +62,52 @@ def _newest(refs: Refs) -> list[str]:
     return same
 
 
-def _side(run: PublishedRun) -> RunSummary:
-    record = run.record
+def _summarize(run: PublishedRun) -> RunSummary:
     try:
-        metrics = json.loads(run.texts.get(FILES[0], "{}"))
-        machine = record.get("machine", {})
-        gpus = ", ".join(gpu["name"] for gpu in machine.get("gpus", ())) or "none"
-        made = {key: record[key] for key in MADE_FROM if key in record} | {"machine": {**machine, "gpus": gpus}}
-        experiment = {key: value for key, value in record["experiment"].items() if key != "description"}
-        facts = {key: value for key, value in metrics.items() if key in ("epochs", "best_epoch")}
-        return RunSummary(
-            run.branch, record.get("state", "finished"), {**facts, **dict(measured(metrics))},
-            {**dict(flat(experiment)), **dict(flat(made))}, _curves(run.texts.get(FILES[1], "")),
-        )  # fmt: skip
-    except UNREADABLE as error:
+        metrics = parse(Metrics, run.texts.get(FILES[0], "{}"))
+        curves = read_curves(run.texts.get(FILES[1], ""))
+    except ValueError as error:
         raise BranchError(
-            f"{run.branch}: {run.folder}: run.json, metrics.json or results.csv cannot be read "
-            f"({type(error).__name__}: {error}).",
+            f"{run.branch}: {run.folder}: metrics.json or results.csv cannot be read ({error}).",
             state="nothing was compared.",
             remedy="leave that branch out.",
         ) from None
+    record = run.record.as_dict()
+    record["machine"]["gpus"] = ", ".join(gpu.name for gpu in run.record.machine.gpus) or "none"
+    experiment = {key: value for key, value in record["experiment"].items() if key != "description"}
+    made_from = experiment | {key: record[key] for key in MADE_FROM if key in record}
+    epochs = metrics.model_dump(include={"epochs", "best_epoch"}, exclude_none=True)
+    return RunSummary(run.branch, run.record.state, epochs | metrics.flat(), dict(flat(made_from)), curves)
 
 
-def _curves(text: str) -> dict[str, list[float]]:
-    rows = [{key.strip(): value for key, value in row.items()} for row in csv.DictReader(StringIO(text))]
-    return {key: [float(row[key]) for row in rows] for key in (rows[0] if rows else ())}
-
-
-def differences(sides: Sequence[RunSummary]) -> dict[str, list[Any]]:
+def differences(runs: Sequence[RunSummary]) -> dict[str, list[Any]]:
     """Return the dotted keys in which the runs differ, with the value of each run; None for a value not recorded."""
-    keys = dict.fromkeys(key for side in sides for key in side.made_from)
-    found = {key: [side.made_from.get(key) for side in sides] for key in keys}
+    keys = dict.fromkeys(key for run in runs for key in run.made_from)
+    found = {key: [run.made_from.get(key) for run in runs] for key in keys}
     return {key: values for key, values in found.items() if any(value != values[0] for value in values)}
 
 
-def as_json(sides: Sequence[RunSummary], picture: Path) -> str:
+def as_json(runs: Sequence[RunSummary], image: Path) -> str:
     """Return the whole comparison as JSON."""
-    runs = [side.as_dict() for side in sides]
-    return json.dumps({"runs": runs, "differences": differences(sides), "curves": str(picture)}, indent=2)
+    listed = [{"branch": run.branch, "state": run.state, "metrics": run.metrics} for run in runs]
+    return json.dumps({"runs": listed, "differences": differences(runs), "curves": str(image)}, indent=2)
 
 
-def show_sides(sides: Sequence[RunSummary]) -> str:
+def show_runs(runs: Sequence[RunSummary]) -> str:
     """Return the numbered runs, the table of metrics and the table of differences as text for the user."""
-    different = {key: list(map(_short, values)) for key, values in differences(sides).items()}
-    metrics = dict.fromkeys(key for side in sides for key in side.metrics)
-    measured_by = {key: [_figure(side.metrics.get(key)) for side in sides] for key in metrics}
-    parts = ["\n".join(f"{number}  {side.branch} ({side.state})" for number, side in enumerate(sides, 1))]
-    parts += [_table("Metric", measured_by)] if metrics else ["Nothing was measured."]
-    same = "They were made from the same." if len(sides) > 1 else ""
-    parts += [_table("Made from", different)] if different else [same]
-    return "\n\n".join(filter(None, parts))
-
-
-def _table(title: str, rows: Mapping[str, Sequence[str]]) -> str:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    numbers = range(1, len(next(iter(rows.values()))) + 1)
-    table = Table(title, *map(str, numbers))
-    for key, cells in rows.items():
-        table.add_row(key, *map(escape, cells))
-    text = StringIO()
-    Console(file=text, width=200, force_terminal=False).print(table)
-    return text.getvalue().rstrip()
+    numbers = [str(number) for number, _ in enumerate(runs, 1)]
+    metrics = [
+        (key, *(_figure(run.metrics.get(key)) for run in runs))
+        for key in dict.fromkeys(key for run in runs for key in run.metrics)
+    ]
+    different = [(key, *map(_short, values)) for key, values in differences(runs).items()]
+    parts = ["\n".join(f"{number}  {run.branch} ({run.state})" for number, run in zip(numbers, runs, strict=True))]
+    parts += [as_text(make_table(("Metric", *numbers), metrics)) if metrics else "No run was measured."]
+    if different:
+        parts += [as_text(make_table(("Made from", *numbers), different))]
+    elif len(runs) > 1:
+        parts += ["The runs were made from the same code, data and configuration."]
+    return "\n\n".join(parts)
 
 
 def _figure(value: float | None) -> str:
@@ -140,34 +120,26 @@ def _short(value: object) -> str:
     return f"{text[:12]}…" if len(text) >= 32 and text.removesuffix(".dir").isalnum() else text  # noqa: PLR2004
 
 
-def draw_curves(sides: Sequence[RunSummary], picture: Path) -> None:
+def draw_curves(runs: Sequence[RunSummary], image: Path) -> None:
     """Draw each column of `results.csv` as a panel with one line per run; the file is complete or absent."""
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
-    names = list(_panels(sides))
+    names = dict.fromkeys(name for run in runs for name in run.curves if not name.startswith(NO_CURVE))
     rows = max(1, -(-len(names) // COLUMNS))
     figure = Figure(figsize=(COLUMNS * PANEL[0], rows * PANEL[1] + 1), layout="constrained")
-    for place, name in enumerate(names, 1):
+    for place, name in enumerate(sorted(names, key=lambda name: not name.startswith("metrics/")), 1):
         axes = figure.add_subplot(rows, COLUMNS, place)
         axes.set_title(name, fontsize=9)
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3)
-        for number, side in enumerate(sides):
-            if name in side.curves:
-                values = side.curves[name]
-                epochs = side.curves.get("epoch", list(range(1, len(values) + 1)))
+        for number, run in enumerate(runs):
+            if values := run.curves.get(name):
+                epochs = run.curves.get("epoch", list(range(1, len(values) + 1)))
                 axes.plot(epochs, values, color=f"C{number % 10}", marker="." if len(values) == 1 else None)
-    lines = [figure.axes[0].plot([], [], color=f"C{number % 10}")[0] for number in range(len(sides))] if names else []
-    labels = [f"{number}  {side.branch}" for number, side in enumerate(sides, 1)]
-    if names:
-        figure.legend(lines, labels, loc="outside upper left", fontsize=8)
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    part = picture.with_name(f".{picture.name}.part")
-    figure.savefig(part, format="png", dpi=100)
-    part.replace(picture)
-
-
-def _panels(sides: Sequence[RunSummary]) -> Iterator[str]:
-    """Yield the name of each curve once: metrics first, then losses."""
-    found = dict.fromkeys(key for side in sides for key in side.curves if not key.startswith(NO_CURVE))
-    yield from sorted(found, key=lambda name: not name.startswith("metrics/"))
+    lines = [
+        Line2D([], [], color=f"C{number % 10}", label=f"{number + 1}  {run.branch}") for number, run in enumerate(runs)
+    ]
+    figure.legend(handles=lines, loc="outside upper left", fontsize=8)
+    with replacing(image) as part:
+        figure.savefig(part, format="png", dpi=100)

@@ -3,7 +3,8 @@
 Guarantees: every figure was measured here, with `best.pt`; a figure that could not be measured is absent, never 0.0,
 and the file gives the reason. The weights are only read.
 
-`train/metrics.json` is a `Metrics`, below. `test/predictions.json` is a list with one entry per predicted object:
+`train/metrics.json` holds a `Metrics` (`lib/results/record.py`). `test/predictions.json` is a list with one entry per
+predicted object:
 
 | field | meaning |
 | --- | --- |
@@ -18,9 +19,8 @@ and the file gives the reason. The weights are only read.
 
 from __future__ import annotations
 
-import csv
-import json
 import os
+import re
 import shutil
 import traceback
 from collections.abc import Callable, Mapping
@@ -28,78 +28,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from lib.data.dataset import Dataset
 from lib.errors import EvaluationError
-from lib.experiment.schema import Experiment
 from lib.progress import Bar
 from lib.results.matching import compare, corner_errors, file_name
+from lib.results.record import SCHEMA, Metrics
 from lib.results.sheets import draw_predictions, draw_worst
+from lib.session import Session
+from lib.train.curves import best_epoch, read_curves
 from lib.train.launch import Trained
 
-HEADS = {"box": "B", "mask": "M", "pose": "P"}
-"""The heads of ultralytics' networks, and the letter that marks each in its metric names: `metrics/mAP50(B)`."""
-PICTURE_SIDE = 1280  # pixels; images are committed to Git, unlike weights
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
-
-class Head(_Section):
-    """Ultralytics' metrics of boxes, masks or poses, each between 0 and 1."""
-
-    precision: float
-    recall: float
-    map50: float = Field(alias="mAP50")
-    """Mean average precision at an IoU of 0.5 (of masks for masks; for poses, OKS in place of IoU)."""
-    map50_95: float = Field(alias="mAP50-95")
-    """The mean of the mean average precisions at 0.5 to 0.95 in steps of 0.05."""
-
-
-class Corners(_Section):
-    """The distances of predicted corners from their labels.
-
-    The mAP of poses is not enough: it is based on OKS, which is too lenient on four corners.
-    """
-
-    objects: int
-    """Labelled objects of the split."""
-    found: int
-    """Labelled objects with a prediction (score 0.25, IoU 0.5 or more); other objects count in no figure below."""
-    mean_px: float | None = None
-    """Mean distance over all labelled corners of found objects, in pixels of the original image."""
-    median_px: float | None = None
-    p95_px: float | None = None
-    """The 95th percentile of the distances."""
-    mean_relative: float | None = None
-    """Mean over objects of the mean corner distance, as a share of the mean of the object's left and right sides."""
-
-
-class Split(_Section):
-    """The figures measured on one split."""
-
-    images: int
-    box: Head | None = None
-    mask: Head | None = None
-    pose: Head | None = None
-    corners: Corners | None = None
-
-
-class Metrics(_Section):
-    """The content of `metrics.json`; figures that were not measured are absent."""
-
-    version: int = Field(default=2, alias="schema")
-    best_epoch: int | None = None
-    """The epoch that produced `best.pt`, from 1."""
-    epochs: int | None = None
-    """Number of trained epochs."""
-    validation: Split | None = None
-    """`best.pt` on the split by which it was selected."""
-    test: Split | None = None
-    missing: str | None = None
-    """Why a figure is absent."""
+HEADS = {"B": "box", "M": "mask", "P": "pose"}
+"""The heads of ultralytics' networks by the letter that marks each in its metric names: `metrics/mAP50(B)`."""
+IMAGE_SIDE = 1280  # pixels; images are committed to Git, unlike weights
 
 
 @dataclass(frozen=True)
@@ -107,40 +48,35 @@ class Evaluated:
     """The result of an evaluation: its folder (`test/`) and the content of `metrics.json`."""
 
     folder: Path
-    metrics: dict[str, Any]
+    metrics: Metrics
     missing: EvaluationError | None = None
     """Why something could not be measured; the error to raise after everything else is saved."""
 
     def flat(self) -> dict[str, float]:
         """Return the measured values by their full names, such as `test/box/mAP50`."""
-        return {
-            f"{split}/{part}/{name}": value
-            for split in ("validation", "test")
-            for part in (*HEADS, "corners")
-            for name, value in self.metrics.get(split, {}).get(part, {}).items()
-        }
+        return self.metrics.flat()
 
 
-def evaluate(experiment: Experiment, dataset: Dataset, trained: Trained, *, device: str) -> Evaluated:
+def evaluate(session: Session, dataset: Dataset, trained: Trained) -> Evaluated:
     """Validate `best.pt` on the `val` and `test` splits; write `train/metrics.json` and everything in `test/`.
 
     A failure is returned as `missing`; everything else is still measured.
     """
-    folder = trained.folder.parent / "test"
+    experiment, folder = session.experiment, trained.folder.parent / "test"
     shutil.rmtree(folder, ignore_errors=True)  # files of an earlier evaluation must not pass for this one's
     folder.mkdir(parents=True)
     scratch = dataset.data_file.parent / "validation"
     measured: dict[str, Any] = {}
     attempt = _Attempts(folder.parent, scratch, dataset.folder)
 
-    def write() -> dict[str, Any]:
-        metrics = Metrics.model_validate(measured | ({"missing": "; ".join(attempt.failed)} if attempt.failed else {}))
-        content = metrics.model_dump(mode="json", by_alias=True, exclude_none=True)
-        (trained.folder / "metrics.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        return content
+    def write() -> Metrics:
+        missing = {"missing": "; ".join(attempt.failed)} if attempt.failed else {}
+        metrics = Metrics.model_validate({"schema": SCHEMA, **measured, **missing})
+        metrics.write(trained.folder / "metrics.json")
+        return metrics
 
     def measure(split: str, key: str, target: Path, *, plots: bool = False) -> None:
-        results = _validate(experiment, dataset, trained, split, target, device, plots=plots)
+        results = _validate(session, dataset, trained, split, target, plots=plots)
         measured[key] = {"images": dataset.counts[split], **_heads(results)}
 
     def measure_corners() -> None:
@@ -162,10 +98,15 @@ def evaluate(experiment: Experiment, dataset: Dataset, trained: Trained, *, devi
             attempt("measuring corners", measure_corners)
         write()  # written first: a failed drawing must not cost a figure
         attempt("drawing predictions", draw)
-    attempt("drawing the training's pictures", lambda: to_png(trained.folder))
-    attempt("drawing the test's pictures", lambda: to_png(folder))
-    content = write()
-    return Evaluated(folder, content, _missing(content["missing"], trained) if attempt.failed else None)
+    attempt("drawing the training's images", lambda: to_png(trained.folder))
+    attempt("drawing the test's images", lambda: to_png(folder))
+    metrics = write()
+    error = EvaluationError(
+        f"not everything could be measured: {metrics.missing}",
+        state=f"the weights are in {trained.best.parent}, and what was measured is in metrics.json.",
+        remedy="read the log above the error; the weights can be validated again with `yolo val`.",
+    )
+    return Evaluated(folder, metrics, error if metrics.missing else None)
 
 
 class _Attempts:
@@ -179,29 +120,21 @@ class _Attempts:
         try:
             do()
         except Exception as error:  # noqa: BLE001  no failure here may keep the weights from being published
-            told = " ".join(f"{type(error).__name__}: {error}".split())
+            message = " ".join(f"{type(error).__name__}: {error}".split())
             for place in self._places:
-                told = told.replace(f"{place}{os.sep}", "")
-            self.failed.append(f"{what}: {told}")
+                message = message.replace(f"{place}{os.sep}", "")
+            self.failed.append(f"{what}: {message}")
             traceback.print_exc()
-            print(f"Warning: {what} failed: {told}", flush=True)
-
-
-def _missing(why: str, trained: Trained) -> EvaluationError:
-    return EvaluationError(
-        f"not everything could be measured: {why}",
-        state=f"the weights are in {trained.best.parent}, and what was measured is in metrics.json.",
-        remedy="read the log above the error; the weights can be validated again with `yolo val`.",
-    )
+            print(f"Warning: {what} failed: {message}", flush=True)
 
 
 def _validate(
-    experiment: Experiment, dataset: Dataset, trained: Trained, split: str, folder: Path, device: str, *, plots: bool
+    session: Session, dataset: Dataset, trained: Trained, split: str, folder: Path, *, plots: bool
 ) -> Mapping[str, Any]:
     """Return ultralytics' figures of a split; write plots, and the test split's predictions, into `folder`."""
     from ultralytics.models import YOLO
 
-    task = experiment.about.task
+    experiment, task = session.experiment, session.experiment.about.task
     model = YOLO(str(trained.best), task=task)
     bar = Bar(f"Measuring best.pt on {split}")
 
@@ -216,7 +149,7 @@ def _validate(
         imgsz=experiment.training.image_size,
         batch=trained.batch_size or experiment.training.batch_size,
         workers=experiment.hardware.num_workers,
-        device=device.partition(",")[0],
+        device=session.device.partition(",")[0],
         project=str(folder.parent),
         name=folder.name,
         exist_ok=True,
@@ -224,7 +157,7 @@ def _validate(
         save_json=split == "test",
         validator=_validator(model.task_map[task]["validator"], dataset),
     )
-    bar.end(f"Measured best.pt on {split}: {dataset.counts[split]} pictures")
+    bar.end(f"Measured best.pt on {split}: {dataset.counts[split]} images")
     if split == "test" and not (folder / "predictions.json").is_file():
         (folder / "predictions.json").write_text("[]\n", encoding="utf-8")  # the library writes none for an empty list
     results: Mapping[str, Any] = measured.results_dict
@@ -238,8 +171,8 @@ def _validator(base: Any, dataset: Dataset) -> Any:  # noqa: ANN401  ultralytics
         def pred_to_json(self, predn: dict[str, Any], pbatch: dict[str, Any]) -> None:
             before = len(self.jdict)
             super().pred_to_json(predn, pbatch)
-            picture = Path(pbatch["im_file"])
-            named = {"image_id": picture.stem, "file_name": file_name(dataset, picture)}
+            image = Path(pbatch["im_file"])
+            named = {"image_id": image.stem, "file_name": file_name(dataset, image)}
             for item, number in zip(self.jdict[before:], predn["cls"].tolist(), strict=True):
                 item.update(named, category_id=int(number) + 1)
                 if "keypoints" in item:
@@ -253,25 +186,18 @@ def _validator(base: Any, dataset: Dataset) -> Any:  # noqa: ANN401  ultralytics
 
 def _heads(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """Return ultralytics' figures (`metrics/mAP50(B)`) by head and name; omit heads that were not measured."""
-    names = [field.alias or name for name, field in Head.model_fields.items()]
-    found = {head: {name: results.get(f"metrics/{name}({letter})") for name in names} for head, letter in HEADS.items()}
-    return {
-        head: {name: round(float(value), 5) for name, value in values.items() if value is not None}
-        for head, values in found.items()
-        if any(value is not None for value in values.values())
-    }
+    found: dict[str, dict[str, float]] = {}
+    for key, value in results.items():
+        if named := re.fullmatch(r"metrics/(.+)\(([BMP])\)", key):
+            found.setdefault(HEADS[named[2]], {})[named[1]] = round(float(value), 5)
+    return found
 
 
 def _epochs(results: Path) -> dict[str, int]:
-    """Return the number of epochs and the best epoch, selected as by the trainer.
-
-    The best epoch has the highest mAP50-95, summed over all heads; of equal epochs, it is the later one.
-    """
-    with results.open(encoding="utf-8", newline="") as file:
-        rows = [{key.strip(): value for key, value in row.items()} for row in csv.DictReader(file)]
-    scores = [sum(float(value) for key, value in row.items() if key.startswith("metrics/mAP50-95(")) for row in rows]
-    best = max(range(len(rows)), key=lambda index: (scores[index], index))
-    return {"best_epoch": int(rows[best]["epoch"]), "epochs": int(rows[-1]["epoch"])}
+    """Return the best epoch and the number of epochs."""
+    curves = read_curves(results.read_text(encoding="utf-8"))
+    best = best_epoch(curves)
+    return {"best_epoch": int(curves["epoch"][best]), "epochs": int(curves["epoch"][-1])}
 
 
 def to_png(folder: Path) -> None:
@@ -280,6 +206,6 @@ def to_png(folder: Path) -> None:
 
     for path in sorted(folder.glob("*.jpg")):
         with Image.open(path) as image:
-            image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+            image.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
             image.quantize(256).save(path.with_suffix(".png"), optimize=True)
         path.unlink()

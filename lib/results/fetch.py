@@ -7,13 +7,11 @@ unchanged, and the dataset is not downloaded. An existing folder is verified and
 
 from __future__ import annotations
 
-import hashlib
-import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import md5
 from pathlib import Path
-from typing import Any
 
 from lib.errors import BranchError, RemoteError
 from lib.progress import file_size
@@ -21,9 +19,8 @@ from lib.remotes.clone import clone_with
 from lib.remotes.credentials import Credentials
 from lib.remotes.pull import pull_objects
 from lib.results.published import PublishedRun, read_published
+from lib.results.record import RunRecord, parse
 from lib.sync import Refs
-
-CHUNK = 2**20
 
 
 @dataclass(frozen=True)
@@ -31,8 +28,7 @@ class Model:
     """The published files of one run, in a local folder."""
 
     folder: Path
-    record: Mapping[str, Any]
-    """The content of its `run.json`."""
+    record: RunRecord
 
     @property
     def best(self) -> Path:
@@ -75,7 +71,7 @@ def fetch_model(root: Path, branch: str, credentials: Credentials, folder: Path 
     except OSError as error:
         raise BranchError(
             f"{folder} cannot be written: {error}.",
-            state="nothing is there.",
+            state="nothing was written.",
             remedy="free some space, or name another folder with --output.",
         ) from error
     return Model(folder, run.record)
@@ -86,15 +82,15 @@ def _find_fetched(folder: Path, branch: str) -> Model | None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     try:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        wrong = "" if record["branch"] == branch else f"it holds {record['branch']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        wrong = "it is no fetched model"
+        record = parse(RunRecord, (folder / "run.json").read_bytes())
+        wrong = "" if record.branch == branch else f"it holds {record.branch}"
+    except (OSError, ValueError):
+        wrong = "it is not a fetched model"
     wrong = wrong or "; ".join(_damages(folder))
     if wrong:
         raise BranchError(
             f"{folder} cannot be used for {branch}: {wrong}.",
-            state="it was left as it is.",
+            state="the folder is unchanged.",
             remedy="remove that folder, or name another with --output, and run the same command again.",
         )
     return Model(folder, record)
@@ -113,7 +109,7 @@ def _pull_weights(root: Path, part: Path, run: PublishedRun, credentials: Creden
             f"`dvc pull` of {run.branch} failed: {wrong}.",
             state="nothing was written.",
             remedy="ensure the DVC remote is accessible (for Google Drive: --secrets secrets.json); `python -m lib "
-            "check` says whether it has what the branch names.",
+            "check` reports whether it has the objects that the branch names.",
         )
 
 
@@ -122,11 +118,8 @@ def _damages(folder: Path) -> Iterator[str]:
     for pointer in sorted(folder.rglob("*.dvc")):
         file = pointer.with_suffix("")
         if not file.is_file():
-            yield f"{file.relative_to(folder)} is not there"
-        elif f"md5: {_md5(file)}" not in pointer.read_text(encoding="utf-8"):
+            yield f"{file.relative_to(folder)} is missing"
+        elif f"md5: {md5(file.read_bytes(), usedforsecurity=False).hexdigest()}" not in pointer.read_text(
+            encoding="utf-8"
+        ):
             yield f"{file.relative_to(folder)} is damaged"
-
-
-def _md5(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

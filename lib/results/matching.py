@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 from lib.data.dataset import Dataset
 from lib.data.labels import KEYPOINT, label_path, read_objects
 
+SHOWN = 0.25  # the lowest score shown; ultralytics' own threshold for showing a prediction
 OVERLAP = 0.5  # IoU
 LYING = (5, 6, 7, 8)  # EXIF orientation values that swap width and height
-CELL, HEADER, COLUMNS = 320, 28, 4  # pixels, pixels, tiles per row
-TRUTH, GUESS, PAPER = "white", "#ff5a36", (24, 26, 30)
 
 Points = NDArray[np.float64]
 
@@ -44,7 +43,7 @@ class Detection:
 class Match:
     """A labelled object and its matching prediction, if any."""
 
-    picture: Path
+    image: Path
     label: Detection
     found: Detection | None
 
@@ -77,19 +76,19 @@ class Match:
 class ImageMatches:
     """One image: its labelled objects with their predictions, and all predictions with a score of at least `SHOWN`."""
 
-    picture: Path
-    cases: tuple[Match, ...]
+    image: Path
+    matches: tuple[Match, ...]
     predicted: tuple[Detection, ...]
 
     @property
     def missed(self) -> int:
         """Return the number of labelled objects without a matching prediction."""
-        return sum(case.found is None for case in self.cases)
+        return sum(match.found is None for match in self.matches)
 
     @property
     def false(self) -> int:
         """Return the number of predictions that match no labelled object."""
-        return len(self.predicted) - len(self.cases) + self.missed
+        return len(self.predicted) - len(self.matches) + self.missed
 
 
 def compare(dataset: Dataset, predictions: Path) -> list[ImageMatches]:
@@ -99,30 +98,30 @@ def compare(dataset: Dataset, predictions: Path) -> list[ImageMatches]:
         if item["score"] >= SHOWN:
             predicted.setdefault(item["file_name"], []).append(_prediction(item))
     compared = []
-    for picture in dataset.pictures("test"):
-        things = sorted(predicted.get(file_name(dataset, picture), []), key=lambda thing: -thing.score)
-        cases = [Match(picture, label, found) for label, found in match(_labels(dataset, picture), things)]
-        compared.append(ImageMatches(picture, tuple(cases), tuple(things)))
+    for image in dataset.files["test"]:
+        detections = sorted(predicted.get(file_name(dataset, image), []), key=lambda detection: -detection.score)
+        matches = [Match(image, label, found) for label, found in match(_labels(dataset, image), detections)]
+        compared.append(ImageMatches(image, tuple(matches), tuple(detections)))
     return compared
 
 
-def file_name(dataset: Dataset, picture: Path) -> str:
+def file_name(dataset: Dataset, image: Path) -> str:
     """Return an image's path below the dataset, which is equal on every machine; its full path if it is elsewhere."""
-    inside = picture.is_relative_to(dataset.folder)
-    return picture.relative_to(dataset.folder).as_posix() if inside else picture.as_posix()
+    inside = image.is_relative_to(dataset.folder)
+    return image.relative_to(dataset.folder).as_posix() if inside else image.as_posix()
 
 
 def match(labels: Sequence[Detection], predictions: Iterable[Detection]) -> list[tuple[Detection, Detection | None]]:
     """Return each labelled object with its matching prediction, if any; `predictions` start with the highest score."""
     found: dict[int, Detection] = {}
-    for thing in predictions:
+    for detection in predictions:
         overlaps = [
-            -1.0 if number in found or label.category != thing.category else iou(label.box, thing.box)
+            -1.0 if number in found or label.category != detection.category else iou(label.box, detection.box)
             for number, label in enumerate(labels)
         ]
         best = int(np.argmax(overlaps)) if overlaps else -1
         if best >= 0 and overlaps[best] >= OVERLAP:
-            found[best] = thing
+            found[best] = detection
     return [(label, found.get(number)) for number, label in enumerate(labels)]
 
 
@@ -135,17 +134,16 @@ def iou(one: Points, other: Points) -> float:
 
 def corner_errors(compared: Iterable[ImageMatches]) -> dict[str, float]:
     """Return the figures of `corners` in `metrics.json`; a figure that has no object to measure is absent."""
-    cases = [case for picture in compared for case in picture.cases if case.label.corners.size]
-    found = [case for case in cases if case.distances.size]
-    figures: dict[str, float] = {"objects": len(cases), "found": sum(case.found is not None for case in cases)}
-    if found:
-        distances = np.concatenate([case.distances for case in found])
+    matches = [one for image in compared for one in image.matches if one.label.corners.size]
+    figures: dict[str, float] = {"objects": len(matches), "found": sum(one.found is not None for one in matches)}
+    distances = np.concatenate([np.empty(0), *(one.distances for one in matches)])
+    if distances.size:
         figures |= {
             "mean_px": round(float(distances.mean()), 3),
             "median_px": round(float(np.median(distances)), 3),
             "p95_px": round(float(np.percentile(distances, 95)), 3),
         }
-    shares = [case.relative for case in found if not math.isnan(case.relative)]
+    shares = [one.relative for one in matches if not math.isnan(one.relative)]
     if shares:
         figures["mean_relative"] = round(sum(shares) / len(shares), 5)
     return figures
@@ -157,27 +155,21 @@ def _prediction(item: Mapping[str, Any]) -> Detection:
     return Detection(item["category_id"] - 1, np.array([x, y, x + width, y + height]), corners, item["score"])
 
 
-def _labels(dataset: Dataset, picture: Path) -> list[Detection]:
-    width, height = _size(picture)
+def _labels(dataset: Dataset, image: Path) -> list[Detection]:
+    width, height = _size(image)
     labels = []
-    for category, x, y, w, h, *rest in read_objects(label_path(str(picture)), polygons=dataset.polygons):
+    for category, x, y, w, h, *rest in read_objects(label_path(str(image)), polygons=dataset.polygons):
         box = np.array([x - w / 2, y - h / 2, x + w / 2, y + h / 2]) * (width, height, width, height)
         corners = np.array(rest, dtype=float).reshape(-1, KEYPOINT) * (width, height, 1)
         labels.append(Detection(int(category), box, corners))
     return labels
 
 
-def _size(picture: Path) -> tuple[int, int]:
+def _size(file: Path) -> tuple[int, int]:
     """Return an image's width and height in pixels, upright as ultralytics reads it."""
     from PIL import ExifTags, Image
 
-    with Image.open(picture) as image:
+    with Image.open(file) as image:
         width, height = image.size
         lies = image.getexif().get(ExifTags.Base.Orientation) in LYING
     return (height, width) if lies else (width, height)
-
-
-# ---------------------------------------------------------------------------------------------------- scores
-
-
-SHOWN = 0.25  # lowest score shown; ultralytics' own threshold for showing a prediction

@@ -11,10 +11,14 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from lib.data.splits import is_picture
+import numpy as np
+
+from lib.data.labels import KEYPOINT
+from lib.data.splits import is_image
 from lib.errors import PredictionError
 from lib.results.fetch import Model
 from lib.results.matching import Detection
@@ -26,36 +30,36 @@ from lib.train.launch import prepare_library
 class Predicted:
     """An image, its predictions (highest score first) and the drawn file; or the problem that prevented them."""
 
-    picture: Path
-    things: tuple[Detection, ...] = ()
+    image: Path
+    detections: tuple[Detection, ...] = ()
     names: Mapping[int, str] | None = None
     drawn: Path | None = None
     problem: str = ""
 
     def __str__(self) -> str:
         """Return one line with each object's class, confidence, box (left, top, right, bottom) and corners."""
-        found = "; ".join(self._describe(thing) for thing in self.things) or "nothing was found"
-        return f"{self.picture}: {self.problem or found}"
+        found = "; ".join(self._describe(detection) for detection in self.detections) or "nothing was found"
+        return f"{self.image}: {self.problem or found}"
 
-    def _describe(self, thing: Detection) -> str:
-        box = " ".join(f"{value:.0f}" for value in thing.box)
-        corners = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in thing.corners)
-        name = (self.names or {}).get(thing.category, thing.category)
-        return f"{name} {thing.score:.2f} box {box}{f' corners {corners}' if corners else ''}"
+    def _describe(self, detection: Detection) -> str:
+        box = " ".join(f"{value:.0f}" for value in detection.box)
+        corners = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in detection.corners)
+        name = (self.names or {}).get(detection.category, detection.category)
+        return f"{name} {detection.score:.2f} box {box}{f' corners {corners}' if corners else ''}"
 
 
 def predict(
-    model: Model, pictures: Sequence[Path], output: Path, *, confidence: float, device: str = ""
+    model: Model, images: Sequence[Path], output: Path, *, confidence: float, device: str = ""
 ) -> Iterator[Predicted]:
-    """Yield the predictions on each image in `pictures`, files or folders, and draw each image into `output`.
+    """Yield the predictions on each image in `images`, files or folders, and draw each image into `output`.
 
     `device` is `cpu` or a GPU's number; if it is empty, a GPU is used if there is one. Raises `PredictionError` for a
     path that is not an image or a folder of images, an unavailable device, and a run without weights.
     """
-    targets = _plan(pictures, output)
+    targets = _plan(images, output)
     if not model.best.is_file():
         raise PredictionError(
-            f"{model.record['branch']} was published without train/weights/best.pt.",
+            f"{model.record.branch} was published without train/weights/best.pt.",
             state="nothing was predicted.",
             remedy="choose another branch; `python -m lib status` shows them.",
         )
@@ -75,60 +79,56 @@ def predict(
             ) from None
         yolo: Any = YOLO(str(model.best))
         settings = {
-            "conf": confidence, "imgsz": model.record["experiment"]["training"]["image_size"], "device": chosen,
+            "conf": confidence, "imgsz": model.record.experiment["training"]["image_size"], "device": chosen,
             "verbose": False, "save": False,
         }  # fmt: skip
-        for picture, target in targets.items():
-            yield _predict(yolo, settings, picture, target)
+        for image, target in targets.items():
+            yield _predict(yolo, settings, image, target)
 
 
-def _predict(yolo: Any, settings: Mapping[str, Any], picture: Path, target: Path) -> Predicted:  # noqa: ANN401
+def _predict(yolo: Any, settings: Mapping[str, Any], file: Path, target: Path) -> Predicted:  # noqa: ANN401
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(picture) as opened:
+        with Image.open(file) as opened:
             image = ImageOps.exif_transpose(opened).convert("RGB")
     except ImportError:  # the library makes Pillow import a plugin for phone images (HEIF)
-        return Predicted(picture, problem="it cannot be read (its format is not known here)")
+        return Predicted(file, problem="it cannot be read: this format is not supported")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # raised by Pillow
-        return Predicted(picture, problem=f"it cannot be read ({error})")
+        return Predicted(file, problem=f"it cannot be read ({error})")
     (result,) = yolo.predict(image, **settings)
     boxes = result.boxes
     points = result.keypoints.data.cpu().numpy() if result.keypoints is not None else [[]] * len(boxes)
     rows = zip(boxes.cls.tolist(), boxes.xyxy.cpu().numpy(), points, boxes.conf.tolist(), strict=True)
-    things = tuple(_thing(*row) for row in rows)
-    draw_found(image, things, result.names)
+    detections = tuple(
+        Detection(int(category), box.astype(float), np.asarray(corners, dtype=float).reshape(-1, KEYPOINT), score)
+        for category, box, corners, score in rows
+    )
+    draw_found(image, detections, result.names)
     target.parent.mkdir(parents=True, exist_ok=True)
     image.save(target, quality=90)
-    return Predicted(picture, things, result.names, target)
-
-
-def _thing(category: float, box: Any, corners: Any, score: float) -> Detection:  # noqa: ANN401
-    import numpy as np
-
-    return Detection(int(category), box.astype(float), np.asarray(corners, dtype=float).reshape(-1, 3), score)
+    return Predicted(file, detections, result.names, target)
 
 
 def _plan(given: Sequence[Path], output: Path) -> dict[Path, Path]:
     """Return the path below `output` at which each image is drawn: its name, or its path in the given folder."""
     targets: dict[Path, Path] = {}
     for path in given:
-        found = sorted(each for each in path.rglob("*") if is_picture(each.name)) if path.is_dir() else [path]
+        found = sorted(each for each in path.rglob("*") if is_image(each.name)) if path.is_dir() else [path]
         wrong = "" if path.exists() else "there is no such file or folder"
-        if not wrong and not (found and all(is_picture(each.name) for each in found)):
-            wrong = "there is no picture in it" if path.is_dir() else "this is no picture"
+        if not wrong and not (found and all(is_image(each.name) for each in found)):
+            wrong = "this folder holds no image" if path.is_dir() else "this is not an image"
         if wrong:
             raise PredictionError(
-                f"{path}: {wrong}.", state="nothing was predicted.", remedy="name pictures, or folders of pictures."
+                f"{path}: {wrong}.", state="nothing was predicted.", remedy="name images, or folders of images."
             )
-        for picture in found:
-            inside = picture.relative_to(path) if path.is_dir() else Path(picture.name)
-            targets.setdefault(picture, _free(output / inside, set(targets.values())))
-    originals = {picture.resolve() for picture in targets}
-    over = [target for target in targets.values() if target.resolve() in originals]
-    if over:
+        for image in found:
+            inside = image.relative_to(path) if path.is_dir() else Path(image.name)
+            targets.setdefault(image, _free(output / inside, set(targets.values())))
+    overwritten = {image.resolve() for image in targets} & {target.resolve() for target in targets.values()}
+    if overwritten:
         raise PredictionError(
-            f"--output is {output}: drawing there would write over {over[0]}.",
+            f"--output is {output}: drawing there would overwrite {min(overwritten)}.",
             state="nothing was predicted.",
             remedy="name another folder with --output.",
         )
@@ -137,8 +137,5 @@ def _plan(given: Sequence[Path], output: Path) -> dict[Path, Path]:
 
 def _free(wanted: Path, taken: set[Path]) -> Path:
     """Return a JPEG path that is not yet taken: two folders may hold images of the same name."""
-    target, number = wanted.with_suffix(".jpg"), 1
-    while target in taken:
-        number += 1
-        target = wanted.with_name(f"{wanted.stem}-{number}.jpg")
-    return target
+    numbered = (wanted.with_name(f"{wanted.stem}-{number}.jpg") for number in count(2))
+    return next(target for target in chain([wanted.with_suffix(".jpg")], numbered) if target not in taken)

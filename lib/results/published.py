@@ -6,32 +6,33 @@ branch was published with, even if the branch also holds the records of other ru
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 from lib.errors import BranchError
+from lib.results.record import RunRecord, parse
 from lib.sync import Refs
+from lib.train.checkpoints import Record
 
 HEADS = "refs/heads/"
 RUNS = f"{HEADS}kaggle-train-*"
 STAMP = r"-\d{8}-\d{6}"
 SHOWN = 10  # branches offered for selection
-UNREADABLE = (KeyError, ValueError, TypeError, AttributeError)
-"""The exceptions that reading a hand-made file can raise."""
+
+AnyRecord = TypeVar("AnyRecord", RunRecord, Record)
+"""The record of a finished run or of a checkpoint."""
 
 
 @dataclass(frozen=True)
 class PublishedRun:
-    """A run's branch, the folder of its artifacts in the repository, and the content of its `run.json`."""
+    """A run's branch, the folder of its artifacts in the repository, and its record."""
 
     branch: str
     folder: str
-    record: dict[str, Any]
+    record: RunRecord
     texts: Mapping[str, str] = field(default_factory=dict, repr=False)
     """The other requested files, by path in the folder."""
 
@@ -75,39 +76,33 @@ def read_published(refs: Refs, branch: str, *files: str) -> PublishedRun:
     """
     name = find_run(refs, branch)
     texts = refs.read_files(f"{HEADS}{name}", *(f"artifacts/*/{file}" for file in ("run.json", *files)))
-    try:
-        folder, record = find_own(name, texts, "run.json")
-    except KeyError:
-        raise BranchError(
-            f"{name} has no run.json of its own that can be read.",
-            state="nothing was written.",
-            remedy="choose a branch that a run has published; `python -m lib status` shows them.",
-        ) from None
+    folder, record = find_own(name, texts, RunRecord)
     inside = {path.removeprefix(f"{folder}/"): text for path, text in texts.items() if path.startswith(f"{folder}/")}
     return PublishedRun(name, folder, record, inside)
 
 
-def find_own(branch: str, texts: Mapping[str, str], name: str) -> tuple[str, dict[str, Any]]:
-    """Return the folder and the content of the JSON file `name` of a branch's own run, ignoring other runs' files.
+def find_own(branch: str, texts: Mapping[str, str], kind: type[AnyRecord]) -> tuple[str, AnyRecord]:
+    """Return the folder and the record of a branch's own run or checkpoint; ignore the records of other runs.
 
-    Raises `KeyError` if there is no readable one.
+    Raises `BranchError` if there is none that can be read.
     """
+    file, problems = "run.json" if kind is RunRecord else "checkpoint.json", []
     for path, text in texts.items():
-        if path.endswith(f"/{name}"):
-            with contextlib.suppress(*UNREADABLE):  # another run's file may be damaged
-                content = json.loads(text)
-                slug = f"{content['experiment']['module']}-"
-                if content.get("branch", branch) == branch and slug in branch:
-                    return path.removesuffix(f"/{name}"), dict(content)
-    raise KeyError(name)
-
-
-def measured(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Yield each value of a `metrics.json` with its full name, such as `test/box/mAP50`."""
-    for split in ("validation", "test"):
-        for part, values in metrics.get(split, {}).items():
-            if isinstance(values, Mapping):
-                yield from ((f"{split}/{part}/{name}", float(value)) for name, value in values.items())
+        if path.endswith(f"/{file}"):
+            try:
+                record = parse(kind, text)
+            except ValueError as error:
+                problems.append(f"{path}: {error}")  # it may be another run's file
+                continue
+            # a checkpoint names no branch
+            if getattr(record, "branch", branch) == branch and f"-{record.experiment['module']}-" in branch:
+                return path.removesuffix(f"/{file}"), record
+    problem = f" ({', '.join(problems)})" if problems else ""
+    raise BranchError(
+        f"{branch} has no {file} of its own that can be read{problem}.",
+        state="nothing was written.",
+        remedy="choose a branch that a run has published; `python -m lib status` shows them.",
+    )
 
 
 def ask_for_run(names: Sequence[str], *, terminal: bool) -> str:
@@ -118,9 +113,7 @@ def ask_for_run(names: Sequence[str], *, terminal: bool) -> str:
     import click
 
     if not names:
-        raise BranchError(
-            "no run has been published yet.", remedy="train one: `python -m lib status` shows where it stands."
-        )
+        raise BranchError("no run has been published yet.", remedy="train one; `python -m lib status` shows its state.")
     newest = names[:SHOWN]
     if not terminal:
         listed = "\n".join(f"  {name}" for name in newest)

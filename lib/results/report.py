@@ -6,93 +6,95 @@ nor do paths of this machine that mean nothing elsewhere.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
-import json
 import platform
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lib.data.dataset import Dataset
 from lib.experiment.schema import Experiment
-from lib.kaggle.host import Host
+from lib.files import write_whole
 from lib.progress import duration
-from lib.results.evaluate import HEADS, Evaluated
+from lib.results.evaluate import Evaluated
+from lib.results.record import SCHEMA, DatasetRecord, MachineRecord, RunRecord, StartRecord
+from lib.session import Session
 from lib.sync import Publication, RunLock
 from lib.train.checkpoints import checkpoint_branch
 from lib.train.export import Exported
-from lib.train.launch import StartingPoint, Trained
+from lib.train.launch import Trained
 from lib.train.tracking import Tracking
+from lib.train.weights import StartingPoint
 
 LIBRARIES = ("ultralytics", "torch", "torchvision", "numpy", "dvc", "wandb", "opencv-python")
-PICTURES = {
+IMAGES = {
     "test/predictions.png": "Predictions on the test split",
     "test/worst.png": "The worst test pictures",
     "train/results.png": "Training curves",
     "test/BoxPR_curve.png": "Box precision and recall on the test split",
 }
 """The images shown of a run: their paths below the artifacts' folder, and their captions."""
-HEADERS = {"precision": "Precision", "recall": "Recall", "mAP50": "mAP50", "mAP50-95": "mAP50-95"}
+METRICS_HEADERS = ("Split", "Head", "Images", "Precision", "Recall", "mAP50", "mAP50-95")
+"""The headers of a table whose rows are `Metrics.rows()`."""
+MODEL_CARD = Path(__file__).with_name("model_card.md")
+"""The template of `README.md`, for `str.format`."""
 Steps = Sequence[tuple[str, float]]
 """Each step's title and its start in seconds since the epoch, in order."""
 
 
 @dataclass(frozen=True)
-class RunFacts:
-    """The origin of a run: its clone, branch, commit, repository, start time and device."""
+class Results:
+    """What the steps of a run returned."""
 
-    root: Path
-    branch: str
-    commit: str
-    repository: str
-    started: datetime
-    device: str
+    dataset: Dataset
+    start: StartingPoint
+    tracking: Tracking
+    trained: Trained
+    evaluated: Evaluated
+    exported: Exported
 
 
-def write_report(
-    facts: RunFacts, experiment: Experiment, host: Host, dataset: Dataset, start: StartingPoint, trained: Trained,
-    evaluated: Evaluated, exported: Exported, tracking: Tracking, steps: Steps,
-) -> dict[str, Any]:  # fmt: skip
+def write_report(session: Session, results: Results) -> dict[str, Any]:
     """Write `run.json` and `README.md` into the artifacts' folder; return the content of `run.json`."""
-    folder = facts.root / experiment.artifacts
-    run = {
-        "schema": 2,
-        "state": trained.state,
-        "branch": facts.branch,
-        "repository": facts.repository,
-        "commit": facts.commit,
-        "experiment": experiment.model_dump(mode="json"),
-        "dataset": {"path": experiment.dataset, "md5": dataset.md5, "pictures": dataset.counts, "names": dataset.names},
-        "lock": _sha256(facts.root / "uv.lock"),
-        "versions": {"python": platform.python_version(), **_versions()},
-        "machine": {
-            "kaggle": host.on_kaggle,
-            "system": f"{platform.system()} {platform.machine()}",
-            "gpus": [asdict(gpu) for gpu in host.gpus],
-            "device": trained.device,
-        },
-        "batch_size": trained.batch_size,
-        "start": {"weights": start.weights.name if start.weights else None, "epoch": start.epoch},
-        "seed": experiment.seed,
-        "started": facts.started.isoformat(),
-        "seconds": {"training": round(trained.seconds, 1), **durations(steps)},
-        "exported": [file.relative_to(folder).as_posix() for file in exported.files],
-        "wandb": tracking.address,
-    }
-    told = {"reason": trained.reason, "missing": "; ".join(list_missing(evaluated, exported))}
-    run |= {key: text for key, text in told.items() if text}
-    (folder / "run.json").write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
-    card = _model_card(facts, experiment, host, dataset, start, trained, evaluated, exported, run)
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    return run
+    experiment, folder, trained, dataset = session.experiment, session.artifacts, results.trained, results.dataset
+    weights, host, lock = results.start.weights, session.host, session.root / "uv.lock"
+    lacks = {"reason": trained.reason, "missing": "; ".join(list_missing(results))}
+    record = RunRecord(
+        version=SCHEMA,
+        state=trained.state,
+        branch=session.branch,
+        repository=session.repository,
+        commit=session.commit,
+        experiment=experiment.model_dump(mode="json"),
+        dataset=DatasetRecord(path=experiment.dataset, md5=dataset.md5, images=dataset.counts, names=dataset.names),
+        lock=hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else None,
+        versions=_versions(),
+        machine=MachineRecord(
+            kaggle=host.on_kaggle,
+            system=f"{platform.system()} {platform.machine()}",
+            gpus=host.gpus,
+            device=trained.device,
+        ),
+        batch_size=trained.batch_size,
+        start=StartRecord(weights=weights.name if weights else None, epoch=results.start.epoch),
+        seed=experiment.seed,
+        started=session.started,
+        seconds={"training": round(trained.seconds, 1), **durations(session.steps)},
+        exported=tuple(file.relative_to(folder).as_posix() for file in results.exported.files),
+        wandb=results.tracking.address,
+        **{key: text for key, text in lacks.items() if text},
+    )
+    record.write(folder / "run.json")
+    write_whole(folder / "README.md", _model_card(session, results, record))
+    return record.as_dict()
 
 
-def list_missing(evaluated: Evaluated, exported: Exported) -> list[str]:
+def list_missing(results: Results) -> list[str]:
     """Return one text for each part of a complete run that this run lacks."""
-    return [error.what for error in (evaluated.missing, exported.missing) if error]
+    return [error.what for error in (results.evaluated.missing, results.exported.missing) if error]
 
 
 def durations(steps: Steps, end: float | None = None) -> dict[str, float]:
@@ -101,67 +103,31 @@ def durations(steps: Steps, end: float | None = None) -> dict[str, float]:
     return {title: round(stop - start, 1) for (title, start), stop in zip(steps, ends, strict=False)}
 
 
-def _model_card(
-    facts: RunFacts, experiment: Experiment, host: Host, dataset: Dataset, start: StartingPoint, trained: Trained,
-    evaluated: Evaluated, exported: Exported, run: dict[str, Any],
-) -> str:  # fmt: skip
-    metrics = evaluated.metrics
-    hardware = host.describe().partition(": ")[2]
-    pictures = list_images(facts.root / experiment.artifacts)
-    shown = "\n\n".join(f"### {title}\n\n![{title}]({path})" for path, title in pictures)
-    title = f"{experiment.about.title}: {experiment.name}"
-    settings = experiment.training
-    optimizer = (
-        f"{settings.optimizer}, learning rate {settings.learning_rate}, batch {trained.batch_size}, "
-        f"{settings.image_size} px, seed {experiment.seed}"
-    )
+def _model_card(session: Session, results: Results, record: RunRecord) -> str:
+    trained, metrics = results.trained, results.evaluated.metrics
     notes = [f"**The training {describe_end(trained)}.**"] if trained.state != "finished" else []
-    notes += [f"**Something is missing: {what}**" for what in list_missing(evaluated, exported)]
-    best = f"; the best epoch is {metrics['best_epoch']}" if "best_epoch" in metrics else ""
-    return f"""# {title}
-
-{chr(10).join([experiment.description, *(f"{chr(10)}{note}" for note in notes)])}
-
-`{experiment.model.architecture}`, trained for {metrics.get("epochs", "?")} of {settings.epochs} epochs on {hardware}
-in {duration(trained.seconds)}{best}.
-
-## Metrics
-
-{metrics_table(metrics)}
-
-Measured with `train/weights/best.pt`. `test/predictions.json` holds every prediction on the test split.
-
-## Pictures
-
-{shown}
-
-## Get the model
-
-```bash
-{chr(10).join(commands_to_get(facts.branch))}
-```
-
-The weights are then at `{experiment.artifacts}/train/weights/best.pt`{_beside(exported)}. Without a checkout:
-`uv run python -m lib fetch {facts.branch}` brings all of it into `build/models/`.
-
-## How it was made
-
-| | |
-| --- | --- |
-| Code | commit `{facts.commit}` of {facts.repository} |
-| Dataset | `{experiment.dataset}`, {dataset.describe()} |
-| Start | {_start(experiment, start)} |
-| Optimizer | {optimizer} |
-| Libraries | {", ".join(f"{name} {version}" for name, version in run["versions"].items())} |
-| Started | {facts.started:%Y-%m-%d %H:%M:%S} UTC |
-| W&B | {run["wandb"]} |
-
-`run.json` holds all of it for a machine to read. The weights were trained with Ultralytics YOLO, under AGPL-3.0.
-"""
-
-
-def _beside(exported: Exported) -> str:
-    return f", beside them {', '.join(f'`{file.name}`' for file in exported.files)}" if exported.files else ""
+    notes += [f"**Something is missing: {what}**" for what in list_missing(results)]
+    images = [f"### {title}\n\n![{title}]({path})" for path, title in list_images(session.artifacts)]
+    rows = [METRICS_HEADERS, ["---"] * len(METRICS_HEADERS), *metrics.rows()]
+    exported = ", ".join(f"`{file.name}`" for file in results.exported.files)
+    return MODEL_CARD.read_text(encoding="utf-8").format(
+        session=session,
+        experiment=session.experiment,
+        training=session.experiment.training,
+        trained=trained,
+        tracking=results.tracking,
+        description="\n\n".join([session.experiment.description, *notes]),
+        epochs="?" if metrics.epochs is None else metrics.epochs,
+        hardware=session.host.describe().partition(": ")[2],
+        duration=duration(trained.seconds),
+        best="" if metrics.best_epoch is None else f"; the best epoch is {metrics.best_epoch}",
+        metrics="\n".join(f"| {' | '.join(cells)} |" for cells in rows),
+        images="\n\n".join(images),
+        exported=f", beside them {exported}" if exported else "",
+        dataset=results.dataset.describe(),
+        start=_start(session.experiment, results.start),
+        libraries=", ".join(f"{name} {version}" for name, version in record.versions.items()),
+    )
 
 
 def describe_end(trained: Trained) -> str:
@@ -180,60 +146,39 @@ def _start(experiment: Experiment, start: StartingPoint) -> str:
     return "the architecture's published weights" if experiment.model.pretrained else "random weights"
 
 
-def metrics_table(metrics: dict[str, Any]) -> str:
-    """Return the metrics as a Markdown table with one row per split and head."""
-    rows = ["| Split | Head | Images | " + " | ".join(HEADERS.values()) + " |", "| --- " * (3 + len(HEADERS)) + "|"]
-    rows += [f"| {' | '.join(cells)} |" for cells in metric_rows(metrics)]
-    return "\n".join(rows)
-
-
-def metric_rows(metrics: dict[str, Any]) -> Iterator[list[str]]:
-    """Yield the table cells of each measured split and head: split, head, images, then the metrics of `HEADERS`."""
-    for split in ("validation", "test"):
-        for head in HEADS:
-            values = metrics.get(split, {}).get(head)
-            if values:
-                cells = [f"{values[key]:.3f}" if key in values else "not measured" for key in HEADERS]
-                yield [split, head, str(metrics[split]["images"]), *cells]
-
-
-def commands_to_get(branch: str) -> list[str]:
-    """Return the three commands that fetch a model into any clone."""
-    return [f"git fetch origin {branch}", f"git checkout {branch}", "dvc pull"]
-
-
-def describe_run(facts: RunFacts, experiment: Experiment, host: Host) -> str:
+def describe_run(session: Session) -> str:
     """Return a description of the coming run for the user: experiment, device, commit and branch."""
     from io import StringIO
 
     from ruamel.yaml import YAML
 
-    text = StringIO()
+    experiment, text = session.experiment, StringIO()
     writer = YAML(typ="safe", pure=True)
     for name in ("default_flow_style", "sort_base_mapping_type_on_output"):
         setattr(writer, name, False)
     writer.dump(experiment.model_dump(mode="json"), text)
     return (
-        f"{experiment.about.title} on {facts.device}; {host.describe()}\n"
-        f"Code: commit {facts.commit} of {facts.repository}\n"
-        f"Will be published as: {facts.branch}\n\n{text.getvalue().rstrip()}"
+        f"{experiment.about.title} on {session.device}; {session.host.describe()}\n"
+        f"Code: commit {session.commit} of {session.repository}\n"
+        f"Will be published as: {session.branch}\n\n{text.getvalue().rstrip()}"
     )
 
 
-def publication(
-    facts: RunFacts, experiment: Experiment, trained: Trained, evaluated: Evaluated, exported: Exported, hold: RunLock
-) -> Publication:
+def publication(session: Session, results: Results, hold: RunLock) -> Publication:
     """Return the publication of a run: the weights by DVC, everything else in its artifacts' folder by Git."""
-    folder, files = experiment.artifacts, (trained.best, trained.last, *exported.files)
+    experiment, trained, folder = session.experiment, results.trained, session.experiment.artifacts
+    files = (trained.best, trained.last, *results.exported.files)
     state = f" ({trained.state})" if trained.state != "finished" else ""
-    figures = ", ".join(f"{name} {value:.3f}" for name, value in evaluated.flat().items() if name.endswith("/mAP50"))
+    figures = ", ".join(
+        f"{name} {value:.3f}" for name, value in results.evaluated.flat().items() if name.endswith("/mAP50")
+    )
     return Publication(
-        root=facts.root,
-        branch=facts.branch,
-        message=f"{experiment.about.title}: {experiment.name}{state}\n\n{figures}\n\nTrained from {facts.commit}.\n",
+        root=session.root,
+        branch=session.branch,
+        message=f"{experiment.about.title}: {experiment.name}{state}\n\n{figures}\n\nTrained from {session.commit}.\n",
         folder=folder,
         objects=tuple(f"{folder}/train/weights/{file.name}" for file in files if file.is_file()),
-        stamp=facts.started,
+        stamp=session.started,
         leave_out=frozenset({"run.log"}),
         supersedes=(checkpoint_branch(experiment),) if trained.state == "finished" else (),
         hold=hold,
@@ -241,24 +186,13 @@ def publication(
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    found = {"python": platform.python_version()}
     for name in LIBRARIES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
-
-
-def _sha256(path: Path) -> str | None:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-
-
-def branch_name(experiment: Experiment, started: datetime) -> str:
-    """Return the name of a run's branch: `kaggle-train-{module}-{experiment}-{YYYYMMDD-HHMMSS}`, in UTC."""
-    return f"kaggle-train-{experiment.module}-{experiment.slug}-{started.astimezone(UTC):%Y%m%d-%H%M%S}"
 
 
 def list_images(folder: Path) -> list[tuple[str, str]]:
     """Return the path and the title of each image that exists in a run's folder."""
-    return [(path, title) for path, title in PICTURES.items() if (folder / path).is_file()]
+    return [(path, title) for path, title in IMAGES.items() if (folder / path).is_file()]

@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 
 from lib.data.labels import CORNER_COLOURS
-from lib.results.matching import CELL, COLUMNS, GUESS, HEADER, PAPER, TRUTH, Detection, ImageMatches, Match, Points
+from lib.results.matching import Detection, ImageMatches, Match, Points
 
 MOST = 12  # images per sheet
+CELL, HEADER, COLUMNS = 320, 28, 4  # pixels, pixels, tiles per row
+TRUTH, GUESS, PAPER = "white", "#ff5a36", (24, 26, 30)
 
 
 @dataclass(frozen=True, eq=False)
 class _Tile:
-    picture: Path
+    image: Path
     caption: str
     labels: Sequence[Detection]
     predicted: Sequence[Detection]
@@ -26,54 +28,47 @@ class _Tile:
     """The visible part of the image: left, top, right, bottom; None for the whole image."""
 
 
-def draw_predictions(compared: Sequence[ImageMatches], picture: Path) -> None:
+def draw_predictions(compared: Sequence[ImageMatches], file: Path) -> None:
     """Draw test images, spread evenly over the split and uncropped, into a sheet."""
     chosen = compared[:: max(1, -(-len(compared) // MOST))]
-    tiles = [
-        _Tile(one.picture, one.picture.name, [case.label for case in one.cases], one.predicted) for one in chosen
-    ]  # fmt: skip
-    _draw_sheet(tiles, f"{len(tiles)} of {len(compared)} test pictures", picture)
+    _draw_sheet([_whole(one) for one in chosen], f"{len(chosen)} of {len(compared)} test images", file)
 
 
-def draw_worst(compared: Sequence[ImageMatches], picture: Path, *, corners: bool) -> None:
+def draw_worst(compared: Sequence[ImageMatches], file: Path, *, corners: bool) -> None:
     """Draw the worst cases into a sheet: missed objects, then the largest corner errors or most false predictions."""
     if corners:
-        cases = sorted(((case, one) for one in compared for case in one.cases), key=lambda pair: -_badness(pair[0]))
-        tiles = [_close_up(case, one) for case, one in cases[:MOST]]
-        title = f"the worst {len(tiles)} of {len(cases)} labelled objects, by the mean distance of their corners"
+        pairs = sorted(((match, one) for one in compared for match in one.matches), key=lambda pair: -_badness(pair[0]))
+        tiles = [_close_up(match, one) for match, one in pairs[:MOST]]
+        title = f"the worst {len(tiles)} of {len(pairs)} labelled objects, by the mean distance of their corners"
     else:
         wrong = sorted((one for one in compared if one.missed or one.false), key=lambda one: (-one.missed, -one.false))
-        tiles = [
-            _Tile(
-                one.picture,
-                f"{one.missed} missed, {one.false} false: {one.picture.name}",
-                [case.label for case in one.cases],
-                one.predicted,
-            )
-            for one in wrong[:MOST]
-        ]
-        title = f"the worst {len(tiles)} of {len(wrong)} test pictures with objects missed or false alarms"
-    _draw_sheet(tiles, title, picture)
+        tiles = [_whole(one, f"{one.missed} missed, {one.false} false: ") for one in wrong[:MOST]]
+        title = f"the worst {len(tiles)} of {len(wrong)} test images with objects missed or false alarms"
+    _draw_sheet(tiles, title, file)
 
 
-def _badness(case: Match) -> float:
-    if case.found is None:
+def _whole(one: ImageMatches, caption: str = "") -> _Tile:
+    return _Tile(one.image, f"{caption}{one.image.name}", [match.label for match in one.matches], one.predicted)
+
+
+def _badness(match: Match) -> float:
+    if match.found is None:
         return math.inf
-    return -1.0 if math.isnan(case.relative) else case.relative
+    return -1.0 if math.isnan(match.relative) else match.relative
 
 
-def _close_up(case: Match, one: ImageMatches) -> _Tile:
-    box = case.label.box
+def _close_up(match: Match, one: ImageMatches) -> _Tile:
+    box = match.label.box
     middle, side = (box[:2] + box[2:]) / 2, max(96.0, 2 * float((box[2:] - box[:2]).max())) / 2
-    off = "not found" if case.found is None else "no corner labelled"
-    if case.found is not None and case.distances.size:
-        off = f"{case.distances.mean():.1f} px, {100 * case.relative:.0f} % of height"
+    off = "not found" if match.found is None else "no corner labelled"
+    if match.found is not None and match.distances.size:
+        off = f"{match.distances.mean():.1f} px, {100 * match.relative:.0f} % of height"
     region = np.concatenate([middle - side, middle + side])
-    predicted = [case.found] if case.found is not None else one.predicted
-    return _Tile(case.picture, f"{off}: {case.picture.name}", [case.label], predicted, region)
+    predicted = [match.found] if match.found is not None else one.predicted
+    return _Tile(match.image, f"{off}: {match.image.name}", [match.label], predicted, region)
 
 
-def _draw_sheet(tiles: Sequence[_Tile], title: str, picture: Path) -> None:
+def _draw_sheet(tiles: Sequence[_Tile], title: str, file: Path) -> None:
     from PIL import Image, ImageDraw, ImageFont
 
     columns, pitch = min(COLUMNS, max(2, len(tiles))), CELL + HEADER
@@ -87,7 +82,7 @@ def _draw_sheet(tiles: Sequence[_Tile], title: str, picture: Path) -> None:
         sheet.paste(image, (left + (CELL - image.width) // 2, top + (CELL - image.height) // 2))
         draw.text((left + 6, top + CELL + 5), _fit(tile.caption, font), fill="white", font=font)
     # quantized to stay small enough for Git; MAXCOVERAGE keeps the colour of a corner's few pixels
-    sheet.quantize(256, Image.Quantize.MAXCOVERAGE).save(picture, optimize=True)
+    sheet.quantize(256, Image.Quantize.MAXCOVERAGE).save(file, optimize=True)
 
 
 def _fit(text: str, font: Any) -> str:  # noqa: ANN401  one of Pillow's fonts
@@ -100,22 +95,22 @@ def _fit(text: str, font: Any) -> str:  # noqa: ANN401  one of Pillow's fonts
 def _draw_tile(tile: _Tile) -> Any:  # noqa: ANN401  Pillow's image
     from PIL import Image, ImageOps
 
-    with Image.open(tile.picture) as opened:
+    with Image.open(tile.image) as opened:
         image = ImageOps.exif_transpose(opened).convert("RGB")
     left, top, right, bottom = (0, 0, *image.size) if tile.region is None else tile.region.round().astype(int).tolist()
     scale = CELL / max(right - left, bottom - top)
     size = max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale))
     image = image.crop((left, top, right, bottom)).resize(size)  # areas outside the image become black
-    _draw_things(image, tile.labels, tile.predicted, origin=np.array([left, top]), scale=scale)
+    _draw_detections(image, tile.labels, tile.predicted, origin=np.array([left, top]), scale=scale)
     return image
 
 
 def draw_found(image: Any, predicted: Sequence[Detection], names: Mapping[int, str]) -> None:  # noqa: ANN401
     """Draw predictions into a whole, uncropped Pillow image, each with its class name if there are several classes."""
-    _draw_things(image, (), predicted, pen=max(1, round(max(image.size) / 1000)), names=names)
+    _draw_detections(image, (), predicted, pen=max(1, round(max(image.size) / 1000)), names=names)
 
 
-def _draw_things(
+def _draw_detections(
     image: Any,  # noqa: ANN401
     labels: Sequence[Detection], predicted: Sequence[Detection], *, origin: Points | None = None, scale: float = 1.0,
     pen: int = 1, names: Mapping[int, str] | None = None,
@@ -125,27 +120,22 @@ def _draw_things(
 
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(13 * pen)
     origin = np.zeros(2) if origin is None else origin
-    for thing, colour, width in [(label, TRUTH, 3) for label in labels] + [(p, GUESS, 2) for p in predicted]:
-        (x0, y0), (x1, y1) = ((thing.box.reshape(2, 2) - origin) * scale).tolist()
+    for detection, colour, width in [(label, TRUTH, 3) for label in labels] + [(p, GUESS, 2) for p in predicted]:
+        (x0, y0), (x1, y1) = ((detection.box.reshape(2, 2) - origin) * scale).tolist()
         draw.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=colour, width=width * pen)
         is_guess = colour == GUESS
-        shown = thing.corners if is_guess else thing.corners[thing.corners[:, 2] > 0]  # (0, 0) marks a missing label
+        # a corner without a label is at (0, 0)
+        shown = detection.corners if is_guess else detection.corners[detection.corners[:, 2] > 0]
         corners = [(float(x), float(y)) for x, y in (shown[:, :2] - origin) * scale]
-        colours, radius = (CORNER_COLOURS, 3) if is_guess else ((TRUTH,) * len(corners), 4)
-        _draw_corners(draw, corners, colours, radius * pen, pen)
+        colours, radius = (CORNER_COLOURS, 3 * pen) if is_guess else ((TRUTH,) * len(corners), 4 * pen)
+        if corners:
+            draw.line([*corners, corners[0]], fill=colours[0], width=pen)
+        for (x, y), fill in zip(corners, colours, strict=False):
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill, outline="black")
         if is_guess:
-            name = f"{names[thing.category]} " if names and len(names) > 1 else ""
-            label = f"{name}{thing.score:.2f}"
+            name = f"{names[detection.category]} " if names and len(names) > 1 else ""
+            label = f"{name}{detection.score:.2f}"
             wide, high = 8 * pen * len(label) + 4 * pen, 16 * pen
             x, y = min(max(0, x0), image.width - wide), min(max(high, y0), image.height)
             draw.rectangle((x, y - high, x + wide, y), fill=GUESS)
             draw.text((x + 3 * pen, y - 15 * pen), label, fill="black", font=font)
-
-
-def _draw_corners(
-    draw: Any, corners: list[tuple[float, float]], colours: Sequence[str], radius: int, pen: int  # noqa: ANN401
-) -> None:  # fmt: skip
-    if corners:
-        draw.line([*corners, corners[0]], fill=colours[0], width=pen)
-    for (x, y), colour in zip(corners, colours, strict=False):
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour, outline="black")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from lib.errors import BranchError
 from lib.remotes.credentials import Credentials
-from lib.results.published import HEADS, RUNS, UNREADABLE, find_own, measured
+from lib.results.published import HEADS, RUNS, AnyRecord, find_own
+from lib.results.record import Metrics, RunRecord, parse
 from lib.sync import RUN_PLACES, Refs, read_run
+from lib.tables import as_text, make_table
+from lib.train.checkpoints import Record
 
 SHOWN = ("mAP50", "mean_px")
 """The figures of the test split that get a column, for every head of a run's network."""
@@ -48,8 +50,8 @@ def read_status(root: Path, credentials: Credentials) -> list[Entry]:
     refs = Refs(root, credentials)
     published = refs.read_files_of_all(RUNS, "artifacts/*/run.json", "artifacts/*/metrics.json")
     checkpoints = refs.read_files_of_all("refs/heads/kaggle-checkpoint-*", "artifacts/*/checkpoint.json")
-    entries = [_run(ref, texts) for ref, texts in published.items()]
-    entries += [_checkpoint(ref, texts) for ref, texts in checkpoints.items()]
+    entries = [_read_entry(ref, texts, RunRecord) for ref, texts in published.items()]
+    entries += [_read_entry(ref, texts, Record) for ref, texts in checkpoints.items()]
     for place in RUN_PLACES:
         for ref, texts in refs.read_files_of_all(f"{place}*", "intent.json").items():
             record = read_run(texts.get("intent.json", ""))
@@ -63,56 +65,36 @@ def read_status(root: Path, credentials: Credentials) -> list[Entry]:
     return sorted(newest, key=lambda entry: entry.experiment)
 
 
-def _run(ref: str, texts: Mapping[str, str]) -> Entry:
+def _read_entry(ref: str, texts: Mapping[str, str], kind: type[AnyRecord]) -> Entry:
+    branch = ref.removeprefix(HEADS)
     try:
-        folder, run = find_own(ref.removeprefix(HEADS), texts, "run.json")
-        metrics = json.loads(texts.get(f"{folder}/train/metrics.json", "{}"))
-        experiment = run["experiment"]
-        return Entry(
-            f"{experiment['module']}/{experiment['name']}",
-            run.get("state", "finished"),
-            ref,
-            f"{metrics.get('epochs', '?')}/{experiment['training']['epochs']}",
-            datetime.fromisoformat(run["started"]),
-            dict(measured(metrics)),
-        )
-    except UNREADABLE:
-        return Entry(ref.removeprefix(HEADS), "unreadable", ref)
-
-
-def _checkpoint(ref: str, texts: Mapping[str, str]) -> Entry:
-    try:
-        _, record = find_own(ref.removeprefix(HEADS), texts, "checkpoint.json")
-        experiment = record["experiment"]
-        return Entry(
-            f"{experiment['module']}/{experiment['name']}",
-            "checkpoint",
-            ref,
-            f"{record['epoch']}/{experiment['training']['epochs']}",
-            datetime.fromisoformat(record["saved"]),
-        )
-    except UNREADABLE:
-        return Entry(ref.removeprefix(HEADS), "unreadable", ref)
+        folder, record = find_own(branch, texts, kind)
+        metrics = parse(Metrics, texts.get(f"{folder}/train/metrics.json", "{}"))
+    except (BranchError, ValueError):
+        return Entry(branch, "unreadable", ref)
+    if isinstance(record, RunRecord):
+        done, when = metrics.epochs, record.started
+    else:
+        done, when = record.epoch, record.saved
+    values = record.experiment
+    epochs = f"{'?' if done is None else done}/{values['training']['epochs']}"
+    state = record.state if isinstance(record, RunRecord) else "checkpoint"
+    return Entry(f"{values['module']}/{values['name']}", state, ref, epochs, when, metrics.flat())
 
 
 def show_status(entries: Sequence[Entry], now: datetime | None = None) -> str:
     """Return the entries as a table for the user."""
-    from rich.console import Console
-    from rich.table import Table
-
     if not entries:
         return "No run has been published, and none is under way."
     now = now or datetime.now(UTC)
     found = {key: key.split("/") for entry in entries for key in entry.metrics}
     columns = {key: f"{part} {name}" for key, (split, part, name) in found.items() if split == "test" and name in SHOWN}
-    table = Table("Experiment", "State", "Epochs", "Age", *columns.values(), "Ref")
+    rows = []
     for entry in entries:
         measured = [f"{entry.metrics[key]:.3f}" if key in entry.metrics else "" for key in columns]
         age = _age((now - entry.when).total_seconds()) if entry.when else ""
-        table.add_row(entry.experiment, entry.state, entry.epochs, age, *measured, entry.ref.removeprefix(HEADS))
-    text = StringIO()
-    Console(file=text, width=200, force_terminal=False).print(table)
-    return text.getvalue().rstrip()
+        rows.append((entry.experiment, entry.state, entry.epochs, age, *measured, entry.ref.removeprefix(HEADS)))
+    return as_text(make_table(("Experiment", "State", "Epochs", "Age", *columns.values(), "Ref"), rows))
 
 
 def _age(seconds: float) -> str:

@@ -2,91 +2,67 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Any
+import time
 
-from lib.experiment.schema import Experiment
 from lib.progress import duration
 from lib.results.evaluate import Evaluated
 from lib.results.report import (
-    HEADERS,
-    RunFacts,
-    Steps,
-    commands_to_get,
+    METRICS_HEADERS,
+    Results,
     describe_end,
     durations,
     list_images,
     list_missing,
-    metric_rows,
 )
-from lib.train.export import Exported
-from lib.train.launch import Trained
-from lib.train.tracking import Tracking
+from lib.session import Session
+from lib.tables import as_text, make_table
 
 SHOWN_WIDTH = 900  # pixels of an image in the notebook
 
 
-def show_summary(
-    facts: RunFacts, experiment: Experiment, trained: Trained, evaluated: Evaluated, exported: Exported,
-    tracking: Tracking, steps: Steps, end: float,
-) -> None:  # fmt: skip
+def show_summary(session: Session, results: Results) -> None:
     """Print the summary of a published run: its state, metrics, step times, branch and files."""
-    from rich.table import Table
-
-    folder = facts.root / experiment.artifacts
-    how = {"finished": "trained and ", "interrupted": "interrupted, and ", "failed": "failed, and what there is of it "}
-    print(f"{experiment.about.title} ({experiment.name}) is {how[trained.state]}published.\n")
+    experiment, folder, trained, end = session.experiment, session.artifacts, results.trained, time.time()
+    how = {"finished": "is trained and", "interrupted": "is interrupted and", "failed": "has failed and is"}
+    print(f"{experiment.about.title} ({experiment.name}) {how[trained.state]} published.\n")
     if trained.reason:
-        print(f"Warning: training {describe_end(trained)}.")
-    for what in list_missing(evaluated, exported):
+        print(f"Warning: the training {describe_end(trained)}.")
+    for what in list_missing(results):
         print(f"Warning: something is missing: {what}")
-    show_metrics(evaluated)
-    times = Table("Step", "Time", title="Where the time went", title_justify="left")
-    for title, seconds in durations(steps, end).items():
-        times.add_row(title, duration(seconds))
-    times.add_row("Together", duration(end - steps[0][1]), style="bold")
-    _console().print(times)
-    lines = [
-        f"Branch:    {facts.branch}",
-        f"W&B:       {tracking.address}",
-        f"Card:      {folder / 'README.md'}",
-        *(f"{'Pictures:' * (not number):10} {folder / path}" for number, (path, _) in enumerate(list_images(folder))),
-        "",
-        f"To bring the model to a clone of {facts.repository}:",
-        *(f"  {command}" for command in commands_to_get(facts.branch)),
-        f"It is then {experiment.artifacts}/train/weights/best.pt. Or, without leaving the branch that you are on:",
-        f"  python -m lib fetch {facts.branch}",
-    ]
-    print("\n".join(lines), flush=True)  # not by rich, which wraps lines: these are for copying
+    show_metrics(results.evaluated)
+    times = {**durations(session.steps, end), "Together": end - session.steps[0][1]}
+    rows = [(title, duration(seconds)) for title, seconds in times.items()]
+    print(as_text(make_table(("Step", "Time"), rows, title="Where the time went")))
+    images = "\n           ".join(str(folder / path) for path, _ in list_images(folder))
+    print(
+        f"Branch:    {session.branch}\n"
+        f"W&B:       {results.tracking.address}\n"
+        f"Card:      {folder / 'README.md'}\n"
+        f"Images:    {images or 'none'}\n\n"
+        f"To bring the model to a clone of {session.repository}:\n"
+        f"  git fetch origin {session.branch}\n"
+        f"  git checkout {session.branch}\n"
+        "  dvc pull\n"
+        f"It is then {experiment.artifacts}/train/weights/best.pt. Or, without leaving the branch that you are on:\n"
+        f"  python -m lib fetch {session.branch}",
+        flush=True,
+    )
 
 
 def show_metrics(evaluated: Evaluated) -> None:
     """Print the metrics as a table, and the corner errors on the test split."""
-    from rich.table import Table
-
-    table = Table("Split", "Head", "Images", *HEADERS.values(), title="Metrics of best.pt", title_justify="left")
-    for cells in metric_rows(evaluated.metrics):
-        table.add_row(*cells)
-    _console().print(table)
-    corners = evaluated.metrics.get("test", {}).get("corners")
+    print(as_text(make_table(METRICS_HEADERS, evaluated.metrics.rows(), title="Metrics of best.pt")))
+    corners = evaluated.metrics.test and evaluated.metrics.test.corners
     if corners:
-        pixels = [(name, corners.get(f"{key}_px")) for name, key in (("mean", "mean"), ("median", "median"))]
-        pixels += [("95 of 100 within", corners.get("p95_px"))]
-        off = ", ".join(f"{name} {value:.1f} px" for name, value in pixels if value is not None)
-        print(f"Corners on test: {corners['found']} of {corners['objects']} objects found{off and '; off by: '}{off}")
+        pixels = {"mean": corners.mean_px, "median": corners.median_px, "95 of 100 within": corners.p95_px}
+        off = ", ".join(f"{name} {value:.1f} px" for name, value in pixels.items() if value is not None)
+        print(f"Corners on test: {corners.found} of {corners.objects} objects found{off and '; off by: '}{off}")
 
 
-def _console() -> Any:  # noqa: ANN401  rich is imported lazily
-    from rich.console import Console
-
-    # a fixed width, because a notebook has none of its own; no colours, because a Kaggle log shows none
-    return Console(file=sys.stdout, width=110, force_terminal=False, force_jupyter=False, highlight=False)
-
-
-def show_pictures(facts: RunFacts, experiment: Experiment) -> None:
+def show_images(session: Session) -> None:
     """Display a run's images in the notebook, each below its caption."""
     from IPython.display import Image, Markdown, display
 
-    folder = facts.root / experiment.artifacts
+    folder = session.artifacts
     for path, title in list_images(folder):
         display(Markdown(f"**{title}**"), Image(filename=str(folder / path), width=SHOWN_WIDTH, alt=title))

@@ -9,10 +9,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from lib.data.findings import Findings
-from lib.data.labels import CORNER_COLOURS, POLYGON, Picture, box_around, read_objects
-from lib.data.splits import SPLITS, find_split, list_files
+from lib.data.labels import CORNER_COLOURS, POLYGON, LabelledImage, box_around, read_objects
+from lib.data.splits import SPLITS, find_images, list_files
 from lib.errors import DatasetError
-from lib.remotes.pull import read_mapping
+from lib.experiment.load import read_yaml
 
 CELL, GUTTER, HEADER_ROWS, TITLE = 256, 8, 72, 26
 COLUMNS = 6  # 1592 pixels wide
@@ -29,13 +29,13 @@ def draw_contact_sheet(dataset: Path, file: Path, *, per_split: int = 6) -> None
     """
     if not (dataset / "data.yaml").is_file():
         raise _invalid(f"data.yaml not found in {dataset}.", "Name the folder of a dataset in YOLO format.")
-    description, inside = read_mapping(dataset / "data.yaml"), list_files(dataset)
+    description, inside = read_yaml(dataset / "data.yaml", DatasetError), list_files(dataset)
     names = description.get("names")
     classes = dict(names) if isinstance(names, dict) else dict(enumerate(names if isinstance(names, list) else ()))
     points = [int(value) for value in description.get("kpt_shape", (0, 3))]
     rows = {}
     for split in SPLITS:
-        images = find_split(dataset, inside, description, split, Findings()).pictures
+        images = find_images(dataset, inside, description, split, Findings())
         if images:
             title = f"{split}: {len(images)} image{'s' * (len(images) != 1)}"
             rows[title] = [_draw_cell(image, classes, points) for image in images[:per_split]]
@@ -49,19 +49,19 @@ def _invalid(what: str, remedy: str = "Mend the file, or take it out of the data
     return DatasetError(what, state="No contact sheet was drawn.", remedy=remedy)
 
 
-def _draw_cell(picture: Picture, classes: Mapping[int, str], points: Sequence[int]) -> Image.Image:
+def _draw_cell(labelled: LabelledImage, classes: Mapping[int, str], points: Sequence[int]) -> Image.Image:
     try:
-        with Image.open(picture.path) as opened:
+        with Image.open(labelled.path) as opened:
             opened.draft("RGB", (2 * CELL, 2 * CELL))  # decodes a large JPEG at reduced size
             image = ImageOps.exif_transpose(opened).convert("RGB")
     except (OSError, ImportError) as error:  # once imported, ultralytics makes Pillow look for a HEIF decoder
-        raise _invalid(f"{picture.path} cannot be opened: {error}") from error
+        raise _invalid(f"{labelled.path} cannot be opened: {error}") from error
     image = ImageOps.contain(image, (CELL, CELL), Image.Resampling.LANCZOS)
     try:
-        for number, *values in read_objects(picture.label):
+        for number, *values in read_objects(labelled.label):
             _draw_label(image, classes.get(int(number), f"class {number:g}"), values, points)
     except ValueError as error:
-        raise _invalid(f"{picture.label} holds a row that is no label: {error}") from error
+        raise _invalid(f"{labelled.label} holds a row that is no label: {error}") from error
     return image
 
 

@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Self
 
 from lib.errors import ClusterError
@@ -39,7 +38,7 @@ class Board:
         self._progress = {name: (Progress(), "") for name in names}
         self._stop = False
 
-    def tell(self, name: str, progress: Progress, node: str) -> bool:
+    def report(self, name: str, progress: Progress, node: str) -> bool:
         """Store the progress of a run and the id of its node; return whether the run must stop."""
         self._progress[name] = (progress, node)
         return self._stop
@@ -60,19 +59,19 @@ def _run(name: str, job: Job, board: Any) -> Progress:  # noqa: ANN401  an actor
     identity = ray.get_runtime_context().get_node_id()
     node = f"{socket.gethostname()}-{identity[:4]}"
     # `ray.get` in a task's main thread releases the task's CPU: Ray would start another task on it
-    beside = ThreadPoolExecutor(1)
+    thread = ThreadPoolExecutor(1)
 
-    def tell(progress: Progress) -> bool:
-        return beside.submit(lambda: bool(ray.get(board.tell.remote(name, progress, identity)))).result()
+    def report(progress: Progress) -> bool:
+        return thread.submit(lambda: bool(ray.get(board.report.remote(name, progress, identity)))).result()
 
-    if tell(Progress("running", node)):
-        return Progress("stopped", note="it was stopped before it began.")
-    with beside, Execution(job) as execution:
+    if report(Progress("running", node)):
+        return Progress("stopped", note="it was stopped before it started.")
+    with thread, Execution(job) as execution:
         while True:
             progress = replace(execution.look(), node=node)
             if progress.has_ended:
                 return progress
-            if tell(progress):
+            if report(progress):
                 execution.stop()
             time.sleep(LOOK)
 
@@ -82,7 +81,15 @@ class Cluster:
 
     def __init__(self, address: str = "", *, gpus: float = 1, cpus: float = 1, retries: int = 3) -> None:
         self._address, self._gpus, self._cpus, self._retries = address, gpus, cpus, retries
-        self._ray = _import_ray()
+        try:
+            import ray
+        except ImportError as error:
+            raise ClusterError(
+                f"a sweep needs Ray, which is not installed ({error}).",
+                state="nothing was started.",
+                remedy="`uv sync --group cluster`, on every machine.",
+            ) from None
+        self._ray: Any = ray
         self._board: Any = None
         self._tasks: dict[str, Any] = {}
         self._ended: dict[str, Progress] = {}
@@ -141,14 +148,14 @@ class Cluster:
     def look(self) -> dict[str, Progress]:
         """Return the progress of every run, by name. Raises `ClusterError` if the cluster is lost."""
         ray = self._ray
-        told: Mapping[str, tuple[Progress, str]] = self._ask(self._board.read)
+        reported: Mapping[str, tuple[Progress, str]] = self._ask(self._board.read)
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         done, _ = ray.wait(list(self._tasks.values()), num_returns=len(self._tasks), timeout=0)
         for name in [name for name, task in self._tasks.items() if task in done and name not in self._ended]:
-            self._ended[name] = self._end(name, told[name][0])
+            self._ended[name] = self._end(name, reported[name][0])
         found = {
             name: replace(progress, state="lost") if identity and identity not in alive else progress
-            for name, (progress, identity) in told.items()
+            for name, (progress, identity) in reported.items()
         }
         return found | self._ended
 
@@ -161,7 +168,7 @@ class Cluster:
             return replace(last, state="failed", note=str(error.cause))
         except RayError as error:
             what = f"its node was lost {self._retries + 1} times ({type(error).__name__})"
-            return replace(last, state="failed", note=f"{what}; start the same sweep again to go on.")
+            return replace(last, state="failed", note=f"{what}; start the same sweep again to resume it.")
         return ended
 
     def stop(self) -> None:
@@ -176,8 +183,8 @@ class Cluster:
         except RayError as error:
             raise ClusterError(
                 f"the Ray cluster is lost: {type(error).__name__}: {error}",
-                state="its runs end with it; what they have published stays, and so do their checkpoints.",
-                remedy="start the cluster and the same sweep again: it goes on.",
+                state="its runs end with it; what they published stays, and so do their checkpoints.",
+                remedy="start the cluster and the same sweep again: it resumes.",
             ) from None
 
 
@@ -186,15 +193,3 @@ def _require_answer(address: str) -> None:
     host, _, port = address.rpartition(":")
     if port.isdigit():
         socket.create_connection((host, int(port)), ANSWER).close()
-
-
-def _import_ray() -> ModuleType:
-    try:
-        import ray
-    except ImportError as error:
-        raise ClusterError(
-            f"a sweep needs Ray, which is not installed ({error}).",
-            state="nothing was started.",
-            remedy="`uv sync --group cluster`, on every machine.",
-        ) from None
-    return ray

@@ -1,34 +1,39 @@
 """Train many experiments as one sweep: skip those already published, run the rest, show their progress.
 
 Guarantees: every experiment is checked before the first run starts, and each run records its complete experiment. An
-experiment that the same commit has already trained and published is not trained again. This module does not depend on
-the engine (`lib.sweep.engine.Cluster`). Cannot: reuse a run that another commit published.
+experiment that the same commit has already trained and published is not trained again. Cannot: reuse a run that
+another commit published.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from io import StringIO
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Self
 
+from rich.live import Live
+from rich.table import Table
+
+from lib.errors import BranchError
 from lib.experiment.matrix import title_of
 from lib.experiment.schema import Experiment
 from lib.progress import duration
-from lib.results.published import HEADS, UNREADABLE, find_own
+from lib.results.published import HEADS, find_own
+from lib.results.record import RunRecord
+from lib.sweep.engine import Cluster
 from lib.sweep.worker import Job, Progress
 from lib.sync import Refs
+from lib.tables import as_text, make_table
 
 LOOK = 1.0  # seconds between two polls of the engine
 EVERY = 30.0  # seconds between two log lines about the same step of a run
 PATIENCE = 120.0  # seconds that runs have to end after a request to stop
 
 
-# ── what is trained ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── published before ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def find_published(refs: Refs, experiment: Experiment, commit: str) -> str:
@@ -37,32 +42,17 @@ def find_published(refs: Refs, experiment: Experiment, commit: str) -> str:
     series = f"{HEADS}kaggle-train-{experiment.module}-{experiment.slug}-*"
     for ref, texts in sorted(refs.read_files_of_all(series, "artifacts/*/run.json").items(), reverse=True):
         branch = ref.removeprefix(HEADS)
-        try:
-            _, record = find_own(branch, texts, "run.json")
-        except UNREADABLE:
-            continue
-        if (record["experiment"], record.get("commit"), record.get("state")) == (wanted, commit, "finished"):
-            return branch
+        with contextlib.suppress(BranchError):
+            _, record = find_own(branch, texts, RunRecord)
+            if (record.experiment, record.commit, record.state) == (wanted, commit, "finished"):
+                return branch
     return ""
 
 
-# ── while it runs ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── progress ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Engine(Protocol):
-    """The interface of an engine that runs jobs on machines; `Cluster` implements it."""
-
-    def start(self, jobs: Mapping[str, Job]) -> None:
-        """Submit every run to the engine."""
-
-    def look(self) -> dict[str, Progress]:
-        """Return the progress of every run, by name."""
-
-    def stop(self) -> None:
-        """Request that every run stops."""
-
-
-def run_sweep(jobs: Mapping[str, Job], engine: Engine, show: Callable[[Mapping[str, Progress]], object]) -> None:
+def run_sweep(jobs: Mapping[str, Job], engine: Cluster, show: Callable[[Mapping[str, Progress]], object]) -> None:
     """Run all jobs and call `show` with their progress until each has ended; Ctrl-C requests that they stop.
 
     Raises `KeyboardInterrupt` on a second Ctrl-C, and when runs do not stop within `PATIENCE` seconds. The engine then
@@ -85,15 +75,6 @@ def run_sweep(jobs: Mapping[str, Job], engine: Engine, show: Callable[[Mapping[s
     raise KeyboardInterrupt
 
 
-@dataclass(frozen=True)
-class _Told:
-    """The last log line of a run, the facts in it, and its time."""
-
-    facts: tuple[str, ...] = ()
-    line: str = ""
-    at: float = 0.0
-
-
 class Scoreboard:
     """Shows the progress of a sweep, as a context manager: a live table if `watched`, else lines.
 
@@ -101,19 +82,17 @@ class Scoreboard:
     """
 
     def __init__(self, log: Path, before: Mapping[str, str], *, watched: bool) -> None:
-        from rich.live import Live
-
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log.open("a", encoding="utf-8", buffering=1)
         self.progress = {name: Progress("published", branch=branch) for name, branch in before.items()}
-        self._told: dict[str, _Told] = {}
+        self._logged: dict[str, tuple[tuple[str, ...], str, float]] = {}  # facts, line and time of a run's last line
         self._live = Live(auto_refresh=False) if watched else None
 
     def __enter__(self) -> Self:
         if self._live:
             self._live.start()
         for name, progress in self.progress.items():
-            self._line(f"{name}: published already as {progress.branch}")
+            self._line(f"{name}: already published as {progress.branch}")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -128,10 +107,10 @@ class Scoreboard:
             self._live.update(table(self.progress), refresh=True)
         now = time.monotonic()
         for name, progress in seen.items():
-            told, line = self._told.get(name, _Told()), describe(progress)
-            facts = (progress.state, progress.node, progress.step)
-            if facts != told.facts or (line != told.line and now - told.at >= EVERY):
-                self._told[name] = _Told(facts, line, now)
+            facts, line = (progress.state, progress.node, progress.step), describe(progress)
+            last_facts, last_line, at = self._logged.get(name, ((), "", 0.0))
+            if facts != last_facts or (line != last_line and now - at >= EVERY):
+                self._logged[name] = facts, line, now
                 self._line(f"{name}: {line}")
 
     def _line(self, text: str) -> None:
@@ -143,7 +122,7 @@ class Scoreboard:
 
 def describe(progress: Progress) -> str:
     """Return the progress of a run as one line."""
-    state = {"running": progress.step or "starting", "lost": "its node is lost, another one goes on"}
+    state = {"running": progress.step or "starting", "lost": "its node is lost, another one resumes it"}
     parts = [
         state.get(progress.state, progress.state),
         f"on {progress.node}" if progress.node else "",
@@ -159,14 +138,10 @@ def describe(progress: Progress) -> str:
 COLUMNS = ("Experiment", "Node", "State", "Epoch", "Left", "Best mAP50-95")
 
 
-def table(progress: Mapping[str, Progress]) -> Any:  # noqa: ANN401  rich.table.Table
+def table(progress: Mapping[str, Progress]) -> Table:
     """Return the progress of all runs as a table."""
-    from rich.table import Column, Table
-
-    # the names of a matrix differ at their ends: wrap them in a narrow terminal, because truncated names look alike
-    made = Table(Column(COLUMNS[0], overflow="fold"), *COLUMNS[1:])
-    for name, each in progress.items():
-        made.add_row(
+    rows = [
+        (
             name,
             each.node,
             each.step if each.state == "running" and each.step else each.state,
@@ -174,24 +149,22 @@ def table(progress: Mapping[str, Progress]) -> Any:  # noqa: ANN401  rich.table.
             duration(each.seconds_left) if each.seconds_left else "",
             "" if each.best is None else f"{each.best:.3f}",
         )
-    return made
+        for name, each in progress.items()
+    ]
+    return make_table(COLUMNS, rows)
 
 
 def show_end(progress: Mapping[str, Progress]) -> str:
     """Return the table of results, followed by the full note of each run that failed, was stopped or ended early."""
-    from rich.console import Console
-
-    text = StringIO()
-    Console(file=text, width=160, force_terminal=False).print(table(progress))
     notes = (f"{name}: {each.state}: {each.note}" for name, each in progress.items() if each.note)
-    return "\n\n".join([text.getvalue().rstrip(), *notes])
+    return "\n\n".join([as_text(table(progress)), *notes])
 
 
 # ── the whole sweep ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def train_all(
-    project: Path, experiments: Sequence[Experiment], cluster: AbstractContextManager[Engine], *, sandbox: Path | None,
+    project: Path, experiments: Sequence[Experiment], cluster: Cluster, *, sandbox: Path | None,
     allow_dirty: bool, secrets: str, folder: Path, watched: bool,
 ) -> bool:  # fmt: skip
     """Train the experiments that are not published yet, compare all published ones, return whether all are published.
@@ -200,9 +173,9 @@ def train_all(
     instead. `secrets` (a file) and `folder` (where runs work) must be valid paths on every node. Raises `RunError`
     before anything has started.
     """
-    from lib.kaggle.notebook import source
+    from lib.kaggle.notebook import read_sources, source
     from lib.remotes.credentials import load_credentials
-    from lib.results import compare as side_by_side
+    from lib.results.compare import draw_curves, read_runs, show_runs
     from lib.sandbox.make import make_sandbox
 
     credentials = load_credentials(secrets)
@@ -219,13 +192,13 @@ def train_all(
     named = {title_of(experiment): experiment for experiment in experiments}
     standing = {name: find_published(refs, experiment, commit) for name, experiment in named.items()}
     before = {name: branch for name, branch in standing.items() if branch}
-    text = (project / "notebooks" / "train.py").read_text(encoding="utf-8")
+    sources = read_sources(project)
     jobs = {
-        name: Job(experiment.model_dump(mode="json"), text, {**parameters, "secrets": secrets}, str(folder))
+        name: Job(experiment.model_dump(mode="json"), sources, {**parameters, "secrets": secrets}, str(folder))
         for name, experiment in named.items()
         if name not in before
     }
-    print(f"{len(named)} experiments at commit {commit} of {parameters['repository']}, {len(before)} published already")
+    print(f"{len(named)} experiments at commit {commit} of {parameters['repository']}, {len(before)} already published")
     with Scoreboard(folder / "sweep.log", before, watched=watched) as board:
         if jobs:
             with cluster as engine:
@@ -234,8 +207,7 @@ def train_all(
     print(f"\n{show_end(progress)}")
     published = [each.branch for each in progress.values() if each.branch]
     if published:
-        sides = side_by_side.read_sides(refs, published)
-        picture = folder / "compare.png"
-        side_by_side.draw_curves(sides, picture)
-        print(f"\n{side_by_side.show_sides(sides)}\n\nCurves: {picture}")
+        runs, image = read_runs(refs, published), folder / "compare.png"
+        draw_curves(runs, image)
+        print(f"\n{show_runs(runs)}\n\nCurves: {image}")
     return len(published) == len(named)

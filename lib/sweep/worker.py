@@ -9,7 +9,6 @@ more progress than the files of the run show (`run.log`, `results.csv`).
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import os
 import re
@@ -19,16 +18,16 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from io import StringIO
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from lib.errors import RunError
 from lib.experiment.load import load_experiment
 from lib.experiment.modules import find_module
-from lib.experiment.schema import Experiment
 from lib.kaggle.notebook import GRACE, bake, execute, read_notebook, write_rendered
 from lib.process import LoggedCommand, die_with
+from lib.results.record import RunRecord, parse
+from lib.train.curves import MAP, read_curves
 
 State = Literal["waiting", "running", "lost", "published", "failed", "stopped"]
 ENDS: tuple[State, ...] = ("published", "failed", "stopped")
@@ -42,16 +41,12 @@ class Job:
 
     experiment: Mapping[str, Any]
     """All values of the experiment."""
-    source: str
-    """The text of `notebooks/train.py`."""
+    sources: Mapping[str, str]
+    """The files that make the notebook: {path: text}."""
     parameters: Mapping[str, Any]
     """Parameters of the notebook besides the experiment: repository, commit, secrets."""
     folder: str
     """The folder in which runs work; the same path on every node."""
-
-    def load(self) -> Experiment:
-        """Return the experiment, loaded and checked."""
-        return load_experiment(self.experiment)
 
 
 @dataclass(frozen=True)
@@ -83,7 +78,7 @@ class Execution:
     """A run in its own folder, as a context manager; leaving the context ends the run."""
 
     def __init__(self, job: Job) -> None:
-        self.experiment = job.load()
+        self.experiment = load_experiment(job.experiment)
         stamp = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}"
         self.folder = Path(job.folder) / self.experiment.module / self.experiment.name / stamp
         self._job, self._stopping = job, False
@@ -110,8 +105,8 @@ class Execution:
     def look(self) -> Progress:
         """Return the current progress of the run."""
         status = self._command.status
-        told = _read(self.folder / "run.log")
-        progress = Progress("running", step=(STEP.findall(told) or [""])[-1], epochs=self.experiment.training.epochs)
+        log = _read(self.folder / "run.log")
+        progress = Progress("running", step=(STEP.findall(log) or [""])[-1], epochs=self.experiment.training.epochs)
         progress = self._trained(progress)
         if status is None:
             return progress
@@ -128,14 +123,12 @@ class Execution:
     def _trained(self, progress: Progress) -> Progress:
         """Return `progress` with the epochs, best metric and time left from `results.csv` (one line per epoch)."""
         for file in self.folder.glob(f"*/{self.experiment.artifacts}/train/results.csv"):
-            read = csv.DictReader(StringIO(_read(file)))
-            rows = [{key.strip(): value for key, value in row.items() if key} for row in read]
-            # an incompletely written line is skipped here and read by the next poll
-            with contextlib.suppress(KeyError, ValueError, TypeError, IndexError, AttributeError):
-                key = [key for key in rows[-1] if key.startswith("metrics/mAP50-95(")][-1]
-                best = max(float(row[key]) for row in rows)
-                epoch, each = int(float(rows[-1]["epoch"])), float(rows[-1]["time"]) / len(rows)
-                return replace(progress, epoch=epoch, best=best, seconds_left=each * (progress.epochs - epoch))
+            with contextlib.suppress(KeyError, ValueError):  # a damaged file costs the display, not the run
+                curves = read_curves(_read(file))
+                (*_, scores) = (column for name, column in curves.items() if name.startswith(MAP))
+                epoch = int(curves["epoch"][-1])
+                left = curves["time"][-1] / len(scores) * (progress.epochs - epoch)
+                return replace(progress, epoch=epoch, best=max(scores), seconds_left=left)
         return progress
 
 
@@ -154,7 +147,7 @@ def main(folder: Path) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     job = Job(**plan["job"])
     try:
-        experiment = job.load()
+        experiment = load_experiment(job.experiment)
         values = {
             "module": experiment.module,
             "experiment": experiment.model_dump(mode="json"),
@@ -162,14 +155,14 @@ def main(folder: Path) -> int:
             "working": str(folder),
             **job.parameters,
         }
-        notebook = bake(read_notebook(job.source), values, "none")
+        notebook = bake(read_notebook(job.sources), values, "none")
         rendered = write_rendered(folder, find_module(experiment.module), notebook, None)
         execute(rendered.notebook, folder)
         (file,) = folder.glob(f"*/{experiment.artifacts}/run.json")
-        record = json.loads(file.read_text(encoding="utf-8"))
-        outcome = {"branch": record["branch"], "note": record.get("reason", "")}
+        record = parse(RunRecord, file.read_bytes())
+        outcome = {"branch": record.branch, "note": record.reason}
     except KeyboardInterrupt:
-        outcome = {"note": "it was stopped; what its last checkpoint holds is gone on from."}
+        outcome = {"note": "it was stopped; the same sweep, started again, resumes from its last checkpoint."}
     except RunError as error:
         outcome = {"note": str(error)}
     (folder / "outcome.json").write_text(json.dumps(outcome), encoding="utf-8")

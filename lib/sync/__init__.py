@@ -34,9 +34,10 @@ Roll back. An exception, a retry and another machine all run the same steps; the
 3. delete    the identities that were not stored before and that no other `uploading` intent, branch or tag names
 4. end       delete the intent, last
 
-A process that finds a `cleaning` intent finishes its deletions in the same way. To settle an intent is to do whichever
-of the two its state asks for. Nothing is deleted from a DVC remote that is marked as another repository's (`owner-` and
-that repository's first commit, written by its first publication): only the refs of that repository show what it needs.
+A process that finds a `cleaning` intent finishes its deletions in the same way. To recover an intent is to roll it back
+or to finish its deletions, as its state requires. Nothing is deleted from a DVC remote that is marked as another
+repository's (`owner-` and that repository's first commit, written by its first publication): only the refs of that
+repository show what it needs.
 
 One session per run. A run holds `refs/runs/<name>` from its start to its end (`lib.sync.hold`), and each of its commit
 pushes moves that ref too. Two sessions of one experiment therefore never write one checkpoint. A session whose lease
@@ -44,12 +45,12 @@ expired and was taken over is fenced: its next push is rejected.
 
 Not promised (`check()` finds what these cases leave):
 
-- somebody deletes objects by hand, or pushes the same content by hand while a run of it is rolled back
+- somebody deletes objects by hand, or pushes the same content by hand while its publication is rolled back
 - an upload reaches the store after its run has given it up
 - a process sleeps past its lease between a check and the one request that follows it
 
-Entry points: `sync_outputs()` publishes, `recover()` settles what other publications left, `check()` inspects both
-remotes, `rehearse()` tries both remotes beforehand, `RunLock` keeps other sessions from the same run.
+Entry points: `sync_outputs()` publishes, `recover()` rolls back or finishes what other publications left, `check()`
+inspects both remotes, `rehearse()` tries both remotes beforehand, `RunLock` keeps other sessions from the same run.
 This package knows nothing about YOLO.
 """
 

@@ -1,4 +1,4 @@
-"""Check both remotes and report what is wrong with them; nothing is written or deleted there.
+"""Check both remotes and report what is wrong with them, without writing or deleting anything.
 
 Guarantees: checks every branch and tag with its whole history, every intent, and every object on the DVC remote with
 its content: a folder's files are read, Drive and S3 are asked for the MD5 (S3 knows none for a copy that was sent in
@@ -23,15 +23,15 @@ from lib.remotes.credentials import Credentials
 from lib.sync import intent as journal
 from lib.sync.intent import StoredObject
 from lib.sync.refs import SeenIntent
+from lib.sync.remotes import EVERYTHING, Remotes, open_remotes
 from lib.sync.stores.base import StoredCopy, mismatch
-from lib.sync.vault import EVERYTHING, Vault, open_vault
 
 Kind = Literal["missing", "damaged", "unnamed", "twins", "expired", "unreadable", "foreign"]
 FOREIGN = (
-    "what publications of this repository leave when they are undone stays there. If no other repository uses this "
-    "DVC remote any more, delete the files kaggle-training-owner-* in its folder"
+    "the objects of a publication that is rolled back stay there. If no other repository uses this DVC remote any "
+    "more, delete the files kaggle-training-owner-* in its folder"
 )
-Standing = Mapping[str, Sequence[StoredCopy]]
+Stored = Mapping[str, Sequence[StoredCopy]]
 Say = Callable[[str], object]
 
 
@@ -45,7 +45,7 @@ class Finding:
 
     @property
     def is_wrong(self) -> bool:
-        """Return whether it is more than a remark.
+        """Return whether the finding is an error rather than a remark.
 
         Twins are two correct copies of one object, and a DVC remote may be shared: both are only remarks.
         """
@@ -79,71 +79,72 @@ def check(
     Intents are watched for `older_than` seconds: one that moves belongs to a live run. Raises `SyncError` if a remote
     cannot be read.
     """
-    with open_vault(root, credentials or Credentials()) as vault:
-        intents = _watch(vault, older_than, say)
-        standing = vault.objects.survey()
-        # refs after the survey: what it saw is by now named by an intent or a newer branch, or was rolled back
-        announced = [seen.record for seen in vault.refs.read_intents()] + [seen.record for seen, _ in intents]
-        heads = vault.refs.list_refs(*EVERYTHING)
-        published = vault.refs.published_objects(*EVERYTHING)
-        named = vault.refs.named_objects(*EVERYTHING)
-        listings = {oid for oid in named if oid.endswith(".dir") and oid in standing}
-        broken = {oid for oid in listings if any(mismatch(StoredObject(oid, -1), copy) for copy in standing[oid])}
-        parts = {oid: vault.parts_of(oid) for oid in listings - broken}
+    with open_remotes(root, credentials or Credentials()) as remotes:
+        intents = _watch(remotes, older_than, say)
+        stored = remotes.objects.survey()
+        # refs are read after the survey: each object that it saw is by now named by an intent or a newer branch, or was
+        # rolled back
+        announced = [seen.record for seen in remotes.refs.read_intents()] + [seen.record for seen, _ in intents]
+        heads = remotes.refs.list_refs(*EVERYTHING)
+        published = remotes.refs.published_objects(*EVERYTHING)
+        named = remotes.refs.named_objects(*EVERYTHING)
+        listings = {oid for oid in named if oid.endswith(".dir") and oid in stored}
+        damaged = {oid for oid in listings if any(mismatch(StoredObject(oid, -1), copy) for copy in stored[oid])}
+        parts = {oid: remotes.parts_of(oid) for oid in listings - damaged}
         named = named.union(*parts.values())
         for record in filter(None, announced):
             named |= {item.oid for item in record.objects} | set(record.superseded)
-        foreign = vault.is_foreign()
-        # a broken listing may name any object: none can then be called unnamed
-        unnamed = set() if foreign or broken else standing.keys() - named
+        foreign = remotes.is_foreign()
+        # a damaged listing may name any object, so that no object is certainly unnamed
+        unnamed = set() if foreign or damaged else stored.keys() - named
         wanted = {item.oid for outputs in published.values() for item in outputs.values()}.union(*parts.values())
-        doubtful = unnamed | (wanted - standing.keys())
-        again = {oid: list(copies.values()) for oid, copies in vault.objects.look(doubtful).items()}
-        standing = {oid: copies for oid, copies in standing.items() if oid not in doubtful} | again
-        after = vault.refs.list_refs(*EVERYTHING)
+        doubtful = unnamed | (wanted - stored.keys())
+        again = {oid: list(copies.values()) for oid, copies in remotes.objects.look(doubtful).items()}
+        stored = {oid: copies for oid, copies in stored.items() if oid not in doubtful} | again
+        after = remotes.refs.list_refs(*EVERYTHING)
         published = {ref: items for ref, items in published.items() if heads.get(ref) == after.get(ref)}
         findings = [
-            *([Finding("foreign", vault.keeps, FOREIGN)] if foreign else ()),
-            *_check_branches(published, parts, standing),
-            *_check_objects(unnamed, standing),
+            *([Finding("foreign", remotes.kept_because, FOREIGN)] if foreign else ()),
+            *_check_branches(published, parts, stored),
+            *_check_objects(unnamed, stored),
             *_check_intents(intents),
         ]
-        return Checked(len(published), len(standing), len(intents), tuple(findings))
+        return Checked(len(published), len(stored), len(intents), tuple(findings))
 
 
-def _watch(vault: Vault, seconds: float, say: Say) -> list[tuple[SeenIntent, bool]]:
-    """Return each intent, and whether it has not moved for `seconds`."""
-    first = {seen.ref: seen.commit for seen in vault.refs.read_intents()}
+def _watch(remotes: Remotes, seconds: float, say: Say) -> list[tuple[SeenIntent, bool]]:
+    """Return each intent, and whether its ref has not moved for `seconds`."""
+    first = {seen.ref: seen.commit for seen in remotes.refs.read_intents()}
     if not first:
         return []
-    say(f"Watching {len(first)} unfinished publications for {seconds:.0f} s: those of living runs move …")
+    say(f"Watching {len(first)} unfinished publications for {seconds:.0f} s: those of live runs move …")
     time.sleep(seconds)
-    return [(seen, first.get(seen.ref) == seen.commit) for seen in vault.refs.read_intents()]
+    return [(seen, first.get(seen.ref) == seen.commit) for seen in remotes.refs.read_intents()]
 
 
 def _check_branches(
-    published: Mapping[str, Mapping[str, StoredObject]], parts: Mapping[str, set[str]], standing: Standing
+    published: Mapping[str, Mapping[str, StoredObject]], parts: Mapping[str, set[str]], stored: Stored
 ) -> Iterator[Finding]:
     push = "push it from a clone that has it (`dvc push`), or delete the branch"
     for ref, items in published.items():
         for path, item in sorted(items.items()):
-            # a directory listing holds no sizes: its files can be checked only for presence and MD5
+            # a directory listing contains no sizes: its files can be checked only for presence and MD5
             files = [StoredObject(oid, -1) for oid in sorted(parts.get(item.oid, ()))]
             for wanted in (item, *files):
-                if wanted.oid not in standing:
+                if wanted.oid not in stored:
                     yield Finding("missing", f"{ref}: {path} needs {wanted.oid}, which is not there", push)
-                for wrong in filter(None, (mismatch(wanted, copy) for copy in standing.get(wanted.oid, ()))):
+                for wrong in filter(None, (mismatch(wanted, copy) for copy in stored.get(wanted.oid, ()))):
                     yield Finding("damaged", f"{ref}: {path} needs {wanted.oid}, and a copy of it {wrong}", push)
 
 
-def _check_objects(unnamed: Collection[str], standing: Standing) -> Iterator[Finding]:
-    for oid, copies in sorted(standing.items()):
+def _check_objects(unnamed: Collection[str], stored: Stored) -> Iterator[Finding]:
+    for oid, copies in sorted(stored.items()):
         if oid in unnamed:
             size = sum(copy.size for copy in copies)
             remedy = "if no other repository uses this DVC remote, delete it by hand"
             yield Finding("unnamed", f"{oid} ({size} bytes) is named by no commit and no intent", remedy)
         if len(copies) > 1:
-            yield Finding("twins", f"{oid} stands {len(copies)} times", "nothing: both are right")
+            yield Finding("twins", f"{oid} is stored {len(copies)} times", "nothing: every copy is correct")
 
 
 def _check_intents(intents: Sequence[tuple[SeenIntent, bool]]) -> Iterator[Finding]:
@@ -153,5 +154,5 @@ def _check_intents(intents: Sequence[tuple[SeenIntent, bool]]) -> Iterator[Findi
             yield Finding("unreadable", f"{seen.ref} was written by another version of this project", remedy)
         elif is_still:
             what = "clean-up after" if seen.record.state == "cleaning" else "publication of"
-            died = f"{seen.ref}: the {what} {seen.record.branch} has died"
-            yield Finding("expired", died, "run `python -m lib recover`")
+            expired = f"{seen.ref}: the process of the {what} {seen.record.branch} is dead"
+            yield Finding("expired", expired, "run `python -m lib recover`")

@@ -1,4 +1,4 @@
-"""Hold a run: one session trains an experiment; other sessions stop, or take over from a session that died.
+"""Hold a run: one session trains an experiment; other sessions stop, or take over from a dead one.
 
 Guarantees: the Git remote holds `refs/runs/<name>` from the run's start to its end, rewritten every fifth of its lease.
 Each commit push of the run moves this ref too: a session whose lease expired and was taken over is fenced, and its next
@@ -53,12 +53,12 @@ class RunLock:
         mine = [(commit, noted[1]) for commit, ref in refs if ref in [f"{place}{name}" for place in RUN_PLACES]]
         self._seen: tuple[str, float] | None = mine[0] if mine else None
         """Another session's commit, and the monotonic time at which it was first seen."""
-        self._lives = False
+        self._holder_lives = False
         self._stop = threading.Event()
-        self._watcher = threading.Thread(target=self._look_on, name=f"watching {name}", daemon=True)
+        self._watcher = threading.Thread(target=self._watch_holder, name=f"watching {name}", daemon=True)
 
     def watch(self) -> bool:
-        """Take the run if it is free or its session is dead, else watch it until `take`; return whether we hold it."""
+        """Take the run if it is free or its session is dead, else watch it until `take`; return whether it is held."""
         held = self._try()
         if not held:
             self._watcher.start()
@@ -66,22 +66,22 @@ class RunLock:
 
     def take(self) -> None:
         """Take the run, after waiting for an unrenewed lease to expire. Raises `RunHeldError` if it is renewed."""
-        self._watch_no_longer()
-        self._lives, told = False, False
+        self._stop_watching()
+        self._holder_lives, reported = False, False
         while not self._try():
-            if self._lives:
+            if self._holder_lives:
                 raise RunHeldError(
-                    f"another session trains {self.name} right now, and is alive.",
-                    state="nothing was trained here; the other goes on.",
+                    f"another session is training {self.name} and is alive.",
+                    state="nothing was trained here; the other session continues.",
                     remedy="wait for it to end, or stop it and run this again; an experiment with another name may be "
                     "trained at the same time.",
                 )
-            if not told:
-                told = True
-                self._say(f"Another session holds {self.name}; waiting for a sign of life, at most for its lease …")
+            if not reported:
+                reported = True
+                self._say(f"Another session holds {self.name}; waiting for it to renew, at most for its lease …")
             time.sleep(self._pause)
 
-    def _watch_no_longer(self) -> None:
+    def _stop_watching(self) -> None:
         self._stop.set()
         if self._watcher.is_alive():
             self._watcher.join()
@@ -90,31 +90,31 @@ class RunLock:
     def _pause(self) -> float:
         return min(5.0, self._length / 20)
 
-    def _look_on(self) -> None:
+    def _watch_holder(self) -> None:
         while not self._stop.wait(self._pause):
             with contextlib.suppress(Exception):  # a failed read is repeated after the pause
-                for ref, commit in self._standing().items():
-                    self._rest(ref, commit)
+                for ref, commit in self._run_refs().items():
+                    self._lease_left(ref, commit)
 
-    def _standing(self) -> dict[str, str]:
+    def _run_refs(self) -> dict[str, str]:
         return self._refs.list_refs(*(f"{place}{self.name}" for place in RUN_PLACES))
 
     def _try(self) -> bool:
-        """Take the run unless another session may still be alive; return whether we hold it."""
+        """Take the run unless another session may still be alive; return whether it is held."""
         if self._lease is not None:
             return True
-        standing = self._standing()
-        for ref, commit in standing.items():
-            if self._rest(ref, commit) > 0:
+        refs = self._run_refs()
+        for ref, commit in refs.items():
+            if self._lease_left(ref, commit) > 0:
                 return False
-            self._say(f"{ref} was not renewed for as long as its lease: its session is dead, and this one takes over.")
-        return self._take(standing)
+            self._say(f"{ref} was not renewed within its lease: its session is dead, and this one takes over.")
+        return self._take(refs)
 
-    def _rest(self, ref: str, commit: str) -> float:
-        """Return the seconds for which another session's hold must still be respected; 0 if that session is dead."""
+    def _lease_left(self, ref: str, commit: str) -> float:
+        """Return the seconds until another session's lease expires; 0 if that session is dead."""
         now = time.monotonic()
         if self._seen is None or self._seen[0] != commit:
-            self._lives = self._seen is not None  # the ref has moved since an earlier read
+            self._holder_lives = self._seen is not None  # the ref has moved since an earlier read
             self._seen = (commit, now)
         texts = self._refs.read_files(ref, "intent.json")
         record = journal.read_run(texts.get("intent.json", ""))
@@ -124,12 +124,10 @@ class RunLock:
             return 0.0
         return max(0.0, self._seen[1] + record.lease - now)
 
-    def _take(self, standing: dict[str, str]) -> bool:
-        """Write our record over the refs in `standing`; return False if another session was faster."""
-        run = Run(
-            journal.new_intent_id(), "running", self.name, self._refs.head(), self._me, (), lease=self._length
-        )  # fmt: skip
-        places: Mapping[str, str | None] = standing or dict.fromkeys(f"{place}{self.name}" for place in RUN_PLACES)
+    def _take(self, refs: dict[str, str]) -> bool:
+        """Write our record over `refs`, or create one if there are none; return False if another session was faster."""
+        run = Run(journal.new_intent_id(), "running", self.name, self._refs.head(), self._me, (), lease=self._length)
+        places: Mapping[str, str | None] = refs or dict.fromkeys(f"{place}{self.name}" for place in RUN_PLACES)
         refused: RefusedByHostError | None = None
         for ref, commit in places.items():
             lease = Lease(self._refs, ref, run, commit)
@@ -149,13 +147,13 @@ class RunLock:
         raise refused
 
     @contextlib.contextmanager
-    def moved_along(self, refs: Refs) -> Iterator[RefUpdate]:
-        """Yield the move of the run's ref for a commit push from `refs`; take the run again if it was released."""
+    def renewal(self, refs: Refs) -> Iterator[RefUpdate]:
+        """Yield the update of the run's ref for a commit push from `refs`; take the run again if it was released."""
         self.take()
         assert self._lease is not None
         try:
-            with self._lease.moved_along(refs) as move:
-                yield move
+            with self._lease.renewal(refs) as update:
+                yield update
         except GitPushError as error:
             self._explain(error)
             raise
@@ -166,13 +164,11 @@ class RunLock:
             assert self._lease is not None
             self._lease.reread()
             return
-        error.remedy = (
-            f"another session has taken {self.name} over, since this one gave no sign of life: let it finish."
-        )
+        error.remedy = f"another session has taken over {self.name}, since this lease had expired: let it finish."
 
     def release(self) -> None:
         """Release the run; if the remote cannot be reached, others take the run over when its lease has expired."""
-        self._watch_no_longer()
+        self._stop_watching()
         lease, self._lease = self._lease, None
         atexit.unregister(self.release)
         if lease is not None:

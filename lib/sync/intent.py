@@ -1,4 +1,4 @@
-"""The journal's record: what a publication will change on the DVC remote, and which copies were stored before.
+"""Define the journal's record: what a publication changes on the DVC remote, and which copies were stored before.
 
 Guarantees: a record that this version cannot read is reported as None, never guessed, and must not be touched.
 Cannot: tell whether an owner on another machine is alive; only the renewals of its ref show that.
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 PROTOCOL = 1
-LEASE = 600.0  # seconds without a renewal after which any process may settle an intent
+LEASE = 600.0  # seconds without a renewal after which any process may recover an intent
 RENEWAL = LEASE / 5
 
 State = Literal["uploading", "aborting", "cleaning", "running"]
@@ -38,7 +38,7 @@ class Owner:
     """The process that is responsible for an intent."""
 
     clone: str
-    """The clone's random name with the host name and the boot id: a clone copied to another machine differs."""
+    """The clone's random name, the host name and the boot id: a clone copied to another machine differs."""
     process: str
     """Process id and start time: the system reuses process ids."""
 
@@ -88,7 +88,7 @@ class Intent:
         return replace(self, nonce=secrets.token_hex(4))
 
     def marked(self, owner: Owner) -> Intent:
-        """Return the intent owned by the process that settles it: `cleaning` if it is committed, else `aborting`."""
+        """Return the intent owned by the process that recovers it: `cleaning` if it is committed, else `aborting`."""
         state: State = "cleaning" if self.state == "cleaning" else "aborting"
         return replace(self, state=state, owner=owner, nonce=secrets.token_hex(4))
 
@@ -97,14 +97,14 @@ class Intent:
         return replace(self, state="cleaning", nonce=secrets.token_hex(4))
 
     @property
-    def doomed(self) -> tuple[StoredObject, ...]:
-        """Return the objects that settling this intent deletes, unless another intent, branch or tag names them."""
+    def to_delete(self) -> tuple[StoredObject, ...]:
+        """Return the objects that recovering this intent deletes, unless another intent, branch or tag names them."""
         if self.state == "cleaning":
             return tuple(StoredObject(oid, -1) for oid in self.superseded)
         return self.objects
 
     def may_delete(self, oid: str, identity: str) -> bool:
-        """Return whether settling this intent, committed or not, may delete the identity."""
+        """Return whether recovering this intent, committed or not, may delete the identity."""
         new = any(item.oid == oid and identity not in item.before for item in self.objects)
         return new or oid in self.superseded
 
@@ -113,8 +113,8 @@ class Intent:
         return any(item.oid == oid for item in self.objects)
 
     def is_deleting(self, oid: str) -> bool:
-        """Return whether a process that settles this intent may be about to delete the object."""
-        return self.state != "uploading" and any(item.oid == oid for item in self.doomed)
+        """Return whether a process that recovers this intent may be about to delete the object."""
+        return self.state != "uploading" and any(item.oid == oid for item in self.to_delete)
 
     def to_json(self) -> str:
         """Return the record as JSON text, as stored in the ref's commit."""

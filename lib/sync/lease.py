@@ -22,7 +22,7 @@ ALIVE: set[str] = set()
 
 
 class Lease:
-    """A ref that this process owns: rewritten every fifth of its lease, given up when that fails for too long.
+    """A ref that this process owns, rewritten every fifth of its lease; given up when renewing fails for too long.
 
     An intent is rewritten every two minutes. Used as a context manager: entering it writes the record over `old` (None
     creates the ref).
@@ -37,13 +37,13 @@ class Lease:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name=f"lease of {ref}", daemon=True)
         self._renewed = 0.0
-        self._moving = threading.Lock()
+        self._pushing = threading.Lock()
 
     def __enter__(self) -> Self:
         ALIVE.add(self._record.id)
         try:
             self._renewed = time.monotonic()
-            self._move(self._old, self._refs.write_intent(self._record))
+            self._push(self._old, self._refs.write_intent(self._record))
         except BaseException:
             ALIVE.discard(self._record.id)
             raise
@@ -60,43 +60,43 @@ class Lease:
         if self._thread.is_alive():
             self._thread.join()
 
-    def end(self, *moves: RefUpdate, after: Intent | None = None) -> None:
-        """Push these moves and the end of the lease atomically: the ref is deleted, or rewritten as `after`."""
-        self.join()  # before the commit is read: a renewal under way may still change it
+    def end(self, *updates: RefUpdate, after: Intent | None = None) -> None:
+        """Push these updates and the end of the lease atomically: the ref is deleted, or rewritten as `after`."""
+        self.join()  # before the commit is read: a renewal in progress may still change it
         self.confirm()
-        rest = self._refs.write_intent(after) if after else None
-        self._refs.push(*moves, RefUpdate(self.ref, self._commit_on_remote(), rest))
+        last = self._refs.write_intent(after) if after else None
+        self._refs.push(*updates, RefUpdate(self.ref, self._commit_on_remote(), last))
 
     def confirm(self) -> None:
         """Raise `GitPushError` unless the ref is certainly ours.
 
         That is certain as long as the last renewal began less than the lease minus one renewal period ago.
         """
-        patience = self._length - self._renewal
-        if time.monotonic() - self._renewed < patience:
+        limit = self._length - self._renewal
+        if time.monotonic() - self._renewed < limit:
             return
         raise GitPushError(
-            f"{self.ref} could not be renewed on {self._refs.url} for {patience:.0f} s.",
-            state="others may take this publication for dead; nothing more is uploaded or deleted by it.",
+            f"{self.ref} could not be renewed on {self._refs.url} for {limit:.0f} s.",
+            state="its lease is about to expire; this publication uploads and deletes nothing more.",
             remedy="check the network and run sync_outputs() again.",
         )
 
     def reread(self) -> None:
         """Read the ref from the remote; raise `GitPushError` unless it still is the commit that we wrote."""
         self.confirm()
-        with self._moving:
+        with self._pushing:
             if self._refs.list_refs(self.ref).get(self.ref) in (self.commit, self._tried or self.commit):
                 return
         raise GitPushError(
-            f"{self.ref} was taken over by somebody else.",
-            state="nothing more is deleted by this process.",
-            remedy="let the other finish, or run `python -m lib recover`.",
+            f"{self.ref} was taken over by another process.",
+            state="this process deletes nothing more.",
+            remedy="let the other process finish, or run `python -m lib recover`.",
         )
 
     @contextlib.contextmanager
-    def moved_along(self, refs: Refs) -> Iterator[RefUpdate]:
-        """Yield the move that renews the ref within a push made from `refs`; no other renewal runs meanwhile."""
-        with self._moving:
+    def renewal(self, refs: Refs) -> Iterator[RefUpdate]:
+        """Yield the update that renews the ref within a push made from `refs`; no other renewal runs meanwhile."""
+        with self._pushing:
             self.confirm()
             began, old = time.monotonic(), self._commit_on_remote()
             self._record = self._record.renewed()
@@ -108,18 +108,18 @@ class Lease:
         while not self._stop.wait(self._renewal):
             began = time.monotonic()
             # A failed renewal is retried after one renewal period; `confirm` raises when it is too late.
-            with contextlib.suppress(Exception), self._moving:
+            with contextlib.suppress(Exception), self._pushing:
                 self._record = self._record.renewed()
-                self._move(self._commit_on_remote(), self._refs.write_intent(self._record))
+                self._push(self._commit_on_remote(), self._refs.write_intent(self._record))
                 self._renewed = began
 
     def _commit_on_remote(self) -> str:
-        """Return our newest commit on the remote; the last one tried counts if its push happened unanswered."""
+        """Return our newest commit on the remote: also the last one tried, if only the answer to its push was lost."""
         if self._tried and self._refs.list_refs(self.ref).get(self.ref) == self._tried:
             self.commit = self._tried
         return self.commit
 
-    def _move(self, old: str | None, new: str) -> None:
+    def _push(self, old: str | None, new: str) -> None:
         """Move the ref; a push whose answer was lost counts if the remote shows the new commit."""
         self._tried = new
         try:

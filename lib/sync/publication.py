@@ -1,4 +1,4 @@
-"""The types of a publication: what is published together, and what the call returns."""
+"""Define the types of a publication: what is published together, and what the call returns."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from lib.sync.refs import Refs, RefUpdate
 class Hold(Protocol):
     """The lock of the run that a publication belongs to; `lib.sync.hold` implements it."""
 
-    def moved_along(self, refs: Refs) -> contextlib.AbstractContextManager[RefUpdate]:
-        """Yield the move of the run's ref, which the commit push makes as well."""
+    def renewal(self, refs: Refs) -> contextlib.AbstractContextManager[RefUpdate]:
+        """Yield the update of the run's ref, which the commit push makes as well."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Published:
     branch: str
     commit: str
     uploaded: int
-    """Bytes that were sent; objects that were already on the remote do not count."""
+    """Bytes that were uploaded; objects that were already on the remote do not count."""
     before: bool = False
     """Whether an earlier call had already published it."""
 

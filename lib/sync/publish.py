@@ -1,9 +1,9 @@
 """Publish a run's objects and branch; roll everything back if a step fails. The package docstring is the protocol.
 
-Guarantees: the first error is the one raised, and a repeated call publishes once. `Vault.settle` does the rollback: the
-same code serves an owner whose upload failed and another machine that finds a dead machine's intent; it may be
+Guarantees: the first error is the one raised, and a repeated call publishes once. `Remotes.recover` does the rollback:
+the same code serves an owner whose upload failed and another machine that finds a dead machine's intent; it may be
 interrupted after any line and repeated, and it deletes only what it must. Cannot: know whether the commit push happened
-if its answer was lost and the Git remote cannot be asked; then nothing is deleted (`InDoubt`).
+if its answer was lost and the Git remote cannot be read; then nothing is deleted (`InDoubt`).
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from types import FrameType
 from typing import Any, Self
 
 from lib.errors import DvcPushError, GitPushError, InDoubt, RunError, SyncError
-from lib.progress import file_size
+from lib.progress import Bar, file_size
 from lib.remotes.credentials import Credentials
 from lib.sync import intent as journal
 from lib.sync.intent import Intent, StoredObject
 from lib.sync.lease import Lease
 from lib.sync.publication import Publication, Published, Say
 from lib.sync.refs import RefUpdate, SeenIntent
+from lib.sync.remotes import CHECKPOINTS, PROBE, Remotes, open_remotes
 from lib.sync.stores.base import damaged
-from lib.sync.vault import CHECKPOINTS, PROBE, Vault, open_vault
 
-SIDE_BY_SIDE = 4  # concurrent uploads: Drive accepts two or three new files a second
-PATIENCE = 2 * journal.LEASE  # seconds to wait for another process's rollback: it has died or ended by then
+CONCURRENT_UPLOADS = 4  # Drive accepts two or three new files a second
+LONGEST_WAIT = 2 * journal.LEASE  # seconds for another process's rollback: it has died or ended by then
 
 
 def sync_outputs(
@@ -44,19 +44,19 @@ def sync_outputs(
 
     May be called again after any failure, and publishes once. Raises `DvcPushError` or `GitPushError` if a remote
     refused (everything is rolled back), `SyncError` if the cause is on this machine, and `InDoubt` if the answer to the
-    commit push was lost and the Git remote cannot be asked: then nothing is deleted, and `recover()` or another call
-    settles the intent. The first error is the one raised; its state reports a rollback that failed as well.
+    commit push was lost and the Git remote cannot be read: then nothing is deleted, and `recover()` or another call
+    resolves the doubt. The first error is the one raised; its state reports a rollback that failed as well.
     """
     credentials = credentials or Credentials()
-    with _signals_as_exceptions(), open_vault(run.root, credentials) as vault:
-        return _Publishing(vault, run, say, progress=progress).publish()
+    with _signals_as_exceptions(), open_remotes(run.root, credentials) as remotes:
+        return _Publishing(remotes, run, say, progress=progress).publish()
 
 
 class _Publishing:
     """One call of `sync_outputs`."""
 
-    def __init__(self, vault: Vault, run: Publication, say: Say, *, progress: bool) -> None:
-        self.vault, self.run, self.say, self._shows = vault, run, say, progress
+    def __init__(self, remotes: Remotes, run: Publication, say: Say, *, progress: bool) -> None:
+        self.remotes, self.run, self.say, self._shows_progress = remotes, run, say, progress
         self.ref = ""
         self.commit = ""
         self.uploaded = 0
@@ -65,30 +65,31 @@ class _Publishing:
         """{ref: commit} of this publication's branch and of those that it supersedes, as read from the remote."""
         self._pushed = False
         self._intent: Intent | None = None
-        self._stood: dict[str, set[str]] = {}
-        self._local = _LocalChanges(run, vault.refs.private)
+        self._stored_before_upload: dict[str, set[str]] = {}
+        self._local = _LocalChanges(run, remotes.refs.private)
 
     def publish(self) -> Published:
-        """Run the steps of the protocol; roll everything back when one of them fails."""
+        """Run the steps of the protocol; roll everything back if one of them fails."""
         run, say = self.run, self.say
         step = "preparing"
         try:
             self._check_files()
             say("Phase 1: DVC add (track models)")
             step = "DVC add"
-            sources = self._local.add_to_dvc(self.vault.repo)
-            step = "asking the Git remote"
-            self._old = self.vault.refs.list_refs(self._head, *(f"refs/heads/{name}" for name in run.supersedes))
+            sources = self._local.add_to_dvc(self.remotes.repo)
+            step = "reading the Git remote"
+            self._old = self.remotes.refs.list_refs(self._head, *(f"refs/heads/{name}" for name in run.supersedes))
             if self._head in self._old and self._is_published(self._old[self._head]):
                 self._local.keep()
                 return Published(run.branch, self._old[self._head], 0, before=True)
-            self._settle_others()
-            say(f"Phase 2: DVC push ({file_size(sum(item.size for item, _ in sources))} to {self.vault.objects.name})")
+            self._recover_others()
+            size = file_size(sum(item.size for item, _ in sources))
+            say(f"Phase 2: DVC push ({size} to {self.remotes.objects.name})")
             step = "DVC push"
             intent = self._plan([item for item, _ in sources])
-            with self.vault.declare(intent, say, self._note_ref) as lease:
+            with self.remotes.declare(intent, say, self._set_ref) as lease:
                 self._intent = intent
-                self.vault.claim(intent.id, say)
+                self.remotes.claim(intent.id, say)
                 self._listen(intent)
                 self._upload(sources, intent.id, lease)
                 self._verify([item for item, _ in sources])
@@ -98,13 +99,13 @@ class _Publishing:
                 say(f"Phase 4: Git push ({'move' if self._head in self._old else 'create'} branch {run.branch})")
                 step = "Git push"
                 self._pushed = True
-                taken = [RefUpdate(ref, commit, None) for ref, commit in self._old.items() if ref != self._head]
+                replaced = [RefUpdate(ref, commit, None) for ref, commit in self._old.items() if ref != self._head]
                 after = intent.committed() if intent.superseded else None
                 head = RefUpdate(self._head, self._old.get(self._head), self.commit)
-                with run.hold.moved_along(self.vault.refs) if run.hold else contextlib.nullcontext() as held:
-                    lease.end(head, *taken, *([held] if held else ()), after=after)
-        except BaseException as error:  # noqa: BLE001  raised again by _undo, unless only the answer was lost
-            self._undo(error, step)
+                with run.hold.renewal(self.remotes.refs) if run.hold else contextlib.nullcontext() as held:
+                    lease.end(head, *replaced, *([held] if held else ()), after=after)
+        except BaseException as error:  # noqa: BLE001  raised again by _roll_back, unless only the answer was lost
+            self._roll_back(error, step)
         self._local.keep()
         self._clean_up()
         return Published(run.branch, self.commit, self.uploaded)
@@ -119,77 +120,77 @@ class _Publishing:
                     f"{path} is missing or empty.", remedy="train again, or correct the publication's list."
                 )
 
-    def _is_published(self, standing: str) -> bool:
-        """Return whether an earlier call has succeeded. Raises `GitPushError` if another run owns the branch name."""
-        if self._stage() == standing:
+    def _is_published(self, commit: str) -> bool:
+        """Return whether an earlier call has pushed `commit`. Raises `GitPushError` if another run owns the branch."""
+        if self._stage() == commit:
             self.say(f"{self.run.branch} is published already, with all of this run; there is nothing to do.")
             return True
         if self.run.branch in self.run.supersedes:
             return False
         raise GitPushError(
-            f"the branch {self.run.branch} is there already, with other content.",
+            f"the branch {self.run.branch} exists already, with other content.",
             remedy="publish under another name: a new run has a new time stamp.",
         )
 
-    def _settle_others(self) -> None:
-        """Roll back or finish the intents of dead owners; a failure here does not stop this publication."""
+    def _recover_others(self) -> None:
+        """Recover the intents of dead owners; a failure here does not stop this publication."""
         try:
-            self.vault.recover(journal.LEASE, self.say)
+            self.remotes.recover_all(journal.LEASE, self.say)
         except (RunError, OSError) as error:
-            self.say(f"Warning: an unfinished publication could not be settled: {self._short(error)}")
+            self.say(f"Warning: an unfinished publication could not be recovered: {self._summary(error)}")
 
     def _plan(self, items: Sequence[StoredObject]) -> Intent:
         """Probe and adopt: return the intent, which records the copies that were stored before."""
         oids = [item.oid for item in items]
-        standing = self.vault.objects.look(oids)
+        stored = self.remotes.objects.look(oids)
         # Branches before intents: a checkpoint branch that moves in between is then seen as a `cleaning` intent.
-        checkpoints = self.vault.refs.list_refs(CHECKPOINTS)
-        moving = self.vault.refs.named_objects(CHECKPOINTS) if checkpoints else set()
-        others = [seen.record for seen in self.vault.refs.read_intents() if seen.record is not None]
-        replaced = self.vault.refs.published_objects(*self._old).values() if self._old else ()
+        checkpoints = self.remotes.refs.list_refs(CHECKPOINTS)
+        moving = self.remotes.refs.named_objects(CHECKPOINTS) if checkpoints else set()
+        others = [seen.record for seen in self.remotes.refs.read_intents() if seen.record is not None]
+        replaced = self.remotes.refs.published_objects(*self._old).values() if self._old else ()
         superseded = {item.oid for outputs in replaced for item in outputs.values()}.difference(oids)
 
-        def stays(oid: str, identity: str) -> bool:
+        def is_kept(oid: str, identity: str) -> bool:
             return oid not in moving and not any(other.may_delete(oid, identity) for other in others)
 
         return Intent(
             id=journal.new_intent_id(),
             state="uploading",
             branch=self.run.branch,
-            base=self.vault.head(),
-            owner=self.vault.me,
+            base=self.remotes.head(),
+            owner=self.remotes.me,
             objects=tuple(
-                replace(item, before=tuple(i for i in standing.get(item.oid, {}) if stays(item.oid, i)))
+                replace(item, before=tuple(i for i in stored.get(item.oid, {}) if is_kept(item.oid, i)))
                 for item in items
             ),
             superseded=tuple(sorted(superseded)),
         )
 
-    def _note_ref(self, ref: str) -> None:
+    def _set_ref(self, ref: str) -> None:
         self.ref = ref
 
     def _listen(self, intent: Intent) -> None:
         """Wait until no other publication is deleting one of our objects; if its owner is dead, finish its cleanup."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + LONGEST_WAIT
         pause = 0.2
-        told = False
+        reported = False
         while True:
             busy = [
                 seen
-                for seen in self.vault.refs.read_intents()
+                for seen in self.remotes.refs.read_intents()
                 if seen.record is not None
                 and seen.record.id != intent.id
                 and any(seen.record.is_deleting(item.oid) for item in intent.objects)
             ]
             if not busy:
                 return
-            if not told:
+            if not reported:
                 self.say("Another run is cleaning up objects of the same content; waiting for it.")
-                told = True
-            self._settle_others()
+                reported = True
+            self._recover_others()
             if time.monotonic() > deadline:
                 raise DvcPushError(
-                    f"{busy[0].ref} has been cleaning up the same objects for {PATIENCE:.0f} s.",
+                    f"{busy[0].ref} has been cleaning up the same objects for {LONGEST_WAIT:.0f} s.",
                     remedy="run `python -m lib recover`, then sync_outputs() again.",
                 )
             time.sleep(pause)
@@ -197,13 +198,13 @@ class _Publishing:
 
     def _upload(self, sources: Sequence[tuple[StoredObject, Path]], label: str, lease: Lease) -> None:
         """Probe again and upload the missing objects concurrently; a directory's listing after its files."""
-        there = self.vault.objects.look([item.oid for item, _ in sources])
-        self._stood = {item.oid: set(there.get(item.oid, {})) for item, _ in sources}
-        missing = [(item, path) for item, path in {s[0].oid: s for s in sources}.values() if item.oid not in there]
-        with _Progress(sum(item.size for item, _ in missing), shown=self._shows) as progress:
+        stored = self.remotes.objects.look([item.oid for item, _ in sources])
+        self._stored_before_upload = {item.oid: set(stored.get(item.oid, {})) for item, _ in sources}
+        missing = [(item, path) for item, path in {s[0].oid: s for s in sources}.values() if item.oid not in stored]
+        with _Progress(sum(item.size for item, _ in missing), shown=self._shows_progress) as progress:
             for listings in (False, True):
                 batch = [(item, path) for item, path in missing if item.oid.endswith(".dir") == listings]
-                with ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix="upload") as pool:
+                with ThreadPoolExecutor(CONCURRENT_UPLOADS, thread_name_prefix="upload") as pool:
                     lease.confirm()
                     jobs = [pool.submit(self._send, item, path, label, progress) for item, path in batch]
                     try:
@@ -218,21 +219,21 @@ class _Publishing:
 
     def _send(self, item: StoredObject, path: Path, label: str, progress: _Progress) -> None:
         before = path.stat()
-        self.vault.objects.upload(item.oid, path, label, progress)
+        self.remotes.objects.upload(item.oid, path, label, progress)
         after = path.stat()
         if (after.st_mtime_ns, after.st_size) != (before.st_mtime_ns, item.size):
             raise SyncError(
-                f"{path} was written while it was published.", remedy="end what writes it and publish again."
+                f"{path} was written to during its upload.", remedy="stop the process that writes it and publish again."
             )
 
     def _verify(self, items: Sequence[StoredObject]) -> None:
-        standing = self.vault.objects.look([item.oid for item in items])
+        stored = self.remotes.objects.look([item.oid for item in items])
         for item in items:
-            fault = damaged(item, standing.get(item.oid, {}))
+            fault = damaged(item, stored.get(item.oid, {}))
             if fault:
                 raise DvcPushError(
-                    f"{self.vault.objects.name} does not hold {item.oid} as it should: {fault}.",
-                    remedy="publish again; a damaged copy that is older than this run must be removed by hand first.",
+                    f"{self.remotes.objects.name} has no correct copy of {item.oid}: {fault}.",
+                    remedy="publish again; a damaged copy that is older than this run must be deleted by hand first.",
                 )
 
     def _stage(self) -> str:
@@ -244,23 +245,23 @@ class _Publishing:
             for path in (root / run.folder).rglob("*")
             if path.is_file() and path not in large and path.name not in run.leave_out
         )
-        return self.vault.refs.build_commit(self.vault.head(), files, run.message, run.stamp.isoformat())
+        return self.remotes.refs.build_commit(self.remotes.head(), files, run.message, run.stamp.isoformat())
 
     # ── rolling back ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _undo(self, error: BaseException, step: str) -> None:
-        """Roll everything back, whatever fails on the way, and raise the first error with the state that is true now.
+    def _roll_back(self, error: BaseException, step: str) -> None:
+        """Roll everything back, even if some of it fails, and raise the first error with the resulting state.
 
         Returns only if there is nothing to roll back: the commit push had happened, and only its answer was lost.
         """
         failures: list[str] = []
         try:
-            published = self._undo_remotely()
-        except Exception as trouble:  # noqa: BLE001  the first error is the one shown
+            published = self._roll_back_remotes()
+        except Exception as second:  # noqa: BLE001  the first error is the one shown
             if self._pushed and not self._is_fenced():
-                raise self._in_doubt(error, trouble) from error
+                raise self._in_doubt(error, second) from error
             published = False
-            failures.append(self._short(trouble))
+            failures.append(self._summary(second))
         if published:
             if isinstance(error, Exception):
                 return
@@ -268,101 +269,102 @@ class _Publishing:
             self.say(f"{self.run.branch} is published.")
             raise error
         try:
-            self._local.undo()
-        except Exception as trouble:  # noqa: BLE001
-            failures.append(self._short(trouble))
+            self._local.roll_back()
+        except Exception as second:  # noqa: BLE001
+            failures.append(self._summary(second))
         models = ", ".join(self.run.objects)
         if failures:
             state = (
-                f"it is not published, and undoing it could not be finished: {'; '.join(failures)}. "
-                f"The models are in place: {models}. `python -m lib recover` finishes it."
+                f"the run is not published, and its rollback could not be finished: {'; '.join(failures)}. "
+                f"The models are in place: {models}. `python -m lib recover` finishes the rollback."
             )
         else:
-            kept = f"but what was uploaded stays, since {self.vault.keeps}" if self.vault.keeps else "no new object"
-            state = f"everything is undone: no branch, {kept}, no .dvc file. The models are in place: {models}."
-        raise _told(error, step, state, self.vault.redact) from error
+            kept = self.remotes.kept_because
+            objects = f"but what was uploaded stays, since {kept}" if kept else "no new object"
+            state = f"everything is rolled back: no branch, {objects}, no .dvc file. The models are in place: {models}."
+        raise _with_state(error, step, state, self.remotes.redact) from error
 
-    def _undo_remotely(self) -> bool:
+    def _roll_back_remotes(self) -> bool:
         """Roll back our intent, or wait for a machine that already does; return whether it was committed after all."""
         if not self.ref:
             return False
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + LONGEST_WAIT
         while True:
-            seen = next((seen for seen in self.vault.refs.read_intents() if seen.ref == self.ref), None)
+            seen = next((seen for seen in self.remotes.refs.read_intents() if seen.ref == self.ref), None)
             if seen is not None and seen.record is not None and seen.record.state == "cleaning":
                 return True
             if seen is None:
                 # Read only now: once the intent is marked or gone, a commit push that arrives late is rejected.
-                standing = self.vault.refs.list_refs(self._head).get(self._head)
-                if self._pushed and standing == self.commit:
+                head = self.remotes.refs.list_refs(self._head).get(self._head)
+                if self._pushed and head == self.commit:
                     return True
-                self._undo_late_uploads()
+                self._roll_back_late_uploads()
                 return False
-            if self.vault.may_settle(seen):
-                self.vault.settle(seen)
+            if self.remotes.may_recover(seen):
+                self.remotes.recover(seen)
             elif time.monotonic() >= deadline:
-                raise GitPushError(f"{self.ref} is being undone by another machine.", remedy="let it finish.")
+                raise GitPushError(f"{self.ref} is being rolled back by another machine.", remedy="let it finish.")
             else:
                 time.sleep(1)
 
-    def _undo_late_uploads(self) -> None:
+    def _roll_back_late_uploads(self) -> None:
         """Delete the copies that we uploaded after another machine had rolled us back.
 
-        That machine took us for dead, and its rollback could not see these copies.
+        Our lease had expired for that machine, and its rollback could not see these copies.
         """
         if self._intent is None:
             return  # nothing was written
-        self.vault.objects.unmark(PROBE + self._intent.id)
-        if not self._stood:
+        self.remotes.objects.unmark(PROBE + self._intent.id)
+        if not self._stored_before_upload:
             return  # nothing was uploaded
-        standing = self.vault.objects.look([item.oid for item in self._intent.objects])
-        late = [
-            replace(item, before=tuple(sorted(standing[item.oid].keys() & self._stood[item.oid] | set(item.before))))
-            for item in self._intent.objects
-            if standing.get(item.oid, {}).keys() - self._stood[item.oid] - set(item.before)
-        ]
+        stored = self.remotes.objects.look([item.oid for item in self._intent.objects])
+        late = []
+        for item in self._intent.objects:
+            identities, earlier = stored.get(item.oid, {}).keys(), self._stored_before_upload[item.oid]
+            if identities - earlier - set(item.before):
+                late.append(replace(item, before=tuple(sorted(identities & earlier | set(item.before)))))
         if late:
-            again = replace(self._intent, id=journal.new_intent_id(), objects=tuple(late)).marked(self.vault.me)
+            again = replace(self._intent, id=journal.new_intent_id(), objects=tuple(late)).marked(self.remotes.me)
             ref = f"{self.ref.rpartition('/')[0]}/{again.id}"
-            with Lease(self.vault.refs, ref, again, None) as declared:
+            with Lease(self.remotes.refs, ref, again, None) as declared:
                 declared.join()
-            self.vault.settle(SeenIntent(ref, declared.commit, again))
+            self.remotes.recover(SeenIntent(ref, declared.commit, again))
 
     def _clean_up(self) -> None:
         """Delete the objects that only the replaced commits named; on failure a later session or `recover` does."""
         if self._intent is None or not self._intent.superseded:
             return
         try:
-            for seen in self.vault.refs.read_intents():
+            for seen in self.remotes.refs.read_intents():
                 if seen.ref == self.ref:
-                    self.vault.settle(seen)
-        except (RunError, OSError) as trouble:
-            self.say(f"Warning: published, but not cleaned up after: {self._short(trouble)}. A later run does that.")
+                    self.remotes.recover(seen)
+        except (RunError, OSError) as error:
+            self.say(f"Warning: published, but not cleaned up: {self._summary(error)}. A later run does this.")
 
     def _is_fenced(self) -> bool:
         """Return whether the intent is certainly `aborting`, so that our commit push can no longer succeed."""
         with contextlib.suppress(Exception):
-            for seen in self.vault.refs.read_intents():
+            for seen in self.remotes.refs.read_intents():
                 if seen.ref == self.ref and seen.record is not None:
                     return seen.record.state == "aborting"
         return False
 
-    def _in_doubt(self, error: BaseException, trouble: Exception) -> InDoubt:
-        remedy = trouble.remedy if isinstance(trouble, GitPushError) else ""
+    def _in_doubt(self, error: BaseException, second: Exception) -> InDoubt:
+        remedy = second.remedy if isinstance(second, GitPushError) else ""
         return InDoubt(
-            f"the last push ended in an error, and {self.vault.refs.url} does not let itself be asked or undone: "
-            f"{self.run.branch} is published, or it is not.\n{self._short(error)}\n{self._short(trouble)}",
+            f"the last push ended in an error, and {self.remotes.refs.url} can be neither read nor rolled back: "
+            f"{self.run.branch} may or may not be published.\n{self._summary(error)}\n{self._summary(second)}",
             state="everything is kept: the models here, the objects on the DVC remote, and the intent "
-            f"{self.ref} on the Git remote if it was not published.",
+            f"{self.ref} on the Git remote if the run was not published.",
             remedy=f"{remedy} When the Git remote answers, publish again, or run `python -m lib recover`.".lstrip(),
         )
 
-    def _short(self, error: BaseException) -> str:
-        told = error.what if isinstance(error, RunError) else str(error)
-        return self.vault.redact(f"{type(error).__name__}: {told}")
+    def _summary(self, error: BaseException) -> str:
+        what = error.what if isinstance(error, RunError) else str(error)
+        return self.remotes.redact(f"{type(error).__name__}: {what}")
 
 
-def _told(error: BaseException, step: str, state: str, redact: Callable[[str], str]) -> BaseException:
+def _with_state(error: BaseException, step: str, state: str, redact: Callable[[str], str]) -> BaseException:
     """Return the error to raise: the first error, with the step that failed and the state after the rollback."""
     if not isinstance(error, Exception):
         error.add_note(state)
@@ -378,7 +380,7 @@ def _told(error: BaseException, step: str, state: str, redact: Callable[[str], s
         remedy = remedy or "check that the Drive credentials are valid and the folder is writable, then publish again."
     if kind is not GitPushError:  # its message already names what was pushed
         what = f"{step} failed: {what}"
-    return kind(what, state=state, remedy=remedy or "mend the cause named above and run sync_outputs() again.")
+    return kind(what, state=state, remedy=remedy or "fix the cause named above and run sync_outputs() again.")
 
 
 class _LocalChanges:
@@ -390,23 +392,23 @@ class _LocalChanges:
 
     def __init__(self, run: Publication, private: Path) -> None:
         self._run = run
-        self._note = private / f"before-{run.branch}.json"
+        self._backup = private / f"before-{run.branch}.json"
 
     def add_to_dvc(self, repo: Any) -> list[tuple[StoredObject, Path]]:  # noqa: ANN401  dvc.repo.Repo
         """Hash the objects and write their `.dvc` files, both through DVC; nothing is copied into its cache.
 
         Return each object with its path.
         """
-        if not self._note.exists():
+        if not self._backup.exists():
             paths = [self._run.root / name for name in self._run.objects]
             files = {
                 file for path in paths for file in (path.with_name(path.name + ".dvc"), path.parent / ".gitignore")
             }
             before = {str(file): file.read_bytes().hex() if file.exists() else None for file in sorted(files)}
-            part = self._note.with_suffix(".part")
+            part = self._backup.with_suffix(".part")
             part.parent.mkdir(parents=True, exist_ok=True)
             part.write_text(json.dumps(before), encoding="utf-8")
-            part.replace(self._note)
+            part.replace(self._backup)
         repo.scm_context.quiet = True  # no advice to `git add`: the publication stages in an index of its own
         stages = repo.add([str(self._run.root / name) for name in self._run.objects], no_commit=True)
         found = {}
@@ -416,53 +418,47 @@ class _LocalChanges:
                 found[path] = StoredObject(out.hash_info.value, path.stat().st_size)
         return [(found[self._run.root / name], self._run.root / name) for name in self._run.objects]
 
-    def undo(self) -> None:
+    def roll_back(self) -> None:
         """Restore the old content of every file; delete the files that did not exist."""
-        if not self._note.exists():
+        if not self._backup.exists():
             return
-        for name, content in json.loads(self._note.read_text(encoding="utf-8")).items():
+        for name, content in json.loads(self._backup.read_text(encoding="utf-8")).items():
             file = Path(name)
             if content is None:
                 file.unlink(missing_ok=True)
             elif not file.exists() or file.read_bytes().hex() != content:
                 file.write_bytes(bytes.fromhex(content))
-        self._note.unlink()
+        self._backup.unlink()
 
     def keep(self) -> None:
-        """Keep the written files and delete the note of the old content."""
-        with contextlib.suppress(OSError):  # the run is published, even if the note cannot be deleted
-            self._note.unlink(missing_ok=True)
+        """Keep the written files and delete the backup of the old content."""
+        with contextlib.suppress(OSError):  # the run is published, even if the backup cannot be deleted
+            self._backup.unlink(missing_ok=True)
 
 
 class _Progress:
-    """Progress bar (bytes, rate, time left) of all uploads together; also stops the uploads that are under way."""
+    """Progress bar (bytes, rate, time left) of all uploads together; also stops the uploads in progress."""
 
     def __init__(self, total: int, *, shown: bool) -> None:
-        from tqdm import tqdm
-
-        self._bar: Any = tqdm(
-            total=total,
-            unit="B",
-            unit_scale=True,
-            unit_divisor=1024,
-            desc="  uploading",
-            disable=total == 0 or not shown,
-            mininterval=5,
-        )
+        self._bar = Bar("  uploading", total, is_bytes=True) if total and shown else None
+        self._done = 0
         self._lock = threading.Lock()
         self._stopped = threading.Event()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.end("  uploading: stopped" if kind else "")
 
     def __call__(self, count: int) -> None:
         if self._stopped.is_set():
-            raise SyncError("the upload was stopped, since another one failed.")
+            raise SyncError("the upload was stopped, since another upload failed.")
         with self._lock:
-            self._bar.update(count)
+            self._done += count
+            if self._bar is not None:
+                self._bar.show(self._done)
 
     def stop(self) -> None:
         """Stop every upload: its next progress call raises `SyncError`."""

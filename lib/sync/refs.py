@@ -1,6 +1,6 @@
-"""Read the refs of the Git remote, and move several of them together or not at all.
+"""Read the refs of the Git remote, and update several of them together or not at all.
 
-Guarantees: `push` moves every ref that it names, each only from the given value, or none. Reading writes only to a
+Guarantees: `push` updates every ref that it names, each only from the given value, or none. Reading writes only to a
 private repository inside the clone's `.git`; the user's refs, index, HEAD and work tree are never touched.
 Cannot: know whether a push whose answer was lost has happened; the caller must read the remote again.
 """
@@ -30,7 +30,7 @@ INTENT_PLACES = ("refs/intents/", "refs/heads/kaggle-intents/")
 BLOBS = "64k"  # `.dvc` files are smaller; larger blobs (images, weights) stay on the remote
 PUSH_TIMEOUT = 10 * MINUTE
 BUSY = re.compile(r"cannot lock ref '[^']*': unable to (resolve reference|create)", re.IGNORECASE)
-"""Git's message if another push holds a lock, or removes the folder in which the ref would be stored: the whole atomic
+"""Git's message if another push holds a lock, or deletes the folder in which the ref would be stored: the whole atomic
 push is rejected before any part of it has happened. A ref at another commit (`is at … but`) is not a lock."""
 BUSY_PAUSES = (0.1, 0.3, 1.0, 3.0)  # seconds
 
@@ -135,7 +135,7 @@ class Refs:
         the `.dvc` files of a publication, its objects are still named.
         """
         globs = [f"--glob={pattern}" for pattern in patterns]
-        # -m compares a merge with each of its parents: a file that only the merge has is found too
+        # -m compares a merge with each of its parents: a file that only the merge contains is found too
         pointers = ("*.dvc", "**/dvc.lock", "dvc.lock")
         shown = ("--format=", "--raw", "-m", "--root", "--no-abbrev", "--no-renames")
         with self._fetched(*patterns):
@@ -203,8 +203,8 @@ class Refs:
         wanted = sorted(set(names))
         if not wanted:
             return {}
-        told = self._remote("cat-file", "--batch", cwd=self._mirror, text="\n".join(wanted) + "\n").output
-        _, *parts = re.split(r"^([0-9a-f]{40,64}) blob \d+\n", told, flags=re.MULTILINE)
+        output = self._remote("cat-file", "--batch", cwd=self._mirror, text="\n".join(wanted) + "\n").output
+        _, *parts = re.split(r"^([0-9a-f]{40,64}) blob \d+\n", output, flags=re.MULTILINE)
         return {name: text.removesuffix("\n") for name, text in zip(parts[::2], parts[1::2], strict=True)}
 
     def roots(self) -> set[str]:
@@ -237,7 +237,7 @@ class Refs:
             yield
 
     def _make_mirror(self) -> None:
-        """Create the mirror under another name, then rename it: half a mirror would be used as a whole one for ever."""
+        """Create the mirror under another name, then rename it: an incomplete mirror would be used for ever."""
         part = self._mirror.with_suffix(".part")
         shutil.rmtree(part, ignore_errors=True)
         self._git("init", "--quiet", "--bare", str(part))
@@ -275,15 +275,15 @@ class Refs:
             index.unlink(missing_ok=True)
         return self._git("commit-tree", tree, "-p", base, env=_signature(date), text=message).output.strip()
 
-    def push(self, *moves: RefUpdate) -> None:
-        """Push all the moves atomically, each only from its `old`. Raises `GitPushError`.
+    def push(self, *updates: RefUpdate) -> None:
+        """Push all updates atomically, each only from its `old`. Raises `GitPushError`.
 
-        After an error either all moves have happened or none; only the remote knows which. If another push held a lock
-        on the remote, nothing has happened, and the push is tried again.
+        After an error either all updates have happened or none; only the remote knows which. If another push held a
+        lock on the remote, nothing has happened, and the push is repeated.
         """
         words = ["--atomic", "--no-verify", "--no-signed", "--no-follow-tags", "--recurse-submodules=no", "--quiet"]
-        words += [f"--force-with-lease={move.ref}:{move.old or ''}" for move in moves]
-        words += ["origin"] + [f"{move.new or ''}:{move.ref}" for move in moves]
+        words += [f"--force-with-lease={update.ref}:{update.old or ''}" for update in updates]
+        words += ["origin"] + [f"{update.new or ''}:{update.ref}" for update in updates]
         for pause in (*BUSY_PAUSES, None):
             try:
                 answer = self._remote("push", *words, timeout=PUSH_TIMEOUT, check=False)
@@ -292,7 +292,7 @@ class Refs:
             if answer.status == 0:
                 return
             if pause is None or not BUSY.search(answer.errors):
-                raise _refusal(answer, self.url, [move.ref for move in moves])
+                raise _refusal(answer, self.url, [update.ref for update in updates])
             time.sleep(pause)
 
 
@@ -310,13 +310,13 @@ def _outputs(path: str, text: str) -> Iterator[tuple[str, StoredObject]]:
 
 
 def _signature(date: str) -> dict[str, str]:
-    """Return author and committer of the transaction's commits: the same on every machine."""
+    """Return author and committer of the transaction's commits, which are the same on every machine."""
     who = {"NAME": "Kaggle Training", "EMAIL": "kaggle-training@users.noreply.github.com", "DATE": date}
     return {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in who.items()}
 
 
 _CAUSES: Iterable[tuple[str, str]] = (
-    (r"stale info|fetch first", "somebody else moved the same ref; run sync_outputs() again."),
+    (r"stale info|fetch first", "another process moved the same ref; run sync_outputs() again."),
     (
         r"Authentication failed|could not read Username|Invalid username|HTTP Basic: Access denied|\b401\b",
         "check that GITHUB_TOKEN in secrets.json is right and not expired, and has the `repo` scope.",
@@ -328,14 +328,14 @@ _CAUSES: Iterable[tuple[str, str]] = (
     (r"workflow", "give GITHUB_TOKEN the `workflow` scope: the branch holds workflow files."),
     (
         r"non-fast-forward|denyNonFastForwards|deletion prohibited|denyDeletes|cannot delete",
-        "let kaggle-intents/* and kaggle-checkpoint-* be moved by force and deleted in the host's branch rules.",
+        "allow force pushes and deletions of kaggle-intents/* and kaggle-checkpoint-* in the host's branch rules.",
     ),
     (r"protected|GH006|hook declined|rule violations", "allow new branches named kaggle-* in the host's branch rules."),
     (
         r"Repository not found|\b404\b",
-        "check the repository's address, and that GITHUB_TOKEN may see it: a host hides private ones from others.",
+        "check the repository's address, and that GITHUB_TOKEN may read it: a host reports a hidden one as missing.",
     ),
-    (r"\b50[0-9]\b|Internal Server Error", "the Git host has trouble; run sync_outputs() again in some minutes."),
+    (r"\b50[0-9]\b|Internal Server Error", "the Git host is failing; run sync_outputs() again in some minutes."),
     (
         r"does not support .*atomic",
         "use a Git host that supports atomic pushes (GitHub, GitLab, Gitea and plain Git do).",
@@ -348,15 +348,15 @@ _CAUSES: Iterable[tuple[str, str]] = (
 
 
 def _refusal(answer: Completed, url: str, refs: Iterable[str]) -> GitPushError:
-    told = (answer.errors.strip() or answer.output.strip() or "no reason given")[-2000:]
-    kind = RefusedByHostError if "[remote rejected]" in told else GitPushError
+    message = (answer.errors.strip() or answer.output.strip() or "no reason given")[-2000:]
+    kind = RefusedByHostError if "[remote rejected]" in message else GitPushError
     return kind(
-        f"Git push failed: {url} did not take {', '.join(refs)}:\n{told}",
-        remedy=remedy_for(told, "read the host's answer above, mend its cause and run sync_outputs() again."),
+        f"Git push failed: {url} rejected {', '.join(refs)}:\n{message}",
+        remedy=remedy_for(message, "read the host's answer above, fix its cause and run sync_outputs() again."),
     )
 
 
-def remedy_for(told: str, otherwise: str) -> str:
+def remedy_for(message: str, otherwise: str) -> str:
     """Return the remedy that fits the host's message; addresses and ref names in the message are ignored."""
-    bare = re.sub(r"\w+://\S+|\S*kaggle-\S+|refs/\S+", "", told)
+    bare = re.sub(r"\w+://\S+|\S*kaggle-\S+|refs/\S+", "", message)
     return next((remedy for pattern, remedy in _CAUSES if re.search(pattern, bare, re.IGNORECASE)), otherwise)

@@ -1,9 +1,9 @@
-"""Try on both remotes what a publication will need, before anything costs time; nothing of it remains.
+"""Try on both remotes what a publication will need, before anything costs time; leave nothing behind.
 
-Guarantees: a real intent and a real branch are pushed and removed again, because `git push --dry-run` runs no
+Guarantees: a real intent and a real branch are pushed and deleted again, because `git push --dry-run` runs no
 server-side hooks and does not check write permission. The branch points at the run's own commit, so the host's CI has
-nothing new to build. On the DVC remote a mark is written and removed. A rehearsal that dies leaves an intent, which is
-settled like any other, and a branch, which the next rehearsal removes.
+nothing new to build. On the DVC remote a mark is written and deleted. A rehearsal that dies leaves an intent, which is
+recovered like any other, and a branch, which the next rehearsal deletes.
 Cannot: promise that the same is still allowed hours later.
 """
 
@@ -21,7 +21,7 @@ from lib.sync.intent import Intent
 from lib.sync.lease import Lease
 from lib.sync.publication import Say
 from lib.sync.refs import RefUpdate
-from lib.sync.vault import Vault, open_vault
+from lib.sync.remotes import Remotes, open_remotes
 
 BRANCHES = "kaggle-train-rehearsal-"
 """Prefix of the throw-away branches: it begins like published ones, so that the host's rules for those apply."""
@@ -29,12 +29,12 @@ BRANCHES = "kaggle-train-rehearsal-"
 
 @dataclass(frozen=True)
 class Rehearsed:
-    """The result for each remote: a line for people, or the error in which a publication would end."""
+    """The result for each remote: a line to show, or the error in which a publication would end."""
 
     git: str | GitPushError
     dvc: str | RunError
     room: int | None
-    """Bytes that the DVC remote can still store; None if it does not report this."""
+    """Bytes that can still be stored on the DVC remote; None if it does not report this."""
     missing: tuple[str, ...] = ()
     """The wanted objects that are not on the DVC remote."""
 
@@ -46,55 +46,55 @@ def rehearse(
 
     Raises `SyncError` if one of the remotes cannot be opened at all.
     """
-    with open_vault(root, credentials or Credentials()) as vault:
+    with open_remotes(root, credentials or Credentials()) as remotes:
         label = journal.new_intent_id()
-        intent = Intent(label, "uploading", f"{BRANCHES}{label}", vault.head(), vault.me, ())
+        intent = Intent(label, "uploading", f"{BRANCHES}{label}", remotes.head(), remotes.me, ())
         dvc: str | RunError | None = None
         try:
-            with vault.declare(intent, say) as lease:
-                dvc = _try_dvc(vault, label, say)
-                _try_branch(vault, lease, intent)
+            with remotes.declare(intent, say) as lease:
+                dvc = _try_dvc(remotes, label, say)
+                _try_branch(remotes, lease, intent)
             place = lease.ref.removesuffix(label)
-            git: str | GitPushError = f"{vault.refs.url}: branches and intents ({place}) can be made and removed"
+            git: str | GitPushError = f"{remotes.refs.url}: branches and intents ({place}) can be created and deleted"
         except GitPushError as error:
             git = error
-        dvc = dvc or _try_reading(vault)
+        dvc = dvc or _try_reading(remotes)
         if isinstance(dvc, RunError):
             return Rehearsed(git, dvc, None)
-        there = vault.objects.look(wanted)
-        return Rehearsed(git, dvc, vault.objects.room(), tuple(oid for oid in wanted if oid not in there))
+        there = remotes.objects.look(wanted)
+        return Rehearsed(git, dvc, remotes.objects.room(), tuple(oid for oid in wanted if oid not in there))
 
 
-def _try_dvc(vault: Vault, label: str, say: Say) -> str | RunError:
+def _try_dvc(remotes: Remotes, label: str, say: Say) -> str | RunError:
     try:
-        vault.claim(label, say)
+        remotes.claim(label, say)
     except GitPushError:
         raise
     except RunError as error:
         return error
-    return f"{vault.objects.name}: files can be made and removed" + (f"; {vault.keeps}" if vault.keeps else "")
+    return "; ".join(filter(None, (f"{remotes.objects.name}: files can be created and deleted", remotes.kept_because)))
 
 
-def _try_reading(vault: Vault) -> str | RunError:
-    """Check only that the DVC remote can be read: without an intent nothing may be written there."""
+def _try_reading(remotes: Remotes) -> str | RunError:
+    """Check only that the DVC remote can be read: without an intent nothing may be written to it."""
     try:
-        vault.objects.marks()
+        remotes.objects.marks()
     except (RunError, OSError) as error:
-        return error if isinstance(error, RunError) else DvcPushError(f"{vault.objects.name}: {error}.")
-    return f"{vault.objects.name}: can be read; writing was not tried, since the Git remote refuses"
+        return error if isinstance(error, RunError) else DvcPushError(f"{remotes.objects.name}: {error}.")
+    return f"{remotes.objects.name}: can be read; writing was not tried, since the Git remote rejects pushes"
 
 
-def _try_branch(vault: Vault, lease: Lease, intent: Intent) -> None:
+def _try_branch(remotes: Remotes, lease: Lease, intent: Intent) -> None:
     """Create the branch, then delete it together with the intent; also delete the branches of dead rehearsals."""
     branch = f"refs/heads/{intent.branch}"
-    for ref, commit in vault.refs.list_refs(f"refs/heads/{BRANCHES}*").items():
+    for ref, commit in remotes.refs.list_refs(f"refs/heads/{BRANCHES}*").items():
         with contextlib.suppress(GitPushError):  # a live rehearsal may be deleting its own branch right now
-            vault.refs.push(RefUpdate(ref, commit, None))
+            remotes.refs.push(RefUpdate(ref, commit, None))
     try:
-        vault.refs.push(RefUpdate(branch, None, intent.base))
+        remotes.refs.push(RefUpdate(branch, None, intent.base))
         lease.end(RefUpdate(branch, intent.base, None))
     except GitPushError:
-        for moves in ((RefUpdate(lease.ref, lease.commit, None),), (RefUpdate(branch, intent.base, None),)):
+        for update in (RefUpdate(lease.ref, lease.commit, None), RefUpdate(branch, intent.base, None)):
             with contextlib.suppress(GitPushError):  # the first error is the one to raise
-                vault.refs.push(*moves)
+                remotes.refs.push(update)
         raise

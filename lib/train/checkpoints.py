@@ -18,21 +18,22 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from pydantic import BaseModel, Field, ValidationError
 
 from lib.data.dataset import read_pointer
 from lib.errors import CheckpointError, GitPushError, RemoteError, RunError
 from lib.experiment.load import flat
-from lib.experiment.schema import Experiment
+from lib.experiment.schema import Experiment, ExperimentValues
 from lib.process import MINUTE
 from lib.progress import file_size, say
 from lib.remotes.clone import set_up_copy
-from lib.remotes.credentials import Credentials
 from lib.remotes.pull import pull_objects
+from lib.session import Session
 from lib.sync import Publication, Refs, RunLock, sync_outputs
-from lib.train.launch import epochs_behind
+from lib.train.tracking import Tracking, finish_tracking
+from lib.train.weights import epochs_behind
 
 WEIGHTS = ("train/weights/best.pt", "train/weights/last.pt")
 """The weights in the order in which they are copied: `best.pt` may never be newer than `last.pt`."""
@@ -43,7 +44,7 @@ TRIES = 5  # attempts to fetch a checkpoint whose branch moves meanwhile
 
 def checkpoint_branch(experiment: Experiment) -> str:
     """Return the name of the branch that holds an experiment's checkpoint."""
-    return f"kaggle-checkpoint-{experiment.module}-{experiment.slug}"
+    return f"kaggle-checkpoint-{experiment.key}"
 
 
 class Record(BaseModel):
@@ -56,7 +57,7 @@ class Record(BaseModel):
     commit: str
     dataset: str
     """DVC's MD5 of the dataset's folder."""
-    experiment: dict[str, Any]
+    experiment: ExperimentValues
 
     def differences(self, experiment: Experiment, commit: str, dataset: str) -> list[str]:
         """Return the differences between the checkpoint's training and the current one, one text each."""
@@ -80,41 +81,41 @@ class Checkpoint:
 
     def describe(self) -> str:
         """Return one line for the user."""
-        when = self.record.saved.astimezone(UTC)
-        return f"Checkpoint: epoch {self.record.epoch} of {when:%Y-%m-%d %H:%M:%S} UTC ({self.branch}); it goes on."
+        when = f"{self.record.saved.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+        return f"Training will resume from the checkpoint of epoch {self.record.epoch}, {when} ({self.branch})."
 
 
-def hold_run(root: Path, experiment: Experiment, credentials: Credentials, noted: tuple[str, float]) -> RunLock:
+def hold_run(session: Session, noted: tuple[str, float]) -> RunLock:
     """Return a hold on the experiment's run; if another session holds it, watch that one. `RunLock` gets `noted`."""
-    name = f"{experiment.module}-{experiment.slug}"
-    hold = RunLock(root, name, credentials, lease=experiment.session.lease_minutes * MINUTE, noted=noted)
+    name, lease = session.experiment.key, session.experiment.session.lease_minutes * MINUTE
+    hold = RunLock(session.root, name, session.credentials, lease=lease, noted=noted)
     try:
-        told = "is held by this session" if hold.watch() else "is held by another session, which is watched from now on"
+        state = "is held by this session" if hold.watch() else "is held by another session, which is being watched"
     except GitPushError as error:  # preflight reports its cause and remedy, together with all other errors
-        told = f"could not be held yet: {error.what}"
-    print(f"The run {name} {told}.", flush=True)
+        state = f"could not be held yet: {error.what}"
+    print(f"The run {name} {state}.", flush=True)
     return hold
 
 
-def find_checkpoint(root: Path, experiment: Experiment, commit: str, credentials: Credentials) -> Checkpoint | None:
+def find_checkpoint(session: Session) -> Checkpoint | None:
     """Return the experiment's checkpoint on the Git remote; None if there is none or `session.resume` is `never`.
 
     Raises `CheckpointError` for a checkpoint of another experiment, code or dataset if `session.resume` is `auto`, and
     for an unreadable record.
     """
+    experiment = session.experiment
     branch = checkpoint_branch(experiment)
     if experiment.session.resume == "never":
         return None
-    refs = Refs(root, credentials)
-    record = _read(refs, experiment)
+    record = _read(Refs(session.root, session.credentials), experiment)
     if record is None:
         return None
-    changed = record.differences(experiment, commit, read_pointer(root, experiment).md5)
+    changed = record.differences(experiment, session.commit, read_pointer(session.root, experiment).md5)
     if changed and experiment.session.resume == "auto":
         raise CheckpointError(
             f"{branch} holds epoch {record.epoch} of a training that differs from this one: {', '.join(changed)}.",
             state="nothing was trained; the checkpoint stays.",
-            remedy="render with -p session.resume always to go on with it all the same, or -p session.resume never "
+            remedy="render with -p session.resume always to resume it anyway, or -p session.resume never "
             "to start over (the new training's checkpoints then take its place), or under another name.",
         )
     if changed:
@@ -138,25 +139,23 @@ def _read(refs: Refs, experiment: Experiment) -> Record | None:
         ) from None
 
 
-def fetch_checkpoint(
-    checkpoint: Checkpoint, root: Path, experiment: Experiment, scratch: Path, credentials: Credentials
-) -> Path:
-    """Download a checkpoint's weights from the DVC remote into `scratch`; return the path of its `last.pt`.
+def fetch_checkpoint(session: Session, checkpoint: Checkpoint) -> Path:
+    """Download a checkpoint's weights from the DVC remote into the scratch folder; return the path of its `last.pt`.
 
     Raises `CheckpointError` if the DVC remote does not deliver them.
     """
-    ref, refs = f"refs/heads/{checkpoint.branch}", Refs(root, credentials)
-    place = scratch / "checkpoint"
-    last = place / experiment.artifacts / WEIGHTS[1]
+    ref, refs = f"refs/heads/{checkpoint.branch}", Refs(session.root, session.credentials)
+    place, artifacts = session.scratch / "checkpoint", session.experiment.artifacts
+    last = place / artifacts / WEIGHTS[1]
     read: list[dict[str, str]] = []
     while True:
-        read.append(refs.read_files(ref, f"{experiment.artifacts}/train/weights/*.pt.dvc"))
+        read.append(refs.read_files(ref, f"{artifacts}/train/weights/*.pt.dvc"))
         # another session may have moved the branch and deleted its former weights since it was read
         if read[-1] in read[:-1] or len(read) > TRIES:
             break
         cause = "it names no last.pt"
         try:
-            pull_objects(root, place, read[-1], credentials, f"Pulling {checkpoint.branch}")
+            pull_objects(session.root, place, read[-1], session.credentials, f"Pulling {checkpoint.branch}")
         except RemoteError as error:
             cause = error.what
         else:
@@ -181,13 +180,10 @@ class CheckpointUploader:
     publication must `wait`, because it replaces the checkpoint.
     """
 
-    def __init__(
-        self, root: Path, experiment: Experiment, commit: str, dataset: str, credentials: Credentials,
-        hold: RunLock | None = None,
-    ) -> None:  # fmt: skip
-        self._root, self._experiment, self._credentials = root, experiment, credentials
-        self._commit, self._dataset, self._hold = commit, dataset, hold
-        self._folder = root / experiment.artifacts
+    def __init__(self, session: Session, dataset: str, hold: RunLock | None = None) -> None:
+        self._session, self._experiment = session, session.experiment
+        self._dataset, self._hold = dataset, hold
+        self._folder = session.artifacts
         self._saved = 0  # epochs of the newest published checkpoint
         self._stop, self._last = threading.Event(), True
         self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
@@ -218,6 +214,14 @@ class CheckpointUploader:
         if self.is_at_work:
             self._thread.join()
 
+    def fail(self, error: BaseException, tracking: Tracking) -> None:
+        """End the run after an error: wait for uploads unless it is an interrupt, release the lock, report to W&B."""
+        if isinstance(error, Exception):
+            self.wait()
+        if self._hold is not None:
+            self._hold.release()
+        finish_tracking(tracking, "failed", {}, self._session.credentials.redact(str(error)))
+
     def _work(self) -> None:
         interval = (self._experiment.session.checkpoint_minutes or 0) * MINUTE
         due = 0.0
@@ -233,9 +237,8 @@ class CheckpointUploader:
         try:
             self._publish()
         except Exception as error:  # noqa: BLE001  a failed upload must not stop the training
-            what = error.what if isinstance(error, RunError) else self._credentials.redact(str(error))
-            told = f"{type(error).__name__}: {what}"
-            say(f"Warning: the checkpoint did not leave the machine ({told}); it is tried again.")
+            what = error.what if isinstance(error, RunError) else self._session.credentials.redact(str(error))
+            say(f"Warning: the checkpoint upload failed ({type(error).__name__}: {what}); it is retried.")
             return False
         return True
 
@@ -243,7 +246,7 @@ class CheckpointUploader:
         if not (self._folder / WEIGHTS[1]).is_file():
             return
         if self._copy is None:
-            self._copy, _ = self._copies.enter_context(set_up_copy(self._root, self._credentials))
+            self._copy, _ = self._copies.enter_context(set_up_copy(self._session.root, self._session.credentials))
         folder = self._copy / self._experiment.artifacts
         self._take(folder)
         epoch = epochs_behind(folder / WEIGHTS[1])
@@ -252,7 +255,7 @@ class CheckpointUploader:
             return
         now, branch = datetime.now(UTC), checkpoint_branch(self._experiment)
         record = Record(
-            schema=1, epoch=epoch, saved=now, commit=self._commit, dataset=self._dataset,
+            schema=1, epoch=epoch, saved=now, commit=self._session.commit, dataset=self._dataset,
             experiment=self._experiment.model_dump(mode="json"),
         )  # fmt: skip
         text = record.model_dump_json(by_alias=True, indent=2)
@@ -263,21 +266,21 @@ class CheckpointUploader:
             Publication(
                 root=self._copy,
                 branch=branch,
-                message=f"{title} [skip ci]\n\nTrained from {self._commit}.\n",
+                message=f"{title} [skip ci]\n\nTrained from {self._session.commit}.\n",
                 folder=self._experiment.artifacts,
                 objects=weights,
                 stamp=now,
                 supersedes=(branch,),
                 hold=self._hold,
             ),
-            self._credentials,
+            self._session.credentials,
             say=str,
             progress=False,
         )
         self._saved = epoch
         took = (datetime.now(UTC) - now).total_seconds()
         sent = f"{file_size(published.uploaded)} in {took:.0f} s"
-        say(f"Checkpoint: epoch {epoch} has left the machine ({sent}): {branch}")
+        say(f"Checkpoint: epoch {epoch} is uploaded ({sent}): {branch}")
 
     def _take(self, folder: Path) -> None:
         """Copy the training's current files into `folder`; each source file is complete at every moment."""

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import CommandError, ExportError
-from lib.experiment.schema import Experiment
 from lib.process import MINUTE, found_from, run_command
 from lib.progress import file_size
+from lib.session import Session
 from lib.train.launch import Trained
 
 TIMEOUT = 10 * MINUTE  # per format; a large model at 1280 px takes less than one minute
@@ -33,20 +33,20 @@ class Exported:
     """The error to raise after everything else is saved."""
 
 
-def export(experiment: Experiment, trained: Trained, root: Path) -> Exported:
+def export(session: Session, trained: Trained) -> Exported:
     """Export `best.pt` into its own folder in each requested format; return failures as `missing`."""
-    files, failed = [], []
+    experiment, files, failed = session.experiment, [], []
     for form in experiment.export:
         target = trained.best.with_suffix(f".{form}")
         target.unlink(missing_ok=True)  # a file of an earlier call belongs to other weights
         try:
-            _export(trained.best, form, experiment.training.image_size, target, root)
+            _export(trained.best, form, experiment.training.image_size, target, session.root)
             print(f"Exported: {target.name}, {file_size(target.stat().st_size)}; it predicts what best.pt does.")
             files.append(target)
         except (CommandError, OSError) as error:
-            told = error.what if isinstance(error, CommandError) else str(error)
-            print(f"Warning: exporting to {form} failed: {told}", flush=True)
-            failed.append(f"{form} ({told.strip().splitlines()[-1]})")
+            cause = error.what if isinstance(error, CommandError) else str(error)
+            print(f"Warning: exporting to {form} failed: {cause}", flush=True)
+            failed.append(f"{form} ({cause.strip().splitlines()[-1]})")
     missing = ExportError(
         f"the weights could not be exported to {', '.join(failed)}",
         state=f"the weights themselves are in {trained.best.parent}.",

@@ -1,18 +1,17 @@
-"""Train one experiment: choose its starting point, run its worker processes, and handle their failures.
+"""Train one experiment: run its worker processes, and handle their failures.
 
 Training runs in subprocesses (`trainer.py`), one per GPU, even if there is only one GPU or none: a hung worker can be
 killed, a retry after an out-of-memory error starts with all memory free, and the notebook's kernel survives.
 
-Guarantees: the run trains with the experiment's values, each under ultralytics' own argument name; nothing is installed
-and nothing but the requested weights is downloaded; older results in the same folder are moved aside; no subprocess
-outlives this process, even if this process is killed; whatever was trained is returned, however training ended.
+Guarantees: the run trains with the experiment's values, each under ultralytics' own argument name; nothing is
+installed; older results in the same folder are moved aside; no subprocess outlives this process, even if this process
+is killed; whatever was trained is returned, however training ended.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import inspect
 import logging
 import os
 import shutil
@@ -26,34 +25,17 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from lib.errors import TrainingError, WeightsError
+from lib.errors import TrainingError
 from lib.experiment.arguments import ultralytics_arguments
 from lib.experiment.modules import Task
 from lib.experiment.schema import Experiment
 from lib.process import MINUTE, found_from, run_side_by_side
 from lib.progress import is_watched
+from lib.session import Session
 from lib.train.tracking import Tracking
+from lib.train.weights import StartingPoint
 
 State = Literal["finished", "interrupted", "failed"]
-
-
-@dataclass(frozen=True)
-class StartingPoint:
-    """The starting point of a training."""
-
-    weights: Path | None
-    """A file, or None for random weights."""
-    epoch: int = 0
-    """Completed epochs of the checkpoint that this training resumes; 0 for a new training."""
-    run_path: str = ""
-    """The W&B run that the training continues."""
-    note: str = ""
-    """A remark for the user."""
-
-    def describe(self) -> str:
-        """Return a line or two for the user."""
-        begins = f"goes on after epoch {self.epoch} of" if self.epoch else "starts from"
-        return f"Training {begins} {self.weights or 'random weights'}.{self.note and ' '}{self.note}"
 
 
 @dataclass(frozen=True)
@@ -141,151 +123,18 @@ def prepare_library(scratch: Path) -> None:
     settings.update({**known, "sync": False, "weights_dir": str(config / "weights"), "runs_dir": str(config / "runs")})
 
 
-def find_weights(experiment: Experiment, root: Path) -> Path | str | None:
-    """Return what a training starts from: a file, the URL of a file to download, or None for random weights.
-
-    Raises `WeightsError` for a missing file.
-    """
-    resume, pretrained = experiment.model.resume_from, experiment.model.pretrained
-    if resume is not None:
-        return _existing("model.resume_from", resume, root)
-    if pretrained is False:
-        return None
-    if isinstance(pretrained, str):
-        return _existing("model.pretrained", pretrained, root)
-    from ultralytics.utils.downloads import attempt_download_asset
-
-    here = _published_weights(experiment)
-    given = inspect.signature(attempt_download_asset).parameters
-    address = f"https://github.com/{given['repo'].default}/releases/download/{given['release'].default}/{here.name}"
-    return here if here.is_file() else address
-
-
-def _published_weights(experiment: Experiment) -> Path:
-    from ultralytics import settings
-
-    return Path(settings["weights_dir"]) / f"{experiment.model.architecture}.pt"
-
-
-def fetch_weights(experiment: Experiment, root: Path, checkpoint: Path | None = None) -> StartingPoint:
-    """Return the starting point of a training; download the published weights if needed.
-
-    `checkpoint` was left by an earlier session of the experiment; if given, it is the starting point. A checkpoint to
-    resume from is validated before anything is trained.
-
-    Raises `WeightsError` if weights are missing or cannot be downloaded, or if a checkpoint is torn or belongs to
-    another model.
-    """
-    if checkpoint is not None:
-        return _look_into(checkpoint, experiment, "the checkpoint of an earlier session")
-    found = find_weights(experiment, root)
-    if experiment.model.resume_from is not None and isinstance(found, Path):
-        return _look_into(found, experiment, f"model.resume_from is {experiment.model.resume_from!r}")
-    return StartingPoint(_download(experiment) if isinstance(found, str) else found)
-
-
-def _download(experiment: Experiment) -> Path:
-    from ultralytics.utils.downloads import attempt_download_asset
-
-    wanted = _published_weights(experiment)
-    wanted.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        found = Path(attempt_download_asset(str(wanted)))
-    except Exception as error:  # noqa: BLE001  the library passes on any exception of its HTTP client
-        found, cause = wanted, f": {type(error).__name__}: {error}"
-    else:
-        cause = ""
-    if not found.is_file():
-        raise WeightsError(
-            f"the published weights {wanted.name} could not be downloaded{cause}.",
-            state="nothing was trained.",
-            remedy="turn internet on in the Kaggle settings, or attach the file as a dataset and give its path as "
-            "model.pretrained, or train from random weights with pretrained: false.",
-        )
-    return found
-
-
-def _existing(key: str, given: str, root: Path) -> Path:
-    path = root / given  # an absolute path stays unchanged
-    if not path.is_file():
-        raise WeightsError(
-            f"{key} is {given!r}: {path} is not there.",
-            state="nothing was trained.",
-            remedy="attach the checkpoint as a Kaggle dataset and give its path below /kaggle/input, or null.",
-        )
-    return path
-
-
-def _look_into(path: Path, experiment: Experiment, shown: str) -> StartingPoint:
-    """Return the starting point that a checkpoint makes possible; raise `WeightsError` if it makes none possible."""
-    from ultralytics.utils.patches import torch_load
-
-    def refuse(what: str) -> WeightsError:
-        return WeightsError(
-            f"{shown}: {what}.",
-            state="nothing was trained.",
-            remedy="give the last.pt of an interrupted training of this experiment, or null and session.resume: never "
-            "to start a new one.",
-        )
-
-    try:
-        checkpoint = torch_load(path, map_location="cpu")
-        model = checkpoint.get("ema") or checkpoint["model"]
-        arguments = dict(checkpoint["train_args"])
-        facts = (arguments["task"], Path(model.yaml["yaml_file"]).stem)
-        done = int(checkpoint["epoch"]) + 1
-    except Exception as error:
-        raise refuse(
-            f"it is torn, or no checkpoint of an ultralytics model ({type(error).__name__}: {error})"
-        ) from error
-    wanted = (experiment.about.task, experiment.model.architecture)
-    if facts != wanted:
-        raise refuse(f"it is of {facts[1]} ({facts[0]}), the experiment is of {wanted[1]} ({wanted[0]})")
-    if done == 0 or checkpoint.get("optimizer") is None:
-        return StartingPoint(
-            path, note="Its training was finished (it has no optimizer): a new one starts from its weights."
-        )
-    if done >= experiment.training.epochs:
-        raise refuse(f"it has {done} epochs behind it, and training.epochs is {experiment.training.epochs}")
-    now = ultralytics_arguments(experiment)
-    changed = [f"{key} {arguments[key]} → {value}" for key, value in now.items() if arguments.get(key, value) != value]
-    note = f"The experiment's values are used where the checkpoint's differ: {', '.join(changed)}." if changed else ""
-    return StartingPoint(path, done, str(arguments.get("project") or ""), note)
-
-
-def epochs_behind(checkpoint: Path) -> int:
-    """Return the number of completed epochs in a `last.pt`; 0 for a finished model, which cannot be resumed.
-
-    Raises the reader's exceptions for a torn file.
-    """
-    from ultralytics.utils.patches import torch_load
-
-    content = torch_load(checkpoint, map_location="cpu")
-    return int(content["epoch"]) + 1 if content.get("optimizer") is not None else 0
-
-
 def train(
-    experiment: Experiment,
-    data_file: Path,
-    start: StartingPoint,
-    root: Path,
-    scratch: Path,
-    *,
-    device: str,
-    tracking: Tracking,
-    stop_at: float | None = None,
-    worker: str = "lib.train.trainer",
+    session: Session, data_file: Path, start: StartingPoint, tracking: Tracking, *, worker: str = "lib.train.trainer"
 ) -> Trained:
-    """Train into `artifacts/{module}/{name}/train` below `root` and return the result.
+    """Train into `artifacts/{module}/{name}/train` of the clone and return the result.
 
-    `device` is `cpu` or GPU numbers (`0,1`: one worker each), `stop_at` the end of the training time in seconds of the
-    monotonic clock (None: no limit), `worker` the module that each worker process runs. A training that fails after its
-    first epoch is returned with the state `failed`, so that its files can be saved. Raises `TrainingError` for a
-    failed training without a checkpoint.
+    Each GPU of the session's device has its own worker process, which runs the module `worker`. A training that fails
+    after its first epoch is returned with the state `failed`, so that its files can be saved. Raises `TrainingError`
+    for a failed training without a checkpoint.
     """
-    folder = root / experiment.artifacts
+    experiment, folder = session.experiment, session.artifacts
     keep_earlier(folder)
-    attempt = _Attempt(experiment.training.batch_size, device, start)
+    attempt = _Attempt(experiment.training.batch_size, session.device, start)
     last = folder / "train" / "weights" / "last.pt"
     begun = time.monotonic()
     while True:
@@ -304,13 +153,13 @@ def train(
         plan = WorkerPlan(
             experiment.about.task,
             arguments,
-            scratch / "training",
-            stop_at,
+            session.scratch / "training",
+            session.stop_at,
             tracking,
             is_watched(sys.stdout),
             os.getpid(),
         )
-        outcome = _run(plan, worker, root, attempt.processes, experiment.hardware.stall_minutes * MINUTE)
+        outcome = _run(plan, worker, session.root, attempt.processes, experiment.hardware.stall_minutes * MINUTE)
         retry = attempt.after(outcome, experiment)
         if retry is None:
             break
@@ -359,10 +208,10 @@ class _Attempt:
         smallest = experiment.training.min_batch_size
         if outcome.state == "memory" and smallest is not None and self.batch_size // 2 >= max(smallest, self.processes):
             halved = self.batch_size // 2
-            note = f"Training goes on with batches of {halved}; training.min_batch_size is {smallest}."
+            note = f"Training continues with batches of {halved}; training.min_batch_size is {smallest}."
             return replace(self, batch_size=halved, note=note)
         if outcome.state == "stalled" and self.processes > 1:
-            return replace(self, device=self.device.partition(",")[0], note="Training goes on with one GPU.")
+            return replace(self, device=self.device.partition(",")[0], note="Training continues with one GPU.")
         return None
 
 
@@ -419,17 +268,17 @@ def _identities(processes: int) -> Iterator[dict[str, str]]:
 
 def _together(plan: WorkerPlan, statuses: Sequence[int]) -> Outcome:
     """Return one outcome for all workers: from their outcome files, or from the exit status if a file is missing."""
-    told = [
+    outcomes = [
         TypeAdapter(Outcome).validate_json(plan.outcome(rank).read_bytes())
         for rank in range(len(statuses))
         if plan.outcome(rank).is_file()
     ]
     for state in ("memory", "failed"):
-        for outcome in told:
+        for outcome in outcomes:
             if outcome.state == state:
                 return outcome
-    if len(told) == len(statuses):
-        return told[0]
+    if len(outcomes) == len(statuses):
+        return outcomes[0]
     killed = next(status for rank, status in enumerate(statuses) if not plan.outcome(rank).is_file())
     how = f"was killed by signal {-killed}" if killed < 0 else f"ended with status {killed}"
     hint = "; the machine's own memory may be too small (reduce hardware.num_workers)" if killed == -9 else ""  # noqa: PLR2004
@@ -447,7 +296,7 @@ def keep_earlier(folder: Path) -> Path | None:
         number += 1
         aside = folder.with_name(f"{folder.name}.until-{stamp}-{number}")
     shutil.move(folder, aside)
-    print(f"What an earlier run left in {folder} is kept in {aside}.", flush=True)
+    print(f"The files of an earlier run in {folder} were moved to {aside}.", flush=True)
     return aside
 
 

@@ -14,28 +14,30 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from lib.data.dataset import DvcFile, read_pointer
 from lib.errors import CommandError, PreflightError, RunError
 from lib.experiment.schema import Experiment
-from lib.kaggle.host import SESSION, Host, find_host
+from lib.kaggle.host import SESSION, find_host
 from lib.process import run_command
 from lib.progress import file_size
 from lib.remotes.accounts import check_drive, check_github, check_wandb
 from lib.remotes.clone import find_dvc_remote, find_git_remote, set_up_copy
 from lib.remotes.credentials import Credentials
+from lib.session import HOUR, Session
+from lib.train.launch import prepare_library
+from lib.train.weights import find_weights
 
 State = Literal["ok", "warning", "error"]
 ACCELERATORS: Mapping[str, tuple[str, ...]] = {"t4x2": ("T4", "T4"), "p100": ("P100",), "none": ()}
 """The accelerators that a run may be rendered for, each with a word of every GPU's name."""
 WEIGHTS_SIZE = {"n": 6, "s": 20, "m": 42, "l": 54, "x": 118}
 """Size in MiB of a finished `.pt`, by the architecture's size; with its optimizer it is four times as large."""
-HOUR = 3600.0
 SMALL = 2**31  # bytes that must stay free beyond the estimated need; less causes a warning
-MOST_TOLD = 600  # characters of a finding in the error message; the table shows all of it
+LONGEST = 600  # characters of a finding in the error message; the table shows all of it
 TIMEOUT = 180.0  # seconds for torch's import and first kernel
 
 # Compute on every GPU: a torch build without kernels for a GPU fails only when that GPU is used.
@@ -44,13 +46,13 @@ import json, torch
 found = {"torch": torch.__version__, "cuda": torch.version.cuda, "builds": torch.cuda.get_arch_list(), "gpus": []}
 for number in range(torch.cuda.device_count()):
     about = torch.cuda.get_device_properties(number)
-    told = {"name": about.name, "memory": about.total_memory, "capability": f"sm_{about.major}{about.minor}"}
+    gpu = {"name": about.name, "memory": about.total_memory, "capability": f"sm_{about.major}{about.minor}"}
     try:
         ones = torch.ones(64, 64, device=f"cuda:{number}")
-        told["works"] = bool(((ones @ ones) == 64).all().item())
+        gpu["works"] = bool(((ones @ ones) == 64).all().item())
     except Exception as error:
-        told["error"] = str(error).splitlines()[0]
-    found["gpus"].append(told)
+        gpu["error"] = str(error).splitlines()[0]
+    found["gpus"].append(gpu)
 print(json.dumps(found))
 """
 
@@ -65,21 +67,9 @@ class Line:
     remedy: str = ""
 
 
-@dataclass(frozen=True)
-class Flight:
-    """The input of every check: the clone, its experiment, the host, the credentials and the accelerator."""
-
-    root: Path
-    experiment: Experiment
-    host: Host
-    credentials: Credentials
-    accelerator: str = "none"
-    elapsed: float = 0.0
-    """Seconds since the session began."""
-
-
-def preflight(flight: Flight) -> list[Line]:
+def preflight(session: Session) -> list[Line]:
     """Run all checks in parallel and return their lines; an exception of a check becomes its line."""
+    prepare_library(session.scratch)
     checks = (
         ("GPU", _check_gpus),
         ("batch", _check_batch),
@@ -91,15 +81,15 @@ def preflight(flight: Flight) -> list[Line]:
         ("session", _check_session),
     )
 
-    def run(name: str, check: Callable[[Flight], Iterator[Line]]) -> list[Line]:
+    def run(name: str, check: Callable[[Session], Iterator[Line]]) -> list[Line]:
         lines: list[Line] = []
         try:
-            lines.extend(check(flight))
+            lines.extend(check(session))
         except RunError as error:
             lines.append(_wrong(name, error))
         except Exception as error:  # noqa: BLE001  a broken check is a finding and must not stop the others
-            told = flight.credentials.redact(f"{type(error).__name__}: {error}")
-            lines.append(Line(name, "error", f"it could not be checked: {told}", "see run.log and run again"))
+            cause = session.credentials.redact(f"{type(error).__name__}: {error}")
+            lines.append(Line(name, "error", f"it could not be checked: {cause}", "see run.log and run again"))
         return lines
 
     with ThreadPoolExecutor(len(checks), thread_name_prefix="preflight") as pool:
@@ -112,12 +102,9 @@ def preflight_here(root: Path, experiment: Experiment, credentials: Credentials,
     The checks run in a copy that is set up like a session: with the remotes of the commit and the credentials of
     `secrets.json`.
     """
-    from lib.train.launch import prepare_library
-
     with set_up_copy(root, credentials) as (copy, scratch):
-        host = replace(find_host(root, scratch), on_kaggle=False)
-        prepare_library(scratch)
-        return preflight(Flight(copy, experiment, host, credentials, accelerator))
+        host = find_host(root, scratch)
+        return preflight(Session(copy, root, scratch, experiment, credentials, host, accelerator=accelerator))
 
 
 def show_preflight(lines: list[Line]) -> str:
@@ -139,27 +126,27 @@ def stop_on_errors(lines: list[Line]) -> None:
     wrong = [line for line in lines if line.state == "error"]
     if wrong:
         raise PreflightError(
-            "; ".join(f"{line.name}: {' '.join(line.found.split())[:MOST_TOLD].rstrip('.')}" for line in wrong) + ".",
+            "; ".join(f"{line.name}: {' '.join(line.found.split())[:LONGEST].rstrip('.')}" for line in wrong) + ".",
             state="nothing was pulled, trained or published.",
             remedy=" ".join(f"{line.name}: {line.remedy.rstrip('.')}." for line in wrong),
         )
 
 
 def _wrong(name: str, error: RunError, state: State = "error") -> Line:
-    return Line(name, state, error.what, error.remedy or "mend the cause and run again")
+    return Line(name, state, error.what, error.remedy or "correct the cause and run again")
 
 
 # ── the machine ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _check_gpus(flight: Flight) -> Iterator[Line]:
-    wanted = ACCELERATORS[flight.accelerator]
+def _check_gpus(session: Session) -> Iterator[Line]:
+    wanted = ACCELERATORS[session.accelerator]
     choose = "choose GPU T4 x2 in the notebook's settings (Session options → Accelerator) and run again"
-    if not flight.host.gpus:
-        if wanted and flight.host.on_kaggle:
-            yield Line("GPU", "error", f"rendered for {flight.accelerator}, and there is none", choose)
+    if not session.host.gpus:
+        if wanted and session.host.on_kaggle:
+            yield Line("GPU", "error", f"rendered for {session.accelerator}, and there is none", choose)
         else:
-            yield Line("GPU", "ok", f"none: training runs on {flight.host.describe()}")
+            yield Line("GPU", "ok", f"none: training runs on {session.host.describe()}")
         return
     try:
         answer = run_command([sys.executable, "-c", _TRY_GPUS], timeout=TIMEOUT)
@@ -167,7 +154,7 @@ def _check_gpus(flight: Flight) -> Iterator[Line]:
     except (CommandError, ValueError, IndexError) as error:
         yield Line("GPU", "error", f"torch cannot be used: {error}", "restart the session and run again")
         return
-    yield from judge_gpus(found, len(flight.host.gpus), wanted, multi_gpu=flight.experiment.hardware.multi_gpu)
+    yield from judge_gpus(found, len(session.host.gpus), wanted, multi_gpu=session.experiment.hardware.multi_gpu)
 
 
 def judge_gpus(found: Mapping[str, Any], driven: int, wanted: tuple[str, ...], *, multi_gpu: bool) -> Iterator[Line]:
@@ -187,10 +174,10 @@ def judge_gpus(found: Mapping[str, Any], driven: int, wanted: tuple[str, ...], *
         if gpu.get("works"):
             yield Line(f"GPU {number}", "ok", f"{about}: computes with {build}")
         else:
-            told = gpu.get("error", "a product came out wrong")
+            cause = gpu.get("error", "a matrix product was wrong")
             builds = ", ".join(found["builds"]) or "no GPU"
             yield Line(
-                f"GPU {number}", "error", f"{about}: {build} has no kernels for it (built for {builds}): {told}",
+                f"GPU {number}", "error", f"{about}: {build} has no kernels for it (built for {builds}): {cause}",
                 "choose GPU T4 x2 in the notebook's settings and run again",
             )  # fmt: skip
     names = [gpu["name"] for gpu in gpus]
@@ -203,53 +190,53 @@ def judge_gpus(found: Mapping[str, Any], driven: int, wanted: tuple[str, ...], *
         yield Line("GPU", "ok", f"hardware.multi_gpu is false: one of {len(gpus)} is used")
 
 
-def _check_batch(flight: Flight) -> Iterator[Line]:
-    count, batch = len(flight.host.gpus), flight.experiment.training.batch_size
-    if count < 2 or not flight.experiment.hardware.multi_gpu:  # noqa: PLR2004
+def _check_batch(session: Session) -> Iterator[Line]:
+    count, batch = len(session.host.gpus), session.experiment.training.batch_size
+    if count < 2 or not session.experiment.hardware.multi_gpu:  # noqa: PLR2004
         return
     if batch < count:
-        told = f"training.batch_size is {batch}, and {count} GPUs train side by side"
-        yield Line("batch", "error", told, "give each GPU a picture at least, or set hardware.multi_gpu: false")
+        text = f"training.batch_size is {batch}, and {count} GPUs train in parallel"
+        yield Line("batch", "error", text, "give each GPU at least one image, or set hardware.multi_gpu: false")
     elif batch % count:
-        told = f"training.batch_size is {batch}: each of {count} GPUs takes {batch // count}"
-        yield Line("batch", "warning", told, f"make it a multiple of {count}")
+        text = f"training.batch_size is {batch}: each of {count} GPUs takes {batch // count}"
+        yield Line("batch", "warning", text, f"make it a multiple of {count}")
 
 
-def _check_disk(flight: Flight) -> Iterator[Line]:
+def _check_disk(session: Session) -> Iterator[Line]:
     needs = {
-        flight.host.working: ("working folder", 2 * planned_upload(flight.experiment)),
+        session.working: ("working folder", 2 * planned_upload(session.experiment)),
         # twice the size of the dataset: DVC keeps a copy of each file in its cache
-        flight.host.scratch: ("scratch folder", 2 * (read_pointer(flight.root, flight.experiment).size or 0)),
+        session.scratch: ("scratch folder", 2 * (read_pointer(session.root, session.experiment).size or 0)),
     }
     for folder, (name, needed) in needs.items():
         free = shutil.disk_usage(folder).free
-        told = f"{folder}: {file_size(free)} free, about {file_size(needed)} needed"
+        text = f"{folder}: {file_size(free)} free, about {file_size(needed)} needed"
         if free < needed:
-            yield Line(name, "error", told, "remove what is not needed there, or name another folder")
+            yield Line(name, "error", text, "remove what is not needed there, or name another folder")
         elif free < needed + SMALL:
-            yield Line(name, "warning", told, "it may become tight: remove what is not needed there")
+            yield Line(name, "warning", text, "it may become tight: remove what is not needed there")
         else:
-            yield Line(name, "ok", told)
+            yield Line(name, "ok", text)
 
 
-def _check_session(flight: Flight) -> Iterator[Line]:
-    most = flight.experiment.session.max_hours
-    ends = [hours * HOUR for hours in (most,) if hours] + [SESSION] * flight.host.on_kaggle
+def _check_session(session: Session) -> Iterator[Line]:
+    most = session.experiment.session.max_hours
+    ends = [hours * HOUR for hours in (most,) if hours] + [SESSION] * session.host.on_kaggle
     if not ends:
         yield Line("session", "ok", "session.max_hours is null, and this machine ends no session")
         return
-    left = min(ends) - flight.elapsed
-    epochs = flight.experiment.training.epochs
-    told = f"{left / HOUR:.1f} h left to train: {epochs} epochs fit if one takes less than {left / epochs / 60:.1f} min"
-    if left < HOUR and flight.host.on_kaggle:
-        yield Line("session", "warning", told, "start a new session: this one ends soon")
+    left = min(ends) - session.elapsed
+    epochs = session.experiment.training.epochs
+    text = f"{left / HOUR:.1f} h left to train: {epochs} epochs fit if one takes less than {left / epochs / 60:.1f} min"
+    if left < HOUR and session.host.on_kaggle:
+        yield Line("session", "warning", text, "start a new session: this one ends soon")
     elif min(ends) == SESSION:
         yield Line(
-            "session", "warning", f"{told}; session.max_hours is {most or 'null'}, and Kaggle ends it after 12 h",
+            "session", "warning", f"{text}; session.max_hours is {most or 'null'}, and Kaggle ends it after 12 h",
             "set session.max_hours to 11, so that evaluation and publication have their time",
         )  # fmt: skip
     else:
-        yield Line("session", "ok", told)
+        yield Line("session", "ok", text)
 
 
 # ── the remotes and accounts ───────────────────────────────────────────────────────────────────────────────────────
@@ -261,47 +248,47 @@ def planned_upload(experiment: Experiment) -> int:
     return 5 * WEIGHTS_SIZE[size] * 2**20
 
 
-def _check_remotes(flight: Flight) -> Iterator[Line]:
+def _check_remotes(session: Session) -> Iterator[Line]:
     from lib.sync import rehearse
 
     notes: list[str] = []
-    pointer = read_pointer(flight.root, flight.experiment)
-    found = rehearse(flight.root, flight.credentials, wanted=[pointer.md5], say=notes.append)
-    for name, told in (("Git remote", found.git), ("DVC remote", found.dvc)):
-        yield _wrong(name, told) if isinstance(told, RunError) else Line(name, "ok", told)
-    needed = planned_upload(flight.experiment)
+    pointer = read_pointer(session.root, session.experiment)
+    found = rehearse(session.root, session.credentials, wanted=[pointer.md5], say=notes.append)
+    for name, result in (("Git remote", found.git), ("DVC remote", found.dvc)):
+        yield _wrong(name, result) if isinstance(result, RunError) else Line(name, "ok", result)
+    needed = planned_upload(session.experiment)
     if found.room is not None and found.room < needed:
         yield Line(
             "DVC remote", "error", f"{file_size(found.room)} left, and a publication sends about {file_size(needed)}",
             "free space there (on Drive the trash counts too) and run again",
         )  # fmt: skip
     if not isinstance(found.dvc, RunError):
-        yield _judge_dataset(pointer, flight.experiment.dataset, is_there=not found.missing)
+        yield _judge_dataset(pointer, session.experiment.dataset, is_there=not found.missing)
     for note in notes:
         yield Line("remotes", "warning", note.removesuffix("."), "nothing, if you know of it")
 
 
-def _check_accounts(flight: Flight) -> Iterator[Line]:
+def _check_accounts(session: Session) -> Iterator[Line]:
     """Yield the owners of the accounts; the rehearsal proves that the accounts may write."""
-    _, url = find_dvc_remote(flight.root)
+    _, url = find_dvc_remote(session.root)
     if url.startswith("gdrive://"):
-        yield Line("Drive account", "ok", str(check_drive(flight.credentials)))
-    origin = find_git_remote(flight.root, flight.credentials)
-    if flight.credentials.github_token and origin.startswith("http"):
+        yield Line("Drive account", "ok", str(check_drive(session.credentials)))
+    origin = find_git_remote(session.root, session.credentials)
+    if session.credentials.github_token and origin.startswith("http"):
         try:
-            yield Line("Git account", "ok", str(check_github(flight.credentials, origin)))
+            yield Line("Git account", "ok", str(check_github(session.credentials, origin)))
         except RunError as error:  # the API's answer is only a hint; the rehearsal is the proof
             yield _wrong("Git account", error, "warning")
 
 
-def _check_wandb(flight: Flight) -> Iterator[Line]:
-    if not flight.experiment.wandb.enabled:
+def _check_wandb(session: Session) -> Iterator[Line]:
+    if not session.experiment.wandb.enabled:
         yield Line("W&B", "ok", "switched off: wandb.enabled is false")
-    elif not flight.credentials.wandb_api_key:
+    elif not session.credentials.wandb_api_key:
         yield Line("W&B", "ok", "no WANDB_API_KEY: curves are recorded here, to be uploaded later")
     else:
         try:
-            yield Line("W&B", "ok", str(check_wandb(flight.credentials)))
+            yield Line("W&B", "ok", str(check_wandb(session.credentials)))
         except RunError as error:  # missing curves must never stop a training
             yield _wrong("W&B", error, "warning")
 
@@ -320,10 +307,8 @@ def _judge_dataset(pointer: DvcFile, name: str, *, is_there: bool) -> Line:
     )  # fmt: skip
 
 
-def _check_weights(flight: Flight) -> Iterator[Line]:
-    from lib.train.launch import find_weights
-
-    found = find_weights(flight.experiment, flight.root)
+def _check_weights(session: Session) -> Iterator[Line]:
+    found = find_weights(session)
     if found is None:
         yield Line("weights", "ok", "training starts from random weights")
     elif isinstance(found, Path):

@@ -17,8 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lib.experiment.schema import Experiment
-from lib.remotes.credentials import Credentials
+from lib.session import Session
 
 OPENING = 60.0  # seconds for W&B to open a run; after that, it is recorded offline
 CLOSING = 180.0  # seconds for W&B to accept all data; the user uploads the rest by hand
@@ -44,7 +43,7 @@ class Tracking:
         """Return `project/id`; a checkpoint stores it so that a resumed training continues the same run."""
         return f"{self.project}/{self.id}"
 
-    def going_on(self, run_path: str) -> Tracking:
+    def resumed(self, run_path: str) -> Tracking:
         """Return the settings for continuing the run at `run_path`; an invalid `run_path` changes nothing."""
         found = re.fullmatch(r"([A-Za-z0-9_.-]+)/([0-9a-f]{8})", run_path)
         return replace(self, project=found[1], id=found[2]) if found else self
@@ -64,9 +63,9 @@ class Tracking:
         return f"{self.site}/{self.entity or 'home'}/{self.project}/runs/{self.id}"
 
 
-def configure_tracking(experiment: Experiment, credentials: Credentials, folder: Path, name: str) -> Tracking:
+def configure_tracking(session: Session) -> Tracking:
     """Return the run's settings with a new id; put the API key into this process's environment for W&B's client."""
-    key = credentials.wandb_api_key
+    experiment, key = session.experiment, session.credentials.wandb_api_key
     mode: Literal["online", "offline", "disabled"] = "online" if key else "offline"
     if not experiment.wandb.enabled:
         mode = "disabled"
@@ -82,16 +81,16 @@ def configure_tracking(experiment: Experiment, credentials: Credentials, folder:
         if found is None:
             print("Warning: W&B does not answer or refuses the key; curves are recorded offline.", flush=True)
             mode = "offline"
-    folder.mkdir(parents=True, exist_ok=True)
+    session.working.mkdir(parents=True, exist_ok=True)
     site = _site() if mode == "online" else ""
     return Tracking(
         id=secrets.token_hex(4),
-        name=name,
+        name=session.name,
         project=experiment.wandb.project,
         entity=entity,
         tags=tuple(experiment.wandb.tags),
         config=experiment.model_dump(mode="json"),
-        folder=folder,
+        folder=session.working,
         mode=mode,
         site=site,
     )
@@ -171,14 +170,14 @@ class Recorder:
         try:
             run = self._open()
         except Exception as error:  # noqa: BLE001  a failure of W&B must not cost the model
-            _warn(f"opening the W&B run failed ({_told(error)}); training goes on without it.")
+            _warn(f"opening the W&B run failed ({_describe(error)}); training continues without it.")
             return
         while (job := self._jobs.get()) is not None:
             what, write = job
             try:
                 write(run)
             except Exception as error:  # noqa: BLE001
-                _warn(f"{what} failed ({_told(error)}); training goes on without it.")
+                _warn(f"{what} failed ({_describe(error)}); training continues without it.")
         with contextlib.suppress(Exception):
             import wandb
 
@@ -208,7 +207,7 @@ class Recorder:
             try:
                 return _with_epochs(wandb.init(**given, mode="online", resume="allow"))
             except Exception as error:  # noqa: BLE001
-                _warn(f"W&B does not answer ({_told(error)}); recorded offline, upload it with: {tracking.upload}")
+                _warn(f"W&B does not answer ({_describe(error)}); recorded offline, upload it with: {tracking.upload}")
                 wandb.teardown()  # its service would not write a second run with the same id
         return _with_epochs(wandb.init(**given, mode="offline"))
 
@@ -230,7 +229,7 @@ def finish_tracking(tracking: Tracking, state: str, summary: Mapping[str, float 
     recorder.close()
 
 
-def _told(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 

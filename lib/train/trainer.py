@@ -39,8 +39,6 @@ from lib.train.tracking import Recorder
 
 FIRST = RANK in {-1, 0}
 """Whether this process writes the files: it is the only worker, or rank 0 of several."""
-
-
 UNWATCHED = 300.0  # seconds between two states of a bar in a log; a shorter epoch shows progress by its own line
 
 BaseTrainer: Any = library.BaseTrainer  # the library is untyped
@@ -101,7 +99,7 @@ class GuardedTrainer(BaseTrainer):  # type: ignore[misc]
             return
         own = ckpt["train_metrics"]["fitness"]
         if own != ckpt["best_fitness"]:
-            print(f"Warning: the best weights of the earlier epochs are not beside {last}; its own count as the best.")
+            print(f"Warning: {best} is not from the best earlier epoch; the weights of {last.name} count as the best.")
         _copy_whole(last, self.best)
         self.best_fitness = own
 
@@ -154,7 +152,7 @@ class GuardedTrainer(BaseTrainer):  # type: ignore[misc]
             network = f"{Path(self.plan.arguments['model']).stem}: {size:,} parameters, torch {torch.__version__}"
             train, val = (len(loader.dataset) for loader in (self.train_loader, self.test_loader))
             batches = f"{len(self.train_loader)} batches of {self.batch_size} an epoch"
-            print(f"{network}; {train} train, {val} val pictures; {batches}", flush=True)
+            print(f"{network}; {train} train, {val} val images; {batches}", flush=True)
 
     def _begin_epoch(self, _: object) -> None:
         # out of memory, the library would silently halve the batch up to three times, and only on one GPU: disable that
@@ -185,7 +183,7 @@ class GuardedTrainer(BaseTrainer):  # type: ignore[misc]
         self._show_epoch(values)
         if self.stop and self.epoch + 1 < self.epochs:
             better = f"training.patience is {self.args.patience}, the best epoch is {self.stopper.best_epoch}"
-            print(f"Training stops: it has not become better for so long ({better}).", flush=True)
+            print(f"Training stops: it has not improved for too long ({better}).", flush=True)
         if self.stop or self.plan.stop_at is None:
             return
         left = self.plan.stop_at - time.monotonic()

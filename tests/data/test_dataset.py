@@ -1,4 +1,4 @@
-"""A dataset that training could not use is refused before anything costs time."""
+"""An unusable dataset is rejected before training, and a usable one is read exactly as ultralytics reads it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from lib.experiment.schema import Experiment
 from lib.remotes.clone import configure_dvc
 from lib.remotes.credentials import Credentials
 from lib.sandbox.dataset import draw_dataset
+from lib.session import Session
 
 LOCALIZATION = load_experiment(ROOT / "experiments/000_loc_sandbox.yaml")
 DETECTION = load_experiment(ROOT / "experiments/000_det_sandbox.yaml")
@@ -25,7 +26,7 @@ DETECTION = load_experiment(ROOT / "experiments/000_det_sandbox.yaml")
 
 @pytest.fixture
 def drawn(tmp_path: Path) -> Path:
-    """Draw a small dataset of localization."""
+    """Return the folder of a small drawn dataset of localization."""
     draw_dataset(tmp_path / "drawn", "localization", counts={"train": 2, "val": 1, "test": 1}, size=64)
     return tmp_path / "drawn"
 
@@ -39,14 +40,14 @@ def change(folder: Path, **values: object) -> None:
 
 
 def check(folder: Path, experiment: Experiment = LOCALIZATION) -> str:
-    """Give the one error that checking raises."""
+    """Return the text of the error that checking raises."""
     with pytest.raises(DatasetError) as caught:
         check_dataset(folder, experiment, folder.parent / "scratch", md5="0" * 32)
     return str(caught.value)
 
 
 def test_training_reads_a_copy_with_absolute_paths(drawn: Path, tmp_path: Path) -> None:
-    """The tracked data.yaml stays as it is; ultralytics would look for `path: .` in the working folder."""
+    """Training reads a copy with absolute paths; the tracked data.yaml stays unchanged."""
     before = (drawn / "data.yaml").read_bytes()
     dataset = check_dataset(drawn, LOCALIZATION, tmp_path / "scratch", md5="0" * 32)
     assert (drawn / "data.yaml").read_bytes() == before
@@ -57,13 +58,13 @@ def test_training_reads_a_copy_with_absolute_paths(drawn: Path, tmp_path: Path) 
     assert dataset.names == {0: "container_id"}
 
 
-def test_a_missing_data_yaml_is_told_in_the_words_of_the_requirements(tmp_path: Path) -> None:
-    """`data.yaml not found`."""
+def test_a_missing_data_yaml_is_reported_as_the_requirements_word_it(tmp_path: Path) -> None:
+    """The error contains `data.yaml not found`."""
     assert "data.yaml not found" in check(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "expected"),
     [
         ({"names": None}, "names is missing"),
         ({"test": None}, "test is None"),
@@ -74,8 +75,8 @@ def test_a_missing_data_yaml_is_told_in_the_words_of_the_requirements(tmp_path: 
         ({"val": "C:\\\\data\\\\valid"}, "val is 'C:\\\\\\\\data\\\\\\\\valid': there is no such folder"),
         ({"path": ["a"], "val": "val"}, "val is 'val' (path is ['a'])"),
         ({"path": "/home/x", "val": "val"}, "val is 'val' (path is '/home/x'): there is no such folder"),
-        ({"val": "labels/val"}, "val is 'labels/val': there is no picture in it"),
-        ({"val": ["images/val", "labels"]}, "val is 'labels': there is no picture in it"),
+        ({"val": "labels/val"}, "val is 'labels/val': there is no image in it"),
+        ({"val": ["images/val", "labels"]}, "val is 'labels': there is no image in it"),
         ({"nc": 2}, "nc is 2, and names has 1 classes"),
         ({"nc": "many"}, "nc is 'many'"),
         ({"nc": 1.5}, "nc is 1.5"),
@@ -88,15 +89,15 @@ def test_a_missing_data_yaml_is_told_in_the_words_of_the_requirements(tmp_path: 
         ({"flip_idx": [0, 1, 2]}, "flip_idx is [0, 1, 2]"),
     ],
 )
-def test_what_training_would_stumble_over_is_named(drawn: Path, values: dict[str, object], said: str) -> None:
-    """Key, value and what is needed."""
+def test_an_invalid_key_of_data_yaml_is_reported(drawn: Path, values: dict[str, object], expected: str) -> None:
+    """The error names the key, its value and what is required."""
     change(drawn, **values)
-    assert said in check(drawn)
+    assert expected in check(drawn)
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Give ultralytics' own reading of datasets."""
+    """Return ultralytics' functions that read a dataset."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("YOLO_CONFIG_DIR", str(tmp_path_factory.mktemp("ultralytics")))
         from ultralytics.data import dataset, utils
@@ -106,7 +107,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def lists(folder: Path) -> None:
-    """Write the paths of train on a list, in all the ways that are seen: two pictures, one line each."""
+    """List the images of train and val in text files, with each kind of path that occurs."""
     (folder / "lists").mkdir()
     (folder / "lists/train.txt").write_text(
         "./../images/train/train_0000.jpg\n\n/home/x/a/images/train/train_0001.jpg\n"
@@ -115,7 +116,7 @@ def lists(folder: Path) -> None:
 
 
 def by_split(folder: Path) -> None:
-    """Put pictures and labels of a split side by side, as Roboflow does."""
+    """Put the images and labels of each split into a folder of the split, as Roboflow does."""
     for split in ("train", "val", "test"):
         for kind in ("images", "labels"):
             (folder / split).mkdir(exist_ok=True)
@@ -123,8 +124,8 @@ def by_split(folder: Path) -> None:
     shutil.rmtree(folder / "images")
 
 
-def beside(folder: Path) -> None:
-    """Put labels beside their pictures, in folders that are not called `images`."""
+def next_to_each_other(folder: Path) -> None:
+    """Put labels next to their images, in folders that are not called `images`."""
     (folder / "images").rename(folder / "pictures")
     for file in (folder / "labels").rglob("*.txt"):
         file.rename(folder / "pictures" / file.relative_to(folder / "labels"))
@@ -153,13 +154,13 @@ def as_it_is(folder: Path) -> None:
         (lists, {"train": "lists/train.txt", "val": ["val.txt"]}),
         (lists, {"path": None, "train": ["lists/train.txt", "images/train"], "val": "./val.txt"}),
         (by_split, {"path": None, "train": "../train/images", "val": "../val/images", "test": "../test/images"}),
-        (beside, {"train": "pictures/train", "val": "pictures/val", "test": "pictures/test"}),
+        (next_to_each_other, {"train": "pictures/train", "val": "pictures/val", "test": "pictures/test"}),
     ],
 )
-def test_whatever_data_yaml_says_ultralytics_finds_it_here(
+def test_ultralytics_finds_the_dataset_for_each_form_of_data_yaml(
     library: Any, drawn: Path, tmp_path: Path, arrange: Any, values: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The real library reads the copy, from another folder, and finds the same pictures, labels and classes."""
+    """The real library reads the copy from another folder, and finds the same images, labels and classes."""
     arrange(drawn)
     change(drawn, **values)
     before = (drawn / "data.yaml").read_bytes()
@@ -173,40 +174,40 @@ def test_whatever_data_yaml_says_ultralytics_finds_it_here(
     assert "download" not in seen
     for split in ("train", "val", "test"):
         found = read(img_path=seen[split], data=seen, task="pose", augment=False)
-        assert [Path(path) for path in found.im_files] == dataset.pictures(split)
+        assert tuple(map(Path, found.im_files)) == dataset.files[split]
         assert {Path(path).name for path in found.im_files} == {
             f"{split}_000{n}.jpg" for n in range(1 + (split == "train"))
         }
         assert all(len(item["cls"]) == 1 for item in found.labels)
 
 
-def test_paths_of_another_machine_are_told(drawn: Path, tmp_path: Path) -> None:
-    """They are guessed by their ends."""
+def test_paths_of_another_machine_are_a_warning(drawn: Path, tmp_path: Path) -> None:
+    """Paths of another machine are resolved by their last parts, with a warning."""
     lists(drawn)
     change(drawn, train="lists/train.txt", val="/home/x/images/val")
     dataset = check_dataset(drawn, LOCALIZATION, tmp_path / "scratch", md5="0" * 32)
-    told = dataset.show_warnings()
-    assert "data.yaml: val is '/home/x/images/val', taken as images/val" in told
-    assert "lists/train.txt:3: /home/x/a/images/train/train_0001.jpg, taken as images/train/train_0001.jpg" in told
+    message = dataset.show_warnings()
+    assert "data.yaml: val is '/home/x/images/val', taken as images/val" in message
+    assert "lists/train.txt:3: /home/x/a/images/train/train_0001.jpg, taken as images/train/train_0001.jpg" in message
 
 
-def test_a_relative_path_is_never_cut(drawn: Path) -> None:
-    """`other/images/val` is not `images/val`; nothing outside of the dataset is found, even if it is there."""
+def test_a_relative_path_is_never_shortened(drawn: Path) -> None:
+    """`other/images/val` does not match `images/val`; nothing outside of the dataset is found."""
     shutil.copytree(drawn / "images/val", drawn.parent / "outside")
     change(drawn, val="other/images/val", test="../outside")
-    told = check(drawn)
-    assert "val is 'other/images/val': there is no such folder" in told
-    assert "test is '../outside': there is no such folder" in told
+    message = check(drawn)
+    assert "val is 'other/images/val': there is no such folder" in message
+    assert "test is '../outside': there is no such folder" in message
 
 
 def write(path: Path, content: bytes | str) -> None:
-    """Write a file and the folders it is in."""
+    """Write a file, and create its folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 def png(width: int, height: int) -> bytes:
-    """Give a picture as PNG."""
+    """Return a random image as PNG."""
     import io
 
     from PIL import Image
@@ -217,7 +218,7 @@ def png(width: int, height: int) -> bytes:
 
 
 def gif() -> bytes:
-    """Give a picture in a format that is not taken."""
+    """Return an image in a format that ultralytics does not read."""
     import io
 
     from PIL import Image
@@ -227,57 +228,55 @@ def gif() -> bytes:
     return file.getvalue()
 
 
-PICTURE = "images/train/train_0000.jpg"
+IMAGE = "images/train/train_0000.jpg"
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         (b"", "it has no bytes"),
-        (b"no picture", "it is no picture of a known format"),
+        (b"no image", "it is not an image of a known format"),
         (png(9, 64), "9 x 64 pixels: a side has fewer than 10"),
         (png(64, 64)[:-40], "Truncated File Read"),
         (png(64, 64)[:99] + b"damage" + png(64, 64)[105:], "broken PNG file"),
-        (gif(), "gif is a format that ultralytics does not take"),
+        (gif(), "gif is a format that ultralytics does not read"),
         (None, "image file is truncated"),
     ],
 )
-def test_a_picture_that_training_would_drop_is_an_error(drawn: Path, content: bytes | None, told: str) -> None:
-    """Without decoding those that look whole."""
+def test_an_image_that_training_would_drop_is_an_error(drawn: Path, content: bytes | None, expected: str) -> None:
+    """An empty, damaged, tiny or unsupported image is an error, with its path."""
     if content is None:
-        content = (drawn / PICTURE).read_bytes()[:-200]
-    write(drawn / PICTURE, content)
-    said = check(drawn)
-    assert "pictures that cannot be read (1)" in said
-    assert f"{PICTURE}: {told}" in said
+        content = (drawn / IMAGE).read_bytes()[:-200]
+    write(drawn / IMAGE, content)
+    message = check(drawn)
+    assert "images that cannot be read (1)" in message
+    assert f"{IMAGE}: {expected}" in message
 
 
-def test_a_folder_that_is_called_like_a_picture_is_none(drawn: Path) -> None:
-    """Ultralytics would try to open it."""
+def test_a_folder_named_like_an_image_is_an_error(drawn: Path) -> None:
+    """A folder `a.jpg` is an error: ultralytics would try to open it."""
     (drawn / "images/train/a.jpg").mkdir()
     assert "images/train/a.jpg: [Errno 21] Is a directory" in check(drawn)
 
 
 @pytest.mark.parametrize(
-    ("source", "target", "told"),
+    ("source", "target", "expected"),
     [
         ("train", "test", "images/train/train_0000.jpg: the same as images/test/copy.jpg (test)"),
         ("train", "val", "images/train/train_0000.jpg: the same as images/val/copy.jpg (val)"),
     ],
 )
-def test_a_picture_that_is_trained_on_and_measured_on_is_an_error(
-    drawn: Path, source: str, target: str, told: str
-) -> None:
-    """Under whatever name."""
+def test_an_image_in_train_and_in_val_or_test_is_an_error(drawn: Path, source: str, target: str, expected: str) -> None:
+    """Equal bytes in train and in val or test are an error, whatever the file names are."""
     shutil.copy(drawn / f"images/{source}/{source}_0000.jpg", drawn / f"images/{target}/copy.jpg")
-    said = check(drawn)
-    assert "pictures that are trained on and measured on (1)" in said
-    assert told in said
+    message = check(drawn)
+    assert "images that are trained on and measured on (1)" in message
+    assert expected in message
 
 
-def test_equal_sizes_and_ends_make_no_copies(drawn: Path, tmp_path: Path) -> None:
-    """Bytes are compared, not sizes."""
-    content = (drawn / PICTURE).read_bytes()
+def test_files_of_equal_size_and_end_are_not_copies(drawn: Path, tmp_path: Path) -> None:
+    """Images are compared by all their bytes, not by size and last bytes."""
+    content = (drawn / IMAGE).read_bytes()
     for number, folder in enumerate(("train", "val", "test")):
         comment = b"\xff\xfe" + (5002).to_bytes(2) + bytes([number]) + bytes(4999)
         write(drawn / f"images/{folder}/like.jpg", content[:2] + comment + content[2:])
@@ -285,54 +284,54 @@ def test_equal_sizes_and_ends_make_no_copies(drawn: Path, tmp_path: Path) -> Non
 
 
 def cut_end(drawn: Path) -> None:
-    """Let something follow a JPEG's end."""
-    write(drawn / PICTURE, (drawn / PICTURE).read_bytes() + b"camera")
+    """Append bytes to a JPEG."""
+    write(drawn / IMAGE, (drawn / IMAGE).read_bytes() + b"camera")
 
 
-def leave_beside(drawn: Path) -> None:
-    """Put a label without picture where labels stand beside their pictures."""
+def leave_label(drawn: Path) -> None:
+    """Write a label without an image into a folder where labels are next to their images."""
     write(drawn / "more/a.png", png(20, 20))
     write(drawn / "more/b.txt", "")
 
 
 def reuse(drawn: Path) -> None:
-    """Take one picture to validate and to test."""
+    """Copy a val image to test."""
     shutil.copy(drawn / "images/val/val_0000.jpg", drawn / "images/test/again.jpg")
 
 
 def repeat(drawn: Path) -> None:
-    """Take one picture twice."""
-    shutil.copy(drawn / PICTURE, drawn / "images/train/twice.jpg")
+    """Copy a train image and its label within train."""
+    shutil.copy(drawn / IMAGE, drawn / "images/train/twice.jpg")
     shutil.copy(drawn / "labels/train/train_0000.txt", drawn / "labels/train/twice.txt")
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "expected"),
     [
-        (cut_end, f"{PICTURE}: its last bytes are not those of a JPEG"),
-        (leave_beside, "more/b.txt: there is no picture of this name"),
+        (cut_end, f"{IMAGE}: its last bytes are not the end of a JPEG"),
+        (leave_label, "more/b.txt: there is no image of this name"),
         (reuse, "images/val/val_0000.jpg: the same as images/test/again.jpg"),
-        (repeat, f"images/train/twice.jpg: the same as {PICTURE} (train)"),
-        (lambda drawn: write(drawn / "labels/train/lost.txt", ""), "labels/train/lost.txt: there is no picture"),
-        (lambda drawn: write(drawn / "labels/old/lost.txt", ""), "labels/old/lost.txt: there is no picture"),
+        (repeat, f"images/train/twice.jpg: the same as {IMAGE} (train)"),
+        (lambda drawn: write(drawn / "labels/train/lost.txt", ""), "labels/train/lost.txt: there is no image"),
+        (lambda drawn: write(drawn / "labels/old/lost.txt", ""), "labels/old/lost.txt: there is no image"),
         (
             lambda drawn: write(drawn / "more/images/a.png", png(20, 20)),
             "more/images/a.png: no split of data.yaml holds it",
         ),
-        (lambda drawn: (drawn / "labels/train/train_0001.txt").unlink(), "train: 1 of 2 pictures"),
+        (lambda drawn: (drawn / "labels/train/train_0001.txt").unlink(), "train: 1 of 2 images"),
         (lambda drawn: change(drawn, names=["container_id", "door"]), "val: 1 door"),
     ],
 )
-def test_what_training_can_live_with_is_a_warning(drawn: Path, tmp_path: Path, spoil: Any, told: str) -> None:
-    """It stops nothing."""
+def test_what_training_tolerates_is_a_warning(drawn: Path, tmp_path: Path, spoil: Any, expected: str) -> None:
+    """An issue that training tolerates is reported as a warning and raises nothing."""
     spoil(drawn)
     dataset = check_dataset(drawn, LOCALIZATION, tmp_path / "scratch", md5="0" * 32)
-    assert f"    {told}" in dataset.show_warnings()
-    assert "\n" not in dataset.describe()  # it stands in a table of the model card
+    assert f"    {expected}" in dataset.show_warnings()
+    assert "\n" not in dataset.describe()  # it is shown in a table of the model card
 
 
 def test_a_sound_dataset_has_no_warnings(drawn: Path, tmp_path: Path) -> None:
-    """What labelling tools leave there, caches and hidden files are no findings."""
+    """Files of labelling tools, caches and hidden files cause no warning."""
     for name in (
         "labels/classes.txt",
         "labels/train.cache",
@@ -347,60 +346,60 @@ def test_a_sound_dataset_has_no_warnings(drawn: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         ("images/train/nowhere.jpg", "train.txt:1: images/train/nowhere.jpg: there is no such file"),
-        ("images/train/train_0000.jpg\ndata.yaml", "train.txt:2: data.yaml: ultralytics takes no such pictures"),
-        (b"\xff\xd8", "train.txt: it is no list of paths"),
+        ("images/train/train_0000.jpg\ndata.yaml", "train.txt:2: data.yaml: ultralytics reads no such images"),
+        (b"\xff\xd8", "train.txt: it is not a list of paths"),
     ],
 )
-def test_a_list_that_names_no_pictures_is_an_error(drawn: Path, content: str | bytes, told: str) -> None:
-    """With its line."""
+def test_a_list_with_a_wrong_entry_is_an_error(drawn: Path, content: str | bytes, expected: str) -> None:
+    """A list that is not text, or an entry that is not an image of the dataset, is an error with its line."""
     write(drawn / "train.txt", content)
     change(drawn, train="train.txt")
-    assert told in check(drawn)
+    assert expected in check(drawn)
 
 
 def test_errors_and_warnings_of_all_kinds_make_one_report(drawn: Path) -> None:
-    """Errors before warnings, the same text each time, and what to do then."""
+    """One report lists errors before warnings, always in the same order, with the remedy."""
     (drawn / "labels/train/train_0000.txt").write_text("7 0.5 0.5 0.1 0.1\n")
     (drawn / "labels/test/test_0000.txt").unlink()
     write(drawn / "labels/train/lost.txt", "")
-    write(drawn / PICTURE, b"")
+    write(drawn / IMAGE, b"")
     write(drawn / "images/test/test_0000.jpg", b"")
-    told = check(drawn)
-    assert "the same as" not in told
+    message = check(drawn)
+    assert "the same as" not in message
     places = [
-        told.index(word) for word in ("it has no bytes", "none of 1 pictures", "5 columns", "Warnings", "lost.txt")
+        message.index(word) for word in ("it has no bytes", "none of 1 images", "5 columns", "Warnings", "lost.txt")
     ]
     assert places == sorted(places)
-    assert "the dataset has 4 errors" in told
-    assert "dvc add data/localization" in told
-    assert told == check(drawn)
+    assert "the dataset has 4 errors" in message
+    assert "dvc add data/localization" in message
+    assert message == check(drawn)
 
 
-def test_all_that_is_wrong_is_told_at_once(drawn: Path) -> None:
-    """Not one error a session."""
+def test_all_errors_of_data_yaml_are_reported_at_once(drawn: Path) -> None:
+    """One error names each invalid key."""
     change(drawn, names=None, kpt_shape=None, test="images/nowhere")
-    told = check(drawn)
-    assert all(word in told for word in ("names", "kpt_shape", "images/nowhere"))
+    message = check(drawn)
+    assert all(word in message for word in ("names", "kpt_shape", "images/nowhere"))
 
 
-def test_a_data_yaml_that_is_none_is_refused(drawn: Path) -> None:
-    """With the file's name."""
+def test_a_data_yaml_that_is_not_yaml_is_rejected(drawn: Path) -> None:
+    """The error names the file."""
     (drawn / "data.yaml").write_text("names: [unclosed")
-    assert "data.yaml: this is no YAML" in check(drawn)
+    assert "data.yaml: this is not YAML" in check(drawn)
 
 
-def test_a_dataset_without_pointer_is_refused_with_the_remedy(stores: Stores, tmp_path: Path) -> None:
-    """The commit must hold `<dataset>.dvc`."""
+def test_a_dataset_without_a_dvc_file_is_rejected_with_the_remedy(stores: Stores, tmp_path: Path) -> None:
+    """The commit must contain `<dataset>.dvc`."""
     with pytest.raises(DatasetError, match=r"no data/detection\.dvc") as caught:
-        pull_dataset(stores.clone, DETECTION, tmp_path, Credentials())
+        pull_dataset(Session(stores.clone, tmp_path, tmp_path, DETECTION))
     assert "dvc add data/detection" in caught.value.remedy
 
 
 def track(stores: Stores) -> Path:
-    """Track a small drawn dataset with DVC and push it, as its owner would; gives its folder."""
+    """Track a small drawn dataset with DVC, push it and return its folder."""
     from dvc.repo import Repo
 
     folder = stores.clone / "data/detection"
@@ -414,12 +413,12 @@ def track(stores: Stores) -> Path:
     return folder
 
 
-def test_pulling_brings_exactly_what_was_tracked(stores: Stores, tmp_path: Path) -> None:
-    """Through the real DVC remote into another clone, with the cache outside of it."""
+def test_the_pulled_dataset_equals_the_tracked_one(stores: Stores, tmp_path: Path) -> None:
+    """The dataset is pulled from the real DVC remote, and stored with its cache outside of the clone."""
     tracked = track(stores)
     other, scratch = stores.clone_again(), tmp_path / "scratch"
     configure_dvc(other, scratch, Credentials())
-    dataset = pull_dataset(other, DETECTION, scratch, Credentials())
+    dataset = pull_dataset(Session(other, scratch, scratch, DETECTION))
     assert dataset.counts["train"] == 2
     assert_same(dataset.folder, tracked)
     assert dataset.folder.is_relative_to(scratch)
@@ -430,14 +429,14 @@ def test_pulling_brings_exactly_what_was_tracked(stores: Stores, tmp_path: Path)
 
 
 def assert_same(folder: Path, tracked: Path) -> None:
-    """Both hold the same files with the same bytes."""
+    """Assert that both folders hold the same files with the same bytes."""
     here, there = ({p.relative_to(top): p.read_bytes() for p in top.rglob("*.*")} for top in (folder, tracked))
     assert here == there
 
 
 @pytest.mark.parametrize("place", ["copy", "datasets/somebody/copy"])
-def test_an_attached_copy_of_the_remote_gives_the_dataset(stores: Stores, tmp_path: Path, place: str) -> None:
-    """From either mount of a Kaggle dataset; the DVC remote is asked for the listing of the folder alone."""
+def test_an_attached_copy_of_the_remote_supplies_the_dataset(stores: Stores, tmp_path: Path, place: str) -> None:
+    """A copy in either mount of a Kaggle dataset supplies all files; the DVC remote supplies only the listing."""
     tracked, scratch = track(stores), tmp_path / "scratch"
     shutil.copytree(stores.storage / "files", tmp_path / "input" / place / "files")
     for path in (stores.storage / "files").rglob("*"):
@@ -445,21 +444,21 @@ def test_an_attached_copy_of_the_remote_gives_the_dataset(stores: Stores, tmp_pa
             path.unlink()
     other = stores.clone_again()
     configure_dvc(other, scratch, Credentials())
-    assert_same(pull_dataset(other, DETECTION, scratch, Credentials(), inputs=tmp_path / "input").folder, tracked)
+    assert_same(pull_dataset(Session(other, scratch, scratch, DETECTION), inputs=tmp_path / "input").folder, tracked)
 
 
 def spoilt(path: Path) -> None:
-    """Write other bytes into an object."""
+    """Overwrite an object with other bytes."""
     path.chmod(0o644)
     path.write_bytes(b"other bytes")
 
 
 @pytest.mark.parametrize("spoil", [spoilt, Path.unlink], ids=["damaged", "lacking"])
-@pytest.mark.parametrize("which", ["listing", "pictures"])
-def test_what_an_attached_copy_lacks_or_has_wrong_comes_from_the_remote(
+@pytest.mark.parametrize("which", ["listing", "images"])
+def test_missing_and_damaged_objects_of_an_attached_copy_come_from_the_remote(
     stores: Stores, tmp_path: Path, spoil: Any, which: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Its word is never taken for its content: every hash is checked; DVC's complaints about it are not shown."""
+    """The hash of every object of a copy is checked; DVC's complaints about the copy are not shown."""
     tracked, scratch, copy = track(stores), tmp_path / "scratch", tmp_path / "input/copy/files"
     shutil.copytree(stores.storage / "files", copy)
     objects = [path for path in copy.rglob("*") if path.is_file()]
@@ -467,17 +466,17 @@ def test_what_an_attached_copy_lacks_or_has_wrong_comes_from_the_remote(
         spoil(path)
     other = stores.clone_again()
     configure_dvc(other, scratch, Credentials())
-    assert_same(pull_dataset(other, DETECTION, scratch, Credentials(), inputs=tmp_path / "input").folder, tracked)
+    assert_same(pull_dataset(Session(other, scratch, scratch, DETECTION), inputs=tmp_path / "input").folder, tracked)
     assert "ERROR" not in capfd.readouterr().err
 
 
-def test_a_lost_object_is_told_with_its_remedy(stores: Stores, tmp_path: Path) -> None:
-    """The pointer is there, what it points to is not."""
+def test_a_lost_object_is_reported_with_the_remedy(stores: Stores, tmp_path: Path) -> None:
+    """The `.dvc` file exists, and its object is missing on the remote."""
     pointer = (
         "outs:\n- md5: 0123456789abcdef0123456789abcdef.dir\n  size: 3\n  nfiles: 1\n  hash: md5\n  path: detection\n"
     )
     (stores.clone / "data").mkdir()
     (stores.clone / "data/detection.dvc").write_text(pointer)
     with pytest.raises(DatasetError, match="dvc pull") as caught:
-        pull_dataset(stores.clone, DETECTION, tmp_path, Credentials())
+        pull_dataset(Session(stores.clone, tmp_path, tmp_path, DETECTION))
     assert "ensure the DVC remote is accessible" in caught.value.remedy

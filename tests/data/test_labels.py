@@ -1,4 +1,4 @@
-"""Every line that ultralytics would drop is told with its place, and a label that is right is never complained of."""
+"""Every line that ultralytics would drop is reported with its place, and a valid label causes no complaint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lib.data.findings import EXAMPLES, Findings, Issue
-from lib.data.labels import LabelFormat, Picture, check_labels, label_path, read_objects
+from lib.data.labels import LabelFormat, LabelledImage, check_labels, label_path, read_objects
 
 POSE = LabelFormat(classes=2, keypoints=4, poses=True, image_size=640)
 BOXES = LabelFormat(classes=2, keypoints=0, poses=False, image_size=640)
@@ -27,19 +27,20 @@ FILLERS = {POSE: f"{RIGHT}\n{OTHER}", OUTLINES: f"{TRIANGLE}\n1 0 0 1 0 1 1 0 1"
 
 
 def find(folder: Path, *texts: str | bytes, form: LabelFormat = POSE, split: str = "train") -> Findings:
-    """Write a label for each text, and give what is found in them and in one more that lacks nothing."""
-    pictures = []
+    """Write a label for each text, and return the issues found in them and in one more complete label."""
+    images = []
     for number, text in enumerate([*texts, FILLERS.get(form, "0 .5 .5 .1 .1\n1 .5 .5 .1 .1")]):
         file = folder / f"{number}.txt"
         file.write_bytes(text if isinstance(text, bytes) else text.encode())
-        pictures.append(Picture(split, str(folder / f"{number}.jpg"), f"{number}.jpg", str(file), file.name, 640, 480))
+        name = f"{number}.jpg"
+        images.append(LabelledImage(split, str(folder / name), name, str(file), file.name, 640, 480))
     findings = Findings()
-    check_labels(pictures, form, NAMES, findings)
+    check_labels(images, form, NAMES, findings)
     return findings
 
 
 def changed(column: int, word: str) -> str:
-    """Give the right line with another word in a column."""
+    """Return the valid line with another word in one column."""
     words = RIGHT.split()
     words[column] = word
     return " ".join(words)
@@ -48,13 +49,13 @@ def changed(column: int, word: str) -> str:
 @pytest.mark.parametrize(
     "text", [RIGHT, f"{RIGHT}\n\n  \n{OTHER}\r\n", f"\ufeff{RIGHT}", "", "\n \n", changed(0, "1.0")]
 )
-def test_a_right_label_is_not_complained_of(tmp_path: Path, text: str) -> None:
-    """Blank lines, a byte-order mark, Windows' line ends and no object at all are right too."""
+def test_a_valid_label_has_no_issues(tmp_path: Path, text: str) -> None:
+    """Blank lines, a byte-order mark, CRLF line ends and an empty file are valid."""
     assert find(tmp_path, text, RIGHT, RIGHT, RIGHT).counts == {}
 
 
 @pytest.mark.parametrize(
-    ("line", "kind", "told"),
+    ("line", "kind", "expected"),
     [
         (RIGHT + " 0.5", Issue.COLUMNS, "18 columns, not 17"),
         (RIGHT.rpartition(" ")[0], Issue.COLUMNS, "16 columns, not 17"),
@@ -76,10 +77,10 @@ def test_a_right_label_is_not_complained_of(tmp_path: Path, text: str) -> None:
         (changed(10, "0.9"), Issue.VISIBILITY, "0.9"),
         (f"{OTHER}\n{OTHER}", Issue.TWICE, "1 0.5 0.5 0.4 0.2"),
         (changed(4, "0.004"), Issue.SMALL, "256.0 x 1.9 pixels"),
-        (changed(1, "0.1"), Issue.BEYOND, "by 0.100 of the picture"),
+        (changed(1, "0.1"), Issue.BEYOND, "by 0.100 of the image"),
         (changed(15, "0.75"), Issue.AWAY, "keypoint 3"),
         ("0 .5 .5 .4 .2 .7 .4 2 .3 .4 2 .3 .6 2 .7 .6 2", Issue.ORDER, "they run counter-clockwise (1 of 4 objects)"),
-        ("0 .5 .5 .4 .2 .3 .4 2 .7 .6 2 .7 .4 2 .3 .6 2", Issue.ORDER, "they make no convex shape (1 of 4 objects)"),
+        ("0 .5 .5 .4 .2 .3 .4 2 .7 .6 2 .7 .4 2 .3 .6 2", Issue.ORDER, "they form no convex shape (1 of 4 objects)"),
         (
             "0 .5 .5 .4 .2 .7 .6 2 .3 .6 2 .3 .4 2 .7 .4 2",
             Issue.ORDER,
@@ -87,22 +88,22 @@ def test_a_right_label_is_not_complained_of(tmp_path: Path, text: str) -> None:
         ),
     ],
 )
-def test_a_wrong_line_is_told_with_file_line_and_value(tmp_path: Path, line: str, kind: Issue, told: str) -> None:
-    """Each kind by an example; the first line of the file is right."""
+def test_an_invalid_line_is_reported_with_its_value(tmp_path: Path, line: str, kind: Issue, expected: str) -> None:
+    """Each kind of issue is reported with file, line and value; the valid first line is not."""
     found = find(tmp_path, f"{RIGHT}\n{line}")
     number = 1 + len(line.splitlines())
-    assert found.examples[kind] == [f"0.txt:{number}: {told}"]
+    assert found.examples[kind] == [f"0.txt:{number}: {expected}"]
     assert found.counts[kind] == 1
 
 
 def test_hidden_corners_have_no_order(tmp_path: Path) -> None:
-    """What is not labelled stands at 0 0, and lies neither in a wrong place nor in a wrong order."""
+    """An unlabelled keypoint at 0 0 is neither out of place nor out of order."""
     assert find(tmp_path, RIGHT.replace("0.7 0.6 2", "0 0 0")).counts == {}
 
 
 @pytest.mark.parametrize("angle", [-50, -20, 0, 30, 55])
 def test_a_slanting_id_is_in_order(tmp_path: Path, angle: int) -> None:
-    """Photographs are taken from where there is room."""
+    """The corners of a rotated text are in order up to 55 degrees."""
     import numpy as np
 
     turn = np.radians(angle)
@@ -113,45 +114,45 @@ def test_a_slanting_id_is_in_order(tmp_path: Path, angle: int) -> None:
     assert Issue.ORDER not in find(tmp_path, f"0 0.5 0.5 0.4 0.4 {points}").counts
 
 
-def test_what_is_no_text_is_told(tmp_path: Path) -> None:
-    """Ultralytics would drop the picture."""
+def test_a_label_that_is_not_text_is_reported(tmp_path: Path) -> None:
+    """A label that is not UTF-8 is an error: ultralytics would drop the image."""
     assert find(tmp_path, b"0 0.5 \xff").examples[Issue.TEXT] == ["0.txt: byte 6 is b'\\xff'"]
 
 
-def test_a_missing_label_is_a_picture_without_object(tmp_path: Path) -> None:
-    """As an empty one is; many of them are told, none at all is an error."""
-    pictures = [Picture("val", f"{n}.jpg", f"{n}.jpg", str(tmp_path / f"{n}.txt"), f"{n}.txt") for n in range(4)]
+def test_a_missing_label_means_an_image_without_objects(tmp_path: Path) -> None:
+    """Many images without a label are a warning; a split without any label is an error."""
+    images = [LabelledImage("val", f"{n}.jpg", f"{n}.jpg", str(tmp_path / f"{n}.txt"), f"{n}.txt") for n in range(4)]
     (tmp_path / "0.txt").write_text(f"{RIGHT}\n{OTHER}")
     findings = Findings()
-    check_labels(pictures, POSE, NAMES, findings)
-    assert findings.examples == {Issue.BACKGROUND: ["val: 3 of 4 pictures"]}
+    check_labels(images, POSE, NAMES, findings)
+    assert findings.examples == {Issue.BACKGROUND: ["val: 3 of 4 images"]}
     findings = Findings()
-    check_labels(pictures[1:], POSE, NAMES, findings)
-    assert findings.examples == {Issue.UNLABELLED: ["val: none of 3 pictures has an object"]}
+    check_labels(images[1:], POSE, NAMES, findings)
+    assert findings.examples == {Issue.UNLABELLED: ["val: none of 3 images has an object"]}
 
 
-def test_a_class_that_a_split_lacks_is_told(tmp_path: Path) -> None:
-    """With its name."""
-    picture = Picture("test", "a.jpg", "a.jpg", str(tmp_path / "a.txt"), "a.txt")
+def test_a_class_without_objects_in_a_split_is_reported(tmp_path: Path) -> None:
+    """The warning names the split and the class."""
+    image = LabelledImage("test", "a.jpg", "a.jpg", str(tmp_path / "a.txt"), "a.txt")
     (tmp_path / "a.txt").write_text(RIGHT)
     findings = Findings()
-    check_labels([picture], POSE, NAMES, findings)
+    check_labels([image], POSE, NAMES, findings)
     assert findings.examples == {Issue.ABSENT: ["test: 1 door"]}
 
 
 def test_boxes_may_be_trained_from_labels_with_keypoints(tmp_path: Path) -> None:
-    """Ultralytics leaves the keypoints away, where data.yaml tells of them; polygons are refused."""
+    """Boxes are read from lines with keypoints if data.yaml declares them; polygons are rejected."""
     boxes = "0 0.5 0.5 0.4 0.2"
     both = LabelFormat(classes=2, keypoints=4, poses=False, image_size=640)
     assert find(tmp_path, f"{boxes}\n{OTHER}", form=both).counts == {}
     assert find(tmp_path, boxes, form=BOXES).counts == {}
     assert find(tmp_path, f"{boxes}\n{RIGHT}", form=BOXES).examples[Issue.COLUMNS] == ["0.txt:2: 17 columns, not 5"]
-    told = find(tmp_path, "0 .1 .1 .2 .1 .2 .2", form=both).examples[Issue.COLUMNS]
-    assert told == ["0.txt:1: 7 columns, not 5 or 17"]
+    message = find(tmp_path, "0 .1 .1 .2 .1 .2 .2", form=both).examples[Issue.COLUMNS]
+    assert message == ["0.txt:1: 7 columns, not 5 or 17"]
 
 
-def test_outlines_of_any_number_of_corners_are_right(tmp_path: Path) -> None:
-    """Three are enough, four are no box, eight no box with keypoints; two objects may share a box, not an outline."""
+def test_polygons_of_any_number_of_corners_are_valid(tmp_path: Path) -> None:
+    """Polygons with three and more corners are valid; two objects may share a box, but not an outline."""
     eight = "1 .2 .1 .4 .1 .5 .2 .5 .4 .4 .5 .2 .5 .1 .4 .1 .2"
     bowtie = "0 0.1 0.1 0.5 0.6 0.5 0.1 0.1 0.55"
     mirrored = "0 0.5 0.1 0.1 0.2 0.3 0.6"
@@ -159,7 +160,7 @@ def test_outlines_of_any_number_of_corners_are_right(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "kind", "told"),
+    ("line", "kind", "expected"),
     [
         ("0 0.5 0.5 0.4 0.2", Issue.COLUMNS, "5 columns, not 7 or more, an odd number"),
         (f"{TRIANGLE} 0.5", Issue.COLUMNS, "8 columns, not 7 or more, an odd number"),
@@ -172,21 +173,21 @@ def test_outlines_of_any_number_of_corners_are_right(tmp_path: Path) -> None:
         ("0 0.1 0.1 0.5 0.1 0.5 0.104 0.1 0.104", Issue.SMALL, "256.0 x 1.9 pixels"),
     ],
 )
-def test_a_wrong_outline_is_told_with_file_line_and_value(tmp_path: Path, line: str, kind: Issue, told: str) -> None:
-    """Each kind by an example; the first line of the file is right."""
+def test_an_invalid_polygon_is_reported_with_its_value(tmp_path: Path, line: str, kind: Issue, expected: str) -> None:
+    """Each kind of issue of a polygon is reported with file, line and value; the valid first line is not."""
     found = find(tmp_path, f"{TRIANGLE}\n{line}", form=OUTLINES)
-    assert found.examples == {kind: [f"0.txt:2: {told}"]}
+    assert found.examples == {kind: [f"0.txt:2: {expected}"]}
 
 
-def test_an_object_with_an_outline_is_read_with_the_box_around_it(tmp_path: Path) -> None:
-    """What predictions are compared with; a line that stands there twice is one object."""
+def test_a_polygon_is_read_as_its_bounding_box(tmp_path: Path) -> None:
+    """A polygon is read as its bounding box; a repeated line counts as one object."""
     (tmp_path / "a.txt").write_text(f"{TRIANGLE}\n{TRIANGLE}\n")
     (row,) = read_objects(str(tmp_path / "a.txt"), polygons=True)
     assert row == pytest.approx([0, 0.3, 0.35, 0.4, 0.5])
 
 
-def test_a_report_counts_everything_and_shows_a_few(tmp_path: Path) -> None:
-    """Errors and warnings apart, the kinds always in one order."""
+def test_a_report_counts_all_issues_and_shows_a_few(tmp_path: Path) -> None:
+    """Errors and warnings are separate; each kind has its count and at most `EXAMPLES` examples."""
     bad = "\n".join([changed(2, "7"), changed(0, "9"), RIGHT, RIGHT] + [changed(1, "5")] * 5)
     found = find(tmp_path, bad)
     assert found.count(stops=True) == 7
@@ -198,7 +199,7 @@ def test_a_report_counts_everything_and_shows_a_few(tmp_path: Path) -> None:
 
 
 def test_labels_are_looked_for_where_ultralytics_does() -> None:
-    """The last `images` becomes `labels`; without one the label stands beside its picture."""
+    """The last folder `images` becomes `labels`; without one the label is next to its image."""
     assert label_path("/a/images/b/images/c/d.e.jpg") == "/a/images/b/labels/c/d.e.txt"
     assert label_path("/a/pictures/d.jpg") == "/a/pictures/d.txt"
     assert label_path("/images.jpg") == "/images.txt"
@@ -241,24 +242,24 @@ many = settings(deadline=None, max_examples=60, suppress_health_check=[HealthChe
 
 @many
 @given(label)
-def test_no_right_label_is_an_error(tmp_path: Path, lines: list[str]) -> None:
-    """Whatever it holds; warnings may be."""
+def test_no_valid_label_is_an_error(tmp_path: Path, lines: list[str]) -> None:
+    """Any valid label passes without an error."""
     assert find(tmp_path, "\n".join(lines)).lines(stops=True) == []
 
 
 @many
 @given(corrupted())
 def test_every_single_wrong_field_is_found(tmp_path: Path, wrong: tuple[list[str], int]) -> None:
-    """With its line."""
+    """Any single wrong field is reported with its line."""
     lines, number = wrong
     found = find(tmp_path, "\n".join(lines))
-    told = [example for kind in Issue if kind.stops for example in found.examples.get(kind, [])]
-    assert [example.partition(": ")[0] for example in told] == [f"0.txt:{number}"]
+    shown = [example for kind in Issue if kind.stops for example in found.examples.get(kind, [])]
+    assert [example.partition(": ")[0] for example in shown] == [f"0.txt:{number}"]
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Give ultralytics' own check of one picture and its label."""
+    """Return ultralytics' module that checks an image and its label."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("YOLO_CONFIG_DIR", str(tmp_path_factory.mktemp("ultralytics")))
         from ultralytics.data import utils
@@ -269,7 +270,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @many
 @given(st.one_of(corrupted(), st.tuples(label, st.just(0))))
 def test_what_ultralytics_drops_is_an_error_here(library: Any, tmp_path: Path, case: tuple[list[str], int]) -> None:
-    """The library drops a picture whose label it dislikes, and trains on with the others."""
+    """Each label that makes ultralytics drop its image is an error here."""
     from PIL import Image
 
     lines, number = case
@@ -294,10 +295,10 @@ odd_words = st.sampled_from(["-0.1", "1.1", "2", "nan", "x", "0.5 0.5", "", "0.2
 
 @many
 @given(st.lists(outline, min_size=1, max_size=5), st.data())
-def test_what_ultralytics_drops_of_outlines_is_an_error_here(
+def test_a_polygon_that_ultralytics_drops_is_an_error_here(
     library: Any, tmp_path: Path, lines: list[str], data: st.DataObject
 ) -> None:
-    """The same for polygons, right ones and ones with a word changed, doubled or missing."""
+    """Each polygon label that makes ultralytics drop its image is an error here, also with a changed word."""
     from PIL import Image
 
     if data.draw(st.booleans()):
@@ -313,11 +314,11 @@ def test_what_ultralytics_drops_of_outlines_is_an_error_here(
     assert errors or (kept is not None and len(rows) == len(outlines) > 0)
 
 
-def test_labels_and_pictures_are_named_as_ultralytics_names_them(library: Any) -> None:
-    """The rules that are repeated here are the installed library's."""
-    from lib.data.splits import PICTURES
+def test_labels_and_images_are_named_as_in_ultralytics(library: Any) -> None:
+    """The label paths and the image formats equal those of the installed library."""
+    from lib.data.splits import FORMATS
 
     paths = ["/a/images/b/images/c/d.e.jpg", "/a/pictures/d.jpg", "/a/images/b.PNG", "/images.jpg"]
     assert [label_path(path) for path in paths] == library.img2label_paths(paths)
-    assert library.IMG_FORMATS == PICTURES
+    assert library.IMG_FORMATS == FORMATS
     assert os.sep == "/"

@@ -1,10 +1,10 @@
-"""A Google Drive on loopback, over real HTTP, for the real client: what the tests need of Drive v2 and of its tokens.
+"""A Google Drive on loopback for the real client: the parts of Drive v2 and of its tokens that the tests need.
 
-It behaves as Drive does where that has hurt: a title may stand many times in a folder, also for folders; searching
-titles ignores case; a trashed folder hides what is in it; listings come in pages; an upload is seen when its last
-byte has come, and a finished one can still be asked for. It signs users in by way of their browser, renews
-their tokens, and gives tokens to service accounts, whose signature it verifies. It cannot tell what Google changes, and
-knows only My Drive.
+It has the properties of Drive that have caused defects: a folder may contain several files or folders of one title;
+searching titles ignores case; a trashed folder hides its content; listings have pages; an upload is visible after its
+last byte, and its session can still be queried then. It signs users in through their browser, renews their tokens, and
+issues tokens to service accounts, whose signature it verifies. Cannot: follow changes of Google, or emulate shared
+drives.
 
     with DriveEmulator() as drive, client_pointed_at(drive):
         configure_clone(clone, drive, scratch)
@@ -34,7 +34,7 @@ from loopback import Answer, LoopbackHandler, LoopbackServer, html_answer, json_
 from lib.remotes.credentials import Credentials
 
 FOLDER = "application/vnd.google-apps.folder"
-STEP = 256 * 1024  # of a resumable upload: only the last piece may be something else than a multiple of it
+STEP = 256 * 1024  # every piece of a resumable upload but the last must be a multiple of this
 
 CANARIES = {
     "access_token": "ya29.canary-access-token",
@@ -51,22 +51,22 @@ SCOPE = "https://www.googleapis.com/auth/drive"
 Consent = Literal[
     "given",
     "refused",
-    "without Drive",  # the user has not ticked its box
-    "without a refresh token",  # as without prompt=consent, the second time
-    "of an app in Testing",  # which ends after seven days
+    "without Drive",  # the user has not ticked the box of Drive
+    "without a refresh token",  # as at the second time without prompt=consent
+    "of an app in Testing",  # expires after seven days
 ]
 
 Kind = Literal[
     "quota",  # 403 storageQuotaExceeded
     "rate limit",  # 403 userRateLimitExceeded
-    "too many",  # 429, from a front end: its body is no JSON
-    "unavailable",  # 503, the same
+    "too many",  # 429 from a front end: its body is not JSON
+    "unavailable",  # 503 from a front end
     "forbidden",  # 403 insufficientFilePermissions
-    "late",  # done and answered, a second later
+    "late",  # the request is done, and the answer is sent a second later
     "cut",  # the connection ends before anything is done
-    "cut body",  # the connection ends in the middle of what the client sends
-    "cut answer",  # it is done, and the connection ends in the middle of the answer
-    "lost answer",  # it is done, and no answer comes
+    "cut body",  # the connection ends in the middle of the request's body
+    "cut answer",  # the request is done, and the connection ends in the middle of the answer
+    "lost answer",  # the request is done, and no answer is sent
 ]
 PAGES = {"too many": 429, "unavailable": 503}
 REFUSALS: Mapping[str, tuple[int, str, str]] = {
@@ -94,7 +94,7 @@ class _Item:
 
 @dataclass
 class _Session:
-    """A resumable upload; `item` is there when it is whole."""
+    """A resumable upload; `item` is set when it is complete."""
 
     body: dict[str, Any]
     size: int
@@ -104,7 +104,7 @@ class _Session:
 
 @dataclass(frozen=True)
 class _Code:
-    """What a user has agreed to, until the client fetches the tokens for it."""
+    """A user's consent, until the client fetches the tokens for it."""
 
     redirect_uri: str
     challenge: str
@@ -129,7 +129,7 @@ class DriveEmulator(LoopbackServer[Kind]):
             self._faults = []
             self.largest_page = 1000
             self.capacity: int | None = None
-            """Bytes that the account may hold; None is without end."""
+            """The quota of the account in bytes; None is unlimited."""
             self.latency = 0.0
             """Seconds before each answer."""
             self._items = {self.root_id: _Item(self.root_id, "remote", FOLDER, [])}
@@ -146,10 +146,10 @@ class DriveEmulator(LoopbackServer[Kind]):
             self._services: dict[str, Any] = {}  # e-mail → public key
             self._numbers = iter(range(1, 10**6))
 
-    # ── what a test sees and does ──────────────────────────────────────────────────────────────────────────────────
+    # ── the test's interface ───────────────────────────────────────────────────────────────────────────────────────
 
     def files(self) -> dict[str, list[tuple[str, bytes]]]:
-        """Give every file that is not in the trash by its path below the root folder: ids and bytes, oldest first."""
+        """Return {path below the root: [(id, bytes)]} of the files that are not in the trash, oldest first."""
         found: dict[str, list[tuple[str, bytes]]] = {}
         with self._lock:
             for item in self._items.values():
@@ -158,7 +158,7 @@ class DriveEmulator(LoopbackServer[Kind]):
         return found
 
     def folders(self) -> dict[str, list[str]]:
-        """Give every folder below the root that is not in the trash by its path: ids, oldest first."""
+        """Return {path below the root: [id]} of the folders that are not in the trash, oldest first."""
         found: dict[str, list[str]] = {}
         with self._lock:
             for item in self._items.values():
@@ -167,24 +167,24 @@ class DriveEmulator(LoopbackServer[Kind]):
         return found
 
     def revoke(self) -> None:
-        """Do as when the user takes the permission back: no token works any more, and none is given."""
+        """Revoke the user's permission: no token is valid, and none is issued."""
         with self._lock:
             self._access.clear()
             self._refresh.clear()
 
     def restore(self) -> None:
-        """Give the permission again, under the same tokens."""
+        """Make the original tokens valid again."""
         with self._lock:
             self._access.add(CANARIES["access_token"])
             self._refresh.add(CANARIES["refresh_token"])
 
     def expire(self) -> None:
-        """End every access token's life; the refresh token gives new ones."""
+        """Expire every access token; the refresh token stays valid."""
         with self._lock:
             self._access.clear()
 
     def make_service_account(self, email: str = "robot@project.iam.gserviceaccount.com") -> dict[str, str]:
-        """Make one, and give its key as Google's console downloads it."""
+        """Create a service account, and return its key as Google's console downloads it."""
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import rsa
 
@@ -205,7 +205,7 @@ class DriveEmulator(LoopbackServer[Kind]):
         }
 
     def oauth_client(self) -> dict[str, dict[str, object]]:
-        """Give the OAuth client of the user as Google's console downloads it: of type Desktop app."""
+        """Return the user's OAuth client of type Desktop app, as Google's console downloads it."""
         return {
             "installed": {
                 "client_id": CANARIES["client_id"],
@@ -218,29 +218,32 @@ class DriveEmulator(LoopbackServer[Kind]):
         }
 
     def put(self, path: str, data: bytes, *, folder: str | None = None) -> str:
-        """Store one more file as another client would, in the folder of this id or the first of that path. Its id."""
+        """Store one more file as another client would, in the folder with this id or in the first one of the path.
+
+        Return the file's id.
+        """
         parents, _, title = path.rpartition("/")
         with self._lock:
             return self._add({"title": title, "parents": [{"id": folder or self.make_folder(parents)}]}, data).id
 
     def make_folder(self, path: str, *, twin: bool = False) -> str:
-        """Give the folder of that path, made where there is none; with `twin`, one more of the last name."""
+        """Return the id of the folder at the path, created if missing; with `twin`, create one more of that name."""
         with self._lock:
             here = self.root_id
             for depth, title in enumerate(names := path.split("/"), 1):
-                standing = [item.id for item in self._children(here) if item.title == title]
-                if standing and not (twin and depth == len(names)):
-                    here = standing[0]
+                existing = [item.id for item in self._children(here) if item.title == title]
+                if existing and not (twin and depth == len(names)):
+                    here = existing[0]
                 else:
                     here = self._add({"title": title, "parents": [{"id": here}], "mimeType": FOLDER}, b"").id
             return here
 
     def trash(self, item_id: str) -> None:
-        """Put a file or folder into the trash."""
+        """Move a file or folder to the trash."""
         with self._lock:
             self._items[item_id].trashed = True
 
-    # ── what it holds ──────────────────────────────────────────────────────────────────────────────────────────────
+    # ── content ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _add(self, body: Mapping[str, Any], data: bytes) -> _Item:
         item = _Item(
@@ -344,7 +347,7 @@ class _Handler(LoopbackHandler):
 
     do_GET = do_POST = do_PUT = do_DELETE = _handle  # noqa: N815  the names that http.server looks for
 
-    # ── what is asked for ──────────────────────────────────────────────────────────────────────────────────────────
+    # ── requests ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _refuse(self, status: int, reason: str, message: str) -> Answer:
         return _json(_Refusal(status, reason, message).body, status)
@@ -371,7 +374,7 @@ class _Handler(LoopbackHandler):
         return self._treat(path, method, query)
 
     def _service(self, token: str) -> str | None:
-        """Give the e-mail of the service account that a token belongs to."""
+        """Return the e-mail of the service account that a token belongs to."""
         return token.partition("c.")[2].rpartition(".")[0] if token.startswith("ya29.c.") else None
 
     def _tell_quota(self, email: str) -> Answer:
@@ -385,7 +388,7 @@ class _Handler(LoopbackHandler):
         return _json(about | ({} if total is None else {"quotaBytesTotal": str(total)}))
 
     def _treat(self, path: str, method: str, query: Mapping[str, str]) -> Answer:
-        """Do what is asked with one file."""
+        """Answer a request for one file."""
         found = re.fullmatch(r"/drive/v2/files/([\w-]+)(/trash)?", path)
         if not found or found[1] not in self.service._items:
             raise _Refusal(404, "notFound", f"File not found: {found[1] if found else path}")
@@ -400,7 +403,7 @@ class _Handler(LoopbackHandler):
         return _json(_project(self.service._describe(item), query.get("fields")))
 
     def _ask_user(self, query: Mapping[str, str]) -> Answer:
-        """Be the pages on which a user agrees: send the browser back to the client."""
+        """Answer like the consent pages: redirect the browser to the client."""
         wanted = {"response_type": "code", "client_id": CANARIES["client_id"], "code_challenge_method": "S256",
                   "access_type": "offline", "prompt": "consent", "scope": SCOPE}  # fmt: skip
         loopback = urlsplit(query.get("redirect_uri", "")).hostname in ("127.0.0.1", "localhost")
@@ -431,7 +434,7 @@ class _Handler(LoopbackHandler):
         return {"access_token": token, "expires_in": 3599, "token_type": "Bearer"}
 
     def _give_first_tokens(self, form: Mapping[str, str]) -> Answer:
-        """Give the tokens for a code, once, to whoever asked for it."""
+        """Return the tokens for a code, once, to the client that requested the code."""
         code = self.service._codes.pop(form.get("code", ""), None)
         verifier = hashlib.sha256(form.get("code_verifier", "").encode()).digest()
         challenge = base64.urlsafe_b64encode(verifier).rstrip(b"=").decode()
@@ -448,15 +451,15 @@ class _Handler(LoopbackHandler):
         return _json(given)
 
     def _give_service_token(self, assertion: str) -> Answer:
-        """Give a token for what a service account has signed."""
+        """Return a token for a service account's signed assertion."""
         from cryptography.exceptions import InvalidSignature
         from cryptography.hazmat.primitives import hashes
         from cryptography.hazmat.primitives.asymmetric import padding
 
         signed, _, signature = assertion.rpartition(".")
-        said = json.loads(_base64(signed.partition(".")[2]))
+        claims = json.loads(_base64(signed.partition(".")[2]))
         refusal = {"error": "invalid_grant", "error_description": "Invalid JWT Signature."}
-        key = self.service._services.get(said["iss"])
+        key = self.service._services.get(claims["iss"])
         if key is None:
             return _json(refusal | {"error_description": "Invalid grant: account not found"}, 400)
         try:
@@ -464,11 +467,12 @@ class _Handler(LoopbackHandler):
         except InvalidSignature:
             return _json(refusal, 400)
         now = time.time()
-        if said["aud"] != f"{self.service.url}/token" or not said["iat"] - 60 < now < said["exp"] <= said["iat"] + 3600:
+        issued = claims["iat"]
+        if claims["aud"] != f"{self.service.url}/token" or not issued - 60 < now < claims["exp"] <= issued + 3600:
             return _json(refusal | {"error_description": "Invalid JWT: Token must be a short-lived token"}, 400)
-        if SCOPE not in said["scope"].split():
+        if SCOPE not in claims["scope"].split():
             return _json({"error": "invalid_scope", "error_description": "Invalid OAuth scope"}, 400)
-        return _json(self._new_token(f"ya29.c.{said['iss']}.{secrets.token_hex(8)}"))
+        return _json(self._new_token(f"ya29.c.{claims['iss']}.{secrets.token_hex(8)}"))
 
     def _list(self, query: Mapping[str, str]) -> Answer:
         fits = _Search(query.get("q", ""), self.service).read()
@@ -494,7 +498,7 @@ class _Handler(LoopbackHandler):
 
     def _upload(self, method: str, query: Mapping[str, str], body: bytes) -> Answer:
         if query.get("uploadType") != "resumable":
-            raise _Refusal(400, "badRequest", "this emulator takes resumable uploads alone")
+            raise _Refusal(400, "badRequest", "this emulator accepts only resumable uploads")
         if method == "POST":
             size = int(self.headers.get("X-Upload-Content-Length") or 0)
             if self.service.capacity is not None and self.service._used() + size > self.service.capacity:
@@ -505,7 +509,7 @@ class _Handler(LoopbackHandler):
                 raise _Refusal(403, "storageQuotaExceeded", text)
             wanted = json.loads(body)
             self._check_parents(wanted)
-            name = f"{secrets.token_hex(8)}-{wanted['title']}"  # a fault can name what it is for
+            name = f"{secrets.token_hex(8)}-{wanted['title']}"  # with the title, so that a fault can match it
             self.service._sessions[name] = _Session(wanted, size)
             return Answer(200, headers={"Location": f"{self.service.url}{self.path}&upload_id={name}"})
         session = self.service._sessions.get(query.get("upload_id", ""))
@@ -527,7 +531,7 @@ class _Handler(LoopbackHandler):
             session.data[first:] = body
         if len(session.data) == session.size:
             session.item = self.service._add(session.body, bytes(session.data))
-            session.data.clear()  # the file has it
+            session.data.clear()  # the file has the bytes now
 
     def _download(self, data: bytes) -> Answer:
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
@@ -540,7 +544,7 @@ class _Handler(LoopbackHandler):
         return Answer(206, data[first : last + 1], {"Content-Range": f"bytes {first}-{last}/{len(data)}"})
 
 
-# ── Drive's two little languages ──────────────────────────────────────────────────────────────────────────────────────
+# ── Drive's languages of searches and of fields ───────────────────────────────────────────────────────────────────────
 
 _TOKENS = re.compile(r"\s*(?:('(?:[^'\\]|\\.)*')|([()=])|(\w+))")
 
@@ -563,7 +567,7 @@ class _Search:
             end = found.end()
 
     def read(self) -> Fits:
-        """Give the predicate that it stands for."""
+        """Return the predicate of the search."""
         fits = self._either() if self._tokens else (lambda _item: True)
         if self._tokens:
             raise self._invalid()
@@ -573,7 +577,7 @@ class _Search:
         return _Refusal(400, "invalid", f"Invalid query: {self._query}")
 
     def _take(self, *expected: str) -> str:
-        """Take one token, or these."""
+        """Consume one token, or the expected ones; return the last."""
         for wanted in expected or ("",):
             if not self._tokens or (wanted and self._tokens[0] != wanted):
                 raise self._invalid()
@@ -629,7 +633,7 @@ def _text(token: str) -> str:
 
 
 def _project(content: Any, fields: str | None) -> Any:
-    """Keep what `fields` names: `id,title` or `nextPageToken,items(id,title)`."""
+    """Return only the fields that `fields` names: `id,title` or `nextPageToken,items(id,title)`."""
     if not fields or fields == "*":
         return content
     if isinstance(content, list):
@@ -664,7 +668,7 @@ cache.get_static_doc = get_static_doc
 
 @contextlib.contextmanager
 def client_pointed_at(drive: DriveEmulator) -> Iterator[None]:
-    """Let Google's client speak to the emulator instead, in this process."""
+    """Make Google's client in this process use the emulator."""
     import googleapiclient.discovery_cache as cache
 
     real = cache.get_static_doc
@@ -676,14 +680,14 @@ def client_pointed_at(drive: DriveEmulator) -> Iterator[None]:
 
 
 def write_sitecustomize(folder: Path, drive: DriveEmulator) -> Path:
-    """Write a folder that, first on PYTHONPATH, lets child processes speak to the emulator. Give the folder."""
+    """Write and return a folder that, first on PYTHONPATH, makes child processes use the emulator."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sitecustomize.py").write_text(SITECUSTOMIZE.format(url=drive.url), encoding="utf-8")
     return folder
 
 
 def write_credentials(file: Path, drive: DriveEmulator, **changed: str) -> Path:
-    """Write the credentials as the project does, with the address where the emulator gives tokens."""
+    """Write the credentials as the project does, with the address at which the emulator issues tokens."""
     Credentials(drive={**CANARIES, **changed}, source="the test").write_drive_file(file)
     content = json.loads(file.read_text(encoding="utf-8"))
     content["token_uri"] = f"{drive.url}/token"
@@ -692,7 +696,7 @@ def write_credentials(file: Path, drive: DriveEmulator, **changed: str) -> Path:
 
 
 def name_remote(clone: Path, drive: DriveEmulator) -> None:
-    """Name the emulator as the clone's default DVC remote, without credentials."""
+    """Configure the emulator as the clone's default DVC remote, without credentials."""
     (clone / ".dvc").mkdir(exist_ok=True)
     (clone / ".dvc" / "config").write_text(
         f"[core]\n    remote = storage\n['remote \"storage\"']\n    url = gdrive://{drive.root_id}\n", encoding="utf-8"
@@ -700,7 +704,7 @@ def name_remote(clone: Path, drive: DriveEmulator) -> None:
 
 
 def configure_clone(clone: Path, drive: DriveEmulator, scratch: Path, **changed: str) -> None:
-    """Name the emulator as the clone's default DVC remote, with a credentials file in `scratch`."""
+    """Configure the emulator as the clone's default DVC remote, with a credentials file in `scratch`."""
     file = write_credentials(scratch / "gdrive.json", drive, **changed)
     name_remote(clone, drive)
     (clone / ".dvc" / "config.local").write_text(

@@ -1,8 +1,8 @@
-"""Every service of a whole run on loopback: a Google Drive, a private Git repository with tokens and, if asked, W&B.
+"""All services of a whole run on loopback: a Google Drive, a private Git repository with tokens, and optionally W&B.
 
-The clients are the real ones; only the addresses that Google's and W&B's have built in are others. What a sandbox
-holds stands there: its repository on the Git host, its DVC remote on the Drive, which is written back at the end.
-The credentials are made anew each time, so that whoever finds one somewhere knows from which run it leaked.
+The clients are the real ones; only the built-in addresses of Google's and W&B's clients are replaced. The services
+contain a sandbox: its repository is on the Git host, its DVC remote on the Drive, which is written back at the end. The
+credentials are new each time, so that a leaked one shows from which run it leaked.
 
     with EmulatedServices(folder, sandbox) as services:
         notebook = bake(..., services.parameters)
@@ -32,8 +32,8 @@ from lib.sandbox.make import Sandbox, _commit
 
 REPOSITORY = "octocat/kaggle-training"
 
-# The first on PYTHONPATH: it reaches the kernel and every Python below it. Modules are changed when they are imported,
-# not before: importing them here would put packages into a process that has yet to install them.
+# First on PYTHONPATH, so that it applies to the kernel and every Python subprocess. Modules are changed when they are
+# imported: importing them here would load packages into a process that has not installed them yet.
 SITECUSTOMIZE = """
 import importlib.util
 import os
@@ -78,7 +78,7 @@ if NOTES:
     sys.addaudithook(note)
 """
 NOTES = "EMULATED_SERVICES_NOTES"
-"""Names a file in the kernel's environment: program and arguments of whatever Python starts are written there."""
+"""The variable that names a file: the kernel writes there the program and arguments of every subprocess."""
 
 
 class _Handler(drive_emulator._Handler):
@@ -100,8 +100,8 @@ class _Handler(drive_emulator._Handler):
 class EmulatedServices:
     """The services of one session, which serve while it is entered.
 
-    `folder` is for what must not lie in a run's working folder: `secrets.json`, and what the kernel needs to find the
-    services. With `wandb` there is a W&B, which knows the session's key; without it curves are recorded offline.
+    `folder` is for files that must not be in a run's working folder: `secrets.json`, and the files by which the kernel
+    finds the services. `wandb` adds a W&B that accepts the session's key; without it curves are recorded offline.
     """
 
     def __init__(self, folder: Path, sandbox: Sandbox | None = None, *, wandb: bool = False) -> None:
@@ -114,17 +114,17 @@ class EmulatedServices:
             "GDRIVE_USER_CREDENTIALS": {
                 **drive_emulator.CANARIES,
                 "access_token": f"ya29.{secrets.token_urlsafe(60)}",
-                "refresh_token": f"1//0{secrets.token_urlsafe(60)}",  # its slashes are quoted on their way
+                "refresh_token": f"1//0{secrets.token_urlsafe(60)}",  # its slashes are quoted in requests
                 "client_secret": f"GOCSPX-{secrets.token_urlsafe(21)}",
             },
             "GITHUB_TOKEN": f"ghp_{secrets.token_hex(18)}",
         }
-        """What stands in `secrets.json`; `write_secrets` writes it again."""
+        """The content of `secrets.json`; `write_secrets` writes it again."""
         if self.wandb is not None:
             self.values["WANDB_API_KEY"] = secrets.token_hex(20)
             self.wandb.keys = {self.values["WANDB_API_KEY"]}
         self.parameters: dict[str, str] = {}
-        """What the notebook is told: `repository`, `commit` and `secrets`."""
+        """The notebook's parameters: `repository`, `commit` and `secrets`."""
         self._sandbox = sandbox
         self._stack = contextlib.ExitStack()
         self._given: list[str] = []
@@ -157,10 +157,10 @@ class EmulatedServices:
             if self._sandbox is not None:
                 self.store(self._sandbox.remote)
 
-    # ── what they hold ─────────────────────────────────────────────────────────────────────────────────────────────
+    # ── content ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def adopt(self, sandbox: Sandbox) -> dict[str, str]:
-        """Put a sandbox's repository and dataset on the services, and give the notebook's parameters for them."""
+        """Copy a sandbox's repository and dataset to the services; return the notebook's parameters for them."""
         self._sandbox = sandbox
         for file in sorted(path for path in sandbox.remote.rglob("*") if path.is_file()):
             self.put(file.relative_to(sandbox.remote).as_posix(), file.read_bytes())
@@ -176,7 +176,7 @@ class EmulatedServices:
         self.drive.put(path, data, folder=None if "/" in path else self.drive.root_id)
 
     def store(self, remote: Path) -> None:
-        """Make a folder hold what the Drive holds, the oldest of twins: a later session finds it there."""
+        """Copy the Drive's content to a folder, the oldest of twins, so that a later session finds it there."""
         files = {remote / path: copies[0][1] for path, copies in self.drive.files().items()}
         for path in [path for path in remote.rglob("*") if path.is_file() and path not in files]:
             path.unlink()
@@ -184,10 +184,10 @@ class EmulatedServices:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
 
-    # ── who is let in ──────────────────────────────────────────────────────────────────────────────────────────────
+    # ── credentials ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def restore(self) -> None:
-        """Let in the user of `values`, and nobody else: no rule, no fault, no limit, nothing in the trash."""
+        """Accept only the user of `values`; delete all rules, faults and limits, and restore files from the trash."""
         self.values.pop("GDRIVE_SERVICE_ACCOUNT", None)
         drive = self.values["GDRIVE_USER_CREDENTIALS"]
         with self.drive._lock:
@@ -205,18 +205,18 @@ class EmulatedServices:
             self.wandb.keys = {self.values["WANDB_API_KEY"]}
 
     def use_service_account(self, **changed: str) -> dict[str, str]:
-        """Let `secrets.json` hold a new service account in place of the user's, with these fields. Its key."""
+        """Replace the user's account in `secrets.json` by a new service account with these fields; return its key."""
         key = self.values["GDRIVE_SERVICE_ACCOUNT"] = self.drive.make_service_account() | changed
         self.write_secrets(GDRIVE_USER_CREDENTIALS=None, WANDB_API_KEY=None)
         return key
 
     def write_secrets(self, text: str | None = None, **changed: object) -> None:
-        """Write `secrets.json` with other values, or other text; what is None is left out."""
+        """Write `secrets.json` with changed values, or with a text; values of None are left out."""
         values = {name: value for name, value in {**self.values, **changed}.items() if value is not None}
         write_private(self.secrets_file, json.dumps(values, indent=2) if text is None else text)
 
     def canaries(self) -> dict[str, str]:
-        """Give every value that must not be seen, by its name: those of `secrets.json`, and tokens given out since."""
+        """Return every secret value by its name: those of `secrets.json`, and the tokens that were issued since."""
         drive = self.values["GDRIVE_USER_CREDENTIALS"]
         found = {name: drive[name] for name in ("access_token", "refresh_token", "client_secret")}
         found |= {name: value for name, value in self.values.items() if isinstance(value, str)}
@@ -224,10 +224,10 @@ class EmulatedServices:
             found["private_key"] = self.values["GDRIVE_SERVICE_ACCOUNT"]["private_key"]
         return found | {f"token {number} given out": token for number, token in enumerate(self._given, 1)}
 
-    # ── what a kernel needs to find them ───────────────────────────────────────────────────────────────────────────
+    # ── environment ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def environment(self) -> dict[str, str]:
-        """Give an environment in which programs speak to these services, and know of no other account."""
+        """Return an environment in which programs use these services, and no other account."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
         for name in NAMES:
             kept.pop(name, None)
@@ -242,7 +242,7 @@ class EmulatedServices:
 
     @contextlib.contextmanager
     def around_this_process(self) -> Iterator[None]:
-        """Give this process that environment, for the kernels it starts."""
+        """Set that environment in this process, for the kernels that it starts."""
         before, given = dict(os.environ), self.environment()
         try:
             os.environ.clear()

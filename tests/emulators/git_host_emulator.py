@@ -1,9 +1,9 @@
-"""A Git host on loopback, for the real git client over its real protocol: smart HTTP, tokens, and a host's refusals.
+"""A Git host on loopback for the real git client: smart HTTP, tokens, and a host's refusals.
 
-What speaks the protocol is Git itself (`git http-backend`); this adds what a host puts around it: accounts and their
-rights, rules for refs, and the wire's faults. The answers to a wrong token, a hidden repository, a token without a
-right and a protected branch are worded as GitHub words them. It cannot tell what a host changes, speaks plain HTTP,
-and knows no accounts that are added or lose a right in the middle of one request.
+Git itself implements the protocol (`git http-backend`); the emulator adds what a host adds: accounts and their rights,
+rules for refs, and faults of requests. The answers to a wrong token, a hidden repository, a token without a right and a
+protected branch have GitHub's wording. Cannot: follow changes of a host, serve HTTPS, or change an account during a
+request.
 
     with GitHost(folder) as host:
         host.add_repository("owner/name", bare)
@@ -24,7 +24,6 @@ import os
 import re
 import subprocess
 import tempfile
-import threading
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,14 +41,14 @@ Kind = Literal[
     "502",
     "503",
     "cut",  # the connection ends before anything is done
-    "cut answer",  # it is done, and the connection ends in the middle of the answer
-    "lost answer",  # it is done, and no answer comes
-    "silent",  # nothing is done for `silence` seconds, then all is well; nothing at all if the host is closed before
-    "late",  # it is done, and the answer comes `silence` seconds later
+    "cut answer",  # the request is done, and the connection ends in the middle of the answer
+    "lost answer",  # the request is done, and no answer is sent
+    "silent",  # the request is done after `silence` seconds, or never if the host is closed before
+    "late",  # the request is done, and the answer is sent `silence` seconds later
 ]
 
-# Run by Git for each ref of a push. What it refuses, it says in the file of reasons: Git itself would tell the client
-# no more than "hook declined". Without that file the push did not come through this host.
+# Run by Git for each ref of a push. It writes the reason of a refusal to a file, because Git itself reports only "hook
+# declined" to the client. If no such file is given, the push was not made over HTTP.
 UPDATE_HOOK = r"""#!/bin/sh
 ref=$1 new=$3
 [ -n "$GIT_HOST_REASONS" ] || exit 0
@@ -85,40 +84,40 @@ fi
 
 @dataclass(frozen=True)
 class Account:
-    """Whom a token speaks for, what it may do, and where; no repositories named means all of them."""
+    """The user of a token, its rights, and the repositories for which they hold; none means all repositories."""
 
     name: str
     rights: frozenset[Right]
     repositories: frozenset[str] = frozenset()
 
     def may(self, right: Right, repository: str) -> bool:
-        """Whether the token has this right there."""
+        """Return whether the token has this right for the repository."""
         return right in self.rights and (not self.repositories or repository in self.repositories)
 
 
 @dataclass
 class Request:
-    """One request as it came, and what became of it; never the token itself."""
+    """One request and its outcome, without the token itself."""
 
     method: str
     path: str
     service: str
     """`git-upload-pack` (reading) or `git-receive-pack` (writing)."""
     asks: str = ""
-    """What the body wants: `ls-refs` or `fetch` of a reader, the refs that a writer moves."""
+    """The command of a reader's body, `ls-refs` or `fetch`; the refs that a writer's body updates."""
     encoding: str = ""
-    """How the body came: `chunked`, `gzip`, both, or plain."""
+    """The encodings of the body: `chunked`, `gzip`, both, or empty."""
     has_token: bool = False
     authorised: bool = False
     status: int = 0
-    """Of the answer; 0 while, or if, there is none."""
+    """The status of the answer; 0 if there is none, or none yet."""
 
     def __str__(self) -> str:
         return f"{self.method} {self.path} {self.service} {self.asks}".rstrip()
 
 
-def _told(status: int, text: str, **headers: str) -> Answer:
-    """Give an answer that git shows to its user as `remote: …`: it does so for plain text alone."""
+def _text_answer(status: int, text: str, **headers: str) -> Answer:
+    """Return a plain text answer, which git shows to its user as `remote: …`."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return Answer(status, text.encode(), {"Content-Type": "text/plain; charset=UTF-8", **named})
 
@@ -136,36 +135,36 @@ class GitHost(LoopbackServer[Kind]):
         self.public: set[str] = set()
         """Repositories (`owner/name`) that may be read without a token; all others are private."""
         self.renamed: dict[str, str] = {}
-        """Repositories that have another name now: the old name is answered with a redirect."""
+        """Repositories that were renamed: requests for the old name are redirected to the new one."""
         self.moved_to = ""
-        """Another host's address: every request is redirected there."""
+        """Another host's address, to which every request is redirected; empty for none."""
         self.denial = "Permission to {repository}.git denied to {user}."
-        """Said (403) to a token that may not write; `Write access to repository not granted.` is the other wording."""
+        """The answer (403) to a read-only token; `Write access to repository not granted.` is the other wording."""
         self.protected: Sequence[str] = ()
-        """Refs that nobody may create, move or delete, as the shell's patterns."""
+        """Shell patterns of refs that may not be created, updated or deleted."""
         self.rule: Literal["GH006", "GH013"] = "GH013"
-        """What a protected ref is refused as: a protected branch, or a rule of the repository."""
+        """The error for a protected ref: that of a protected branch, or that of a repository rule."""
         self.other_refs: Literal["", "deny updating a hidden ref", "funny refname"] = ""
-        """Why refs outside of branches and tags are refused; empty: they are taken."""
+        """The reason for refusing refs other than branches and tags; empty to accept them."""
         self.atomic = True
-        """Whether several refs may be moved together or not at all."""
+        """Whether atomic pushes are supported."""
         self.latency = 0.0
         """Seconds before each answer."""
         self.silence = 3600.0
-        """Seconds that a fault says nothing for."""
+        """Seconds of silence of the faults `silent` and `late`."""
         self._backends: set[subprocess.Popen[bytes]] = set()
 
     def __exit__(self, *_: object) -> None:
-        self._closing.set()  # requests that wait are cut; what a "silent" one asks for is never done
+        self._closing.set()  # waiting requests are cut; a "silent" one is never done
         with self._lock:
             for backend in self._backends:
                 backend.kill()
         super().__exit__()
 
-    # ── what a test sees and does ──────────────────────────────────────────────────────────────────────────────────
+    # ── the test's interface ───────────────────────────────────────────────────────────────────────────────────────
 
     def add_repository(self, name: str, bare: Path | None = None, *, public: bool = False) -> str:
-        """Serve a bare repository, a new one or the one at `bare`, as `owner/name`. Give its address."""
+        """Serve a bare repository, a new one or the one at `bare`, as `owner/name`; return its address."""
         path = self.folder / f"{name}.git"
         path.parent.mkdir(parents=True, exist_ok=True)
         if bare is not None:
@@ -182,55 +181,55 @@ class GitHost(LoopbackServer[Kind]):
         return self.address(name)
 
     def address(self, name: str) -> str:
-        """Give the address of a repository."""
+        """Return the address of a repository."""
         return f"{self.url}/{name}.git"
 
     def add_token(
         self, token: str, user: str = "octocat", rights: Collection[Right] = RIGHTS, repositories: Collection[str] = ()
     ) -> None:
-        """Let a token in with these rights; the same token again changes them."""
+        """Accept a token with these rights; adding it again changes them."""
         self.tokens[token] = Account(user, frozenset(rights), frozenset(repositories))
 
     def expire(self, token: str) -> None:
-        """End a token's life: the host knows it no more."""
+        """Stop accepting a token."""
         self.tokens.pop(token, None)
 
     @property
     def saw_token(self) -> bool:
-        """Whether any request has brought a token along, right or wrong."""
+        """Return whether any request contained a token, valid or not."""
         return any(request.has_token for request in list(self.requests))
 
     def add_fault(self, match: str, kind: Kind, times: int = 1, *, after: int = 0) -> None:
         """Break the next `times` requests that match the pattern, after skipping `after` of them.
 
-        git's client (curl) repeats a request once when a reused connection ends without a byte. So a single "cut" may
-        be harmless, and after a single "lost answer" the request is done twice.
+        git's client (curl) repeats a request once when a reused connection ends without a byte. A single "cut" may
+        therefore be harmless, and after a single "lost answer" the request is done twice.
         """
         super().add_fault(match, kind, times, after=after)
 
-    # ── what it decides ────────────────────────────────────────────────────────────────────────────────────────────
+    # ── rules ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _admit(self, request: Request, token: str | None, repository: str) -> Account | Answer:
-        """Give the account that asks, or the answer that sends it away."""
+        """Return the account of the token, or the answer that refuses it."""
         writes = request.service == "git-receive-pack"
         ask = {"WWW_Authenticate": 'Basic realm="GitHub"'}
         if token is None:
             if repository in self.public and not writes:
                 return Account("", frozenset({"read"}))
-            return _told(401, "Repository not found.", **ask)
+            return _text_answer(401, "Repository not found.", **ask)
         account = self.tokens.get(token)
         if account is None:
             text = "Invalid username or token. Password authentication is not supported for Git operations."
-            return _told(401, text, **ask)
+            return _text_answer(401, text, **ask)
         is_seen = account.may("read", repository) or repository in self.public
         if not is_seen or not (self.folder / f"{repository}.git").is_dir():
-            return _told(404, "Repository not found.")
+            return _text_answer(404, "Repository not found.")
         if writes and not account.may("write", repository):
-            return _told(403, self.denial.format(repository=repository, user=account.name))
+            return _text_answer(403, self.denial.format(repository=repository, user=account.name))
         return account
 
     def _settings(self) -> dict[str, str]:
-        """Give the configuration that Git serves with, beside the repository's own."""
+        """Return variables that configure Git in addition to the repository's own configuration."""
         settings = {"receive.advertiseAtomic": str(self.atomic).lower(), "receive.autogc": "false"}
         environment = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
         pairs = list(settings.items())
@@ -241,7 +240,7 @@ class GitHost(LoopbackServer[Kind]):
         return environment | {"GIT_CONFIG_COUNT": str(len(pairs))}
 
     def _serve(self, request: Request, query: str, account: Account, body: bytes, headers: Mapping[str, str]) -> Answer:
-        """Let Git answer, and put the rules' own words where it knows only that a hook has declined."""
+        """Return Git's answer, with the rules' own messages in place of "hook declined"."""
         with tempfile.TemporaryDirectory(prefix="git-host-") as scratch:
             reasons = Path(scratch) / "reasons"
             has_workflow = account.may("workflow", _repository_of(request.path))
@@ -343,8 +342,8 @@ class _Handler(LoopbackHandler):
         if repository in host.renamed:
             there = self.path.replace(repository, host.renamed[repository], 1)
             return Answer(301, headers={"Location": f"{host.url}{there}"})
-        if len(self.headers.get_all("Authorization") or ()) > 1:  # what two settings of `http.extraHeader` make
-            return _told(400, 'Duplicate header: "Authorization"')
+        if len(self.headers.get_all("Authorization") or ()) > 1:  # the result of two values of `http.extraHeader`
+            return _text_answer(400, 'Duplicate header: "Authorization"')
         account = host._admit(request, token, repository)
         if isinstance(account, Answer):
             return account
@@ -355,7 +354,7 @@ class _Handler(LoopbackHandler):
         return host._serve(request, query, account, body, headers)
 
     def _token(self) -> str | None:
-        """Give the token that came with the request: as the password of `x-access-token`, or of anybody."""
+        """Return the token of the request, which is the password of any user."""
         scheme, _, given = (self.headers.get("Authorization") or "").partition(" ")
         if scheme.lower() != "basic":
             return None
@@ -381,7 +380,7 @@ class _Handler(LoopbackHandler):
         while size := int(self.rfile.readline().partition(b";")[0].strip() or b"0", 16):
             yield self.rfile.read(size)
             self.rfile.readline()
-        while self.rfile.readline().strip():  # what may follow the last one
+        while self.rfile.readline().strip():  # optional trailers after the last chunk
             pass
 
 
@@ -389,10 +388,10 @@ class _Handler(LoopbackHandler):
 
 
 def _read_packets(data: bytes) -> Iterator[bytes | None]:
-    """Give the packets that `data` begins with; None stands for a flush. What is no packet ends it."""
+    """Yield the packets at the beginning of `data`, up to the first bytes that are not a packet; None is a flush."""
     while re.match(rb"[0-9a-fA-F]{4}", data[:4]):
         size = int(data[:4], 16)
-        if size < 4:  # a flush, or a mark of protocol 2
+        if size < 4:  # a flush, or a delimiter of protocol 2
             yield None
             data = data[4:]
         else:
@@ -405,7 +404,7 @@ def _packet(content: bytes) -> bytes:
 
 
 def _wanted(service: str, body: bytes) -> str:
-    """Tell what a body asks for; the pack that follows a writer's commands is not looked at."""
+    """Return the command or the refs of a request's body, without reading the pack of a push."""
     found = []
     for packet in _read_packets(body):
         if service == "git-receive-pack":
@@ -419,13 +418,13 @@ def _wanted(service: str, body: bytes) -> str:
 
 
 def _reword(body: bytes, reasons: Mapping[str, str]) -> bytes:
-    """Put the reasons into the report of a push: within side band 1, a line `ng <ref> <why>` for each refused ref."""
+    """Insert the reasons into the report of a push: side band 1 has a line `ng <ref> <why>` for each refused ref."""
     report, other = b"", b""
     for packet in _read_packets(body):
         if packet is not None and packet[:1] == b"\x01":
             report += packet[1:]
         elif packet is not None:
-            # what the hook has printed comes first, as it did; that it is a hook which refuses, a host does not tell
+            # the hook's output stays first; a host does not reveal that a hook has refused
             other += _packet(re.sub(rb"error: hook declined to update [^\n]*\n", b"", packet))
     lines = b""
     for line in _read_packets(report):

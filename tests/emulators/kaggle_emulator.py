@@ -1,8 +1,8 @@
-r"""A Kaggle on loopback for the real kaggle client, over its real protocol: keys, kernels, runs and logs, datasets.
+r"""A Kaggle service on loopback for the real kaggle client: keys, kernels, runs, logs and datasets.
 
-The client can be told to speak to `http://localhost` in place of Kaggle (`KAGGLE_API_ENVIRONMENT=LOCALHOST`); this is
-the proxy (`http_proxy`) through which it does so, and that answers itself. It cannot tell what Kaggle changes, nor in
-which words Kaggle refuses what is not refused here. A run goes on by one act each time that its state is asked for.
+The client can be configured to use `http://localhost` instead of Kaggle (`KAGGLE_API_ENVIRONMENT=LOCALHOST`); the
+emulator is the proxy (`http_proxy`) for that address, and answers by itself. A run advances by one act each time that
+its state is requested. Cannot: follow changes of Kaggle, or reproduce refusals that are not listed here.
 
     with KaggleEmulator() as kaggle:
         kaggle.datasets["somebody/kaggle-training-secrets"] = Dataset()
@@ -35,11 +35,11 @@ ENDS = ("COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED")
 
 @dataclass(frozen=True)
 class Act:
-    """One act of a run: its state, what its log gains, and why it failed."""
+    """One act of a run: its state, the new lines of its log, and the reason of a failure."""
 
     state: str
     log: str = ""
-    """One event a line."""
+    """Each line is an event."""
     reason: str = ""
 
 
@@ -51,15 +51,15 @@ class Kernel:
     version: int = 1
     run: Sequence[Act] = (Act("COMPLETE"),)
     at: int = -1
-    """The act that was shown last."""
+    """The index of the act that was returned last."""
 
     @property
     def act(self) -> Act:
-        """The act that the run is at."""
+        """Return the current act of the run."""
         return self.run[max(0, self.at)]
 
     def events(self) -> list[dict[str, Any]]:
-        """Give the log so far, as Kaggle keeps it."""
+        """Return the log so far, in Kaggle's format."""
         lines = re.findall(r".*\n", "".join(act.log for act in self.run[: max(0, self.at) + 1]))
         return [{"stream_name": "stdout", "time": number / 10, "data": line} for number, line in enumerate(lines)]
 
@@ -85,23 +85,23 @@ class KaggleEmulator(LoopbackServer[int]):
     def __init__(self) -> None:
         super().__init__(_Handler)
         self.pushes: list[dict[str, Any]] = []
-        """What the client sent with each push that was taken."""
+        """The content of each accepted push."""
         self.kernels: dict[str, Kernel] = {}
         self.datasets: dict[str, Dataset] = {}
         self.next_run: Sequence[Act] = (Act("QUEUED"), Act("RUNNING"), Act("COMPLETE"))
-        """What a pushed kernel does."""
+        """The acts of a pushed kernel's run."""
         self.push_error = ""
-        """Why every push is refused, said as Kaggle does: with status 200."""
+        """The reason for refusing every push, which Kaggle answers with status 200; empty to accept pushes."""
         self.slug = ""
-        """What Kaggle makes of a pushed kernel's name; empty: what it was pushed as."""
+        """The name that Kaggle gives a pushed kernel; empty to keep the pushed name."""
         self.unusable: Sequence[str] = ()
-        """Datasets that are not attached to a pushed kernel."""
+        """The datasets that Kaggle does not attach to a pushed kernel."""
         self.quota: tuple[float, float] | None = (8.5, 30.0)
-        """GPU hours used, and allowed; None: the account has none."""
+        """GPU hours used and allowed; None if the account has no quota."""
         self.stream_cuts = 0
-        """How many log streams yet end in the middle of the log."""
+        """The number of next log streams that end in the middle of the log."""
         self.keeps_log = True
-        """Whether a log can be had when its run is over."""
+        """Whether the log is available after the run."""
         self.changed = threading.Condition()
 
     def add_fault(self, match: str, kind: int = 0, times: int = 1, *, after: int = 0) -> None:
@@ -109,16 +109,16 @@ class KaggleEmulator(LoopbackServer[int]):
         super().add_fault(match, kind, times, after=after)
 
     def environment(self, home: Path, **account: str) -> dict[str, str]:
-        """Give an environment in which the client speaks to this service, with this account and no other."""
+        """Return an environment in which the client uses this service, with this account and no other."""
         foreign = re.compile(r"KAGGLE|HTTPS?_PROXY|NO_PROXY|ALL_PROXY|XDG_CONFIG_HOME", re.IGNORECASE)
         kept = {name: value for name, value in os.environ.items() if not foreign.match(name)}
         given = account or {"KAGGLE_USERNAME": USER, "KAGGLE_KEY": KEY}
         return kept | {"HOME": str(home), "KAGGLE_API_ENVIRONMENT": "LOCALHOST", "http_proxy": self.url} | given
 
-    # ── what it answers ────────────────────────────────────────────────────────────────────────────────────────────
+    # ── answers ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def answer(self, name: str, asked: dict[str, Any]) -> Answer:
-        """Answer a request of somebody whose key is right."""
+        """Return the answer to a request with a valid key."""
         if name == "SaveKernel":
             return self._save(asked)
         if name == "GetAcceleratorQuotaStatistics":
@@ -159,7 +159,7 @@ class KaggleEmulator(LoopbackServer[int]):
         )
 
     def _about_kernel(self, name: str, ref: str, kernel: Kernel | None) -> Answer:
-        if kernel is None:  # as of one that is another's
+        if kernel is None:  # Kaggle answers as for another user's kernel
             return _refuse(403, "Permission 'kernels.get' was denied")
         if name == "GetKernel":
             slug = ref.partition("/")[2]
@@ -174,8 +174,8 @@ class KaggleEmulator(LoopbackServer[int]):
             with self.changed:
                 kernel.at = min(kernel.at + 1, len(kernel.run) - 1)
                 self.changed.notify_all()
-            said = {"failureMessage": kernel.act.reason} if kernel.act.reason else {}
-            return json_answer({"status": kernel.act.state, **said})
+            failure = {"failureMessage": kernel.act.reason} if kernel.act.reason else {}
+            return json_answer({"status": kernel.act.state, **failure})
         if name == "ListKernelSessionOutput":
             return json_answer({"files": [], "log": json.dumps(kernel.events()) if self.keeps_log else ""})
         return _refuse(404, "this emulator knows nothing of it")
@@ -198,7 +198,7 @@ class _Handler(LoopbackHandler):
 
     def _handle(self) -> None:
         body = self.read_body()
-        path = urlsplit(self.path).path  # a proxy is given the whole address
+        path = urlsplit(self.path).path  # a proxy receives the whole address
         stream = re.fullmatch(r"/api/v1/kernels/logs/stream/([^/]+/[^/]+)", path)
         name = "LogStream" if stream else path.rpartition("/")[2]
         self.service.requests.append(name)
@@ -224,7 +224,7 @@ class _Handler(LoopbackHandler):
         return self.headers.get("Authorization") in {f"Basic {basic}", f"Bearer {TOKEN}"}
 
     def _stream(self, kernel: Kernel | None) -> None:
-        """Send a log while it grows, or what was kept of one that is complete."""
+        """Send a log while it grows, or the stored log of a run that is over."""
         if kernel is None or kernel.act.state == "QUEUED":
             self.send(_refuse(404, "no session has a log yet"))
         elif kernel.act.state in ENDS:
@@ -250,7 +250,7 @@ class _Handler(LoopbackHandler):
                 self._send_chunk(json.dumps(event))
                 if self.service.stream_cuts:
                     self.service.stream_cuts -= 1
-                    return  # without the last chunk, which ends an answer
+                    return  # without the last chunk, which would end the answer
             sent = len(events)
             if is_over:
                 self._send_chunk("END_OF_LOG")

@@ -34,7 +34,7 @@ class Emulator(Generic[Kind]):
     """The request log of a service, and its faults of these kinds."""
 
     requests: list[Any]
-    """Every request, oldest first; `str()` of an entry is what patterns are searched in."""
+    """Every request, oldest first; patterns are searched in `str()` of an entry."""
 
     def __init__(self) -> None:
         self.requests = []

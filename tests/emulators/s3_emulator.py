@@ -1,13 +1,15 @@
-"""An S3 store on loopback (moto's) whose wire can be cut, and what the tests need to see of it."""
+"""An S3 store on loopback (moto's) with faults of its requests, and a view of its content for tests."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import socket
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Self
+from unittest.mock import patch
 from urllib.request import Request, urlopen
 
 from loopback import Emulator
@@ -17,7 +19,7 @@ SECRETS = (KEYS["AWS_SECRET_ACCESS_KEY"],)
 ENVIRONMENT = {
     **KEYS,
     "AWS_DEFAULT_REGION": "us-east-1",
-    "AWS_MAX_ATTEMPTS": "2",  # else a cut that stays takes botocore many seconds
+    "AWS_MAX_ATTEMPTS": "2",  # otherwise botocore retries a persistent fault for many seconds
     "AWS_CONFIG_FILE": "/nowhere/config",
     "AWS_SHARED_CREDENTIALS_FILE": "/nowhere/credentials",
     "AWS_EC2_METADATA_DISABLED": "true",
@@ -25,11 +27,11 @@ ENVIRONMENT = {
 
 Kind = Literal[
     "denied",  # 403 AccessDenied
-    "full",  # 507, as stores that have a quota say it
+    "full",  # 507, as stores with a quota answer
     "unavailable",  # 503
     "cut",  # the connection ends before anything is done
-    "cut body",  # the connection ends in the middle of what the client sends
-    "lost answer",  # it is done, and no answer comes
+    "cut body",  # the connection ends in the middle of the request's body
+    "lost answer",  # the request is done, and no answer is sent
 ]
 REFUSALS = {
     "denied": ("403 Forbidden", "AccessDenied"),
@@ -39,7 +41,7 @@ REFUSALS = {
 
 
 class S3Emulator(Emulator[Kind]):
-    """A server with buckets. A context manager: it serves while entered."""
+    """A server with buckets. A context manager: while entered, it serves, and its keys are in the environment."""
 
     requests: list[str]
     """Method, path and query of every request."""
@@ -53,10 +55,12 @@ class S3Emulator(Emulator[Kind]):
         logging.getLogger("werkzeug").setLevel(logging.CRITICAL)  # `requests` is the log
 
     def __enter__(self) -> Self:
+        self._environment = patch.dict(os.environ, ENVIRONMENT)
+        self._environment.start()
         self._server.start()
         host, port = self._server.get_host_and_port()
         self.url = f"http://{host}:{port}"
-        # moto keeps one world for the whole process, also when another server is started
+        # moto has one state for the whole process, which another server would share
         urlopen(Request(f"{self.url}/moto-api/reset", method="POST")).close()
         server: Any = self._server._server
         self._app, server.app = server.app, self._serve
@@ -64,9 +68,10 @@ class S3Emulator(Emulator[Kind]):
 
     def __exit__(self, *_: object) -> None:
         self._server.stop()
+        self._environment.stop()
 
     def client(self) -> Any:
-        """Give a client of the store that has nothing to do with DVC."""
+        """Return a client of the store that is independent of DVC."""
         if self._client is None:
             import boto3
 
@@ -80,23 +85,23 @@ class S3Emulator(Emulator[Kind]):
         return self._client
 
     def make_bucket(self, name: str, *, versions: bool = False) -> None:
-        """Make an empty bucket."""
+        """Create an empty bucket."""
         self.client().create_bucket(Bucket=name)
         if versions:
             self.client().put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
 
     def files(self, bucket: str) -> dict[str, bytes]:
-        """Give what a reader sees: the newest version of every object."""
+        """Return the newest version of every object, as a reader sees it."""
         client = self.client()
         listed = client.list_objects_v2(Bucket=bucket).get("Contents", ())
         return {item["Key"]: client.get_object(Bucket=bucket, Key=item["Key"])["Body"].read() for item in listed}
 
     def remains(self, bucket: str) -> list[str]:
-        """Give what is stored and not seen: keys of uploads in parts that have not ended."""
+        """Return the keys of unfinished uploads in parts, which no reader sees."""
         return [item["Key"] for item in self.client().list_multipart_uploads(Bucket=bucket).get("Uploads", ())]
 
     def configure_clone(self, clone: Path, bucket: str) -> None:
-        """Name the bucket as the clone's default DVC remote."""
+        """Configure the bucket as the clone's default DVC remote."""
         (clone / ".dvc").mkdir(exist_ok=True)
         (clone / ".dvc" / "config").write_text(
             f"[core]\n    remote = storage\n['remote \"storage\"']\n    url = s3://{bucket}/dvc\n"
@@ -112,7 +117,7 @@ class S3Emulator(Emulator[Kind]):
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             status, code = REFUSALS[kind]
             start_response(status, [("Content-Type", "application/xml")])
-            if environ["REQUEST_METHOD"] == "HEAD":  # whose answer has no body
+            if environ["REQUEST_METHOD"] == "HEAD":  # its answer has no body
                 return []
             return [f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()]
         if kind is None:

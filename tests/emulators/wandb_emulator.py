@@ -1,7 +1,7 @@
-"""A W&B on loopback for the real client: whose key it is, refusals, and a service that is slow.
+"""A W&B service on loopback for the real client: the user of a key, refusals, and slow answers.
 
-It answers the two queries with which `wandb.Api` asks for its user, and refuses a key it does not know with 401, as the
-service does. It keeps no runs: whatever else is asked gets an error.
+It answers the two queries with which `wandb.Api` asks for its user, and refuses an unknown key with 401, as the service
+does. It stores no runs: every other query gets an error.
 
     with WandbEmulator() as service:
         monkeypatch.setenv("WANDB_BASE_URL", service.url)
@@ -44,7 +44,7 @@ class WandbEmulator(LoopbackServer[Never]):
         self.latency = 0.0
         """Seconds before each answer."""
         self.status = 0
-        """The status of every answer; 0 leaves it to the key."""
+        """The status of every answer; 0 if it depends on the key."""
 
 
 class _Handler(LoopbackHandler):

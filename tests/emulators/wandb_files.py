@@ -1,4 +1,4 @@
-"""What the real W&B client has written on this machine."""
+"""Read the files that the real W&B client has written on this machine."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 
 def records(folder: Path) -> Iterator[Any]:
-    """Read every record of the offline runs below a folder: W&B's log of protobuf messages, as LevelDB frames them."""
+    """Yield every record of the offline runs below a folder: protobuf messages in LevelDB's log format."""
     from wandb.proto import wandb_internal_pb2
 
-    record: Any = vars(wandb_internal_pb2)["Record"]  # made at import, unknown to type checkers
+    record: Any = vars(wandb_internal_pb2)["Record"]  # created at import, unknown to type checkers
 
     for file in sorted(folder.glob("wandb/offline-run-*/run-*.wandb")):
         data, at, parts = file.read_bytes(), 7, b""

@@ -1,4 +1,4 @@
-"""Experiments made from experiments, what is said of their values, and the schema that editors check them by."""
+"""New experiments derived from existing ones, explanations of their values, and the JSON schema for editors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ wandb:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """Give a project with the experiments of this one."""
+    """Return a project with the experiments of this one."""
     folder = tmp_path / "project"
     shutil.copytree(ROOT / "experiments", folder / "experiments")
     for name in ("render.py", "uv.lock"):
@@ -50,14 +50,14 @@ def project(tmp_path: Path) -> Path:
 
 
 def new(project: Path, source: Path, *parameters: tuple[str, str], name: str = "other") -> str:
-    """Give the text of a new experiment."""
+    """Return the text of a new experiment."""
     file, experiment = new_experiment(project, name, source, parameters)
     assert load_experiment(file) == experiment
     return file.read_text(encoding="utf-8")
 
 
 def refusals(values: Any) -> list[str]:
-    """Give what a JSON schema validator has against values."""
+    """Return the errors of a JSON schema validator for these values."""
     return [error.message for error in Draft7Validator(schema()).iter_errors(values)]
 
 
@@ -65,8 +65,8 @@ def refusals(values: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("source", EXPERIMENTS, ids=lambda path: path.stem)
-def test_a_new_experiment_is_the_old_one_line_by_line(project: Path, source: Path) -> None:
-    """But for its name and description: comments, empty lines, numbers and null stay as they were written."""
+def test_a_new_experiment_equals_its_source_line_by_line(project: Path, source: Path) -> None:
+    """Only name and description differ: comments, empty lines, numbers and null are kept as written."""
     old, text = source.read_text(encoding="utf-8").splitlines(), new(project, source).splitlines()
     changed = [(before, after) for before, after in zip(old, text, strict=True) if before != after]
     architecture = load_experiment(source).model.architecture.replace("-", "_")
@@ -76,32 +76,32 @@ def test_a_new_experiment_is_the_old_one_line_by_line(project: Path, source: Pat
     ]
 
 
-def test_what_is_given_is_changed_and_told(project: Path) -> None:
-    """By its key or the short one; the description says how it differs, the comment stays."""
+def test_given_values_are_changed_and_described(project: Path) -> None:
+    """A value is given by its key or its shortcut; the description names the change, and the comment is kept."""
     text = new(project, BASELINE, ("epochs", "30"), ("model.architecture", "yolo11m"), ("wandb.tags", "[a, b]"))
     assert "name: exp002_yolo11m_other\n" in text
-    told = 'training.epochs 30, model.architecture yolo11m, wandb.tags ["a", "b"]'
-    assert f"description: As exp001_yolo11s_baseline, with {told}.\n" in text
+    message = 'training.epochs 30, model.architecture yolo11m, wandb.tags ["a", "b"]'
+    assert f"description: As exp001_yolo11s_baseline, with {message}.\n" in text
     assert re.search(r"^  architecture: yolo11m +# yolo11n, s, m, l or x$", text, re.MULTILINE)
     assert "  tags: [a, b]\n" in text
 
 
-def test_a_name_and_a_description_of_one_s_own_stay(project: Path) -> None:
-    """They are values like others."""
+def test_a_given_name_and_description_are_kept(project: Path) -> None:
+    """Name and description can be given like other values."""
     text = new(project, BASELINE, ("name", "mine"), ("description", "'Why: because.'"))
     assert "name: mine\n" in text
     assert YAML(typ="safe", pure=True).load(text)["description"] == "Why: because."
 
 
 def test_null_is_a_value(project: Path, tmp_path: Path) -> None:
-    """What stands in the old one is taken away by it."""
+    """A given null replaces the value of the source."""
     source = tmp_path / "old.yaml"
     source.write_text(BASELINE.read_text().replace("max_hours: 11.0", "max_hours: 3.5"), encoding="utf-8")
     assert re.search(r"max_hours: null +# stop after", new(project, source, ("session.max_hours", "null")))
 
 
-def test_what_the_old_one_does_not_name_is_put_in_its_section(project: Path, tmp_path: Path) -> None:
-    """Also where the section is missing, and with no line at the top of the old one."""
+def test_a_key_missing_in_the_source_is_added_to_its_section(project: Path, tmp_path: Path) -> None:
+    """The section is created if it is missing, and the schema line is added."""
     source = tmp_path / "old.yaml"
     source.write_text(SMALL, encoding="utf-8")
     given = (("seed", "4"), ("training.patience", "7"), ("hardware.num_workers", "2"), ("hardware.multi_gpu", "false"))
@@ -114,8 +114,8 @@ def test_what_the_old_one_does_not_name_is_put_in_its_section(project: Path, tmp
     )
 
 
-def test_each_module_is_numbered_for_itself(project: Path) -> None:
-    """The next after the highest; a gap is not filled, and no file is written over."""
+def test_each_module_is_numbered_separately(project: Path) -> None:
+    """The number follows the highest of the module; gaps are not filled, and no file is overwritten."""
     folder = project / "experiments"
     shutil.copy(BASELINE, folder / "007_det_x.yaml")
     shutil.copy(BASELINE, folder / "draft_det_x.yaml")
@@ -127,35 +127,35 @@ def test_each_module_is_numbered_for_itself(project: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "source", "given", "told"),
+    ("name", "source", "given", "expected"),
     [
         ("a/b", "001_det_baseline", (), "NAME is 'a/b'"),
         ("", "001_det_baseline", (), "NAME is ''"),
         ("x" * 64, "001_det_baseline", (), "name is 'exp002_yolo11s_xxx"),
         ("x", "001_det_baselin", (), "did you mean"),
         ("x", "001_det_baseline", (("epoch", "3"),), "did you mean epochs?"),
-        ("x", "001_det_baseline", (("epochs", "[3"),), "-p epochs '[3': this is no YAML value"),
+        ("x", "001_det_baseline", (("epochs", "[3"),), "-p epochs '[3': this is not a YAML value"),
         ("x", "001_loc_baseline", (("augmentation.fliplr", "0.5"),), "mirrored text"),
         ("x", "001_det_baseline", (("training.epochs.x", "3"),), "-p training.epochs.x: an experiment has no such key"),
     ],
 )
-def test_what_would_be_no_experiment_is_not_written(
-    project: Path, name: str, source: str, given: tuple[tuple[str, str], ...], told: str
+def test_an_invalid_experiment_is_not_written(
+    project: Path, name: str, source: str, given: tuple[tuple[str, str], ...], expected: str
 ) -> None:
-    """One error that names what was given; the folder is as it was."""
+    """The error names the invalid value; the folder stays unchanged."""
     before = sorted(path.name for path in (project / "experiments").iterdir())
     with pytest.raises(ExperimentError) as caught:
         new_experiment(project, name, project / f"experiments/{source}.yaml", given)
-    assert told in str(caught.value)
+    assert expected in str(caught.value)
     assert sorted(path.name for path in (project / "experiments").iterdir()) == before
 
 
 def test_the_command_prints_the_file_and_the_next_command(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which can be copied as it stands."""
+    """`new` prints the new file, and a next command that can be run as printed."""
     monkeypatch.chdir(project)
     words = ["new", "longer", "--from", "experiments/001_loc_baseline.yaml", "-p", "epochs", "300"]
-    told = CliRunner().invoke(app, words, catch_exceptions=False).output
-    assert told == (
+    message = CliRunner().invoke(app, words, catch_exceptions=False).output
+    assert message == (
         "experiments/002_loc_longer.yaml: exp002_yolo11s_pose_longer\n"
         "Next: uv run render.py localization --experiment experiments/002_loc_longer.yaml\n"
     )
@@ -166,22 +166,22 @@ def test_the_command_prints_the_file_and_the_next_command(project: Path, monkeyp
 
 
 def test_every_key_has_a_meaning() -> None:
-    """Whatever is added to the models."""
+    """Every key of the models has a description."""
     assert [key for key, meaning in meanings().items() if len(meaning) < 10] == []
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda path: path.stem)
-def test_every_value_is_explained_as_it_is_trained_with(file: Path) -> None:
-    """The arguments told are those that ultralytics is given, with these values, and no others."""
+def test_every_value_is_explained_as_training_uses_it(file: Path) -> None:
+    """The explained arguments and values are exactly those that ultralytics receives."""
     experiment, explained = load_experiment(file), explain(file)
     assert [each.key for each in explained] == list(keys())
     assert all(each.value == attrgetter(each.key)(experiment) for each in explained)
-    told = {each.argument: each.value for each in explained if each.argument and not each.argument.startswith("(")}
-    assert told | {**ALWAYS} == ultralytics_arguments(experiment)
+    message = {each.argument: each.value for each in explained if each.argument and not each.argument.startswith("(")}
+    assert message | {**ALWAYS} == ultralytics_arguments(experiment)
 
 
-def test_it_is_said_where_a_value_comes_from(tmp_path: Path) -> None:
-    """A line of the file, the command, or the models."""
+def test_the_origin_of_each_value_is_shown(tmp_path: Path) -> None:
+    """The origin is a line of the file, `-p`, or the default."""
     file = tmp_path / "x.yaml"
     file.write_text(SMALL.replace("  tags: [one]", "  <<: {enabled: false}"), encoding="utf-8")
     origins = {each.key: each.origin for each in explain(file, [("epochs", "3"), ("session.max_hours", "null")])}
@@ -191,8 +191,8 @@ def test_it_is_said_where_a_value_comes_from(tmp_path: Path) -> None:
     assert (origins["training.momentum"], origins["wandb.tags"]) == ("default", "default")
 
 
-def test_the_table_shows_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A row a key: value, origin, argument and meaning; square brackets of a value too."""
+def test_the_table_shows_every_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row shows key, value, origin, argument and meaning, square brackets included."""
     monkeypatch.setenv("COLUMNS", "300")
     rows = {row.split()[0]: row.split(maxsplit=4) for row in show_explained(explain(BASELINE)).splitlines() if row}
     assert set(keys()) <= set(rows)
@@ -202,10 +202,10 @@ def test_the_table_shows_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert '["detection", "yolo11s", "baseline"]' in show_explained(explain(BASELINE))
 
 
-def test_the_command_takes_values_as_rendering_does() -> None:
-    """And an experiment that cannot be is the same error."""
-    told = CliRunner().invoke(app, ["explain", str(BASELINE), "-p", "epochs", "7"], catch_exceptions=False).output
-    assert re.search(r"^training\.epochs +7 +-p +epochs ", told, re.MULTILINE)
+def test_explain_accepts_the_values_that_rendering_accepts() -> None:
+    """An invalid experiment causes the same error as in rendering."""
+    message = CliRunner().invoke(app, ["explain", str(BASELINE), "-p", "epochs", "7"], catch_exceptions=False).output
+    assert re.search(r"^training\.epochs +7 +-p +epochs ", message, re.MULTILINE)
     with pytest.raises(ExperimentError, match=r"-p, or .*: training\.epochs is 0"):
         explain(BASELINE, [("epochs", "0")])
 
@@ -213,8 +213,8 @@ def test_the_command_takes_values_as_rendering_does() -> None:
 # ── the schema ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_schema_is_in_step_with_the_models(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`python -m lib schema` writes what is committed; it is a schema, and tells of every key what it means."""
+def test_the_committed_schema_matches_the_models(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python -m lib schema` writes the committed file: a valid schema that describes every key."""
     written = project / "experiments/schema.json"
     written.unlink()
     monkeypatch.chdir(project)
@@ -224,12 +224,12 @@ def test_the_schema_is_in_step_with_the_models(project: Path, monkeypatch: pytes
     Draft7Validator.check_schema(json.loads(committed))
     sections = [json.loads(committed), *json.loads(committed)["$defs"].values()]
     assert all(section["description"] for section in sections)
-    told = {name for each in sections for name, key in each["properties"].items() if "description" in key}
-    assert told == {key.rpartition(".")[2] for key in keys()} | {MATRIX}
+    message = {name for each in sections for name, key in each["properties"].items() if "description" in key}
+    assert message == {key.rpartition(".")[2] for key in keys()} | {MATRIX}
 
 
-def test_the_schema_knows_a_matrix() -> None:
-    """Editors complete its keys, and see a list that is none."""
+def test_the_schema_describes_a_matrix() -> None:
+    """Editors complete the keys of a matrix, and mark values that are not lists."""
     values = read_yaml(BASELINE)
     for matrix, is_one in (
         ({"training.epochs": [1, 2], "seed": [0]}, True),
@@ -243,8 +243,8 @@ def test_the_schema_knows_a_matrix() -> None:
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda path: path.stem)
-def test_every_experiment_names_the_schema_and_keeps_to_it(file: Path) -> None:
-    """The first line is the one by which editors find it."""
+def test_every_experiment_names_the_schema_and_conforms_to_it(file: Path) -> None:
+    """The first line of each file names the schema, and the file is valid."""
     text = file.read_text(encoding="utf-8")
     assert text.startswith(SCHEMA_LINE)
     assert (file.parent / SCHEMA_LINE.strip().partition("$schema=")[2]).is_file()
@@ -252,7 +252,7 @@ def test_every_experiment_names_the_schema_and_keeps_to_it(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "expected"),
     [
         ("epoch", 3, "'epoch' was unexpected"),
         ("epochs", "3", "'3' is not of type 'integer'"),
@@ -263,17 +263,17 @@ def test_every_experiment_names_the_schema_and_keeps_to_it(file: Path) -> None:
         ("epochs", None, "None is not of type 'integer'"),
     ],
 )
-def test_an_editor_marks_what_loading_refuses(key: str, value: Any, told: str) -> None:
-    """While it is typed."""
+def test_the_schema_rejects_what_loading_rejects(key: str, value: Any, expected: str) -> None:
+    """An editor marks the mistakes that loading would reject."""
     values = YAML(typ="safe", pure=True).load(BASELINE.read_text(encoding="utf-8"))
     values["training"][key] = value
-    assert any(told in each for each in refusals(values)), refusals(values)
+    assert any(expected in each for each in refusals(values)), refusals(values)
     with pytest.raises(ExperimentError, match=f"training.{key}"):
         load_experiment(values)
 
 
 def test_an_editor_completes_modules_and_networks() -> None:
-    """All that there are."""
+    """The schema lists all modules and architectures."""
     properties = schema()["properties"]
     assert properties["module"]["enum"] == list(MODULES)
     networks = schema()["$defs"]["Model"]["properties"]["architecture"]["enum"]

@@ -57,7 +57,7 @@ Write = Callable[..., Path]
 
 
 def changed(base: dict[str, Any], **values: object) -> dict[str, Any]:
-    """Give a copy with values set by key; `__` stands for the dot between section and key."""
+    """Return a copy with values set by key; `__` replaces the dot between section and key."""
     new = copy.deepcopy(base)
     for dotted, value in values.items():
         *path, key = dotted.split("__")
@@ -70,7 +70,7 @@ def changed(base: dict[str, Any], **values: object) -> dict[str, Any]:
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Write an experiment's file from its content, or from text as it is."""
+    """Return a function that writes an experiment file from its content or its text."""
 
     def write_file(content: dict[str, Any] | str, name: str = "007_det.yaml") -> Path:
         path = tmp_path / name
@@ -86,7 +86,7 @@ def write(tmp_path: Path) -> Write:
 
 
 def refusal(source: Path | dict[str, Any]) -> str:
-    """Give what the loader says about an experiment that it must refuse."""
+    """Return the message with which the loader rejects an experiment."""
     with pytest.raises(ExperimentError) as caught:
         load_experiment(source)
     return str(caught.value)
@@ -97,44 +97,44 @@ def refusal(source: Path | dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_every_experiment_of_the_repository_loads(path: Path) -> None:
-    """A file in experiments/ is ready to be run, and its name says which module it trains."""
+    """Each file of experiments/ is valid, and its name contains the abbreviation of its module."""
     experiment = load_experiment(path)
     assert experiment.about.short == path.stem.split("_")[1]
 
 
 def test_the_repository_has_a_baseline_of_every_module() -> None:
-    """What a module names as its baseline is there and trains that module."""
+    """The baseline of each module exists and trains that module."""
     for module in MODULES.values():
         assert load_experiment(ROOT / module.baseline).about is module
 
 
 def test_a_small_file_is_completed_with_defaults(write: Write) -> None:
-    """Five keys make an experiment."""
+    """Five keys are enough for an experiment."""
     experiment = load_experiment(write(DETECTION))
     assert (experiment.training.epochs, experiment.training.optimizer) == (2, "AdamW")
     assert experiment.augmentation.fliplr == 0.0
 
 
 def test_a_number_with_an_exponent_is_a_number(write: Write) -> None:
-    """`1e-3` is text in YAML 1.1, and the usual way to write a learning rate."""
+    """`1e-3`, which is text in YAML 1.1, is read as a number."""
     path = write(changed(DETECTION))
     path.write_text(path.read_text(encoding="utf-8").replace("0.001", "1e-3"), encoding="utf-8")
     assert "1e-3" in path.read_text(encoding="utf-8")
     assert load_experiment(path).training.learning_rate == 0.001
 
 
-def test_a_whole_number_is_a_rate_too(write: Write) -> None:
-    """`momentum: 0` needs no point."""
+def test_a_whole_number_is_a_valid_rate(write: Write) -> None:
+    """`momentum: 0` is valid without a decimal point."""
     assert load_experiment(write(changed(DETECTION, training__momentum=0))).training.momentum == 0.0
 
 
-def test_a_mapping_gives_the_same_experiment_as_its_file(write: Write) -> None:
-    """A rendered notebook carries its experiment as a mapping."""
+def test_a_mapping_loads_as_its_file_does(write: Write) -> None:
+    """A rendered notebook, which holds its experiment as a mapping, loads the same experiment."""
     assert load_experiment(DETECTION) == load_experiment(write(DETECTION))
 
 
-def test_a_mapping_stays_as_it_was() -> None:
-    """Overrides go into a copy, at every level."""
+def test_overrides_do_not_change_the_given_mapping() -> None:
+    """Overrides are applied to a copy, at every level."""
     mapping = copy.deepcopy(DETECTION)
     experiment = load_experiment(mapping, {"training.epochs": 9, "name": "other", "hardware.multi_gpu": False})
     assert mapping == DETECTION
@@ -142,7 +142,7 @@ def test_a_mapping_stays_as_it_was() -> None:
 
 
 def test_an_override_wins_also_with_null(write: Write) -> None:
-    """What is not given stays as the file has it."""
+    """An override replaces the file's value, also by null; other values are kept."""
     path = write(DETECTION)
     experiment = load_experiment(path, {"training.epochs": 3, "session.max_hours": None, "seed": 5})
     assert (experiment.training.epochs, experiment.training.batch_size, experiment.seed) == (3, 4, 5)
@@ -150,20 +150,20 @@ def test_an_override_wins_also_with_null(write: Write) -> None:
 
 
 @pytest.mark.parametrize("override", ["training.epoch", "trainin.epochs", "epochs"])
-def test_an_override_of_an_unknown_key_is_refused(write: Write, override: str) -> None:
-    """An override is checked like the file."""
+def test_an_override_of_an_unknown_key_is_rejected(write: Write, override: str) -> None:
+    """Overrides are checked like the file."""
     with pytest.raises(ExperimentError, match=override.split(".", maxsplit=1)[0]):
         load_experiment(write(DETECTION), {override: 3})
 
 
-def test_an_override_does_not_hide_a_section_that_is_no_mapping(write: Write) -> None:
-    """`hardware: 7` is a mistake, also where a parameter sets one key of hardware."""
+def test_an_override_does_not_hide_an_invalid_section(write: Write) -> None:
+    """`hardware: 7` is rejected, also if a parameter sets a key of hardware."""
     with pytest.raises(ExperimentError, match="hardware is 7"):
         load_experiment(write(changed(DETECTION, hardware=7)), {"hardware.num_workers": 2})
 
 
 def test_an_experiment_cannot_be_changed() -> None:
-    """What was checked stays what is run."""
+    """A loaded experiment is frozen."""
     experiment = load_experiment(DETECTION)
     with pytest.raises(ValidationError, match="frozen"):
         experiment.name = "other"  # type: ignore[misc]
@@ -172,16 +172,16 @@ def test_an_experiment_cannot_be_changed() -> None:
 
 
 def test_the_tags_of_an_experiment_cannot_be_changed() -> None:
-    """A frozen model is frozen all the way down, so it can be hashed."""
+    """A loaded experiment is frozen at every level, and can be hashed."""
     experiment = load_experiment(changed(DETECTION, wandb__tags=["a"]))
     assert hash(experiment) == hash(load_experiment(changed(DETECTION, wandb__tags=["a"])))
 
 
-# ── what is refused ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── rejected files ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "expected"),
     [
         ({"training__epoch": 3}, ["training.epoch", "3", "did you mean epochs?"]),
         ({"epochs": 3}, ["epochs", "3", "did you mean training.epochs?"]),
@@ -205,20 +205,20 @@ def test_the_tags_of_an_experiment_cannot_be_changed() -> None:
         ({"module": "counting"}, ["module", "'counting'", "'detection'", "'localization'"]),
         ({"export": ["onnx", "tflite"]}, ["export.1", "'tflite'", "'onnx' or 'torchscript'"]),
         ({"export": "onnx"}, ["export", "'onnx'", "list"]),
-        ({"export": ["onnx", "onnx"]}, ["export", "each format is named once"]),
+        ({"export": ["onnx", "onnx"]}, ["export", "each format may be named only once"]),
         ({"wandb__tags": "one"}, ["wandb.tags", "'one'", "list"]),
         ({"wandb__tags": ["one", 2]}, ["wandb.tags.1", "2", "string"]),
         ({"seed": -1}, ["seed", "-1", "greater than or equal to 0"]),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
-def test_a_mistake_is_told_with_file_key_value_and_what_is_allowed(
-    write: Write, values: dict[str, Any], told: list[str]
+def test_a_mistake_is_reported_with_file_key_value_and_allowed_values(
+    write: Write, values: dict[str, Any], expected: list[str]
 ) -> None:
-    """Nobody has to look into the code to correct an experiment."""
+    """The message names the file, the key, its value and the allowed values."""
     path = write(changed(DETECTION, **values))
     message = refusal(path)
-    for part in (str(path), *told):
+    for part in (str(path), *expected):
         assert part in message
     assert "State: nothing was started." in message
     assert "What to do: " in message
@@ -226,30 +226,30 @@ def test_a_mistake_is_told_with_file_key_value_and_what_is_allowed(
 
 @pytest.mark.parametrize("key", ["name", "module", "dataset", "model", "training"])
 def test_a_missing_key_is_named(write: Write, key: str) -> None:
-    """What has no default must be given."""
+    """A required key that is missing is named."""
     message = refusal(write({name: value for name, value in DETECTION.items() if name != key}))
     assert f"{key} is missing" in message
 
 
 def test_a_missing_key_of_a_section_is_named_with_its_section(write: Write) -> None:
-    """`epochs` alone could be any section's."""
+    """A missing key of a section is named with its section."""
     assert "training.epochs is missing" in refusal(write(changed(DETECTION, training={"batch_size": 4})))
 
 
 @pytest.mark.parametrize("key", ["str", "bool", "model__bool", "1", "_names_a_checkpoint", "name.epochs"])
-def test_an_unknown_key_of_any_name_is_told(write: Write, key: str) -> None:
-    """No key is special to the code that writes the message."""
-    assert f"{key.replace('__', '.')} is no key of an experiment" in refusal(write(changed(DETECTION, **{key: 1})))
+def test_an_unknown_key_of_any_name_is_reported(write: Write, key: str) -> None:
+    """No key name confuses the code that writes the message."""
+    assert f"{key.replace('__', '.')} is not a key of an experiment" in refusal(write(changed(DETECTION, **{key: 1})))
 
 
-def test_a_key_that_is_no_text_is_told(write: Write) -> None:
-    """YAML allows numbers as keys."""
+def test_a_key_that_is_not_text_is_reported(write: Write) -> None:
+    """A number as a key, which YAML allows, is reported."""
     values: dict[Any, Any] = {**DETECTION, 7: "seven"}
     assert "7" in refusal(write(values))
 
 
-def test_all_mistakes_are_told_in_one_error(write: Write) -> None:
-    """Three mistakes cost one attempt, not three."""
+def test_all_mistakes_are_reported_in_one_error(write: Write) -> None:
+    """One error names all mistakes of a file."""
     values = changed(
         DETECTION, training__epochs=0, training__batch_size="16", augmentation__flip=1, module="x", dataset="../data"
     )
@@ -259,8 +259,8 @@ def test_all_mistakes_are_told_in_one_error(write: Write) -> None:
         assert key in message
 
 
-def test_all_that_does_not_suit_the_module_is_told_in_one_error(write: Write) -> None:
-    """Also what no single key shows: the architecture and both flips, beside a plain mistake."""
+def test_all_values_that_do_not_suit_the_module_are_reported_in_one_error(write: Write) -> None:
+    """One error names the architecture, both flips and an ordinary mistake."""
     values = changed(LOCALIZATION, augmentation__fliplr=0.5, augmentation__flipud=0.25)
     values["model"]["architecture"] = "yolo11n"
     message = refusal(write(values))
@@ -271,13 +271,13 @@ def test_all_that_does_not_suit_the_module_is_told_in_one_error(write: Write) ->
 @pytest.mark.parametrize("key", ["fliplr", "flipud"])
 @pytest.mark.parametrize("value", [0.5, 1, 1e-9])
 def test_localization_is_never_trained_on_mirrored_text(write: Write, key: str, value: float) -> None:
-    """Flips above 0 are refused with the reason."""
+    """Flips above 0 are rejected with the reason."""
     message = refusal(write(changed(LOCALIZATION, **{f"augmentation__{key}": value})))
     assert f"augmentation.{key} is " in message
     assert "mirrored text" in message
 
 
-def test_localization_takes_flips_of_zero_and_detection_takes_any(write: Write) -> None:
+def test_localization_accepts_only_zero_flips_and_detection_any(write: Write) -> None:
     """A mirrored door is still a door."""
     zero = load_experiment(write(changed(LOCALIZATION, augmentation__fliplr=0, augmentation__flipud=0.0)))
     assert zero.augmentation.fliplr == zero.augmentation.flipud == 0.0
@@ -293,20 +293,20 @@ def test_localization_takes_flips_of_zero_and_detection_takes_any(write: Write) 
 def test_the_architecture_must_suit_the_module(
     write: Write, base: dict[str, Any], architecture: str, meant: str
 ) -> None:
-    """A pose network finds corners, the other one boxes; the one meant is named."""
+    """An architecture of another task is rejected, and the suitable one is named."""
     message = refusal(write(changed(base, model__architecture=architecture)))
     assert f"model.architecture is '{architecture}': {base['module']} needs {meant}" in message
 
 
 @pytest.mark.parametrize("dataset", ["../data", "data/../../secret", "/etc", "data/..", "~/data", ".git", "", "a\nb"])
 def test_a_dataset_is_a_folder_of_the_repository(write: Write, dataset: str) -> None:
-    """No path leads out of it."""
+    """A path that leaves the repository is rejected."""
     message = refusal(write(changed(DETECTION, dataset=dataset)))
     assert f"dataset is {dataset!r}" in message
 
 
-def test_a_missing_file_is_told_with_the_one_that_was_meant(write: Write) -> None:
-    """One letter too few is the usual mistake."""
+def test_a_missing_file_is_reported_with_the_most_similar_one(write: Write) -> None:
+    """A misspelt file name is answered with the right one."""
     there = write(DETECTION, "001_det_baseline.yaml")
     write(DETECTION, "009_loc_other.yaml")
     message = refusal(there.with_name("001_det_baselin.yaml"))
@@ -314,8 +314,8 @@ def test_a_missing_file_is_told_with_the_one_that_was_meant(write: Write) -> Non
     assert f"did you mean {there}?" in message
 
 
-def test_a_missing_file_like_no_other_is_told_with_all_that_are_there(write: Write) -> None:
-    """A folder's long name does not make two files alike."""
+def test_a_missing_file_without_a_similar_one_is_reported_with_all_files(write: Write) -> None:
+    """Only file names are compared: a long common folder does not make two files similar."""
     there = [write(DETECTION, name) for name in ("001_det.yaml", "002_loc.yaml")]
     message = refusal(there[0].with_name("qqqqqqqqqqqqqqqq.yaml"))
     assert "did you mean" not in message
@@ -323,13 +323,13 @@ def test_a_missing_file_like_no_other_is_told_with_all_that_are_there(write: Wri
         assert path.name in message
 
 
-def test_a_file_in_a_missing_folder_is_told(tmp_path: Path) -> None:
-    """No folder, no suggestion, no other exception."""
+def test_a_file_in_a_missing_folder_is_reported(tmp_path: Path) -> None:
+    """A missing folder causes the same error, without a suggestion."""
     assert "there is no such file" in refusal(tmp_path / "nowhere" / "001.yaml")
 
 
 def test_a_key_given_twice_is_an_error(write: Write) -> None:
-    """Which of two values counts is no guess of ours."""
+    """A repeated key is an error, with the file and the key in one sentence."""
     path = write("name: one\nname: two\n")
     message = refusal(path)
     assert str(path) in message
@@ -343,10 +343,10 @@ def test_a_key_given_twice_is_an_error(write: Write) -> None:
     ["name: [1, 2\n", "\tname: x\n", "a: b: c\n", "name: !!python/object:os.system x\n", "name: \x00\n"],
     ids=["bracket", "tab", "colons", "tag", "null"],
 )
-def test_what_is_no_yaml_is_told_with_its_file(write: Write, text: str) -> None:
-    """The line is named, and nothing of it is run."""
+def test_a_file_that_is_not_yaml_is_reported(write: Write, text: str) -> None:
+    """The error names the file, and nothing of the file is executed."""
     path = write(text)
-    assert f"{path}: this is no YAML" in refusal(path)
+    assert f"{path}: this is not YAML" in refusal(path)
 
 
 @pytest.mark.parametrize(
@@ -354,25 +354,25 @@ def test_what_is_no_yaml_is_told_with_its_file(write: Write, text: str) -> None:
     ["seed: !!int sixteen\n", "description: 2024-13-45\n", "seed: !!bool maybe\n", "seed: !!float many\n"],
     ids=["int", "date", "bool", "float"],
 )
-def test_a_value_that_yaml_cannot_build_is_told_with_its_file(write: Write, text: str) -> None:
-    """Well-formed text can still hold a date or a number that does not exist."""
+def test_a_value_that_yaml_cannot_build_is_reported_with_its_file(write: Write, text: str) -> None:
+    """An invalid date or number in well-formed YAML is reported with its file."""
     path = write(text)
     assert str(path) in refusal(path)
 
 
-def test_bytes_that_are_no_text_are_told(write: Write) -> None:
-    """A picture under the name of an experiment, say."""
+def test_a_binary_file_is_reported(write: Write) -> None:
+    """An image under the name of an experiment is reported with its path."""
     path = write("")
     path.write_bytes(b"\xff\xfe\x00\x80")
-    assert f"{path}: this is no YAML" in refusal(path)
+    assert f"{path}: this is not YAML" in refusal(path)
 
 
 @pytest.mark.parametrize(("text", "kind"), [("", "NoneType"), ("- a\n- b\n", "list"), ("just text\n", "str")])
-def test_what_is_no_mapping_is_told(write: Write, text: str, kind: str) -> None:
-    """An empty file is the most usual one."""
+def test_a_file_that_is_not_a_mapping_is_reported(write: Write, text: str, kind: str) -> None:
+    """An empty file, a list and plain text are reported with their type."""
     path = write(text)
     message = refusal(path)
-    assert f"{path}: an experiment is a mapping of keys to values, this is {kind}" in message
+    assert f"{path}: it must map keys to values, and holds a value of type {kind}" in message
 
 
 # ── names ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -381,8 +381,8 @@ NAMES = ["exp001_yolo11s_baseline", "A", "a.b.c", "Exp--7__x", "x" * 64, "1.lock
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_that_is_accepted_makes_a_branch_that_git_accepts(name: str) -> None:
-    """Git itself is asked; a name may be refused, but then before the run."""
+def test_an_accepted_name_makes_a_valid_branch_name(name: str) -> None:
+    """Git accepts the branch of each accepted name; other names are rejected before the run."""
     try:
         experiment = load_experiment(changed(DETECTION, name=name))
     except ExperimentError as error:
@@ -392,7 +392,7 @@ def test_a_name_that_is_accepted_makes_a_branch_that_git_accepts(name: str) -> N
 
 
 def assert_makes_a_branch(experiment: Experiment) -> None:
-    """Git takes the branch's name, and the folder's name is one plain folder."""
+    """Assert that Git accepts the branch's name, and that the folder's name is one plain folder."""
     for name in (experiment.slug, experiment.name):
         branch = f"kaggle-train-{experiment.module}-{name}"
         done = subprocess.run(["git", "check-ref-format", "--branch", branch], check=False, capture_output=True)
@@ -404,8 +404,8 @@ def assert_makes_a_branch(experiment: Experiment) -> None:
 
 @settings(max_examples=25, deadline=None, database=None, derandomize=True)
 @given(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True))
-def test_every_name_either_makes_a_branch_or_is_refused(name: str) -> None:
-    """The same for names nobody thought of."""
+def test_any_name_makes_a_valid_branch_name_or_is_rejected(name: str) -> None:
+    """Any generated name either makes a valid branch name or is rejected."""
     try:
         experiment = load_experiment(changed(DETECTION, name=name))
     except ExperimentError:
@@ -416,8 +416,8 @@ def test_every_name_either_makes_a_branch_or_is_refused(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["", "a b", "a/b", "../x", "a..b", "x.lock", "X.LOCK", "-a", "a-", "é", "x" * 65, "a\n", "a:b", "a~1", "a^"]
 )
-def test_a_name_that_cannot_be_a_branch_is_refused(name: str) -> None:
-    """Nor may it lead out of `artifacts/`."""
+def test_a_name_that_cannot_be_a_branch_is_rejected(name: str) -> None:
+    """A name that Git rejects, or that leaves `artifacts/`, is rejected."""
     assert f"name is {name!r}" in refusal(changed(DETECTION, name=name))
 
 
@@ -438,8 +438,8 @@ anything = st.one_of(
 
 @settings(max_examples=300, deadline=None, database=None, derandomize=True)
 @given(st.sampled_from(NUMERIC_KEYS), anything, st.sampled_from([DETECTION, LOCALIZATION]))
-def test_any_value_of_a_numeric_key_loads_or_is_refused(key: str, value: object, base: dict[str, Any]) -> None:
-    """Never another exception, and what loads is the number that was given."""
+def test_any_value_of_a_numeric_key_loads_or_is_rejected(key: str, value: object, base: dict[str, Any]) -> None:
+    """A value either loads as the given number or is rejected; no other exception is raised."""
     try:
         experiment = load_experiment(changed(base, **{key.replace(".", "__"): value}))
     except ExperimentError as error:
@@ -454,10 +454,10 @@ def test_any_value_of_a_numeric_key_loads_or_is_refused(key: str, value: object,
 
 @settings(max_examples=150, deadline=None, database=None, derandomize=True)
 @given(st.text(alphabet="abelmnorstfix:[]{}!&*#'\"-.,0123456789 \n\t", max_size=60))
-def test_any_text_as_a_file_is_refused_with_an_experiment_error(
+def test_any_text_as_a_file_is_rejected_with_an_experiment_error(
     tmp_path_factory: pytest.TempPathFactory, text: str
 ) -> None:
-    """Whatever somebody saved there, the answer is one sentence."""
+    """Any text either loads or causes an `ExperimentError`."""
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_text(text, encoding="utf-8")
     assert str(path) in refusal(path)

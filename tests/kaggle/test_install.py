@@ -1,4 +1,4 @@
-"""Step 2 installs what the lock says over the host's torch, and leaves the host as it was."""
+"""Step 2 installs the locked packages over the host's torch, and leaves the host unchanged."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from lib.kaggle import install as step
 commands = []
 run = step.run_installer
 step.run_installer = lambda command, cwd: commands.append(command) or run(command, cwd)
-said = [step.install(Path(sys.argv[1]), Path(sys.argv[2]), inputs=Path(sys.argv[3]))]
+reports = [step.install(Path(sys.argv[1]), Path(sys.argv[2]), inputs=Path(sys.argv[3]))]
 count = len(commands)
-said.append(step.install(Path(sys.argv[1]), Path(sys.argv[2]), inputs=Path(sys.argv[3])))
+reports.append(step.install(Path(sys.argv[1]), Path(sys.argv[2]), inputs=Path(sys.argv[3])))
 found = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "ultralytics", "dvc", "wandb")}
 where = {name: importlib.util.find_spec(name).origin for name in ("ultralytics", "dvc", "wandb")}
-print(json.dumps({"said": said, "found": found, "where": where, "path": os.environ["PYTHONPATH"],
+print(json.dumps({"reports": reports, "found": found, "where": where, "path": os.environ["PYTHONPATH"],
                   "again": len(commands) - count}))
 """
 
@@ -48,23 +48,25 @@ class Bare:
     python: Path
 
     def state(self) -> dict[str, str]:
-        """Give the hash of every file."""
+        """Return the hash of every file."""
         files = (path for path in self.folder.rglob("*") if path.is_file())
         return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
-    def install(self, overlay: Path, inputs: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    def install(
+        self, overlay: Path, inputs: Path, script: str = SCRIPT, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run step 2 twice in one process."""
         env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         env["PATH"] = os.pathsep.join([str(Path(str(shutil.which("uv"))).parent), env["PATH"]])
         return subprocess.run(
-            [str(self.python), "-B", "-c", SCRIPT, str(ROOT), str(overlay), str(inputs)],
+            [str(self.python), "-B", "-c", script, str(ROOT), str(overlay), str(inputs)],
             cwd=self.folder.parent, env={**env, **environment}, capture_output=True, text=True, timeout=600,
         )  # fmt: skip
 
 
 @pytest.fixture
 def bare(tmp_path: Path) -> Bare:
-    """Give such a host."""
+    """Return a host with only torch, torchvision and numpy."""
     host = tmp_path / "host"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(host)], check=True)
     site = next(host.glob("lib/python3*/site-packages"))
@@ -79,17 +81,17 @@ def bare(tmp_path: Path) -> Bare:
     return Bare(host, host / "bin/python")
 
 
-def test_nothing_is_done_where_everything_is_installed(tmp_path: Path) -> None:
-    """The sandbox: uv has installed the lock already."""
+def test_nothing_is_done_if_everything_is_installed(tmp_path: Path) -> None:
+    """In the sandbox uv has already installed the lock."""
     before = list(sys.path), os.environ.get("PYTHONPATH")
-    said = install(ROOT, tmp_path / "packages", inputs=tmp_path)
-    assert said.startswith("Everything in uv.lock is installed; torch ")
+    message = install(ROOT, tmp_path / "packages", inputs=tmp_path)
+    assert message.startswith("Everything in uv.lock is installed; torch ")
     assert (list(sys.path), os.environ.get("PYTHONPATH")) == before
     assert not (tmp_path / "packages").exists()
 
 
-def test_a_python_that_the_lock_does_not_cover_is_told(tmp_path: Path) -> None:
-    """Before anything is installed."""
+def test_a_python_that_the_lock_does_not_cover_is_rejected(tmp_path: Path) -> None:
+    """The error comes before anything is installed."""
     lock = (ROOT / "uv.lock").read_text()
     (tmp_path / "uv.lock").write_text(re.sub(r'requires-python = ".*"', 'requires-python = ">=3.8, <3.9"', lock))
     with pytest.raises(InstallError, match=r"uv\.lock covers 3\.8 up to below 3\.9") as caught:
@@ -97,30 +99,30 @@ def test_a_python_that_the_lock_does_not_cover_is_told(tmp_path: Path) -> None:
     assert "choose an environment" in caught.value.remedy
 
 
-def test_what_an_installer_prints_holds_no_colours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A kernel sets FORCE_COLOR, and escape codes in a list of requirements are no requirements."""
+def test_the_output_of_an_installer_has_no_colours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A kernel sets FORCE_COLOR, whose escape codes would corrupt the list of requirements."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("CLICOLOR_FORCE", "1")
     requirements = step.export(ROOT)
     assert "\x1b" not in requirements
     lines = [line for line in requirements.splitlines() if not line.startswith("    --hash=sha256:")]
     assert len(lines) == len(parse(requirements)) > 100
-    names = {name for name, _, _ in parse(requirements)}
+    names = {name for name, *_ in parse(requirements)}
     assert "ultralytics" in names
     assert not {"torch", "torchvision", "numpy", "triton", "ipykernel", "pyzmq"} & names
     assert not [name for name in names if name.startswith("nvidia-cu")]
 
 
-def test_an_installer_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No step may hang for ever."""
+def test_an_installer_that_hangs_is_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An installer has a time limit."""
     monkeypatch.setattr(step, "TIMEOUT", 0.2)
     with pytest.raises(InstallError, match="took longer") as caught:
         run_installer([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path)
     assert "turn internet on" in caught.value.remedy
 
 
-def test_a_full_disk_is_told_as_such(tmp_path: Path) -> None:
-    """By what the installer says of it."""
+def test_a_full_disk_is_reported_as_such(tmp_path: Path) -> None:
+    """A full disk is recognised by the installer's message."""
     with pytest.raises(InstallError) as caught:
         run_installer([sys.executable, "-c", "raise OSError(28, 'No space left on device')"], tmp_path)
     assert "free some space" in caught.value.remedy
@@ -128,12 +130,12 @@ def test_a_full_disk_is_told_as_such(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mount", ["wheels", "datasets/somebody/wheels"])
 def test_wheels_of_this_lock_are_found_in_both_mounts(tmp_path: Path, mount: str) -> None:
-    """Those of another lock, another Python or half a folder are not used."""
+    """Wheels for another lock or another Python, and incomplete folders, are not used."""
     right: dict[str, Any] = {"lock": step.lock_hash(ROOT), "python": ".".join(map(str, sys.version_info[:2]))}
-    for name, told in (("a", {**right, "lock": "0"}), ("b", {**right, "python": "3.7"}), ("c", None)):
+    for name, message in (("a", {**right, "lock": "0"}), ("b", {**right, "python": "3.7"}), ("c", None)):
         (tmp_path / name).mkdir()
-        if told:
-            (tmp_path / name / WHEELS).write_text(json.dumps(told))
+        if message:
+            (tmp_path / name / WHEELS).write_text(json.dumps(message))
     assert find_wheels(ROOT, tmp_path) is None
     (tmp_path / mount).mkdir(parents=True)
     (tmp_path / mount / WHEELS).write_text(json.dumps(right))
@@ -141,23 +143,26 @@ def test_wheels_of_this_lock_are_found_in_both_mounts(tmp_path: Path, mount: str
 
 
 def test_the_lock_is_installed_over_the_hosts_torch(tmp_path: Path, bare: Bare) -> None:
-    """Every other package comes into a folder of its own, hashes checked; the second call runs no program."""
+    """Every other package is installed into a separate folder with its hash checked; a second call runs no program."""
     before = bare.state()
     overlay = tmp_path / "scratch/packages"
     overlay.mkdir(parents=True)
     (overlay / "half.py").write_text("")  # of a session that was killed here
     done = bare.install(overlay, tmp_path, FORCE_COLOR="1")
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert "the host's torch 2.10.0+cu128 and the 2 packages that belong to it are byte for byte" in told["said"][0]
-    assert told["said"][1].startswith("Everything in uv.lock was installed in this session already")
-    assert told["again"] == 0
-    assert {name: told["found"][name] for name in ("torch", "numpy")} == {
+    message = json.loads(done.stdout.splitlines()[-1])
+    assert (
+        "the host's torch 2.10.0+cu128 and the 2 packages that belong to it are unchanged, byte for byte"
+        in message["reports"][0]
+    )
+    assert message["reports"][1].startswith("Everything in uv.lock was installed in this session already")
+    assert message["again"] == 0
+    assert {name: message["found"][name] for name in ("torch", "numpy")} == {
         "torch": HOST["torch"],
         "numpy": HOST["numpy"],
     }
-    assert all(path.startswith(str(overlay)) for path in told["where"].values())
-    assert told["path"] == str(overlay)  # training's worker processes find the same
+    assert all(path.startswith(str(overlay)) for path in message["where"].values())
+    assert message["path"] == str(overlay)  # training's worker processes find the same
     assert bare.state() == before
     assert (overlay / STAMP).is_file()
     assert not (overlay / "half.py").exists()
@@ -167,26 +172,22 @@ def test_the_lock_is_installed_over_the_hosts_torch(tmp_path: Path, bare: Bare) 
     assert not [name for name in folders if name.startswith(("nvidia_cu", "nvidia_nccl"))]
     # another process of the same session, after the kernel was restarted
     again = bare.install(overlay, tmp_path, UV_OFFLINE="1", UV_NO_CACHE="1")
-    assert json.loads(again.stdout.splitlines()[-1])["said"][0].startswith("Everything in uv.lock was installed")
+    assert json.loads(again.stdout.splitlines()[-1])["reports"][0].startswith("Everything in uv.lock was installed")
 
 
-def test_a_host_whose_torch_changes_meanwhile_is_told(bare: Bare, tmp_path: Path) -> None:
-    """By size or time of writing of any of its files."""
+def test_a_change_of_the_hosts_torch_is_an_error(bare: Bare, tmp_path: Path) -> None:
+    """A changed size or modification time of any of its files is an error."""
     script = SCRIPT.replace(
         "run(command, cwd)", "(torch.write_text('broken') if 'pip' in command else 0) or run(command, cwd)"
     )
     script = script.replace("commands = []", "commands = []\nimport torch\ntorch = Path(torch.__file__)")
-    done = subprocess.run(
-        [str(bare.python), "-B", "-c", script, str(ROOT), str(tmp_path / "packages"), str(tmp_path)],
-        cwd=tmp_path, capture_output=True, text=True, timeout=600,
-        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
-    )  # fmt: skip
+    done = bare.install(tmp_path / "packages", tmp_path, script)
     assert done.returncode == 1
     assert "changed while packages were installed" in done.stderr
 
 
-def test_what_the_kernel_has_imported_stays_and_is_told(bare: Bare, tmp_path: Path) -> None:
-    """An older `click` of the host's, imported before: it stays in this process, and the line says so."""
+def test_a_package_that_the_kernel_has_imported_is_kept_and_reported(bare: Bare, tmp_path: Path) -> None:
+    """The host's older `click` stays in this process, and the report lists it."""
     site = next(bare.folder.glob("lib/python3*/site-packages"))
     (site / "click-1.0.dist-info").mkdir()
     (site / "click-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: click\nVersion: 1.0\n")
@@ -196,17 +197,13 @@ def test_what_the_kernel_has_imported_stays_and_is_told(bare: Bare, tmp_path: Pa
     script = SCRIPT.replace("commands = []", "commands = []\nimport click").replace(
         "print(json", "import click\nassert click.old\nprint(json"
     )
-    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(
-        [str(bare.python), "-B", "-c", script, str(ROOT), str(tmp_path / "packages"), str(tmp_path)],
-        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+    done = bare.install(tmp_path / "packages", tmp_path, script)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"kept in it: click 1\.0 \(locked: \d", json.loads(done.stdout.splitlines()[-1])["said"][0])
+    assert re.search(r"kept in it: click 1\.0 \(locked: \d", json.loads(done.stdout.splitlines()[-1])["reports"][0])
 
 
-def test_without_a_network_the_error_says_what_to_do(bare: Bare, tmp_path: Path) -> None:
-    """And nothing is left behind."""
+def test_without_a_network_the_error_has_the_remedy(bare: Bare, tmp_path: Path) -> None:
+    """Nothing is left behind either."""
     overlay = tmp_path / "packages"
     done = bare.install(overlay, tmp_path, UV_OFFLINE="1", UV_NO_CACHE="1")
     assert done.returncode == 1
@@ -216,8 +213,8 @@ def test_without_a_network_the_error_says_what_to_do(bare: Bare, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_folder_of_wheels_stands_in_for_the_network(bare: Bare, tmp_path: Path) -> None:
-    """`python -m lib wheels`, attached as a dataset: the same packages, hashes checked; a changed wheel is refused."""
+def test_a_folder_of_wheels_replaces_the_network(bare: Bare, tmp_path: Path) -> None:
+    """An attached folder of `python -m lib wheels` installs the same packages; a changed wheel is rejected."""
     folder = tmp_path / "input/wheels"
     python = ".".join(map(str, sys.version_info[:2]))
     words = [sys.executable, "-m", "lib", "wheels", str(folder), "--python", python]
@@ -228,8 +225,8 @@ def test_a_folder_of_wheels_stands_in_for_the_network(bare: Bare, tmp_path: Path
     offline = {"UV_OFFLINE": "1", "UV_NO_CACHE": "1"}
     done = bare.install(overlay, tmp_path / "input", **offline)
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout.splitlines()[-1])["said"][0]
-    assert re.match(r"1\d\d packages from uv\.lock installed from the wheels in ", said)
+    message = json.loads(done.stdout.splitlines()[-1])["reports"][0]
+    assert re.match(r"1\d\d packages from uv\.lock installed from the wheels in ", message)
     shutil.rmtree(overlay)
     victim = next(folder.glob("tqdm-*.whl"))
     with zipfile.ZipFile(victim, "a") as wheel:
@@ -243,7 +240,7 @@ def test_a_folder_of_wheels_stands_in_for_the_network(bare: Bare, tmp_path: Path
 @pytest.mark.slow
 @pytest.mark.parametrize("python", ["3.12", "3.13"])
 def test_wheels_can_be_gathered_for_the_pythons_of_kaggle(tmp_path: Path, python: str) -> None:
-    """The one it has, and the one it has announced: every package of the lock has a wheel there."""
+    """Every locked package has a wheel for Kaggle's present Python and for the announced one."""
     words = [sys.executable, "-m", "lib", "wheels", str(tmp_path), "--python", python]
     made = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert made.returncode == 0, made.stderr

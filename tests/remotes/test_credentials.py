@@ -62,7 +62,7 @@ HEADER = base64.b64encode(f"x-access-token:{SECRETS['GITHUB_TOKEN']}".encode()).
 
 
 def write_secrets(path: Path, content: object = SECRETS) -> Path:
-    """Write a `secrets.json`, from text as it is."""
+    """Write a `secrets.json`; text is written as it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
     return path
@@ -70,19 +70,19 @@ def write_secrets(path: Path, content: object = SECRETS) -> Path:
 
 @pytest.fixture(autouse=True)
 def _no_keys_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep S3 keys of whoever runs the tests out of them; what a test sets is gone after it."""
+    """Remove the user's own S3 keys from the environment of the tests, and restore it afterwards."""
     for name in (*S3, "AWS_PROFILE", "GDRIVE_NON_INTERACTIVE"):
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
 def credentials(tmp_path: Path) -> Credentials:
-    """All three accounts."""
+    """Return all three accounts."""
     return load_credentials(str(write_secrets(tmp_path / "secrets.json")))
 
 
 def refusal(path: Path) -> str:
-    """Give all that is shown of a file that must be refused, its traceback included."""
+    """Return everything that is shown when a file is rejected, with the traceback."""
     with pytest.raises(CredentialsError) as caught:
         load_credentials(str(path))
     return "".join(traceback.format_exception(caught.value))
@@ -92,22 +92,22 @@ def refusal(path: Path) -> str:
 
 
 def test_all_three_accounts_are_read(credentials: Credentials, tmp_path: Path) -> None:
-    """Each value arrives as it stands in the file, the Drive account with its five fields."""
+    """Each value is the one in the file; the Drive account has its five fields."""
     assert credentials.github_token == SECRETS["GITHUB_TOKEN"]
     assert credentials.wandb_api_key == SECRETS["WANDB_API_KEY"]
     assert credentials.drive == DRIVE
     assert credentials.source == str(tmp_path / "secrets.json")
 
 
-def test_more_fields_of_the_drive_account_do_no_harm(tmp_path: Path) -> None:
-    """Google's own file holds more than the five."""
+def test_more_fields_of_the_drive_account_are_ignored(tmp_path: Path) -> None:
+    """Google's own file has more than the five fields."""
     path = write_secrets(tmp_path / "s.json", {"GDRIVE_USER_CREDENTIALS": {**DRIVE, "scopes": ["drive"]}})
     assert load_credentials(str(path)).drive == DRIVE
 
 
 @pytest.mark.parametrize("mount", ["my-secrets", "datasets/somebody/my-secrets", "."])
 def test_the_file_is_found_in_every_mount_of_a_kaggle_dataset(tmp_path: Path, mount: str) -> None:
-    """Kaggle mounts a dataset in two ways, and other datasets stand beside it."""
+    """Kaggle mounts a dataset in two ways, next to other datasets."""
     write_secrets(tmp_path / "pictures" / "data.json", "{}")
     path = write_secrets(tmp_path / mount / "secrets.json")
     credentials = load_credentials(inputs=tmp_path)
@@ -115,8 +115,10 @@ def test_the_file_is_found_in_every_mount_of_a_kaggle_dataset(tmp_path: Path, mo
     assert Path(credentials.source) == path
 
 
-def test_the_environment_fills_what_the_file_does_not_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file wins where both give a value."""
+def test_the_environment_supplies_the_accounts_that_the_file_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file takes precedence if both have an account."""
     monkeypatch.setenv("GITHUB_TOKEN", "from-environment")
     monkeypatch.setenv("WANDB_API_KEY", "from-environment")
     path = write_secrets(tmp_path / "secrets.json", {"GITHUB_TOKEN": "from-the-file"})
@@ -125,14 +127,14 @@ def test_the_environment_fills_what_the_file_does_not_give(tmp_path: Path, monke
 
 
 def test_the_environment_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that is not Kaggle has no file; the Drive account is JSON there."""
+    """Outside of Kaggle there may be no file; the Drive account is JSON in a variable."""
     monkeypatch.setenv("GDRIVE_USER_CREDENTIALS", json.dumps(DRIVE))
     credentials = load_credentials(inputs=tmp_path / "nowhere")
     assert credentials.drive == DRIVE
     assert credentials.source == "the environment"
 
 
-def test_nothing_given_is_no_error(tmp_path: Path) -> None:
+def test_no_credentials_at_all_are_accepted(tmp_path: Path) -> None:
     """The sandbox needs no account."""
     credentials = load_credentials(inputs=tmp_path)
     assert (credentials.github_token, credentials.wandb_api_key, credentials.drive) == (None, None, None)
@@ -140,7 +142,7 @@ def test_nothing_given_is_no_error(tmp_path: Path) -> None:
 
 
 def test_a_service_account_and_s3_keys_are_read(tmp_path: Path) -> None:
-    """In place of the user's Drive account, and beside it."""
+    """The service account replaces the user's Drive account; S3 keys are independent of both."""
     credentials = load_credentials(str(write_secrets(tmp_path / "s.json", {"GDRIVE_SERVICE_ACCOUNT": SERVICE, **S3})))
     assert credentials.service_account == SERVICE
     assert credentials.s3 == S3
@@ -148,10 +150,10 @@ def test_a_service_account_and_s3_keys_are_read(tmp_path: Path) -> None:
     assert "GDRIVE_SERVICE_ACCOUNT, AWS_ACCESS_KEY_ID from" in repr(credentials)
 
 
-def test_an_account_is_never_put_together_from_file_and_environment(
+def test_an_account_is_never_combined_from_file_and_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its halves would be of different owners."""
+    """Its halves would belong to different owners."""
     monkeypatch.setenv("GDRIVE_SERVICE_ACCOUNT", json.dumps(SERVICE))
     monkeypatch.setenv("AWS_SESSION_TOKEN", "of-another-key")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
@@ -161,10 +163,8 @@ def test_an_account_is_never_put_together_from_file_and_environment(
     assert (credentials.drive, credentials.service_account, credentials.s3) == (DRIVE, None, two)
 
 
-def test_the_environments_service_account_and_s3_keys_are_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """So that they are redacted too; half a key is somebody else's business."""
+def test_the_environments_service_account_and_s3_keys_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are redacted too; half an S3 key is left to DVC."""
     monkeypatch.setenv("GDRIVE_SERVICE_ACCOUNT", json.dumps(SERVICE))
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", S3["AWS_ACCESS_KEY_ID"])
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
@@ -184,20 +184,20 @@ def test_the_environments_service_account_and_s3_keys_are_taken(
         ("2026-01-31 14:00:00+02:00", "2026-01-31T12:00:00Z"),
     ],
 )
-def test_a_token_expiry_of_another_form_becomes_what_googles_client_reads(
+def test_a_token_expiry_of_another_format_is_converted_for_googles_client(
     tmp_path: Path, written: str, read: str
 ) -> None:
-    """It would take another form for "never", and use a dead token."""
+    """The client would read another format as "never", and use an expired token."""
     drive = {**DRIVE, "token_expiry": written}
     found = load_credentials(str(write_secrets(tmp_path / "s.json", {"GDRIVE_USER_CREDENTIALS": drive}))).drive
     assert found == {**DRIVE, "token_expiry": read}
 
 
-# ── refusing ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── rejecting ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_all_that_is_missing_or_malformed_is_told_in_one_error_without_a_value(tmp_path: Path) -> None:
-    """Four mistakes cost one attempt; whoever reads the log learns no value."""
+def test_one_error_lists_everything_missing_or_malformed_without_a_value(tmp_path: Path) -> None:
+    """Four mistakes cost one attempt, and the log shows no value."""
     drive = {**DRIVE, "client_secret": "", "token_expiry": 17}
     del drive["refresh_token"]
     values = {
@@ -219,14 +219,14 @@ def test_all_that_is_missing_or_malformed_is_told_in_one_error_without_a_value(t
         "What to do: ",
     ):
         assert part in shown
-    assert "access_token" not in shown.split("is no key")[0]
+    assert "access_token" not in shown.split("is not a known key")[0]
     for value in HIDDEN:
         assert value not in shown
 
 
 @pytest.mark.parametrize("field", DRIVE_FIELDS)
-def test_each_of_the_five_drive_fields_must_be_there(tmp_path: Path, field: str) -> None:
-    """The missing one alone is named."""
+def test_each_of_the_five_drive_fields_is_required(tmp_path: Path, field: str) -> None:
+    """The error names only the missing field."""
     drive = {name: value for name, value in DRIVE.items() if name != field}
     shown = refusal(write_secrets(tmp_path / "secrets.json", {"GDRIVE_USER_CREDENTIALS": drive}))
     named = [name for name in DRIVE_FIELDS if f"GDRIVE_USER_CREDENTIALS.{name} " in shown]
@@ -234,56 +234,59 @@ def test_each_of_the_five_drive_fields_must_be_there(tmp_path: Path, field: str)
 
 
 @pytest.mark.parametrize("value", ["", " ", None, 5, [], {}, " token", "token\n", "to\nken", "to\0ken", "token…"])
-def test_a_token_is_plain_text(tmp_path: Path, value: object) -> None:
-    """A line break at its end would end a header early, and an empty one is a mistake."""
+def test_a_token_must_be_plain_text(tmp_path: Path, value: object) -> None:
+    """A line break at its end would end a header early; an empty token is a mistake."""
     assert "GITHUB_TOKEN is" in refusal(write_secrets(tmp_path / "secrets.json", {"GITHUB_TOKEN": value}))
 
 
 @pytest.mark.parametrize("value", ["soon", "3599", "1767225600.5", "31.01.2026", "0001-01-01T00:00:00+14:00"])
-def test_a_token_expiry_that_is_no_time_is_told(tmp_path: Path, value: str) -> None:
-    """And what it should be like."""
+def test_a_token_expiry_that_is_not_a_time_is_rejected(tmp_path: Path, value: str) -> None:
+    """The error shows the required format."""
     drive = {**DRIVE, "token_expiry": value}
     shown = refusal(write_secrets(tmp_path / "secrets.json", {"GDRIVE_USER_CREDENTIALS": drive}))
-    assert "GDRIVE_USER_CREDENTIALS.token_expiry is no time like" in shown
+    assert "GDRIVE_USER_CREDENTIALS.token_expiry is not a time like" in shown
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"private_key": ""}, ".private_key is missing"),
         ({"private_key": None}, ".private_key is missing"),
-        ({"private_key": "\n".join(KEY_LINES)}, ".private_key is no private key in PEM form"),
-        ({"private_key": SERVICE["private_key"].replace("\n", " ")}, ".private_key is no private key"),
-        ({"private_key": SERVICE["private_key"].replace("Y2FuYXJ5\n", "Y2FuYXJ\n")}, ".private_key is no private key"),
-        ({"type": "authorized_user"}, ".type is no"),
+        ({"private_key": "\n".join(KEY_LINES)}, ".private_key is not a private key in PEM form"),
+        ({"private_key": SERVICE["private_key"].replace("\n", " ")}, ".private_key is not a private key"),
+        (
+            {"private_key": SERVICE["private_key"].replace("Y2FuYXJ5\n", "Y2FuYXJ\n")},
+            ".private_key is not a private key",
+        ),
+        ({"type": "authorized_user"}, ".type is not"),
         ({"client_email": 5}, ".client_email is missing"),
     ],
 )
-def test_a_service_account_that_cannot_be_is_told(tmp_path: Path, change: dict[str, object], told: str) -> None:
-    """Before anybody signs in; no line of the key is shown."""
+def test_a_malformed_service_account_is_rejected(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    """The error comes before any sign-in, and shows no line of the key."""
     shown = refusal(write_secrets(tmp_path / "secrets.json", {"GDRIVE_SERVICE_ACCOUNT": {**SERVICE, **change}}))
-    assert f"GDRIVE_SERVICE_ACCOUNT{told}" in shown
+    assert f"GDRIVE_SERVICE_ACCOUNT{message}" in shown
     assert not [line for line in KEY_LINES if line in shown]
 
 
 @pytest.mark.parametrize("name", ["GDRIVE_SERVICE_ACCOUNT", "GDRIVE_USER_CREDENTIALS"])
-def test_a_service_account_pasted_as_text_is_told(tmp_path: Path, name: str) -> None:
-    """It is an object, also where its JSON is text in the environment."""
+def test_a_drive_account_pasted_as_text_is_rejected(tmp_path: Path, name: str) -> None:
+    """It must be an object; in the environment its JSON may be text in turn."""
     shown = refusal(write_secrets(tmp_path / "secrets.json", {name: json.dumps(SERVICE)}))
-    assert f"{name} is no object" in shown
+    assert f"{name} is not an object" in shown
     assert not [line for line in KEY_LINES if line in shown]
 
 
-def test_two_drive_accounts_are_one_too_many(tmp_path: Path) -> None:
-    """Which of them owns the files must not be a guess."""
+def test_two_drive_accounts_are_rejected(tmp_path: Path) -> None:
+    """The owner of the files must not be a guess."""
     both = {"GDRIVE_SERVICE_ACCOUNT": SERVICE, "GDRIVE_USER_CREDENTIALS": DRIVE}
     shown = refusal(write_secrets(tmp_path / "secrets.json", both))
-    assert "GDRIVE_USER_CREDENTIALS and GDRIVE_SERVICE_ACCOUNT are both there" in shown
+    assert "GDRIVE_USER_CREDENTIALS and GDRIVE_SERVICE_ACCOUNT are both given" in shown
 
 
 @pytest.mark.parametrize("missing", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
-def test_half_an_s3_key_is_told(tmp_path: Path, missing: str) -> None:
-    """Both halves come from the same place."""
+def test_half_an_s3_key_is_rejected(tmp_path: Path, missing: str) -> None:
+    """Both halves must come from the same place."""
     values = {name: value for name, value in S3.items() if name != missing}
     shown = refusal(write_secrets(tmp_path / "secrets.json", values))
     assert f"{missing} is missing" in shown
@@ -291,14 +294,16 @@ def test_half_an_s3_key_is_told(tmp_path: Path, missing: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["text", None, [], {}, 3])
-def test_a_drive_account_that_is_no_object_is_told(tmp_path: Path, value: object) -> None:
-    """Pasted as text it is the usual mistake."""
+def test_a_drive_account_that_is_not_an_object_is_rejected(tmp_path: Path, value: object) -> None:
+    """Pasting it as text is the usual mistake."""
     shown = refusal(write_secrets(tmp_path / "secrets.json", {"GDRIVE_USER_CREDENTIALS": value}))
     assert "GDRIVE_USER_CREDENTIALS" in shown
 
 
-def test_a_malformed_drive_account_in_the_environment_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """It is not taken for none."""
+def test_a_malformed_drive_account_in_the_environment_is_rejected(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is not ignored."""
     monkeypatch.setenv("GDRIVE_USER_CREDENTIALS", json.dumps(DRIVE)[:-5])
     with pytest.raises(CredentialsError) as caught:
         load_credentials(inputs=tmp_path)
@@ -310,24 +315,24 @@ def test_a_malformed_drive_account_in_the_environment_is_told(monkeypatch: pytes
 @pytest.mark.parametrize(
     "text", ['{"GITHUB_TOKEN": "ghp_git/Hub+Token&1",}', "ghp_git/Hub+Token&1", "", '["ghp_git/Hub+Token&1"]']
 )
-def test_a_file_that_is_no_json_object_is_told_without_its_text(tmp_path: Path, text: str) -> None:
-    """A decoder's message quotes what it could not read: it is not shown."""
+def test_a_file_that_is_not_a_json_object_is_rejected_without_its_text(tmp_path: Path, text: str) -> None:
+    """A decoder's message quotes the text, so it is not shown."""
     path = write_secrets(tmp_path / "secrets.json", text)
     shown = refusal(path)
     assert str(path) in shown
     assert "ghp_git" not in shown
 
 
-def test_bytes_that_are_no_text_are_told(tmp_path: Path) -> None:
-    """A file saved by another program may be of any encoding."""
+def test_a_file_of_another_encoding_is_rejected(tmp_path: Path) -> None:
+    """Another program may have saved the file in any encoding."""
     path = tmp_path / "secrets.json"
     path.write_bytes(b'{"GITHUB_TOKEN": "\xff\xfe"}')
     assert str(path) in refusal(path)
 
 
 @pytest.mark.parametrize("name", ["missing.json", "."])
-def test_a_file_that_cannot_be_read_is_told(tmp_path: Path, name: str) -> None:
-    """A wrong path, or a folder."""
+def test_a_file_that_cannot_be_read_is_rejected(tmp_path: Path, name: str) -> None:
+    """The path is wrong, or is that of a folder."""
     path = tmp_path / name
     shown = refusal(path)
     assert str(path) in shown
@@ -338,23 +343,23 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path, name: str) -> None:
 
 
 def test_no_text_form_of_the_credentials_shows_a_value(credentials: Credentials) -> None:
-    """Neither what a notebook prints nor what a traceback with its variables shows."""
+    """Neither a notebook's output nor a traceback with its variables shows one."""
 
     def fail(held: Credentials) -> None:
         raise RuntimeError(f"with {held} and {held!r}")
 
     with pytest.raises(RuntimeError) as caught:
         fail(credentials)
-    told = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
-    shown = [repr(credentials), str(credentials), f"{credentials}", f"{[credentials]}", "".join(told.format())]
+    stack = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+    shown = [repr(credentials), str(credentials), f"{credentials}", f"{[credentials]}", "".join(stack.format())]
     for text in shown:
         assert "Credentials(" in text
         for value in HIDDEN:
             assert value not in text
 
 
-def test_the_text_form_names_the_accounts_that_are_given(tmp_path: Path) -> None:
-    """What is there can be said, and where it came from."""
+def test_the_text_form_names_the_given_accounts(tmp_path: Path) -> None:
+    """It names their source too."""
     path = write_secrets(tmp_path / "secrets.json", {"WANDB_API_KEY": SECRETS["WANDB_API_KEY"]})
     shown = repr(load_credentials(str(path)))
     assert "WANDB_API_KEY" in shown
@@ -369,7 +374,7 @@ def test_the_text_form_names_the_accounts_that_are_given(tmp_path: Path) -> None
     ids=["plain", "url", "json"],
 )
 def test_redacting_removes_every_form_of_a_value(credentials: Credentials, value: str, send: Any) -> None:
-    """As it is, as a URL carries it and as JSON writes it; the text around it stays."""
+    """A value may appear as it is, as in a URL, or as in JSON; the text around it stays."""
     text = f"fatal: {send(value)} was refused"
     redacted = credentials.redact(text)
     assert send(value).strip('{}"') not in redacted
@@ -388,8 +393,10 @@ def test_redacting_removes_the_header_that_git_sends(credentials: Credentials) -
     "value", [SERVICE["private_key"], *KEY_LINES, S3["AWS_SECRET_ACCESS_KEY"], S3["AWS_SESSION_TOKEN"]]
 )
 @pytest.mark.parametrize("send", [str, repr, json.dumps, lambda value: quote(value, safe="")])
-def test_redacting_removes_keys_of_machines_whole_and_by_the_line(tmp_path: Path, value: str, send: Any) -> None:
-    """A private key may be shown as it is, as JSON or Python write it, or one line of it alone."""
+def test_redacting_removes_a_service_accounts_and_s3_keys_whole_and_by_the_line(
+    tmp_path: Path, value: str, send: Any
+) -> None:
+    """A private key may appear as it is, as in JSON or Python, or one line of it alone."""
     credentials = load_credentials(str(write_secrets(tmp_path / "s.json", {"GDRIVE_SERVICE_ACCOUNT": SERVICE, **S3})))
     redacted = credentials.redact(f"bad key: {send(value)} in the file")
     hidden = (*KEY_LINES, S3["AWS_SECRET_ACCESS_KEY"], S3["AWS_SESSION_TOKEN"])
@@ -400,14 +407,14 @@ def test_redacting_removes_keys_of_machines_whole_and_by_the_line(tmp_path: Path
         assert not [text for text in hidden if text in shown]
 
 
-def test_redacting_leaves_no_rest_of_a_value_that_holds_another() -> None:
-    """The longer one goes first."""
+def test_redacting_leaves_no_rest_of_a_value_that_contains_another() -> None:
+    """The longer value is replaced first."""
     credentials = Credentials(github_token="secret-one", wandb_api_key="secret-one-and-more")
     assert credentials.redact("a secret-one-and-more b secret-one c") == "a *** b *** c"
 
 
-def test_redacting_leaves_ordinary_text_alone(credentials: Credentials) -> None:
-    """Without accounts too."""
+def test_redacting_leaves_ordinary_text_unchanged(credentials: Credentials) -> None:
+    """The text stays unchanged without any account too."""
     for text in ("", "everything up-to-date", "détaché ***"):
         assert credentials.redact(text) == text
         assert Credentials().redact(text) == text
@@ -420,13 +427,13 @@ def test_redacting_leaves_ordinary_text_alone(credentials: Credentials) -> None:
     "url",
     ["/srv/git/origin.git", "file:///srv/origin.git", "git@github.com:o/r.git", "ssh://git@github.com/o/r.git", "../o"],
 )
-def test_the_token_is_for_http_alone(credentials: Credentials, url: str) -> None:
-    """Another door has its own key."""
+def test_the_token_is_used_for_http_only(credentials: Credentials, url: str) -> None:
+    """Other protocols have their own keys."""
     assert credentials.git_environment(url) == {}
 
 
-def test_without_a_token_nothing_is_added() -> None:
-    """A public repository is read without one."""
+def test_without_a_token_the_environment_is_empty() -> None:
+    """A public repository is read without a token."""
     assert Credentials().git_environment("https://github.com/o/r.git") == {}
 
 
@@ -445,10 +452,10 @@ def test_without_a_token_nothing_is_added() -> None:
     ],
     ids=["github", "port", "address", "ipv6", "user"],
 )  # fmt: skip
-def test_git_sends_the_token_to_that_host_alone(
+def test_git_sends_the_token_only_to_that_host(
     credentials: Credentials, tmp_path: Path, url: str, others: list[str]
 ) -> None:
-    """Git itself is asked what it would send: a redirect or a submodule elsewhere gets nothing."""
+    """Git itself reports what it would send: a redirect or a submodule on another host gets nothing."""
     environment = {**os.environ, **credentials.git_environment(url)}
 
     def account(address: str) -> str:
@@ -468,7 +475,7 @@ def test_git_sends_the_token_to_that_host_alone(
 def test_the_token_is_never_an_argument_nor_in_the_clone(
     credentials: Credentials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only git commands that speak to the remote have it, in their environment; an error does not show it."""
+    """Only git commands that use the remote have it, in their environment; an error does not show it."""
     log, clone = tmp_path / "log", tmp_path / "clone"
     recorder = tmp_path / "bin" / "git"
     recorder.parent.mkdir()
@@ -504,8 +511,8 @@ def test_the_token_is_never_an_argument_nor_in_the_clone(
 # ── the file of Google's client ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_drive_file_is_private_and_holds_ten_fields(credentials: Credentials, tmp_path: Path) -> None:
-    """The five that were given, completed by five that never change; its folder is made."""
+def test_the_drive_file_is_private_and_has_ten_fields(credentials: Credentials, tmp_path: Path) -> None:
+    """Five constant fields complete the five given ones; the file's folder is created."""
     path = tmp_path / "scratch" / "drive.json"
     credentials.write_drive_file(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -514,8 +521,8 @@ def test_the_drive_file_is_private_and_holds_ten_fields(credentials: Credentials
     assert sorted(set(values) - set(DRIVE_FIELDS)) == ["_class", "_module", "invalid", "token_uri", "user_agent"]
 
 
-def test_the_drive_file_becomes_private_where_an_open_one_stood(credentials: Credentials, tmp_path: Path) -> None:
-    """A file that is there keeps its mode unless it is set."""
+def test_a_drive_file_that_others_could_read_becomes_private(credentials: Credentials, tmp_path: Path) -> None:
+    """An existing file would keep its mode."""
     path = tmp_path / "drive.json"
     path.write_text("x" * 5000, encoding="utf-8")
     path.chmod(0o644)
@@ -525,7 +532,7 @@ def test_the_drive_file_becomes_private_where_an_open_one_stood(credentials: Cre
 
 
 def test_googles_client_reads_the_drive_file(credentials: Credentials, tmp_path: Path) -> None:
-    """The very classes that pydrive2 uses, both ways in."""
+    """The classes are those of pydrive2, for both kinds of account."""
     from oauth2client.client import OAuth2Credentials
     from oauth2client.file import Storage
 
@@ -541,7 +548,7 @@ def test_googles_client_reads_the_drive_file(credentials: Credentials, tmp_path:
 
 
 def test_without_a_drive_account_no_drive_file_is_written(tmp_path: Path) -> None:
-    """The error says what is needed for it."""
+    """The error names the missing key."""
     path = tmp_path / "drive.json"
     with pytest.raises(CredentialsError, match="GDRIVE_USER_CREDENTIALS"):
         Credentials(github_token="token").write_drive_file(path)
@@ -553,13 +560,13 @@ def test_without_a_drive_account_no_drive_file_is_written(tmp_path: Path) -> Non
 
 @pytest.fixture
 def drive() -> Iterator[DriveEmulator]:
-    """Give a Drive."""
+    """Yield a Drive."""
     with DriveEmulator() as drive, client_pointed_at(drive):
         yield drive
 
 
 def settings(clone: Path) -> dict[str, Any]:
-    """Give what DVC reads of the default remote."""
+    """Return the settings of the default remote, as DVC reads them."""
     from dvc.repo import Repo
 
     with Repo(str(clone)) as repo:
@@ -569,7 +576,7 @@ def settings(clone: Path) -> dict[str, Any]:
 def test_dvc_signs_in_with_a_service_account_and_our_store_publishes_with_it(
     stores: Stores, drive: DriveEmulator, tmp_path: Path
 ) -> None:
-    """Configured as step 3 does it; a second machine pulls by `dvc pull` in a process of its own."""
+    """The clone is configured as in step 3; a second machine pulls with `dvc pull` in a subprocess."""
     key = drive.make_service_account()
     path = write_secrets(tmp_path / "secrets.json", {"GDRIVE_SERVICE_ACCOUNT": key})
     credentials = load_credentials(str(path))
@@ -595,10 +602,10 @@ def test_dvc_signs_in_with_a_service_account_and_our_store_publishes_with_it(
         assert not [line for line in private if line in text]
 
 
-def test_a_service_account_whose_key_is_refused_is_told_without_it(
+def test_a_service_account_with_a_rejected_key_is_reported_without_the_key(
     stores: Stores, drive: DriveEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By DVC's client, through our store."""
+    """DVC's client signs in, through our store."""
     monkeypatch.setattr("lib.sync.stores.gdrive.PAUSES", (0.0,))
     key = drive.make_service_account()
     drive.make_service_account()  # another key took its place
@@ -606,16 +613,16 @@ def test_a_service_account_whose_key_is_refused_is_told_without_it(
     name_remote(stores.clone, drive)
     configure_dvc(stores.clone, tmp_path / "scratch", credentials)
     run = Publication(stores.clone, "kaggle-train-x", "Training\n", RUN, WEIGHTS, datetime(2025, 1, 2, tzinfo=UTC))
-    with pytest.raises(RunError, match="Google does not accept the Drive credentials") as caught:
+    with pytest.raises(RunError, match="Google rejects the Drive account") as caught:
         sync_outputs(run, credentials, say=str)
     shown = "".join(traceback.format_exception(caught.value))
     assert not [line for line in key["private_key"].splitlines()[1:-1] if line in shown]
 
 
-def test_the_users_account_wins_over_what_repository_and_environment_say(
+def test_the_users_account_takes_precedence_over_repository_and_environment(
     stores: Stores, drive: DriveEmulator, credentials: Credentials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`.dvc/config` may have been written for the other kind, and DVC would take the variable before the file."""
+    """`.dvc/config` may be written for the other kind of account, and DVC prefers the variable to the file."""
     monkeypatch.setenv("GDRIVE_CREDENTIALS_DATA", "{}")
     name_remote(stores.clone, drive)
     with (stores.clone / ".dvc" / "config").open("a", encoding="utf-8") as config:
@@ -627,10 +634,10 @@ def test_the_users_account_wins_over_what_repository_and_environment_say(
     assert found["gdrive_user_credentials_file"] == str(tmp_path / "scratch" / "credentials" / "gdrive.json")
 
 
-def test_a_drive_without_an_account_is_told_before_anything_is_pulled(
+def test_a_drive_remote_without_an_account_is_rejected_before_the_pull(
     stores: Stores, drive: DriveEmulator, tmp_path: Path
 ) -> None:
-    """Both kinds are named."""
+    """The error names both kinds of account."""
     name_remote(stores.clone, drive)
     with pytest.raises(CredentialsError, match="GDRIVE_USER_CREDENTIALS") as caught:
         configure_dvc(stores.clone, tmp_path / "scratch", Credentials())
@@ -638,10 +645,10 @@ def test_a_drive_without_an_account_is_told_before_anything_is_pulled(
 
 
 @pytest.mark.parametrize("given", [S3, {name: S3[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}])
-def test_s3_keys_go_where_dvc_looks_for_them_and_not_into_the_clone(
+def test_s3_keys_go_into_the_environment_and_not_into_the_clone(
     stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str]
 ) -> None:
-    """This process's environment; what another key has left there goes."""
+    """The environment of this process loses what another key has left there."""
     for name in S3:
         monkeypatch.setenv(name, "another's")
     path = write_secrets(tmp_path / "secrets.json", given)
@@ -657,7 +664,7 @@ def test_s3_keys_go_where_dvc_looks_for_them_and_not_into_the_clone(
     assert S3["AWS_SECRET_ACCESS_KEY"] not in text
 
 
-def test_s3_keys_are_left_alone_where_the_remote_is_none(stores: Stores, tmp_path: Path) -> None:
+def test_s3_keys_are_left_unchanged_if_the_remote_is_not_s3(stores: Stores, tmp_path: Path) -> None:
     """A folder needs no key."""
     configure_dvc(stores.clone, tmp_path / "scratch", Credentials(s3=S3))
     assert "AWS_ACCESS_KEY_ID" not in os.environ

@@ -1,4 +1,4 @@
-"""What is said of a model is what its predictions say, and one thing that fails takes nothing else with it."""
+"""Metrics follow from the predictions, and a failed step does not affect the other steps."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT
-from pydantic import ValidationError
 
 from lib.data.dataset import Dataset, check_dataset
 from lib.experiment.load import load_experiment
 from lib.experiment.schema import Experiment
 from lib.results import evaluate as evaluation
-from lib.results.evaluate import Evaluated, Metrics, evaluate
+from lib.results.evaluate import Evaluated, evaluate
 from lib.results.matching import Detection, ImageMatches, Match, compare, corner_errors, iou, match
+from lib.results.record import Metrics
 from lib.results.sheets import draw_worst
+from lib.session import Session
 from lib.train.launch import Trained
 
 EPOCHS = 20
-SIZE = 64  # pixels that a picture is trained with; it has twice as many
+SIZE = 64  # pixels of a training image's side; the drawn images are twice as large
 
 
 def draw_plates(folder: Path) -> None:
-    """Draw a dataset that is learnt in seconds: a bright, slightly turned plate on a dark ground."""
+    """Draw a dataset that is learnt in seconds: a bright, slightly rotated plate on a dark background."""
     from PIL import Image, ImageDraw
 
     chance, side = np.random.default_rng(0), 2 * SIZE
@@ -41,9 +42,9 @@ def draw_plates(folder: Path) -> None:
             half, turn = chance.uniform((20, 9), (40, 16)), chance.uniform(-0.2, 0.2)
             spin = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
             corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * half @ spin + chance.uniform(46, side - 46, 2)
-            picture = Image.fromarray(chance.integers(0, 60, (side, side, 3), dtype=np.uint8))
-            ImageDraw.Draw(picture).polygon([(x, y) for x, y in corners], fill=(230, 220, 200))
-            picture.save(folder / f"images/{split}/{split}-{number}.png")
+            image = Image.fromarray(chance.integers(0, 60, (side, side, 3), dtype=np.uint8))
+            ImageDraw.Draw(image).polygon([(x, y) for x, y in corners], fill=(230, 220, 200))
+            image.save(folder / f"images/{split}/{split}-{number}.png")
             low, high = corners.min(axis=0) / side, corners.max(axis=0) / side
             points = np.hstack([corners / side, np.full((4, 1), 2)]).ravel()
             row = [0, *(low + high) / 2, *(high - low), *points]
@@ -54,7 +55,7 @@ def draw_plates(folder: Path) -> None:
 
 
 class Model:
-    """A model that ultralytics' own trainer made of drawn plates, and its evaluation."""
+    """A model that ultralytics' own trainer trained on drawn plates, and its evaluation."""
 
     def __init__(self, module: str, folder: Path) -> None:
         from ultralytics.models import YOLO
@@ -74,18 +75,20 @@ class Model:
         self.evaluated: Evaluated = self.evaluate()
 
     def evaluate(self, trained: Trained | None = None, dataset: Dataset | None = None) -> Evaluated:
-        """Measure it, or something like it."""
-        return evaluate(self.experiment, dataset or self.dataset, trained or self.trained, device="cpu")
+        """Evaluate the model, another training, or on another dataset."""
+        folder = self.trained.folder
+        session = Session(folder, folder, folder, self.experiment)
+        return evaluate(session, dataset or self.dataset, trained or self.trained)
 
     def in_another_folder(self, folder: Path) -> Trained:
-        """Give a copy of the training, for an evaluation that may fail."""
+        """Return a copy of the training, for an evaluation that may fail."""
         shutil.copytree(self.trained.folder, folder / "train")
         weights = folder / "train/weights"
         return replace(self.trained, folder=folder / "train", best=weights / "best.pt", last=weights / "last.pt")
 
     @property
     def predictions(self) -> list[dict[str, Any]]:
-        """What it predicted on the test split."""
+        """Return the predictions on the test split."""
         found: list[dict[str, Any]] = json.loads((self.evaluated.folder / "predictions.json").read_text())
         return found
 
@@ -97,7 +100,7 @@ def localization(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 def labels(model: Model, name: str) -> list[list[float]]:
-    """Read a picture's labels, in pixels of the drawn square: class, x0, y0, x1, y1, then the corners."""
+    """Return an image's labels, in pixels of the drawn square: class, x0, y0, x1, y1, then the corners."""
     side = 2 * SIZE
     lines = (model.dataset.folder / name.replace("images", "labels")).with_suffix(".txt").read_text().splitlines()
     found = []
@@ -109,9 +112,9 @@ def labels(model: Model, name: str) -> list[list[float]]:
 
 
 def average_precision(model: Model, threshold: float) -> float:
-    """Compute AP of boxes from `predictions.json` and the label files alone, as ultralytics interpolates it."""
+    """Return the AP of boxes from `predictions.json` and the label files alone, interpolated as by ultralytics."""
     truth = {
-        f"images/test/{path.name}": labels(model, f"images/test/{path.name}") for path in model.dataset.pictures("test")
+        f"images/test/{path.name}": labels(model, f"images/test/{path.name}") for path in model.dataset.files["test"]
     }
     taken: set[tuple[str, int]] = set()
     hits = []
@@ -133,18 +136,18 @@ def average_precision(model: Model, threshold: float) -> float:
 
 
 @pytest.mark.slow
-def test_the_mean_average_precision_is_that_of_the_predictions(localization: Model) -> None:
-    """Computed again from `predictions.json` and the labels."""
+def test_the_mean_average_precision_follows_from_the_predictions(localization: Model) -> None:
+    """It equals the one computed here from `predictions.json` and the labels."""
     assert localization.evaluated.missing is None
-    assert localization.evaluated.metrics["test"]["box"]["mAP50"] > 0.2
+    assert localization.evaluated.metrics.as_dict()["test"]["box"]["mAP50"] > 0.2
     again = average_precision(localization, 0.5)
-    assert again == pytest.approx(localization.evaluated.metrics["test"]["box"]["mAP50"], abs=0.02)
+    assert again == pytest.approx(localization.evaluated.metrics.as_dict()["test"]["box"]["mAP50"], abs=0.02)
 
 
 @pytest.mark.slow
-def test_validation_is_that_of_the_best_epoch(localization: Model) -> None:
-    """As the trainer's own table has it; its weights were single precision then, and are half of it in best.pt."""
-    metrics = localization.evaluated.metrics
+def test_the_validation_metrics_are_those_of_the_best_epoch(localization: Model) -> None:
+    """As in `results.csv`, within a tolerance: best.pt holds the weights in half precision."""
+    metrics = localization.evaluated.metrics.as_dict()
     with (localization.trained.folder / "results.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert metrics["epochs"] == len(rows) == EPOCHS
@@ -157,10 +160,10 @@ def test_validation_is_that_of_the_best_epoch(localization: Model) -> None:
 
 
 @pytest.mark.slow
-def test_corner_errors_are_those_of_the_predictions(localization: Model) -> None:
-    """Computed again with plain arithmetic: each picture holds one object."""
+def test_corner_errors_follow_from_the_predictions(localization: Model) -> None:
+    """They equal those computed here with plain arithmetic: each image holds one object."""
     distances, shares, objects, found = [], [], 0, 0
-    for path in localization.dataset.pictures("test"):
+    for path in localization.dataset.files["test"]:
         name = f"images/test/{path.name}"
         shown = [item for item in localization.predictions if item["file_name"] == name and item["score"] >= 0.25]
         for label in labels(localization, name):
@@ -180,7 +183,7 @@ def test_corner_errors_are_those_of_the_predictions(localization: Model) -> None
             height = (math.dist(label[5:7], label[14:16]) + math.dist(label[8:10], label[11:13])) / 2
             distances += off
             shares.append(sum(off) / len(off) / height)
-    corners = localization.evaluated.metrics["test"]["corners"]
+    corners = localization.evaluated.metrics.as_dict()["test"]["corners"]
     assert found > 0
     assert (corners["objects"], corners["found"]) == (objects, found)
     assert corners["mean_px"] == pytest.approx(np.mean(distances), abs=0.01)
@@ -191,21 +194,21 @@ def test_corner_errors_are_those_of_the_predictions(localization: Model) -> None
 
 
 def boxed(bbox: list[float]) -> Any:
-    """Turn left, top, width, height into the four edges."""
+    """Return left, top, right and bottom of a box given as left, top, width and height."""
     return np.array([bbox[0], bbox[1], bbox[0] + bbox[2], bbox[1] + bbox[3]])
 
 
 @pytest.mark.slow
-def test_predictions_are_as_documented_field_by_field(localization: Model) -> None:
-    """The table in the module's docstring names every field; each holds what its line says."""
+def test_every_field_of_a_prediction_is_as_documented(localization: Model) -> None:
+    """The table in the module's docstring lists every field, and each value is as described there."""
     documented = re.findall(r"^\| `(\w+)` \| (?!of polygons)", str(evaluation.__doc__), re.MULTILINE)
     side = 2 * SIZE
     assert localization.predictions
     for item in localization.predictions:
         assert list(item) == documented
-        picture = localization.dataset.folder / item["file_name"]
-        assert picture in localization.dataset.pictures("test")
-        assert picture.stem == item["image_id"]
+        image = localization.dataset.folder / item["file_name"]
+        assert image in localization.dataset.files["test"]
+        assert image.stem == item["image_id"]
         assert item["category_id"] == 1
         assert 0.001 <= item["score"] <= 1
         left, top, width, height = item["bbox"]
@@ -217,23 +220,22 @@ def test_predictions_are_as_documented_field_by_field(localization: Model) -> No
 
 
 @pytest.mark.slow
-def test_the_file_of_metrics_is_what_its_schema_says(localization: Model) -> None:
-    """Read back by the documented model; nothing else stands in it."""
+def test_metrics_json_fits_its_schema(localization: Model) -> None:
+    """The documented model reads it, and the file holds nothing else."""
     content = json.loads((localization.trained.folder / "metrics.json").read_text())
-    assert content == localization.evaluated.metrics
+    assert content == localization.evaluated.metrics.as_dict()
     metrics = Metrics.model_validate(content, strict=True)
     described = Metrics.model_json_schema(by_alias=True)
     assert content.keys() <= described["properties"].keys()
-    with pytest.raises(ValidationError):
-        Metrics.model_validate(content | {"test": content["test"] | {"mAP50": 0.5}})
+    assert metrics.as_dict() == content
     assert metrics.version == 2
     assert metrics.test is not None
     assert metrics.test.pose is not None
 
 
 @pytest.mark.slow
-def test_pictures_show_predictions_and_the_worst_cases(localization: Model) -> None:
-    """Both sheets are there, of a width that a page can hold."""
+def test_sheets_of_predictions_and_of_the_worst_cases_are_drawn(localization: Model) -> None:
+    """Both files exist and are 1280 pixels wide."""
     from PIL import Image
 
     for name in ("predictions.png", "worst.png"):
@@ -241,51 +243,52 @@ def test_pictures_show_predictions_and_the_worst_cases(localization: Model) -> N
             assert sheet.width == 1280
 
 
-# ── what can go wrong ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── failures ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.slow
-def test_torn_weights_leave_the_epochs_and_say_why(localization: Model, tmp_path: Path) -> None:
-    """Nothing could be measured; the file says so, and the error is kept for the end."""
+def test_torn_weights_leave_the_epochs_and_the_reason(localization: Model, tmp_path: Path) -> None:
+    """Nothing could be measured; metrics.json gives the reason, and the error is returned."""
     trained = localization.in_another_folder(tmp_path)
     trained.best.write_bytes(trained.best.read_bytes()[:1000])
     evaluated = localization.evaluate(trained)
-    assert evaluated.metrics.keys() == {"schema", "best_epoch", "epochs", "missing"}
+    assert evaluated.metrics.as_dict().keys() == {"schema", "best_epoch", "epochs", "missing"}
     assert evaluated.missing is not None
     assert str(trained.best.parent) in evaluated.missing.state
-    assert str(tmp_path) not in evaluated.metrics["missing"]
-    assert json.loads((trained.folder / "metrics.json").read_text()) == evaluated.metrics
+    assert str(tmp_path) not in evaluated.metrics.as_dict()["missing"]
+    assert json.loads((trained.folder / "metrics.json").read_text()) == evaluated.metrics.as_dict()
 
 
 @pytest.mark.slow
-def test_a_split_that_cannot_be_measured_leaves_the_other(localization: Model, tmp_path: Path) -> None:
-    """The test's pictures have gone: validation stands, and the sheet is not drawn."""
+def test_a_failed_split_does_not_affect_the_other(localization: Model, tmp_path: Path) -> None:
+    """Without the images of the test split, the validation metrics are complete and no sheet is drawn."""
     trained = localization.in_another_folder(tmp_path)
     gone = tmp_path / "data.yaml"
     text = localization.dataset.data_file.read_text()
     gone.write_text(text.replace("images/test", "images/nowhere"))
     evaluated = localization.evaluate(trained, replace(localization.dataset, data_file=gone))
-    assert evaluated.metrics["validation"]["box"] == localization.evaluated.metrics["validation"]["box"]
-    assert "test" not in evaluated.metrics
-    assert "the test: " in evaluated.metrics["missing"]
+    measured = evaluated.metrics.as_dict()
+    assert measured["validation"]["box"] == localization.evaluated.metrics.as_dict()["validation"]["box"]
+    assert "test" not in measured
+    assert "the test: " in measured["missing"]
 
 
 @pytest.mark.slow
-def test_a_table_that_is_torn_takes_nothing_with_it(localization: Model, tmp_path: Path) -> None:
-    """No best epoch is known; what best.pt does is measured."""
+def test_a_torn_results_csv_does_not_affect_the_metrics(localization: Model, tmp_path: Path) -> None:
+    """The best epoch is unknown; best.pt is measured."""
     trained = localization.in_another_folder(tmp_path)
     (trained.folder / "results.csv").write_text("epoch,time\n")
     evaluated = localization.evaluate(trained)
-    assert "best_epoch" not in evaluated.metrics
-    assert evaluated.metrics["test"] == localization.evaluated.metrics["test"]
-    assert "reading results.csv" in evaluated.metrics["missing"]
+    assert "best_epoch" not in evaluated.metrics.as_dict()
+    assert evaluated.metrics.as_dict()["test"] == localization.evaluated.metrics.as_dict()["test"]
+    assert "reading results.csv" in evaluated.metrics.as_dict()["missing"]
 
 
 @pytest.mark.slow
-def test_a_plot_that_cannot_be_drawn_costs_no_figure(
+def test_a_failed_plot_does_not_affect_the_metrics(
     localization: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The library plots in the middle of measuring: it is measured once more without, and said."""
+    """Ultralytics plots while it measures: the split is measured again without plots, and the failure is reported."""
     from ultralytics.utils import metrics
 
     def refuse(*_: object, **__: object) -> None:
@@ -293,14 +296,14 @@ def test_a_plot_that_cannot_be_drawn_costs_no_figure(
 
     monkeypatch.setattr(metrics, "plot_pr_curve", refuse)
     evaluated = localization.evaluate(localization.in_another_folder(tmp_path))
-    assert evaluated.metrics["test"] == localization.evaluated.metrics["test"]
-    assert "the test: OSError: no fonts here" in evaluated.metrics["missing"]
+    assert evaluated.metrics.as_dict()["test"] == localization.evaluated.metrics.as_dict()["test"]
+    assert "the test: OSError: no fonts here" in evaluated.metrics.as_dict()["missing"]
     assert (evaluated.folder / "worst.png").is_file()
 
 
 @pytest.mark.slow
-def test_a_model_that_predicts_nothing_is_measured_as_such(localization: Model, tmp_path: Path) -> None:
-    """Nothing is missing: every object was not found, and both sheets show it."""
+def test_a_model_without_predictions_is_measured(localization: Model, tmp_path: Path) -> None:
+    """No metric is missing: no object was found, and the sheets are drawn."""
     import torch
     from ultralytics.utils.patches import torch_load
 
@@ -313,16 +316,16 @@ def test_a_model_that_predicts_nothing_is_measured_as_such(localization: Model, 
     torch.save(checkpoint, trained.best)
     evaluated = localization.evaluate(trained)
     assert evaluated.missing is None
-    assert evaluated.metrics["test"]["corners"] == {"objects": 12, "found": 0}
+    assert evaluated.metrics.as_dict()["test"]["corners"] == {"objects": 12, "found": 0}
     assert json.loads((evaluated.folder / "predictions.json").read_text()) == []
     assert (evaluated.folder / "worst.png").is_file()
 
 
 @pytest.mark.slow
-def test_ctrl_c_while_pictures_are_drawn_costs_no_figure(
+def test_ctrl_c_while_images_are_drawn_does_not_affect_the_metrics(
     localization: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It ends the evaluation, and what was measured is in the file."""
+    """The interrupt ends the evaluation; metrics.json holds what was measured before."""
     from PIL import Image
 
     def interrupt(*_: object, **__: object) -> None:
@@ -334,58 +337,60 @@ def test_ctrl_c_while_pictures_are_drawn_costs_no_figure(
     with pytest.raises(KeyboardInterrupt):
         localization.evaluate(trained)
     content = json.loads((trained.folder / "metrics.json").read_text())
-    assert content["test"] == localization.evaluated.metrics["test"]
+    assert content["test"] == localization.evaluated.metrics.as_dict()["test"]
 
 
-# ── matching, by hand ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── matching ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 SQUARE = [[0, 0, 2], [40, 0, 2], [40, 10, 2], [0, 10, 2]]
 
 
-def thing(left: float, top: float, score: float = 1.0, category: int = 0, shift: float = 0.0) -> Detection:
-    """Make an object of 40 x 10 pixels; its corners are `shift` to the right of its box's."""
+def detection(left: float, top: float, score: float = 1.0, category: int = 0, shift: float = 0.0) -> Detection:
+    """Return an object of 40 x 10 pixels; its corners are `shift` pixels to the right of its box."""
     corners = np.array(SQUARE, dtype=float) + np.array([left + shift, top, 0])
     return Detection(category, np.array([left, top, left + 40, top + 10], dtype=float), corners, score)
 
 
-def test_each_object_is_found_once_and_the_surest_prediction_chooses_first() -> None:
-    """Two labels side by side, three predictions of which one is nowhere."""
-    one, two = thing(0, 0), thing(100, 0)
-    sure, unsure, elsewhere = thing(4, 0, 0.9), thing(1, 0, 0.6), thing(50, 50, 0.5)
+def test_each_object_is_matched_once_and_the_surest_prediction_first() -> None:
+    """Of two predictions on one label, only the surer one matches; the label without a prediction has none."""
+    one, two = detection(0, 0), detection(100, 0)
+    sure, unsure, elsewhere = detection(4, 0, 0.9), detection(1, 0, 0.6), detection(50, 50, 0.5)
     assert match([one, two], [sure, unsure, elsewhere]) == [(one, sure), (two, None)]
     assert match([], [sure]) == []
-    assert match([one], [thing(0, 0, 0.9, category=1)]) == [(one, None)]
-    assert match([one], [thing(25, 0, 0.9)]) == [(one, None)]  # an IoU of 15/65
+    assert match([one], [detection(0, 0, 0.9, category=1)]) == [(one, None)]
+    assert match([one], [detection(25, 0, 0.9)]) == [(one, None)]  # an IoU of 15/65
 
 
-def test_figures_are_of_what_was_found_and_say_how_much_that_is() -> None:
-    """One corner is not labelled; one object is not found; 3 and 5 pixels of 10 are 30 and 50 %."""
-    hidden = thing(0, 0)
-    hidden.corners[0] = 0  # as label files have a corner that is not labelled: 0 0 0
-    cases = (
-        Match(Path("a.jpg"), hidden, thing(0, 0, 0.9, shift=3.0)),
-        Match(Path("a.jpg"), thing(100, 0), thing(100, 0, 0.9, shift=5.0)),
-        Match(Path("a.jpg"), thing(200, 0), None),
+def test_corner_errors_are_those_of_the_found_objects_and_count_them() -> None:
+    """One corner has no label, and one object is not found; 3 and 5 pixels of 10 are 30 and 50 %."""
+    hidden = detection(0, 0)
+    hidden.corners[0] = 0  # a corner without a label is 0 0 0 in a label file
+    matches = (
+        Match(Path("a.jpg"), hidden, detection(0, 0, 0.9, shift=3.0)),
+        Match(Path("a.jpg"), detection(100, 0), detection(100, 0, 0.9, shift=5.0)),
+        Match(Path("a.jpg"), detection(200, 0), None),
     )
-    compared = ImageMatches(Path("a.jpg"), cases, (thing(0, 0, 0.9), thing(100, 0, 0.9), thing(300, 0, 0.4)))
+    compared = ImageMatches(
+        Path("a.jpg"), matches, (detection(0, 0, 0.9), detection(100, 0, 0.9), detection(300, 0, 0.4))
+    )
     assert (compared.missed, compared.false) == (1, 1)
     figures = corner_errors([compared])
     assert figures == {
         "objects": 3, "found": 2, "mean_px": pytest.approx(29 / 7, abs=1e-3), "median_px": 5.0, "p95_px": 5.0,
         "mean_relative": 0.4,
     }  # fmt: skip
-    assert corner_errors([ImageMatches(Path("a.jpg"), cases[2:], ())]) == {"objects": 1, "found": 0}
+    assert corner_errors([ImageMatches(Path("a.jpg"), matches[2:], ())]) == {"objects": 1, "found": 0}
 
 
-def test_pictures_are_told_apart_and_stand_upright(tmp_path: Path) -> None:
-    """One name with two endings, a picture that lies on its side, a byte order mark, no folder `images`."""
+def test_images_are_identified_by_their_path_and_read_upright(tmp_path: Path) -> None:
+    """Same name with two suffixes, a rotated image (EXIF), a byte order mark, no folder `images`."""
     from PIL import Image
 
-    picture = Image.new("RGB", (100, 50), "grey")
+    image = Image.new("RGB", (100, 50), "grey")
     exif = Image.Exif()
     exif[274] = 6  # shown upright, it is 50 wide and 100 high
-    picture.save(tmp_path / "a.jpg", exif=exif)
-    picture.save(tmp_path / "a.png")
+    image.save(tmp_path / "a.jpg", exif=exif)
+    image.save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf0 0.5 0.5 0.8 0.1\n0 0.50 0.5 0.8 0.1\n")  # the same twice
     files = (tmp_path / "a.jpg", tmp_path / "a.png")
     dataset = Dataset(tmp_path, tmp_path / "data.yaml", "", {"test": 2}, {0: "door"}, {"test": files})
@@ -397,8 +402,8 @@ def test_pictures_are_told_apart_and_stand_upright(tmp_path: Path) -> None:
     ]
     (tmp_path / "predictions.json").write_text(json.dumps(predictions))
     compared = compare(dataset, tmp_path / "predictions.json")
-    assert [(len(one.cases), one.missed, one.false) for one in compared] == [(1, 0, 0), (1, 0, 0)]
-    boxes = [case.label.box.round(6).tolist() for one in compared for case in one.cases]
+    assert [(len(one.matches), one.missed, one.false) for one in compared] == [(1, 0, 0), (1, 0, 0)]
+    boxes = [each.label.box.round(6).tolist() for one in compared for each in one.matches]
     assert boxes == [[5, 45, 45, 55], [10, 22.5, 90, 27.5]]
     draw_worst(compared, tmp_path / "worst.png", corners=False)
     assert (tmp_path / "worst.png").is_file()

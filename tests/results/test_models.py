@@ -1,4 +1,4 @@
-"""A published run comes to one's own machine whole, predicts there, and stands beside others."""
+"""A published run can be fetched completely, used for predictions, and compared with other runs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RESULTS = "epoch,time,train/box_loss,metrics/mAP50(B),lr/pg0\n1,2.5,1.5,0.25,0.0
 
 
 def publish(stores: Stores, branch: str, weights: Path | None = None, learning_rate: float = 0.001) -> Path:
-    """Publish a run from a machine of its own, as far as its files matter here; gives what it published."""
+    """Publish a run with the files that these tests need, from a separate clone; return its artifacts' folder."""
     clone = stores.clone_again(f"machine-{branch}")
     write_run(clone, seed=int(branch[-8]))
     folder = clone / RUN
@@ -45,7 +45,7 @@ def publish(stores: Stores, branch: str, weights: Path | None = None, learning_r
     run = {
         "branch": branch, "commit": commit, "experiment": experiment, "state": "finished",
         "dataset": {"path": "data/detection", "md5": f"{branch[-8]}" * 32 + ".dir"},
-        "versions": {"torch": "2.6.0"}, "machine": {"gpus": [{"name": "Tesla T4"}] * 2, "device": "0,1"},
+        "versions": {"torch": "2.6.0"}, "machine": {"gpus": [{"name": "Tesla T4", "memory": 16}] * 2, "device": "0,1"},
     }  # fmt: skip
     metrics = {"schema": 2, "epochs": 2, "best_epoch": 2, "test": {"images": 3, "box": {"mAP50": 0.5, "recall": 0.25}}}
     chance = np.random.default_rng(0)
@@ -61,14 +61,14 @@ def publish(stores: Stores, branch: str, weights: Path | None = None, learning_r
 
 @dataclass(frozen=True)
 class Published:
-    """Two finished runs of one experiment on the remotes, and what they had published."""
+    """Two finished runs of one experiment on the remotes, and the folders that they published."""
 
     stores: Stores
     older: Path
     newer: Path
 
     def user(self, folder: Path) -> Path:
-        """Give a user's clone, which looks like a checkout of this project."""
+        """Return a user's clone, which looks like a checkout of this project."""
         clone = folder / "user"
         run_git("clone", "--quiet", "--branch", "main", self.stores.origin, clone, cwd=folder)
         for name in ("render.py", "uv.lock"):
@@ -87,7 +87,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
 
 @pytest.fixture
 def user(published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stand in a user's clone."""
+    """Change into a user's clone and return it."""
     clone = published.user(tmp_path)
     monkeypatch.chdir(clone)
     return clone
@@ -95,40 +95,40 @@ def user(published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture(scope="module")
 def model(published: Published, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """Fetch the newer run."""
+    """Return the newer run, fetched."""
     return fetch_model(published.user(tmp_path_factory.mktemp("fetched")), NEWER, Credentials())
 
 
 def command(*words: str | Path) -> Result:
-    """Run a command of `python -m lib` where one stands."""
+    """Run a command of `python -m lib` in the current folder."""
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Give every file below a folder."""
+    """Return the content of every file below a folder, by path."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 # ── fetch ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_all_that_was_published_comes_and_the_checkout_stays(published: Published, user: Path) -> None:
-    """Byte for byte, pictures that only the remote has and the weights included; no ref, index or file changes."""
+def test_fetch_downloads_every_published_file_and_keeps_the_checkout(published: Published, user: Path) -> None:
+    """Byte for byte, with weights and images that Git ignores; no ref, index or file of the checkout changes."""
     (user / "code.py").write_text("being edited\n")
     run_git("add", "code.py", cwd=user)
-    looks = (("for-each-ref",), ("status", "--porcelain=v2", "--branch"), ("stash", "list"), ("branch", "-a"))
-    before = [run_git(*words, cwd=user) for words in looks], (user / ".git/index").read_bytes()
+    commands = (("for-each-ref",), ("status", "--porcelain=v2", "--branch"), ("stash", "list"), ("branch", "-a"))
+    before = [run_git(*words, cwd=user) for words in commands], (user / ".git/index").read_bytes()
     done = command("fetch", f"origin/{NEWER}", "--output", user.parent / "model")
     assert done.exit_code == 0, done.output
     assert contents(user.parent / "model") == contents(published.newer)
     assert "train/weights/best.pt" in done.output
-    assert ([run_git(*words, cwd=user) for words in looks], (user / ".git/index").read_bytes()) == before
+    assert ([run_git(*words, cwd=user) for words in commands], (user / ".git/index").read_bytes()) == before
 
 
-def test_what_is_fetched_is_found_again_without_the_remotes(
+def test_a_fetched_run_is_found_again_without_the_remotes(
     published: Published, user: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It stands in `build/models/BRANCH` of the checkout, also from a folder inside of it; nothing is asked for."""
+    """It is in `build/models/BRANCH` of the checkout, also for a command in a subfolder; no remote is read again."""
     (user / "inside").mkdir()
     monkeypatch.chdir(user / "inside")
     assert command("fetch", OLDER).exit_code == 0
@@ -141,8 +141,8 @@ def test_what_is_fetched_is_found_again_without_the_remotes(
 
 
 @pytest.mark.parametrize("harm", ["gone", "damaged"])
-def test_without_its_weights_nothing_is_there(stores: Stores, harm: str) -> None:
-    """An object that the DVC remote has lost, or whose bytes are others; once it is mended all comes."""
+def test_a_failed_fetch_of_the_weights_leaves_no_folder(stores: Stores, harm: str) -> None:
+    """The DVC remote has lost an object, or holds other bytes; once it is repaired, the same fetch succeeds."""
     made = publish(stores, OLDER)
     best = (made / "train/weights/best.pt").read_bytes()
     (victim,) = [name for name, content in stores.objects().items() if content == best]
@@ -158,10 +158,10 @@ def test_without_its_weights_nothing_is_there(stores: Stores, harm: str) -> None
     assert contents(fetch_model(user, OLDER, Credentials(), folder / "one").folder) == contents(made)
 
 
-def test_what_a_store_gives_is_not_taken_for_what_was_asked_for(
+def test_an_object_with_other_bytes_on_s3_is_refused_and_not_cached(
     stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """S3, whose answers DVC by itself caches unseen: other bytes are refused, and are in nobody's way afterwards."""
+    """DVC would cache what S3 returns without a check; once the object is repaired, the same fetch succeeds."""
     for name, value in s3_emulator.ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     with s3_emulator.S3Emulator() as s3:
@@ -181,13 +181,13 @@ def test_what_a_store_gives_is_not_taken_for_what_was_asked_for(
         assert contents(fetch_model(user, OLDER, Credentials(), folder).folder) == contents(made)
 
 
-def test_a_folder_with_something_else_is_left_as_it_is(user: Path, model: Model) -> None:
-    """Files of somebody's own, another run's model, or weights that are no longer those of the run."""
+def test_a_folder_with_other_content_is_refused_and_unchanged(user: Path, model: Model) -> None:
+    """The user's own files, another run's model, or weights that differ from those of the run."""
     (user / "mine").mkdir()
     (user / "mine/notes.txt").write_text("mine")
-    for folder, said in ((user / "mine", "it is no fetched model"), (model.folder, f"it holds {NEWER}")):
+    for folder, message in ((user / "mine", "it is not a fetched model"), (model.folder, f"it holds {NEWER}")):
         before = contents(folder)
-        with pytest.raises(BranchError, match=said):
+        with pytest.raises(BranchError, match=message):
             fetch_model(user, OLDER, Credentials(), folder)
         assert contents(folder) == before
     own = fetch_model(user, OLDER, Credentials()).best
@@ -197,15 +197,15 @@ def test_a_folder_with_something_else_is_left_as_it_is(user: Path, model: Model)
     assert own.read_bytes() == b"trained on"
 
 
-def test_without_a_branch_and_without_a_terminal_the_newest_are_listed(user: Path) -> None:
-    """One error, which names what may be typed."""
+def test_fetch_without_a_branch_and_a_terminal_lists_the_newest_runs(user: Path) -> None:
+    """The error's remedy names the branches that may be given."""
     raised = command("fetch").exception
     assert isinstance(raised, BranchError)
     assert raised.remedy == f"name one; the newest are:\n  {NEWER}\n  {OLDER}"
 
 
-def test_at_a_terminal_one_chooses_among_the_newest(user: Path) -> None:
-    """A numbered list, the newest first; the second is fetched."""
+def test_fetch_without_a_branch_at_a_terminal_asks_for_one(user: Path) -> None:
+    """It prints a numbered list, newest first; the second run is selected and fetched."""
     ours, theirs = pty.openpty()
     os.write(ours, b"2\n")
     words = [sys.executable, "-m", "lib", "fetch"]
@@ -218,12 +218,12 @@ def test_at_a_terminal_one_chooses_among_the_newest(user: Path) -> None:
 
 
 def environment() -> dict[str, str]:
-    """Give the environment of a command that runs this project in a clone that is none of it."""
+    """Return the environment in which a command runs this project's code in another clone."""
     return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def test_the_shell_completes_branches(user: Path) -> None:
-    """In a real bash: those that begin as typed; and none, without an error, where there is no remote."""
+    """In a real bash: the branches with the typed prefix; none, and no error, without a remote."""
     script = (
         'lib() { "$PYTHON" -m lib "$@"; }\n'
         '_lib() { COMPREPLY=($(COMP_WORDS="${COMP_WORDS[*]}" COMP_CWORD=$COMP_CWORD _LIB_COMPLETE=bash_complete lib |'
@@ -240,44 +240,48 @@ def test_the_shell_completes_branches(user: Path) -> None:
 
 
 def draw(path: Path, size: tuple[int, int] = (90, 60)) -> Path:
-    """Write a picture of noise."""
+    """Write an image of noise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(len(path.name)).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
     return path
 
 
-def test_what_is_predicted_is_what_the_library_predicts(model: Model, tmp_path: Path) -> None:
-    """Boxes, confidence and corners, at least as sure as asked for; one line says them, one picture shows them."""
+def test_predictions_equal_those_of_ultralytics(model: Model, tmp_path: Path) -> None:
+    """Boxes, confidence and corners, from the requested confidence on; printed on one line and drawn into an image."""
     from ultralytics.models import YOLO
 
-    picture = draw(tmp_path / "a.png")
-    (found,) = predict(model, [picture], tmp_path / "out", confidence=0.4, device="cpu")
+    image = draw(tmp_path / "a.png")
+    (found,) = predict(model, [image], tmp_path / "out", confidence=0.4, device="cpu")
     yolo: Any = YOLO(str(model.best))
-    (wanted,) = yolo.predict(str(picture), imgsz=SIZE, conf=0.4, device="cpu", verbose=False)
-    assert len(found.things) == len(wanted.boxes) > 0
-    for thing, box, score, corners in zip(
-        found.things, wanted.boxes.xyxy.numpy(), wanted.boxes.conf.tolist(), wanted.keypoints.data.numpy(), strict=True
+    (wanted,) = yolo.predict(str(image), imgsz=SIZE, conf=0.4, device="cpu", verbose=False)
+    assert len(found.detections) == len(wanted.boxes) > 0
+    for detection, box, score, corners in zip(
+        found.detections,
+        wanted.boxes.xyxy.numpy(),
+        wanted.boxes.conf.tolist(),
+        wanted.keypoints.data.numpy(),
+        strict=True,
     ):
-        assert thing.box == pytest.approx(box, abs=0.1)
-        assert thing.score == pytest.approx(score, abs=0.001)
-        assert thing.corners == pytest.approx(corners, abs=0.1)
-    first, (x, y, _) = found.things[0], found.things[0].corners[0]
-    assert str(found).startswith(f"{picture}: container_id {first.score:.2f} box {first.box[0]:.0f} ")
+        assert detection.box == pytest.approx(box, abs=0.1)
+        assert detection.score == pytest.approx(score, abs=0.001)
+        assert detection.corners == pytest.approx(corners, abs=0.1)
+    first, (x, y, _) = found.detections[0], found.detections[0].corners[0]
+    assert str(found).startswith(f"{image}: container_id {first.score:.2f} box {first.box[0]:.0f} ")
     assert f" corners {x:.1f},{y:.1f} " in str(found)
     assert "\n" not in str(found)
     assert found.drawn == tmp_path / "out/a.jpg"
-    with Image.open(found.drawn) as drawn, Image.open(picture) as plain:
+    with Image.open(found.drawn) as drawn, Image.open(image) as plain:
         assert drawn.size == plain.size
         assert np.abs(np.asarray(drawn, dtype=int) - np.asarray(plain, dtype=int)).mean() > 5
 
 
-def test_folders_are_predicted_on_and_a_broken_picture_stops_no_other(model: Model, user: Path) -> None:
-    """Two of one name are both drawn; the broken one is said, and the command exits with 1."""
+def test_predict_accepts_folders_and_a_broken_image_does_not_stop_the_others(model: Model, user: Path) -> None:
+    """Two images of the same name are both drawn; the broken one is reported, and the command exits with 1."""
     draw(user / "in/one/a.png")
     draw(user / "in/two/a.png")
     draw(user / "b.png")
-    (user / "in/broken.jpg").write_bytes(b"no picture")
+    (user / "in/broken.jpg").write_bytes(b"no image")
     (user / "in/notes.txt").touch()
     (user / "build/models").mkdir(parents=True)
     model_here = user / "build/models" / NEWER
@@ -291,32 +295,32 @@ def test_folders_are_predicted_on_and_a_broken_picture_stops_no_other(model: Mod
     assert command("predict", NEWER, "b.png", "--confidence", "1").exit_code == 0
 
 
-def test_pictures_of_one_name_are_all_drawn(model: Model, tmp_path: Path) -> None:
-    """From two places into one folder."""
-    pictures = [draw(tmp_path / place / "a.png") for place in ("one", "two")]
-    done = list(predict(model, pictures, tmp_path / "out", confidence=1.0, device="cpu"))
+def test_images_of_the_same_name_are_all_drawn(model: Model, tmp_path: Path) -> None:
+    """From two folders into one."""
+    images = [draw(tmp_path / place / "a.png") for place in ("one", "two")]
+    done = list(predict(model, images, tmp_path / "out", confidence=1.0, device="cpu"))
     assert [each.drawn for each in done] == [tmp_path / "out/a.jpg", tmp_path / "out/a-2.jpg"]
 
 
 @pytest.mark.parametrize(
-    ("given", "output", "device", "said"),
+    ("given", "output", "device", "message"),
     [
         ("nowhere.png", "out", "cpu", "nowhere.png: there is no such file"),
-        ("notes.txt", "out", "cpu", "notes.txt: this is no picture"),
-        ("empty", "out", "cpu", "empty: there is no picture in it"),
-        ("own.jpg", ".", "cpu", "would write over .*own.jpg"),
+        ("notes.txt", "out", "cpu", "notes.txt: this is not an image"),
+        ("empty", "out", "cpu", "empty: this folder holds no image"),
+        ("own.jpg", ".", "cpu", "would overwrite .*own.jpg"),
         ("own.jpg", "out", "77", "--device is '77'"),
     ],
 )
-def test_what_cannot_be_predicted_on_is_told_before_anything_is_drawn(
-    model: Model, tmp_path: Path, given: str, output: str, device: str, said: str
+def test_an_invalid_input_is_reported_before_anything_is_drawn(
+    model: Model, tmp_path: Path, given: str, output: str, device: str, message: str
 ) -> None:
-    """The path or the device is named; no picture is touched."""
+    """The error names the path or the device; no image is changed."""
     (tmp_path / "notes.txt").touch()
     (tmp_path / "empty").mkdir()
     draw(tmp_path / "own.jpg")
     before = contents(tmp_path)
-    with pytest.raises(PredictionError, match=said):
+    with pytest.raises(PredictionError, match=message):
         list(predict(model, [tmp_path / given], tmp_path / output, confidence=0.5, device=device))
     assert contents(tmp_path) == before
 
@@ -324,32 +328,34 @@ def test_what_cannot_be_predicted_on_is_told_before_anything_is_drawn(
 # ── compare ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_runs_stand_side_by_side(published: Published, user: Path) -> None:
-    """Metrics of each, only what differs of what they were made from, and a picture; the DVC remote is not needed."""
+def test_compare_shows_metrics_differences_and_curves(published: Published, user: Path) -> None:
+    """Only inputs that differ are listed, the curves are drawn into a PNG, and the DVC remote is not needed."""
     hidden = published.stores.storage.rename(published.stores.folder / "hidden")
     try:
-        told = json.loads(command("compare", OLDER, NEWER, "--json").stdout)
+        printed = json.loads(command("compare", OLDER, NEWER, "--json").stdout)
         shown = command("compare", OLDER, NEWER).stdout
     finally:
         hidden.rename(published.stores.storage)
-    assert [run["branch"] for run in told["runs"]] == [OLDER, NEWER]
-    assert told["runs"][0]["metrics"] == {
+    assert [run["branch"] for run in printed["runs"]] == [OLDER, NEWER]
+    assert printed["runs"][0]["metrics"] == {
         "epochs": 2, "best_epoch": 2, "test/box/mAP50": 0.5, "test/box/recall": 0.25,
     }  # fmt: skip
-    assert told["differences"] == {
+    assert printed["differences"] == {
         "training.learning_rate": [0.5, 0.001],
         "dataset.md5": ["2" * 32 + ".dir", "3" * 32 + ".dir"],
     }
     assert "test/box/mAP50" in shown
     assert "training.learning_rate" in shown
     assert "training.epochs" not in shown
-    with Image.open(user / "build/compare.png") as picture:
-        assert picture.format == "PNG"
+    with Image.open(user / "build/compare.png") as image:
+        assert image.format == "PNG"
     assert run_git("status", "--porcelain", "--untracked-files=no", cwd=user) == ""
 
 
-def test_without_a_branch_the_newest_of_the_last_experiment_are_compared(stores: Stores, monkeypatch: Any) -> None:
-    """Not another experiment's; with fewer than two of them an error says which branches there are."""
+def test_compare_without_a_branch_takes_the_newest_runs_of_the_last_experiment(
+    stores: Stores, monkeypatch: Any
+) -> None:
+    """Runs of other experiments are left out; if there are fewer than two, the error lists the branches."""
     monkeypatch.chdir(stores.clone)
     assert "no run is published" in str(command("compare").exception)
     publish(stores, OLDER)
@@ -364,8 +370,8 @@ def test_without_a_branch_the_newest_of_the_last_experiment_are_compared(stores:
         CliRunner().invoke(app, ["compare", "main"], catch_exceptions=False)
 
 
-def test_a_run_that_measured_nothing_is_shown_with_the_others(stores: Stores, monkeypatch: Any) -> None:
-    """A training that failed early has no metrics and no curves; nothing is filled in."""
+def test_compare_shows_a_run_without_metrics_and_curves(stores: Stores, monkeypatch: Any) -> None:
+    """A training that failed early has neither; no value is filled in."""
     monkeypatch.chdir(stores.clone)
     publish(stores, OLDER)
     other = stores.clone_again(branch=OLDER)
@@ -375,8 +381,8 @@ def test_a_run_that_measured_nothing_is_shown_with_the_others(stores: Stores, mo
     (other / RUN / "run.json").write_text(json.dumps({**record, "branch": NEWER, "state": "failed"}))
     run_git("commit", "--quiet", "--all", "--message=less", cwd=other)
     run_git("push", "--quiet", "origin", f"HEAD:refs/heads/{NEWER}", cwd=other)
-    told = json.loads(command("compare", OLDER, NEWER, "--json").stdout)
-    assert [run["state"] for run in told["runs"]] == ["finished", "failed"]
-    assert told["runs"][1]["metrics"] == {}
+    printed = json.loads(command("compare", OLDER, NEWER, "--json").stdout)
+    assert [run["state"] for run in printed["runs"]] == ["finished", "failed"]
+    assert printed["runs"][1]["metrics"] == {}
     assert f"2  {NEWER} (failed)" in command("compare", OLDER, NEWER).stdout
     assert command("compare", NEWER).exit_code == 0

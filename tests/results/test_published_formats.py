@@ -16,14 +16,17 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, Stores, run_git
+from pydantic import ValidationError
 
+from lib.errors import BranchError
 from lib.experiment.load import load_experiment
 from lib.remotes.credentials import Credentials
-from lib.results.compare import differences, read_sides
+from lib.results.compare import differences, read_runs
 from lib.results.fetch import fetch_model
 from lib.results.published import find_run, list_runs, read_published
-from lib.results.rerun import RunRecord
+from lib.results.record import Metrics, RunRecord, parse
 from lib.results.status import Entry, read_status
+from lib.session import Session
 from lib.sync import Refs
 from lib.train.checkpoints import fetch_checkpoint, find_checkpoint
 
@@ -115,7 +118,7 @@ def test_a_published_run_is_found_and_read(clone: Path) -> None:
     assert list_runs(refs) == [RUN]
     assert find_run(refs, f"origin/{RUN}") == RUN
     run = read_published(refs, RUN, "train/metrics.json")
-    assert (run.branch, run.folder, run.record) == (RUN, FOLDER, published_json("run.json"))
+    assert (run.branch, run.folder, run.record.as_dict()) == (RUN, FOLDER, published_json("run.json"))
     assert json.loads(run.texts["train/metrics.json"]) == published_json("metrics.json")
 
 
@@ -131,8 +134,8 @@ def test_status_lists_a_published_run_and_checkpoint(clone: Path) -> None:
 
 
 def test_compare_reads_the_metrics_inputs_and_curves_of_a_published_run(clone: Path) -> None:
-    """`read_sides` returns every measured value, the inputs by dotted key, and the columns of `results.csv`."""
-    (side,) = read_sides(Refs(clone, Credentials()), [RUN])
+    """`read_runs` returns every measured value, the inputs by dotted key, and the columns of `results.csv`."""
+    (side,) = read_runs(Refs(clone, Credentials()), [RUN])
     assert (side.branch, side.state) == (RUN, "interrupted")
     assert side.metrics == {"best_epoch": 57, "epochs": 63, **METRICS}
     expected = {
@@ -160,15 +163,15 @@ def test_a_published_run_is_fetched_with_its_weights_and_found_again(clone: Path
     """`fetch_model` pulls the objects that the `.dvc` files name; its second call reads the local `run.json`."""
     for _ in range(2):
         model = fetch_model(clone, RUN, Credentials(), tmp_path / "model")
-        assert model.record == published_json("run.json")
+        assert model.record.as_dict() == published_json("run.json")
         assert model.best.read_text() == "the best weights\n"
         assert [path.name for path in model.weights] == ["best.pt", "last.pt"]
-    assert model.record["experiment"]["training"]["image_size"] == 640  # `predict` reads it
+    assert model.record.experiment["training"]["image_size"] == 640  # `predict` reads it
 
 
 def test_a_published_run_can_be_run_again(clone: Path) -> None:
     """`rerun` reads branch, commit and accelerator from `run.json`."""
-    record = RunRecord.model_validate(read_published(Refs(clone, Credentials()), RUN).record)
+    record = read_published(Refs(clone, Credentials()), RUN).record
     assert (record.branch, record.commit, record.machine.accelerator) == (RUN, COMMIT, "t4x2")
     assert record.experiment == published_json("run.json")["experiment"]
     assert record.versions["torch"] == "2.8.0+cu126"
@@ -183,7 +186,8 @@ def test_a_published_checkpoint_is_found_and_fetched(clone: Path, tmp_path: Path
     # always: a key that a later version adds is a difference, too, and must not fail this test
     given = {"session.resume": "always", "training.learning_rate": 0.002}
     experiment = load_experiment(ROOT / "experiments/001_loc_baseline.yaml", given)
-    found = find_checkpoint(clone, experiment, COMMIT, Credentials())
+    session = Session(clone, tmp_path, tmp_path / "scratch", experiment, commit=COMMIT)
+    found = find_checkpoint(session)
     assert found is not None
     record = found.record
     assert (found.branch, record.version, record.epoch) == (CHECKPOINT, 1, 41)
@@ -193,5 +197,56 @@ def test_a_published_checkpoint_is_found_and_fetched(clone: Path, tmp_path: Path
     changed = record.differences(experiment, COMMIT, DATASET)
     assert "training.learning_rate 0.001 → 0.002" in changed
     assert not [text for text in changed if text.startswith(("the code", "the dataset"))]
-    last = fetch_checkpoint(found, clone, experiment, tmp_path / "scratch", Credentials())
+    last = fetch_checkpoint(session, found)
     assert last.read_text() == "the last weights\n"
+
+
+# ── formats ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_record_is_written_as_it_was_read(tmp_path: Path) -> None:
+    """The text of the published `run.json` and `metrics.json` stays the same, byte for byte."""
+    for name, kind in (("run.json", RunRecord), ("metrics.json", Metrics)):
+        kind.model_validate_json((FILES / name).read_bytes()).write(tmp_path / name)
+        assert (tmp_path / name).read_bytes() == (FILES / name).read_bytes()
+
+
+def test_a_run_of_schema_1_is_read() -> None:
+    """Its `run.json` has no state, batch size, start and exported models; none of them is made up."""
+    later = ("state", "batch_size", "start", "exported", "reason", "missing")
+    content = {key: value for key, value in published_json("run.json").items() if key not in later} | {"schema": 1}
+    record = RunRecord.model_validate(content)
+    assert (record.version, record.state, record.batch_size, record.exported) == (1, "finished", None, ())
+    assert record.as_dict() == content
+
+
+def test_a_key_of_a_later_version_is_ignored() -> None:
+    """In a section as well; a value of a known key must still be valid, and the error names the key."""
+    content = published_json("run.json")
+    later = {**content, "new": 1, "machine": {**content["machine"], "new": 1}}
+    assert RunRecord.model_validate(later).as_dict() == content
+    metrics = published_json("metrics.json")
+    assert Metrics.model_validate({**metrics, "test": {**metrics["test"], "obb": {"mAP50": 0.5}}}).as_dict() == metrics
+    with pytest.raises(ValidationError, match=r"^1 validation error for RunRecord\nmachine.gpus.0.name\n"):
+        RunRecord.model_validate({**content, "machine": {"gpus": [{"name": 1, "memory": 2}]}})
+
+
+@pytest.mark.parametrize("training", [None, 1, {"epochs": 9}])
+def test_a_record_without_the_identity_of_its_experiment_is_invalid(training: Any) -> None:
+    """Readers rely on its module, name, epochs and image size."""
+    content = published_json("run.json")
+    with pytest.raises(ValidationError, match=r"image_size is missing"):
+        RunRecord.model_validate({**content, "experiment": {**content["experiment"], "training": training}})
+
+
+def test_an_unreadable_record_is_reported_on_one_line(stores: Stores) -> None:
+    """The error of `compare` names the branch and the problem; that of `parse` names the invalid key."""
+    for text, problem in (
+        ("{", "Invalid JSON: .*"),
+        ('{"schema": "x"}', "schema: Input should be a valid integer, .*"),
+    ):
+        with pytest.raises(ValueError, match=rf"^{problem}$"):
+            parse(Metrics, text)
+    push_branch(stores, RUN, {"run.json": "run.json", "train/metrics.json": "results.csv"})
+    with pytest.raises(BranchError, match=rf"{RUN}: {FOLDER}: .* cannot be read \(Invalid JSON: "):
+        read_runs(Refs(stores.clone, Credentials()), [RUN])

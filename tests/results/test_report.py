@@ -1,4 +1,4 @@
-"""What `run.json` and the model card say is what happened, not what was asked for."""
+"""`run.json` and the model card record what happened, not what was requested."""
 
 from __future__ import annotations
 
@@ -17,41 +17,44 @@ from lib.experiment.load import load_experiment
 from lib.kaggle.host import Gpu, Host
 from lib.remotes.credentials import Credentials
 from lib.results.evaluate import Evaluated
-from lib.results.report import RunFacts, write_report
+from lib.results.record import Metrics
+from lib.results.report import Results, write_report
+from lib.session import Session
 from lib.train.export import Exported
-from lib.train.launch import StartingPoint, Trained
+from lib.train.launch import Trained
 from lib.train.tracking import configure_tracking
+from lib.train.weights import StartingPoint
 
 SMALL = load_experiment(ROOT / "experiments/000_det_sandbox.yaml", {"wandb.enabled": False})
 TWO = (Gpu("Tesla T4", 15360), Gpu("Tesla T4", 15360))
 
 
 def report(folder: Path, missing: EvaluationError | None = None, **ended: Any) -> tuple[dict[str, Any], str]:
-    """Report a run on two T4 that ended so; gives `run.json` and the card, as they stand in the files."""
-    facts = RunFacts(folder, "kaggle-train-x", "0" * 40, "https://host/x", datetime(2026, 1, 2, tzinfo=UTC), "0,1")
+    """Report a run on two T4 that ended in this way; return the content of `run.json` and of the model card."""
+    session = Session(
+        folder, folder, folder, SMALL, Credentials(), Host(TWO, on_kaggle=True), "0" * 40, "https://host/x",
+        started=datetime(2026, 1, 2, tzinfo=UTC),
+    )  # fmt: skip
     made = folder / SMALL.artifacts
     (made / "train").mkdir(parents=True)
     trained = Trained(made / "train", made / "best.pt", made / "last.pt", 60.0, batch_size=8, device="0,1")
     dataset = Dataset(folder, folder / "data.yaml", "0" * 32, {"train": 1, "val": 1, "test": 1}, {0: "door"})
-    write_report(
-        facts, SMALL, Host(folder, folder, TWO, on_kaggle=True), dataset,
-        StartingPoint(None), replace(trained, **ended),
-        Evaluated(made / "test", {"epochs": 3}, missing), Exported(),
-        configure_tracking(SMALL, Credentials(), folder, "x"), [],
-    )  # fmt: skip
+    evaluated, tracking = Evaluated(made / "test", Metrics(epochs=3), missing), configure_tracking(session)
+    results = Results(dataset, StartingPoint(None), tracking, replace(trained, **ended), evaluated, Exported())
+    write_report(session, results)
     return json.loads((made / "run.json").read_text()), (made / "README.md").read_text()
 
 
-def test_a_run_that_went_as_asked_for_says_no_more(tmp_path: Path) -> None:
-    """Both GPUs, the experiment's batch, and nothing to explain."""
+def test_a_complete_run_has_no_reason_and_nothing_missing(tmp_path: Path) -> None:
+    """It records both GPUs and the experiment's batch size."""
     run, _ = report(tmp_path)
     assert (run["state"], run["batch_size"], run["machine"]["device"]) == ("finished", 8, "0,1")
     assert run["experiment"]["training"]["batch_size"] == 8
     assert not {"reason", "missing"} & run.keys()
 
 
-def test_halved_batches_and_the_one_gpu_that_was_left_are_recorded(tmp_path: Path) -> None:
-    """Beside what the experiment asked for, which stays as it is: `rerun` asks for it again."""
+def test_a_halved_batch_and_a_lost_gpu_are_recorded(tmp_path: Path) -> None:
+    """The experiment keeps the requested values, which `rerun` uses again."""
     run, card = report(tmp_path, batch_size=4, device="0")
     assert (run["batch_size"], run["machine"]["device"]) == (4, "0")
     assert run["experiment"]["training"]["batch_size"] == 8
@@ -60,16 +63,16 @@ def test_halved_batches_and_the_one_gpu_that_was_left_are_recorded(tmp_path: Pat
 
 
 @pytest.mark.parametrize("state", ["interrupted", "failed"])
-def test_a_run_that_ended_too_early_says_how_and_why(tmp_path: Path, state: Any) -> None:
-    """In the record and on the card's first lines."""
+def test_a_run_that_ended_early_records_how_and_why(tmp_path: Path, state: Any) -> None:
+    """In `run.json` and at the top of the model card."""
     run, card = report(tmp_path, state=state, reason="ended after epoch 3 of 9")
     assert (run["state"], run["reason"]) == (state, "ended after epoch 3 of 9")
     assert "ended after epoch 3 of 9" in card.partition("## Metrics")[0]
 
 
-def test_an_evaluation_that_failed_is_marked_missing_with_its_reason(tmp_path: Path) -> None:
-    """The training is finished all the same."""
-    run, card = report(tmp_path, EvaluationError("not everything could be measured: the test: no such picture"))
+def test_a_failed_evaluation_is_recorded_as_missing_with_its_reason(tmp_path: Path) -> None:
+    """The state of the training is still `finished`."""
+    run, card = report(tmp_path, EvaluationError("not everything could be measured: the test: no such image"))
     assert run["state"] == "finished"
-    assert run["missing"] == "not everything could be measured: the test: no such picture"
-    assert "the test: no such picture" in card.partition("## Metrics")[0]
+    assert run["missing"] == "not everything could be measured: the test: no such image"
+    assert "the test: no such image" in card.partition("## Metrics")[0]

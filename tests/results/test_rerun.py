@@ -1,9 +1,10 @@
-"""A published run is rendered again from its branch alone, or one error says why not."""
+"""A published run is rendered again from its branch alone, or one error gives the reason."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from conftest import ROOT, RUN, Stores, run_git, write_run
 
 from lib.errors import BranchError, RenderError
 from lib.experiment.load import load_experiment
+from lib.kaggle.notebook import read_sources
 from lib.remotes.credentials import Credentials
 from lib.results.rerun import rerun
 from lib.sync import Publication, sync_outputs
@@ -23,7 +25,7 @@ EXPERIMENT = load_experiment(ROOT / "experiments/001_det_baseline.yaml", {"train
 
 
 def record(commit: str) -> dict[str, Any]:
-    """Give what a run with two T4 writes into its run.json, as far as it matters here."""
+    """Return the content of the run.json of a run on two T4, as far as these tests need it."""
     return {
         "branch": BRANCH,
         "commit": commit,
@@ -35,14 +37,14 @@ def record(commit: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Published:
-    """A clone with code that is newer than its published run, and the commit that this one was trained from."""
+    """A clone whose code is newer than its published run, and the commit that the run was trained from."""
 
     stores: Stores
     clone: Path
     commit: str
 
     def publish(self, run: dict[str, Any], branch: str = BRANCH) -> None:
-        """Publish a run with this run.json from the run's commit."""
+        """Publish a run with this run.json from the commit that was trained."""
         other = self.stores.clone_again(f"machine-{branch}")
         run_git("checkout", "--quiet", "--detach", self.commit, cwd=other)
         write_run(other)
@@ -50,7 +52,7 @@ class Published:
         sync_outputs(Publication(other, branch, "a run", RUN, (), datetime(2025, 1, 2, tzinfo=UTC)), say=str)
 
     def rerun(self, branch: str = BRANCH) -> Any:
-        """Give the parameters of the run rendered again, and the kernel's metadata."""
+        """Render the run again; return the notebook's parameters and the kernel's metadata."""
         rendered, _ = rerun(self.clone, branch, Credentials(), self.stores.folder / "out", "somebody", "")
         values: dict[str, Any] = {}
         for cell in nbformat.read(rendered.notebook, as_version=4).cells:
@@ -63,23 +65,28 @@ class Published:
 @pytest.fixture
 def published(stores: Stores) -> Published:
     """Commit the notebook, publish a run of it, and change it afterwards."""
-    source = stores.clone / "notebooks/train.py"
-    source.parent.mkdir()
-    text = (ROOT / "notebooks/train.py").read_text(encoding="utf-8")
     commits = []
-    for number, version in enumerate((f"{text}\n# as it was trained\n", f"{text}\n# newer\n")):
-        source.write_text(version, encoding="utf-8")
-        run_git("add", "notebooks", cwd=stores.clone)
-        run_git("commit", "--quiet", f"--message=version {number}", cwd=stores.clone)
-        run_git("push", "--quiet", "origin", "HEAD:main", cwd=stores.clone)
-        commits.append(run_git("rev-parse", "HEAD", cwd=stores.clone))
+    for version in ("as it was trained", "newer"):
+        sources = {name: f"{text}\n# {name}, {version}\n" for name, text in read_sources(ROOT).items()}
+        commits.append(commit_sources(stores.clone, sources))
     made = Published(stores, stores.clone, commits[0])
     made.publish(record(commits[0]))
     return made
 
 
-def test_notebook_commit_and_experiment_are_those_of_the_run(published: Published) -> None:
-    """Not the newer ones of the checkout at hand, which is not touched: no ref, no file, no branch."""
+def commit_sources(clone: Path, sources: Mapping[str, str]) -> str:
+    """Commit and push the files of a notebook; return the commit."""
+    for name, text in sources.items():
+        (clone / name).parent.mkdir(exist_ok=True)
+        (clone / name).write_text(text, encoding="utf-8")
+    run_git("add", "notebooks", cwd=clone)
+    run_git("commit", "--quiet", "--message=notebook", cwd=clone)
+    run_git("push", "--quiet", "origin", "HEAD:main", cwd=clone)
+    return run_git("rev-parse", "HEAD", cwd=clone)
+
+
+def test_the_notebook_commit_and_experiment_are_those_of_the_run(published: Published) -> None:
+    """Not the newer ones of the checkout, in which no ref, file or branch changes."""
     looks = (("for-each-ref",), ("status", "--porcelain"))
     before = [run_git(*words, cwd=published.clone) for words in looks]
     values, kernel = published.rerun(f"origin/{BRANCH}")
@@ -89,23 +96,22 @@ def test_notebook_commit_and_experiment_are_those_of_the_run(published: Publishe
     assert (values["module"], values["accelerator"]) == ("detection", "t4x2")
     assert kernel["machine_shape"] == "NvidiaTeslaT4"
     text = (published.stores.folder / "out/train_module_1_detection.py").read_text()
-    assert "# as it was trained" in text
-    assert "# newer" not in text
+    assert "# notebooks/train.py, as it was trained" in text
+    assert "# notebooks/bootstrap.py, as it was trained" in text
+    assert ", newer" not in text
     assert [run_git(*words, cwd=published.clone) for words in looks] == before
 
 
-@pytest.mark.parametrize(("gpu", "wanted"), [([], "none"), ([{"name": "Tesla P100-PCIE-16GB"}], "p100")])
-def test_kaggle_is_asked_for_the_gpus_that_the_run_had(
-    published: Published, gpu: list[dict[str, str]], wanted: str
-) -> None:
-    """None where there was none."""
+@pytest.mark.parametrize(("gpu", "wanted"), [([], "none"), ([{"name": "Tesla P100-PCIE-16GB", "memory": 16}], "p100")])
+def test_the_accelerator_is_that_of_the_run(published: Published, gpu: list[dict[str, Any]], wanted: str) -> None:
+    """It is `none` for a run without a GPU."""
     branch = BRANCH.replace("2025", "2026")
     published.publish({**record(published.commit), "branch": branch, "machine": {"gpus": gpu}}, branch)
     assert published.rerun(branch)[0]["accelerator"] == wanted
 
 
-def test_a_branch_that_is_not_there_is_told_with_those_that_are_meant(published: Published) -> None:
-    """A near miss names the branch, anything else the newest; nothing is written."""
+def test_an_unknown_branch_is_reported_with_suggestions(published: Published) -> None:
+    """A similar name suggests the branch, any other name the newest ones; nothing is written."""
     with pytest.raises(BranchError, match="no branch") as near:
         published.rerun(BRANCH.replace("30405", "30406"))
     assert near.value.remedy == f"did you mean: {BRANCH}."
@@ -115,24 +121,37 @@ def test_a_branch_that_is_not_there_is_told_with_those_that_are_meant(published:
     assert not (published.stores.folder / "out").exists()
 
 
-def test_a_damaged_record_is_told_with_its_path_and_key(published: Published) -> None:
-    """What a person would look for in the branch."""
+def test_an_invalid_record_is_reported_with_its_path_and_key(published: Published) -> None:
+    """The error names the file in the branch and the key with the invalid value."""
     branch = BRANCH.replace("2025", "2026")
     published.publish({**record("main"), "branch": branch}, branch)
-    with pytest.raises(RenderError, match=rf"{RUN}/run\.json: commit: "):
+    with pytest.raises(BranchError, match=rf"{RUN}/run\.json: commit: "):
         published.rerun(branch)
 
 
-def test_another_runs_record_is_not_taken(published: Published) -> None:
-    """A branch of a repository that has merged a run holds that run's run.json as well."""
+def test_the_record_of_another_run_is_not_used(published: Published) -> None:
+    """In a repository that has merged a run, the branches of later runs hold its run.json, too."""
     branch = BRANCH.replace("2025", "2026")
     published.publish(record(published.commit), branch)
     with pytest.raises(BranchError, match=r"no run\.json of its own"):
         published.rerun(branch)
 
 
-def test_a_commit_without_the_notebook_is_told(published: Published) -> None:
-    """A run of the time before the notebook stood where it stands now."""
+def test_a_notebook_of_the_time_before_bootstrap_is_rendered_as_it_was(published: Published) -> None:
+    """Its cells hold everything; no cell has the tag `bootstrap`, and its commit has no such file."""
+    older = read_sources(ROOT)["notebooks/train.py"].replace('tags=["bootstrap"]', "").replace("boot.", "older.")
+    run_git("rm", "--quiet", "-r", "notebooks", cwd=published.clone)
+    commit = commit_sources(published.clone, {"notebooks/train.py": older})
+    branch = BRANCH.replace("2025", "2026")
+    replace(published, commit=commit).publish({**record(commit), "branch": branch}, branch)
+    assert published.rerun(branch)[0]["commit"] == commit
+    text = (published.stores.folder / "out/train_module_1_detection.py").read_text()
+    assert "older.verify_gpu(accelerator)" in text
+    assert "class Bootstrap" not in text
+
+
+def test_a_commit_without_the_notebook_is_reported(published: Published) -> None:
+    """The run was trained from a commit that has no notebooks/train.py."""
     branch, first = BRANCH.replace("2025", "2026"), published.stores.root()
     published.publish({**record(first), "branch": branch}, branch)
     with pytest.raises(RenderError, match=r"notebooks/train\.py of commit"):

@@ -1,4 +1,4 @@
-"""Where every experiment stands is read from the Git remote alone."""
+"""The state of every experiment is read from the Git remote alone."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from lib.sync.refs import Refs, RefUpdate
 EXPERIMENT = load_experiment(
     ROOT / "experiments/001_det_baseline.yaml", {"name": "exp001", "training.epochs": 9}
 ).model_dump(mode="json")
+COMMIT = "c" * 40
 STARTED = datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC)
 OLDER, NEWER = (f"kaggle-train-detection-exp001-2025010{day}-030405" for day in (2, 3))
 UNFINISHED = "kaggle-train-detection-exp002-20250102-030405"
@@ -29,7 +30,7 @@ CHECKPOINT = "kaggle-checkpoint-detection-exp001"
 
 
 def publish(stores: Stores, branch: str, files: dict[str, Any]) -> None:
-    """Publish a run whose folder has these JSON files."""
+    """Publish a run whose artifacts' folder holds these JSON files."""
     clone = stores.clone_again(branch)
     write_run(clone)
     for name, content in files.items():
@@ -39,19 +40,21 @@ def publish(stores: Stores, branch: str, files: dict[str, Any]) -> None:
 
 
 def run_of(branch: str, started: datetime, **more: Any) -> dict[str, Any]:
-    """Give a run's run.json, as far as it matters here."""
-    return {"branch": branch, "experiment": EXPERIMENT, "started": started.isoformat(), **more}
+    """Return the content of a run.json, as far as these tests need it."""
+    made_from = {"commit": COMMIT, "experiment": EXPERIMENT, "machine": {"gpus": []}}
+    return {"branch": branch, **made_from, "started": started.isoformat(), **more}
 
 
 @pytest.fixture
 def remote(stores: Stores) -> Iterator[Stores]:
-    """Give two runs, a checkpoint, a session, a publication under way, and what nobody can read."""
+    """Return remotes with two runs, a checkpoint, a session, an unfinished publication and an unreadable run."""
     metrics = {"epochs": 9, "test": {"images": 3, "box": {"mAP50": 0.875}}}
     publish(stores, OLDER, {"run.json": run_of(OLDER, STARTED), "train/metrics.json": metrics})
     newer = run_of(NEWER, STARTED + timedelta(days=1), state="interrupted")
     publish(stores, NEWER, {"run.json": newer, "train/metrics.json": {"epochs": 4}})
     saved = (STARTED + timedelta(days=2)).isoformat()
-    publish(stores, CHECKPOINT, {"checkpoint.json": {"epoch": 5, "saved": saved, "experiment": EXPERIMENT}})
+    checkpoint = {"epoch": 5, "saved": saved, "commit": COMMIT, "dataset": "d" * 32, "experiment": EXPERIMENT}
+    publish(stores, CHECKPOINT, {"checkpoint.json": checkpoint})
     publish(stores, "kaggle-train-x", {"run.json": "{"})
     refs = Refs(stores.clone, Credentials())
     intent = Intent("1" * 16, "uploading", UNFINISHED, refs.head(), Owner("a", "1-1"), ())
@@ -62,8 +65,8 @@ def remote(stores: Stores) -> Iterator[Stores]:
     hold.release()
 
 
-def test_everything_that_stands_there_is_shown(remote: Stores) -> None:
-    """By experiment, the newest first; what cannot be read is shown as such and hides nothing."""
+def test_every_ref_of_a_run_is_shown(remote: Stores) -> None:
+    """By experiment, newest first; an unreadable run is shown as such and hides no other."""
     clone = remote.clone_again()
     entries = read_status(clone, Credentials())
     assert [(entry.experiment, entry.state, entry.epochs) for entry in entries] == [
@@ -82,13 +85,13 @@ def test_everything_that_stands_there_is_shown(remote: Stores) -> None:
     assert run_git("status", "--porcelain", cwd=clone) == ""
 
 
-def test_an_empty_remote_is_said(stores: Stores) -> None:
-    """No table without a row."""
+def test_an_empty_remote_is_reported(stores: Stores) -> None:
+    """A message replaces a table without rows."""
     assert "No run has been published" in show_status(read_status(stores.clone, Credentials()))
 
 
 def test_the_command_prints_a_table_or_json(remote: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For people, and for machines."""
+    """A table by default, JSON with `--json`."""
     monkeypatch.chdir(remote.clone_again())
     assert "detection/exp001" in CliRunner().invoke(app, ["status"], catch_exceptions=False).output
     entries = json.loads(CliRunner().invoke(app, ["status", "--json"], catch_exceptions=False).output)

@@ -1,4 +1,4 @@
-"""The rendered notebook on a machine like Kaggle's: its folders, its mounts, a torch that is not the lock's."""
+"""The rendered notebook on a machine like Kaggle's, with its folders and mounts, and another torch than the lock's."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         subprocess.run(["unshare", "--mount", "--map-root-user", "true"], capture_output=True).returncode != 0,
-        reason="this machine gives no mount namespaces",
+        reason="this machine has no mount namespaces",
     ),
 ]
 
-CANARY = "fedcba9876543210_yranac_phg"[::-1]  # turned round: this file is in the clone
+CANARY = "fedcba9876543210_yranac_phg"[::-1]  # reversed: this file itself is in the clone
 SECRETS = Path("input/datasets/somebody/kaggle-training-secrets/secrets.json")
 ENTER = """
 set -e
@@ -37,12 +37,12 @@ mkdir -p "$root/kaggle"
 mount --bind "$kaggle" "$root/kaggle"
 exec chroot "$root" "$@"
 """
-"""Runs a command where everything is as here, and `/kaggle` is a folder of ours: nobody else ever sees it."""
+"""Run a command on this file system with our folder as `/kaggle`, which no other process sees."""
 
 
 @dataclass(frozen=True)
 class Session:
-    """What a session on that machine left."""
+    """The result of a session on that machine."""
 
     kaggle: Path
     origin: Path
@@ -53,18 +53,18 @@ class Session:
 
     @property
     def log(self) -> str:
-        """What the run has printed."""
+        """The output of the run."""
         return (self.kaggle / "working/run.log").read_text()
 
 
 def state(folder: Path) -> dict[str, str]:
-    """Give the hash of every file of a folder; what Python itself caches there is passed by."""
+    """Return the hash of every file of a folder, except Python's bytecode."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
     return {str(path): hashlib.md5(path.read_bytes()).hexdigest() for path in files}
 
 
 def install(python: Path, *packages: str) -> None:
-    """Put packages into the host, as its makers would."""
+    """Install packages into the host, as Kaggle does in its image."""
     uv = shutil.which("uv")
     assert uv
     subprocess.run([uv, "pip", "install", "--quiet", "--python", str(python), *packages], check=True, timeout=600)
@@ -72,7 +72,7 @@ def install(python: Path, *packages: str) -> None:
 
 @pytest.fixture(scope="module")
 def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
-    """Run the rendered notebook of detection, one epoch long, in a kernel of the host's own Python."""
+    """Run the rendered notebook of detection for one epoch, in a kernel of the host's Python."""
     folder = tmp_path_factory.mktemp("session")
     host, kaggle = folder / "host", folder / "kaggle"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(host)], check=True)
@@ -87,15 +87,15 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
     for name in ("working", "tmp", SECRETS.parent):
         (kaggle / name).mkdir(parents=True)
     (kaggle / SECRETS).write_text(json.dumps({"GITHUB_TOKEN": CANARY}))
-    words = [sys.executable, "-m", "lib", "sandbox", "detection", "--folder", str(folder / "sandbox"), "--json"]
-    made = json.loads(
-        subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+    command = [sys.executable, "-m", "lib", "sandbox", "detection", "--folder", str(folder / "sandbox"), "--json"]
+    sandbox = json.loads(
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
     )
     seed = folder / "sandbox/seed"
     rendered = subprocess.run(
         [sys.executable, "render.py", "detection", "--experiment", "experiments/000_det_sandbox.yaml",
-         "--output", str(folder / "rendered"), "--accelerator", "none", "-p", "repository", made["repository"],
-         "-p", "commit", made["commit"], "-p", "epochs", "1"],
+         "--output", str(folder / "rendered"), "--accelerator", "none", "-p", "repository", sandbox["repository"],
+         "-p", "commit", sandbox["commit"], "-p", "epochs", "1"],
         cwd=seed, capture_output=True, text=True,
     )  # fmt: skip
     assert rendered.returncode == 0, rendered.stderr
@@ -120,25 +120,25 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
         ["unshare", "--mount", "--map-root-user", "sh", "-c", ENTER, "sh", str(root), str(kaggle), *run],
         cwd=folder, env=environment, capture_output=True, text=True, timeout=800,
     )  # fmt: skip
-    return Session(kaggle, Path(made["repository"]), host, before, done.stdout + done.stderr, done.returncode)
+    return Session(kaggle, Path(sandbox["repository"]), host, before, done.stdout + done.stderr, done.returncode)
 
 
-def test_a_run_is_published_from_there(session: Session) -> None:
-    """One branch, and the summary."""
+def test_a_run_on_that_machine_is_published(session: Session) -> None:
+    """The run creates one branch and ends with the summary."""
     assert session.status == 0, session.output[-5000:]
     heads = run_git("for-each-ref", "--format=%(refname)", "refs/heads/kaggle-train-*", cwd=session.origin).splitlines()
     assert len(heads) == 1
     assert "is trained and published" in session.log
 
 
-def test_the_hosts_own_packages_stay_byte_for_byte(session: Session) -> None:
-    """The run has trained with the host's torch, and with the lock's ultralytics beside it."""
-    assert ", torch 2.13.0" in session.log.partition("9/10: ")[2]  # as the training's own process says
+def test_the_hosts_packages_are_unchanged(session: Session) -> None:
+    """The run uses the host's torch and the lock's ultralytics, and the host's files are the same byte for byte."""
+    assert ", torch 2.13.0" in session.log.partition("9/10: ")[2]  # printed by the training's subprocess
     assert state(session.host) == session.before
 
 
-def test_the_runs_output_holds_no_credential_cache_or_dataset(session: Session) -> None:
-    """What lies in /kaggle/working may become public."""
+def test_the_runs_output_has_no_credential_cache_or_dataset(session: Session) -> None:
+    """Files in /kaggle/working may become public."""
     working = session.kaggle / "working"
     files = [path for path in working.rglob("*") if path.is_file()]
     assert not [path for path in files if CANARY.encode() in path.read_bytes()]
@@ -153,7 +153,7 @@ def test_the_runs_output_holds_no_credential_cache_or_dataset(session: Session) 
     assert {Path(name).name for name in weights} == {"best.pt", "last.pt"}
 
 
-def test_the_secrets_of_the_datasets_mount_were_found(session: Session) -> None:
-    """And are not in the notebook."""
+def test_the_attached_secrets_stay_out_of_the_notebook(session: Session) -> None:
+    """The token is in neither the notebook nor its output."""
     assert CANARY not in (session.kaggle / "out.ipynb").read_text()
     assert CANARY not in session.output

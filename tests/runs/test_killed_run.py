@@ -1,4 +1,4 @@
-"""A session that is killed as Kaggle kills it, all at once, is gone on from by the next one, on an empty machine."""
+"""A session is killed as Kaggle does it, all processes at once; the next one, on an empty machine, resumes it."""
 
 from __future__ import annotations
 
@@ -25,96 +25,96 @@ MARK = "KAGGLE_TRAINING_SESSION"
 NAMESPACE = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
 MOMENTS = {
     "in an epoch": "",
-    "while a checkpoint leaves": "refs/heads/kaggle-checkpoint-",
+    "while a checkpoint is uploaded": "refs/heads/kaggle-checkpoint-",
     "while it is published": "refs/heads/kaggle-train-",
 }
-"""When, and the ref at whose push the remote stops to wait for it."""
+"""Each moment of a kill, and the prefix of the ref whose push the remote blocks until then."""
 
 
 def namespaces() -> list[str]:
-    """Give what starts a command in a process namespace of its own, where the machine allows it."""
+    """Return the prefix that starts a command in its own process namespace; empty if the machine does not allow it."""
     allowed = shutil.which("unshare") and subprocess.run([*NAMESPACE, "true"], capture_output=True).returncode == 0
     return NAMESPACE if allowed else []
 
 
 @dataclass(frozen=True)
 class Machine:
-    """The sandbox that outlives sessions, and sessions on it."""
+    """A sandbox, and the sessions on it, which it outlives."""
 
     folder: Path
 
     @property
     def sandbox(self) -> Path:
-        """The folder of its sandbox."""
+        """The sandbox's folder."""
         return self.folder / "sandbox"
 
     @property
     def origin(self) -> Path:
-        """Its Git repository."""
+        """The sandbox's Git repository."""
         return self.sandbox / "origin.git"
 
     @property
-    def reached(self) -> Path:
-        """The file that is there when the remote waits in the middle of a push."""
+    def blocked(self) -> Path:
+        """The file that exists once the remote blocks a push."""
         return self.sandbox / "reached"
 
     def start(self, name: str) -> subprocess.Popen[str]:
-        """Start a session, as a user does; its checkpoints leave as often as they can."""
+        """Start a session as a user does, with checkpoints as often as possible."""
         keys = {"epochs": EPOCHS, "session.checkpoint_minutes": 0.01, "session.lease_minutes": 0.2}
-        given = [str(word) for key, value in keys.items() for word in ("-p", key, value)]
+        parameters = [str(word) for key, value in keys.items() for word in ("-p", key, value)]
         folders = ["--sandbox", str(self.sandbox), "--output", str(self.folder / f"rendered-{name}")]
         with self.log(name).open("w", encoding="utf-8") as log:
             return subprocess.Popen(
-                [*namespaces(), sys.executable, "render.py", "detection", "--run", *folders, *given],
+                [*namespaces(), sys.executable, "render.py", "detection", "--run", *folders, *parameters],
                 cwd=ROOT, env={**os.environ, MARK: str(self.sandbox)}, stdout=log, stderr=subprocess.STDOUT, text=True,
             )  # fmt: skip
 
     def log(self, name: str) -> Path:
-        """Give the file that holds what a session prints."""
+        """Return the file with the output of a session."""
         return self.folder / f"{name}.log"
 
     def kill(self, session: subprocess.Popen[str]) -> None:
-        """End everything of a session at once, also what it has started in other groups and sessions of processes."""
+        """Kill all processes of a session at once, also those in other process groups."""
         session.kill()
         session.wait()
         mark = f"{MARK}={self.sandbox}".encode()
         while left := processes_with(mark):
-            for number in left:
+            for pid in left:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(number, signal.SIGKILL)
+                    os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
 
     def refs(self) -> list[str]:
-        """Give the refs of the repository but main."""
+        """Return the refs of the repository, except main."""
         listed = run_git("for-each-ref", "--format=%(refname)", cwd=self.origin).splitlines()
         return [ref for ref in listed if ref != "refs/heads/main"]
 
-    def stop_at(self, ref: str) -> None:
-        """Let the remote wait in the middle of the push of such a ref, once."""
+    def block(self, ref: str) -> None:
+        """Let the remote block in the middle of the next push of a ref that starts with `ref`."""
         hook = self.origin / "hooks/pre-receive"
         hook.parent.mkdir(exist_ok=True)
-        lines = f'while read old new ref; do case "$ref" in {ref}*) touch {self.reached}; sleep 300;; esac; done'
+        lines = f'while read old new ref; do case "$ref" in {ref}*) touch {self.blocked}; sleep 300;; esac; done'
         hook.write_text(f"#!/bin/sh\n{lines}\n")
         hook.chmod(0o755)
 
-    def go_on(self) -> None:
-        """Let it take every push again."""
+    def unblock(self) -> None:
+        """Let the remote accept every push again."""
         (self.origin / "hooks/pre-receive").unlink(missing_ok=True)
 
     def sessions(self) -> list[Path]:
-        """Give what the sessions have left on their machines, in order."""
+        """Return the folders of the sessions, in order."""
         return sorted(self.sandbox.glob("runs/*"))
 
-    def lib(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run a command of the project in a clone of another machine."""
+    def lib(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run `python -m lib` in another machine's clone."""
         clone = self.folder / "by-hand"
         if not clone.exists():
             run_git("clone", "--quiet", self.origin, clone, cwd=self.sandbox)
-        return subprocess.run([sys.executable, "-m", "lib", *words], cwd=clone, capture_output=True, text=True)
+        return subprocess.run([sys.executable, "-m", "lib", *arguments], cwd=clone, capture_output=True, text=True)
 
 
 def rows(session: Path) -> list[int]:
-    """Give the epochs of a session's table."""
+    """Return the epochs in a session's `results.csv`."""
     table = session / "origin" / ARTIFACTS / "train/results.csv"
     if not table.is_file():
         return []
@@ -126,30 +126,28 @@ def kill_in(machine: Machine, moment: str) -> None:
     """Run a session up to the moment, and kill it."""
     session = machine.start("first")
 
-    def wait_for(there: Callable[[], bool]) -> None:
+    def wait_for(condition: Callable[[], bool]) -> None:
         end = time.monotonic() + 300
-        while not there():
-            told = machine.log("first").read_text()
-            assert session.poll() is None, told[-5000:]
-            assert time.monotonic() < end, told[-5000:]
+        while not condition():
+            output = machine.log("first").read_text()
+            assert session.poll() is None, output[-5000:]
+            assert time.monotonic() < end, output[-5000:]
             time.sleep(0.05)
 
-    wait_for(lambda: "Checkpoint: epoch 1 has left" in machine.log("first").read_text())
+    wait_for(lambda: "Checkpoint: epoch 1 is uploaded" in machine.log("first").read_text())
     if ref := MOMENTS[moment]:
-        machine.stop_at(ref)
-        wait_for(machine.reached.exists)
+        machine.block(ref)
+        wait_for(machine.blocked.exists)
     else:
-        wait_for(lambda: "Checkpoint: epoch 2 has left" in machine.log("first").read_text())
+        wait_for(lambda: "Checkpoint: epoch 2 is uploaded" in machine.log("first").read_text())
     machine.kill(session)
-    machine.go_on()
+    machine.unblock()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_the_next_session_goes_on_where_a_killed_one_was(
-    tmp_path: Path, moment: str, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """One finished branch, every epoch once, one W&B run; no checkpoint, no intent and no object is left over."""
+def test_the_next_session_resumes_a_killed_one(tmp_path: Path, moment: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """There is one finished branch and one W&B run, with every epoch once; no checkpoint, intent or object is left."""
     machine = Machine(tmp_path)
     kill_in(machine, moment)
     (first,) = machine.sessions()
@@ -164,7 +162,7 @@ def test_the_next_session_goes_on_where_a_killed_one_was(
     lost = done - run["start"]["epoch"]
     with capfd.disabled():
         print(f"\nWork lost when killed {moment}: {lost} of {done} epochs")
-    assert 0 <= lost <= 2  # what had not left yet, and what was leaving
+    assert 0 <= lost <= 2  # the epoch that was not uploaded yet, and the one being uploaded
     assert run["state"] == "finished"
     assert rows(other) == list(range(1, EPOCHS + 1))
     recorded = machine.sandbox.glob("runs/*/wandb/offline-run-*")

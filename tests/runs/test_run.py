@@ -26,7 +26,7 @@ from lib.sync import RunLock
 
 pytestmark = pytest.mark.slow
 
-CANARY = f"ghp_{secrets.token_hex(16)}"  # made anew: the sandbox holds a copy of this file
+CANARY = f"ghp_{secrets.token_hex(16)}"  # random: the sandbox has a copy of this file
 WEIGHTS = ("train/weights/best.pt", "train/weights/last.pt")
 CHECKPOINT = "refs/heads/kaggle-checkpoint-detection-exp000-sandbox"
 TRACKED_BY_GIT = (
@@ -47,7 +47,7 @@ TRACKED_BY_GIT = (
 
 @dataclass(frozen=True)
 class Run:
-    """What one `render.py MODULE --run` left."""
+    """The result of one `render.py MODULE --run`."""
 
     module: str
     sandbox: Path
@@ -57,35 +57,35 @@ class Run:
 
     @property
     def artifacts(self) -> str:
-        """The artifacts' folder inside a clone."""
+        """The path of the artifacts in a clone."""
         return f"artifacts/{self.module}/exp000_sandbox"
 
     @property
     def clone(self) -> Path:
-        """The clone that the newest run worked in."""
+        """The clone of the newest run."""
         return max(self.sandbox.glob(f"runs/{self.module}-*"), key=lambda path: path.stat().st_mtime) / "origin"
 
     def refs(self) -> list[str]:
-        """Every ref of the sandbox's repository but main."""
+        """Return every ref of the sandbox's repository, except main."""
         listed = run_git("for-each-ref", "--format=%(refname)", cwd=self.sandbox / "origin.git").splitlines()
         return [ref for ref in listed if ref != "refs/heads/main"]
 
     def objects(self) -> set[str]:
-        """Every file of the DVC remote."""
+        """Return every file of the DVC remote."""
         return {str(path) for path in (self.sandbox / "dvc-remote").rglob("*") if path.is_file()}
 
 
 def environment() -> dict[str, str]:
-    """Give the environment of a run: with a token that must not be seen anywhere."""
+    """Return the environment of a run, with a token that must not appear anywhere."""
     return {**os.environ, "GITHUB_TOKEN": CANARY, "COLUMNS": "200"}
 
 
-def render(module: str, sandbox: Path, *words: str, epochs: int = 2) -> Run:
-    """Run `render.py MODULE --run` on the project as it stands."""
+def render(module: str, sandbox: Path, *parameters: str, epochs: int = 2) -> Run:
+    """Run `render.py MODULE --run` in the current work tree."""
     output = sandbox.parent / f"rendered-{module}"
     command = [sys.executable, "render.py", module, "--run", "--sandbox", str(sandbox), "--output", str(output)]
     done = subprocess.run(
-        [*command, "-p", "epochs", str(epochs), *words],
+        [*command, "-p", "epochs", str(epochs), *parameters],
         cwd=ROOT,
         env=environment(),
         capture_output=True,
@@ -98,13 +98,13 @@ def render(module: str, sandbox: Path, *words: str, epochs: int = 2) -> Run:
 
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One sandbox for all runs of this file, kept between them as a user's is."""
+    """Return the sandbox of all runs of this file, kept between them like a user's."""
     return tmp_path_factory.mktemp("runs") / "sandbox"
 
 
 @pytest.fixture(scope="module")
 def detection(sandbox: Path) -> Run:
-    """Finish a run of detection, two epochs long."""
+    """Return a finished run of detection, two epochs long."""
     run = render("detection", sandbox)
     assert run.status == 0, run.output[-5000:]
     return run
@@ -112,7 +112,7 @@ def detection(sandbox: Path) -> Run:
 
 @pytest.fixture(scope="module")
 def second_clone(detection: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another clone, to which the three printed commands have brought the model."""
+    """Return another clone, into which the three printed commands fetched the model."""
     clone = tmp_path_factory.mktemp("second") / "clone"
     run_git("clone", "--quiet", detection.sandbox / "origin.git", clone, cwd=clone.parent)
     printed = re.search(r"To bring the model.*\n((?:  (?:git|dvc) .*\n)+)", detection.output)
@@ -125,52 +125,52 @@ def second_clone(detection: Run, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return clone
 
 
-def test_one_branch_is_published_under_the_name_of_the_requirements(detection: Run) -> None:
-    """`kaggle-train-{module}-{experiment}-{YYYYMMDD-HHMMSS}`, and no intent is left."""
+def test_one_branch_is_published_with_the_required_name(detection: Run) -> None:
+    """The branch is `kaggle-train-{module}-{experiment}-{YYYYMMDD-HHMMSS}`, and no intent is left."""
     (ref,) = detection.refs()
     assert re.fullmatch(r"refs/heads/kaggle-train-detection-exp000-sandbox-\d{8}-\d{6}", ref)
 
 
 def test_every_listed_file_reaches_a_second_clone(detection: Run, second_clone: Path) -> None:
-    """The branch and `dvc pull` bring everything that the requirements list, and it is not empty."""
+    """The branch and `dvc pull` fetch every file of the requirements, and none is empty."""
     for name in (*TRACKED_BY_GIT, *WEIGHTS):
         assert (second_clone / detection.artifacts / name).stat().st_size > 0, name
 
 
 def test_weights_are_on_the_dvc_remote_and_not_in_git(detection: Run, second_clone: Path) -> None:
-    """Git holds the pointers only, and not the log."""
+    """Git has only the `.dvc` files, and not the log."""
     tracked = run_git("ls-files", detection.artifacts, cwd=second_clone).splitlines()
     assert f"{detection.artifacts}/train/weights/best.pt.dvc" in tracked
     assert not [name for name in tracked if name.endswith((".pt", ".jpg", ".log"))]
 
 
-def test_the_published_model_predicts_on_a_picture(detection: Run, second_clone: Path) -> None:
+def test_the_published_model_predicts_on_an_image(detection: Run, second_clone: Path) -> None:
     """`best.pt` of the second clone loads and has the module's class."""
     from ultralytics.models import YOLO
 
     model = YOLO(str(second_clone / detection.artifacts / "train/weights/best.pt"))
-    picture = next((second_clone / "data/detection/images/test").glob("*.jpg"))
-    results: Any = model.predict(str(picture), imgsz=160, device="cpu", conf=0.0001, verbose=False)
+    image = next((second_clone / "data/detection/images/test").glob("*.jpg"))
+    results: Any = model.predict(str(image), imgsz=160, device="cpu", conf=0.0001, verbose=False)
     assert results[0].names == {0: "container_door"}
     assert results[0].orig_shape == (320, 320)
 
 
-def test_the_learning_rate_is_what_the_experiment_says(detection: Run) -> None:
-    """The rate that ultralytics used in the first epoch, read from its own table."""
+def test_training_uses_the_learning_rate_of_the_experiment(detection: Run) -> None:
+    """The `results.csv` of ultralytics has the experiment's rate in its first epoch."""
     header, first = (detection.clone / detection.artifacts / "train/results.csv").read_text().splitlines()[:2]
     row = dict(zip(header.split(","), first.split(","), strict=True))
     assert [float(row[f"lr/pg{group}"]) for group in range(3)] == pytest.approx([0.002] * 3, rel=1e-6)
 
 
-def test_the_parameter_given_to_render_wins_over_the_experiment(detection: Run) -> None:
-    """`-p epochs 2`: the table has two rows, and run.json says so."""
+def test_a_parameter_of_render_overrides_the_experiment(detection: Run) -> None:
+    """After `-p epochs 2`, `results.csv` has two rows, and run.json has the value."""
     folder = detection.clone / detection.artifacts
     assert len((folder / "train/results.csv").read_text().splitlines()) == 1 + 2
     assert json.loads((folder / "run.json").read_text())["experiment"]["training"]["epochs"] == 2
 
 
-def test_metrics_hold_only_what_was_measured(detection: Run) -> None:
-    """Validation and test, box alone for detection; the best epoch is one that was trained."""
+def test_metrics_contain_only_measured_values(detection: Run) -> None:
+    """Metrics cover validation and test, only boxes for detection; the best epoch is a trained one."""
     metrics = json.loads((detection.clone / detection.artifacts / "train/metrics.json").read_text())
     assert metrics["epochs"] == 2
     assert metrics["best_epoch"] in (1, 2)
@@ -180,13 +180,13 @@ def test_metrics_hold_only_what_was_measured(detection: Run) -> None:
 
 
 def test_predictions_of_boxes_have_no_keypoints(detection: Run) -> None:
-    """Every other documented field, for every prediction."""
+    """Every prediction has all other documented fields."""
     predictions = json.loads((detection.clone / detection.artifacts / "test/predictions.json").read_text())
     assert {tuple(item) for item in predictions} <= {("image_id", "file_name", "category_id", "bbox", "score")}
 
 
-def test_run_json_says_from_what_the_model_was_made(detection: Run, second_clone: Path) -> None:
-    """Commit, dataset and lock are those of the clone, not only filled in."""
+def test_run_json_records_the_origin_of_the_model(detection: Run, second_clone: Path) -> None:
+    """Commit, dataset and lock are those of the clone."""
     import hashlib
 
     run = json.loads((second_clone / detection.artifacts / "run.json").read_text())
@@ -198,17 +198,17 @@ def test_run_json_says_from_what_the_model_was_made(detection: Run, second_clone
     assert (run["batch_size"], run["machine"]["device"], run["seed"], run["state"]) == (8, "cpu", 42, "finished")
 
 
-def test_the_summary_names_metrics_pictures_branch_and_times(detection: Run) -> None:
-    """What a person looks for stands in the output's end, and the pictures are where it says."""
+def test_the_summary_has_metrics_images_branch_and_times(detection: Run) -> None:
+    """The output ends with metrics, branch and times, and the images that it names exist."""
     end = detection.output[detection.output.index("is trained and published") :]
     for word in ("mAP50-95", "validation", "test", "10/10: Cleanup", "Together", "wandb sync", "dvc pull"):
         assert word in end
-    for picture in re.findall(r"/\S+\.png", end):
-        assert Path(picture).is_file()
+    for image in re.findall(r"/\S+\.png", end):
+        assert Path(image).is_file()
 
 
-def test_the_steps_stand_in_the_order_and_by_the_names_of_the_requirements(detection: Run) -> None:
-    """0/10 to 10/10."""
+def test_the_steps_have_the_required_names_and_order(detection: Run) -> None:
+    """The output has the steps 0/10 to 10/10."""
     shown = re.findall(r"^\[\d\d:\d\d:\d\d\] (\d+/10: .*)$", detection.output, re.MULTILINE)
     assert shown == [
         "0/10: Verify GPU (T4 x2)",
@@ -225,8 +225,8 @@ def test_the_steps_stand_in_the_order_and_by_the_names_of_the_requirements(detec
     ]
 
 
-def test_the_log_of_a_good_run_stands_with_the_artifacts(detection: Run) -> None:
-    """From the first step to the summary, the progress bars a line each."""
+def test_the_log_of_a_successful_run_is_among_the_artifacts(detection: Run) -> None:
+    """The log goes from the first step to the summary, with progress bars as plain lines."""
     log = (detection.clone / detection.artifacts / "run.log").read_text()
     assert "0/10: Verify GPU" in log
     assert "is trained and published" in log
@@ -235,8 +235,8 @@ def test_the_log_of_a_good_run_stands_with_the_artifacts(detection: Run) -> None
     assert log == (detection.clone.parent / "run.log").read_text()
 
 
-def test_an_epoch_is_a_line(detection: Run) -> None:
-    """With losses, mAP and the time left; nobody watches papermill's output, so no line is rewritten there."""
+def test_each_epoch_is_one_line(detection: Run) -> None:
+    """An epoch's line has losses, mAP and the time left; without a terminal, no line overwrites itself."""
     training = detection.output[detection.output.index("9/10: ") :].partition("Measured best.pt")[0]
     header, *rows = re.findall(r"^ +(?:epoch|\d/2) .*$", training, re.MULTILINE)
     assert header.split() == ["epoch", "box", "cls", "dfl", "mAP50", "mAP50-95", "time", "left"]
@@ -248,19 +248,19 @@ def test_an_epoch_is_a_line(detection: Run) -> None:
 
 
 def leaks(*folders: Path) -> list[Path]:
-    """Give the files that hold the token."""
+    """Return the files that contain the token."""
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     return [path for path in files if CANARY.encode() in path.read_bytes()]
 
 
-def test_no_credential_is_in_any_file_of_the_run(detection: Run) -> None:
-    """A token in the environment reaches no file: clone, log, W&B, notebook, remotes."""
+def test_no_file_of_the_run_has_a_credential(detection: Run) -> None:
+    """A token of the environment is in no file of the clone, log, W&B, notebook and remotes."""
     assert not leaks(detection.sandbox, detection.notebook.parent)
     assert CANARY not in detection.output
 
 
 def recorded(run: Run) -> tuple[set[str], dict[str, Any], list[tuple[str, str]]]:
-    """Read a run's own W&B files back: its ids, its summary, and the alerts that were sent."""
+    """Return ids, summary and alerts from a run's W&B files."""
     found = list(records(run.clone.parent))
     ids = {record.run.run_id for record in found if record.HasField("run")}
     items = [item for record in found if record.HasField("summary") for item in record.summary.update]
@@ -269,7 +269,7 @@ def recorded(run: Run) -> tuple[set[str], dict[str, Any], list[tuple[str, str]]]
 
 
 def test_wandb_has_one_run(detection: Run) -> None:
-    """Training and what is known after it carry one id: test metrics and the published branch; one alert is sent."""
+    """Training, test metrics and the published branch have one id; one alert is sent."""
     ids, summary, alerts = recorded(detection)
     folders = {path.name.rpartition("-")[2] for path in (detection.clone.parent / "wandb").glob("offline-run-*")}
     assert len(ids) == 1
@@ -281,22 +281,22 @@ def test_wandb_has_one_run(detection: Run) -> None:
     assert alerts == [(f"{branch.removeprefix('kaggle-train-')} is finished", branch)]
 
 
-def test_the_dashboard_is_told_before_training_starts(detection: Run) -> None:
-    """A person may look at the curves from the first epoch on, or knows how they get there."""
+def test_the_dashboard_is_shown_before_training_starts(detection: Run) -> None:
+    """The user can open the curves from the first epoch on, or knows how to upload them."""
     before = detection.output.partition("1/2 ")[0]
     assert "Dashboard: offline; upload it with: wandb sync " in before[before.index("9/10: Run training") :]
 
 
 def test_the_clone_keeps_index_head_and_branch(detection: Run) -> None:
-    """Publishing leaves the clone as it was cloned: detached at the code's commit, nothing staged or changed."""
+    """A publication does not change the clone: HEAD is detached at the code's commit, nothing is staged or changed."""
     commit = json.loads((detection.clone / detection.artifacts / "run.json").read_text())["commit"]
     assert run_git("rev-parse", "HEAD", cwd=detection.clone) == commit
     status = run_git("status", "--porcelain", "--untracked-files=normal", cwd=detection.clone)
     assert status == "?? artifacts/"
 
 
-def test_the_executed_notebook_shows_the_pictures(detection: Run) -> None:
-    """Curves, predictions and the worst cases stand in the notebook itself, each after its caption."""
+def test_the_executed_notebook_shows_the_images(detection: Run) -> None:
+    """Curves, predictions and the worst cases are in the notebook itself, each after its caption."""
     notebook = json.loads(detection.notebook.read_text())
     shown = [out["data"] for out in notebook["cells"][-1]["outputs"] if out["output_type"] == "display_data"]
     assert ["image/png" in data for data in shown] == [False, True] * 4
@@ -304,8 +304,8 @@ def test_the_executed_notebook_shows_the_pictures(detection: Run) -> None:
     assert captions[:3] == ["**Predictions on the test split**", "**The worst test pictures**", "**Training curves**"]
 
 
-def test_running_the_executed_notebook_again_gives_the_same_outputs(detection: Run) -> None:
-    """Each cell is executed once more by nbval and compared, the metrics too: seeds are set. A branch joins."""
+def test_running_the_executed_notebook_again_has_the_same_outputs(detection: Run) -> None:
+    """Each cell is run again by nbval and compared, metrics included, since seeds are set; a branch is added."""
     before = len(detection.refs())
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "--nbval", str(detection.notebook), "-q", "-p", "no:cacheprovider",
@@ -318,8 +318,8 @@ def test_running_the_executed_notebook_again_gives_the_same_outputs(detection: R
     assert len(detection.refs()) == before + 1
 
 
-def test_a_refused_branch_leaves_nothing_but_the_models(detection: Run) -> None:
-    """A branch that is refused though preflight could push one: an error says so, and the world is as it was."""
+def test_a_refused_branch_leaves_only_the_models(detection: Run) -> None:
+    """The host refuses the branch after preflight could push one: an error is shown, both remotes are unchanged."""
     hook = detection.sandbox / "origin.git/hooks/pre-receive"
     hook.parent.mkdir(exist_ok=True)
     hook.write_text(
@@ -332,10 +332,10 @@ def test_a_refused_branch_leaves_nothing_but_the_models(detection: Run) -> None:
     finally:
         hook.unlink()
     assert run.status == 1
-    told = run.output[run.output.rindex("Error: ") :]
-    assert "Git push failed" in told
-    assert "What to do:" in told
-    assert "Traceback" not in told
+    error = run.output[run.output.rindex("Error: ") :]
+    assert "Git push failed" in error
+    assert "What to do:" in error
+    assert "Traceback" not in error
     assert (run.refs(), run.objects()) == (refs, objects)
     folder = run.clone / run.artifacts
     assert all((folder / name).stat().st_size > 0 for name in WEIGHTS)
@@ -344,8 +344,8 @@ def test_a_refused_branch_leaves_nothing_but_the_models(detection: Run) -> None:
     assert "Git push failed" in (folder / "run.log").read_text()
 
 
-def test_a_run_that_cannot_start_says_why_and_logs_it(detection: Run) -> None:
-    """A checkpoint that is not there stops the run before training."""
+def test_a_run_that_cannot_start_shows_and_logs_the_reason(detection: Run) -> None:
+    """A missing checkpoint stops the run before training."""
     run = render("detection", detection.sandbox, "-p", "resume_from", "nowhere/last.pt")
     assert run.status == 1
     assert "model.resume_from is 'nowhere/last.pt'" in run.output
@@ -353,7 +353,7 @@ def test_a_run_that_cannot_start_says_why_and_logs_it(detection: Run) -> None:
 
 
 def test_a_second_session_of_the_experiment_stops_before_it_trains(detection: Run, tmp_path: Path) -> None:
-    """Another machine holds the run and gives signs of life: it is left alone, and the second says what to do."""
+    """Another machine holds the lease and renews it; the second session stops with a remedy and changes nothing."""
     run_git("clone", "--quiet", detection.sandbox / "origin.git", tmp_path / "first", cwd=tmp_path)
     first = RunLock(tmp_path / "first", "detection-exp000-sandbox", Credentials(), lease=10.0, say=str)
     assert first.watch()
@@ -361,16 +361,16 @@ def test_a_second_session_of_the_experiment_stops_before_it_trains(detection: Ru
         refs, objects = detection.refs(), detection.objects()
         run = render("detection", detection.sandbox, "-p", "session.lease_minutes", "0.2")
         assert run.status == 1
-        assert "is held by another session, which is watched from now on" in run.output
-        assert "another session trains detection-exp000-sandbox right now, and is alive" in run.output
+        assert "is held by another session, which is being watched" in run.output
+        assert "another session is training detection-exp000-sandbox and is alive" in run.output
         assert not (run.clone / run.artifacts / "train").exists()
         assert (run.refs(), run.objects()) == (refs, objects)
     finally:
         first.release()
 
 
-def test_a_session_that_is_over_publishes_what_was_trained(detection: Run) -> None:
-    """One epoch fits: it is measured and published, marked as interrupted; the next session goes on by itself."""
+def test_a_session_whose_time_is_over_publishes_its_epochs(detection: Run) -> None:
+    """The one epoch that fits is evaluated and published as interrupted; the next session resumes automatically."""
     run = render("detection", detection.sandbox, "-p", "session.max_hours", "0.0001", epochs=3)
     assert run.status == 0, run.output[-5000:]
     folder = run.clone / run.artifacts
@@ -394,14 +394,16 @@ def test_a_session_that_is_over_publishes_what_was_trained(detection: Run) -> No
 
 
 def test_a_published_run_can_be_run_again_from_any_clone(detection: Run, second_clone: Path) -> None:
-    """`rerun` of the branch, executed with papermill as the README says, measures the same and publishes anew."""
+    """The notebook of `rerun`, executed with papermill, has the same metrics and publishes a new branch."""
     branch = run_git("branch", "--show-current", cwd=second_clone)
     before = detection.refs()
-    words = ["-m", "lib", "rerun", branch]
-    told = subprocess.run([sys.executable, *words], cwd=second_clone, capture_output=True, text=True, timeout=120)
-    assert told.returncode == 0, told.stderr
+    arguments = ["-m", "lib", "rerun", branch]
+    rendered = subprocess.run(
+        [sys.executable, *arguments], cwd=second_clone, capture_output=True, text=True, timeout=120
+    )
+    assert rendered.returncode == 0, rendered.stderr
     notebook = second_clone / "build" / branch / "train_module_1_detection.ipynb"
-    assert f"Notebook: {notebook}\n" in told.stdout
+    assert f"Notebook: {notebook}\n" in rendered.stdout
     done = subprocess.run(
         [sys.executable, "-m", "papermill", notebook, notebook.with_suffix(".out.ipynb"), "--cwd", second_clone],
         cwd=second_clone, env=environment(), capture_output=True, text=True, timeout=600,
@@ -418,20 +420,20 @@ def test_a_published_run_can_be_run_again_from_any_clone(detection: Run, second_
 
 
 def published(run: Run) -> list[str]:
-    """Give the branches of runs that ended."""
+    """Return the branches of finished runs."""
     return [ref for ref in run.refs() if ref.startswith("refs/heads/kaggle-train-")]
 
 
 def kill_training(run: subprocess.Popen[str], sandbox: Path) -> None:
-    """Kill a run's training process once its first epoch is over, as the system does when memory is short."""
+    """Kill a run's training process after its first epoch, as the system does when memory is short."""
     known = set(sandbox.glob("runs/*"))
     while run.poll() is None:
         new = set(sandbox.glob("runs/*")) - known
         if [file for folder in new for file in folder.glob("origin/artifacts/*/*/train/weights/last.pt")]:
             for command in Path("/proc").glob("[0-9]*/cmdline"):
-                words = command.read_bytes().split(b"\0") if command.is_file() else []
-                if b"lib.train.trainer" in words and any(
-                    str(folder).encode() in word for folder in new for word in words
+                arguments = command.read_bytes().split(b"\0") if command.is_file() else []
+                if b"lib.train.trainer" in arguments and any(
+                    str(folder).encode() in argument for folder in new for argument in arguments
                 ):
                     os.kill(int(command.parent.name), signal.SIGKILL)
             return
@@ -440,18 +442,23 @@ def kill_training(run: subprocess.Popen[str], sandbox: Path) -> None:
 
 @pytest.mark.parametrize("choice", ["publish", "keep"])
 def test_a_training_that_fails_is_published_or_kept(detection: Run, choice: str) -> None:
-    """By the experiment's choice; either way the run ends with the error, and the record of it is there."""
+    """`session.on_failure` decides; either way the run ends with the error and has its run.json."""
     output = detection.sandbox.parent / f"failing-{choice}"
     command = [sys.executable, "render.py", "detection", "--run", "--sandbox", str(detection.sandbox)]
-    given = ["--output", str(output), "-p", "epochs", "200", "-p", "session.on_failure", choice]
+    parameters = ["--output", str(output), "-p", "epochs", "200", "-p", "session.on_failure", choice]
     before = published(detection)
     with subprocess.Popen(
-        [*command, *given], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*command, *parameters],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     ) as process:
         kill_training(process, detection.sandbox)
-        told, _ = process.communicate(timeout=600)
+        printed, _ = process.communicate(timeout=600)
     assert process.returncode == 1
-    assert "killed by signal 9" in told[told.rindex("Error: ") :]
+    assert "killed by signal 9" in printed[printed.rindex("Error: ") :]
     assert len(published(detection)) == len(before) + (choice == "publish")
     assert CHECKPOINT in detection.refs()
     folder = detection.clone / detection.artifacts
@@ -464,11 +471,11 @@ def test_a_training_that_fails_is_published_or_kept(detection: Run, choice: str)
     assert (len(ids), summary["state"], title.rpartition(" ")[2]) == (1, "failed", "failed")
     assert "killed by signal 9" in text
     assert not leaks(detection.sandbox, output)
-    assert CANARY not in told
+    assert CANARY not in printed
 
 
-def write_damaged_picture(file: Path) -> None:
-    """Write a PNG whose header and checksums are right, and whose pixels cannot be decoded."""
+def write_damaged_image(file: Path) -> None:
+    """Write a PNG with a valid header and checksums, whose pixels cannot be decoded."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -477,16 +484,16 @@ def write_damaged_picture(file: Path) -> None:
     file.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"no pixels") + chunk(b"IEND", b""))
 
 
-def test_an_evaluation_that_fails_costs_no_model(tmp_path: Path) -> None:
-    """A test picture that shows no damage before it is decoded: weights and curves are published, and why."""
+def test_an_evaluation_that_fails_still_publishes_the_model(tmp_path: Path) -> None:
+    """A test image fails only when it is decoded: weights and curves are published, with the reason."""
     draw_dataset(tmp_path / "data", "detection", counts={"train": 8, "val": 4, "test": 6}, size=64)
-    write_damaged_picture(tmp_path / "data/images/test/zz-damaged.png")  # behind those that the sandbox's sheet shows
-    words = ["--data", str(tmp_path / "data"), "-p", "training.image_size", "64"]
-    run = render("detection", tmp_path / "sandbox", *words, epochs=1)
+    write_damaged_image(tmp_path / "data/images/test/zz-damaged.png")  # after those on the sandbox's contact sheet
+    parameters = ["--data", str(tmp_path / "data"), "-p", "training.image_size", "64"]
+    run = render("detection", tmp_path / "sandbox", *parameters, epochs=1)
     assert run.status == 1
-    told = run.output[run.output.rindex("Error: the run stopped: ") :]
-    assert "EvaluationError: not everything could be measured: the test: " in told
-    assert "damaged.png" in told
+    error = run.output[run.output.rindex("Error: the run stopped: ") :]
+    assert "EvaluationError: not everything could be measured: the test: " in error
+    assert "damaged.png" in error
     (ref,) = run.refs()
     clone = tmp_path / "second"
     branch, origin = ref.removeprefix("refs/heads/"), run.sandbox / "origin.git"
@@ -507,9 +514,9 @@ def test_an_evaluation_that_fails_costs_no_model(tmp_path: Path) -> None:
 
 
 def test_localization_measures_boxes_and_corners(sandbox: Path) -> None:
-    """The other module in the same sandbox: pose metrics, keypoints in every prediction, its own branch.
+    """The other module in the same sandbox has pose metrics, keypoints in every prediction, and its own branch.
 
-    It asks for an exported model, which is published, fetched and named with the weights; another clone predicts.
+    Its experiment requests an exported model, which is published and fetched with the weights; another clone predicts.
     """
     text = (ROOT / "experiments/000_loc_sandbox.yaml").read_text(encoding="utf-8")
     experiment = sandbox.parent / "exporting.yaml"
@@ -527,11 +534,11 @@ def test_localization_measures_boxes_and_corners(sandbox: Path) -> None:
     branch = ref.removeprefix("refs/heads/")
     clone = sandbox.parent / "predicting"
     run_git("clone", "--quiet", sandbox / "origin.git", clone, cwd=sandbox.parent)
-    pictures = sandbox / "seed/data/localization/images/test"
-    words = [sys.executable, "-m", "lib", "predict", branch, str(pictures), "--device", "cpu"]
-    told = subprocess.run(words, cwd=clone, env=environment(), capture_output=True, text=True, timeout=120)
-    assert told.returncode == 0, told.stderr
-    lines = told.stdout.splitlines()[:-1]
+    images = sandbox / "seed/data/localization/images/test"
+    command = [sys.executable, "-m", "lib", "predict", branch, str(images), "--device", "cpu"]
+    predicted = subprocess.run(command, cwd=clone, env=environment(), capture_output=True, text=True, timeout=120)
+    assert predicted.returncode == 0, predicted.stderr
+    lines = predicted.stdout.splitlines()[:-1]
     assert len(lines) == metrics["test"]["images"]
     assert any(re.search(r": \w+ 0\.\d\d box( -?\d+){4} corners( -?[\d.]+,-?[\d.]+){4}", line) for line in lines)
     assert len(list((clone / "build/predictions" / branch).glob("*.jpg"))) == len(lines)

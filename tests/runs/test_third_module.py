@@ -1,4 +1,4 @@
-"""A module more takes one entry in `MODULES` and one YAML; this adds segmentation, as somebody would, and runs it."""
+"""A new module takes one entry in `MODULES` and one YAML: add segmentation this way, and run it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from lib.errors import DatasetError
 from lib.sandbox.sheet import CELL, GUTTER, HEADER_ROWS, INK, draw_contact_sheet
 
-BESIDE = '        Module(name="detection", number=1, short="det", task="detect"),\n'
+NEIGHBOUR = '        Module(name="detection", number=1, short="det", task="detect"),\n'
 ENTRY = '        Module(name="segmentation", number=2, short="seg", task="segment"),\n'
 EXPERIMENT = """\
 # yaml-language-server: $schema=schema.json
@@ -41,14 +41,14 @@ augmentation:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a copy of the project with one entry and one YAML more."""
+    """Return a copy of the project with one more entry and one more YAML."""
     folder = tmp_path_factory.mktemp("third") / "project"
     run_git("init", "--quiet", folder, cwd=folder.parent)
     copy_project(folder)
     modules = folder / "lib/experiment/modules.py"
     text = modules.read_text(encoding="utf-8")
-    assert BESIDE in text
-    modules.write_text(text.replace(BESIDE, BESIDE + ENTRY), encoding="utf-8")
+    assert NEIGHBOUR in text
+    modules.write_text(text.replace(NEIGHBOUR, NEIGHBOUR + ENTRY), encoding="utf-8")
     (folder / "experiments/001_seg_baseline.yaml").write_text(EXPERIMENT, encoding="utf-8")
     return folder
 
@@ -57,18 +57,18 @@ def draw_polygons(folder: Path, *, seed: int = 0) -> Path:
     """Draw a dataset of bright polygons with four or five corners on grey."""
     from PIL import Image, ImageDraw
 
-    chance = random.Random(seed)
+    generator = random.Random(seed)
     splits = {"train": 8, "val": 4, "test": 4}
     for split, count in splits.items():
         for kind in ("images", "labels"):
             (folder / kind / split).mkdir(parents=True)
         for number in range(count):
-            image, lines = Image.new("RGB", (64, 64), (chance.randrange(90),) * 3), []
+            image, lines = Image.new("RGB", (64, 64), (generator.randrange(90),) * 3), []
             for left in (4, 36):
-                x, y = left + chance.randrange(4), 8 + chance.randrange(20)
+                x, y = left + generator.randrange(4), 8 + generator.randrange(20)
                 corners = [(x, y), (x + 20, y + 3), (x + 24, y + 24), (x + 10, y + 30), (x + 2, y + 20)]
-                corners = corners[: chance.choice((4, 5))]
-                ImageDraw.Draw(image).polygon(corners, fill=(230, 120 + chance.randrange(100), 40))
+                corners = corners[: generator.choice((4, 5))]
+                ImageDraw.Draw(image).polygon(corners, fill=(230, 120 + generator.randrange(100), 40))
                 lines.append(f"0 {' '.join(f'{value / 64:.6f}' for corner in corners for value in corner)}\n")
             image.save(folder / f"images/{split}/{number}.png")
             (folder / f"labels/{split}/{number}.txt").write_text("".join(lines), encoding="utf-8")
@@ -77,13 +77,13 @@ def draw_polygons(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def run(project: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def run(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a command of the project in its folder."""
-    return subprocess.run([sys.executable, *words], cwd=project, capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, *arguments], cwd=project, capture_output=True, text=True, timeout=300)
 
 
-def test_its_yaml_keeps_to_the_schema_of_the_models(project: Path) -> None:
-    """`python -m lib schema` brings it up to date: editors complete the new name."""
+def test_the_updated_schema_accepts_its_yaml(project: Path) -> None:
+    """`python -m lib schema` adds the new name, so that editors complete it."""
     experiment = YAML(typ="safe", pure=True).load(EXPERIMENT)
     file = project / "experiments/schema.json"
     assert list(Draft7Validator(json.loads(file.read_text())).iter_errors(experiment))
@@ -91,8 +91,8 @@ def test_its_yaml_keeps_to_the_schema_of_the_models(project: Path) -> None:
     assert not list(Draft7Validator(json.loads(file.read_text())).iter_errors(experiment))
 
 
-def test_a_module_without_drawn_pictures_asks_for_a_dataset(project: Path) -> None:
-    """Nothing is drawn for it; the error names the way."""
+def test_a_module_without_a_drawing_asks_for_a_dataset(project: Path) -> None:
+    """No dataset can be drawn for it; the error names `--data DIR`."""
     done = run(project, "render.py", "segmentation", "--run")
     assert done.returncode == 1
     assert "there is no drawn dataset for segmentation" in done.stderr
@@ -100,7 +100,7 @@ def test_a_module_without_drawn_pictures_asks_for_a_dataset(project: Path) -> No
 
 
 def test_its_labels_are_checked_as_outlines(project: Path, tmp_path: Path) -> None:
-    """A box is none, and keypoints, which ultralytics would read in place of outlines, are refused."""
+    """A box is refused, and so are keypoints, which ultralytics would read instead of outlines."""
     data = draw_polygons(tmp_path / "data")
     script = (
         "import sys; from pathlib import Path\n"
@@ -109,19 +109,19 @@ def test_its_labels_are_checked_as_outlines(project: Path, tmp_path: Path) -> No
         "try: print(check_dataset(folder, load_experiment('experiments/001_seg_baseline.yaml'), scratch, md5=''))\n"
         "except RunError as error: print(error)"
     )
-    told = run(project, "-c", script, str(data), str(tmp_path / "scratch"))
-    assert "polygons=True" in told.stdout, told.stderr
+    checked = run(project, "-c", script, str(data), str(tmp_path / "scratch"))
+    assert "polygons=True" in checked.stdout, checked.stderr
     with (data / "labels/train/0.txt").open("a", encoding="utf-8") as label:
         label.write("0 0.5 0.5 0.2 0.2\n")
     with (data / "data.yaml").open("a", encoding="utf-8") as description:
         description.write("kpt_shape: [4, 3]\n")
-    told = run(project, "-c", script, str(data), str(tmp_path / "scratch"))
-    assert "labels/train/0.txt:3: 5 columns, not 7 or more, an odd number" in told.stdout
-    assert "kpt_shape is [4, 3]: segmentation has outlines and no keypoints; leave it out" in told.stdout
+    checked = run(project, "-c", script, str(data), str(tmp_path / "scratch"))
+    assert "labels/train/0.txt:3: 5 columns, not 7 or more, an odd number" in checked.stdout
+    assert "kpt_shape is [4, 3]: segmentation has outlines and no keypoints; leave it out" in checked.stdout
 
 
 def test_the_sheet_of_a_dataset_shows_outlines(tmp_path: Path) -> None:
-    """Drawn in white along the polygon; a line that is no polygon is told with its file."""
+    """Outlines are drawn in white along the polygon; an error names the file of a line that is not a polygon."""
     from PIL import Image
 
     data = draw_polygons(tmp_path / "data")
@@ -137,7 +137,7 @@ def test_the_sheet_of_a_dataset_shows_outlines(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_third_module_runs_from_end_to_end(project: Path, tmp_path: Path) -> None:
-    """Rendered, trained, measured and published, with metrics of boxes and of masks."""
+    """Segmentation is rendered, trained, evaluated and published, with metrics of boxes and masks."""
     data = draw_polygons(tmp_path / "data")
     done = run(project, "render.py", "segmentation", "--run", "--data", str(data), "--sandbox", str(tmp_path / "s"))
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_git
 
+from lib.cli.options import find_project
 from lib.errors import SandboxError
 from lib.experiment.load import load_experiment
 from lib.experiment.schema import Experiment
-from lib.remotes.repository import find_project
 from lib.sandbox.make import Sandbox, make_sandbox
 
 DETECTION = load_experiment(ROOT / "experiments/000_det_sandbox.yaml")

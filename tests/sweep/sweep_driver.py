@@ -43,7 +43,7 @@ def main(plan: dict[str, Any]) -> None:
 
 
 def make_nodes(count: int) -> Any:
-    """Make a cluster of a head that runs nothing and `count` nodes."""
+    """Create a cluster of a head that runs nothing and `count` nodes."""
     from ray.cluster_utils import Cluster as Machines
 
     machines = Machines(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})

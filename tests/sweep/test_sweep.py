@@ -34,7 +34,7 @@ SMALL = ROOT / "experiments/000_det_sandbox.yaml"
 
 @pytest.fixture
 def matrix(tmp_path: Path) -> Callable[[str], Path]:
-    """Make the small experiment's file with a `sweep` in it."""
+    """Return a function that writes the small experiment's file with a `sweep` in it."""
 
     def write(text: str) -> Path:
         file = tmp_path / "matrix.yaml"
@@ -44,8 +44,8 @@ def matrix(tmp_path: Path) -> Callable[[str], Path]:
     return write
 
 
-def test_a_matrix_gives_an_experiment_for_each_combination(matrix: Callable[[str], Path]) -> None:
-    """Named by the values, everything else as the file has it, and `-p` in each."""
+def test_a_matrix_expands_to_an_experiment_for_each_combination(matrix: Callable[[str], Path]) -> None:
+    """Each is named after its values, has the file's other values, and `-p` applied."""
     file = matrix("{training.learning_rate: [0.001, 3e-3], model.architecture: [yolo11n, yolo11s]}")
     found = read_sweep([file], {"training.epochs": 2})
     assert [experiment.name for experiment in found] == [
@@ -63,48 +63,50 @@ def test_a_matrix_gives_an_experiment_for_each_combination(matrix: Callable[[str
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("[1, 2]", "sweep is [1, 2]: it should be a mapping of keys to lists of values"),
         ("{}", "sweep is {}: it should be a mapping"),
         ("{training.epochs: 3}", "sweep.training.epochs is 3: it should be a list of values"),
         ("{training.epochs: []}", "sweep.training.epochs is []: it should be a list of values"),
-        ("{training.epochs: [3, 3]}", "sweep.training.epochs is [3, 3]: each value is named once"),
+        ("{training.epochs: [3, 3]}", "sweep.training.epochs is [3, 3]: each value may be named only once"),
         ("{name: [a, b]}", "sweep.name: name cannot be swept"),
-        ("{seed: [1, 2]}", "sweep.seed: the same key is given by -p"),
-        ("{training.epoch: [3]}", "with training.epoch 3: training.epoch is no key of an experiment"),
+        ("{seed: [1, 2]}", "sweep.seed: -p sets the same key"),
+        ("{training.epoch: [3]}", "with training.epoch 3: training.epoch is not a key of an experiment"),
         ("{training.epochs: [3, 0]}", "with training.epochs 0: training.epochs is 0"),
         ("{model.pretrained: [a/b.pt, a-b.pt]}", "its experiment detection/exp000-sandbox-a-b-pt is also one of"),
     ],
 )
-def test_what_is_no_matrix_is_refused(matrix: Callable[[str], Path], text: str, said: str) -> None:
-    """By file, key and value, before anything has started."""
+def test_an_invalid_matrix_is_rejected(matrix: Callable[[str], Path], text: str, expected: str) -> None:
+    """The error names file, key and value, before anything is started."""
     file = matrix(text)
     with pytest.raises(ExperimentError) as caught:
         read_sweep([file], {"seed": 1})
     assert str(file) in caught.value.what
-    assert said in caught.value.what
+    assert expected in caught.value.what
     assert caught.value.remedy
 
 
-def test_two_experiments_of_one_name_are_refused(matrix: Callable[[str], Path]) -> None:
-    """They would write one checkpoint."""
+def test_two_experiments_of_one_name_are_rejected(matrix: Callable[[str], Path]) -> None:
+    """They would write the same checkpoint."""
     with pytest.raises(ExperimentError, match="detection/exp000-sandbox is also one of"):
         read_sweep([SMALL, SMALL], {})
     assert len(read_sweep([SMALL, matrix("{seed: [1, 2]}")], {})) == 3
 
 
-def test_a_matrix_is_no_experiment_by_itself(matrix: Callable[[str], Path]) -> None:
-    """Whoever renders one is told what it is for."""
-    with pytest.raises(ExperimentError, match="sweep makes many experiments of this one, for `python -m lib sweep`"):
+def test_a_matrix_cannot_be_loaded_as_one_experiment(matrix: Callable[[str], Path]) -> None:
+    """The error names the command for a matrix."""
+    with pytest.raises(ExperimentError, match="sweep turns a file into many experiments, for `python -m lib sweep`"):
         load_experiment(matrix("{seed: [1, 2]}"))
 
 
-def test_what_is_published_already_is_the_same_experiment_at_the_same_commit(stores: Stores) -> None:
-    """Whole and finished; the newest of several. What cannot be read is nobody's."""
+def test_a_published_run_matches_by_experiment_and_commit(stores: Stores) -> None:
+    """The newest finished run of the same experiment and commit is returned; unreadable runs are skipped."""
     experiment = load_experiment(SMALL)
     name = f"kaggle-train-detection-{experiment.slug}"
-    record = {"experiment": experiment.model_dump(mode="json"), "commit": "c" * 40, "state": "finished"}
+    record = {
+        "experiment": experiment.model_dump(mode="json"), "commit": "c" * 40, "state": "finished", "machine": {},
+    }  # fmt: skip
     other = load_experiment(SMALL, {"seed": 7}).model_dump(mode="json")
     runs = {
         "20260101-000000": record,
@@ -153,7 +155,8 @@ say("[00:00:01] 9/10: Run training + Automatic model sync")
 """
 TAIL = """
 # %%
-(train.parent / "run.json").write_text(json.dumps({"branch": "kaggle-train-" + what}))
+record = {"branch": "kaggle-train-" + what, "commit": "c" * 40, "experiment": experiment, "machine": {}}
+(train.parent / "run.json").write_text(json.dumps(record))
 """
 SMALL_RUN = (
     HEAD
@@ -178,7 +181,7 @@ if what == "waits" or what == "waits once" and len(list(folder.parent.iterdir())
 
 
 class Sweep:
-    """A driver in a process of its own, and what it has seen."""
+    """A driver in a process of its own, and the progress that it has reported."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.seen_file = folder, folder / "seen.json"
@@ -192,21 +195,23 @@ class Sweep:
         jobs = {}
         for name, parameters in whats.items():
             experiment = load_experiment(SMALL, {"name": name}).model_dump(mode="json")
-            job = {"experiment": experiment, "source": source, "parameters": parameters, "folder": str(self.folder)}
-            jobs[name] = job
+            sources = {"notebooks/train.py": source}
+            jobs[name] = {
+                "experiment": experiment, "sources": sources, "parameters": parameters, "folder": str(self.folder)
+            }  # fmt: skip
         plan = {"nodes": nodes, "cpus": cpus, "kill": kill, "seen": str(self.seen_file), "jobs": jobs}
         words = [sys.executable, str(ROOT / "tests/sweep/sweep_driver.py"), json.dumps(plan)]
         with (self.folder / "driver.log").open("w") as log:
             self.process = subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, text=True)
 
     def seen(self) -> dict[str, Progress]:
-        """Give how far the runs are."""
+        """Return the progress of the runs."""
         if not self.seen_file.is_file():
             return {}
         return {name: Progress(**each) for name, each in json.loads(self.seen_file.read_text()).items()}
 
     def wait(self, until: Callable[[dict[str, Progress]], bool] | None = None) -> dict[str, Progress]:
-        """Wait for what is to be seen; without it for the end."""
+        """Wait until `until` accepts the progress, or for the end."""
         assert self.process is not None
         end = time.monotonic() + 180
         while time.monotonic() < end:
@@ -219,13 +224,13 @@ class Sweep:
         return self.seen()
 
     def runs(self, name: str) -> list[Path]:
-        """Give the folders of a run's attempts, in order."""
+        """Return the folders of a run's attempts, in order."""
         return sorted((self.folder / "detection" / name).iterdir())
 
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Iterator[Sweep]:
-    """Give a sweep that is not started; nothing of it is left behind."""
+    """Return a sweep that is not started; end it after the test."""
     made = Sweep(tmp_path)
     yield made
     if made.process is not None and made.process.poll() is None:
@@ -238,7 +243,7 @@ def sweep(tmp_path: Path) -> Iterator[Sweep]:
 
 @pytest.mark.slow
 def test_a_run_that_fails_stops_no_other(sweep: Sweep) -> None:
-    """Its error is told; a kernel that is killed is a failure too."""
+    """A failed run is reported with its error, a killed kernel too; the other runs are published."""
     sweep.start({name: {"what": name} for name in ("works", "fails", "dies", "too")}, cpus=0.5)
     ended = sweep.wait()
     assert {name: each.state for name, each in ended.items()} == {
@@ -254,8 +259,8 @@ def test_a_run_that_fails_stops_no_other(sweep: Sweep) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_lets_every_run_stop(sweep: Sweep) -> None:
-    """What runs is interrupted and lets go of what it holds; what waits does not begin."""
+def test_ctrl_c_stops_every_run(sweep: Sweep) -> None:
+    """A running run is interrupted and releases what it holds; a waiting one does not start."""
     sweep.start({name: {"what": "waits"} for name in ("one", "two", "three")}, cpus=float(os.cpu_count() or 1) / 2)
     sweep.wait(lambda seen: sum(each.step.startswith("9/10") for each in seen.values()) == 2)
     assert sweep.process is not None
@@ -271,13 +276,13 @@ def test_ctrl_c_lets_every_run_stop(sweep: Sweep) -> None:
 
 @pytest.mark.slow
 def test_a_node_that_is_killed_loses_no_run(sweep: Sweep) -> None:
-    """The run goes on at another node, and nothing of it is left on the dead one."""
+    """The run resumes on another node, and no process of it is left on the dead one."""
     sweep.start({"long": {"what": "waits once"}, "short": {"what": "short"}}, nodes=2, kill="long")
     states: list[tuple[str, str]] = []
 
     def noted(seen: dict[str, Progress]) -> bool:
-        if "long" in seen and (told := (seen["long"].state, seen["long"].node)) not in states:
-            states.append(told)
+        if "long" in seen and (message := (seen["long"].state, seen["long"].node)) not in states:
+            states.append(message)
         return seen.get("long", Progress()).has_ended
 
     sweep.wait(noted)
@@ -322,7 +327,7 @@ sync_outputs(Publication(clone, branch, "Trained", RUN, WEIGHTS, datetime.now(UT
 
 @pytest.mark.slow
 def test_eight_runs_publish_at_once(stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against one Git repository and one DVC remote: some with the same content, some killed; none is half there."""
+    """Eight runs publish to one Git repository and one DVC remote, some killed: none is half published."""
     monkeypatch.setenv("PYTHONPATH", SEARCHED)
     whats = {
         "one": "1", "same": "1", "two": "2", "same-dies": "1 dies at Phase 3", "three": "3",
@@ -361,23 +366,23 @@ def run_sweep_command(*words: object, cwd: Path = ROOT) -> subprocess.CompletedP
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "expected"),
     [
         (["--gpus-per-run", "64"], "no node has room for a run of 64 GPUs and 1 CPUs"),
         (["--address", "127.0.0.1:1"], "no Ray cluster answers at --address '127.0.0.1:1'"),
     ],
 )
-def test_what_no_cluster_can_run_is_refused(tmp_path: Path, words: list[str], said: str) -> None:
-    """At once, where the task would wait for ever."""
+def test_a_sweep_that_no_cluster_can_run_is_rejected(tmp_path: Path, words: list[str], expected: str) -> None:
+    """The error comes at once: the task would wait forever."""
     done = run_sweep_command(SMALL, "--sandbox", tmp_path / "sandbox", "--folder", tmp_path / "sweep", *words)
     assert done.returncode == 1
-    assert said in done.stderr, done.stderr
+    assert expected in done.stderr, done.stderr
     assert "What to do:" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_without_ray_the_remedy_is_said(tmp_path: Path) -> None:
-    """It is an optional group."""
+def test_without_ray_the_error_has_the_remedy(tmp_path: Path) -> None:
+    """Ray is in an optional dependency group."""
     (tmp_path / "ray.py").write_text("raise ImportError('No module named ray')\n")
     done = subprocess.run(
         [sys.executable, "-m", "lib", "sweep", str(SMALL)], cwd=ROOT, capture_output=True, text=True,
@@ -388,7 +393,7 @@ def test_without_ray_the_remedy_is_said(tmp_path: Path) -> None:
 
 
 def test_the_lines_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A new step is told at once, the same one not again; the log has what a terminal would show moving."""
+    """A new step is logged at once and the same one not again; the screen shows the same lines."""
     log = tmp_path / "sweep.log"
     running = Progress("running", "a-1", "9/10: Run training", 3, 10, 420.0, 0.5)
     with Scoreboard(log, {"detection/old": "kaggle-train-old"}, watched=False) as board:
@@ -399,10 +404,10 @@ def test_the_lines_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         board.show({"detection/new": Progress("failed", "b-2", note="no luck\nmore")})
     lines = [line.partition("] ")[2] for line in log.read_text().splitlines()]
     assert lines == [
-        "detection/old: published already as kaggle-train-old",
+        "detection/old: already published as kaggle-train-old",
         "detection/new: waiting",
         "detection/new: 9/10: Run training, on a-1, epoch 3 of 10, 7 min 00 s left, best mAP50-95 0.500",
-        "detection/new: its node is lost, another one goes on, on a-1, epoch 3 of 10",
+        "detection/new: its node is lost, another one resumes it, on a-1, epoch 3 of 10",
         "detection/new: failed, on b-2, no luck",
     ]
     assert capsys.readouterr().out == log.read_text()
@@ -410,8 +415,8 @@ def test_the_lines_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.slow
-def test_a_node_is_killed_in_the_middle_of_a_training(tmp_path: Path) -> None:
-    """Two whole runs on two nodes: the killed one goes on from its checkpoint; started again, nothing is left to do."""
+def test_a_training_resumes_when_its_node_is_killed(tmp_path: Path) -> None:
+    """Of two whole runs on two nodes, the killed one resumes from its checkpoint; a second sweep has nothing to do."""
     sandbox, folder = tmp_path / "sandbox", tmp_path / "sweep"
     keys = {"training.epochs": 6, "session.checkpoint_minutes": 0.01, "session.lease_minutes": 0.3}
     given = [word for key, value in keys.items() for word in ("-p", key, value)]
@@ -448,7 +453,7 @@ def test_a_node_is_killed_in_the_middle_of_a_training(tmp_path: Path) -> None:
         again = run_sweep_command(SMALL, second, *words, "--address", address)
         nodes.stdin.close()
     (_, ended) = sorted((folder / "detection/exp000_sandbox").iterdir())
-    assert "has left the machine" in (ended / "run.log").read_text()
+    assert "is uploaded" in (ended / "run.log").read_text()
     record = json.loads((ended / "origin/artifacts/detection/exp000_sandbox/run.json").read_text())
     assert record["start"]["epoch"] >= 1
     runs = run_git("for-each-ref", "--format=%(refname)", cwd=sandbox / "origin.git").splitlines()
@@ -457,7 +462,7 @@ def test_a_node_is_killed_in_the_middle_of_a_training(tmp_path: Path) -> None:
     assert "its node is lost" in output
     assert "Curves: " in output
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("published already as") == 2
+    assert again.stdout.count("already published as") == 2
 
 
 SKYPILOT = """
@@ -475,8 +480,8 @@ print(made.run)
 
 
 @pytest.mark.slow
-def test_the_task_for_skypilot_is_one(tmp_path: Path) -> None:
-    """By SkyPilot's own schema and reader, where its package can be installed."""
+def test_the_task_for_skypilot_is_valid(tmp_path: Path) -> None:
+    """SkyPilot's own schema and reader accept it, if the package can be installed."""
     python = tmp_path / "sky/bin/python"
     for step in (["venv", "--quiet", tmp_path / "sky"], ["pip", "install", "--quiet", "--python", python, "skypilot"]):
         done = subprocess.run(["uv", *map(str, step)], capture_output=True, text=True)

@@ -1,36 +1,36 @@
-"""The sync protocol, explored: every interleaving and every death of a few publications, by breadth-first search.
+"""Explore the sync protocol: every interleaving and every death of a few publications, by breadth-first search.
 
-Guarantees: where `explore` finds nothing, no order of the steps below breaks a promise of `lib.sync` for that world;
-where it finds something, the history it gives is a shortest one. It cannot speak for more actors or objects than the
-world has, nor for the code: the table says which function makes each step, and `test_sync_stateful.py` runs that code.
+Guarantees: if `explore` finds nothing, no order of the steps below breaks a promise of `lib.sync` in that world; if it
+finds something, its history is a shortest one. Cannot: cover more actors or objects than the world has, nor check the
+code; the table names the function behind each step, and `test_sync_stateful.py` runs these functions.
 
-step                              made by                                     speaks to
-probes                            transaction._Publishing._plan               Objects.look
-reads the checkpoint branches     transaction._Publishing._plan               Refs.list_refs, Refs.named_objects
-reads the other intents           transaction._Publishing._plan               Refs.read_intents
-declares                          transaction.Lease.__enter__                Refs.push
-hears nobody deleting             transaction._Publishing._listen             Refs.read_intents
-probes again                      transaction._Publishing._upload             Objects.look
-uploads                           transaction._Publishing._send               Objects.upload
-verifies                          transaction._Publishing._verify             Objects.look
-COMMITS, or its push is late      transaction.Lease.end                      Refs.push
-wants to undo its own             transaction._Publishing._undo_remotely      Refs.read_intents
-declares anew to undo             transaction._Publishing._undo_late_uploads  Objects.look, Refs.push
-marks                             transaction.Vault.settle, Lease.__enter__   Refs.push
-looks at intents, at branches     transaction.Vault.settle                     Refs.read_intents, Refs.named_objects
-looks at an object                transaction.Vault._delete_new              Objects.look
-reads its mark again, deletes     transaction.Lease.reread, _delete_new      Refs.list_refs, Objects.delete
-removes the intent                transaction.Lease.end                      Refs.push
+step                              function                                   requests
+probes                            _Publishing._plan                          Objects.look
+reads the checkpoint branches     _Publishing._plan                          Refs.list_refs, Refs.named_objects
+reads the other intents           _Publishing._plan                          Refs.read_intents
+declares                          Lease.__enter__                            Refs.push
+hears nobody deleting             _Publishing._listen                        Refs.read_intents
+probes again                      _Publishing._upload                        Objects.look
+uploads                           _Publishing._send                          Objects.upload
+verifies                          _Publishing._verify                        Objects.look
+COMMITS, or its push is late      Lease.end                                  Refs.push
+marks its own                     _Publishing._roll_back_remotes             Refs.read_intents
+declares anew …                   _Publishing._roll_back_late_uploads        Objects.look, Refs.push
+marks                             Remotes.recover, Lease.__enter__           Refs.push
+looks at intents, at branches     Remotes.recover                            Refs.read_intents, Refs.named_objects
+looks at an object                Remotes._delete_new                        Objects.look
+reads its mark again, deletes     Lease.reread, Remotes._delete_new          Refs.list_refs, Objects.delete
+removes the intent                Lease.end                                  Refs.push
 
 A run of kind C moves the checkpoint branch: a publication that `supersedes` it, and cleans up after its commit. It has
 read the branch before anything else happened.
 
-What is simplified. Reading an intent and marking it is one step: a mark on something stale is refused and changes
-nothing. A lease expires exactly when its holder is gone; `lease_owner` and `lease_undoer` switched off are a lease that
-expires on the living (`recover --older-than 0`, a machine that slept). Reading the mark again and deleting is one step
-unless the world has a `gap`. Whoever gives up in the middle of an undoing is dead to the others. A run is tried once:
-its retry is another run. An upload happens when its answer comes; only the commit push may arrive later. Who was undone
-by others knows its own uploads by their identities, where the code takes what has come since its second probe.
+Simplifications. Reading an intent and marking it is one step: a mark on a stale commit is rejected and changes nothing.
+A lease expires exactly when its holder is dead; switching off `lease_owner` or `lease_undoer` lets the lease of a live
+holder expire (`recover --older-than 0`, a machine that slept). Reading the mark again and deleting is one step unless
+the world has a `gap`. An actor that gives up during a rollback counts as dead. A run is tried once: its retry is
+another run. An upload happens when its answer arrives; only the commit push may arrive later. A run that others have
+rolled back knows its own uploads by their identities; the code uses the copies that were added since its second probe.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-# What an actor is about to do. Until it has declared, it has left nothing on any remote.
+# What an actor is about to do. Until it has declared, it has changed no remote.
 PROBE, ADOPT_FIRST, ADOPT_SECOND, DECLARE, LISTEN, PROBE_AGAIN, UPLOAD, VERIFY, COMMIT, WANT_UNDO = range(10)
 LOOK_FIRST, LOOK_SECOND, LOOK_OBJECT, REREAD, DELETE, UNMARK, IDLE, GONE = range(10, 18)
 AT = (
@@ -49,19 +49,19 @@ AT = (
     *("reading its mark again", "deleting", "removing the intent", "", ""),
 )
 
-# An intent's state; `LATE` is added while a commit push whose sender gave up may still arrive.
+# An intent's state; `LATE` is added while a commit push that its sender has given up may still arrive.
 NONE, UPLOADING, ABORTING, CLEANING, LATE = 0, 1, 2, 3, 4
 
-# Identities are bits: the bit of the actor that stored the copy, the old checkpoint's, a stranger's.
+# Identities are bits: that of the actor which stored the copy, of the old checkpoint, or of a stranger.
 OLD, STRANGER = 1 << 5, 1 << 6
-OLD_BRANCH = 1 << 7  # beside one bit for each actor's branch
+OLD_BRANCH = 1 << 7  # in addition to one bit for each actor's branch
 
-NAMES = "abcd"  # the objects; a set of them is a number too, bit by bit
+NAMES = "abcd"  # the objects; a set of objects is a number with one bit for each
 
 
 @dataclass(frozen=True)
 class Actor:
-    """Who acts: a run that publishes objects, one that moves the checkpoint branch to them, or a recoverer."""
+    """A run that publishes objects (P), a run that moves the checkpoint branch to them (C), or a recoverer (R)."""
 
     kind: Literal["P", "C", "R"]
     objects: int = 0
@@ -70,30 +70,30 @@ class Actor:
 
 @dataclass(frozen=True)
 class World:
-    """What is explored."""
+    """The initial state that is explored, and what may happen in it."""
 
     actors: tuple[Actor, ...]
     twins: bool = False
     """Whether the store keeps two copies of one path side by side, as Drive does."""
     strangers: int = 0
-    """Objects that somebody put there before, without a branch."""
+    """Objects that a stranger stored before, without a branch."""
     checkpoint: int = 0
     """Objects that the checkpoint branch names at first."""
     listing: int = 0
-    """The object that is the `.dir` listing of all the others; 0 where there is none."""
+    """The object that is the `.dir` listing of all others; 0 if there is none."""
     gap: bool = False
     """Whether others may act between reading the mark again and the deletion."""
     lies: bool = False
-    """Whether the store may say that an upload is done, and keep nothing."""
+    """Whether the store may report success for an upload and store nothing."""
     mortal: bool = True
-    """Whether anybody may die."""
+    """Whether actors may die."""
     leftovers: bool = False
-    """Whether objects that nobody names are tolerated: what a run leaves that was recovered while it lived."""
+    """Whether unnamed objects are tolerated: those that a run leaves after it was recovered while it lived."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """The protocol's rules; each may be switched off to see what it is for."""
+    """The protocol's rules; each may be switched off to find out what it prevents."""
 
     adopt: bool = True
     adopt_superseded: bool = True
@@ -121,7 +121,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Found:
-    """What a search gave: how many states there are, and the promise that was broken, with a shortest history."""
+    """The result of a search: the number of states, and the broken promise, if any, with a shortest history."""
 
     states: int
     broken: str = ""
@@ -134,11 +134,11 @@ class Found:
 
 State = bytes
 """One byte each: the identities under every object's path; the visible branches; for every run its intent (state,
-holder, the identities `before` of every object); for every actor what it is about to do, the run it undoes, two sets
-of memory and the object it is at."""
+holder, the identities `before` of every object); for every actor its next step, the run that it rolls back, two
+remembered sets and its current object."""
 
 Step = tuple[State, int, str]
-"""What comes next, who does it, and what it is called."""
+"""The next state, the actor that makes the step, and the step's name."""
 
 
 class Model:
@@ -156,7 +156,7 @@ class Model:
         after = self.count + 1 + width * len(self.runs)
         self.seat = [after + 5 * k for k in range(len(self.actors))]
         self.members = [[o for o in range(self.count) if mask >> o & 1] for mask in range(1 << self.count)]
-        first = self.members[world.listing]  # the order of `undo`: a listing before its files
+        first = self.members[world.listing]  # the order of deletion: a listing before its files
         last = [o for o in range(self.count) if o not in first]
         self.order = first + last if rules.listing_deleted_first else last + first
         named = {OLD_BRANCH: world.checkpoint} | {1 << k: self.actors[k].objects for k in self.runs}
@@ -171,7 +171,7 @@ class Model:
         return found
 
     def start(self) -> State:
-        """Give the world before anybody has done anything."""
+        """Return the state before any step."""
         state = bytearray(self.seat[-1] + 5)
         for o in range(self.count):
             state[o] = STRANGER if self.world.strangers >> o & 1 else OLD if self.world.checkpoint >> o & 1 else 0
@@ -183,7 +183,7 @@ class Model:
     # ── promises ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def broken(self, state: State) -> str:
-        """Say which promise the state breaks, if any."""
+        """Return the promise that the state breaks; empty if it breaks none."""
         there = sum(1 << o for o in range(self.count) if state[o])
         strangers = sum(1 << o for o in range(self.count) if state[o] & STRANGER)
         named, listing = self.named[state[self.count]], self.world.listing
@@ -196,13 +196,13 @@ class Model:
         return next((f"{fault} {NAMES[self.members[objects][0]]}" for fault, objects in faults if objects), "")
 
     def _is_at_rest(self, state: State) -> bool:
-        """Whether no intent stands and everybody has ended, or has not declared yet."""
+        """Return whether there is no intent and every actor has ended, or has not declared yet."""
         if self.world.leftovers or any(state[self.slot[k]] for k in self.runs):
             return False
         return not any(LISTEN <= state[seat] < IDLE for seat in self.seat)
 
     def is_stuck(self, state: State, steps: list[Step]) -> bool:
-        """Whether an intent stays, or somebody waits, although a recoverer lives and nobody has anything to do."""
+        """Return whether an intent stays, or an actor waits, although a recoverer lives and no step is possible."""
         recoverers = [self.seat[k] for k, actor in enumerate(self.actors) if actor.kind == "R"]
         if not any(state[seat] == IDLE for seat in recoverers):
             return False
@@ -213,7 +213,7 @@ class Model:
     # ── steps ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def steps(self, state: State) -> Iterator[Step]:
-        """Give everything that may happen next."""
+        """Yield every step that may happen next."""
         for k in self.runs:
             if state[self.slot[k]] & LATE and self._is_branch_as_read(state, k):
                 yield self._committed(bytearray(state), k), k, "'s late push arrives: COMMITS"
@@ -240,7 +240,7 @@ class Model:
                     yield self._marked(state, k, run), k, f"marks {self.name(run)}"
 
     def name(self, k: int) -> str:
-        """Name an actor."""
+        """Return the name of an actor."""
         return f"{self.actors[k].kind}{k}"
 
     def _preparing(self, state: State, k: int, at: int) -> Step:
@@ -307,7 +307,7 @@ class Model:
             yield self._marked(state, k, k), k, "marks its own"
 
     def _may_commit(self, state: State, k: int) -> bool:
-        """Whether the commit push is taken: the intent as we wrote it, every branch where it was read."""
+        """Return whether the commit push is accepted: the intent is as we wrote it, every branch is as it was read."""
         return self._is_branch_as_read(state, k) and (not self.rules.fence or state[self.slot[k]] & 3 == UPLOADING)
 
     def _is_branch_as_read(self, state: State, k: int) -> bool:
@@ -316,7 +316,7 @@ class Model:
         return state[self.count] & self.moved == (OLD_BRANCH if self.world.checkpoint else 0)
 
     def _declared_anew(self, new: bytearray, k: int) -> State:
-        """Mark an intent of our own for what we have sent since others undid us."""
+        """Declare and mark an intent for the uploads since others rolled the run back."""
         slot, seat = self.slot[k], self.seat[k]
         new[slot], new[slot + 1] = ABORTING, k
         for o in self.members[self.actors[k].objects]:
@@ -348,7 +348,7 @@ class Model:
         yield bytes(new), k, "fails to upload"
 
     def _committed(self, new: bytearray, k: int) -> State:
-        """Make the branch visible and let the intent go, or begin to clean, all in one push."""
+        """Make the branch visible and delete the intent, or set it to cleaning, in one push."""
         slot, seat = self.slot[k], self.seat[k]
         if self.actors[k].kind == "C":
             new[self.count] &= ~self.moved & 255
@@ -363,7 +363,7 @@ class Model:
         return bytes(new)
 
     def _may_settle(self, state: State, k: int, run: int) -> bool:
-        """As `Vault.may_settle`: the intent is ours, or its holder's lease has expired."""
+        """Return whether the intent is ours, or its holder's lease has expired (`Remotes.may_recover`)."""
         phase, holder = state[self.slot[run]] & 3, state[self.slot[run] + 1]
         if holder == k or state[self.seat[holder]] in (GONE, IDLE):
             return True
@@ -372,7 +372,7 @@ class Model:
         return not self.rules.lease_undoer or (k == run and not self.rules.owner_waits)
 
     def _marked(self, state: State, k: int, run: int) -> State:
-        """Hand the intent over: what has committed already is cleaned up further, all else is aborted."""
+        """Take the intent over: it stays `CLEANING` after a commit, and becomes `ABORTING` before it."""
         new, slot, seat = bytearray(state), self.slot[run], self.seat[k]
         late = 0 if self.rules.fence else state[slot] & LATE
         new[slot] = (CLEANING if state[slot] & 3 == CLEANING else ABORTING) | late
@@ -429,7 +429,7 @@ class Model:
         return bytes(new), k, "removes the intent"
 
     def _go_on(self, new: bytearray, k: int, run: int, done: int) -> None:
-        """Go to the next object that nobody else names."""
+        """Go to the next object that nothing else names."""
         seat, actor = self.seat[k], self.actors[run]
         objects = actor.supersedes if new[self.slot[run]] & 3 == CLEANING else actor.objects
         rest = self.order[self.order.index(done) + 1 :] if done >= 0 else self.order
@@ -446,7 +446,7 @@ class Model:
         new[slot : slot + 2 + self.count] = bytes(2 + self.count)
 
     def _left(self, new: bytearray, k: int, at: int | None = None) -> State:
-        """Let an actor end, or die: it remembers nothing."""
+        """Make an actor end, or die, and forget its memory."""
         seat = self.seat[k]
         new[seat : seat + 5] = bytes((IDLE if at is None and self.actors[k].kind == "R" else GONE, 0, 0, 0, 0))
         if self.actors[k].kind != "R" and not new[self.slot[k]]:
@@ -454,7 +454,7 @@ class Model:
         return bytes(new)
 
     def _tidied(self, new: bytearray) -> State:
-        """Forget identities that are gone: they never come back, and two states that differ in them are one."""
+        """Forget identities that are gone: they never return, so that two states that differ only in them are one."""
         if self.rules.identities:
             for run in self.runs:
                 slot = self.slot[run] + 2

@@ -1,9 +1,9 @@
-"""Drive and S3 as the fault suite sees them: what they hold, from behind, and requests that break on their way.
+"""Drive and S3 for the fault suite: their content, seen from the store's side, and requests that fail.
 
-A `Shelf` of `faults.py` for each emulator. An upload goes in pieces here, however small the models are, so that it has
-a middle. `ON_THE_WIRE` are kinds of fault whose Nth call is the Nth HTTP request that reaches the store.
+One `DvcRemote` of `faults.py` for each emulator. Uploads are sent in pieces here, although the models are small, so
+that they can break in the middle. With an `on_the_wire` fault the Nth call is the Nth HTTP request to the store.
 
-It cannot break what the emulators do not know: a store that answers from an older state, or two requests at once.
+Cannot break what the emulators do not emulate: a store that answers from an older state, or two concurrent requests.
 """
 
 from __future__ import annotations
@@ -17,39 +17,36 @@ from typing import Any
 
 import drive_emulator
 import pytest
-import s3_emulator
 from conftest import WEIGHTS, Stores, run_git
-from drive_emulator import DriveEmulator, client_pointed_at
+from drive_emulator import DriveEmulator
 from faults import (
     WIRE,
     Call,
     Copies,
     Decide,
     Died,
-    Doors,
+    DvcRemote,
+    FaultInjector,
     Kind,
     Scenario,
-    Shelf,
     Strike,
     creates_a_branch,
     is_push,
-    md5_of,
-    object_name,
-    one_object_stood_there,
-    publish,
+    one_object_is_stored_already,
 )
+from publications import drive_client, md5_of, object_name, publish
 from s3_emulator import S3Emulator
 
 from lib.sync.stores import gdrive as drive_module
 from lib.sync.stores import s3 as s3_module
 
 BUCKET = "bucket"
-PIECE = 2000  # bytes: of the 5000 of a model two whole pieces and a rest
-ENDED = "is not ended"
+PIECE = 2000  # bytes: a model of 5000 makes two whole pieces and a rest
+UNFINISHED = "is not finished"
 
 
-class DriveShelf:
-    """The emulated Drive. A copy's file id is never given out again; folders, which hold nothing, do not count."""
+class DriveRemote:
+    """The emulated Drive. A copy's file id is never used again; folders do not count as content."""
 
     survives_forks = False
 
@@ -58,11 +55,11 @@ class DriveShelf:
         self._kept: dict[str, Any] = {}
 
     def connect(self, clone: Path) -> None:
-        """Name the credentials, which are in no commit."""
+        """Configure the credentials, which are in no commit."""
         drive_emulator.configure_clone(clone, self._drive, self._credentials)
 
     def copies(self) -> Copies:
-        """Give every file that is not in the trash, twins too."""
+        """Return every file that is not in the trash, twins too."""
         return {path: dict(copies) for path, copies in self._drive.files().items()}
 
     def put(self, path: str, content: bytes) -> None:
@@ -70,42 +67,42 @@ class DriveShelf:
         self._drive.put(path, content)
 
     def clear(self) -> None:
-        """Leave the root folder."""
+        """Delete everything except the root folder."""
         root = self._drive.root_id
         self._drive._items = {root: self._drive._items[root]}
 
     def keep(self) -> None:
-        """Copy the items."""
+        """Save a copy of the items."""
         self._kept = copy.deepcopy(self._drive._items)
 
-    def put_back(self) -> None:
-        """Copy them again; uploads under way are gone."""
+    def restore(self) -> None:
+        """Restore the items; uploads in progress are lost."""
         self._drive._items = copy.deepcopy(self._kept)
         self._drive._sessions.clear()
 
-    def everything(self) -> object:
-        """Return every item, twins, trash and folders too, and how far each upload has come."""
+    def full_state(self) -> object:
+        """Return every item, with twins, trash and folders, and the progress of each upload."""
         drive = self._drive
         items = [(drive._path(item), item.trashed, item.mime_type, item.md5) for item in drive._items.values()]
         uploads = [(str(each.body["title"]), each.size, bytes(each.data)) for each in drive._sessions.values()]
         return sorted(items), sorted(uploads)
 
     def trash(self, path: str, *, away: bool) -> None:
-        """Let the owner put what stands under a path into the trash, or take it out again."""
+        """Move every file at the path to the trash, or back out of it."""
         for item in self._drive._items.values():
             if self._drive._path(item) == path:
                 item.trashed = away
 
     @contextlib.contextmanager
     def requests(self, decide: Decide, /) -> Iterator[None]:
-        """Let every request be decided upon."""
+        """Call `decide` for every request within the block."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(self._drive, "_take_fault", decide)
             yield
 
 
-class S3Shelf:
-    """A bucket of moto's, read where it lies: no request of ours may stand between those that are counted."""
+class S3Remote:
+    """A bucket of moto's, read in memory: a request of the test's own would be counted among the others."""
 
     survives_forks = False
 
@@ -120,10 +117,10 @@ class S3Shelf:
         return s3_backends["123456789012"]["aws"].buckets[BUCKET]
 
     def connect(self, clone: Path) -> None:
-        """Its address is committed, and the keys are in the environment."""
+        """Do nothing: the address is committed, and the keys are in the environment."""
 
     def copies(self) -> Copies:
-        """Give every version of every object, delete markers too, and the parts of every upload that has not ended."""
+        """Return every version of every object, delete markers too, and the parts of every unfinished upload."""
         bucket = self._bucket
         found = {
             key.removeprefix("dvc/"): {
@@ -133,13 +130,14 @@ class S3Shelf:
             for key in list(bucket.keys)
         }
         for name, upload in bucket.multiparts.items():
-            # what has no part yet holds nothing, costs nothing, and can be seen by nobody who does not ask for it
+            # an upload without a part stores nothing, costs nothing, and is visible only in a listing of uploads
             if upload.parts:
-                found[f"{upload.key_name} {ENDED}"] = {name: b"".join(part.value for part in upload.parts.values())}
+                content = b"".join(part.value for part in upload.parts.values())
+                found[f"{upload.key_name} {UNFINISHED}"] = {name: content}
         return found
 
-    def everything(self) -> object:
-        """Return every version of every object and every upload that is not ended, without a part too."""
+    def full_state(self) -> object:
+        """Return every version of every object, and every unfinished upload, also those without a part."""
         bucket = self._bucket
         objects = {
             key: [(type(item).__name__, getattr(item, "value", b"")) for item in bucket.keys.getlist(key)]
@@ -149,21 +147,21 @@ class S3Shelf:
         return sorted(objects.items()), sorted(uploads)
 
     def put(self, path: str, content: bytes) -> None:
-        """Put an object as another client would."""
+        """Store an object as another client would."""
         self._s3.client().put_object(Bucket=BUCKET, Key=f"dvc/{path}", Body=content)
 
     def clear(self) -> None:
-        """Leave an empty bucket."""
+        """Empty the bucket."""
         self._fill({}, {})
 
     def keep(self) -> None:
-        """Copy keys and uploads."""
+        """Save a copy of objects and uploads."""
         bucket = self._bucket
         versions = {key: bucket.keys.getlist(key) for key in list(bucket.keys)}
         self._kept = copy.deepcopy((versions, dict(bucket.multiparts)))
 
-    def put_back(self) -> None:
-        """Copy them again."""
+    def restore(self) -> None:
+        """Restore objects and uploads."""
         self._fill(*copy.deepcopy(self._kept))
 
     def _fill(self, versions: dict[str, list[Any]], uploads: dict[str, Any]) -> None:
@@ -177,42 +175,38 @@ class S3Shelf:
 
     @contextlib.contextmanager
     def requests(self, decide: Decide, /) -> Iterator[None]:
-        """Let every request be decided upon."""
+        """Call `decide` for every request within the block."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(self._s3, "_take_fault", decide)
             yield
 
 
 @contextlib.contextmanager
-def drive_shelf(stores: Stores) -> Iterator[Shelf]:
-    """Give a Drive that the clones of `stores` use, with uploads in pieces."""
+def drive_remote(stores: Stores) -> Iterator[DvcRemote]:
+    """Yield a Drive as the DVC remote of the clones of `stores`; uploads are sent in pieces."""
     with (
         pytest.MonkeyPatch.context() as patch,
         DriveEmulator() as drive,
-        client_pointed_at(drive),
+        drive_client(drive, retries=2),
     ):
-        patch.setenv("GDRIVE_NON_INTERACTIVE", "1")
-        patch.setattr(drive_module, "PAUSES", (0.0, 0.0))
         patch.setattr(drive_module, "PIECE", PIECE)
         patch.setattr(drive_emulator, "STEP", PIECE)
-        shelf = DriveShelf(drive, stores)
-        shelf.connect(stores.clone)
+        remote = DriveRemote(drive, stores)
+        remote.connect(stores.clone)
         _commit_the_address(stores)
-        yield shelf
+        yield remote
 
 
 @contextlib.contextmanager
-def s3_shelf(stores: Stores, *, versions: bool = False, parts: bool = True) -> Iterator[Shelf]:
-    """Give a bucket that the clones of `stores` use; a model goes in parts, or in one request."""
+def s3_remote(stores: Stores, *, versions: bool = False, parts: bool = True) -> Iterator[DvcRemote]:
+    """Yield a bucket as the DVC remote of the clones of `stores`; a model is sent in parts, or in one request."""
     from botocore.loaders import create_loader
     from moto.s3 import models
 
     async def no_sleep(*_: object) -> None:
-        """Try again at once."""
+        """Retry at once."""
 
     with pytest.MonkeyPatch.context() as patch, S3Emulator() as s3:
-        for name, value in s3_emulator.ENVIRONMENT.items():
-            patch.setenv(name, value)
         patch.setattr("aiobotocore.endpoint.AioEndpoint._sleep", no_sleep)
         # the description of S3 is a large file, which every client would read again
         patch.setattr("botocore.session.create_loader", functools.cache(create_loader))
@@ -223,7 +217,7 @@ def s3_shelf(stores: Stores, *, versions: bool = False, parts: bool = True) -> I
         s3.make_bucket(BUCKET, versions=versions)
         s3.configure_clone(stores.clone, BUCKET)
         _commit_the_address(stores)
-        yield S3Shelf(s3)
+        yield S3Remote(s3)
 
 
 def _commit_the_address(stores: Stores) -> None:
@@ -234,26 +228,26 @@ def _commit_the_address(stores: Stores) -> None:
 # ── the kinds of fault ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _on_the_wire(name: str, trouble: str, *, on: bool = False) -> Kind:
-    """Give the kind in which the Nth request meets a kind of trouble of the emulators, or all do from then on."""
+def _on_the_wire(name: str, fault: str, *, on: bool = False) -> Kind:
+    """Return the kind that gives the Nth request, or all requests from then on, a fault of the emulators."""
 
-    def first(_doors: Doors, _call: Call) -> str:
-        return trouble
+    def first(_injector: FaultInjector, _call: Call) -> str:
+        return fault
 
-    def later(_doors: Doors, call: Call) -> Any:
-        return trouble if call.door == WIRE else call.act()
+    def later(_injector: FaultInjector, call: Call) -> Any:
+        return fault if call.boundary == WIRE else call.act()
 
     return Kind(name, Strike(first, later if on else None), on_the_wire=True)
 
 
-def _die_with(trouble: str) -> Strike:
-    """Give the process's end at a request: its client hears nothing more, and gets to do nothing more."""
+def _die_with(fault: str) -> Strike:
+    """Return the strike that ends the process at a request: it gets no further answer and makes no further call."""
 
-    def first(_doors: Doors, _call: Call) -> str:
-        return trouble
+    def first(_injector: FaultInjector, _call: Call) -> str:
+        return fault
 
-    def later(_doors: Doors, call: Call) -> str:
-        if call.door == WIRE:
+    def later(_injector: FaultInjector, call: Call) -> str:
+        if call.boundary == WIRE:
             return "cut"
         raise Died
 
@@ -276,29 +270,29 @@ DIES_AFTER_A_REQUEST = Kind("dies after a request", _die_with("lost answer"), di
 # ── scenarios ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def a_twin_was_left(stores: Stores, shelf: Shelf) -> None:
-    """Let a run die that had stored an object again beside a stranger's copy, which lay in the trash for a while."""
-    assert isinstance(shelf, DriveShelf)
+def a_twin_was_left(stores: Stores, remote: DvcRemote) -> None:
+    """Kill a run that has stored a second copy of an object, while an unrelated copy of it was in the trash."""
+    assert isinstance(remote, DriveRemote)
     path = object_name(md5_of((stores.clone / WEIGHTS[0]).read_bytes()))
-    one_object_stood_there(stores, shelf)
+    one_object_is_stored_already(stores, remote)
     dead = False
 
-    def put_away(_doors: Doors, call: Call) -> Any:
-        shelf.trash(path, away=True)
+    def put_away(_injector: FaultInjector, call: Call) -> Any:
+        remote.trash(path, away=True)
         return call.act()
 
-    def take_out_and_die(_doors: Doors, call: Call) -> Any:
+    def take_out_and_die(_injector: FaultInjector, call: Call) -> Any:
         nonlocal dead
         dead = dead or creates_a_branch(call)
         if dead:
-            shelf.trash(path, away=False)
+            remote.trash(path, away=False)
             raise Died
         return call.act()
 
-    kind = Kind("…", Strike(put_away, take_out_and_die), is_push)  # the first declares what stood there before
-    with pytest.raises(Died), Doors(kind, 1).installed():
+    kind = Kind("…", Strike(put_away, take_out_and_die), is_push)  # the first push declares the copies stored before
+    with pytest.raises(Died), FaultInjector(kind, 1).installed():
         publish(stores.clone)
-    assert len(shelf.copies()[path]) == 2
+    assert len(remote.copies()[path]) == 2
 
 
 TWIN = Scenario("a twin was left", a_twin_was_left, recovers=True)

@@ -1,6 +1,6 @@
-"""The protocol's rules, each to be switched off: what the suites must then find is the damage that it prevents.
+"""Switches that each turn off one rule of the protocol; the suites must then find the damage that the rule prevents.
 
-These are switched off in the same way whatever plays the run; what depends on that stands beside its suite.
+These work for every suite; a switch that depends on how a suite runs the code is in that suite.
 """
 
 from __future__ import annotations
@@ -11,71 +11,72 @@ from typing import Any
 import pytest
 
 from lib.sync import publish as publish_module
-from lib.sync import vault as vault_module
+from lib.sync import remotes as remotes_module
 from lib.sync.intent import Intent, StoredObject
 from lib.sync.refs import Refs, SeenIntent
+from lib.sync.remotes import Remotes
 
 Switch = Callable[[pytest.MonkeyPatch], None]
 
 
 def adopts_nothing(patch: pytest.MonkeyPatch) -> None:
-    """Let what another's intent answers for count as standing there before."""
+    """Count copies that another intent may still delete as stored before."""
     patch.setattr(Intent, "may_delete", lambda *_: False)
 
 
-def ignores_what_branches_name(patch: pytest.MonkeyPatch) -> None:
-    """Delete what a branch names."""
+def ignores_branches(patch: pytest.MonkeyPatch) -> None:
+    """Delete objects that a branch names."""
     patch.setattr(Refs, "named_objects", lambda *_: set())
 
 
-def ignores_what_others_name(patch: pytest.MonkeyPatch) -> None:
-    """Delete what another run is about to publish."""
-    patch.setattr(vault_module, "_named_by", lambda *_: False)
+def ignores_other_intents(patch: pytest.MonkeyPatch) -> None:
+    """Delete objects that another run is about to publish."""
+    patch.setattr(remotes_module, "_named_by", lambda *_: False)
 
 
-def takes_identities_for_yes_or_no(patch: pytest.MonkeyPatch) -> None:
-    """Delete nothing where anything stood before, whoever stored it again."""
-    delete = vault_module.Vault._delete_new
+def ignores_identities(patch: pytest.MonkeyPatch) -> None:
+    """Delete no copy of an object that was stored before, even if its copy is a new one."""
+    delete = Remotes._delete_new
 
-    def delete_where_nothing_stood(vault: vault_module.Vault, doomed: Sequence[StoredObject], *rest: Any) -> None:
-        delete(vault, [item for item in doomed if not item.before], *rest)
+    def delete_if_none_was_stored(remotes: Remotes, to_delete: Sequence[StoredObject], *rest: Any) -> None:
+        delete(remotes, [item for item in to_delete if not item.before], *rest)
 
-    patch.setattr(vault_module.Vault, "_delete_new", delete_where_nothing_stood)
+    patch.setattr(Remotes, "_delete_new", delete_if_none_was_stored)
 
 
 def does_not_verify(patch: pytest.MonkeyPatch) -> None:
-    """Push the branch without a look at the objects."""
+    """Push the branch without checking the objects."""
     patch.setattr(publish_module._Publishing, "_verify", lambda *_: None)
 
 
 def does_not_listen(patch: pytest.MonkeyPatch) -> None:
-    """Pass by who is deleting the same objects."""
+    """Do not wait for others that are deleting the same objects."""
     patch.setattr(publish_module._Publishing, "_listen", lambda *_: None)
 
 
 def does_not_probe_again(patch: pytest.MonkeyPatch) -> None:
-    """Let count at the upload what the first look saw."""
+    """Upload according to the first probe instead of a second one."""
     upload = publish_module._Publishing._upload
     plan = publish_module._Publishing._plan
     kept: dict[str, Any] = {}
 
     def plan_and_keep(publishing: publish_module._Publishing, items: Sequence[StoredObject]) -> Intent:
-        look = publishing.vault.objects.look
+        look = publishing.remotes.objects.look
         with pytest.MonkeyPatch.context() as inner:
-            inner.setattr(publishing.vault.objects, "look", lambda oids: kept.setdefault("seen", look(oids)))
+            inner.setattr(publishing.remotes.objects, "look", lambda oids: kept.setdefault("seen", look(oids)))
             return plan(publishing, items)
 
     def upload_blindly(publishing: publish_module._Publishing, *given: Any) -> None:
         with pytest.MonkeyPatch.context() as inner:
-            inner.setattr(publishing.vault.objects, "look", lambda _oids: kept.pop("seen"))
+            inner.setattr(publishing.remotes.objects, "look", lambda _oids: kept.pop("seen"))
             upload(publishing, *given)
 
     patch.setattr(publish_module._Publishing, "_plan", plan_and_keep)
     patch.setattr(publish_module._Publishing, "_upload", upload_blindly)
 
 
-def announces_nothing_superseded(patch: pytest.MonkeyPatch) -> None:
-    """Keep from others what will be deleted when the branch that names it has moved."""
+def hides_superseded_objects(patch: pytest.MonkeyPatch) -> None:
+    """Hide from others the objects that will be deleted after the branch that names them has moved."""
     patch.setattr(
         Intent,
         "may_delete",
@@ -84,22 +85,22 @@ def announces_nothing_superseded(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Intent, "is_deleting", lambda intent, oid: intent.state == "aborting" and intent.names(oid))
 
 
-def takes_living_owners_for_dead(patch: pytest.MonkeyPatch) -> None:
-    """Undo publications that are under way."""
-    _respect_no_lease(patch, "uploading")
+def rolls_back_live_publications(patch: pytest.MonkeyPatch) -> None:
+    """Roll back publications in progress."""
+    _ignore_leases(patch, "uploading")
 
 
-def takes_living_undoers_for_dead(patch: pytest.MonkeyPatch) -> None:
-    """Take over from those who are undoing something this moment."""
-    _respect_no_lease(patch, "aborting")
+def takes_over_live_rollbacks(patch: pytest.MonkeyPatch) -> None:
+    """Take over rollbacks in progress."""
+    _ignore_leases(patch, "aborting")
 
 
-def _respect_no_lease(patch: pytest.MonkeyPatch, state: str) -> None:
-    may_settle = vault_module.Vault.may_settle
+def _ignore_leases(patch: pytest.MonkeyPatch, state: str) -> None:
+    may_recover = Remotes.may_recover
 
-    def may_settle_all(vault: vault_module.Vault, seen: SeenIntent, *rest: Any) -> bool:
-        if seen.record is not None and seen.record.state == state and seen.record.owner != vault.me:
+    def may_recover_live(remotes: Remotes, seen: SeenIntent, *rest: Any) -> bool:
+        if seen.record is not None and seen.record.state == state and seen.record.owner != remotes.me:
             return True
-        return may_settle(vault, seen, *rest)
+        return may_recover(remotes, seen, *rest)
 
-    patch.setattr(vault_module.Vault, "may_settle", may_settle_all)
+    patch.setattr(Remotes, "may_recover", may_recover_live)

@@ -1,6 +1,6 @@
 """Claims on the protocol's rules: with all of them no order of steps breaks a promise, without any one some order does.
 
-A failure shows a shortest history; `protocol_model.py` says which function makes each step.
+A failure prints a shortest history; `protocol_model.py` names the function behind each step.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ A, B, C = 1, 2, 4  # objects; a sum is a set of them
 
 
 def publishes(objects: int) -> Actor:
-    """Give a run that publishes these objects."""
+    """Return a run that publishes these objects."""
     return Actor("P", objects)
 
 
 def moves_the_checkpoint(objects: int, supersedes: int) -> Actor:
-    """Give a run that moves the checkpoint branch to these objects, and deletes what only the old one named."""
+    """Return a run that moves the checkpoint branch to these objects and deletes those that only the old one named."""
     return Actor("C", objects, supersedes)
 
 
@@ -57,11 +57,11 @@ HOLDS = {
     "a-checkpoint-moves-to-what-a-run-publishes": (CHECKPOINT_SHARES, Rules()),
     "two-sessions-move-one-checkpoint": (TWO_CHECKPOINTS, Rules()),
     "a-store-that-lies": (replace(TWO_SHARE_ONE, lies=True), Rules()),
-    "a-run-recovered-while-it-lives-takes-back-what-it-sends-later": (NOBODY_DIES, Rules(lease_owner=False)),
+    "a-run-recovered-while-it-lives-deletes-its-late-uploads": (NOBODY_DIES, Rules(lease_owner=False)),
     "the-branches-of-runs-recovered-while-they-live": (LIVING_RECOVERED, Rules(lease_owner=False)),
     "the-branches-of-runs-recovered-while-they-live-twice": (LIVING_RECOVERED_TWICE, Rules(lease_owner=False)),
-    "an-undoer-that-lives-is-taken-over-and-reads-its-mark-again": (TWO_AND_TWO, Rules(lease_undoer=False)),
-    "an-undoer-that-lives-is-taken-over-with-twins": (replace(TWO_AND_TWO, twins=True), Rules(lease_undoer=False)),
+    "a-live-rollback-is-taken-over-and-reads-its-mark-again": (TWO_AND_TWO, Rules(lease_undoer=False)),
+    "a-live-rollback-is-taken-over-with-twins": (replace(TWO_AND_TWO, twins=True), Rules(lease_undoer=False)),
     "a-gap-between-the-mark-and-the-deletion": (replace(TWO_AND_TWO, gap=True), Rules()),
     "verifying-is-enough-without-probing-again": (TWO_SHARE_ONE, Rules(probe_again=False)),
     "leases-are-enough-without-reading-the-mark-again": (TWO_AND_TWO, Rules(reread=False)),
@@ -72,30 +72,30 @@ BREAKS = {
     "superseded-objects-are-not-declared": ("NOBODY NAMES", CHECKPOINT_AND_TWO, Rules(adopt_superseded=False)),
     "what-a-checkpoint-names-counts-as-before": ("NOBODY NAMES", CHECKPOINT_AND_TWO, Rules(adopt_checkpoint=False)),
     "intents-are-adopted-before-branches": ("NOBODY NAMES", CHECKPOINT_AND_TWO, Rules(adopt_branches_first=False)),
-    "nobody-listens": ("A BRANCH LACKS", TWO_SHARE_ONE, Rules(listen=False)),
-    "nobody-listens-to-who-cleans-up": ("A BRANCH LACKS", CHECKPOINT, Rules(listen_to_cleaning=False)),
-    "nobody-probes-again-after-declaring": ("A BRANCH LACKS", TWO_SHARE_ONE, Rules(probe_again=False, verify=False)),
-    "nobody-verifies-what-a-store-says": ("A BRANCH LACKS", replace(TWO_SHARE_ONE, lies=True), Rules(verify=False)),
-    "a-branch-is-moved-wherever-it-stands": ("NOBODY NAMES", TWO_CHECKPOINTS, Rules(branch_as_read=False)),
+    "no-run-listens": ("A BRANCH LACKS", TWO_SHARE_ONE, Rules(listen=False)),
+    "no-run-listens-to-clean-ups": ("A BRANCH LACKS", CHECKPOINT, Rules(listen_to_cleaning=False)),
+    "no-run-probes-again-after-declaring": ("A BRANCH LACKS", TWO_SHARE_ONE, Rules(probe_again=False, verify=False)),
+    "no-run-verifies-its-uploads": ("A BRANCH LACKS", replace(TWO_SHARE_ONE, lies=True), Rules(verify=False)),
+    "a-branch-is-moved-from-any-commit": ("NOBODY NAMES", TWO_CHECKPOINTS, Rules(branch_as_read=False)),
     "late-uploads-are-left": ("NOBODY NAMES", NOBODY_DIES, Rules(lease_owner=False, undo_late_uploads=False)),
     "the-mark-does-not-fence": ("A BRANCH LACKS", TWO_SHARE_ONE, Rules(fence=False)),
-    "a-living-owner-is-recovered": ("NOBODY NAMES", TWO_SHARE_ONE, Rules(lease_owner=False)),
-    "branches-are-looked-at-before-intents": ("A BRANCH LACKS", TWO_SHARE_ONE, Rules(look_intents_first=False)),
-    "what-branches-name-is-deleted": ("A BRANCH LACKS", TWO_SHARE_ONE, Rules(keep_named=False)),
-    "what-another-run-announced-is-deleted": ("A BRANCH LACKS", TWO_SHARE_ONE, Rules(keep_announced=False)),
-    "before-is-yes-or-no": ("NOBODY NAMES", THREE_RUNS, Rules(identities=False)),
-    "the-intent-is-removed-first": ("NOBODY NAMES", TWO_SHARE_ONE, Rules(intent_last=False)),
-    "a-taken-over-undoer-does-not-read-its-mark-again": (
+    "a-live-owner-is-recovered": ("NOBODY NAMES", TWO_SHARE_ONE, Rules(lease_owner=False)),
+    "branches-are-read-before-intents": ("A BRANCH LACKS", TWO_SHARE_ONE, Rules(look_intents_first=False)),
+    "objects-that-branches-name-are-deleted": ("A BRANCH LACKS", TWO_SHARE_ONE, Rules(keep_named=False)),
+    "objects-that-another-run-announced-are-deleted": ("A BRANCH LACKS", TWO_SHARE_ONE, Rules(keep_announced=False)),
+    "identities-are-ignored": ("NOBODY NAMES", THREE_RUNS, Rules(identities=False)),
+    "the-intent-is-deleted-first": ("NOBODY NAMES", TWO_SHARE_ONE, Rules(intent_last=False)),
+    "a-rollback-that-was-taken-over-does-not-read-its-mark-again": (
         "A BRANCH LACKS",
         TWO_AND_TWO,
         Rules(lease_undoer=False, reread=False),
     ),
-    "a-living-undoer-is-taken-over-in-the-gap": (
+    "a-live-rollback-is-taken-over-in-the-gap": (
         "A BRANCH LACKS",
         replace(TWO_AND_TWO, gap=True),
         Rules(lease_undoer=False),
     ),
-    "an-owner-takes-over-the-living-who-undoes-it": (
+    "an-owner-takes-over-a-live-rollback-of-its-run": (
         "A BRANCH LACKS",
         replace(TWO_SHARE_ONE, leftovers=True, gap=True),
         Rules(lease_owner=False, owner_waits=False),
@@ -105,18 +105,18 @@ BREAKS = {
 }
 
 LIMITS = {
-    "a-listing-outlives-its-file-while-two-runs-that-share-the-file-are-undone": replace(
+    "a-listing-outlives-its-file-while-two-runs-that-share-the-file-are-rolled-back": replace(
         LISTING, actors=(publishes(A | B), publishes(A), RECOVERS, RECOVERS)
     ),
-    "a-checkpoint-that-moves-takes-a-stranger-s-object-of-the-same-content-along": replace(
+    "a-checkpoint-that-moves-deletes-a-stranger-s-object-of-the-same-content": replace(
         CHECKPOINT, actors=(moves_the_checkpoint(B, A), RECOVERS), strangers=A
     ),
 }
 
 
-LARGE = {"an-undoer-that-lives-is-taken-over-with-twins", "an-undoer-that-lives-is-taken-over-and-reads-its-mark-again",
+LARGE = {"a-live-rollback-is-taken-over-with-twins", "a-live-rollback-is-taken-over-and-reads-its-mark-again",
          "three-runs-and-two-recoverers", "three-runs-that-share"}  # fmt: skip
-"""Worlds that take seconds each."""
+"""Worlds that take several seconds each."""
 
 
 @pytest.mark.parametrize(
@@ -124,14 +124,14 @@ LARGE = {"an-undoer-that-lives-is-taken-over-with-twins", "an-undoer-that-lives-
     [pytest.param(*held, id=name, marks=[pytest.mark.slow] * (name in LARGE)) for name, held in HOLDS.items()],
 )
 def test_no_order_of_steps_and_deaths_breaks_a_promise(world: World, rules: Rules) -> None:
-    """Every state that can be reached is looked at."""
+    """Every reachable state is checked."""
     found = explore(world, rules)
     assert not found.broken, f"\n{found}"
 
 
 @pytest.mark.parametrize(("promise", "world", "rules"), BREAKS.values(), ids=BREAKS)
 def test_some_order_breaks_a_promise_when(promise: str, world: World, rules: Rules) -> None:
-    """A rule that nothing needs is no rule: `pytest -s` shows the shortest history that it is there for."""
+    """Each rule prevents some damage: `pytest -s` prints the shortest history of it."""
     found = explore(world, rules)
     assert found.broken.startswith(promise), found
     print(found)
@@ -139,14 +139,14 @@ def test_some_order_breaks_a_promise_when(promise: str, world: World, rules: Rul
 
 @pytest.mark.parametrize("world", LIMITS.values(), ids=LIMITS)
 def test_what_the_rules_do_not_prevent(world: World) -> None:
-    """Known, and not promised; the claim fails when a rule is found that prevents it, and then moves up."""
+    """Known limits, which are not promised; the claim fails once a rule prevents one, and moves up then."""
     found = explore(world)
     assert found.history, found
     print(found)
 
 
-def test_the_search_sees_a_broken_promise_where_there_is_one() -> None:
-    """A branch without its object, a stranger's object that is gone, an object that nobody names."""
+def test_the_search_finds_a_broken_promise() -> None:
+    """A branch without its object, a stranger's object that is gone, an object that nothing names."""
     model = Model(World((publishes(A), RECOVERS), strangers=B), Rules())
     start = model.start()
     assert not model.broken(start)

@@ -1,33 +1,23 @@
-"""Both remotes are tried for real before a run, and are afterwards as they were."""
+"""Both remotes are tried with real writes before a run, which leave nothing behind."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 from conftest import Stores, run_git
+from publications import nothing_changes, refuse
 
 from lib.errors import DvcPushError, GitPushError, SyncError
 from lib.remotes.credentials import Credentials
 from lib.sync import recover, rehearse
 from lib.sync.refs import Refs
 from lib.sync.rehearse import BRANCHES
-from lib.sync.stores.folder import DirectoryObjects
+from lib.sync.stores.folder import FolderObjects
 
 
-@contextmanager
-def nothing_stays(stores: Stores) -> Iterator[None]:
-    """Both remotes are after the block what they were before it, but for the owner's mark."""
-    before = stores.refs(), stores.objects()
-    yield
-    assert (stores.refs(), stores.objects()) == before
-
-
-def test_a_rehearsal_pushes_and_writes_for_real_and_leaves_nothing(stores: Stores) -> None:
+def test_a_rehearsal_pushes_and_writes_and_leaves_nothing(stores: Stores) -> None:
     """The host's hook has seen a branch and an intent."""
     stores.write_hook("post-receive", f"cat >> {stores.folder}/seen")
-    with nothing_stays(stores):
+    with nothing_changes(stores):
         found = rehearse(stores.clone, say=str)
     seen = (stores.folder / "seen").read_text()
     assert f"refs/heads/{BRANCHES}" in seen
@@ -40,38 +30,36 @@ def test_a_rehearsal_pushes_and_writes_for_real_and_leaves_nothing(stores: Store
 
 @pytest.mark.parametrize("names", ["refs/heads/kaggle-train-*", "refs/*"], ids=["branches", "everything"])
 def test_a_rehearsal_finds_that_a_branch_would_be_refused(stores: Stores, names: str) -> None:
-    """Protected names, or a token that may only read."""
-    stores.write_hook(
-        "pre-receive", f'while read o n ref; do case "$ref" in {names}) echo GH006 >&2; exit 1;; esac; done'
-    )
-    with nothing_stays(stores):
+    """The names are protected, or the token is read-only."""
+    refuse(stores, names, "GH006")
+    with nothing_changes(stores):
         found = rehearse(stores.clone, say=str)
     assert isinstance(found.git, GitPushError)
     assert "branch rules" in found.git.remedy
     assert isinstance(found.dvc, str)
 
 
-def test_a_rehearsal_tells_the_branch_prefix_where_intents_are_refused(stores: Stores) -> None:
-    """As a publication would."""
-    stores.write_hook("pre-receive", 'while read o n ref; do case "$ref" in refs/intents/*) exit 1;; esac; done')
-    told: list[str] = []
-    with nothing_stays(stores):
-        found = rehearse(stores.clone, say=told.append)
+def test_a_rehearsal_reports_the_branch_prefix_if_the_host_refuses_intents(stores: Stores) -> None:
+    """A publication uses the same prefix."""
+    refuse(stores, "refs/intents/*")
+    lines: list[str] = []
+    with nothing_changes(stores):
+        found = rehearse(stores.clone, say=lines.append)
     assert "kaggle-intents" in str(found.git)
-    assert any("refuses refs/intents/" in line for line in told)
+    assert any("refuses refs/intents/" in line for line in lines)
 
 
-def test_a_rehearsal_finds_that_the_dvc_remote_takes_no_files(stores: Stores) -> None:
-    """And tries Git all the same."""
+def test_a_rehearsal_finds_that_the_dvc_remote_is_not_writable(stores: Stores) -> None:
+    """Git is still tried."""
     (stores.clone / ".dvc/config.local").write_text("['remote \"storage\"']\n    url = /proc/kaggle\n")
-    with nothing_stays(stores):
+    with nothing_changes(stores):
         found = rehearse(stores.clone, say=str)
     assert isinstance(found.dvc, DvcPushError)
     assert isinstance(found.git, str)
 
 
-def test_what_a_killed_rehearsal_leaves_is_settled_and_swept(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The intent and the mark by `recover`, the branch by the next rehearsal."""
+def test_the_remains_of_a_killed_rehearsal_are_deleted(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`recover` deletes the intent and the mark, the next rehearsal deletes the branch."""
 
     class Killed(BaseException):
         pass
@@ -81,7 +69,7 @@ def test_what_a_killed_rehearsal_leaves_is_settled_and_swept(stores: Stores, mon
 
     push = Refs.push
     with monkeypatch.context() as patch:
-        patch.setattr(DirectoryObjects, "unmark", kill)
+        patch.setattr(FolderObjects, "unmark", kill)
         with pytest.raises(Killed):
             rehearse(stores.clone, say=str)
     assert len(stores.intents()) == 1
@@ -94,7 +82,7 @@ def test_what_a_killed_rehearsal_leaves_is_settled_and_swept(stores: Stores, mon
 
 
 def test_a_clone_without_a_dvc_remote_cannot_rehearse(stores: Stores) -> None:
-    """One clear error."""
+    """The error names the cause."""
     (stores.clone / ".dvc/config").write_text("")
     with pytest.raises(SyncError, match="cannot be opened"):
         rehearse(stores.clone, Credentials(), say=str)

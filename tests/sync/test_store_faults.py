@@ -1,8 +1,8 @@
-"""Every call and every request of a publication over Drive and over S3 breaks; see `faults.py` and `store_faults.py`.
+"""Break every call and every request of a publication over Drive and S3; see `faults.py` and `store_faults.py`.
 
-Operations are what `test_sync_faults.py` breaks over a folder: git commands, methods of the store, DVC's work, local
-writes. Requests lie below: each HTTP request that reaches the store, among them the pieces of an upload, which the
-clients try again by themselves. What is examined after each fault is the same.
+Operations are the calls that `test_sync_faults.py` breaks over a folder: git commands, methods of the store, DVC's
+work, local writes. Requests are below them: each HTTP request that reaches the store, also the pieces of an upload,
+which the clients repeat by themselves. The checks after each fault are the same.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from conftest import Stores
-from fault_sweeps import Sweeps, assert_nothing_is_found, gather, in_memory, sweep
+from fault_sweeps import Sweeps, assert_no_findings, gather, in_memory, sweep
 from faults import (
     ALONE,
     DEAD,
@@ -30,9 +30,9 @@ from faults import (
     RECOVERY,
     STRANGER,
     Call,
+    DvcRemote,
     Kind,
     Scenario,
-    Shelf,
     refused,
 )
 from store_faults import (
@@ -48,14 +48,14 @@ from store_faults import (
     NO_ANSWER,
     NO_ANSWERS,
     TWIN,
-    drive_shelf,
-    s3_shelf,
+    drive_remote,
+    s3_remote,
 )
-from switches import Switch, does_not_verify, takes_identities_for_yes_or_no
+from switches import Switch, does_not_verify, ignores_identities
 
 from lib.errors import SyncError
-from lib.sync import vault as vault_module
 from lib.sync.intent import StoredObject
+from lib.sync.remotes import Remotes
 from lib.sync.stores import gdrive as drive_module
 from lib.sync.stores.gdrive import DriveObjects
 from lib.sync.stores.s3 import S3Objects
@@ -65,24 +65,24 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of DVC'
 tmp_path = pytest.fixture(in_memory)
 sweeps = pytest.fixture(scope="session")(gather)
 
-Place = Callable[[Stores], contextlib.AbstractContextManager[Shelf]]
+Place = Callable[[Stores], contextlib.AbstractContextManager[DvcRemote]]
 Row = tuple[str, Scenario, Kind]
 PLACES: dict[str, Place] = {
-    "drive": drive_shelf,
-    "s3": s3_shelf,
-    "s3 in one request": partial(s3_shelf, parts=False),
-    "s3 with versions": partial(s3_shelf, versions=True),
+    "drive": drive_remote,
+    "s3": s3_remote,
+    "s3 in one request": partial(s3_remote, parts=False),
+    "s3 with versions": partial(s3_remote, versions=True),
 }
 
 
 @cache
 def at_the_store(kind: Kind) -> Kind:
-    """Give the kind of fault that counts and breaks calls of the store alone."""
-    return replace(kind, name=f"{kind.name}, at the store", applies=lambda call: call.door == "store")
+    """Return the kind of fault limited to calls of the store."""
+    return replace(kind, name=f"{kind.name}, at the store", applies=lambda call: call.boundary == "store")
 
 
 def rows(places: Sequence[str], scenario: Scenario, *kinds: Kind) -> list[Row]:
-    """Give each kind of fault for each store."""
+    """Return one row for each store and kind of fault."""
     return [(place, scenario, kind) for place in places for kind in kinds]
 
 
@@ -114,12 +114,12 @@ QUICK = {
     *rows(["drive"], ALONE, NO_ANSWER, DENIED_ON_DRIVE, DIES_AFTER_A_REQUEST),
     *rows(BOTH, ALONE, at_the_store(LOST)),
 }
-"""The most telling ones: done and not answered, refused, or the last thing that the process did. The rest is slow, for
-each opening of S3 costs a fifth of a second."""
+"""The most telling faults: done but not answered, refused, or the last act of the process. All others are slow, since
+opening S3 takes a fifth of a second each time."""
 
 
 def each(found: Iterable[Row]) -> pytest.MarkDecorator:
-    """Parametrize a test with stores, scenarios and kinds of fault; what takes long is marked slow."""
+    """Parametrize a test with stores, scenarios and kinds of fault; all but the quick ones are marked slow."""
     return pytest.mark.parametrize(
         ("place", "scenario", "kind"),
         [
@@ -138,35 +138,35 @@ def each(found: Iterable[Row]) -> pytest.MarkDecorator:
 def test_a_fault_at_any_operation_over_a_store_ends_in_all_or_nothing(
     stores: Stores, sweeps: Sweeps, place: Place, scenario: Scenario, kind: Kind
 ) -> None:
-    """It fails once, from then on, or does its work and loses its answer."""
-    with place(stores) as shelf:
-        assert_nothing_is_found(stores, scenario, kind, sweeps, shelf=shelf)
+    """The operation fails once, from then on, or happens and loses its answer."""
+    with place(stores) as remote:
+        assert_no_findings(stores, scenario, kind, sweeps, remote=remote)
 
 
 @each(REQUESTS)
 def test_a_fault_at_any_request_to_a_store_ends_in_all_or_nothing(
     stores: Stores, sweeps: Sweeps, place: Place, scenario: Scenario, kind: Kind
 ) -> None:
-    """Its connection is cut, it is refused, or its answer is lost; once, from then on, or because the process died."""
-    with place(stores) as shelf:
-        assert_nothing_is_found(stores, scenario, kind, sweeps, shelf=shelf)
+    """The connection is cut, the request refused, or its answer lost: once, from then on, or as the process dies."""
+    with place(stores) as remote:
+        assert_no_findings(stores, scenario, kind, sweeps, remote=remote)
 
 
 # ── with one rule switched off ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def takes_every_copy_for_its_own(patch: pytest.MonkeyPatch) -> None:
-    """Delete a stranger's twin with its own."""
-    find = vault_module.Vault._new_copies
+def treats_every_copy_as_its_own(patch: pytest.MonkeyPatch) -> None:
+    """Delete an unrelated twin too."""
+    find = Remotes._new_copies
 
-    def find_all(vault: vault_module.Vault, items: Sequence[StoredObject]) -> list[tuple[str, str]]:
-        return find(vault, [replace(item, before=()) for item in items])
+    def find_all(remotes: Remotes, items: Sequence[StoredObject]) -> list[tuple[str, str]]:
+        return find(remotes, [replace(item, before=()) for item in items])
 
-    patch.setattr(vault_module.Vault, "_new_copies", find_all)
+    patch.setattr(Remotes, "_new_copies", find_all)
 
 
-def starts_cut_uploads_anew(patch: pytest.MonkeyPatch) -> None:
-    """Forget the session of an upload to Drive when an answer is lost."""
+def restarts_interrupted_uploads(patch: pytest.MonkeyPatch) -> None:
+    """Start a new session for an upload to Drive when an answer is lost."""
     upload = DriveObjects.upload
 
     def upload_twice(store: DriveObjects, *given: Any) -> None:
@@ -182,7 +182,7 @@ def starts_cut_uploads_anew(patch: pytest.MonkeyPatch) -> None:
 
 
 def send_once(http: Any, connection: Any, address: str, method: str, body: Any, headers: Any) -> tuple[Any, bytes]:
-    """Do a request as httplib2 does, but never again."""
+    """Send a request as httplib2 does, but without its retry."""
     import httplib2
 
     if connection.sock is None:
@@ -197,46 +197,46 @@ def send_once(http: Any, connection: Any, address: str, method: str, body: Any, 
     return httplib2.Response(response), content
 
 
-def leaves_parts_lying(patch: pytest.MonkeyPatch) -> None:
-    """Pass by the parts that a dead run has left on S3."""
+def leaves_parts(patch: pytest.MonkeyPatch) -> None:
+    """Leave the parts of a dead run's upload on S3."""
     patch.setattr(S3Objects, "discard", lambda *_: None)
 
 
-def leaves_its_proof(patch: pytest.MonkeyPatch) -> None:
-    """Let the proof that the store takes writes stand after a failure."""
+def leaves_its_test_write(patch: pytest.MonkeyPatch) -> None:
+    """Leave the test write on the store after a failure."""
     unmark = S3Objects.unmark
 
-    def unmark_while_it_lives(store: S3Objects, name: str) -> None:
-        if sys._getframe(1).f_code.co_name != "settle":
+    def unmark_unless_recovering(store: S3Objects, name: str) -> None:
+        if sys._getframe(1).f_code.co_name != "recover":
             unmark(store, name)
 
-    patch.setattr(S3Objects, "unmark", unmark_while_it_lives)
+    patch.setattr(S3Objects, "unmark", unmark_unless_recovering)
 
 
 def sends_an_object(call: Call) -> bool:
-    """Whether the request brings a piece of a model."""
+    """Return whether the request contains a piece of a model."""
     return call.name.startswith("PUT") and "kaggle-training" not in call.words[0]
 
 
 RULES: list[tuple[Switch, str, Scenario, Kind]] = [
     (does_not_verify, "drive", ALONE, LIES),
     (does_not_verify, "s3", ALONE, LIES),
-    (takes_identities_for_yes_or_no, "drive", TWIN, at_the_store(ONCE)),
-    (takes_every_copy_for_its_own, "drive", TWIN, at_the_store(ONCE)),
-    (starts_cut_uploads_anew, "drive", ALONE, replace(NO_ANSWER, applies=sends_an_object)),
-    (leaves_parts_lying, "s3", ALONE, replace(DIES_AFTER_A_REQUEST, applies=sends_an_object)),
-    (leaves_its_proof, "s3", ALONE, DIES_AFTER_A_REQUEST),
+    (ignores_identities, "drive", TWIN, at_the_store(ONCE)),
+    (treats_every_copy_as_its_own, "drive", TWIN, at_the_store(ONCE)),
+    (restarts_interrupted_uploads, "drive", ALONE, replace(NO_ANSWER, applies=sends_an_object)),
+    (leaves_parts, "s3", ALONE, replace(DIES_AFTER_A_REQUEST, applies=sends_an_object)),
+    (leaves_its_test_write, "s3", ALONE, DIES_AFTER_A_REQUEST),
 ]
 
 
 @pytest.mark.parametrize(
     ("switch", "place", "scenario", "kind"), RULES, ids=[f"{switch.__name__}-{place}" for switch, place, *_ in RULES]
 )
-def test_a_fault_sweep_over_a_store_finds_a_publication_that(
+def test_a_fault_sweep_over_a_store_finds_a_transaction_that(
     stores: Stores, switch: Switch, place: str, scenario: Scenario, kind: Kind
 ) -> None:
-    """The suite bites: with one rule switched off it finds what the rule is there for."""
+    """With one rule switched off, the sweep finds a broken promise."""
     sweeps = Sweeps()
-    with PLACES[place](stores) as shelf:
-        sweep(stores, scenario, kind, sweeps, until_found=True, switch=switch, shelf=shelf)
+    with PLACES[place](stores) as remote:
+        sweep(stores, scenario, kind, sweeps, until_found=True, switch=switch, remote=remote)
     assert sweeps.findings

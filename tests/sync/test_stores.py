@@ -1,7 +1,7 @@
-"""Claims on the three kinds of DVC remote: what each promises to the transaction, over DVC's own clients.
+"""Claims on the three kinds of DVC remote: the contract with the transaction, through DVC's own clients.
 
-Drive is an emulator and S3 is moto's server, both spoken to over HTTP on loopback. Every test stores content of its
-own, so that the stores may be shared.
+Drive is an emulator and S3 is moto's server, both reached over HTTP on loopback. Every test stores different content,
+so that tests may share the stores.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import hashlib
 import os
 import random
 import socket
-import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,7 +22,8 @@ import drive_emulator
 import pytest
 import s3_emulator
 from conftest import run_git
-from drive_emulator import DriveEmulator, client_pointed_at
+from drive_emulator import DriveEmulator
+from publications import assert_no_secret, drive_client, object_name
 from s3_emulator import S3Emulator
 
 from lib.errors import DvcPushError
@@ -41,35 +41,35 @@ _SEEDS = count()
 
 @dataclass(frozen=True)
 class Blob:
-    """Something to store: DVC's name of it, and the file that holds it."""
+    """An object to store: its name, and the file with its content."""
 
     oid: str
     path: Path
 
     @property
     def size(self) -> int:
-        """Give its bytes."""
+        """Return the size in bytes."""
         return self.path.stat().st_size
 
     @property
     def key(self) -> str:
-        """Give its path on a remote."""
-        return f"files/md5/{self.oid[:2]}/{self.oid[2:]}"
+        """Return the path on a remote."""
+        return object_name(self.oid)
 
 
 @dataclass(frozen=True)
-class Shop:
-    """One kind of store, with a clone that names it as its DVC remote."""
+class Backend:
+    """One kind of store, with a clone that uses it as its DVC remote."""
 
     kind: str
     clone: Path
     keeps_twins: bool
     cut_uploads: Callable[[], contextlib.AbstractContextManager[object]]
-    """While it is entered, no upload gets further than its middle."""
-    drop_remains: Callable[[Objects, Blob], object]
-    """Leave what a machine leaves that dies in the middle of an upload of the intent `dead`."""
-    remains: Callable[[Blob], bool]
-    """Whether such a thing is there."""
+    """Returns a context in which every upload breaks in the middle."""
+    leave_remains: Callable[[Objects, Blob], object]
+    """Creates the remains of a machine that died during an upload for the intent `dead`."""
+    has_remains: Callable[[Blob], bool]
+    """Returns whether there are such remains."""
     opened: list[Objects] = field(default_factory=list)
 
 
@@ -86,33 +86,22 @@ def opened(clone: Path) -> Iterator[Any]:
             store.close()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _clients() -> Iterator[None]:
-    """No waiting between attempts, no browser, and this test's own keys."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drive_module, "PAUSES", tuple(0.0 for _ in drive_module.PAUSES))
-        patch.setenv("GDRIVE_NON_INTERACTIVE", "1")
-        for name, value in s3_emulator.ENVIRONMENT.items():
-            patch.setenv(name, value)
-        yield
-
-
 @pytest.fixture(scope="module")
 def drive() -> Iterator[DriveEmulator]:
-    """Give one Drive for all tests that do not change what it can do."""
-    with DriveEmulator() as drive, client_pointed_at(drive):
+    """Yield one Drive for all tests that do not change its settings."""
+    with DriveEmulator() as drive, drive_client(drive):
         yield drive
 
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[S3Emulator]:
-    """Give an S3 server."""
+    """Yield an S3 server."""
     with S3Emulator() as s3:
         yield s3
 
 
 def new_clone(folder: Path) -> Path:
-    """Give a repository that DVC can open."""
+    """Return a new repository that DVC can open."""
     folder.mkdir()
     run_git("init", "--quiet", folder, cwd=folder)
     (folder / ".dvc").mkdir()
@@ -121,7 +110,7 @@ def new_clone(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def faulty(emulator: Any, match: str, kind: str, times: int = 100) -> Iterator[None]:
-    """Let requests go wrong."""
+    """Break matching requests within the block."""
     emulator.add_fault(match, kind, times)
     try:
         yield
@@ -131,7 +120,7 @@ def faulty(emulator: Any, match: str, kind: str, times: int = 100) -> Iterator[N
 
 @contextlib.contextmanager
 def full_disk() -> Iterator[None]:
-    """Let no file be written to its end."""
+    """Make every fsync fail, as on a full disk."""
 
     def fsync(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
@@ -141,94 +130,94 @@ def full_disk() -> Iterator[None]:
         yield
 
 
-def folder_shop(folder: Path) -> Shop:
-    """Give a folder as DVC remote."""
+def folder_backend(folder: Path) -> Backend:
+    """Return a folder as DVC remote."""
     clone, storage = new_clone(folder / "clone"), folder / "storage"
     (clone / ".dvc" / "config").write_text(
         f"[core]\n    remote = storage\n['remote \"storage\"']\n    url = {storage}\n", encoding="utf-8"
     )
 
-    def drop(store: Any, blob: Blob) -> None:
+    def leave(store: Any, blob: Blob) -> None:
         part = store._part(blob.oid, "dead")
         part.parent.mkdir(parents=True, exist_ok=True)
         part.write_bytes(b"half")
 
-    return Shop(
+    return Backend(
         "folder",
         clone,
         keeps_twins=False,
         cut_uploads=full_disk,
-        drop_remains=drop,
-        remains=lambda blob: len(list((storage / blob.key).parent.glob(f".{blob.oid[2:]}*"))) > 0,
+        leave_remains=leave,
+        has_remains=lambda blob: len(list((storage / blob.key).parent.glob(f".{blob.oid[2:]}*"))) > 0,
     )
 
 
-def drive_shop(folder: Path, drive: DriveEmulator) -> Shop:
-    """Give a Drive as DVC remote."""
+def drive_backend(folder: Path, drive: DriveEmulator) -> Backend:
+    """Return a Drive as DVC remote."""
     clone = new_clone(folder / "clone")
     drive_emulator.configure_clone(clone, drive, folder)
-    return Shop(
+    return Backend(
         "drive",
         clone,
         keeps_twins=True,
         cut_uploads=lambda: faulty(drive, "^PUT /upload", "cut body"),
-        drop_remains=lambda _store, _blob: None,
-        remains=lambda _blob: False,
+        leave_remains=lambda _store, _blob: None,
+        has_remains=lambda _blob: False,
     )
 
 
-def s3_shop(folder: Path, s3: S3Emulator, *, versions: bool) -> Shop:
-    """Give a bucket as DVC remote; in this shop every object goes in parts when it is dropped."""
+def s3_backend(folder: Path, s3: S3Emulator, *, versions: bool) -> Backend:
+    """Return a bucket as DVC remote; its remains are those of an upload in parts."""
     clone, bucket = new_clone(folder / "clone"), "versions" if versions else "plain"
     s3.make_bucket(bucket, versions=versions)
     s3.configure_clone(clone, bucket)
 
-    def drop(store: Objects, blob: Blob) -> None:
+    def leave(store: Objects, blob: Blob) -> None:
         with pytest.MonkeyPatch.context() as patch, faulty(s3, "partNumber|^DELETE", "denied"):
             patch.setattr(s3_module, "WHOLE", 0)
             with pytest.raises(DvcPushError):
                 store.upload(blob.oid, blob.path, "dead", int)
 
-    return Shop(
+    return Backend(
         bucket,
         clone,
         keeps_twins=versions,
         cut_uploads=lambda: faulty(s3, "^PUT ", "cut body"),
-        drop_remains=drop,
-        remains=lambda blob: any(blob.key in key for key in (*s3.remains(bucket), *s3.files(bucket))),
+        leave_remains=leave,
+        has_remains=lambda blob: any(blob.key in key for key in (*s3.remains(bucket), *s3.files(bucket))),
     )
 
 
 @pytest.fixture(scope="module", params=["folder", "drive", "s3", "s3 with versions"])
-def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    """Give each kind of store, and two clients of it: two machines."""
+def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+    """Yield each kind of store with two clients, as two machines have them."""
     folder = tmp_path_factory.mktemp(request.param.replace(" ", "-"))
     if request.param == "folder":
-        shop = folder_shop(folder)
+        backend = folder_backend(folder)
     elif request.param == "drive":
-        shop = drive_shop(folder, request.getfixturevalue("drive"))
+        backend = drive_backend(folder, request.getfixturevalue("drive"))
     else:
-        shop = s3_shop(folder, request.getfixturevalue("s3"), versions="versions" in request.param)
-    with opened(shop.clone) as one, opened(shop.clone) as two:
-        shop.opened.extend((one, two))
-        yield shop
+        backend = s3_backend(folder, request.getfixturevalue("s3"), versions="versions" in request.param)
+    with opened(backend.clone) as one, opened(backend.clone) as two:
+        backend.opened.extend((one, two))
+        yield backend
 
 
 @pytest.fixture
-def store(shop: Shop) -> Objects:
-    """Give this machine's client."""
-    return shop.opened[0]
+def store(backend: Backend) -> Objects:
+    """Return this machine's client."""
+    return backend.opened[0]
 
 
 @pytest.fixture
-def other(shop: Shop) -> Objects:
-    """Give another machine's client."""
-    return shop.opened[1]
+def other(backend: Backend) -> Objects:
+    """Return another machine's client."""
+    return backend.opened[1]
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., Blob]:
-    """Give a function that makes new content."""
+    """Return a function that creates an object with new content."""
 
     def make(size: int = 2000, *, listing: bool = False, prefix: str = "") -> Blob:
         chance = random.Random(next(_SEEDS))
@@ -245,27 +234,27 @@ def make(tmp_path: Path) -> Callable[..., Blob]:
 
 
 def send(store: Objects, blob: Blob) -> None:
-    """Upload it."""
+    """Upload an object."""
     store.upload(blob.oid, blob.path, "label", int)
 
 
 def look(store: Objects, blob: Blob) -> dict[str, StoredCopy]:
-    """Look for one object."""
+    """Return the stored copies of one object."""
     return store.look([blob.oid]).get(blob.oid, {})
 
 
 class TestContract:
-    """What every kind of store promises."""
+    """The contract of every kind of store."""
 
-    def test_what_is_not_there_is_not_found(self, store: Objects, make: Callable[..., Blob]) -> None:
-        """An object nobody stored has no entry at all, and asking for nothing gives nothing."""
+    def test_an_object_that_was_not_stored_is_not_found(self, store: Objects, make: Callable[..., Blob]) -> None:
+        """It has no entry, and looking for no object returns nothing."""
         assert store.look([make().oid]) == {}
         assert store.look([]) == {}
 
     def test_an_upload_makes_one_copy_of_the_right_size_and_content(
         self, store: Objects, make: Callable[..., Blob]
     ) -> None:
-        """The size is told, and the MD5 is the content's where the store tells one."""
+        """The store reports the size and, if it reports an MD5, that of the content."""
         blob = make()
         send(store, blob)
         (copy,) = look(store, blob).values()
@@ -274,25 +263,25 @@ class TestContract:
         assert damaged(StoredObject(blob.oid, blob.size), look(store, blob)) is None
 
     def test_progress_adds_up_to_the_size(self, store: Objects, make: Callable[..., Blob]) -> None:
-        """Every byte is told once."""
-        blob, told = make(300_000), [0]
-        store.upload(blob.oid, blob.path, "label", told.append)
-        assert sum(told) == blob.size
+        """Every byte is reported once."""
+        blob, counts = make(300_000), [0]
+        store.upload(blob.oid, blob.path, "label", counts.append)
+        assert sum(counts) == blob.size
 
     def test_storing_it_again_makes_another_identity(
-        self, shop: Shop, store: Objects, make: Callable[..., Blob]
+        self, backend: Backend, store: Objects, make: Callable[..., Blob]
     ) -> None:
-        """The first stays beside it where the store keeps twins, and is replaced elsewhere."""
+        """The first copy stays if the store keeps twins, and is replaced otherwise."""
         blob = make()
         send(store, blob)
         first = set(look(store, blob))
         send(store, blob)
         both = set(look(store, blob))
         assert both - first
-        assert (first <= both) is shop.keeps_twins
+        assert (first <= both) is backend.keeps_twins
 
     def test_deleting_one_identity_leaves_the_other_copy(self, store: Objects, make: Callable[..., Blob]) -> None:
-        """The second copy stays: a twin, or what replaced the first."""
+        """The second copy stays: it is a twin of the first, or has replaced it."""
         blob = make()
         send(store, blob)
         (first,) = look(store, blob)
@@ -301,8 +290,8 @@ class TestContract:
         store.delete(blob.oid, first)
         assert look(store, blob) == rest
 
-    def test_deleting_the_last_copy_of_several_leaves_nothing(self, store: Objects, make: Callable[..., Blob]) -> None:
-        """Deleting all that a look gave leaves the path empty, and it may be stored again."""
+    def test_deleting_every_copy_leaves_nothing(self, store: Objects, make: Callable[..., Blob]) -> None:
+        """The path is empty afterwards, and the object can be stored again."""
         blob = make()
         for _ in range(2):
             send(store, blob)
@@ -312,8 +301,8 @@ class TestContract:
         send(store, blob)
         assert len(look(store, blob)) == 1
 
-    def test_deleting_twice_is_no_error(self, store: Objects, other: Objects, make: Callable[..., Blob]) -> None:
-        """Neither from the same machine nor from another."""
+    def test_deleting_twice_is_not_an_error(self, store: Objects, other: Objects, make: Callable[..., Blob]) -> None:
+        """The same machine or another one may repeat a deletion."""
         blob = make()
         send(store, blob)
         (identity,) = look(store, blob)
@@ -321,35 +310,35 @@ class TestContract:
             client.delete(blob.oid, identity)
         assert look(store, blob) == {}
 
-    def test_a_cut_upload_is_never_seen(
-        self, shop: Shop, store: Objects, other: Objects, make: Callable[..., Blob]
+    def test_an_interrupted_upload_is_never_visible(
+        self, backend: Backend, store: Objects, other: Objects, make: Callable[..., Blob]
     ) -> None:
-        """Not by this machine, not by another, and uploading again works."""
+        """Neither this machine nor another one finds it, and uploading again works."""
         blob = make(400_000)
-        with shop.cut_uploads(), pytest.raises((DvcPushError, OSError)):
+        with backend.cut_uploads(), pytest.raises((DvcPushError, OSError)):
             send(store, blob)
         assert look(store, blob) == look(other, blob) == {}
-        assert not shop.remains(blob)
+        assert not backend.has_remains(blob)
         send(store, blob)
         assert len(look(other, blob)) == 1
 
-    def test_discard_removes_what_a_dead_machine_left(
-        self, shop: Shop, store: Objects, other: Objects, make: Callable[..., Blob]
+    def test_discard_deletes_the_remains_of_a_dead_machine(
+        self, backend: Backend, store: Objects, other: Objects, make: Callable[..., Blob]
     ) -> None:
-        """Of that intent alone, from any machine, and any number of times."""
+        """It deletes those of one intent, from any machine, and may be repeated."""
         blob = make()
-        shop.drop_remains(store, blob)
-        assert shop.remains(blob) is (shop.kind != "drive")
+        backend.leave_remains(store, blob)
+        assert backend.has_remains(blob) is (backend.kind != "drive")
         other.discard(blob.oid, "alive")
-        assert shop.remains(blob) is (shop.kind != "drive")
+        assert backend.has_remains(blob) is (backend.kind != "drive")
         for _ in range(2):
             other.discard(blob.oid, "dead")
-        assert not shop.remains(blob)
+        assert not backend.has_remains(blob)
 
-    def test_a_look_sees_what_another_machine_did_since_the_last_one(
+    def test_a_look_finds_what_another_machine_has_changed_since_the_last_one(
         self, store: Objects, other: Objects, make: Callable[..., Blob]
     ) -> None:
-        """No cache answers: neither that it is missing nor that it is there."""
+        """No cache is used, neither for a missing object nor for a stored one."""
         blob = make()
         assert look(store, blob) == {}
         send(other, blob)
@@ -357,8 +346,8 @@ class TestContract:
         other.delete(blob.oid, identity)
         assert look(store, blob) == {}
 
-    def test_many_objects_are_told_apart(self, store: Objects, make: Callable[..., Blob]) -> None:
-        """Files and directories' listings, those that are there and those that are not, uploaded side by side."""
+    def test_many_objects_are_distinguished(self, store: Objects, make: Callable[..., Blob]) -> None:
+        """Files and directory listings are uploaded concurrently; some are stored and some are not."""
         there = [make(100 + number, listing=number % 5 == 0) for number in range(30)]
         missing = [make(100) for _ in range(10)]
         with ThreadPoolExecutor(4) as pool:
@@ -368,8 +357,8 @@ class TestContract:
             blob.oid: [blob.size] for blob in there
         }
 
-    def test_a_survey_gives_every_object_and_nothing_else(self, store: Objects, make: Callable[..., Blob]) -> None:
-        """Files and listings under the names that `look` takes, with their sizes and the MD5 of their content."""
+    def test_a_survey_returns_every_object_and_nothing_else(self, store: Objects, make: Callable[..., Blob]) -> None:
+        """Files and listings have the names that `look` takes, their sizes and the MD5 of their content."""
         before = store.survey()
         there = [make(100 + number, listing=number == 2) for number in range(4)]
         for blob in there:
@@ -380,13 +369,15 @@ class TestContract:
         }
         assert after == before
 
-    def test_dvc_itself_reads_what_was_stored(self, shop: Shop, store: Objects, make: Callable[..., Blob]) -> None:
-        """The object stands where DVC looks for it, byte for byte."""
+    def test_dvc_itself_reads_what_was_stored(
+        self, backend: Backend, store: Objects, make: Callable[..., Blob]
+    ) -> None:
+        """The object is where DVC looks for it, byte for byte."""
         from dvc.repo import Repo
 
         blob = make()
         send(store, blob)
-        with Repo(str(shop.clone)) as repo:
+        with Repo(str(backend.clone)) as repo:
             odb = repo.cloud.get_remote_odb()
             target = blob.path.with_suffix(".read")
             odb.fs.get_file(odb.oid_to_path(blob.oid), str(target))
@@ -398,14 +389,14 @@ class TestContract:
 
 @pytest.fixture(scope="module")
 def lone_drive() -> Iterator[DriveEmulator]:
-    """Give a Drive that only these tests use, one after the other."""
+    """Yield a Drive that only these tests use, one after the other."""
     with DriveEmulator() as drive:
         yield drive
 
 
 @pytest.fixture(scope="module")
 def drive_repo(lone_drive: DriveEmulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Give the repository that names it."""
+    """Yield the repository that uses this Drive."""
     from dvc.repo import Repo
 
     folder = tmp_path_factory.mktemp("lone")
@@ -417,35 +408,29 @@ def drive_repo(lone_drive: DriveEmulator, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def own_drive(lone_drive: DriveEmulator) -> Iterator[DriveEmulator]:
-    """Give a Drive for one test: empty, without faults."""
+    """Yield a Drive for one test: empty, without faults."""
     lone_drive.reset()
-    with client_pointed_at(lone_drive):
+    with drive_client(lone_drive):
         yield lone_drive
 
 
 @pytest.fixture
 def on_drive(own_drive: DriveEmulator, drive_repo: Any) -> Iterator[Objects]:
-    """Give a client of that Drive."""
+    """Yield a client of that Drive."""
     clone = Path(drive_repo.root_dir)
-    drive_emulator.configure_clone(clone, own_drive, clone.parent)  # the last test may have renewed its token
+    drive_emulator.configure_clone(clone, own_drive, clone.parent)  # an earlier test may have renewed the token
     store = open_objects(drive_repo)
     yield store
     store.close()
 
 
-def assert_no_secret(error: BaseException, secrets: tuple[str, ...]) -> None:
-    """Check that neither the error nor anything it was raised for shows a credential."""
-    shown = "".join(traceback.format_exception(error))
-    assert not [secret for secret in secrets if secret in shown]
-
-
 class TestDrive:
-    """What is Drive's own."""
+    """Claims on Drive alone."""
 
     def test_objects_in_twin_folders_are_all_found(
         self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob]
     ) -> None:
-        """Twins of each folder on the way, made by another machine after the first look."""
+        """Another machine has created twins of each folder on the path after the first look."""
         blob = make()
         send(on_drive, blob)
         (first,) = look(on_drive, blob)
@@ -462,10 +447,10 @@ class TestDrive:
         on_drive.delete(blob.oid, first)
         assert set(look(on_drive, blob)) == ids - {first}
 
-    def test_what_lies_in_the_trash_is_not_there(
+    def test_files_in_the_trash_are_not_found(
         self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob]
     ) -> None:
-        """Neither a file in the trash nor one whose folder is; the next upload makes a folder anew."""
+        """Neither a file in the trash nor one in a trashed folder counts; the next upload creates the folder again."""
         blob, twin = make(), make(prefix="a")
         for item in (blob, twin):
             send(on_drive, item)
@@ -479,14 +464,14 @@ class TestDrive:
     def test_every_page_of_a_listing_is_read(
         self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob]
     ) -> None:
-        """Also where folders and files need several."""
+        """Folders and files may each need several pages."""
         blobs = [make(prefix=prefix) for prefix in ("1", "1", "1", "2", "3", "4")]
         for blob in blobs:
             send(on_drive, blob)
         own_drive.largest_page = 1
         assert set(on_drive.look([blob.oid for blob in blobs])) == {blob.oid for blob in blobs}
 
-    def test_titles_that_differ_in_case_are_others(
+    def test_titles_that_differ_in_case_are_different(
         self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob]
     ) -> None:
         """Drive's search finds `FILES` for `files`."""
@@ -499,10 +484,10 @@ class TestDrive:
         send(on_drive, blob)
         assert blob.key in own_drive.files()
 
-    def test_a_look_costs_a_listing_for_each_folder_and_three(
+    def test_a_look_costs_one_listing_for_each_folder_and_three_more(
         self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob]
     ) -> None:
-        """Not one for each object; an upload after it costs no listing at all."""
+        """The number of objects does not matter; an upload after it costs no listing."""
         blobs = [make(prefix=prefix) for prefix in "11112222"]
         for blob in blobs:
             send(on_drive, blob)
@@ -514,19 +499,19 @@ class TestDrive:
         send(on_drive, blobs[0])
         assert own_drive.count("^GET") - before == len(folders) + 3
 
-    def test_a_lost_answer_after_an_upload_is_asked_for(
+    def test_an_upload_whose_answer_is_lost_is_found_complete(
         self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob]
     ) -> None:
-        """The session says that the file is whole: one copy, no twin, no error."""
+        """The session reports a complete file: there is one copy, no twin and no error."""
         blob = make()
         own_drive.add_fault("^PUT /upload", "lost answer", 2)
         send(on_drive, blob)
         assert len(own_drive.files()[blob.key]) == len(look(on_drive, blob)) == 1
 
-    def test_an_upload_that_never_gets_an_answer_is_an_error_and_there(
+    def test_an_upload_that_never_gets_an_answer_is_an_error_and_may_be_stored(
         self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob]
     ) -> None:
-        """After an error the copy may stand there: looking tells."""
+        """After an error the copy may be there, and a look finds it."""
         blob = make()
         with faulty(own_drive, "^PUT /upload", "lost answer"), pytest.raises(DvcPushError, match="connection"):
             send(on_drive, blob)
@@ -535,7 +520,7 @@ class TestDrive:
     def test_a_lost_answer_to_a_new_folder_leaves_twins_that_work(
         self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob]
     ) -> None:
-        """The client repeats it, and Drive makes two; objects are found in both."""
+        """The client repeats the request, and Drive creates two folders; objects are found in both."""
         blob = make()
         own_drive.add_fault("^POST /drive/v2/files", "lost answer", 6)
         send(on_drive, blob)
@@ -544,30 +529,30 @@ class TestDrive:
         send(on_drive, blob)
         assert len(look(on_drive, blob)) == 2
 
-    def test_a_large_file_goes_on_where_it_was_cut(
+    def test_an_interrupted_upload_of_a_large_file_is_resumed(
         self,
         own_drive: DriveEmulator,
         on_drive: Objects,
         make: Callable[..., Blob],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """Pieces that have arrived are not sent again, and every byte is told once."""
+        """Pieces that have arrived are not sent again, and every byte is reported once."""
         monkeypatch.setattr(drive_module, "PIECE", drive_emulator.STEP)
-        blob, told = make(4 * drive_emulator.STEP + 1), [0]
+        blob, counts = make(4 * drive_emulator.STEP + 1), [0]
         own_drive.add_fault(r"^PUT .*\[bytes 524288-", "cut body", 2)
-        on_drive.upload(blob.oid, blob.path, "label", told.append)
+        on_drive.upload(blob.oid, blob.path, "label", counts.append)
         assert own_drive.files()[blob.key][0][1] == blob.path.read_bytes()
         assert own_drive.count(r"\[bytes 0-") == own_drive.count(r"\[bytes 262144-") == 1
-        assert sum(told) == blob.size
+        assert sum(counts) == blob.size
 
-    def test_a_token_that_ends_in_the_middle_of_uploads_is_renewed(
+    def test_a_token_that_expires_during_uploads_is_renewed(
         self,
         own_drive: DriveEmulator,
         on_drive: Objects,
         make: Callable[..., Blob],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """In four threads at once, with all bytes of the piece that was refused sent again."""
+        """This works in four threads at once; all bytes of the refused piece are sent again."""
         monkeypatch.setattr(drive_module, "PIECE", drive_emulator.STEP)
         blobs = [make(3 * drive_emulator.STEP) for _ in range(4)]
         ended = iter([own_drive.expire])
@@ -582,10 +567,10 @@ class TestDrive:
         assert own_drive.count("^POST /token") > 0
 
     @pytest.mark.parametrize("kind", ["rate limit", "too many", "unavailable", "cut", "cut answer", "lost answer"])
-    def test_trouble_that_passes_is_waited_for(
+    def test_a_request_is_repeated_after_a_transient_error(
         self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob], kind: drive_emulator.Kind
     ) -> None:
-        """In every kind of request: listing, making folders, starting and sending an upload, deleting."""
+        """This holds for every kind of request: listing, creating folders, starting and sending an upload, deleting."""
         blob = make()
         for match in ("^GET .*in parents", "^POST /drive", "^POST /upload", "^PUT", "^DELETE"):
             own_drive.add_fault(match, kind, 2)
@@ -602,11 +587,11 @@ class TestDrive:
             ("rate limit", "userRateLimitExceeded", "rate limit"),
             ("too many", "429", "rate limit"),
             ("forbidden", "insufficientFilePermissions", "share it as Editor"),
-            ("unavailable", "503", "again in some minutes"),
+            ("unavailable", "503", "wait some minutes"),
             ("cut", "connection", "internet"),
         ],
     )
-    def test_trouble_that_stays_says_what_to_do(
+    def test_a_persistent_error_names_its_remedy(
         self,
         own_drive: DriveEmulator,
         on_drive: Objects,
@@ -615,27 +600,27 @@ class TestDrive:
         match: str,
         remedy: str,
     ) -> None:
-        """And shows no credential."""
+        """The error contains no credential."""
         with faulty(own_drive, "^POST /upload", kind), pytest.raises(DvcPushError, match=match) as caught:
             send(on_drive, make())
         assert remedy in caught.value.remedy
         assert_no_secret(caught.value, drive_emulator.SECRETS)
 
-    def test_the_room_that_is_left_is_that_of_the_account(
+    def test_the_free_space_is_that_of_the_account(
         self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob]
     ) -> None:
-        """What is not used of its quota; an account without one has no limit."""
+        """It is the unused part of the quota; an account without a quota has no limit."""
         assert on_drive.room() is None
         send(on_drive, make(2000))
         own_drive.capacity = 5000
         assert on_drive.room() == 3000
-        own_drive.capacity = 1000  # a smaller one was booked since
+        own_drive.capacity = 1000  # the quota was reduced meanwhile
         assert on_drive.room() == 0
 
-    def test_a_full_account_is_not_asked_twice(
+    def test_an_upload_to_a_full_account_is_not_repeated(
         self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob]
     ) -> None:
-        """Quota does not come back by waiting."""
+        """Waiting does not free any quota."""
         own_drive.capacity = 100
         with pytest.raises(DvcPushError, match="storageQuotaExceeded"):
             send(on_drive, make())
@@ -643,10 +628,10 @@ class TestDrive:
         assert own_drive.files() == {}
 
     @pytest.mark.parametrize("expiry", ["2099-01-01T00:00:00Z", "2020-01-01T00:00:00Z"])
-    def test_revoked_credentials_are_said_when_the_remote_is_opened(
+    def test_revoked_credentials_are_reported_when_the_remote_is_opened(
         self, own_drive: DriveEmulator, tmp_path: Path, expiry: str
     ) -> None:
-        """Whether the client finds out by itself that the token has ended, or by the refusal of a request."""
+        """The client knows by itself that the token has expired, or learns it from the refusal of a request."""
         clone = new_clone(tmp_path / "revoked")
         drive_emulator.configure_clone(clone, own_drive, tmp_path, token_expiry=expiry)
         own_drive.revoke()
@@ -656,18 +641,18 @@ class TestDrive:
         assert "nothing was uploaded" in caught.value.state
         assert_no_secret(caught.value, drive_emulator.SECRETS)
 
-    def test_credentials_revoked_in_the_middle_say_so(
+    def test_credentials_that_are_revoked_later_are_reported(
         self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob]
     ) -> None:
-        """The request that is refused brings the same error and remedy."""
+        """The refused request causes the same error and remedy."""
         own_drive.revoke()
         with pytest.raises(DvcPushError, match="invalid_grant") as caught:
             send(on_drive, make())
         assert "GDRIVE_USER_CREDENTIALS" in caught.value.remedy
         assert_no_secret(caught.value, drive_emulator.SECRETS)
 
-    def test_a_folder_that_cannot_be_opened_is_said_at_once(self, own_drive: DriveEmulator, tmp_path: Path) -> None:
-        """A wrong id, or an account that the folder is not shared with."""
+    def test_a_folder_that_cannot_be_opened_is_reported_at_once(self, own_drive: DriveEmulator, tmp_path: Path) -> None:
+        """The id is wrong, or the folder is not shared with the account."""
         clone = new_clone(tmp_path / "wrong")
         drive_emulator.configure_clone(clone, own_drive, tmp_path)
         config = clone / ".dvc" / "config"
@@ -676,10 +661,10 @@ class TestDrive:
             pass
         assert ".dvc/config" in caught.value.remedy
 
-    def test_who_may_not_destroy_puts_into_the_trash(
+    def test_a_file_is_moved_to_the_trash_if_deleting_is_forbidden(
         self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob]
     ) -> None:
-        """As most members of a shared drive may."""
+        """Most members of a shared drive may only trash files."""
         blob = make()
         send(on_drive, blob)
         (identity,) = look(on_drive, blob)
@@ -688,14 +673,14 @@ class TestDrive:
         assert look(on_drive, blob) == {}
         assert own_drive.count("/trash") == 1
 
-    def test_a_late_answer_is_not_taken_for_the_next_one(
+    def test_a_late_answer_is_not_mistaken_for_the_next_one(
         self,
         own_drive: DriveEmulator,
         on_drive: Objects,
         make: Callable[..., Blob],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """After a request that was given up the next goes over another connection."""
+        """After a timeout the next request uses another connection."""
         blob = make()
         send(on_drive, blob)
         on_drive.close()
@@ -711,12 +696,12 @@ class TestDrive:
         assert len(look(on_drive, blob)) == 1
 
     @pytest.mark.usefixtures("on_drive")
-    def test_a_silent_connection_is_given_up(self) -> None:
-        """The client has no limit of its own, so every socket of the process gets one."""
+    def test_a_silent_connection_times_out(self) -> None:
+        """The client has no time limit, so that every socket of the process gets one."""
         assert socket.getdefaulttimeout() == SILENCE
 
     def test_a_piece_is_read_in_blocks_and_may_be_sent_again(self, make: Callable[..., Blob]) -> None:
-        """Memory stays flat, and a second sending starts where the first did."""
+        """Memory use does not depend on the size, and a second iteration starts at the beginning."""
         blob = make(10 * drive_module.BLOCK + 1)
         piece = drive_module._Piece(blob.path, 5, 9 * drive_module.BLOCK, int)
         wanted = blob.path.read_bytes()[5 : 5 + len(piece)]
@@ -733,20 +718,20 @@ _BUCKETS = count()
 
 @dataclass(frozen=True)
 class Bucket:
-    """A bucket of one test and a client of it."""
+    """One test's bucket, with a client."""
 
     name: str
     s3: S3Emulator
     objects: S3Objects
 
     def key(self, blob: Blob) -> str:
-        """Give an object's key."""
+        """Return an object's key in the bucket."""
         return f"dvc/{blob.key}"
 
 
 @pytest.fixture
 def bucket(request: pytest.FixtureRequest, s3: S3Emulator, tmp_path: Path) -> Iterator[Bucket]:
-    """Give an empty bucket; with the parameter True it keeps versions."""
+    """Yield an empty bucket; with the parameter True it keeps versions."""
     name, clone = f"bucket-{next(_BUCKETS)}", new_clone(tmp_path / "clone")
     s3.make_bucket(name, versions=getattr(request, "param", False))
     s3.configure_clone(clone, name)
@@ -758,13 +743,13 @@ with_versions = pytest.mark.parametrize("bucket", [True], indirect=True, ids=["v
 
 
 class TestS3:
-    """What is S3's own."""
+    """Claims on S3 alone."""
 
     @with_versions
-    def test_deleting_the_newest_version_brings_back_the_one_before(
+    def test_deleting_the_newest_version_restores_the_one_before(
         self, bucket: Bucket, make: Callable[..., Blob]
     ) -> None:
-        """A reader sees what stood there before, and no delete marker hides it."""
+        """A reader gets the earlier version, and no delete marker hides it."""
         blob = make()
         bucket.s3.client().put_object(Bucket=bucket.name, Key=bucket.key(blob), Body=b"before")
         (before,) = look(bucket.objects, blob)
@@ -775,8 +760,10 @@ class TestS3:
         assert bucket.s3.files(bucket.name) == {bucket.key(blob): b"before"}
 
     @with_versions
-    def test_what_a_delete_marker_hides_is_not_there_and_stays(self, bucket: Bucket, make: Callable[..., Blob]) -> None:
-        """Somebody deleted it as DVC does: the upload is seen alone, and undoing it touches nothing older."""
+    def test_a_version_under_a_delete_marker_is_not_found_and_not_deleted(
+        self, bucket: Bucket, make: Callable[..., Blob]
+    ) -> None:
+        """DVC deletes this way: a look finds only the upload, and its rollback changes no older version."""
         blob, client = make(), bucket.s3.client()
         hidden = client.put_object(Bucket=bucket.name, Key=bucket.key(blob), Body=b"hidden")["VersionId"]
         client.delete_object(Bucket=bucket.name, Key=bucket.key(blob))
@@ -789,10 +776,10 @@ class TestS3:
         assert [version["VersionId"] for version in left] == [hidden]
 
     @with_versions
-    def test_where_versions_may_not_be_listed_the_newest_is_seen(
+    def test_the_newest_version_is_found_if_versions_may_not_be_listed(
         self, bucket: Bucket, make: Callable[..., Blob]
     ) -> None:
-        """Keys that may do no more than read and write are enough."""
+        """Keys with only read and write permission are enough."""
         blob = make()
         for _ in range(2):
             send(bucket.objects, blob)
@@ -801,10 +788,10 @@ class TestS3:
         assert len(look(bucket.objects, blob)) == 2
 
     @with_versions
-    def test_notes_of_uploads_in_parts_leave_no_versions(
+    def test_the_note_of_an_upload_in_parts_leaves_no_versions(
         self, bucket: Bucket, make: Callable[..., Blob], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The bucket holds the object's version and nothing else, no delete marker either."""
+        """The bucket contains the object's version and nothing else, not even a delete marker."""
         monkeypatch.setattr(s3_module, "WHOLE", 0)
         send(bucket.objects, make())
         listed = bucket.s3.client().list_object_versions(Bucket=bucket.name)
@@ -813,7 +800,7 @@ class TestS3:
 
     @pytest.mark.parametrize("bucket", [False, True], indirect=True, ids=["plain", "versions"])
     def test_a_version_older_than_versioning_is_one_identity(self, bucket: Bucket, make: Callable[..., Blob]) -> None:
-        """The copy that a bucket held before it kept versions is the same as newest and as an older version."""
+        """A copy from before versioning has the same identity as the newest version and as an older one."""
         blob, client = make(), bucket.s3.client()
         send(bucket.objects, blob)
         before = set(look(bucket.objects, blob))
@@ -828,24 +815,24 @@ class TestS3:
             bucket.objects.delete(blob.oid, identity)
         assert look(bucket.objects, blob) == {}
 
-    def test_a_large_file_goes_in_parts_and_its_md5_is_not_known(
+    def test_a_large_file_is_sent_in_parts_and_its_md5_is_unknown(
         self, bucket: Bucket, make: Callable[..., Blob], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Whole, with no part and no note left."""
+        """The object is complete, and no part and no note is left."""
         monkeypatch.setattr(s3_module, "WHOLE", 2**20)
         monkeypatch.setattr(s3_module, "PART", 5 * 2**20)
-        blob, told = make(5 * 2**20 + 7), [0]
-        bucket.objects.upload(blob.oid, blob.path, "label", told.append)
+        blob, counts = make(5 * 2**20 + 7), [0]
+        bucket.objects.upload(blob.oid, blob.path, "label", counts.append)
         assert list(look(bucket.objects, blob).values()) == [StoredCopy(blob.size, None)]
         assert bucket.s3.files(bucket.name) == {bucket.key(blob): blob.path.read_bytes()}
         assert bucket.s3.remains(bucket.name) == []
-        assert sum(told) == blob.size
+        assert sum(counts) == blob.size
 
     @pytest.mark.parametrize("match", [r"partNumber=2", r"^POST .*uploadId", r"^PUT .*\.upload\?"])
-    def test_a_cut_upload_in_parts_is_aborted(
+    def test_an_interrupted_upload_in_parts_is_aborted(
         self, bucket: Bucket, make: Callable[..., Blob], monkeypatch: pytest.MonkeyPatch, match: str
     ) -> None:
-        """Wherever it is cut: nothing is stored, seen or not seen."""
+        """Nothing is stored, visible or hidden, wherever the upload breaks."""
         monkeypatch.setattr(s3_module, "WHOLE", 2**20)
         monkeypatch.setattr(s3_module, "PART", 5 * 2**20)
         blob = make(5 * 2**20 + 7)
@@ -855,50 +842,50 @@ class TestS3:
         assert bucket.s3.remains(bucket.name) == []
 
     def test_discard_leaves_another_publications_parts_alone(self, bucket: Bucket, make: Callable[..., Blob]) -> None:
-        """Parts of the same object that somebody else is sending right now."""
+        """Another publication is uploading parts of the same object."""
         blob, client = make(), bucket.s3.client()
         client.create_multipart_upload(Bucket=bucket.name, Key=bucket.key(blob))
         bucket.objects.discard(blob.oid, "label")
         assert bucket.s3.remains(bucket.name) == [bucket.key(blob)]
 
-    def test_a_file_that_was_cut_once_is_sent_whole(self, bucket: Bucket, make: Callable[..., Blob]) -> None:
-        """The client rewinds it."""
+    def test_an_upload_that_is_cut_once_is_repeated_completely(self, bucket: Bucket, make: Callable[..., Blob]) -> None:
+        """The client rewinds the file."""
         blob = make(400_000)
         bucket.s3.add_fault("^PUT", "cut body")
         send(bucket.objects, blob)
         assert bucket.s3.files(bucket.name) == {bucket.key(blob): blob.path.read_bytes()}
 
-    def test_no_rest_of_a_file_is_ever_sent(self, bucket: Bucket, make: Callable[..., Blob]) -> None:
-        """s3fs' own repetition would go on where the file was left; only botocore's is used, which rewinds."""
+    def test_no_upload_is_repeated_from_the_middle_of_the_file(self, bucket: Bucket, make: Callable[..., Blob]) -> None:
+        """The retry of s3fs would continue where the file stopped; only botocore's is used, which rewinds."""
         before = len(bucket.s3.requests)
         with faulty(bucket.s3, "^PUT", "cut body"), pytest.raises(DvcPushError, match="connection"):
             send(bucket.objects, make(400_000))
         assert bucket.s3.files(bucket.name) == {}
         assert sum(line.startswith("PUT") for line in bucket.s3.requests[before:]) <= 4
 
-    def test_a_lost_answer_leaves_the_copy_to_be_found(self, bucket: Bucket, make: Callable[..., Blob]) -> None:
-        """After an error the copy may stand there: looking tells."""
+    def test_a_copy_whose_answer_is_lost_is_found(self, bucket: Bucket, make: Callable[..., Blob]) -> None:
+        """After an error the copy may be there, and a look finds it."""
         blob = make()
         with faulty(bucket.s3, "^PUT", "lost answer"), pytest.raises(DvcPushError, match="connection"):
             send(bucket.objects, blob)
         assert len(look(bucket.objects, blob)) == 1
 
-    def test_an_etag_of_a_key_service_is_no_md5(self, bucket: Bucket, make: Callable[..., Blob]) -> None:
-        """Such a copy has a size alone; a plain one tells its content."""
+    def test_an_etag_of_a_key_service_is_not_an_md5(self, bucket: Bucket, make: Callable[..., Blob]) -> None:
+        """Only the size of such a copy is known; the MD5 of a plain copy is known too."""
         blob, client = make(), bucket.s3.client()
         words = {"Bucket": bucket.name, "Key": bucket.key(blob), "Body": blob.path.read_bytes()}
         client.put_object(**words, ServerSideEncryption="aws:kms")
         assert list(look(bucket.objects, blob).values()) == [StoredCopy(blob.size, None)]
         client.put_object(**words)
         assert list(look(bucket.objects, blob).values()) == [StoredCopy(blob.size, blob.oid)]
-        # as that service's ETags are: no listing shows whose they are
+        # a listing does not show which ETags come from a key service
         client.put_object(**{**words, "Body": bytes(blob.size)}, ServerSideEncryption="aws:kms")
         assert bucket.objects.survey() == {blob.oid: [StoredCopy(blob.size, None)]}
 
-    def test_a_survey_asks_only_for_what_a_listing_does_not_tell(
+    def test_a_survey_makes_extra_requests_only_for_what_a_listing_does_not_show(
         self, bucket: Bucket, make: Callable[..., Blob]
     ) -> None:
-        """The copy whose ETag is not its name; it is told to have other content."""
+        """The copy whose ETag is not its name costs a request, and is reported with other content."""
         right, wrong = make(), make()
         send(bucket.objects, right)
         other = bytes(wrong.size)
@@ -919,27 +906,27 @@ class TestS3:
             ("cut body", "connection", "internet"),
         ],
     )
-    def test_trouble_that_stays_says_what_to_do(
+    def test_a_persistent_error_names_its_remedy(
         self, bucket: Bucket, make: Callable[..., Blob], kind: s3_emulator.Kind, match: str, remedy: str
     ) -> None:
-        """And shows no credential."""
+        """The error contains no credential."""
         with faulty(bucket.s3, "^PUT", kind), pytest.raises(DvcPushError, match=match) as caught:
             send(bucket.objects, make())
         assert remedy in caught.value.remedy
         assert_no_secret(caught.value, s3_emulator.SECRETS)
 
-    def test_a_missing_bucket_is_said(self, s3: S3Emulator, tmp_path: Path, make: Callable[..., Blob]) -> None:
-        """By the first upload at the latest."""
+    def test_a_missing_bucket_is_reported(self, s3: S3Emulator, tmp_path: Path, make: Callable[..., Blob]) -> None:
+        """The first upload fails at the latest."""
         clone = new_clone(tmp_path / "clone")
         s3.configure_clone(clone, "nowhere")
         with opened(clone) as store, pytest.raises(DvcPushError, match="NoSuchBucket") as caught:
             send(store, make())
         assert ".dvc/config" in caught.value.remedy
 
-    def test_missing_keys_are_said(
+    def test_missing_keys_are_reported(
         self, s3: S3Emulator, tmp_path: Path, make: Callable[..., Blob], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """With the names of what is missing."""
+        """The remedy contains the names of the variables."""
         for name in s3_emulator.KEYS:
             monkeypatch.delenv(name)
         clone = new_clone(tmp_path / "clone")

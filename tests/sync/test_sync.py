@@ -1,12 +1,11 @@
-"""Claims on the vault, against a real Git remote, a real DVC remote and real processes that die.
+"""Claims on the transaction, against a real Git remote, a real DVC remote and real processes that die.
 
-Faults are put in where this project ends: between it and git (`wire`), and between it and the file system.
+Faults are injected at the boundaries of this project: between it and git (`wire`), and between it and the file system.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -18,13 +17,25 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import ROOT, RUN, SMALL_FILES, WEIGHTS, Stores, is_alive, run_git, write_run
+from publications import (
+    BRANCH,
+    OTHER,
+    STAMP,
+    accept_only,
+    identities,
+    md5_of,
+    nothing_changes,
+    objects_of,
+    publication,
+    publish,
+    refuse,
+)
 
 from lib.errors import DvcPushError, GitPushError, InDoubt, RunError, SyncError
 from lib.process import CommandTimedOut, Completed, run_command
@@ -34,34 +45,16 @@ from lib.sync import intent as journal
 from lib.sync import lease as lease_module
 from lib.sync import publish as publish_module
 from lib.sync import refs as refs_module
-from lib.sync import vault as vault_module
 from lib.sync.refs import Refs, RefUpdate
+from lib.sync.remotes import open_remotes
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of DVC's own
 
-BRANCH = "kaggle-train-detection-exp001-20250102-030405"
 HEAD = f"refs/heads/{BRANCH}"
-OTHER = "kaggle-train-detection-exp001-20250102-040506"
-STAMP = datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC)
-
-REFUSE_BRANCHES = """
-while read old new ref; do
-  case "$ref" in refs/heads/kaggle-train-*) echo "no new branches today" >&2; exit 1;; esac
-done
-"""
+RUNS = "refs/heads/kaggle-train-*"
 
 
-# ── doing ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def publication(clone: Path, branch: str = BRANCH) -> Publication:
-    """Give the publication of the run in a clone."""
-    return Publication(clone, branch, "Training of exp001\n", RUN, WEIGHTS, STAMP)
-
-
-def publish(clone: Path, branch: str = BRANCH, *, say: Callable[[str], object] = str) -> Published:
-    """Publish the run in a clone."""
-    return sync_outputs(publication(clone, branch), say=say)
+# ── steps ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 CHILD = """
@@ -78,7 +71,7 @@ print(sync_outputs(Publication(Path(clone), branch, "Training of exp001\\n", fol
 
 @contextmanager
 def publishing_process(clone: Path, branch: str = BRANCH, *, before: str = "") -> Iterator[subprocess.Popen[str]]:
-    """Publish in a process of its own, which is ended with all it started when the test leaves."""
+    """Publish in a subprocess, which is killed at the end of the block."""
     script = CHILD.format(before=before)
     words = [sys.executable, "-c", script, str(clone), branch, RUN, STAMP.isoformat(), ":".join(WEIGHTS)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -92,7 +85,7 @@ def publishing_process(clone: Path, branch: str = BRANCH, *, before: str = "") -
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> str:
-    """Return what a file says as soon as it is there; the process that writes it must live."""
+    """Return a file's text as soon as it is there; the process that writes it must be alive."""
     while not path.exists() or not path.read_text(encoding="utf-8"):
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
@@ -100,15 +93,15 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> str:
 
 
 def wait_for_end(pid: int) -> None:
-    """Return when a process that is no child of this one has ended."""
+    """Wait until a process that is not a child of this one has ended."""
     while is_alive(pid):
         time.sleep(0.02)
 
 
-def hold_branches(stores: Stores) -> tuple[Path, Path]:
-    """Let the Git remote hold every push of a branch: it writes its number to `reached` and waits for `go`.
+def pause_branches(stores: Stores) -> tuple[Path, Path]:
+    """Make the Git remote pause every push of a branch: it writes its process id to `reached` and waits for `go`.
 
-    It gives up after a minute, so that a test that fails leaves nothing running.
+    It gives up after a minute, so that a failing test leaves no process.
     """
     reached, go = stores.folder / "reached", stores.folder / "go"
     stores.write_hook(
@@ -127,25 +120,25 @@ Fault = Callable[[list[str]], str]
 
 
 class Wire:
-    """What stands between this project and git: it can cut a command off, or do something just before one.
+    """The boundary between this project and git: it can break a command, or do something just before one.
 
-    A fault names what happens to a command that speaks to the remote: `refused` (it does not happen and says so),
-    `late` (it does not happen and gives no answer), `lost` (it happens and gives no answer), or nothing.
+    A fault is what happens to a command that contacts the remote: `refused` (it does not happen and fails), `late` (it
+    does not happen and gets no answer), `lost` (it happens and gets no answer), or empty for no fault.
     """
 
     def __init__(self) -> None:
         self.fault: Fault = lambda _words: ""
         self.before_commit: dict[str, Callable[[], object]] = {}
-        self.spoken: list[list[str]] = []
+        self.commands: list[list[str]] = []
 
     def run_command(self, command: Sequence[str | Path], **options: Any) -> Completed:
-        """Run a command with the fault that was set."""
+        """Run a command with the current fault."""
         words = [str(word) for word in command]
         if words[1] not in ("push", "ls-remote", "fetch"):
             return run_command(command, **options)
         if created := created_branch(words):
             self.before_commit.pop(created, lambda: None)()
-        self.spoken.append(words)
+        self.commands.append(words)
         fault = self.fault(words)
         if fault == "refused":
             command = ["sh", "-c", "echo 'fatal: unable to access the remote' >&2; exit 128"]
@@ -158,61 +151,50 @@ class Wire:
 
 
 def created_branch(words: Sequence[str]) -> str:
-    """Give the branch that a command would create on the remote: only the commit push does."""
+    """Return the branch that a command creates on the remote: only the commit push creates one."""
     if words[1] != "push":
         return ""
     return next((word.partition(":refs/heads/")[2] for word in words if ":refs/heads/" in word and word[0] != "-"), "")
 
 
 def when(fits: Callable[[list[str]], object], fault: str) -> Fault:
-    """Cut every command that fits."""
+    """Return the fault for every command that fits, and none for others."""
     return lambda words: fault if fits(words) else ""
 
 
 @pytest.fixture
 def wire(monkeypatch: pytest.MonkeyPatch) -> Wire:
-    """Give the wire to the Git remote."""
+    """Return the boundary to the Git remote."""
     wire = Wire()
     monkeypatch.setattr(refs_module, "run_command", wire.run_command)
     return wire
 
 
 class Clock:
-    """A clock that can jump, for the machine that slept."""
+    """A clock that can jump ahead, as for a machine that slept."""
 
     def __init__(self) -> None:
         self.ahead = 0.0
         self._real = time.monotonic
 
     def monotonic(self) -> float:
-        """Give the time."""
+        """Return the time."""
         return self._real() + self.ahead
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """Give the clock by which leases expire."""
+    """Return the clock by which leases expire."""
     clock = Clock()
     monkeypatch.setattr(time, "monotonic", clock.monotonic)
     return clock
 
 
-# ── looking ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── checks ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def md5(path: Path) -> str:
-    """Give an object's name."""
-    return hashlib.md5(path.read_bytes()).hexdigest()
-
-
-def identities(stores: Stores) -> dict[Path, tuple[int, int]]:
-    """Give every file of the DVC remote with what changes when it is written again."""
-    files = [stores.storage / name for name in stores.objects()]
-    return {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in files}
-
-
-def assert_branches_are_whole(stores: Stores) -> None:
-    """Check that every object a visible branch names stands on the DVC remote, with its content."""
+def assert_branches_are_complete(stores: Stores) -> None:
+    """Check that every object that a visible branch names is on the DVC remote, with its content."""
     for ref in stores.refs():
         if not ref.startswith("refs/heads/"):
             continue
@@ -223,48 +205,30 @@ def assert_branches_are_whole(stores: Stores) -> None:
             wanted = next(line.split("md5: ")[1] for line in text.splitlines() if "md5: " in line)
             path = stores.object_path(wanted)
             assert path.is_file(), f"{ref} names {name}, whose object is not there"
-            assert md5(path) == wanted
+            assert md5_of(path.read_bytes()) == wanted
 
 
 def assert_published(stores: Stores, clone: Path, branch: str = BRANCH) -> None:
-    """Check that the branch has every object of the run, and no intent is left."""
+    """Check that the branch has every object of the run, and that no intent is left."""
     assert f"refs/heads/{branch}" in stores.refs()
-    assert_branches_are_whole(stores)
-    for name in WEIGHTS:
-        assert stores.object_path(md5(clone / name)).read_bytes() == (clone / name).read_bytes()
+    assert_branches_are_complete(stores)
+    assert objects_of(clone).items() <= stores.objects().items()
     assert stores.intents() == []
 
 
-@contextmanager
-def nothing_changes(stores: Stores) -> Iterator[None]:
-    """Both remotes, the models and the clone's status are after the block what they were before it."""
-
-    def world() -> dict[str, object]:
-        clone = stores.clone
-        return {
-            "refs": stores.refs(),
-            "objects": identities(stores),
-            "models": {name: (clone / name).read_bytes() for name in WEIGHTS},
-            "files": sorted(path for path in (clone / "artifacts").rglob("*") if path.is_file()),
-            "status": run_git("status", "--porcelain", "--untracked-files=all", cwd=clone),
-            "index": run_git("ls-files", "--stage", cwd=clone),
-            "local refs": run_git("for-each-ref", cwd=clone),
-            "head": run_git("rev-parse", "--symbolic-full-name", "HEAD", cwd=clone),
-        }
-
-    before = world()
-    yield
-    assert world() == before
+def first_object(stores: Stores) -> Path:
+    """Return the path of the first model's object on the DVC remote."""
+    return stores.object_path(md5_of((stores.clone / WEIGHTS[0]).read_bytes()))
 
 
-def show_json(stores: Stores, ref: str) -> dict[str, Any]:
-    """Give the record of an intent."""
+def record_of(stores: Stores, ref: str) -> dict[str, Any]:
+    """Return the record of an intent."""
     record: dict[str, Any] = json.loads(run_git("show", f"{ref}:intent.json", cwd=stores.origin))
     return record
 
 
 def plant_intent(stores: Stores, text: str, name: str = "planted") -> str:
-    """Put an intent on the Git remote that this version did not write."""
+    """Store an intent with this text on the Git remote."""
     path = stores.folder / "intent.json"
     path.write_text(text, encoding="utf-8")
     blob = run_git("hash-object", "-w", path, cwd=stores.origin)
@@ -280,12 +244,12 @@ def plant_intent(stores: Stores, text: str, name: str = "planted") -> str:
 
 
 def git_side_commit(stores: Stores) -> str:
-    """Give a commit beside the main branch, with the same files."""
+    """Return a commit on top of the main branch, with the same files."""
     return run_git("commit-tree", "main^{tree}", "-p", "main", "-m", "side", cwd=stores.origin)
 
 
 def leave_an_intent(stores: Stores, wire: Wire, clone: Path, branch: str = BRANCH) -> str:
-    """Publish up to the commit push and lose the network there for good: objects and an intent stay. Give its ref."""
+    """Publish, and lose the network at the commit push: objects and an intent stay. Return the intent's ref."""
     cut: list[bool] = []
 
     def fault(words: list[str]) -> str:
@@ -304,8 +268,8 @@ def leave_an_intent(stores: Stores, wire: Wire, clone: Path, branch: str = BRANC
 # ── publishing ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_published_branch_gives_the_same_bytes_to_a_second_clone(stores: Stores) -> None:
-    """What users do to get a model: check the branch out and `dvc pull`, by DVC itself."""
+def test_a_second_clone_pulls_the_same_bytes(stores: Stores) -> None:
+    """Users check the branch out and run `dvc pull`: DVC itself gets the models."""
     from dvc.repo import Repo
 
     published = publish(stores.clone)
@@ -318,8 +282,8 @@ def test_a_published_branch_gives_the_same_bytes_to_a_second_clone(stores: Store
         assert (second / name).read_bytes() == (stores.clone / name).read_bytes()
 
 
-def test_a_publication_holds_the_whole_folder_and_nothing_else(stores: Stores) -> None:
-    """Ignored pictures too; the models themselves are not in Git, and what is outside the folder is not touched."""
+def test_a_publication_contains_the_whole_folder_and_nothing_else(stores: Stores) -> None:
+    """Ignored images are included; the models themselves are not in Git, and files outside the folder are not added."""
     odd = ["a b.txt", "-dash.txt", "star*.txt", "é.txt", ".hidden", "deep/er/x.png", ":(top)x.txt"]
     for name in odd:
         path = stores.clone / RUN / name
@@ -335,8 +299,8 @@ def test_a_publication_holds_the_whole_folder_and_nothing_else(stores: Stores) -
     assert set(changed[:-1:2]) == {"A"}
 
 
-def test_files_that_are_to_be_left_out_stay_here(stores: Stores) -> None:
-    """By name, wherever they are in the folder."""
+def test_files_that_are_left_out_are_not_published(stores: Stores) -> None:
+    """They are found by name, anywhere in the folder."""
     run = publication(stores.clone)
     sync_outputs(Publication(**{**vars(run), "leave_out": frozenset({"results.png"})}), say=str)
     names = run_git("ls-tree", "-r", "--name-only", BRANCH, cwd=stores.origin).splitlines()
@@ -344,8 +308,8 @@ def test_files_that_are_to_be_left_out_stay_here(stores: Stores) -> None:
     assert f"{RUN}/train/args.yaml" in names
 
 
-def test_publishing_touches_neither_index_nor_head_nor_branch_nor_status(stores: Stores) -> None:
-    """Somebody may be in the middle of a change."""
+def test_publishing_changes_neither_index_nor_head_nor_branch_nor_status(stores: Stores) -> None:
+    """The user may have staged and unstaged changes."""
     clone = stores.clone
     run_git("switch", "--quiet", "--create", "work", cwd=clone)
     (clone / "staged.py").write_text("staged\n", encoding="utf-8")
@@ -375,7 +339,7 @@ def test_publishing_touches_neither_index_nor_head_nor_branch_nor_status(stores:
 
 
 def test_a_detached_head_publishes(stores: Stores) -> None:
-    """A notebook clones a commit, not a branch."""
+    """A notebook checks out a commit, not a branch."""
     run_git("checkout", "--quiet", "--detach", cwd=stores.clone)
     publish(stores.clone)
     assert_published(stores, stores.clone)
@@ -394,18 +358,18 @@ def test_a_shallow_clone_publishes(stores: Stores) -> None:
     assert_published(stores, shallow)
 
 
-def test_a_retry_says_so_and_changes_nothing(stores: Stores) -> None:
-    """A cell is run twice, or a session goes on in another one."""
+def test_a_second_call_reports_the_publication_and_changes_nothing(stores: Stores) -> None:
+    """A cell is run twice, or a session is resumed in another one."""
     first = publish(stores.clone)
-    said: list[str] = []
+    lines: list[str] = []
     with nothing_changes(stores):
-        again = publish(stores.clone, say=said.append)
+        again = publish(stores.clone, say=lines.append)
     assert again == Published(BRANCH, first.commit, 0, before=True)
-    assert any("published already" in line for line in said)
+    assert any("published already" in line for line in lines)
 
 
 def test_two_branches_of_the_same_content_share_its_objects(stores: Stores) -> None:
-    """The second sends nothing, and does not write the object again."""
+    """The second uploads nothing and does not rewrite the objects."""
     publish(stores.clone)
     before = identities(stores)
     second = stores.clone_again()
@@ -416,8 +380,8 @@ def test_two_branches_of_the_same_content_share_its_objects(stores: Stores) -> N
     assert_published(stores, second, OTHER)
 
 
-def test_nobody_is_given_advice_by_dvc(stores: Stores) -> None:
-    """`git add …` is what the publication does itself; in a notebook the advice would mislead."""
+def test_the_advice_of_dvc_is_not_shown(stores: Stores) -> None:
+    """The publication itself does `git add …`; in a notebook the advice would mislead."""
     with publishing_process(stores.clone) as process:  # where DVC's logger writes to the real streams
         shown = "".join(process.communicate())
     assert "Phase 4" in shown
@@ -425,8 +389,8 @@ def test_nobody_is_given_advice_by_dvc(stores: Stores) -> None:
         assert advice not in shown
 
 
-def test_files_are_uploaded_side_by_side(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each waits here until the other one has begun."""
+def test_files_are_uploaded_concurrently(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each upload waits here until the other one has begun."""
     begun = threading.Barrier(len(WEIGHTS), timeout=30)
     copy = shutil.copyfile
 
@@ -439,39 +403,45 @@ def test_files_are_uploaded_side_by_side(stores: Stores, monkeypatch: pytest.Mon
     assert_published(stores, stores.clone)
 
 
-def test_uploads_show_bytes_rate_and_time_left(stores: Stores, capsys: pytest.CaptureFixture[str]) -> None:
-    """One bar for all of them, to the last byte; none where there is nothing to send."""
+def test_uploads_show_bytes_time_and_rate(stores: Stores, capsys: pytest.CaptureFixture[str]) -> None:
+    """One bar shows all uploads, to the last byte; there is none if nothing is uploaded."""
     publish(stores.clone)
-    assert re.search(r"uploading: 100%.* 9\.77k/9\.77k \[\d+:\d+<\d+:\d+, .*B/s\]", capsys.readouterr().err)
+    assert re.search(r"\r  uploading: 0\.0 MiB in .* s \(.* MiB/s\) *\n", capsys.readouterr().out)
     publish(stores.clone, OTHER)
-    assert "uploading" not in capsys.readouterr().err
+    assert "uploading" not in capsys.readouterr().out
 
 
-def test_the_four_phases_are_told(stores: Stores) -> None:
-    """In order, as the users' own manual names them."""
-    said: list[str] = []
-    publish(stores.clone, say=said.append)
-    phases = [line.split(" (")[0] for line in said if line.startswith("Phase")]
+def test_the_four_phases_are_reported(stores: Stores) -> None:
+    """They are in order, with the names of the users' manual."""
+    lines: list[str] = []
+    publish(stores.clone, say=lines.append)
+    phases = [line.split(" (")[0] for line in lines if line.startswith("Phase")]
     assert phases == ["Phase 1: DVC add", "Phase 2: DVC push", "Phase 3: Git staging", "Phase 4: Git push"]
 
 
-# ── failing and undoing ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── failing and rolling back ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_refused_branch_leaves_nothing(stores: Stores) -> None:
-    """No branch, no intent, no object, no `.dvc` file, no ignore line; the models where they are; and the reason."""
-    stores.write_hook("pre-receive", REFUSE_BRANCHES)
+    """No branch, intent, object, `.dvc` file or ignore line is left; the models are in place; the cause is reported."""
+    refuse(stores, RUNS)
     with nothing_changes(stores), pytest.raises(GitPushError) as caught:
         publish(stores.clone)
     assert stores.objects() == {}
-    told = str(caught.value)
-    for part in ("Git push failed", "no new branches today", "State: everything is undone", WEIGHTS[0], "What to do: "):
-        assert part in told
+    message = str(caught.value)
+    for part in (
+        "Git push failed",
+        "no new branches today",
+        "State: everything is rolled back",
+        WEIGHTS[0],
+        "What to do: ",
+    ):
+        assert part in message
 
 
 def test_a_retry_after_a_refusal_publishes_once(stores: Stores) -> None:
-    """The first failure leaves nothing in the way of the second call."""
-    stores.write_hook("pre-receive", REFUSE_BRANCHES)
+    """The first failure leaves nothing that stops the second call."""
+    refuse(stores, RUNS)
     with pytest.raises(GitPushError):
         publish(stores.clone)
     stores.remove_hook("pre-receive")
@@ -480,22 +450,22 @@ def test_a_retry_after_a_refusal_publishes_once(stores: Stores) -> None:
     assert list(stores.refs()) == [HEAD]
 
 
-def test_ignore_lines_and_dvc_files_that_stood_there_come_back(stores: Stores) -> None:
-    """What the user wrote there is not the publication's to remove."""
+def test_earlier_ignore_lines_and_dvc_files_are_restored(stores: Stores) -> None:
+    """The user's own lines and files are not deleted by a rollback."""
     folder = (stores.clone / WEIGHTS[0]).parent
     (folder / ".gitignore").write_text("# mine, without a line's end\n/cache", encoding="utf-8")
     (folder / "best.pt.dvc").write_text(
         f"outs:\n- md5: {'ab' * 16}\n  size: 1\n  hash: md5\n  path: best.pt\n", encoding="utf-8"
     )
-    stores.write_hook("pre-receive", REFUSE_BRANCHES)
+    refuse(stores, RUNS)
     before = {path: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(GitPushError):
         publish(stores.clone)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_a_git_remote_that_takes_no_intent_leaves_nothing_and_is_blamed(stores: Stores) -> None:
-    """A token that may only read: no object is sent, and nobody is sent to look after Google Drive."""
+def test_a_git_remote_that_refuses_the_intent_is_reported_and_nothing_is_left(stores: Stores) -> None:
+    """The token is read-only: no object is uploaded, and the remedy does not point at Google Drive."""
     stores.write_hook("pre-receive", "echo 'read-only token' >&2; exit 1")
     with nothing_changes(stores), pytest.raises(GitPushError) as caught:
         publish(stores.clone)
@@ -503,30 +473,26 @@ def test_a_git_remote_that_takes_no_intent_leaves_nothing_and_is_blamed(stores: 
     assert "DVC push failed" not in str(caught.value)
 
 
-def test_where_a_host_takes_branches_alone_the_intent_is_a_branch_and_gone_afterwards(stores: Stores) -> None:
-    """Chosen by itself, said, and seen by who recovers; nothing of it is left beside the publication."""
-    stores.write_hook(
-        "pre-receive", "while read old new ref; do case $ref in refs/heads/*|refs/tags/*) ;; *) exit 1;; esac; done"
-    )
-    said: list[str] = []
-    publish(stores.clone, say=said.append)
+def test_the_intent_is_a_temporary_branch_if_the_host_accepts_only_branches(stores: Stores) -> None:
+    """This is chosen and reported automatically; no such branch is left after the publication."""
+    accept_only(stores, "refs/heads/*|refs/tags/*")
+    lines: list[str] = []
+    publish(stores.clone, say=lines.append)
     assert_published(stores, stores.clone)
-    assert any("refuses refs/intents/" in line for line in said)
+    assert any("refuses refs/intents/" in line for line in lines)
 
 
-def test_a_failure_is_undone_where_the_intent_is_a_branch(stores: Stores) -> None:
-    """The place is another, the protocol is not."""
-    stores.write_hook(
-        "pre-receive", "while read old new ref; do case $ref in refs/heads/kaggle-intents/*) ;; *) exit 1;; esac; done"
-    )
+def test_a_failure_is_rolled_back_if_the_intent_is_a_branch(stores: Stores) -> None:
+    """The ref has another name, the protocol is the same."""
+    accept_only(stores, "refs/heads/kaggle-intents/*")
     with nothing_changes(stores), pytest.raises(GitPushError, match="Git push failed"):
         publish(stores.clone)
 
 
-def test_a_git_remote_that_cannot_be_read_is_not_told_as_a_failure_of_the_dvc_remote(
+def test_a_git_remote_that_cannot_be_read_is_not_reported_as_a_failure_of_the_dvc_remote(
     stores: Stores, wire: Wire
 ) -> None:
-    """Every step that asks Git blames Git; the remedy names no Drive."""
+    """The remedy of a step that reads Git does not point at Drive."""
     wire.fault = lambda words: (
         "refused" if words[1] == "ls-remote" and "refs/heads/kaggle-checkpoint-*" in words else ""
     )
@@ -537,24 +503,26 @@ def test_a_git_remote_that_cannot_be_read_is_not_told_as_a_failure_of_the_dvc_re
 
 
 def test_a_commit_push_without_an_answer_is_a_git_push_error(stores: Stores, wire: Wire) -> None:
-    """A time-out is as much a failed push as a refusal is."""
+    """A timeout is reported as a failed push, as a refusal is."""
     wire.fault = when(created_branch, "late")
     with nothing_changes(stores), pytest.raises(GitPushError) as caught:
         publish(stores.clone)
     assert "Git push failed" in str(caught.value)
 
 
-def test_a_dvc_remote_that_cannot_be_asked_leaves_nothing(stores: Stores) -> None:
+def test_a_dvc_remote_that_cannot_be_read_leaves_nothing(stores: Stores) -> None:
     """Here its folder `files` is a file."""
     (stores.storage / "files").write_text("in the way", encoding="utf-8")
     with nothing_changes(stores), pytest.raises(DvcPushError) as caught:
         publish(stores.clone)
-    for part in ("DVC push failed", "State: everything is undone", WEIGHTS[0], "What to do: "):
+    for part in ("DVC push failed", "State: everything is rolled back", WEIGHTS[0], "What to do: "):
         assert part in str(caught.value)
 
 
-def test_a_dvc_remote_that_fills_up_in_mid_copy_leaves_nothing(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first file is there, half of the second; both go, and so does the half."""
+def test_a_dvc_remote_that_fills_up_during_a_copy_leaves_nothing(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The complete first file and the half second one are both deleted."""
     copied: list[str] = []
 
     def copy_half(source: Path, target: Path) -> None:
@@ -564,18 +532,18 @@ def test_a_dvc_remote_that_fills_up_in_mid_copy_leaves_nothing(stores: Stores, m
         if len(copied) > 1:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(publish_module, "SIDE_BY_SIDE", 1)
+    monkeypatch.setattr(publish_module, "CONCURRENT_UPLOADS", 1)
     monkeypatch.setattr(shutil, "copyfile", copy_half)
     with nothing_changes(stores), pytest.raises(DvcPushError) as caught:
         publish(stores.clone)
     assert len(copied) == 2
     assert stores.objects() == {}
-    for part in ("DVC push failed", "No space left on device", "State: everything is undone"):
+    for part in ("DVC push failed", "No space left on device", "State: everything is rolled back"):
         assert part in str(caught.value)
 
 
-def test_an_interrupt_in_mid_upload_leaves_nothing(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C is undone like any failure, and stays Ctrl-C."""
+def test_an_interrupt_during_an_upload_leaves_nothing(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C is rolled back like any failure, and KeyboardInterrupt is raised."""
 
     def interrupted(_source: Path, _target: Path) -> None:
         raise KeyboardInterrupt
@@ -585,8 +553,8 @@ def test_an_interrupt_in_mid_upload_leaves_nothing(stores: Stores, monkeypatch: 
         publish(stores.clone)
 
 
-def test_an_upload_that_does_not_arrive_whole_is_not_published(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store that says yes and keeps half of it is found out before the branch."""
+def test_an_incomplete_upload_is_not_published(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that reports success and keeps half of the file is found before the commit push."""
     monkeypatch.setattr(shutil, "copyfile", lambda _source, target: Path(target).write_bytes(b"half"))
     with nothing_changes(stores), pytest.raises(DvcPushError, match="4 bytes instead of 5000"):
         publish(stores.clone)
@@ -595,7 +563,7 @@ def test_an_upload_that_does_not_arrive_whole_is_not_published(stores: Stores, m
 def test_a_model_that_is_written_during_its_upload_is_not_published(
     stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The object would have another content than its name."""
+    """The object's content would not match its name."""
     copy = shutil.copyfile
 
     def copy_and_write(source: Path, target: Path) -> None:
@@ -603,37 +571,37 @@ def test_a_model_that_is_written_during_its_upload_is_not_published(
         Path(source).write_bytes(Path(source).read_bytes()[::-1])
 
     monkeypatch.setattr(shutil, "copyfile", copy_and_write)
-    with pytest.raises(SyncError, match="was written while it was published"):
+    with pytest.raises(SyncError, match="was written to during its upload"):
         publish(stores.clone)
     assert (stores.refs(), stores.objects()) == ({}, {})
 
 
 @pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(b"")], ids=["missing", "empty"])
-def test_a_missing_or_empty_model_is_told_before_anything_is_asked(
+def test_a_missing_or_empty_model_is_reported_before_any_request(
     stores: Stores, wire: Wire, spoil: Callable[[Path], object]
 ) -> None:
-    """No remote is spoken to."""
+    """No remote is contacted."""
     spoil(stores.clone / WEIGHTS[0])
     with pytest.raises(SyncError, match=r"best\.pt is missing or empty"):
         publish(stores.clone)
-    assert wire.spoken == []
+    assert wire.commands == []
     assert stores.objects() == {}
 
 
-def test_an_object_that_stood_there_before_stays_after_a_failure(stores: Stores) -> None:
-    """It is somebody's, although no branch names it; what this run added goes."""
-    path = stores.object_path(md5(stores.clone / WEIGHTS[0]))
+def test_an_object_that_was_stored_before_stays_after_a_failure(stores: Stores) -> None:
+    """It stays although no branch names it; the objects that this run added are deleted."""
+    path = first_object(stores)
     path.parent.mkdir(parents=True)
     shutil.copyfile(stores.clone / WEIGHTS[0], path)
-    stores.write_hook("pre-receive", REFUSE_BRANCHES)
+    refuse(stores, RUNS)
     with nothing_changes(stores), pytest.raises(GitPushError):
         publish(stores.clone)
     assert list(stores.objects()) == [path.relative_to(stores.storage).as_posix()]
 
 
-def test_a_damaged_object_that_stood_there_stops_the_publication_and_stays(stores: Stores) -> None:
-    """A branch that names it could not be pulled; deleting it is not this run's to decide."""
-    path = stores.object_path(md5(stores.clone / WEIGHTS[0]))
+def test_a_damaged_object_that_was_stored_before_stops_the_publication_and_stays(stores: Stores) -> None:
+    """A branch that names it could not be pulled; this run must not delete it."""
+    path = first_object(stores)
     path.parent.mkdir(parents=True)
     path.write_bytes(b"cut")
     with nothing_changes(stores), pytest.raises(DvcPushError, match="3 bytes instead of 5000"):
@@ -644,7 +612,7 @@ def test_a_damaged_object_that_stood_there_stops_the_publication_and_stays(store
 def test_an_object_that_anything_on_the_git_remote_names_stays_after_a_failure(
     stores: Stores, wire: Wire, named_by: str
 ) -> None:
-    """Another run published the same content in the middle of this one, which sent it and then failed."""
+    """Another run published the same content during this run, which had uploaded it and then failed."""
     second = stores.clone_again()
     write_run(second)
 
@@ -658,7 +626,7 @@ def test_an_object_that_anything_on_the_git_remote_names_stays_after_a_failure(
             git("tag", "--annotate", "-mkept", "v1", commit)
         elif named_by == "history":  # a later commit without any file of the run
             git("update-ref", "refs/heads/after", git("commit-tree", "main^{tree}", "-p", commit, "-m", "x"))
-        elif named_by == "merge":  # whose parents do not have it
+        elif named_by == "merge":  # whose parents do not contain it
             merge = git("commit-tree", f"{commit}^{{tree}}", "-p", "main", "-p", git_side_commit(stores), "-m", "x")
             git("update-ref", "refs/heads/merged", merge)
         if named_by != "branch":
@@ -673,8 +641,8 @@ def test_an_object_that_anything_on_the_git_remote_names_stays_after_a_failure(
     assert len(stores.objects()) == 2
 
 
-def test_a_branch_of_that_name_with_other_content_is_not_touched(stores: Stores) -> None:
-    """Two runs of one second, say."""
+def test_a_branch_of_that_name_with_other_content_is_not_changed(stores: Stores) -> None:
+    """Two runs may have the same time stamp."""
     run_git("update-ref", HEAD, "main", cwd=stores.origin)
     with nothing_changes(stores), pytest.raises(GitPushError) as caught:
         publish(stores.clone)
@@ -683,20 +651,20 @@ def test_a_branch_of_that_name_with_other_content_is_not_touched(stores: Stores)
     assert stores.objects() == {}
 
 
-def test_a_branch_of_that_name_that_appears_in_between_is_not_touched(stores: Stores, wire: Wire) -> None:
-    """The last push creates or fails; it never moves."""
+def test_a_branch_of_that_name_that_appears_meanwhile_is_not_changed(stores: Stores, wire: Wire) -> None:
+    """The commit push creates the branch or fails; it never moves one."""
     main = run_git("rev-parse", "main", cwd=stores.origin)
     wire.before_commit[BRANCH] = lambda: run_git("update-ref", HEAD, main, cwd=stores.origin)
     with pytest.raises(GitPushError) as caught:
         publish(stores.clone)
-    assert "supports atomic pushes" not in str(caught.value)  # git's own message speaks of them, but that is not it
+    assert "supports atomic pushes" not in str(caught.value)  # git's message mentions them, but they are not the cause
     assert stores.refs() == {HEAD: main}
     assert stores.objects() == {}
 
 
-def test_a_clone_whose_origin_moved_asks_the_new_one(stores: Stores) -> None:
-    """What it kept of the old one decides nothing: an unfinished intent is found where it now is."""
-    stores.write_hook("pre-receive", REFUSE_BRANCHES)
+def test_a_clone_whose_origin_moved_reads_the_new_one(stores: Stores) -> None:
+    """The mirror of the old remote is not used: an unfinished intent is found on the new one."""
+    refuse(stores, RUNS)
     with pytest.raises(GitPushError):
         publish(stores.clone)
     moved = stores.folder / "moved.git"
@@ -714,19 +682,21 @@ def test_a_clone_whose_origin_moved_asks_the_new_one(stores: Stores) -> None:
 # ── every fault at every step ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def assert_settles(stores: Stores, other: Path, branch: str, objects: dict[str, bytes], error: RunError | None) -> None:
-    """Check after a fault: branches are whole, the error tells the truth, and recovering gives all or nothing."""
-    assert_branches_are_whole(stores)
+def assert_recovers(
+    stores: Stores, other: Path, branch: str, objects: dict[str, bytes], error: RunError | None
+) -> None:
+    """Check after a fault that branches are complete, the error is true, and recovery ends in all or nothing."""
+    assert_branches_are_complete(stores)
     published = f"refs/heads/{branch}" in stores.refs()
     if error is None:
         assert published
-    elif "everything is undone" in str(error):
+    elif "everything is rolled back" in str(error):
         assert not published
         assert (stores.intents(), stores.objects()) == ([], objects)
     if error is not None:
         assert recover(other, older_than=0, say=str) == 0
     assert stores.intents() == []
-    assert_branches_are_whole(stores)
+    assert_branches_are_complete(stores)
     if f"refs/heads/{branch}" in stores.refs():
         assert_published(stores, stores.clone, branch)
     else:
@@ -736,36 +706,36 @@ def assert_settles(stores: Stores, other: Path, branch: str, objects: dict[str, 
 @pytest.mark.slow
 @pytest.mark.parametrize("lasting", [False, True], ids=["once", "from-then-on"])
 @pytest.mark.parametrize("kind", ["refused", "lost"])
-def test_a_fault_at_any_word_to_the_git_remote_ends_in_all_or_nothing(
+def test_a_fault_at_any_command_to_the_git_remote_ends_in_all_or_nothing(
     stores: Stores, wire: Wire, kind: str, lasting: bool
 ) -> None:
-    """The first command fails, then the second, …, until the publication runs through."""
+    """The first command fails, then the second, …, until the publication completes before its fault."""
     other = stores.clone_again()
     for step in range(1, 30):
         write_run(stores.clone, seed=step)
         branch, objects = f"kaggle-train-{step}", stores.objects()
-        wire.spoken = []
+        wire.commands = []
         wire.fault = lambda _words, at=step: (
-            kind if len(wire.spoken) == at or (lasting and len(wire.spoken) > at) else ""
+            kind if len(wire.commands) == at or (lasting and len(wire.commands) > at) else ""
         )  # type: ignore[misc]
         error = None
         try:
             publish(stores.clone, branch)
         except RunError as caught:
             error = caught
-        reached = len(wire.spoken) >= step
+        reached = len(wire.commands) >= step
         wire.fault = lambda _words: ""
-        assert_settles(stores, other, branch, objects, error)
+        assert_recovers(stores, other, branch, objects, error)
         if not reached:
             assert step > 5
             return
-    pytest.fail("a publication speaks that often to the Git remote?")
+    pytest.fail("a publication sends more than 29 commands to the Git remote")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["refused", "lost"])
-def test_a_fault_at_any_word_of_an_undoing_ends_in_all_or_nothing(stores: Stores, wire: Wire, kind: str) -> None:
-    """The branch is refused, and then one command of the clean-up fails too."""
+def test_a_fault_at_any_command_of_a_rollback_ends_in_all_or_nothing(stores: Stores, wire: Wire, kind: str) -> None:
+    """The branch is refused, and then one command of the rollback fails too."""
     other = stores.clone_again()
     for step in range(1, 30):
         write_run(stores.clone, seed=step)
@@ -781,32 +751,32 @@ def test_a_fault_at_any_word_of_an_undoing_ends_in_all_or_nothing(stores: Stores
         with pytest.raises(RunError) as caught:
             publish(stores.clone, branch)
         wire.fault = lambda _words: ""
-        assert_settles(stores, other, branch, objects, caught.value)
+        assert_recovers(stores, other, branch, objects, caught.value)
         if len(after) <= step:
             assert step > 4
             return
-    pytest.fail("an undoing speaks that often to the Git remote?")
+    pytest.fail("a rollback sends more than 29 commands to the Git remote")
 
 
 # ── lost answers ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_publication_whose_last_answer_is_lost_counts_as_done(stores: Stores, wire: Wire) -> None:
-    """The Git remote is asked, and shows the branch."""
+def test_a_publication_whose_last_answer_is_lost_succeeds(stores: Stores, wire: Wire) -> None:
+    """The Git remote is read and shows the branch."""
     wire.fault = when(created_branch, "lost")
     assert publish(stores.clone) == Published(BRANCH, stores.refs()[HEAD], 10_000)
     assert_published(stores, stores.clone)
 
 
-def test_a_push_that_arrives_after_it_was_asked_for_counts_as_done(stores: Stores, wire: Wire) -> None:
-    """It stood in a queue: first there is no branch, then there is, with no intent left to undo."""
+def test_a_push_that_arrives_after_the_remote_was_read_counts_as_done(stores: Stores, wire: Wire) -> None:
+    """The push was delayed: first there is no branch, then there is one, and no intent to roll back."""
     held: list[list[str]] = []
 
     def fault(words: list[str]) -> str:
         if created_branch(words):
             held.append(words)
             return "late"
-        if held and words[1] == "fetch":  # the question was answered with no; now the push arrives
+        if held and words[1] == "fetch":  # the branch was not there when it was read; now the push arrives
             run_command(held.pop(), cwd=stores.clone)
         return ""
 
@@ -817,8 +787,8 @@ def test_a_push_that_arrives_after_it_was_asked_for_counts_as_done(stores: Store
         assert (stores.clone / f"{name}.dvc").exists()
 
 
-def test_an_interrupt_in_the_last_push_leaves_a_finished_publication_whole(stores: Stores, wire: Wire) -> None:
-    """Ctrl-C came when there was nothing left to undo."""
+def test_an_interrupt_during_the_commit_push_leaves_a_finished_publication(stores: Stores, wire: Wire) -> None:
+    """Ctrl-C arrives after the push has happened: there is nothing to roll back."""
 
     def interrupt(words: list[str]) -> str:
         if created_branch(words):
@@ -827,15 +797,15 @@ def test_an_interrupt_in_the_last_push_leaves_a_finished_publication_whole(store
         return ""
 
     wire.fault = interrupt
-    said: list[str] = []
+    lines: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        publish(stores.clone, say=said.append)
+        publish(stores.clone, say=lines.append)
     assert_published(stores, stores.clone)
-    assert said[-1] == f"{BRANCH} is published."
+    assert lines[-1] == f"{BRANCH} is published."
 
 
 def lose_the_network_at_the_last_push(wire: Wire, kind: str) -> None:
-    """Let the commit push happen (`lost`) or not (`late`), and let nothing be answered from then on."""
+    """Make the commit push happen (`lost`) or not (`late`), and answer no request from then on."""
     cut: list[bool] = []
 
     def fault(words: list[str]) -> str:
@@ -848,11 +818,11 @@ def lose_the_network_at_the_last_push(wire: Wire, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["lost", "late"])
-@pytest.mark.parametrize("settler", ["again", "recover", "recover here"])
-def test_a_run_in_doubt_keeps_everything_until_it_is_settled(
-    stores: Stores, wire: Wire, kind: str, settler: str
+@pytest.mark.parametrize("resolution", ["again", "recover", "recover here"])
+def test_a_run_in_doubt_keeps_everything_until_the_doubt_is_resolved(
+    stores: Stores, wire: Wire, kind: str, resolution: str
 ) -> None:
-    """Whether it is published cannot be known: nothing is deleted, and each way to settle it gives all or nothing."""
+    """Nothing is deleted while the state is unknown; each way to resolve it ends in all or nothing."""
     lose_the_network_at_the_last_push(wire, kind)
     with pytest.raises(InDoubt) as caught:
         publish(stores.clone)
@@ -865,19 +835,19 @@ def test_a_run_in_doubt_keeps_everything_until_it_is_settled(
         assert (stores.clone / f"{name}.dvc").exists()
     for part in (BRANCH, "State: everything is kept", "What to do: ", "recover"):
         assert part in str(caught.value)
-    if settler == "again":
+    if resolution == "again":
         assert publish(stores.clone).before is happened
     else:
-        clone = stores.clone if settler == "recover here" else stores.clone_again()
+        clone = stores.clone if resolution == "recover here" else stores.clone_again()
         assert recover(clone, older_than=0, say=str) == 0
-    if settler == "again" or happened:
+    if resolution == "again" or happened:
         assert_published(stores, stores.clone)
     else:
         assert (stores.refs(), stores.objects()) == ({}, {})
 
 
 def test_a_failed_retry_of_a_run_in_doubt_removes_its_dvc_files(stores: Stores, wire: Wire) -> None:
-    """They were this run's own, although an earlier call wrote them."""
+    """They belong to this run, although an earlier call has written them."""
     with nothing_changes(stores):
         lose_the_network_at_the_last_push(wire, "late")
         with pytest.raises(InDoubt):
@@ -890,7 +860,7 @@ def test_a_failed_retry_of_a_run_in_doubt_removes_its_dvc_files(stores: Stores, 
 def test_a_renewal_whose_answer_is_lost_does_not_fence_its_owner(
     stores: Stores, wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The intent stands at our own new commit: it is still ours, whatever became of the answer."""
+    """The intent is at our own new commit: it is still ours, although the answer was lost."""
     monkeypatch.setattr(journal, "RENEWAL", 0.02)
     renewed = threading.Event()
     pushes: list[list[str]] = []
@@ -903,7 +873,7 @@ def test_a_renewal_whose_answer_is_lost_does_not_fence_its_owner(
     def fault(words: list[str]) -> str:
         if words[1] != "push" or created_branch(words):
             return ""
-        pushes.append(words)  # the first declares, the second is a renewal; there is no third one that could mend it
+        pushes.append(words)  # the first declares, the second renews; there is no third one that could hide the loss
         if len(pushes) == 2:
             monkeypatch.setattr(journal, "RENEWAL", 100.0)
             renewed.set()
@@ -916,22 +886,22 @@ def test_a_renewal_whose_answer_is_lost_does_not_fence_its_owner(
     assert_published(stores, stores.clone)
 
 
-# ── the dead and the living ───────────────────────────────────────────────────────────────────────────────────────────
+# ── dead and live owners ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_run_killed_before_its_branch_is_settled_from_another_clone(stores: Stores) -> None:
-    """Kill -9 between the last push's start and its end; the push itself goes on alone, and is refused."""
-    reached, go = hold_branches(stores)
+def test_a_run_killed_during_its_commit_push_is_recovered_from_another_clone(stores: Stores) -> None:
+    """SIGKILL arrives during the push; the push itself continues alone, and is rejected."""
+    reached, go = pause_branches(stores)
     with publishing_process(stores.clone) as process:
         pushing = int(wait_for(reached, process))
         process.kill()
         process.wait()
     (ref,) = stores.intents()
-    assert show_json(stores, ref)["state"] == "uploading"
+    assert record_of(stores, ref)["state"] == "uploading"
     assert len(stores.objects()) == 2
-    said: list[str] = []
-    assert recover(stores.clone_again(), older_than=0, say=said.append) == 0
-    assert any(BRANCH in line for line in said)
+    lines: list[str] = []
+    assert recover(stores.clone_again(), older_than=0, say=lines.append) == 0
+    assert any(BRANCH in line for line in lines)
     assert (stores.refs(), stores.objects()) == ({}, {})
     go.touch()
     wait_for_end(pushing)
@@ -939,9 +909,9 @@ def test_a_run_killed_before_its_branch_is_settled_from_another_clone(stores: St
     assert (stores.clone / WEIGHTS[0]).exists()
 
 
-def test_a_run_killed_in_its_own_clone_is_settled_by_the_next_call(stores: Stores) -> None:
-    """A dead process of this clone need not be waited for; the publication then goes through."""
-    reached, go = hold_branches(stores)
+def test_a_run_killed_in_its_own_clone_is_recovered_by_the_next_call(stores: Stores) -> None:
+    """A dead process of this clone is recovered without waiting; then the publication succeeds."""
+    reached, go = pause_branches(stores)
     with publishing_process(stores.clone) as process:
         pushing = int(wait_for(reached, process))
         process.kill()
@@ -954,8 +924,8 @@ def test_a_run_killed_in_its_own_clone_is_settled_by_the_next_call(stores: Store
     assert_published(stores, stores.clone)
 
 
-def test_a_run_killed_in_mid_copy_leaves_no_half_object_after_recovery(stores: Stores) -> None:
-    """Its half-written copy has another name than the object; it goes all the same."""
+def test_a_run_killed_during_a_copy_leaves_no_half_object_after_recovery(stores: Stores) -> None:
+    """The half-written copy has another name than the object, and is deleted too."""
     reached = stores.folder / "reached"
     before = f"""
 def copy_half(source, target):
@@ -973,11 +943,11 @@ shutil.copyfile = copy_half
     assert (stores.refs(), stores.objects()) == ({}, {})
 
 
-def test_a_living_run_is_left_alone_and_publishes(stores: Stores) -> None:
-    """Its lease is young; another clone's recovery and publication pass it by."""
+def test_a_live_run_is_left_alone_and_publishes(stores: Stores) -> None:
+    """Its lease is valid: another clone's recovery and publication do not change it."""
     other = stores.clone_again()
     write_run(other, seed=1)
-    reached, go = hold_branches(stores)
+    reached, go = pause_branches(stores)
     with publishing_process(stores.clone) as process:
         wait_for(reached, process)
         intents = stores.intents()
@@ -992,9 +962,9 @@ def test_a_living_run_is_left_alone_and_publishes(stores: Stores) -> None:
     assert_published(stores, other, OTHER)
 
 
-def test_a_run_that_was_taken_for_dead_cannot_publish_any_more(stores: Stores) -> None:
-    """It was slow, somebody settled it: its last push is refused whole, and it says so."""
-    reached, go = hold_branches(stores)
+def test_a_run_that_was_rolled_back_while_alive_is_fenced(stores: Stores) -> None:
+    """Another process has recovered the slow run: its commit push is rejected as a whole, with an error."""
+    reached, go = pause_branches(stores)
     with publishing_process(stores.clone) as process:
         wait_for(reached, process)
         assert recover(stores.clone_again(), older_than=0, say=str) == 0
@@ -1007,18 +977,18 @@ def test_a_run_that_was_taken_for_dead_cannot_publish_any_more(stores: Stores) -
     assert (stores.clone / WEIGHTS[0]).exists()
 
 
-def test_an_owner_does_not_take_over_the_living_who_undoes_it(
+def test_an_owner_does_not_take_over_a_live_rollback_of_its_run(
     stores: Stores, wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two that delete for one intent could each delete what a third has published since (`protocol_model.py`)."""
-    monkeypatch.setattr(publish_module, "PATIENCE", 0.0)
+    """Two processes that delete for one intent could delete what a third has published since (`protocol_model.py`)."""
+    monkeypatch.setattr(publish_module, "LONGEST_WAIT", 0.0)
     marks: list[lease_module.Lease] = []
-    with vault_module.open_vault(stores.clone_again(), Credentials()) as vault:
+    with open_remotes(stores.clone_again(), Credentials()) as remotes:
 
         def mark() -> None:
-            (seen,) = vault.refs.read_intents()
+            (seen,) = remotes.refs.read_intents()
             assert seen.record is not None
-            lease = lease_module.Lease(vault.refs, seen.ref, seen.record.marked(vault.me), seen.commit)
+            lease = lease_module.Lease(remotes.refs, seen.ref, seen.record.marked(remotes.me), seen.commit)
             marks.append(lease.__enter__())
 
         wire.before_commit[BRANCH] = mark
@@ -1031,18 +1001,18 @@ def test_an_owner_does_not_take_over_the_living_who_undoes_it(
             lease.__exit__(None, None, None)
 
 
-def test_undoing_deletes_nothing_after_somebody_took_it_over(stores: Stores, wire: Wire) -> None:
-    """The mark is read again right before each object: who slept past it has lost it."""
+def test_a_rollback_that_was_taken_over_deletes_nothing(stores: Stores, wire: Wire) -> None:
+    """The intent is read again right before each deletion: a process that slept past its lease finds it changed."""
     ref = leave_an_intent(stores, wire, stores.clone)
     before = identities(stores)
     other, third = stores.clone_again("other"), stores.clone_again("third")
-    with vault_module.open_vault(other, Credentials()) as vault:
-        (seen,) = vault.refs.read_intents()
-        look = vault.objects.look
+    with open_remotes(other, Credentials()) as remotes:
+        (seen,) = remotes.refs.read_intents()
+        look = remotes.objects.look
 
         def look_after_a_sleep(oids: Any) -> Any:
             if stores.refs()[ref] != taken:
-                with vault_module.open_vault(third, Credentials()) as another:
+                with open_remotes(third, Credentials()) as another:
                     (marked,) = another.refs.read_intents()
                     assert marked.record is not None
                     another.refs.push(
@@ -1050,28 +1020,28 @@ def test_undoing_deletes_nothing_after_somebody_took_it_over(stores: Stores, wir
                             ref, marked.commit, another.refs.write_intent(marked.record.marked(another.me))
                         )
                     )
-                    vault.objects.look = look  # type: ignore[method-assign]
+                    remotes.objects.look = look  # type: ignore[method-assign]
             return look(oids)
 
         taken = ""
-        vault.objects.look = look_after_a_sleep  # type: ignore[method-assign]
+        remotes.objects.look = look_after_a_sleep  # type: ignore[method-assign]
         with pytest.raises(RunError):
-            vault.settle(seen)
+            remotes.recover(seen)
     assert identities(stores) == before
 
 
-def test_undoing_what_has_been_published_meanwhile_is_no_error(stores: Stores, wire: Wire) -> None:
-    """Who looked at an intent a moment too early finds it gone: the branch decides, and everything stays."""
-    with vault_module.open_vault(stores.clone_again(), Credentials()) as vault:
+def test_recovering_a_run_that_is_published_meanwhile_changes_nothing(stores: Stores, wire: Wire) -> None:
+    """The intent that was read a moment before is gone: this is not an error, and everything stays."""
+    with open_remotes(stores.clone_again(), Credentials()) as remotes:
         seen: list[Any] = []
-        wire.before_commit[BRANCH] = lambda: seen.extend(vault.refs.read_intents())
+        wire.before_commit[BRANCH] = lambda: seen.extend(remotes.refs.read_intents())
         publish(stores.clone)
-        assert vault.settle(seen[0]) is False
+        assert remotes.recover(seen[0]) is False
     assert_published(stores, stores.clone)
 
 
-def test_an_intent_expires_by_the_clock_of_who_watches_it(stores: Stores, wire: Wire, clock: Clock) -> None:
-    """The first look only notes it, however old it is; one that did not move for ten minutes is settled."""
+def test_an_intent_expires_by_the_clock_of_its_observer(stores: Stores, wire: Wire, clock: Clock) -> None:
+    """The first read only notes it, whatever its age; one that has not moved for ten minutes is recovered."""
     leave_an_intent(stores, wire, stores.clone)
     other = stores.clone_again()
     clock.ahead = 10_000.0
@@ -1085,12 +1055,12 @@ def test_an_intent_expires_by_the_clock_of_who_watches_it(stores: Stores, wire: 
 
 
 def test_an_intent_that_moves_does_not_expire(stores: Stores, wire: Wire, clock: Clock) -> None:
-    """A renewal begins the lease anew for whoever watches."""
+    """Each renewal starts the lease again for every observer."""
     ref = leave_an_intent(stores, wire, stores.clone)
     other = stores.clone_again()
     assert recover(other, say=str) == 1
     clock.ahead += journal.LEASE - 1
-    record = show_json(stores, ref)
+    record = record_of(stores, ref)
     plant_intent(stores, json.dumps({**record, "nonce": "another"}), name=record["id"])
     clock.ahead += 2
     assert recover(other, say=str) == 1
@@ -1098,7 +1068,7 @@ def test_an_intent_that_moves_does_not_expire(stores: Stores, wire: Wire, clock:
 
 
 def test_an_owner_renews_its_intent_while_it_uploads(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each renewal is another commit, so that others see it move; the last push still knows where it stands."""
+    """Each renewal is another commit, so that others see it move; the commit push expects the newest one."""
     monkeypatch.setattr(journal, "RENEWAL", 0.02)
     seen: set[str] = set()
     copy = shutil.copyfile
@@ -1108,7 +1078,7 @@ def test_an_owner_renews_its_intent_while_it_uploads(stores: Stores, monkeypatch
             seen.update(stores.refs().values())
         copy(source, target)
 
-    monkeypatch.setattr(publish_module, "SIDE_BY_SIDE", 1)
+    monkeypatch.setattr(publish_module, "CONCURRENT_UPLOADS", 1)
     monkeypatch.setattr(shutil, "copyfile", copy_slowly)
     publish(stores.clone)
     assert_published(stores, stores.clone)
@@ -1117,7 +1087,7 @@ def test_an_owner_renews_its_intent_while_it_uploads(stores: Stores, monkeypatch
 def test_an_owner_that_slept_past_its_lease_stops_by_itself(
     stores: Stores, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Others may take it for dead: it publishes nothing, and cleans up."""
+    """Others may roll it back: it publishes nothing, and rolls back itself."""
     copied: list[Path] = []
     copy = shutil.copyfile
 
@@ -1125,26 +1095,26 @@ def test_an_owner_that_slept_past_its_lease_stops_by_itself(
         copied.append(copy(source, target))
         clock.ahead += journal.LEASE
 
-    monkeypatch.setattr(publish_module, "SIDE_BY_SIDE", 1)
+    monkeypatch.setattr(publish_module, "CONCURRENT_UPLOADS", 1)
     monkeypatch.setattr(shutil, "copyfile", copy_and_sleep)
     with nothing_changes(stores), pytest.raises(SyncError, match="could not be renewed"):
         publish(stores.clone)
     assert copied
 
 
-def test_a_termination_signal_undoes_a_publication(stores: Stores) -> None:
-    """What a cloud sends before it takes a machine away."""
-    reached, _ = hold_branches(stores)
+def test_a_termination_signal_rolls_a_publication_back(stores: Stores) -> None:
+    """A cloud sends SIGTERM before it stops a machine."""
+    reached, _ = pause_branches(stores)
     with nothing_changes(stores):
         with publishing_process(stores.clone) as process:
             wait_for(reached, process)
             process.send_signal(signal.SIGTERM)
             _, errors = process.communicate()
         assert process.returncode != 0
-        assert "everything is undone" in errors
+        assert "everything is rolled back" in errors
 
 
-# ── others ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── other publications ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 NEWER = {
@@ -1160,29 +1130,29 @@ NEWER = {
 
 
 @pytest.mark.parametrize("text", [json.dumps(NEWER), '{"protocol": 1}', "no JSON", "[]"])
-def test_an_intent_of_another_version_is_left_alone_and_said(stores: Stores, text: str) -> None:
-    """Its owner may be newer than this, and alive; it is in nobody's way."""
+def test_an_intent_of_another_version_is_left_alone_and_reported(stores: Stores, text: str) -> None:
+    """Its owner may be a live process of a newer version; it does not stop this publication."""
     ref = plant_intent(stores, text)
     commit = stores.refs()[ref]
-    said: list[str] = []
-    assert recover(stores.clone, older_than=0, say=said.append) == 1
-    assert any(ref in line and "left alone" in line for line in said)
+    lines: list[str] = []
+    assert recover(stores.clone, older_than=0, say=lines.append) == 1
+    assert any(ref in line and "left alone" in line for line in lines)
     publish(stores.clone)
     assert stores.refs().pop(ref) == commit
-    assert_branches_are_whole(stores)
+    assert_branches_are_complete(stores)
 
 
-def test_a_failure_beside_an_intent_of_another_version_tells_what_is_left(stores: Stores) -> None:
-    """It may name our objects: either they are deleted, or the error does not say that they are."""
+def test_a_failure_next_to_an_intent_of_another_version_reports_what_is_left(stores: Stores) -> None:
+    """That intent may name our objects: either they are deleted, or the error does not claim it."""
     plant_intent(stores, '{"protocol": 99}')
-    stores.write_hook("pre-receive", REFUSE_BRANCHES)
+    refuse(stores, RUNS)
     with pytest.raises(GitPushError) as caught:
         publish(stores.clone)
     assert ("no new object" in str(caught.value)) == (stores.objects() == {})
 
 
-def test_one_intent_that_cannot_be_settled_does_not_keep_the_others(stores: Stores, wire: Wire) -> None:
-    """Every one is tried, then the first error is raised."""
+def test_one_intent_that_cannot_be_recovered_does_not_stop_the_others(stores: Stores, wire: Wire) -> None:
+    """Every intent is tried, then the first error is raised."""
     others = [stores.clone_again(name) for name in ("a", "b")]
     for seed, clone in enumerate(others):
         write_run(clone, seed=seed)
@@ -1207,8 +1177,8 @@ def test_one_intent_that_cannot_be_settled_does_not_keep_the_others(stores: Stor
     assert (stores.refs(), stores.objects()) == ({}, {})
 
 
-def test_what_a_dead_run_left_is_not_taken_for_what_stood_there_before(stores: Stores, wire: Wire) -> None:
-    """The dead one's objects are used by another run, which fails too: in the end nothing is left of either."""
+def test_the_objects_of_a_dead_run_do_not_count_as_stored_before(stores: Stores, wire: Wire) -> None:
+    """Another run uses the dead run's objects and fails too: in the end nothing is left of either."""
     leave_an_intent(stores, wire, stores.clone)
     second, third = stores.clone_again("second"), stores.clone_again("third")
     write_run(second)
@@ -1220,8 +1190,8 @@ def test_what_a_dead_run_left_is_not_taken_for_what_stood_there_before(stores: S
     assert (stores.refs(), stores.objects()) == ({}, {})
 
 
-def test_a_run_keeps_what_it_shares_with_a_dead_one_that_is_settled_meanwhile(stores: Stores, wire: Wire) -> None:
-    """The dead one's objects were found standing there; they stay for who is publishing them."""
+def test_a_run_keeps_the_objects_that_it_shares_with_a_dead_run_that_is_recovered(stores: Stores, wire: Wire) -> None:
+    """The live run has found the dead run's objects; the recovery keeps them, since its intent names them."""
     leave_an_intent(stores, wire, stores.clone)
     second, third = stores.clone_again("second"), stores.clone_again("third")
     write_run(second)
@@ -1230,15 +1200,15 @@ def test_a_run_keeps_what_it_shares_with_a_dead_one_that_is_settled_meanwhile(st
     assert_published(stores, second, OTHER)
 
 
-@pytest.mark.parametrize("failing", ["the one that sent the objects", "the one that found them there"])
+@pytest.mark.parametrize("failing", ["the one that uploaded the objects", "the one that found them"])
 def test_of_two_runs_that_publish_the_same_content_at_once_one_may_fail(
     stores: Stores, wire: Wire, failing: str
 ) -> None:
-    """The other's branch has all its objects, whoever of them sent them."""
+    """The other's branch has all its objects, no matter which run has uploaded them."""
     second = stores.clone_again()
     write_run(second)
     first_ready, second_ready, failed = threading.Event(), threading.Event(), threading.Event()
-    loser = BRANCH if failing == "the one that sent the objects" else OTHER
+    loser = BRANCH if failing == "the one that uploaded the objects" else OTHER
     outcomes: dict[str, object] = {}
 
     def run(clone: Path, branch: str) -> None:
@@ -1273,13 +1243,13 @@ def test_of_two_runs_that_publish_the_same_content_at_once_one_may_fail(
     assert_published(stores, clone, winner)
 
 
-def test_who_waits_for_a_dead_undoing_takes_it_over(
+def test_a_publication_that_waits_for_a_dead_rollback_takes_it_over(
     stores: Stores, wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run marked for undoing by a machine that died: the next run of the same content settles it, then publishes."""
+    """A machine died during a rollback: the next run of the same content finishes it, then publishes."""
     ref = leave_an_intent(stores, wire, stores.clone)
-    record = show_json(stores, ref)
-    gone = {"clone": "a machine that is gone", "process": "1-1"}
+    record = record_of(stores, ref)
+    gone = {"clone": "a dead machine", "process": "1-1"}
     plant_intent(stores, json.dumps({**record, "state": "aborting", "owner": gone}), name=record["id"])
     second = stores.clone_again()
     write_run(second)
@@ -1287,15 +1257,15 @@ def test_who_waits_for_a_dead_undoing_takes_it_over(
     monkeypatch.setattr(journal, "RENEWAL", 0.2)
     sleep = time.sleep
     monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.2)))
-    said: list[str] = []
-    publish(second, OTHER, say=said.append)
-    assert any("waiting" in line for line in said)
+    lines: list[str] = []
+    publish(second, OTHER, say=lines.append)
+    assert any("waiting" in line for line in lines)
     assert_published(stores, second, OTHER)
     assert list(stores.refs()) == [f"refs/heads/{OTHER}"]
 
 
 def test_a_folder_that_a_branch_names_keeps_its_files(stores: Stores, wire: Wire) -> None:
-    """While a dead run waits for recovery, a user pushes a folder with the same file by DVC itself."""
+    """While a dead run is not recovered yet, a user pushes a folder with the same file, with DVC itself."""
     from dvc.repo import Repo
 
     leave_an_intent(stores, wire, stores.clone)
@@ -1311,14 +1281,14 @@ def test_a_folder_that_a_branch_names_keeps_its_files(stores: Stores, wire: Wire
     run_git("commit", "--quiet", "--message=models", cwd=other)
     run_git("push", "--quiet", "origin", "mine", cwd=other)
     assert recover(stores.clone_again("third"), older_than=0, say=str) == 0
-    assert stores.object_path(md5(file)).exists()
-    assert not stores.object_path(md5(stores.clone / WEIGHTS[1])).exists()
+    assert first_object(stores).exists()
+    assert not stores.object_path(md5_of((stores.clone / WEIGHTS[1]).read_bytes())).exists()
 
 
-def test_what_is_uploaded_after_others_undid_the_run_is_removed_too(
+def test_uploads_after_another_process_has_rolled_the_run_back_are_deleted_too(
     stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Taken for dead in the middle of an upload: the owner cleans up what they could not see."""
+    """Another process recovers during an upload: the owner deletes the copies that it could not see."""
     other = stores.clone_again()
     copy = shutil.copyfile
     copied: list[str] = []
@@ -1329,19 +1299,19 @@ def test_what_is_uploaded_after_others_undid_the_run_is_removed_too(
         if len(copied) == 2:
             kept = Path(target).read_bytes()
             alive = set(lease_module.ALIVE)
-            lease_module.ALIVE.clear()  # the other machine knows nothing of this process
+            lease_module.ALIVE.clear()  # another machine does not know this process
             assert recover(other, older_than=0, say=str) == 0
             lease_module.ALIVE.update(alive)
-            Path(target).write_bytes(kept)  # Drive has no temporary file that a recovery could take away
+            Path(target).write_bytes(kept)  # on Drive there is no temporary file that a recovery could delete
 
-    monkeypatch.setattr(publish_module, "SIDE_BY_SIDE", 1)
+    monkeypatch.setattr(publish_module, "CONCURRENT_UPLOADS", 1)
     monkeypatch.setattr(shutil, "copyfile", slow)
     with nothing_changes(stores), pytest.raises(SyncError):
         publish(stores.clone)
 
 
-def test_half_a_mirror_is_not_taken_for_a_whole_one(stores: Stores) -> None:
-    """A kill while it is made leaves a folder that the next call makes anew."""
+def test_an_incomplete_mirror_is_not_used(stores: Stores) -> None:
+    """A kill during its creation leaves a folder that the next call replaces."""
     refs = Refs(stores.clone, Credentials())
     run_git("init", "--quiet", "--bare", refs._mirror.with_suffix(".part"), cwd=stores.clone)
     publish(stores.clone)
@@ -1349,7 +1319,7 @@ def test_half_a_mirror_is_not_taken_for_a_whole_one(stores: Stores) -> None:
 
 
 def test_two_processes_of_one_clone_read_one_after_the_other(stores: Stores) -> None:
-    """An older fetch of the one could take away from the mirror what the other has just seen there."""
+    """An older fetch of one process could remove refs from the mirror that the other has just read."""
     plant_intent(stores, "{}")
     first, second = Refs(stores.clone, Credentials()), Refs(stores.clone, Credentials())
     seen: list[str] = []
@@ -1363,16 +1333,16 @@ def test_two_processes_of_one_clone_read_one_after_the_other(stores: Stores) -> 
     assert seen == stores.intents()
 
 
-def test_a_renewal_on_its_way_does_not_spoil_the_end_of_a_lease(
+def test_a_renewal_in_progress_does_not_prevent_the_end_of_a_lease(
     stores: Stores, wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The ref is deleted from where the last renewal has left it."""
+    """The ref is deleted from the commit of the last renewal."""
     ref = leave_an_intent(stores, wire, stores.clone)
-    with vault_module.open_vault(stores.clone_again(), Credentials()) as vault:
-        (seen,) = vault.refs.read_intents()
+    with open_remotes(stores.clone_again(), Credentials()) as remotes:
+        (seen,) = remotes.refs.read_intents()
         assert seen.record is not None
         monkeypatch.setattr(journal, "RENEWAL", 0.01)
-        with lease_module.Lease(vault.refs, seen.ref, seen.record.marked(vault.me), seen.commit) as lease:
+        with lease_module.Lease(remotes.refs, seen.ref, seen.record.marked(remotes.me), seen.commit) as lease:
             first = lease.commit
             while lease.commit == first:
                 threading.Event().wait(0.01)
@@ -1380,8 +1350,8 @@ def test_a_renewal_on_its_way_does_not_spoil_the_end_of_a_lease(
     assert ref not in stores.refs()
 
 
-def test_a_push_waits_for_another_one_that_holds_the_ref(stores: Stores) -> None:
-    """Git refuses it at once; nothing had happened, and a moment later it is taken."""
+def test_a_push_waits_for_another_push_that_holds_the_lock_of_the_ref(stores: Stores) -> None:
+    """Git rejects it at once before anything has happened; a moment later it succeeds."""
     refs = Refs(stores.clone, Credentials())
     ref = "refs/heads/kaggle-train-x"
     lock = stores.origin / f"{ref}.lock"
@@ -1391,8 +1361,8 @@ def test_a_push_waits_for_another_one_that_holds_the_ref(stores: Stores) -> None
     assert stores.refs() == {ref: refs.head()}
 
 
-def test_a_ref_that_stands_elsewhere_is_no_lock(stores: Stores) -> None:
-    """Who comes second is told at once, in the host's words."""
+def test_a_ref_at_another_commit_is_not_a_lock(stores: Stores) -> None:
+    """The later push fails at once, with the host's message."""
     refs = Refs(stores.clone, Credentials())
     ref = "refs/heads/kaggle-train-x"
     refs.push(RefUpdate(ref, None, refs.head()))
@@ -1400,8 +1370,8 @@ def test_a_ref_that_stands_elsewhere_is_no_lock(stores: Stores) -> None:
     with pytest.raises(GitPushError) as caught:
         refs.push(RefUpdate(ref, None, other))
     assert not refs_module.BUSY.search(caught.value.what)
-    told = subprocess.run(
+    message = subprocess.run(
         ["git", "update-ref", ref, refs.head(), "0" * 40], cwd=stores.origin, capture_output=True, text=True
     ).stderr
-    assert "cannot lock ref" in told
-    assert not refs_module.BUSY.search(told)
+    assert "cannot lock ref" in message
+    assert not refs_module.BUSY.search(message)

@@ -1,8 +1,8 @@
-"""The trainer's process as it is, on a machine with a fault: `FAULT` names it, `python -m faulty_trainer PLAN` runs it.
+"""Run the real trainer on a faulty machine: `python -m faulty_trainer PLAN`, with the fault in `FAULT`.
 
-The faults are what hardware and systems do, at the library's own calls: memory that is too small for a batch, a process
-that is killed between two epochs or in the middle of writing a checkpoint, processes that wait for each other for ever.
-`GLOO=1` lets GPU numbers be processes that compute on CPUs, so that what DDP does can be seen without a GPU.
+Faults happen at the library's own calls, as hardware and operating systems cause them: too little memory for a batch,
+a process that is killed between two epochs or while it writes a checkpoint, ranks that wait for each other forever.
+With `GLOO=1` the ranks of DDP compute on CPUs, so that DDP can be tested without GPUs.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ FAULT, _, ARGUMENT = os.environ.get("FAULT", "").partition(":")
 
 
 def die() -> None:
-    """End as the system ends a process: nothing is cleaned up."""
+    """Kill this process, as the system does: nothing is cleaned up."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Faulty(trainer.GuardedTrainer):
-    """Our trainer; the machine fails under it."""
+    """The real trainer on a machine that fails."""
 
     def __init__(self, plan: Any) -> None:
         super().__init__(plan)
@@ -45,7 +45,7 @@ class Faulty(trainer.GuardedTrainer):
         distributed.init_process_group("gloo", timeout=timedelta(seconds=120), rank=RANK, world_size=self.world_size)
 
     def preprocess_batch(self, batch: Any) -> Any:
-        """Meet the fault at the first computation of a batch."""
+        """Cause the fault at the first computation on a batch."""
         if FAULT == "memory" and self.batch_size > int(ARGUMENT):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
         if FAULT == "hang" and RANK == 1:
@@ -65,14 +65,14 @@ if GLOO:
     backend, parallel = validator.AutoBackend, nn.parallel.DistributedDataParallel
     library.select_device = validator.select_device = lambda *_, **__: cpu
     validator.get_torch_device_backend = lambda *_: SimpleNamespace(current_device=lambda: 0)
-    validator.AutoBackend = lambda *args, **words: backend(*args, **{**words, "device": cpu})
-    vars(nn.parallel)["DistributedDataParallel"] = lambda model, device_ids=None, **words: parallel(model, **words)  # noqa: ARG005
+    validator.AutoBackend = lambda *args, **kwargs: backend(*args, **{**kwargs, "device": cpu})
+    vars(nn.parallel)["DistributedDataParallel"] = lambda model, device_ids=None, **kwargs: parallel(model, **kwargs)  # noqa: ARG005
 
 if FAULT == "torn":
     written, write = [0], Path.write_bytes
 
     def write_half(path: Path, data: Any) -> int:
-        """Die half-way through the checkpoint of that number."""
+        """Write half of the n-th checkpoint, and kill the process."""
         if path.suffix == ".pt":
             written[0] += 1
             if written[0] == int(ARGUMENT):

@@ -1,4 +1,4 @@
-"""What is trained leaves the machine beside training, and the next session finds it."""
+"""Checkpoints are uploaded while a training runs, and the next session resumes from them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from conftest import ROOT, Stores, run_git
 
 from lib.errors import CheckpointError, SyncError
 from lib.experiment.load import load_experiment
-from lib.remotes.credentials import Credentials
+from lib.experiment.schema import Experiment
+from lib.session import Session
 from lib.sync import Publication, check, sync_outputs
 from lib.sync.refs import Refs
 from lib.train import checkpoints
@@ -36,7 +37,7 @@ DATASET = "0123456789abcdef0123456789abcdef.dir"
 
 @pytest.fixture
 def machine(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> Stores:
-    """Give a session's clone with a dataset, which looks for new checkpoints many times a second."""
+    """Return remotes and a clone with a dataset; an uploader there looks for checkpoints many times a second."""
     monkeypatch.setattr(checkpoints, "LOOK", 0.02)
     pointer = stores.clone / f"{EXPERIMENT.dataset}.dvc"
     pointer.parent.mkdir()
@@ -48,70 +49,76 @@ def machine(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> Stores:
 
 
 def commit_of(stores: Stores) -> str:
-    """Give the commit that is trained."""
+    """Return the commit that is trained."""
     return run_git("rev-parse", "HEAD", cwd=stores.clone)
 
 
 def train_epoch(stores: Stores, epoch: int, *, finished: bool = False) -> None:
-    """Leave what a training leaves after so many epochs, as the trainer does: each file whole in one moment."""
+    """Write the files of a training after `epoch` epochs; like the trainer, replace each file atomically."""
     folder = stores.clone / EXPERIMENT.artifacts / "train"
     (folder / "weights").mkdir(parents=True, exist_ok=True)
     (folder / "results.csv").write_text("epoch\n" + "".join(f"{number + 1}\n" for number in range(epoch)))
     content = {"epoch": -1, "optimizer": None} if finished else {"epoch": epoch - 1, "optimizer": {"state": epoch}}
     for name in ("last.pt", "best.pt"):
-        part = folder / "weights" / f".{name}"
-        torch.save({**content, "model": [name, epoch]}, part)
-        part.replace(folder / "weights" / name)
+        temporary = folder / "weights" / f".{name}"
+        torch.save({**content, "model": [name, epoch]}, temporary)
+        temporary.replace(folder / "weights" / name)
 
 
-def keeper_of(stores: Stores, **session: Any) -> CheckpointUploader:
-    """Give what stands around a training there."""
+def uploader_of(stores: Stores, **session: Any) -> CheckpointUploader:
+    """Return the uploader of a training in the clone."""
     keys = {f"session.{key}": value for key, value in session.items()}
     experiment = load_experiment(EXPERIMENT.model_dump(), keys)
-    return CheckpointUploader(stores.clone, experiment, commit_of(stores), DATASET, Credentials())
+    return CheckpointUploader(session_of(stores, stores.clone, experiment), DATASET)
+
+
+def session_of(stores: Stores, clone: Path, experiment: Experiment, commit: str = "") -> Session:
+    """Return a session in `clone`, by default of the newest commit."""
+    scratch = stores.folder / "scratch"
+    return Session(clone, scratch, scratch, experiment, commit=commit or commit_of(stores))
 
 
 @contextlib.contextmanager
-def keep(stores: Stores, **session: Any) -> Iterator[None]:
-    """Stand around a training there, until the finished run may be published."""
-    with keeper_of(stores, **session) as keeper:
+def uploading(stores: Stores, **session: Any) -> Iterator[None]:
+    """Upload checkpoints while the block trains, and wait for the last upload."""
+    with uploader_of(stores, **session) as uploader:
         yield
-    keeper.wait()
+    uploader.wait()
 
 
-def wait_until(true: Callable[[], object]) -> None:
-    """Wait for another thread's work; a minute is far more than it takes."""
+def wait_until(condition: Callable[[], object]) -> None:
+    """Wait until another thread has done its work; a minute is far more than it takes."""
     end = time.monotonic() + 60
-    while not true():
+    while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
 
 
-def standing(stores: Stores) -> Record | None:
-    """Give what the branch on the Git remote says, read by Git alone."""
+def uploaded_record(stores: Stores) -> Record | None:
+    """Return the record on the checkpoint branch, read by Git alone; None without a branch."""
     if REF not in stores.refs():
         return None
     text = run_git("cat-file", "blob", f"{REF}:{EXPERIMENT.artifacts}/checkpoint.json", cwd=stores.origin)
     return Record.model_validate_json(text)
 
 
-def epoch_there(stores: Stores) -> int:
-    """Give how far the checkpoint on the remotes is; 0 without one."""
-    record = standing(stores)
+def uploaded_epoch(stores: Stores) -> int:
+    """Return the epoch of the uploaded checkpoint; 0 without one."""
+    record = uploaded_record(stores)
     return record.epoch if record else 0
 
 
-# ── leaving ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── uploading ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_checkpoint_leaves_after_the_first_epoch_and_the_newest_follows(machine: Stores) -> None:
-    """One branch that moves, the weights of one checkpoint on the DVC remote, all of it whole."""
-    with keep(machine, checkpoint_minutes=0.001):
+def test_a_checkpoint_is_uploaded_after_the_first_epoch_and_then_the_newest(machine: Stores) -> None:
+    """One branch moves forward, and the DVC remote has the complete weights of one checkpoint."""
+    with uploading(machine, checkpoint_minutes=0.001):
         train_epoch(machine, 1)
-        wait_until(lambda: epoch_there(machine) == 1)
+        wait_until(lambda: uploaded_epoch(machine) == 1)
         train_epoch(machine, 2)
         train_epoch(machine, 3)
-        wait_until(lambda: epoch_there(machine) == 3)
+        wait_until(lambda: uploaded_epoch(machine) == 3)
     assert list(machine.refs()) == [REF]
     assert len(machine.objects()) == 2
     findings = check(machine.clone_again(), older_than=0, say=str).findings
@@ -119,266 +126,266 @@ def test_a_checkpoint_leaves_after_the_first_epoch_and_the_newest_follows(machin
     message = run_git("show", "--no-patch", "--format=%B", REF, cwd=machine.origin)
     assert "[skip ci]" in message
     assert run_git("rev-parse", f"{REF}^", cwd=machine.origin) == commit_of(machine)
-    record = standing(machine)
+    record = uploaded_record(machine)
     assert record is not None
     assert record.differences(EXPERIMENT, commit_of(machine), DATASET) == []
 
 
 def test_the_clone_that_trains_is_not_touched(machine: Stores) -> None:
-    """No `.dvc` file, no ignore line, nothing staged: the final publication finds it as training left it."""
+    """No `.dvc` file, no ignore line, nothing staged: the final publication finds the clone as the training left it."""
     before = run_git("status", "--porcelain", "--ignored", cwd=machine.clone)
-    with keep(machine):
+    with uploading(machine):
         train_epoch(machine, 1)
-    assert epoch_there(machine) == 1
+    assert uploaded_epoch(machine) == 1
     assert not list(machine.clone.rglob("*.pt.dvc"))
     assert run_git("status", "--porcelain", "--ignored", cwd=machine.clone) == before
 
 
-def test_training_waits_for_no_checkpoint(machine: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While an upload takes its time epochs go on; afterwards it is the newest that leaves, not each."""
+def test_a_slow_upload_does_not_delay_training(machine: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Epochs continue during an upload; after it the newest checkpoint is uploaded, and those between are skipped."""
     sent: list[str] = []
 
-    def slowly(run: Publication, *given: Any, **words: Any) -> Any:
+    def upload_slowly(run: Publication, *args: Any, **kwargs: Any) -> Any:
         sent.append(run.message)
         if len(sent) == 1:
             for epoch in (2, 3, 4):
                 train_epoch(machine, epoch)
-        return sync_outputs(run, *given, **words)
+        return sync_outputs(run, *args, **kwargs)
 
-    monkeypatch.setattr(checkpoints, "sync_outputs", slowly)
-    with keep(machine, checkpoint_minutes=0.0001):
+    monkeypatch.setattr(checkpoints, "sync_outputs", upload_slowly)
+    with uploading(machine, checkpoint_minutes=0.0001):
         train_epoch(machine, 1)
-        wait_until(lambda: epoch_there(machine) == 4)
+        wait_until(lambda: uploaded_epoch(machine) == 4)
     assert len(sent) == 2
 
 
-def test_what_has_not_left_leaves_when_training_ends_too_early(machine: Stores) -> None:
-    """The session's time is over before the next checkpoint is due: the last epoch is not lost."""
-    with keep(machine, checkpoint_minutes=500.0):
+def test_the_last_checkpoint_is_uploaded_when_training_ends_early(machine: Stores) -> None:
+    """If the session's time is over before the next checkpoint is due, the last epoch is not lost."""
+    with uploading(machine, checkpoint_minutes=500.0):
         train_epoch(machine, 1)
-        wait_until(lambda: epoch_there(machine) == 1)
+        wait_until(lambda: uploaded_epoch(machine) == 1)
         train_epoch(machine, 5)
-    assert epoch_there(machine) == 5
+    assert uploaded_epoch(machine) == 5
 
 
 @pytest.mark.parametrize("minutes", [500.0, None])
-def test_a_training_that_failed_leaves_its_checkpoint(machine: Stores, minutes: float | None) -> None:
-    """Also where none leaves meanwhile; the error goes on."""
+def test_the_checkpoint_of_a_failed_training_is_uploaded(machine: Stores, minutes: float | None) -> None:
+    """The last checkpoint is uploaded even if none was before; the error is raised all the same."""
     train_epoch(machine, 2)
-    with pytest.raises(RuntimeError), keep(machine, checkpoint_minutes=minutes):
+    with pytest.raises(RuntimeError), uploading(machine, checkpoint_minutes=minutes):
         raise RuntimeError("CUDA error")
-    assert epoch_there(machine) == 2
+    assert uploaded_epoch(machine) == 2
 
 
-def test_a_finished_training_leaves_none(machine: Stores) -> None:
-    """Its models have no optimizer; nor is there anything to go on with after the last epoch."""
-    with keep(machine):
+def test_a_finished_training_uploads_no_checkpoint(machine: Stores) -> None:
+    """After the last epoch nothing is left to resume; finished models have no optimizer state either."""
+    with uploading(machine):
         train_epoch(machine, 9)
     assert machine.refs() == {}
-    with keep(machine):
+    with uploading(machine):
         train_epoch(machine, 9, finished=True)
     assert machine.refs() == {}
 
 
-def test_a_checkpoint_that_cannot_leave_is_told_and_tried_again(
+def test_a_failed_upload_is_reported_and_retried(
     machine: Stores, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The host refuses at first; training ends well, and the checkpoint leaves when it may."""
+    """The Git host refuses the first push; the training succeeds, and the checkpoint is uploaded later."""
     monkeypatch.setattr(checkpoints, "AGAIN", 0.1)
     machine.write_hook("pre-receive", "exit 1")
-    with keep(machine):
+    with uploading(machine):
         train_epoch(machine, 1)
-        told = ""
-        while "the checkpoint did not leave the machine (GitPushError" not in told:
-            told += capsys.readouterr().out
+        output = ""
+        while "the checkpoint upload failed (GitPushError" not in output:
+            output += capsys.readouterr().out
             time.sleep(0.02)
         machine.remove_hook("pre-receive")
-        wait_until(lambda: epoch_there(machine) == 1)
-    assert "Checkpoint: epoch 1 has left the machine" in capsys.readouterr().out
+        wait_until(lambda: uploaded_epoch(machine) == 1)
+    assert "Checkpoint: epoch 1 is uploaded" in capsys.readouterr().out
 
 
-def test_ctrl_c_waits_for_no_upload(machine: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who ends a run by hand has it ended at once."""
-    begun, ended = threading.Event(), threading.Event()
+def test_ctrl_c_does_not_wait_for_an_upload(machine: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that the user interrupts ends at once."""
+    started, ended = threading.Event(), threading.Event()
 
     def upload(*_: Any, **__: Any) -> None:
-        begun.set()
+        started.set()
         ended.wait(60)
         raise SyncError("too late")
 
     def interrupt() -> None:
-        begun.wait(60)
+        started.wait(60)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(checkpoints, "sync_outputs", upload)
     train_epoch(machine, 1)
-    keeper = keeper_of(machine)
-    with pytest.raises(KeyboardInterrupt), keeper:
+    uploader = uploader_of(machine)
+    with pytest.raises(KeyboardInterrupt), uploader:
         interrupt()
-    assert keeper.is_at_work
+    assert uploader.is_at_work
     ended.set()
-    wait_until(lambda: not keeper.is_at_work)
+    wait_until(lambda: not uploader.is_at_work)
 
 
-def test_the_evaluation_waits_for_no_upload_and_the_publication_for_the_one_under_way(
+def test_the_publication_waits_for_the_running_upload_and_the_evaluation_does_not(
     machine: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Training ends while the second epoch's checkpoint leaves; what has not left follows it, and then no more."""
-    begun, evaluated = threading.Event(), threading.Event()
+    """Training ends during the upload of the second epoch; the third epoch is uploaded after it, and nothing more."""
+    started, evaluated = threading.Event(), threading.Event()
 
-    def upload(*given: Any, **words: Any) -> Any:
-        begun.set()
+    def upload(*args: Any, **kwargs: Any) -> Any:
+        started.set()
         assert evaluated.wait(60)
-        return sync_outputs(*given, **words)
+        return sync_outputs(*args, **kwargs)
 
     monkeypatch.setattr(checkpoints, "sync_outputs", upload)
     train_epoch(machine, 2)
-    with keeper_of(machine) as keeper:
-        assert begun.wait(60)
+    with uploader_of(machine) as uploader:
+        assert started.wait(60)
         train_epoch(machine, 3)
-    assert keeper.is_at_work
+    assert uploader.is_at_work
     assert machine.refs() == {}
     evaluated.set()
-    keeper.wait()
-    assert not keeper.is_at_work
-    assert epoch_there(machine) == 3
+    uploader.wait()
+    assert not uploader.is_at_work
+    assert uploaded_epoch(machine) == 3
 
 
-# ── going on ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── resuming ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture
-def left(machine: Stores) -> Stores:
-    """Let a session leave the checkpoint of its third epoch."""
-    with keep(machine):
+def uploaded(machine: Stores) -> Stores:
+    """Upload the checkpoint of a session's third epoch."""
+    with uploading(machine):
         train_epoch(machine, 3)
     return machine
 
 
 def find(stores: Stores, clone: Path, commit: str = "", **keys: Any) -> Checkpoint | None:
-    """Look for a checkpoint from another machine."""
+    """Look for a checkpoint in another machine's clone."""
     changed = {name.replace("__", "."): value for name, value in keys.items()}
     experiment = load_experiment(EXPERIMENT.model_dump(), changed)
-    return find_checkpoint(clone, experiment, commit or commit_of(stores), Credentials())
+    return find_checkpoint(session_of(stores, clone, experiment, commit))
 
 
-def bring(stores: Stores, clone: Path, found: Checkpoint) -> Any:
-    """Fetch a checkpoint as a new session does, and load it."""
-    last = fetch_checkpoint(found, clone, EXPERIMENT, stores.folder / "scratch", Credentials())
+def fetch(stores: Stores, clone: Path, found: Checkpoint) -> Any:
+    """Fetch a checkpoint as a new session does, and load its `last.pt`."""
+    last = fetch_checkpoint(session_of(stores, clone, EXPERIMENT), found)
     assert last.with_name("best.pt").is_file()
     return torch.load(last, weights_only=False)
 
 
-def test_the_next_session_goes_on_where_the_other_ended(left: Stores) -> None:
-    """Found by another machine, and brought whole."""
-    other = left.clone_again()
-    found = find(left, other)
+def test_the_next_session_resumes_from_the_checkpoint(uploaded: Stores) -> None:
+    """Another machine finds the checkpoint and fetches all of it."""
+    other = uploaded.clone_again()
+    found = find(uploaded, other)
     assert found is not None
     assert "epoch 3" in found.describe()
-    assert bring(left, other, found) == {"epoch": 2, "optimizer": {"state": 3}, "model": ["last.pt", 3]}
+    assert fetch(uploaded, other, found) == {"epoch": 2, "optimizer": {"state": 3}, "model": ["last.pt", 3]}
     assert run_git("status", "--porcelain", cwd=other) == ""
 
 
-def test_without_a_checkpoint_training_begins(machine: Stores) -> None:
-    """And with one, if the experiment says so."""
+def test_training_starts_over_without_a_checkpoint(machine: Stores) -> None:
+    """Without a checkpoint, or with `session.resume: never`, nothing is found."""
     assert find(machine, machine.clone_again()) is None
-    with keep(machine):
+    with uploading(machine):
         train_epoch(machine, 3)
     assert find(machine, machine.clone_again("third"), session__resume="never") is None
 
 
 @pytest.mark.parametrize(
-    ("keys", "commit", "said"),
+    ("keys", "commit", "expected"),
     [
         ({"training__learning_rate": 0.5}, "", "training.learning_rate 0.002 → 0.5"),
         ({"augmentation__degrees": 3.0}, "", "augmentation.degrees 0.0 → 3.0"),
         ({}, "f" * 40, "the code "),
     ],
 )
-def test_a_checkpoint_of_something_else_stops_the_run_unless_it_is_told_what_to_do(
-    left: Stores, keys: dict[str, Any], commit: str, said: str
+def test_a_checkpoint_that_differs_stops_the_run_unless_resume_is_always_or_never(
+    uploaded: Stores, keys: dict[str, Any], commit: str, expected: str
 ) -> None:
-    """It says what differs and how to go on with it, or without."""
-    other = left.clone_again()
+    """The error names the difference, and how to resume in spite of it or to start over."""
+    other = uploaded.clone_again()
     with pytest.raises(CheckpointError) as caught:
-        find(left, other, commit, **keys)
-    assert said in caught.value.what
+        find(uploaded, other, commit, **keys)
+    assert expected in caught.value.what
     assert "-p session.resume always" in caught.value.remedy
     assert "-p session.resume never" in caught.value.remedy
-    assert find(left, other, commit, session__resume="always", **keys) is not None
-    assert find(left, other, commit, session__resume="never", **keys) is None
+    assert find(uploaded, other, commit, session__resume="always", **keys) is not None
+    assert find(uploaded, other, commit, session__resume="never", **keys) is None
 
 
-def test_another_dataset_is_told(left: Stores) -> None:
-    """By DVC's hash of it."""
-    other = left.clone_again()
+def test_a_checkpoint_of_another_dataset_is_refused(uploaded: Stores) -> None:
+    """The error shows the first digits of both DVC hashes."""
+    other = uploaded.clone_again()
     pointer = other / f"{EXPERIMENT.dataset}.dvc"
     pointer.write_text(pointer.read_text().replace(DATASET, f"f{DATASET[1:]}"))
     with pytest.raises(CheckpointError, match=f"the dataset {DATASET[:12]} → f"):
-        find(left, other)
+        find(uploaded, other)
 
 
-def test_how_a_session_uses_its_time_is_no_difference(left: Stores) -> None:
-    """A shorter one goes on all the same."""
-    assert find(left, left.clone_again(), session__max_hours=2.0, session__checkpoint_minutes=5.0) is not None
-    assert find(left, left.clone_again("third"), export=["onnx"]) is not None
+def test_session_and_export_settings_do_not_count_as_differences(uploaded: Stores) -> None:
+    """A shorter session, or one with other exports, resumes all the same."""
+    assert find(uploaded, uploaded.clone_again(), session__max_hours=2.0, session__checkpoint_minutes=5.0) is not None
+    assert find(uploaded, uploaded.clone_again("third"), export=["onnx"]) is not None
 
 
-def test_a_damaged_record_stops_with_the_way_out(left: Stores) -> None:
-    """Nothing is guessed, and nothing is trained over it."""
-    other = left.clone_again(branch=BRANCH)
+def test_a_damaged_checkpoint_record_stops_the_run(uploaded: Stores) -> None:
+    """Nothing is guessed or overwritten; the remedy is `session.resume never`."""
+    other = uploaded.clone_again(branch=BRANCH)
     (other / EXPERIMENT.artifacts / "checkpoint.json").write_text("{")
     run_git("commit", "--quiet", "--all", "--message=damage", cwd=other)
     run_git("push", "--quiet", "origin", f"HEAD:{REF}", cwd=other)
     with pytest.raises(CheckpointError, match="that can be read") as caught:
-        find(left, left.clone_again("third"))
+        find(uploaded, uploaded.clone_again("third"))
     assert "session.resume never" in caught.value.remedy
 
 
-def test_a_checkpoint_that_moves_while_it_is_fetched_is_read_again(
-    left: Stores, monkeypatch: pytest.MonkeyPatch
+def test_a_checkpoint_that_is_replaced_during_the_fetch_is_read_again(
+    uploaded: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another session replaces it between the reading of the branch and the pull: what was read is gone."""
-    other = left.clone_again()
-    found = find(left, other)
+    """Another session replaces it between the reading of the branch and the pull, so the objects read are gone."""
+    other = uploaded.clone_again()
+    found = find(uploaded, other)
     assert found is not None
     read = Refs.read_files
-    moved: list[bool] = []
+    replaced: list[bool] = []
 
-    def read_and_move(refs: Refs, *given: Any, **words: Any) -> dict[str, str]:
-        files = read(refs, *given, **words)
-        if not moved:
-            moved.append(True)
-            with keep(left):
-                train_epoch(left, 7)
+    def read_and_replace(refs: Refs, *args: Any, **kwargs: Any) -> dict[str, str]:
+        files = read(refs, *args, **kwargs)
+        if not replaced:
+            replaced.append(True)
+            with uploading(uploaded):
+                train_epoch(uploaded, 7)
         return files
 
-    monkeypatch.setattr(Refs, "read_files", read_and_move)
-    assert bring(left, other, found)["model"] == ["last.pt", 7]
+    monkeypatch.setattr(Refs, "read_files", read_and_replace)
+    assert fetch(uploaded, other, found)["model"] == ["last.pt", 7]
 
 
-def test_a_checkpoint_whose_weights_are_gone_stops_with_the_way_out(left: Stores) -> None:
-    """What was deleted by hand cannot be gone on from; the branch is left as it is."""
-    for name in left.objects():
-        (left.storage / name).unlink()
-    other = left.clone_again()
-    found = find(left, other)
+def test_a_checkpoint_whose_weights_are_deleted_stops_the_run(uploaded: Stores) -> None:
+    """The branch stays as it is; the remedy is `session.resume never`."""
+    for name in uploaded.objects():
+        (uploaded.storage / name).unlink()
+    other = uploaded.clone_again()
+    found = find(uploaded, other)
     assert found is not None
     with pytest.raises(CheckpointError, match="dvc pull") as caught:
-        bring(left, other, found)
+        fetch(uploaded, other, found)
     assert "session.resume never" in caught.value.remedy
-    assert REF in left.refs()
+    assert REF in uploaded.refs()
 
 
-def test_the_finished_run_ends_its_checkpoint(left: Stores) -> None:
-    """In one push; what only the checkpoint had is gone from the DVC remote."""
-    train_epoch(left, 9, finished=True)
+def test_the_finished_run_deletes_its_checkpoint(uploaded: Stores) -> None:
+    """One push creates the run's branch and deletes the checkpoint's; objects of the checkpoint alone are deleted."""
+    train_epoch(uploaded, 9, finished=True)
     weights = tuple(f"{EXPERIMENT.artifacts}/{name}" for name in checkpoints.WEIGHTS)
-    record = standing(left)
+    record = uploaded_record(uploaded)
     assert record is not None
     final = Publication(
-        left.clone, "kaggle-train-x", "finished", EXPERIMENT.artifacts, weights, record.saved, supersedes=(BRANCH,)
+        uploaded.clone, "kaggle-train-x", "finished", EXPERIMENT.artifacts, weights, record.saved, supersedes=(BRANCH,)
     )
     sync_outputs(final, say=str)
-    assert list(left.refs()) == ["refs/heads/kaggle-train-x"]
-    assert len(left.objects()) == 2
+    assert list(uploaded.refs()) == ["refs/heads/kaggle-train-x"]
+    assert len(uploaded.objects()) == 2

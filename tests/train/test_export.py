@@ -1,4 +1,4 @@
-"""An exported model predicts what its weights predict, or it is missing, and that is said."""
+"""An exported model predicts the same as its weights; a failed export is reported as missing."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from conftest import ROOT, write_tiny_model
 
 from lib.experiment.load import load_experiment
+from lib.session import Session
 from lib.train.export import check_same, export
 from lib.train.launch import Trained
 
@@ -18,7 +19,7 @@ SIZE = 64
 
 
 def trained(folder: Path, weights: Path | None = None) -> Trained:
-    """Give a training that has left these weights; without any, a torn file."""
+    """Return a training with a copy of these weights as `best.pt`; without any, with a torn file."""
     best = folder / "train/weights/best.pt"
     best.parent.mkdir(parents=True)
     best.write_bytes(weights.read_bytes() if weights else b"torn")
@@ -27,48 +28,50 @@ def trained(folder: Path, weights: Path | None = None) -> Trained:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give weights that export in seconds."""
+    """Return weights that export in seconds."""
     return write_tiny_model(tmp_path_factory.mktemp("weights") / "tiny.pt")
 
 
-def asked_for(*forms: str) -> dict[str, object]:
-    """Give the values of an experiment that asks for these formats."""
-    return {"export": list(forms), "training.image_size": SIZE}
+def session_for(tmp_path: Path, *formats: str) -> Session:
+    """Return a session whose experiment requests these export formats."""
+    values = {"export": list(formats), "training.image_size": SIZE}
+    experiment = load_experiment(ROOT / "experiments/001_loc_baseline.yaml", values)
+    return Session(ROOT, tmp_path, tmp_path, experiment)
 
 
-@pytest.mark.parametrize("form", ["onnx", pytest.param("torchscript", marks=pytest.mark.slow)])
-def test_an_exported_model_stands_beside_the_weights_and_predicts_the_same(
-    tiny: Path, tmp_path: Path, form: str, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("export_format", ["onnx", pytest.param("torchscript", marks=pytest.mark.slow)])
+def test_an_exported_model_is_next_to_the_weights_and_predicts_the_same(
+    tiny: Path, tmp_path: Path, export_format: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Asked without this project or ultralytics, by the format's own runtime; nothing else is left in the folder."""
+    """The model runs in its format's runtime, without this project or ultralytics; no other file is left behind."""
     run = trained(tmp_path, tiny)
-    exported = export(load_experiment(ROOT / "experiments/001_loc_baseline.yaml", asked_for(form)), run, ROOT)
+    exported = export(session_for(tmp_path, export_format), run)
     assert exported.missing is None
     (file,) = exported.files
-    assert sorted(path.name for path in run.best.parent.iterdir()) == sorted(["best.pt", f"best.{form}"])
-    assert f"Exported: best.{form}, " in capfd.readouterr().out
-    picture = np.random.default_rng(1).random((1, 3, SIZE, SIZE), dtype=np.float32)
-    if form == "onnx":
+    assert sorted(path.name for path in run.best.parent.iterdir()) == sorted(["best.pt", f"best.{export_format}"])
+    assert f"Exported: best.{export_format}, " in capfd.readouterr().out
+    image = np.random.default_rng(1).random((1, 3, SIZE, SIZE), dtype=np.float32)
+    if export_format == "onnx":
         import onnxruntime
 
-        (answer,) = onnxruntime.InferenceSession(file).run(None, {"images": picture})
+        (predicted,) = onnxruntime.InferenceSession(file).run(None, {"images": image})
     else:
         scripted: Any = torch.jit
-        answer = scripted.load(file)(torch.from_numpy(picture)).numpy()
+        predicted = scripted.load(file)(torch.from_numpy(image)).numpy()
     model = torch.load(tiny, weights_only=False)["model"].eval()
     with torch.no_grad():
-        wanted = model(torch.from_numpy(picture))[0].numpy()
-    assert answer == pytest.approx(wanted, abs=0.01)
+        expected = model(torch.from_numpy(image))[0].numpy()
+    assert predicted == pytest.approx(expected, abs=0.01)
     other = write_tiny_model(tmp_path / "other.pt", seed=1)
     with pytest.raises(SystemExit, match="predicts something else"):
         check_same(str(other), str(file), SIZE)
 
 
-def test_what_cannot_be_exported_is_missing_and_the_weights_stay(tmp_path: Path) -> None:
-    """The format and its cause are told; an older export of other weights is not taken for this one's."""
+def test_a_failed_export_is_missing_and_the_weights_are_kept(tmp_path: Path) -> None:
+    """The format and the cause are reported; an older export of other weights is not mistaken for this one."""
     run = trained(tmp_path)
     run.best.with_suffix(".onnx").write_bytes(b"of other weights")
-    exported = export(load_experiment(ROOT / "experiments/001_loc_baseline.yaml", asked_for("onnx")), run, ROOT)
+    exported = export(session_for(tmp_path, "onnx"), run)
     assert exported.files == ()
     assert exported.missing is not None
     assert "could not be exported to onnx (" in exported.missing.what
@@ -77,6 +80,6 @@ def test_what_cannot_be_exported_is_missing_and_the_weights_stay(tmp_path: Path)
 
 
 def test_without_a_format_nothing_is_exported(tmp_path: Path) -> None:
-    """The default."""
-    exported = export(load_experiment(ROOT / "experiments/001_loc_baseline.yaml"), trained(tmp_path), ROOT)
+    """By default no format is exported."""
+    exported = export(session_for(tmp_path), trained(tmp_path))
     assert (exported.files, exported.missing) == ((), None)

@@ -1,4 +1,4 @@
-"""One W&B run a training, written by our own callbacks, whatever W&B does."""
+"""Each training is one W&B run, written by our own callbacks; a W&B failure never stops a training."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from wandb_files import records
 
 from lib.experiment.load import load_experiment
 from lib.remotes.credentials import Credentials
+from lib.session import Session
 from lib.train.launch import WorkerPlan
 from lib.train.tracking import Recorder, Tracking, configure_tracking, finish_tracking
 
@@ -20,7 +21,7 @@ EXPERIMENT = load_experiment(ROOT / "experiments/001_det_baseline.yaml")
 
 
 def write(tracking: Tracking, folder: Path, epochs: int = 2) -> None:
-    """Record as a training does: a row an epoch, the plots at its end."""
+    """Record as a training does: one row per epoch, the plots at its end."""
     recorder = Recorder(tracking)
     for epoch in range(epochs):
         recorder.log({"epoch": epoch + 1, "train/box_loss": 1.0, "metrics/mAP50(B)": epoch / 10})
@@ -31,18 +32,18 @@ def write(tracking: Tracking, folder: Path, epochs: int = 2) -> None:
 @pytest.fixture
 def tracking(tmp_path: Path) -> Tracking:
     """Configure tracking without a key."""
-    return configure_tracking(EXPERIMENT, Credentials(), tmp_path, "a-run")
+    return configure_tracking(Session(tmp_path, tmp_path, tmp_path, EXPERIMENT))
 
 
-def test_one_run_holds_epochs_configuration_and_results(tracking: Tracking, tmp_path: Path) -> None:
-    """One id, our project, name, tags and configuration; each epoch once; the results in its summary."""
+def test_one_run_has_its_epochs_and_results(tracking: Tracking, tmp_path: Path) -> None:
+    """The run has one id, our project, name and tags, each epoch once, and the results in its summary."""
     write(tracking, tmp_path)
-    time.sleep(1.1)  # W&B names an offline run's folder by the second; no evaluation is that fast
+    time.sleep(1.1)  # W&B names an offline run's folder by the second; an evaluation takes longer
     finish_tracking(tracking, "finished", {"test/box/mAP50": 0.5, "branch": "kaggle-train-x"}, "all is well")
     found = list(records(tmp_path))
     runs = [record.run for record in found if record.HasField("run")]
     assert {run.run_id for run in runs} == {tracking.id}
-    assert {(run.project, run.display_name) for run in runs} == {("container-id", "a-run")}
+    assert {(run.project, run.display_name) for run in runs} == {("container-id", tracking.name)}
     assert set(runs[0].tags) == {"detection", "yolo11s", "baseline"}
     history = [
         {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
@@ -54,21 +55,23 @@ def test_one_run_holds_epochs_configuration_and_results(tracking: Tracking, tmp_
     summary = [item for record in found if record.HasField("summary") for item in record.summary.update]
     assert {"test/box/mAP50", "branch", "state"} <= {item.key or "/".join(item.nested_key) for item in summary}
     (alert,) = [record.alert for record in found if record.HasField("alert")]
-    assert (alert.title, alert.text) == ("a-run is finished", "all is well")
+    assert (alert.title, alert.text) == (f"{tracking.name} is finished", "all is well")
 
 
-def test_without_a_key_the_run_is_offline_and_says_how_to_upload_it(tracking: Tracking) -> None:
-    """No account, no waiting."""
+def test_a_run_without_a_key_is_offline_and_its_address_is_the_upload_command(tracking: Tracking) -> None:
+    """No account is needed, and nothing waits for W&B."""
     assert tracking.mode == "offline"
     assert tracking.address.startswith("offline; upload it with: wandb sync ")
 
 
-def test_what_travels_to_workers_holds_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The key is in the environment alone, not in the plan that is written for the processes of a training."""
+def test_the_plan_of_a_worker_has_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key is only in the environment, not in the file that the training's subprocesses read."""
     monkeypatch.setenv("WANDB_API_KEY", "")
-    monkeypatch.setenv("WANDB_BASE_URL", "https://curves.example.com")  # a server of one's own
+    monkeypatch.setenv("WANDB_BASE_URL", "https://curves.example.com")  # a self-hosted server
     monkeypatch.setattr("lib.train.tracking._default_entity", lambda: "somebody")  # asks W&B's server
-    tracking = configure_tracking(EXPERIMENT, Credentials(wandb_api_key="k" * 40), tmp_path, "a-run")
+    tracking = configure_tracking(
+        Session(tmp_path, tmp_path, tmp_path, EXPERIMENT, Credentials(wandb_api_key="k" * 40))
+    )
     assert tracking.mode == "online"
     assert tracking.address == f"https://curves.example.com/somebody/container-id/runs/{tracking.id}"
     plan = WorkerPlan("detect", {}, tmp_path / "plan", None, tracking, watched=False, parent=1)
@@ -76,53 +79,53 @@ def test_what_travels_to_workers_holds_no_key(tmp_path: Path, monkeypatch: pytes
     assert WorkerPlan.read(tmp_path / "plan" / "plan.json") == plan
 
 
-def test_a_training_that_goes_on_does_so_in_the_run_of_its_checkpoint(tracking: Tracking) -> None:
-    """What a checkpoint of another tool keeps there is no run."""
-    assert tracking.going_on("container-id/0123abcd").address.endswith("-0123abcd")
+def test_a_resumed_training_continues_the_run_of_its_checkpoint(tracking: Tracking) -> None:
+    """A value that another tool has written there, and that names no run, is ignored."""
+    assert tracking.resumed("container-id/0123abcd").address.endswith("-0123abcd")
     for other in ("", "runs/detect", "container-id/0123abcd/x", "container-id/0123ABCD"):
-        assert tracking.going_on(other) == tracking
+        assert tracking.resumed(other) == tracking
 
 
 def test_a_failure_is_an_alert(tracking: Tracking, tmp_path: Path) -> None:
-    """Whoever walked away is told."""
+    """W&B notifies the user, with the reason."""
     finish_tracking(tracking, "failed", {}, "CUDA out of memory")
     (alert,) = [record.alert for record in records(tmp_path) if record.HasField("alert")]
-    assert (alert.title, alert.text) == ("a-run failed", "CUDA out of memory")
+    assert (alert.title, alert.text) == (f"{tracking.name} failed", "CUDA out of memory")
 
 
 def test_a_slow_wandb_delays_nothing(
     tracking: Tracking, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It takes a minute to open a run: recording takes no time, ending a bounded one, and the rest can be uploaded."""
+    """Recording never blocks while W&B opens a run, closing waits a bounded time, and the rest can be uploaded."""
     import wandb
 
-    there = threading.Event()
-    monkeypatch.setattr(wandb, "init", lambda **_: there.wait(60) and None)
+    opened = threading.Event()
+    monkeypatch.setattr(wandb, "init", lambda **_: opened.wait(60) and None)
     monkeypatch.setattr("lib.train.tracking.CLOSING", 0.2)
     recorder = Recorder(tracking)
-    begun = time.monotonic()
+    started = time.monotonic()
     recorder.log({"epoch": 1})
-    assert not there.is_set()
+    assert not opened.is_set()
     recorder.close()
-    assert time.monotonic() - begun < 30
-    there.set()
+    assert time.monotonic() - started < 30
+    opened.set()
     assert f"upload the rest with: wandb sync {tracking.folder}" in capsys.readouterr().out
 
 
-def test_a_disabled_wandb_is_left_alone(tmp_path: Path) -> None:
-    """`wandb.enabled: false`: no event, no file."""
+def test_a_disabled_wandb_writes_nothing(tmp_path: Path) -> None:
+    """With `wandb.enabled: false` there is no event and no file."""
     experiment = load_experiment(ROOT / "experiments/001_det_baseline.yaml", {"wandb.enabled": False})
-    tracking = configure_tracking(experiment, Credentials(), tmp_path, "a-run")
+    tracking = configure_tracking(Session(tmp_path, tmp_path, tmp_path, experiment))
     write(tracking, tmp_path)
     finish_tracking(tracking, "finished", {"branch": "x"})
     assert list(tmp_path.iterdir()) == []
 
 
-def test_training_goes_on_when_wandb_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A folder that cannot be written is a warning, not the end of the training."""
+def test_training_continues_when_wandb_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder that W&B cannot write causes a warning, not an error."""
     (tmp_path / "file").touch()
-    tracking = configure_tracking(EXPERIMENT, Credentials(), tmp_path, "a-run")
+    tracking = configure_tracking(Session(tmp_path, tmp_path, tmp_path, EXPERIMENT))
     broken = Tracking(**{**vars(tracking), "project": "no/such:project?"})
     write(broken, tmp_path)
     finish_tracking(broken, "finished", {"branch": "x"})
-    assert "training goes on without it" in capsys.readouterr().out
+    assert "training continues without it" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Trainings in processes of their own, on machines that fail: what is trained is never lost, and goes on."""
+"""Trainings in subprocesses, on machines that fail: finished epochs are never lost, and can be resumed."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ from lib.data.dataset import Dataset, check_dataset
 from lib.errors import TrainingError, WeightsError
 from lib.experiment.load import load_experiment
 from lib.experiment.schema import Experiment
-from lib.remotes.credentials import Credentials
+from lib.kaggle.host import Gpu, Host
 from lib.sandbox.dataset import draw_dataset
+from lib.session import HOUR, Session
 from lib.train.checkpoints import CheckpointUploader, checkpoint_branch
-from lib.train.launch import StartingPoint, Trained, fetch_weights, prepare_library, train
-from lib.train.tracking import Tracking, configure_tracking
+from lib.train.launch import Trained, prepare_library, train
+from lib.train.tracking import configure_tracking
+from lib.train.weights import StartingPoint, fetch_weights
 
 pytestmark = pytest.mark.slow
 
@@ -40,14 +42,14 @@ NEW = StartingPoint(None)
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine with a dataset; each training has a folder of its own."""
+    """A machine with a dataset; each training has its own folder."""
 
     folder: Path
     module: str
     data: Path
 
     def experiment(self, **values: Any) -> Experiment:
-        """Give the module's small experiment, smaller still; `training__epochs=3` changes a value."""
+        """Return the module's sandbox experiment, even smaller; `training__epochs=3` changes a value."""
         keys: dict[str, Any] = {"training.epochs": EPOCHS, "training.image_size": 64}
         keys |= {name.replace("__", "."): value for name, value in values.items()}
         return load_experiment(ROOT / f"experiments/000_{self.module[:3]}_sandbox.yaml", keys)
@@ -56,26 +58,32 @@ class Machine:
         """Check the dataset for one training."""
         return check_dataset(self.data, experiment, self.folder / name / "scratch", md5="0" * 32)
 
-    def tracking(self, name: str, experiment: Experiment) -> Tracking:
-        """Record offline, below the training's folder."""
-        return configure_tracking(experiment, Credentials(), self.folder / name / "curves", name)
+    def session(self, name: str, experiment: Experiment, **values: Any) -> Session:
+        """Return a session in a folder of that name; W&B records offline, in its folder `curves`."""
+        root = self.folder / name
+        return Session(root, root / "curves", root / "scratch", experiment, **values)
+
+    def start(self, **values: Any) -> StartingPoint:
+        """Return the starting point of a training with these values."""
+        return fetch_weights(self.session("any", self.experiment(**values)))
 
     def train(
         self, name: str, start: StartingPoint = NEW, *, stop_after: float | None = None, **values: Any
     ) -> Trained:
-        """Train in a folder of that name; `device` and `worker` as `lib.train.launch.train` takes them."""
-        given = {"device": values.pop("device", "cpu"), "worker": values.pop("worker", "lib.train.trainer")}
-        experiment = self.experiment(**values)
-        root = self.folder / name
-        tracking = self.tracking(name, experiment).going_on(start.run_path)
-        return train(
-            experiment, self.dataset(name, experiment).data_file, start, root, root / "scratch",
-            tracking=tracking, stop_at=None if stop_after is None else time.monotonic() + stop_after, **given,
-        )  # fmt: skip
+        """Train in a folder of that name, on `gpus` GPUs, with the module `worker`."""
+        host = Host((Gpu("Tesla T4", 15360),) * values.pop("gpus", 0))
+        worker = values.pop("worker", "lib.train.trainer")
+        hours = None if stop_after is None else 1.0
+        experiment = self.experiment(session__max_hours=hours, **values)
+        begun = time.monotonic() + (stop_after or 0.0) - HOUR
+        session = self.session(name, experiment, host=host, begun=begun)
+        data_file = self.dataset(name, experiment).data_file
+        tracking = configure_tracking(session).resumed(start.run_path)
+        return train(session, data_file, start, tracking, worker=worker)
 
 
 def make_machine(folder: Path, module: str) -> Machine:
-    """Draw a dataset of a few pictures."""
+    """Draw a dataset of a few images."""
     draw_dataset(folder / "data", module, counts={"train": 8, "val": 4, "test": 4}, size=64)
     return Machine(folder, module, folder / "data")
 
@@ -84,7 +92,7 @@ def make_machine(folder: Path, module: str) -> Machine:
 def _processes_find_the_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("YOLO_CONFIG_DIR", "YOLO_AUTOINSTALL", "YOLO_VERBOSE"):
-            patch.setenv(name, os.environ.get(name, ""))  # put back afterwards
+            patch.setenv(name, os.environ.get(name, ""))  # restored afterwards
         patch.setenv("PYTHONPATH", SEARCHED)
         prepare_library(tmp_path_factory.mktemp("library"))
         yield
@@ -92,24 +100,24 @@ def _processes_find_the_project(tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
-    """Give a machine for detection."""
+    """Return a machine for detection."""
     return make_machine(tmp_path_factory.mktemp("machine"), "detection")
 
 
 @pytest.fixture(scope="module")
 def finished(machine: Machine) -> Trained:
-    """Train without trouble."""
+    """Train without any fault."""
     return machine.train("finished")
 
 
 @pytest.fixture(scope="module")
 def interrupted(machine: Machine) -> Trained:
-    """Train in a session that is over at once: one epoch fits."""
+    """Train in a session whose time is over at once: one epoch fits."""
     return machine.train("interrupted", stop_after=0.0)
 
 
 def load(checkpoint: Path) -> dict[str, Any]:
-    """Read a checkpoint; one that is torn raises."""
+    """Read a checkpoint; raise if it is torn."""
     from ultralytics.utils.patches import torch_load
 
     loaded: dict[str, Any] = torch_load(checkpoint, map_location="cpu")
@@ -117,13 +125,13 @@ def load(checkpoint: Path) -> dict[str, Any]:
 
 
 def rows(trained: Trained) -> list[dict[str, str]]:
-    """Give the rows of `results.csv`."""
+    """Return the rows of `results.csv`."""
     with (trained.folder / "results.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
 def weights(checkpoint: Path) -> Any:
-    """Give all parameters of a checkpoint's model, as one vector."""
+    """Return all parameters of a checkpoint's model as one vector."""
     import torch
 
     content = load(checkpoint)
@@ -132,16 +140,16 @@ def weights(checkpoint: Path) -> Any:
 
 
 def read_history(folder: Path) -> list[dict[str, str]]:
-    """Give the rows that W&B was given, in order."""
+    """Return the rows that W&B recorded, in order."""
     found = [record.history for record in records(folder) if record.HasField("history")]
     return [{item.key or "/".join(item.nested_key): item.value_json for item in row.item} for row in found]
 
 
-# ── one that ends well ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── a successful training ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_finished_training_leaves_two_models_and_nothing_half_written(finished: Trained) -> None:
-    """Both load, without an optimizer; the table has every epoch once."""
+def test_a_finished_training_leaves_two_complete_models(finished: Trained) -> None:
+    """best.pt and last.pt load, without an optimizer; no temporary file is left; `results.csv` has every epoch once."""
     assert (finished.state, finished.reason, finished.error) == ("finished", "", None)
     assert sorted(path.name for path in finished.best.parent.iterdir()) == ["best.pt", "last.pt"]
     assert [load(path)["optimizer"] for path in (finished.best, finished.last)] == [None, None]
@@ -149,20 +157,20 @@ def test_a_finished_training_leaves_two_models_and_nothing_half_written(finished
 
 
 def test_every_epoch_is_in_the_one_wandb_run(machine: Machine, finished: Trained) -> None:
-    """Losses, metrics, rate and memory, an epoch a row, and the plots; read from W&B's own file."""
+    """Losses, metrics, learning rate and memory, one row per epoch, and the plots; read from W&B's own file."""
     history = read_history(machine.folder / "finished/curves")
     epochs = [row for row in history if "train/box_loss" in row]
     assert [json.loads(row["epoch"]) for row in epochs] == [1, 2, 3, 4]
     measured = {f"metrics/{name}(B)" for name in ("precision", "recall", "mAP50", "mAP50-95")}
     losses = {f"{part}/{name}_loss" for part in ("train", "val") for name in ("box", "cls", "dfl")}
-    wanted = measured | losses | {"lr/pg0", "gpu_memory_gib"}
-    assert all(wanted <= row.keys() for row in epochs)
+    expected = measured | losses | {"lr/pg0", "gpu_memory_gib"}
+    assert all(expected <= row.keys() for row in epochs)
     assert [float(f"{float(row['lr/pg0']):.6g}") for row in epochs] == [float(row["lr/pg0"]) for row in rows(finished)]
     assert any(key.startswith("plots/results") for row in history for key in row)
 
 
-def test_a_checkpoint_that_is_read_while_it_is_written_is_whole(machine: Machine) -> None:
-    """A reader that never rests loads both files all through a training, the stripping at its end too."""
+def test_a_checkpoint_is_complete_whenever_it_is_read(machine: Machine) -> None:
+    """A thread loads both files in a loop during a whole training, also while the optimizer is stripped at its end."""
     torn: list[str] = []
     loads = [0]
     over = threading.Event()
@@ -189,10 +197,10 @@ def test_a_checkpoint_that_is_read_while_it_is_written_is_whole(machine: Machine
     assert torn == []
 
 
-def test_no_epoch_waits_for_a_checkpoint_that_takes_longer_than_one(
+def test_no_epoch_waits_for_an_upload_that_takes_longer_than_an_epoch(
     machine: Machine, stores: Stores, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The Git remote answers the first checkpoint's push when three more epochs are trained: else this would hang."""
+    """The Git remote accepts the first push only after three more epochs: if training waited, neither would end."""
     values: dict[str, Any] = {"training__epochs": 16, "session__checkpoint_minutes": 0.001}
     here = Machine(stores.folder, machine.module, machine.data)
     experiment = here.experiment(**values)
@@ -207,26 +215,27 @@ for turn in $(seq 2400); do [ $(wc -l < {table}) -ge $((rows + 3)) ] && exit 0; 
 exit 1""",
     )
     commit = run_git("rev-parse", "HEAD", cwd=stores.clone)
-    with CheckpointUploader(stores.clone, experiment, commit, "0" * 32, Credentials()) as keeper:
+    session = here.session("clone", experiment, commit=commit)
+    with CheckpointUploader(session, "0" * 32) as uploader:
         trained = here.train("clone", **values)
-    keeper.wait()
+    uploader.wait()
     assert trained.state == "finished"
-    told = capfd.readouterr().out
-    assert "did not leave the machine" not in told
-    left = [int(epoch) for epoch in re.findall(r"Checkpoint: epoch (\d+) has left", told)]
-    assert [later for later in left[1:] if later < left[0] + 3] == []  # the newest follows, not the next
+    output = capfd.readouterr().out
+    assert "checkpoint upload failed" not in output
+    uploaded = [int(epoch) for epoch in re.findall(r"Checkpoint: epoch (\d+) is uploaded", output)]
+    assert [later for later in uploaded[1:] if later < uploaded[0] + 3] == []  # the newest is uploaded, not the next
     ends = [float(row["time"]) for row in rows(trained)]
     seconds = [after - before for before, after in pairwise(ends)]
-    beside, others = seconds[left[0] : left[0] + 2], [*seconds[1 : left[0]], *seconds[left[0] + 2 :]]
+    during, others = seconds[uploaded[0] : uploaded[0] + 2], [*seconds[1 : uploaded[0]], *seconds[uploaded[0] + 2 :]]
     with capfd.disabled():
-        print(f"\nAn epoch beside a checkpoint that leaves: {median(beside):.2f} s; others: {median(others):.2f} s")
+        print(f"\nAn epoch during a checkpoint upload: {median(during):.2f} s; others: {median(others):.2f} s")
 
 
 # ── the session's time ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_training_ends_with_the_last_epoch_that_fits(interrupted: Trained) -> None:
-    """Interrupted, and it says so; best.pt is a model, last.pt is complete."""
+    """The state is interrupted, with the reason; best.pt is a model, last.pt can be resumed."""
     assert interrupted.state == "interrupted"
     assert "after epoch 1 of 4" in interrupted.reason
     assert "session.max_hours" in interrupted.reason
@@ -237,20 +246,20 @@ def test_training_ends_with_the_last_epoch_that_fits(interrupted: Trained) -> No
     assert len(rows(interrupted)) == 1
 
 
-def test_time_that_is_long_enough_changes_nothing(machine: Machine, finished: Trained) -> None:
-    """The schedule is that of all epochs, and the same numbers come out as without a limit."""
+def test_a_limit_that_is_not_reached_changes_nothing(machine: Machine, finished: Trained) -> None:
+    """The schedule covers all epochs, and the numbers are the same as without a limit."""
     limited = machine.train("limited", stop_after=3600.0)
     assert limited.state == "finished"
     same = [[{**row, "time": ""} for row in rows(trained)] for trained in (limited, finished)]
     assert same[0] == same[1]
 
 
-# ── going on ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── resuming ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture(scope="module")
-def moved(machine: Machine, interrupted: Trained) -> Path:
-    """Put the interrupted checkpoint alone into another folder, as a Kaggle dataset has it."""
+def attached(machine: Machine, interrupted: Trained) -> Path:
+    """Copy the interrupted `last.pt` alone into another folder, like an attached dataset."""
     folder = machine.folder / "input"
     folder.mkdir()
     return folder / "last.pt" if (folder / "last.pt").exists() else copy(interrupted.last, folder / "last.pt")
@@ -263,15 +272,15 @@ def copy(source: Path, target: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def resumed(machine: Machine, moved: Path) -> Trained:
-    """Go on from it, in another folder."""
-    start = fetch_weights(machine.experiment(model__resume_from=str(moved)), ROOT)
+def resumed(machine: Machine, attached: Path) -> Trained:
+    """Resume the interrupted training in another folder."""
+    start = machine.start(model__resume_from=str(attached))
     assert start.epoch == 1
-    return machine.train("resumed", start, model__resume_from=str(moved))
+    return machine.train("resumed", start, model__resume_from=str(attached))
 
 
 def test_a_resumed_training_is_one_curve_with_the_interrupted_one(resumed: Trained, finished: Trained) -> None:
-    """Every epoch once, the same learning rates as without the interruption, time that goes on."""
+    """Every epoch occurs once, the learning rates are those of an uninterrupted training, and the time increases."""
     assert resumed.state == "finished"
     assert [row["epoch"] for row in rows(resumed)] == ["1", "2", "3", "4"]
     assert [row["lr/pg0"] for row in rows(resumed)] == [row["lr/pg0"] for row in rows(finished)]
@@ -280,19 +289,19 @@ def test_a_resumed_training_is_one_curve_with_the_interrupted_one(resumed: Train
     assert times == sorted(times)
 
 
-def test_a_resumed_training_comes_near_the_uninterrupted_one(
+def test_a_resumed_training_is_close_to_the_uninterrupted_one(
     resumed: Trained, finished: Trained, interrupted: Trained
 ) -> None:
-    """The same pictures in the same order; not the same weights, for a checkpoint holds them in half precision."""
-    apart = (weights(resumed.last) - weights(finished.last)).norm()
-    moved = (weights(finished.last) - weights(interrupted.last)).norm()
-    assert apart < moved / 4
+    """The images come in the same order; the weights differ a little, since a checkpoint has half precision."""
+    difference = (weights(resumed.last) - weights(finished.last)).norm()
+    distance = (weights(finished.last) - weights(interrupted.last)).norm()
+    assert difference < distance / 4
     losses = [float(rows(trained)[1]["train/box_loss"]) for trained in (resumed, finished)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-def test_a_resumed_training_goes_on_in_the_same_wandb_run(machine: Machine, moved: Path, resumed: Trained) -> None:
-    """The checkpoint says in which; its new epochs are added there."""
+def test_a_resumed_training_continues_the_same_wandb_run(machine: Machine, attached: Path, resumed: Trained) -> None:
+    """The checkpoint names the run; the new epochs are added to it."""
     runs = {
         record.run.run_id
         for name in ("interrupted", "resumed")
@@ -300,12 +309,12 @@ def test_a_resumed_training_goes_on_in_the_same_wandb_run(machine: Machine, move
         if record.HasField("run")
     }
     assert len(runs) == 1
-    assert {fetch_weights(machine.experiment(model__resume_from=str(moved)), ROOT).run_path.rpartition("/")[2]} == runs
+    assert {machine.start(model__resume_from=str(attached)).run_path.rpartition("/")[2]} == runs
 
 
 def test_the_best_weights_before_the_interruption_are_not_lost(machine: Machine, interrupted: Trained) -> None:
-    """Beside last.pt lies a best.pt that no later epoch beats: it is the best one's at the end too."""
-    folder = machine.folder / "beside"
+    """No later epoch beats the best.pt in the folder of last.pt: its weights are the best ones at the end too."""
+    folder = machine.folder / "with-best"
     folder.mkdir()
     last, best = copy(interrupted.last, folder / "last.pt"), copy(interrupted.best, folder / "best.pt")
     import torch
@@ -316,36 +325,36 @@ def test_the_best_weights_before_the_interruption_are_not_lost(machine: Machine,
         if path == last:
             content["best_fitness"] = 0.999
         torch.save(content, path)
-    start = fetch_weights(machine.experiment(model__resume_from=str(last)), ROOT)
-    trained = machine.train("beside-it", start, model__resume_from=str(last))
+    start = machine.start(model__resume_from=str(last))
+    trained = machine.train("with-best-resumed", start, model__resume_from=str(last))
     assert (weights(trained.best) == weights(best)).all()
     assert not (weights(trained.last) == weights(best)).all()
 
 
 def test_a_finished_checkpoint_starts_a_new_training_from_its_weights(machine: Machine, finished: Trained) -> None:
-    """It has no optimizer to go on with, and the run says so."""
-    start = fetch_weights(machine.experiment(model__resume_from=str(finished.last)), ROOT)
+    """A finished checkpoint has no optimizer state to resume from, and the description mentions this."""
+    start = machine.start(model__resume_from=str(finished.last))
     assert (start.weights, start.epoch) == (finished.last, 0)
     assert "finished" in start.describe()
 
 
-def test_what_the_experiment_changes_is_said(machine: Machine, moved: Path) -> None:
-    """The experiment's values are trained with, and the checkpoint's are named beside them."""
-    start = fetch_weights(machine.experiment(model__resume_from=str(moved), training__learning_rate=0.004), ROOT)
+def test_values_that_differ_from_the_checkpoint_are_reported(machine: Machine, attached: Path) -> None:
+    """Training uses the experiment's values; the description shows the checkpoint's as well."""
+    start = machine.start(model__resume_from=str(attached), training__learning_rate=0.004)
     assert "lr0 0.002 → 0.004" in start.describe()
     assert "epochs" not in start.describe()
 
 
 @pytest.mark.parametrize("fault", ["torn", "no checkpoint", "another size", "another task", "no epochs left"])
-def test_a_checkpoint_that_cannot_be_gone_on_from_is_refused(
-    machine: Machine, moved: Path, tmp_path: Path, fault: str
+def test_a_checkpoint_that_cannot_be_resumed_is_refused(
+    machine: Machine, attached: Path, tmp_path: Path, fault: str
 ) -> None:
-    """One error with key, value and reason, before anything is trained."""
-    path, values = copy(moved, tmp_path / "a.pt"), {"model__resume_from": str(tmp_path / "a.pt")}
-    told = {
-        "torn": "torn", "no checkpoint": "no checkpoint", "another size": "it is of yolo11n",
+    """One error shows key, value and reason before the training starts."""
+    path, values = copy(attached, tmp_path / "a.pt"), {"model__resume_from": str(tmp_path / "a.pt")}
+    reason = {
+        "torn": "damaged", "no checkpoint": "not a checkpoint", "another size": "it is of yolo11n",
         "another task": r"it is of yolo11n \(detect\), the experiment is of yolo11n-pose \(pose\)",
-        "no epochs left": "it has 1 epochs behind it, and training.epochs is 1",
+        "no epochs left": "it has completed 1 epochs, and training.epochs is 1",
     }[fault]  # fmt: skip
     experiment = machine.experiment(**values)
     if fault == "torn":
@@ -358,50 +367,50 @@ def test_a_checkpoint_that_cannot_be_gone_on_from_is_refused(
         experiment = Machine(tmp_path, "localization", machine.data).experiment(**values)
     if fault == "no epochs left":
         experiment = machine.experiment(**values, training__epochs=1)
-    with pytest.raises(WeightsError, match=told) as caught:
-        fetch_weights(experiment, ROOT)
+    with pytest.raises(WeightsError, match=reason) as caught:
+        fetch_weights(machine.session("any", experiment))
     assert f"model.resume_from is '{path}'" in caught.value.what
 
 
 # ── machines that fail ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_memory_that_is_too_small_is_one_clear_error(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first of the requirements' errors: what to change, and nothing halved in silence."""
+def test_a_gpu_without_enough_memory_is_one_clear_error(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first error of the requirements: it names what to change, and the batch is not halved silently."""
     monkeypatch.setenv("FAULT", "memory:4")
     with pytest.raises(TrainingError, match=r"CUDA out of memory: training.batch_size is 8") as caught:
         machine.train("small", worker="faulty_trainer")
     assert "reduce training.batch_size" in caught.value.remedy
 
 
-@pytest.mark.parametrize("device", ["cpu", "0,1"])
-def test_batches_are_halved_by_the_experiments_choice(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], device: str
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_batches_are_halved_if_the_experiment_allows_it(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], gpus: int
 ) -> None:
-    """Down to what fits, the gradients being accumulated to the nominal batch; the end says what it came to."""
+    """Batches are halved until they fit, gradients are accumulated to the nominal batch, the new size is reported."""
     monkeypatch.setenv("FAULT", "memory:4")
-    if device != "cpu":
+    if gpus:
         monkeypatch.setenv("GLOO", "1")
-    trained = machine.train(f"halved-{device}", device=device, worker="faulty_trainer", training__min_batch_size=2)
-    assert (trained.state, trained.batch_size, trained.device) == ("finished", 4, device)
+    trained = machine.train(f"halved-{gpus}", gpus=gpus, worker="faulty_trainer", training__min_batch_size=2)
+    assert (trained.state, trained.batch_size, trained.device) == ("finished", 4, "0,1" if gpus else "cpu")
     assert len(rows(trained)) == EPOCHS
     assert load(trained.last)["train_args"]["batch"] == 4
     assert load(trained.last)["train_args"]["nbs"] == 8
-    assert "goes on with batches of 4" in capsys.readouterr().out
+    assert "continues with batches of 4" in capsys.readouterr().out
 
 
 def test_batches_are_halved_no_further_than_allowed(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bound is a bound."""
+    """Training stops with an error when `training.min_batch_size` does not fit."""
     monkeypatch.setenv("FAULT", "memory:2")
     with pytest.raises(TrainingError, match=r"training.batch_size is 4"):
         machine.train("bound", worker="faulty_trainer", training__min_batch_size=4)
 
 
 @pytest.mark.parametrize("fault", ["killed:2", "torn:5"])
-def test_a_killed_process_leaves_the_newest_whole_checkpoint(
+def test_a_killed_process_leaves_the_newest_complete_checkpoint(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    """Between two epochs, or in the middle of writing a checkpoint: the one before is there, and goes on."""
+    """Killed between two epochs or while it writes a checkpoint: the previous one is left, and can be resumed."""
     monkeypatch.setenv("FAULT", fault)
     trained = machine.train(fault.replace(":", "-"), worker="faulty_trainer")
     assert trained.state == "failed"
@@ -411,19 +420,19 @@ def test_a_killed_process_leaves_the_newest_whole_checkpoint(
     assert load(trained.last)["epoch"] == 1
     assert load(trained.last)["optimizer"] is not None
     assert (trained.folder / "results.png").is_file()
-    start = fetch_weights(machine.experiment(model__resume_from=str(trained.last)), ROOT)
+    start = machine.start(model__resume_from=str(trained.last))
     assert start.epoch == 2
 
 
-def test_an_error_of_the_library_is_told_in_its_words(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first epoch never ended: nothing to give back, one error."""
+def test_an_error_of_the_library_is_reported_in_its_words(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If no epoch is finished, the training ends with this one error."""
     monkeypatch.setenv("FAULT", "error:0")
     with pytest.raises(TrainingError, match="unspecified launch failure"):
         machine.train("error", worker="faulty_trainer")
 
 
 def wait_for_workers(parent: int, count: int) -> list[int]:
-    """Wait until a process has as many training processes, and give their numbers."""
+    """Wait until a process has `count` training processes, and return their PIDs."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
         found = []
@@ -443,7 +452,7 @@ def wait_for_workers(parent: int, count: int) -> list[int]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_no_training_process_outlives_its_notebook(machine: Machine, number: int) -> None:
-    """Interrupted or killed, the kernel takes its training with it: nobody would end that otherwise."""
+    """When the kernel is interrupted or killed, its training ends too: nothing else would end it."""
     name = f"orphan-{int(number)}"
     script = (
         "import sys, pathlib, test_trainer\n"
@@ -475,10 +484,10 @@ def test_no_training_process_outlives_its_notebook(machine: Machine, number: int
 def test_two_processes_train_one_model(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str
 ) -> None:
-    """DDP with gloo, both tasks: one W&B run with every epoch once, one table, whole checkpoints."""
+    """DDP with gloo, both tasks: one W&B run with every epoch once, one `results.csv`, complete checkpoints."""
     monkeypatch.setenv("GLOO", "1")
     here = machine if module == "detection" else make_machine(tmp_path, module)
-    trained = here.train("two", device="0,1", worker="faulty_trainer")
+    trained = here.train("two", gpus=2, worker="faulty_trainer")
     assert (trained.state, trained.device) == ("finished", "0,1")
     assert [row["epoch"] for row in rows(trained)] == ["1", "2", "3", "4"]
     assert load(trained.best)["optimizer"] is None
@@ -487,22 +496,22 @@ def test_two_processes_train_one_model(
 
 
 def test_two_processes_stop_together_when_the_time_is_over(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first one knows the time; the other one does not wait for an epoch that never comes."""
+    """Rank 0 decides that the time is over; rank 1 does not wait for an epoch that never starts."""
     monkeypatch.setenv("GLOO", "1")
-    trained = machine.train("two-stop", device="0,1", worker="faulty_trainer", stop_after=0.0)
+    trained = machine.train("two-stop", gpus=2, worker="faulty_trainer", stop_after=0.0)
     assert trained.state == "interrupted"
     assert load(trained.last)["optimizer"] is not None
 
 
-def test_a_launch_that_hangs_goes_on_with_one(
+def test_a_launch_that_hangs_continues_with_one_gpu(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One of two never takes part: ended after the time that the experiment gives, and trained on one."""
+    """Rank 1 hangs: after `hardware.stall_minutes` both processes are ended, and training continues on one GPU."""
     monkeypatch.setenv("GLOO", "1")
     monkeypatch.setenv("FAULT", "hang")
-    trained = machine.train("hang", device="0,1", worker="faulty_trainer", hardware__stall_minutes=0.6)
+    trained = machine.train("hang", gpus=2, worker="faulty_trainer", hardware__stall_minutes=0.6)
     assert (trained.state, trained.device) == ("finished", "0")
     assert len(rows(trained)) == EPOCHS
-    told = capsys.readouterr().out
-    assert "no batch was finished for 0.6 minutes" in told
-    assert "goes on with one GPU" in told
+    output = capsys.readouterr().out
+    assert "no batch was finished for 0.6 minutes" in output
+    assert "continues with one GPU" in output

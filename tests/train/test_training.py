@@ -1,4 +1,4 @@
-"""What training is started with, and what happens to what was there before."""
+"""The arguments and weights that a training starts with, and what becomes of an earlier run's files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT
@@ -14,13 +15,14 @@ from lib.errors import TrainingError, WeightsError
 from lib.experiment.arguments import ALWAYS, ARGUMENTS, WORKED_OUT, ultralytics_arguments
 from lib.experiment.load import keys, load_experiment
 from lib.experiment.schema import Experiment
-from lib.remotes.credentials import Credentials
-from lib.train.launch import StartingPoint, WorkerPlan, fetch_weights, find_weights, keep_earlier, train
+from lib.session import Session
+from lib.train.launch import WorkerPlan, keep_earlier, train
 from lib.train.tracking import configure_tracking
+from lib.train.weights import StartingPoint, fetch_weights, find_weights
 
 BASELINE = ROOT / "experiments/001_det_baseline.yaml"
 
-# Every key of an experiment, and the argument of ultralytics that it becomes; None: it is used elsewhere.
+# Keys of an experiment, and the ultralytics argument that each becomes.
 BECOMES = {
     "training.epochs": "epochs",
     "training.batch_size": "batch",
@@ -40,19 +42,19 @@ BECOMES = {
 }
 
 
-def test_a_training_is_given_the_arguments_that_are_told_and_no_choice_beside_them(tmp_path: Path) -> None:
-    """What `explain` shows of a key is what becomes of it; a worker that is not there leaves its plan."""
+def test_a_training_gets_only_the_documented_arguments(tmp_path: Path) -> None:
+    """A worker that does not exist leaves its plan, whose arguments are those that `explain` shows."""
     experiment, file, start = load_experiment(BASELINE), tmp_path / "data.yaml", StartingPoint(None)
-    tracking = configure_tracking(experiment, Credentials(), tmp_path, "name")
+    session = Session(tmp_path, tmp_path, tmp_path, experiment)
     with pytest.raises(TrainingError, match="ended with status 1"):
-        train(experiment, file, start, tmp_path, tmp_path, device="cpu", tracking=tracking, worker="nobody")
-    given = set(WorkerPlan.read(tmp_path / "training/plan.json").arguments)
-    assert given == {*ARGUMENTS.values(), *WORKED_OUT.values(), *ALWAYS, "save_dir", "project", "plots", "exist_ok"}
+        train(session, file, start, configure_tracking(session), worker="nobody")
+    arguments = set(WorkerPlan.read(tmp_path / "training/plan.json").arguments)
+    assert arguments == {*ARGUMENTS.values(), *WORKED_OUT.values(), *ALWAYS, "save_dir", "project", "plots", "exist_ok"}
 
 
 @pytest.mark.parametrize("key", [key for key in keys() if key in BECOMES or key.startswith("augmentation.")])
 def test_every_value_reaches_ultralytics_under_its_name(key: str) -> None:
-    """Two experiments that differ in one key differ in one argument, by these values."""
+    """Two experiments that differ in one key differ in one ultralytics argument, with the same values."""
     other = {"cosine_schedule": False, "optimizer": "SGD", "mixed_precision": False, "perspective": 0.0005}
     first = load_experiment(BASELINE)
     name = key.rpartition(".")[2]
@@ -77,47 +79,54 @@ def test_ultralytics_knows_every_argument(tmp_path: Path) -> None:
     assert {name: checked[name] for name in arguments} == arguments
 
 
-def test_random_weights_are_no_file() -> None:
-    """`pretrained: false` asks for nothing."""
-    assert fetch_weights(load_experiment(BASELINE, {"model.pretrained": False}), ROOT).weights is None
+def session_with(values: dict[str, Any], root: Path = ROOT) -> Session:
+    """Return a session of the baseline with other values."""
+    return Session(root, root, root, load_experiment(BASELINE, values))
+
+
+def test_random_weights_need_no_file() -> None:
+    """With `pretrained: false` no weights are fetched."""
+    assert fetch_weights(session_with({"model.pretrained": False})).weights is None
 
 
 @pytest.mark.parametrize("key", ["model.pretrained", "model.resume_from"])
-def test_a_checkpoint_that_is_not_there_is_named(key: str) -> None:
-    """Key, value, and where Kaggle keeps files."""
+def test_a_missing_checkpoint_is_named_in_the_error(key: str) -> None:
+    """The error has key and value, and the remedy names the folder of attached datasets."""
     with pytest.raises(WeightsError, match=rf"{key} is 'nowhere/last.pt'") as caught:
-        fetch_weights(load_experiment(BASELINE, {key: "nowhere/last.pt"}), ROOT)
+        fetch_weights(session_with({key: "nowhere/last.pt"}))
     assert "/kaggle/input" in caught.value.remedy
 
 
 @pytest.mark.parametrize("key", ["model.pretrained", "model.resume_from"])
 def test_a_path_may_be_absolute_or_in_the_repository(tmp_path: Path, key: str) -> None:
-    """Kaggle's inputs are elsewhere, artifacts are inside."""
+    """Attached datasets are outside the repository, artifacts inside."""
     (tmp_path / "a.pt").touch()
     for given in ("a.pt", str(tmp_path / "a.pt")):
-        assert find_weights(load_experiment(BASELINE, {key: given}), tmp_path) == tmp_path / "a.pt"
+        assert find_weights(session_with({key: given}, tmp_path)) == tmp_path / "a.pt"
 
 
-def test_published_weights_that_cannot_be_had_are_told_with_the_three_ways_out(tmp_path: Path) -> None:
-    """Without a network the library's own download fails; in a process of its own, since settings are read once."""
+def test_a_failed_download_of_published_weights_has_three_remedies(tmp_path: Path) -> None:
+    """Without a network the library's download fails; it runs in a subprocess, since settings are read only once."""
     script = (
         "import sys\nfrom pathlib import Path\nfrom lib.experiment.load import load_experiment\n"
-        "from lib.train.launch import fetch_weights, prepare_library\nprepare_library(Path(sys.argv[1]))\n"
-        "fetch_weights(load_experiment('experiments/001_det_baseline.yaml'), Path('.'))"
+        "from lib.session import Session\nfrom lib.train.launch import prepare_library\n"
+        "from lib.train.weights import fetch_weights\nprepare_library(Path(sys.argv[1]))\n"
+        "experiment = load_experiment('experiments/001_det_baseline.yaml')\n"
+        "fetch_weights(Session(Path(), Path(), Path(), experiment))"
     )
-    nowhere = "http://127.0.0.1:9"  # a proxy that is not there: no request leaves the machine
-    env = {**os.environ, "HTTPS_PROXY": nowhere, "HTTP_PROXY": nowhere, "NO_PROXY": ""}
+    proxy = "http://127.0.0.1:9"  # no proxy listens there: no request leaves the machine
+    env = {**os.environ, "HTTPS_PROXY": proxy, "HTTP_PROXY": proxy, "NO_PROXY": ""}
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 1
-    told = done.stderr[done.stderr.index("WeightsError") :]
-    assert "yolo11s.pt could not be downloaded" in told
-    assert all(way in told for way in ("internet on", "model.pretrained", "pretrained: false"))
+    message = done.stderr[done.stderr.index("WeightsError") :]
+    assert "yolo11s.pt could not be downloaded" in message
+    assert all(remedy in message for remedy in ("internet on", "model.pretrained", "pretrained: false"))
 
 
-def test_the_library_is_kept_from_installing_and_tracking(tmp_path: Path) -> None:
-    """Settings of the run's own, every tracker off, no installs; the user's settings are not read."""
+def test_the_library_neither_installs_nor_tracks(tmp_path: Path) -> None:
+    """The run has its own settings file with every tracker off; the user's settings are not read."""
     script = (
         "import sys\nfrom pathlib import Path\nfrom lib.train.launch import prepare_library\n"
         "prepare_library(Path(sys.argv[1]))\n"
@@ -131,8 +140,8 @@ def test_the_library_is_kept_from_installing_and_tracking(tmp_path: Path) -> Non
     assert done.stdout.splitlines()[-1] == f"False {tmp_path}/ultralytics/Ultralytics/settings.json []"
 
 
-def test_what_an_earlier_run_left_is_moved_aside(tmp_path: Path) -> None:
-    """An unpublished model is never written over, however often one runs."""
+def test_an_earlier_runs_files_are_moved_aside(tmp_path: Path) -> None:
+    """An unpublished model is never overwritten, however many runs follow."""
     folder = tmp_path / "exp"
     for number in range(3):
         (folder / "train").mkdir(parents=True)
@@ -144,14 +153,14 @@ def test_what_an_earlier_run_left_is_moved_aside(tmp_path: Path) -> None:
     assert kept == ["0", "1", "2"]
 
 
-def test_an_empty_folder_needs_no_keeping(tmp_path: Path) -> None:
-    """Nothing is made where nothing was."""
+def test_an_empty_or_missing_folder_is_not_moved(tmp_path: Path) -> None:
+    """An empty or missing folder has nothing to keep."""
     assert keep_earlier(tmp_path / "nowhere") is None
     assert keep_earlier(tmp_path) is None
 
 
-def test_an_experiment_is_what_every_documented_key_says() -> None:
-    """The baseline gives every key: it is where people look them up."""
+def test_the_baseline_has_every_key() -> None:
+    """Users look the keys up in the baseline."""
     written = BASELINE.read_text(encoding="utf-8")
     assert [key for key in keys() if f"{key.rpartition('.')[2]}:" not in written] == []
     assert isinstance(load_experiment(BASELINE), Experiment)

@@ -1,18 +1,18 @@
-"""Define what the transaction needs of a DVC remote: the copies of objects, each with an identity of its own.
+"""Define what the transaction needs from a DVC remote: the copies of objects, each with its own identity.
 
 To add a kind of store, write one class with these ten methods:
 
 - `look(oids)` returns, for each object that is there, its identities, each with a `StoredCopy` (its size in bytes). An
-  identity names one stored copy for ever: storing the object again makes another identity. It asks the store, never a
-  cache.
+  identity names one stored copy for ever: storing the object again makes another identity. It queries the store, never
+  a cache.
 - `upload(oid, source, label, progress)` stores one more copy and returns when the copy is complete. An interrupted
   copy is not visible under the path. After an error the copy may be there or not. May run in several threads. `label`
   is the id of the intent that is responsible for the copy.
-- `delete(oid, identity)` removes that one copy, if it is still there. May be repeated.
-- `discard(oid, label)` removes what an interrupted upload of that label left elsewhere, if the store keeps such things.
+- `delete(oid, identity)` deletes that one copy, if it is still there. May be repeated.
+- `discard(oid, label)` deletes the remains of an interrupted upload of that label, if the store keeps any.
 - `survey()` returns every object of the store with its copies, and the MD5 of each copy if the store can report it. The
   number of requests grows with the pages of the listing, not with the correct objects.
-- `mark(name)`, `unmark(name)` and `marks()` create, remove and list small files in the remote's own folder, outside
+- `mark(name)`, `unmark(name)` and `marks()` create, delete and list small files in the remote's own folder, outside
   DVC's objects. The name (after `MARK`) is the whole information. `mark` and `unmark` may be repeated. A mark is
   written in the same way as an object, so that creating one proves what an upload needs.
 - `room()` returns the bytes that can still be stored, or None if this is unknown.
@@ -22,7 +22,7 @@ Each class has a module of its own; the module is listed in `KINDS` and returns 
 database from `open_remote(odb)`. `tests/sync/test_stores.py` tests every kind against this contract: a new kind needs
 one more fixture.
 
-Cannot: decide what may be deleted; `lib/sync/vault.py` does.
+Cannot: decide what may be deleted; `lib/sync/remotes.py` does.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 MARK = "kaggle-training-"
 """Prefix of the files that `mark` creates."""
-MARK_TEXT = b"Kaggle Training keeps this file; its name says everything. `python -m lib check` tells more.\n"
+MARK_TEXT = b"Kaggle Training needs this file; only its name counts. `python -m lib check` explains it.\n"
 
 
 def home_of(path: str) -> str:
@@ -77,7 +77,7 @@ class Objects(Protocol):
         """Delete that one copy of the object."""
 
     def discard(self, oid: str, label: str) -> None:
-        """Delete what an interrupted upload left."""
+        """Delete the remains of an interrupted upload."""
 
     def survey(self) -> dict[str, list[StoredCopy]]:
         """Return every object of the store with its copies."""
@@ -140,8 +140,8 @@ def damaged(wanted: StoredObject, copies: Mapping[str, StoredCopy]) -> str | Non
 def mismatch(wanted: StoredObject, copy: StoredCopy) -> str | None:
     """Return how a copy differs from the object; None if it does not.
 
-    A size below 0 is unknown and not compared. That of a directory listing is not compared either: it is the size of
-    the directory's files together.
+    A size below 0 is unknown and not compared. The size of a directory listing is not compared either: DVC records the
+    size of the directory's files together.
     """
     if 0 <= wanted.size != copy.size and not wanted.oid.endswith(".dir"):
         return f"has {copy.size} bytes instead of {wanted.size}"
@@ -150,17 +150,9 @@ def mismatch(wanted: StoredObject, copy: StoredCopy) -> str | None:
     return None
 
 
-def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield the error, then each error that caused it or was being handled when it was raised."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or cause.__context__
-
-
 @contextlib.contextmanager
-def told(name: str, trouble: Callable[[BaseException], tuple[str, str]], state: str) -> Iterator[None]:
-    """Raise errors of a store's client as `DvcPushError`; `trouble` returns what happened and the remedy.
+def push_errors(name: str, explain: Callable[[BaseException], tuple[str, str]], state: str) -> Iterator[None]:
+    """Raise errors of a store's client as `DvcPushError`; `explain` returns what happened and the remedy.
 
     A `RunError` passes unchanged.
     """
@@ -169,5 +161,5 @@ def told(name: str, trouble: Callable[[BaseException], tuple[str, str]], state: 
     except RunError:
         raise
     except Exception as error:
-        what, remedy = trouble(error)
+        what, remedy = explain(error)
         raise DvcPushError(f"{name}: {what}", state=state, remedy=remedy) from error

@@ -1,7 +1,7 @@
 """Store objects in a folder of this machine or of a mounted disk.
 
 Guarantees: an object that is visible under its path is complete, and it is on the disk when `upload` returns.
-Cannot: look and delete in one step; a copy that replaces the file between the two is deleted instead.
+Cannot: look and delete in one step; a copy that replaces the file between the two is deleted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from lib.sync.stores.base import MARK, MARK_TEXT, Progress, StoredCopy, home_of
 
 
-class DirectoryObjects:
+class FolderObjects:
     """A folder. The identity of a copy is its time of writing and its inode: replacing the file makes another."""
 
     def __init__(self, odb: Any) -> None:  # noqa: ANN401  DVC's object database
@@ -77,7 +77,7 @@ class DirectoryObjects:
         return {path.name.removeprefix(MARK) for path in self._home.glob(f"{MARK}*")}
 
     def mark(self, name: str) -> None:
-        """Write the mark's file; only its name counts, so a partly written file is valid."""
+        """Write the mark's file; only its name counts, so that a partly written file is valid."""
         self._home.mkdir(parents=True, exist_ok=True)
         (self._home / f"{MARK}{name}").write_bytes(MARK_TEXT)
 
@@ -94,9 +94,9 @@ class DirectoryObjects:
         """Do nothing: no resource is held."""
 
 
-def open_remote(odb: Any) -> DirectoryObjects:  # noqa: ANN401  DVC's object database
+def open_remote(odb: Any) -> FolderObjects:  # noqa: ANN401  DVC's object database
     """Open the remote that DVC has configured."""
-    return DirectoryObjects(odb)
+    return FolderObjects(odb)
 
 
 def _fsync_folder(folder: Path) -> None:

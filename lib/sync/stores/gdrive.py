@@ -5,23 +5,19 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import random
-import socket
-import ssl
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 from lib.process import limit_silence
-from lib.sync.stores.base import MARK, MARK_TEXT, Progress, StoredCopy, causes, home_of, told
+from lib.remotes.drive_errors import explain
+from lib.sync.stores.base import MARK, MARK_TEXT, Progress, StoredCopy, home_of, push_errors
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds before a request is repeated: Drive counts its limits by the minute
 PIECE = 64 * 2**20  # bytes in one request of an upload; at most this much is sent again after a broken connection
@@ -37,17 +33,17 @@ class DriveObjects:
     - It caches folder ids for its whole life. Here every look begins at the root folder. Folders of other machines are
       found, all twin folders (created at the same time, or by a request whose answer was lost) are listed, and items in
       the trash do not count. A look costs one listing for each folder, whatever the number of objects: the base
-      folders, the folders in the base, and those that may hold an object. A search never has more than one parent:
+      folders, the folders in the base, and those that may contain an object. A search never has more than one parent:
       Drive's answers to `A in parents or B in parents` may silently leave out one of the two (rclone#9810).
     - It retries only 5xx and rate limits. Here dropped connections and 429 are retried too (`PAUSES`).
     - It restarts an interrupted upload, which makes a twin if only the answer was lost. Here the upload's session is
       asked how many bytes have arrived, and a file whose answer was lost is found to be complete.
 
-    Threads: an `httplib2.Http` serves one thread at a time, so each thread has its own; the tokens are shared, and
+    Threads: an `httplib2.Http` serves one thread at a time, so that each thread has its own; the tokens are shared, and
     renewed under the lock of their file. Memory: a file is sent in blocks, whatever its size.
 
     Cannot: know of folders that another machine creates between our look and our upload; the resulting twin folders are
-    harmless. Not promised: an upload into a folder that somebody puts into the trash meanwhile.
+    harmless. Not promised: an upload into a folder that is moved to the trash meanwhile.
     """
 
     def __init__(self, odb: Any) -> None:  # noqa: ANN401  DVC's object database
@@ -62,7 +58,7 @@ class DriveObjects:
         self._connections: list[Any] = []
         self._making = threading.Lock()
         self._folders: dict[tuple[str, ...], list[str]] = {}  # path below the root → ids, as of the latest look
-        with self._told(state="nothing was uploaded or changed."):
+        with self._push_errors(state="nothing was uploaded or changed."):
             self._auth = _patiently(lambda: odb.fs.fs.client.auth)  # pydrive2 signs in here
             if self._auth.service is None:
                 _patiently(self._auth.Authorize)
@@ -87,7 +83,7 @@ class DriveObjects:
         found: dict[str, dict[str, StoredCopy]] = {}
         if not wanted:
             return found
-        with self._told():
+        with self._push_errors():
             self._find_folders()
             for folder, titles in wanted.items():
                 for item in (item for parent in self._folders.get(folder, ()) for item in self._list(parent)):
@@ -99,7 +95,7 @@ class DriveObjects:
     def upload(self, oid: str, source: Path, label: str, progress: Progress) -> None:  # noqa: ARG002
         """Upload one more file through a resumable session; Drive shows it only when it is complete."""
         folder, title = self._place(oid)
-        with self._told():
+        with self._push_errors():
             self._insert(folder, title, _media(source, progress))
 
     def _insert(self, folder: tuple[str, ...], title: str, media: Any) -> None:  # noqa: ANN401  a MediaUpload
@@ -111,18 +107,23 @@ class DriveObjects:
 
     def delete(self, oid: str, identity: str) -> None:  # noqa: ARG002  a file id needs no path
         """Delete by file id: another copy under the same path has another id."""
-        with self._told():
+        with self._push_errors():
             self._remove(identity)
 
     def _remove(self, identity: str) -> None:
         # in a shared drive most members may only trash a file; deleting is reserved for managers
         ways = [self._files.trash] if self._trash_only else [self._files.delete, self._files.trash]
         for way in ways:
-            refusal = self._refusal_of(way(fileId=identity, supportsAllDrives=True))
-            if refusal is None or refusal.status == HTTPStatus.NOT_FOUND:
-                return  # already deleted
-            if way is ways[-1] or refusal.reason != "insufficientFilePermissions":
-                raise refusal.error
+            try:
+                self._ask(way(fileId=identity, supportsAllDrives=True))
+            except Exception as error:
+                trouble = explain(error)
+                if trouble.status == HTTPStatus.NOT_FOUND:
+                    return  # already deleted
+                if way is ways[-1] or trouble.reason != "insufficientFilePermissions":
+                    raise
+            else:
+                return
 
     def discard(self, oid: str, label: str) -> None:
         """Do nothing: Drive shows no part of an interrupted upload; an unfinished session expires in a week."""
@@ -130,7 +131,7 @@ class DriveObjects:
     def survey(self) -> dict[str, list[StoredCopy]]:
         """Return every object, by listing each folder of objects once, twins too."""
         found: dict[str, list[StoredCopy]] = {}
-        with self._told():
+        with self._push_errors():
             self._find_folders()
             for path, parents in self._folders.items():
                 if len(path) != len(self._base) + 1:
@@ -143,19 +144,19 @@ class DriveObjects:
 
     def marks(self) -> set[str]:
         """Return the names of the marks in the remote's own folder."""
-        with self._told():
+        with self._push_errors():
             return {item["title"].removeprefix(MARK) for item in self._marks()}
 
     def mark(self, name: str) -> None:
         """Upload a small file in the same way as an object."""
-        with self._told(), tempfile.NamedTemporaryFile() as file:
+        with self._push_errors(), tempfile.NamedTemporaryFile() as file:
             file.write(MARK_TEXT)
             file.flush()
             self._insert(self._home, f"{MARK}{name}", _media(Path(file.name), int))
 
     def unmark(self, name: str) -> None:
-        """Delete every file of that name: a lost answer may have made two."""
-        with self._told():
+        """Delete every file of that name: a repeated request whose answer was lost may have created two."""
+        with self._push_errors():
             for item in self._marks():
                 if item["title"] == f"{MARK}{name}":
                     self._remove(item["id"])
@@ -167,13 +168,14 @@ class DriveObjects:
 
     def room(self) -> int | None:
         """Return what is left of the account's quota; None for a shared drive, which does not report its own."""
-        with self._told():
+        with self._push_errors():
             if "driveId" in self._scope:
                 return None
-            told = self._ask(self._auth.service.about().get(fields="quotaType,quotaBytesTotal,quotaBytesUsedAggregate"))
-        if told.get("quotaType") == "UNLIMITED" or not int(told.get("quotaBytesTotal") or 0):
+            fields = "quotaType,quotaBytesTotal,quotaBytesUsedAggregate"
+            quota = self._ask(self._auth.service.about().get(fields=fields))
+        if quota.get("quotaType") == "UNLIMITED" or not int(quota.get("quotaBytesTotal") or 0):
             return None
-        return max(0, int(told["quotaBytesTotal"]) - int(told["quotaBytesUsedAggregate"]))
+        return max(0, int(quota["quotaBytesTotal"]) - int(quota["quotaBytesUsedAggregate"]))
 
     def close(self) -> None:
         """Close the connections of all threads."""
@@ -254,16 +256,6 @@ class DriveObjects:
     def _ask(self, request: Any) -> Any:  # noqa: ANN401  what Google's client returns
         return _patiently(lambda: request.execute(http=self._http()))
 
-    def _refusal_of(self, request: Any) -> _Refusal | None:  # noqa: ANN401
-        """Send the request and return Drive's refusal instead of raising it; None on success."""
-        from googleapiclient.errors import HttpError
-
-        try:
-            self._ask(request)
-        except HttpError as error:
-            return _Refusal.of(error)
-        return None
-
     def _http(self) -> Any:  # noqa: ANN401  httplib2.Http
         http = getattr(self._mine, "http", None)
         if http is None:
@@ -271,60 +263,8 @@ class DriveObjects:
             self._connections.append(http)
         return http
 
-    def _told(self, state: str = "") -> AbstractContextManager[None]:
-        return told(self.name, _drive_trouble, state)
-
-
-@dataclass(frozen=True)
-class _Refusal:
-    """Drive's answer to a request that it refused."""
-
-    error: Exception
-    status: int
-    reason: str
-    message: str
-
-    @classmethod
-    def of(cls, error: BaseException) -> _Refusal | None:
-        """Read the refusal from an error of Google's client; return None if Drive did not answer."""
-        from googleapiclient.errors import HttpError
-
-        for cause in causes(error):
-            if isinstance(cause, HttpError):
-                try:
-                    told = json.loads(cause.content)["error"]
-                    return cls(cause, int(cause.resp.status), told["errors"][0]["reason"], told["message"])
-                except (ValueError, KeyError, TypeError, IndexError):  # a front end's page instead of Drive's answer
-                    return cls(cause, int(cause.resp.status), "", f"HTTP {cause.resp.status}")
-        return None
-
-    @property
-    def is_rate_limit(self) -> bool:
-        """Return whether it is a rate limit: the same request may succeed later."""
-        limits = ("userRateLimitExceeded", "rateLimitExceeded")
-        return self.status == HTTPStatus.TOO_MANY_REQUESTS or self.reason in limits
-
-
-def _is_cut(error: BaseException) -> bool:
-    """Return whether the connection broke or could not be made."""
-    from httplib2 import HttpLib2Error
-
-    kinds = (ConnectionError, TimeoutError, ssl.SSLError, socket.gaierror, http.client.HTTPException, HttpLib2Error)
-    return any(isinstance(cause, kinds) for cause in causes(error))
-
-
-def _passes(error: BaseException) -> bool:
-    """Return whether the same request may succeed a little later."""
-    from oauth2client.client import HttpAccessTokenRefreshError
-
-    refusal = _Refusal.of(error)
-    if refusal is not None:
-        return refusal.is_rate_limit or refusal.status >= HTTPStatus.INTERNAL_SERVER_ERROR
-    for cause in causes(error):
-        if isinstance(cause, HttpAccessTokenRefreshError):
-            status = int(cause.status or 0)
-            return status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
-    return _is_cut(error)
+    def _push_errors(self, state: str = "") -> AbstractContextManager[None]:
+        return push_errors(self.name, _drive_trouble, state)
 
 
 def _patiently(act: Callable[[], Any]) -> Any:  # noqa: ANN401
@@ -333,48 +273,15 @@ def _patiently(act: Callable[[], Any]) -> Any:  # noqa: ANN401
         try:
             return act()
         except Exception as error:
-            if pause is None or not _passes(error):
+            if pause is None or not explain(error).is_transient:
                 raise
         time.sleep(pause * random.uniform(0.5, 1.0))  # jitter: not all machines at the same moment
     raise AssertionError
 
 
 def _drive_trouble(error: BaseException) -> tuple[str, str]:
-    """Return what went wrong with Drive, and the remedy."""
-    from oauth2client.client import AccessTokenRefreshError
-    from pydrive2.auth import AuthError
-
-    refusal = _Refusal.of(error)
-    if refusal is not None:
-        what = f"Google Drive refused: {refusal.message} ({refusal.reason or refusal.status})."
-        return what, _remedy(refusal)
-    told = next((cause for cause in causes(error) if isinstance(cause, AccessTokenRefreshError)), None)
-    # DVC's client wraps credentials that it cannot read (a service account's key) in an error of its own
-    if told is not None or any(
-        isinstance(c, AuthError) or type(c).__name__ == "GDriveAuthError" for c in causes(error)
-    ):
-        what = f"Google does not accept the Drive credentials ({told or 'none that can be used are there'})."
-        return what, (
-            "make new ones, put them into secrets.json as GDRIVE_USER_CREDENTIALS or GDRIVE_SERVICE_ACCOUNT and run "
-            "again. Refresh tokens of an OAuth app in state Testing end after 7 days: publish the app."
-        )
-    if _is_cut(error):
-        what = f"the connection to Google Drive broke ({type(error).__name__}: {error})."
-        return what, "check that internet is on, then run sync_outputs() again."
-    return f"{type(error).__name__}: {error}", "check the file and the folder named above, then run again."
-
-
-def _remedy(refusal: _Refusal) -> str:
-    if refusal.is_rate_limit:
-        return "wait some minutes for Drive's rate limit, then run sync_outputs() again."
-    if refusal.reason in ("storageQuotaExceeded", "quotaExceeded", "teamDriveFileLimitExceeded"):
-        return "free space in that Google account, also in its trash, which counts; then run sync_outputs() again."
-    remedies: Mapping[int, str] = {
-        HTTPStatus.NOT_FOUND: "check the folder's id in .dvc/config, and that the account can open it.",
-        HTTPStatus.UNAUTHORIZED: "make new Drive credentials and put them into secrets.json (docs/setup.md).",
-        HTTPStatus.FORBIDDEN: "let the account write to the folder (share it as Editor), then run again.",
-    }
-    return remedies.get(refusal.status, "run sync_outputs() again in some minutes.")
+    trouble = explain(error)
+    return trouble.what, f"{trouble.remedy}, then run sync_outputs() again."
 
 
 class _Piece:

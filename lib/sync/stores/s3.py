@@ -1,4 +1,4 @@
-"""Store objects on S3, or on a service that has the same protocol, with DVC's own client.
+"""Store objects on S3, or on a service with the same protocol, through DVC's own client.
 
 `S3Objects` documents what is guaranteed and what is not.
 """
@@ -16,10 +16,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from lib.sync.stores.base import MARK, MARK_TEXT, Progress, StoredCopy, causes, home_of, told
+from lib.errors import causes
+from lib.sync.stores.base import MARK, MARK_TEXT, Progress, StoredCopy, home_of, push_errors
 
-WHOLE = 2**30  # bytes up to which a file is sent in one request, which is never visible half done
-MOST_VERSIONS = 100  # deletions of one small file: with a store that deletes nothing the loop must end, too
+WHOLE = 2**30  # bytes up to which a file is sent in one request, so that no part of it is ever visible
+MOST_VERSIONS = 100  # deletions of one small file: the loop must also end with a store that deletes nothing
 PART = 64 * 2**20  # bytes of each part of a larger file; a part is held in memory
 
 
@@ -30,35 +31,35 @@ class S3Objects:
     writing, the ETag and a random mark that every upload from here puts into the object's metadata. Limit: two copies
     of the same bytes that DVC itself (which sets no mark) writes within one second have one identity. This can leave an
     object behind but never lose one. The second copy is written only where the first is missing: a publication that
-    takes the second for one stored before leaves a copy that nothing names. A publication that would delete the first
-    has marked its intent, and a publication that is about to write the second waits for that intent.
+    mistakes the second for one stored before leaves a copy that nothing names. A publication that would delete the
+    first has marked its intent, and a publication that is about to write the second waits for that intent.
 
-    Versions: a copy under a delete marker is not there, for DVC neither. All versions above the marker are there, the
-    older ones as twins; deleting the newest makes the next one visible again. Where listing versions is not allowed or
-    not offered (R2), only the newest is seen.
+    Versions: a copy under a delete marker does not count as stored, as for DVC. All versions above the marker count,
+    the older ones as twins; deleting the newest makes the next one visible again. If listing versions is not allowed or
+    not offered (R2), only the newest is found.
 
     Uploads: a file of up to `WHOLE` bytes is one request. It is there or not, an interrupted request leaves nothing, S3
     checks the MD5 on arrival, and the ETag is the MD5. A larger file is sent in parts; until it is complete, a note
-    next to the object holds the upload's id, so that any machine can remove the parts of a dead upload. The MD5 is
+    next to the object contains the upload's id, so that any machine can delete the parts of a dead upload. The MD5 is
     unknown for a copy that was sent in parts or is encrypted by a key service.
 
-    Cannot: without versions, look and delete in one request; in between somebody may replace the copy. Time limits are
-    those of DVC's configuration (`read_timeout`, `connect_timeout`); the defaults of s3fs are 15 s and 5 s.
+    Cannot: without versions, look and delete in one request; another client may replace the copy in between. Time
+    limits are those of DVC's configuration (`read_timeout`, `connect_timeout`); the defaults of s3fs are 15 s and 5 s.
     """
 
     def __init__(self, odb: Any) -> None:  # noqa: ANN401  DVC's object database
         self.name = f"s3://{odb.path}"
         self._home = home_of(self.name)
         self._path_of: Callable[[str], str] = odb.oid_to_path
-        with self._told(state="nothing was uploaded or changed."):
+        with self._push_errors(state="nothing was uploaded or changed."):
             self._s3 = odb.fs.fs  # connects
         # botocore retries by itself and rewinds the file first; s3fs would continue where the file stopped
         self._s3.retries = 1
 
     def look(self, oids: Iterable[str]) -> dict[str, dict[str, StoredCopy]]:
-        """Return each object's newest copy, and its older versions where the bucket keeps them."""
+        """Return each object's newest copy, and its older versions if the bucket keeps them."""
         found = {}
-        with self._told():
+        with self._push_errors():
             for oid in oids:
                 copies = {identity: copy for identity, copy, _ in self._copies(oid)}
                 if copies:
@@ -68,28 +69,28 @@ class S3Objects:
     def upload(self, oid: str, source: Path, label: str, progress: Progress) -> None:
         """Upload the file in one request, or a large one in parts that become the object after the last one."""
         mark = {"copy": secrets.token_hex(8)}
-        with self._told():
+        with self._push_errors():
             if source.stat().st_size <= WHOLE:
                 digest = base64.b64encode(bytes.fromhex(oid.removesuffix(".dir"))).decode()
-                with _Told(source, progress) as file:
+                with _ReportedFile(source, progress) as file:
                     self._call("put_object", oid, Body=file, ContentMD5=digest, Metadata=mark)
             else:
                 self._upload_parts(oid, source, label, progress, mark)
 
     def delete(self, oid: str, identity: str) -> None:
         """Delete that version; without versions, delete the object if it is still that copy."""
-        with self._told():
+        with self._push_errors():
             if not identity.startswith(_WRITTEN):
                 self._call("delete_object", oid, VersionId=identity)
                 return
-            for standing, _, version in self._copies(oid):
-                if standing == identity:
+            for stored, _, version in self._copies(oid):
+                if stored == identity:
                     self._call("delete_object", oid, **version)
 
     def discard(self, oid: str, label: str) -> None:
         """Delete the parts of a large file's upload, by the id in the note next to the object."""
         note = f".{label}.upload"
-        with self._told():
+        with self._push_errors():
             try:
                 answer = self._call("head_object", oid, note)
             except FileNotFoundError:
@@ -101,12 +102,12 @@ class S3Objects:
     def survey(self) -> dict[str, list[StoredCopy]]:
         """Return every object, by listing the bucket below the remote's path.
 
-        An ETag equal to the object's name proves its content. One that contains `-` is that of a copy sent in parts,
-        whose MD5 is unknown. Any other may be that of an encrypted copy, which a listing does not show: only for such
-        an object an extra request is made.
+        An ETag equal to the object's name proves its content. One that contains `-` belongs to a copy sent in parts,
+        whose MD5 is unknown. Any other may belong to an encrypted copy, which a listing does not show: only such an
+        object costs an extra request.
         """
         found: dict[str, list[StoredCopy]] = {}
-        with self._told():
+        with self._push_errors():
             for name, size, etag in self._list(f"{self.name}/"):
                 oid = name.replace("/", "", 1)
                 if oid.endswith(".upload"):  # the note of a large upload in progress
@@ -119,17 +120,17 @@ class S3Objects:
 
     def marks(self) -> set[str]:
         """Return the names of the marks, by listing their prefix."""
-        with self._told():
+        with self._push_errors():
             return {name for name, *_ in self._list(f"{self._home}/{MARK}")}
 
     def mark(self, name: str) -> None:
         """Write the mark's file."""
-        with self._told():
+        with self._push_errors():
             self._ask("put_object", f"{self._home}/{MARK}{name}", Body=MARK_TEXT)
 
     def unmark(self, name: str) -> None:
         """Delete the mark's file."""
-        with self._told():
+        with self._push_errors():
             self._remove(f"{self._home}/{MARK}{name}")
 
     def room(self) -> int | None:
@@ -140,7 +141,7 @@ class S3Objects:
         """Do nothing: DVC's client closes itself."""
 
     def _remove(self, path: str) -> None:
-        """Delete a small file of ours, with all versions if the bucket keeps them: a lost answer leaves two."""
+        """Delete a small file of ours, with all its versions: a repeated write whose answer was lost leaves two."""
         with contextlib.suppress(FileNotFoundError):
             for _ in range(MOST_VERSIONS):
                 self._ask("delete_object", path, **_version(self._ask("head_object", path)))
@@ -156,7 +157,7 @@ class S3Objects:
         return answer
 
     def _list(self, beginning: str) -> Iterator[tuple[str, int, str]]:
-        """Yield rest of the name, size and ETag of all objects whose path starts so, in one request a page."""
+        """Yield (rest of the name, size, ETag) of all objects whose path begins so, with one request for each page."""
         bucket, prefix, _ = self._s3.split_path(beginning)
         page: dict[str, Any] = {}
         while True:
@@ -229,13 +230,13 @@ class S3Objects:
                 with contextlib.suppress(FileNotFoundError):  # the object is complete, only the answer was lost
                     self._call("abort_multipart_upload", oid, **upload)
                 self._remove(self._path_of(oid) + note)
-            except Exception as trouble:  # noqa: BLE001  the first error is the one raised; `discard` tries again
-                error.add_note(f"its parts could not be removed: {type(trouble).__name__}")
+            except Exception as second:  # noqa: BLE001  the first error is the one raised; `discard` tries again
+                error.add_note(f"its parts could not be deleted: {type(second).__name__}")
             raise
         self._remove(self._path_of(oid) + note)
 
-    def _told(self, state: str = "") -> AbstractContextManager[None]:
-        return told(self.name, _s3_trouble, state)
+    def _push_errors(self, state: str = "") -> AbstractContextManager[None]:
+        return push_errors(self.name, _explain, state)
 
 
 _WRITTEN = "written "
@@ -261,8 +262,8 @@ def _copy(head: Mapping[str, Any]) -> StoredCopy:
     return StoredCopy(head["ContentLength"], etag if is_md5 else None)
 
 
-class _Told(io.FileIO):
-    """A file that reports each byte to `progress` once, at its first reading: a client may read it twice."""
+class _ReportedFile(io.FileIO):
+    """A file that reports each byte to `progress` once, when it is first read: a client may read it twice."""
 
     def __init__(self, path: Path, progress: Progress) -> None:
         super().__init__(path)
@@ -292,7 +293,7 @@ _S3_REMEDIES = (  # (pattern of the refusal's error code, remedy)
 )
 
 
-def _s3_trouble(error: BaseException) -> tuple[str, str]:
+def _explain(error: BaseException) -> tuple[str, str]:
     """Return what went wrong with S3, and the remedy."""
     from botocore.exceptions import (
         BotoCoreError,
@@ -307,11 +308,11 @@ def _s3_trouble(error: BaseException) -> tuple[str, str]:
     what, remedy = f"{type(error).__name__}: {error}", "check the file and the bucket named above"
     for cause in causes(error):
         if isinstance(cause, ClientError):
-            told = cause.response.get("Error", {})
-            code = str(told.get("Code", ""))
-            what = f"S3 refused {cause.operation_name}: {told.get('Message') or 'no reason given'} ({code})."
+            refusal = cause.response.get("Error", {})
+            code = str(refusal.get("Code", ""))
+            what = f"S3 refused {cause.operation_name}: {refusal.get('Message') or 'no reason given'} ({code})."
             fitting = (text for pattern, text in _S3_REMEDIES if re.search(pattern, code))
-            remedy = next(fitting, "mend the cause named above")
+            remedy = next(fitting, "fix the cause named above")
             break
         if isinstance(cause, NoCredentialsError):
             what, remedy = "no S3 keys were found.", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"

@@ -1,6 +1,6 @@
-"""Roll back publications that did not finish, and clean up after those that did.
+"""Open both remotes of a clone; roll back publications that did not finish, and clean up after those that did.
 
-Guarantees: `Vault.settle` fences the owner first and deletes the intent last; between the two it deletes only copies
+Guarantees: `Remotes.recover` fences the owner first and deletes the intent last; between the two it deletes only copies
 that were not stored before and that no branch, tag or uploading intent names. It may be interrupted after any line and
 repeated. Cannot: know what another repository on the same DVC remote needs; there it deletes nothing.
 """
@@ -24,17 +24,13 @@ from lib.sync.refs import INTENT_PLACES, Refs, RefusedByHostError, SeenIntent
 from lib.sync.stores.base import Objects, open_objects
 
 CHECKPOINTS = "refs/heads/kaggle-checkpoint-*"
-
-
 EVERYTHING = ("refs/heads/*", "refs/tags/*")
-
-
 OWNER, PROBE = "owner-", "probe-"  # marks on the DVC remote: the repository that may delete there; a test write
 
 
 @contextlib.contextmanager
-def open_vault(root: Path, credentials: Credentials) -> Iterator[Vault]:
-    """Yield the `Vault` of the clone at `root`, with both remotes open. Raises `SyncError` if that fails."""
+def open_remotes(root: Path, credentials: Credentials) -> Iterator[Remotes]:
+    """Yield the `Remotes` of the clone at `root`, with both remotes open. Raises `SyncError` if that fails."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
@@ -43,15 +39,15 @@ def open_vault(root: Path, credentials: Credentials) -> Iterator[Vault]:
             repo = stack.enter_context(Repo(str(root)))
             objects = open_objects(repo)
             stack.callback(_close, objects)
-            vault = Vault(repo, Refs(root, credentials), objects, credentials.redact)
+            remotes = Remotes(repo, Refs(root, credentials), objects, credentials.redact)
         except (CommandError, DvcException, OSError) as error:
-            told = error.what if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
+            cause = error.what if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
             raise SyncError(
-                credentials.redact(f"{root} cannot be published from: {told}"),
+                credentials.redact(f"{root} cannot be published from: {cause}"),
                 state="nothing was changed.",
-                remedy="run it in a clone with Git and DVC set up, whose disk is not full.",
+                remedy="run the command in a clone that Git and DVC can open, and free some space if the disk is full.",
             ) from error
-        yield vault
+        yield remotes
 
 
 def _close(objects: Objects) -> None:
@@ -64,12 +60,12 @@ def _close(objects: Objects) -> None:
 _SEEN: dict[tuple[str, str], tuple[str, float]] = {}
 
 
-class Vault:
+class Remotes:
     """Both remotes of a clone, and the rollback that owners, retries and other machines share."""
 
     def __init__(self, repo: Any, refs: Refs, objects: Objects, redact: Callable[[str], str]) -> None:  # noqa: ANN401
         self.repo, self.refs, self.objects, self.redact = repo, refs, objects, redact
-        self.keeps = ""
+        self.kept_because = ""
         """Why nothing is deleted from the DVC remote; empty where deleting is allowed."""
         self.me = Owner(journal.clone_name(refs.private / "clone"), journal.process_name(os.getpid()))
 
@@ -80,8 +76,8 @@ class Vault:
         with git.Repo(self.refs.root) as repo:
             return str(repo.head.commit.hexsha)
 
-    def recover(self, older_than: float, say: Say) -> int:
-        """Roll back or finish every intent that may be settled, and return how many are left.
+    def recover_all(self, older_than: float, say: Say) -> int:
+        """Recover every intent that may be recovered, and return how many are left.
 
         Raises the first error, after trying all of them.
         """
@@ -90,24 +86,25 @@ class Vault:
             if seen.record is None:
                 say(f"{seen.ref} was written by another version of this project and is left alone.")
                 left += 1
-            elif not self.may_settle(seen, older_than):
+            elif not self.may_recover(seen, older_than):
                 left += 1
             else:
                 try:
-                    if self.settle(seen):
-                        say(f"Settled {seen.ref}: {_outcome(seen.record, self.keeps)}")
-                except Exception as error:  # noqa: BLE001  the other intents are still settled
+                    if self.recover(seen):
+                        say(f"Recovered {seen.ref}: {_outcome(seen.record, self.kept_because)}")
+                except Exception as error:  # noqa: BLE001  the other intents are still recovered
                     first = first or error
                     left += 1
         if first is not None:
             raise first
         return left
 
-    def may_settle(self, seen: SeenIntent, older_than: float = journal.LEASE) -> bool:
-        """Return whether the intent is ours, its process has ended in this clone, or it was silent for `older_than` s.
+    def may_recover(self, seen: SeenIntent, older_than: float = journal.LEASE) -> bool:
+        """Return whether the intent is ours, or its owner is dead: its process ended, or silent for `older_than` s.
 
-        The time of silence starts when this process first sees the intent's commit: the clocks of two machines are
-        never compared. Always False for an unreadable intent, and for one that a thread of this process owns right now.
+        The silence is timed from the moment at which this process first sees the intent's commit: the clocks of two
+        machines are never compared. Always False for an unreadable intent, and for one that a thread of this process
+        owns right now.
         """
         now, key = time.monotonic(), (self.refs.url, seen.ref)
         commit, since = _SEEN.get(key, ("", now))
@@ -116,7 +113,7 @@ class Vault:
             _SEEN[key] = (seen.commit, now)
         if seen.record is None or seen.record.id in ALIVE:
             return False
-        owner = seen.record.owner  # ours: an earlier attempt of this process that was given up
+        owner = seen.record.owner  # ours: an earlier attempt of this process, which was given up
         return owner == self.me or owner.is_dead_here(self.me.clone) or now - since >= older_than
 
     @contextlib.contextmanager
@@ -140,13 +137,13 @@ class Vault:
                 else:
                     break
             if first is not None:
-                say(f"The Git host refuses {INTENT_PLACES[0]}; the intent is the branch {ref} for now.")
+                say(f"The Git host refuses {INTENT_PLACES[0]}; the intent is stored as the branch {ref}.")
             yield lease
 
     def claim(self, label: str, say: Say) -> None:
         """Prove that the DVC remote accepts writes, and mark it as this repository's if it has no owner yet.
 
-        Deleting, which a rollback needs, is tried too: the test write is removed again. `label` is the id of the intent
+        Deleting, which a rollback needs, is tried too: the test write is deleted again. `label` is the id of the intent
         that is responsible for it.
         """
         roots = self.refs.roots()
@@ -164,11 +161,11 @@ class Vault:
             self.objects.unmark(PROBE + label)
         except OSError as error:
             raise DvcPushError(
-                f"{self.objects.name} takes no writes ({type(error).__name__}: {error}).",
+                f"{self.objects.name} is not writable ({type(error).__name__}: {error}).",
                 remedy="make it writable, free some space on it, and run sync_outputs() again.",
             ) from error
         if self._keep_for(owners.difference(roots)):
-            say(f"Note: {self.keeps}. Should this publication fail, its objects stay there.")
+            say(f"Note: {self.kept_because}. If this publication fails, its objects stay there.")
 
     def _owners(self) -> set[str]:
         return {name.removeprefix(OWNER) for name in self.objects.marks() if name.startswith(OWNER)}
@@ -178,22 +175,22 @@ class Vault:
         return self._keep_for(self._owners().difference(self.refs.roots()))
 
     def _keep_for(self, others: Collection[str]) -> bool:
-        """Set `keeps` if the remote is marked as another repository's; return whether it is."""
-        told = f"{self.objects.name} is marked as that of the repository with the first commit"
-        self.keeps = f"{told} {min(others)}" if others else ""
+        """Set `kept_because` if the remote is marked as another repository's; return whether it is."""
+        marked = f"{self.objects.name} is marked as that of the repository with the first commit"
+        self.kept_because = f"{marked} {min(others)}" if others else ""
         return bool(others)
 
-    def settle(self, seen: SeenIntent) -> bool:
+    def recover(self, seen: SeenIntent) -> bool:
         """Roll back an unfinished publication, or clean up after a committed one; return whether the intent was there.
 
-        False means that another process settled or committed it: the branch shows which. Raises `SyncError` if a remote
-        cannot be reached or the mark is lost; the intent then remains, and the call may be repeated.
+        False means that another process recovered or committed it: the branch shows which. Raises `SyncError` if a
+        remote cannot be reached or the intent is taken over; the intent then remains, and the call may be repeated.
         """
         assert seen.record is not None, "an intent of another version is never touched"
         record = seen.record.marked(self.me)
         with contextlib.ExitStack() as stack:
             try:
-                mark = stack.enter_context(Lease(self.refs, seen.ref, record, seen.commit))
+                lease = stack.enter_context(Lease(self.refs, seen.ref, record, seen.commit))
             except GitPushError:
                 if self.refs.list_refs(seen.ref).get(seen.ref) == seen.commit:
                     raise
@@ -207,17 +204,17 @@ class Vault:
                 self.objects.unmark(PROBE + record.id)
                 for item in record.objects:
                     self.objects.discard(item.oid, record.id)
-                doomed = [i for i in record.doomed if i.oid not in named and not _named_by(others, i.oid)]
-                if doomed and not self.is_foreign():
-                    self._delete_new(doomed, mark, others)
+                to_delete = [i for i in record.to_delete if i.oid not in named and not _named_by(others, i.oid)]
+                if to_delete and not self.is_foreign():
+                    self._delete_new(to_delete, lease, others)
             except OSError as error:
                 raise DvcPushError(
                     f"{self.objects.name}: objects could not be deleted ({type(error).__name__}: {error}).",
-                    state=f"{seen.ref} stands on the Git remote.",
+                    state=f"{seen.ref} stays on the Git remote.",
                     remedy="run `python -m lib recover` when the DVC remote answers.",
                 ) from error
             try:
-                mark.end()
+                lease.end()
             except GitPushError:
                 if seen.ref in self.refs.list_refs(seen.ref):
                     raise
@@ -226,7 +223,7 @@ class Vault:
 
     def _with_parts(self, named: set[str], record: Intent) -> set[str]:
         """Return `named` and the files in its directory listings; read them only if an object to delete is unnamed."""
-        if all(item.oid in named for item in record.doomed):
+        if all(item.oid in named for item in record.to_delete):
             return named
         listings = self.objects.look([oid for oid in sorted(named) if oid.endswith(".dir")])
         return named.union(*(self.parts_of(oid) for oid in listings))
@@ -244,28 +241,28 @@ class Vault:
         except Exception as error:
             raise DvcPushError(
                 f"{self.objects.name}: the listing {listing} of a folder cannot be read ({type(error).__name__}).",
-                state="nothing was deleted, since it may name what would be.",
-                remedy="run the same again in a minute.",
+                state="nothing was deleted, since the listing may name the objects to delete.",
+                remedy="run the same command again in a minute.",
             ) from error
         return {info.value for _, (_, info) in tree.iteritems()}
 
-    def _delete_new(self, doomed: Sequence[StoredObject], mark: Lease, others: Sequence[SeenIntent]) -> None:
-        """Delete every copy that was not stored before; right before each, check that the mark is still ours."""
-        new = self._new_copies(doomed)
+    def _delete_new(self, to_delete: Sequence[StoredObject], lease: Lease, others: Sequence[SeenIntent]) -> None:
+        """Delete every copy that was not stored before; right before each, check that the intent is still ours."""
+        new = self._new_copies(to_delete)
         unreadable = [other.ref for other in others if other.record is None]
         if new and unreadable:
             raise SyncError(
                 f"{', '.join(unreadable)} was written by another version of this project, and may name {new[0][0]}.",
-                state=f"the object and {mark.ref} are kept.",
+                state=f"the object and {lease.ref} are kept.",
                 remedy="update this project, then run `python -m lib recover`.",
             )
         for oid, identity in new:
-            mark.reread()
+            lease.reread()
             self.objects.delete(oid, identity)
-        if new and (left := self._new_copies(doomed)):
+        if new and (left := self._new_copies(to_delete)):
             raise DvcPushError(
                 f"{self.objects.name} still has {left[0][0]} after deleting it.",
-                state="the intent stands on the Git remote.",
+                state="the intent stays on the Git remote.",
                 remedy="run `python -m lib recover` again in a minute.",
             )
 
@@ -274,9 +271,9 @@ class Vault:
 
         Clients take a listing as proof that its files are there.
         """
-        standing = self.objects.look([item.oid for item in items])
+        stored = self.objects.look([item.oid for item in items])
         first = sorted(items, key=lambda item: not item.oid.endswith(".dir"))
-        return [(item.oid, key) for item in first for key in standing.get(item.oid, {}) if key not in item.before]
+        return [(item.oid, key) for item in first for key in stored.get(item.oid, {}) if key not in item.before]
 
 
 def _named_by(others: Sequence[SeenIntent], oid: str) -> bool:
@@ -288,8 +285,8 @@ def _named_by(others: Sequence[SeenIntent], oid: str) -> bool:
 
 def _outcome(record: Intent, kept: str) -> str:
     done = (
-        f"{record.branch} is published, and what it took the place of is deleted"
+        f"{record.branch} is published, and the objects that it replaced are deleted"
         if record.state == "cleaning"
-        else f"the unfinished publication of {record.branch} is undone"
+        else f"the unfinished publication of {record.branch} is rolled back"
     )
     return f"{done}; its objects stay, since {kept}." if kept else f"{done}."

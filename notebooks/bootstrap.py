@@ -1,0 +1,188 @@
+"""Steps 0 and 1 of the notebook: verify the GPU and clone the repository, before any package is there.
+
+`notebooks/train.py` imports this file; `render.py` puts its text into one collapsed cell, so that a rendered notebook
+stays one file. It defines `Bootstrap` alone, and needs nothing but the standard library until the clone is there.
+
+Guarantees: run.log holds every line from the first one on. The token is passed to git in its environment, and git sends
+it to the repository's host only. No message contains a part of secrets.json. A clone of the same session is used again.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from lib.log import RunLog
+    from lib.remotes.credentials import Credentials
+
+
+class Bootstrap:
+    """The start of a run: its times and folders, and what is done until the cloned project takes over."""
+
+    progress_seconds = 10.0
+    """The time between two lines of git's progress."""
+
+    def __init__(self, module: str, working: str | Path, sandbox: str, *, kaggle: Path = Path("/kaggle")) -> None:
+        """Create the working folder; if `working` is empty, Kaggle's, or a new one in the sandbox.
+
+        `sandbox` is relative to the checkout around the current folder. `kaggle` exists on Kaggle only.
+        """
+        self.started, self.begun = datetime.now(UTC), time.monotonic()
+        self.steps: list[tuple[str, float]] = []
+        """The title and start of every step, for run.json and the summary."""
+        here = Path.cwd()
+        self._project = next((path for path in (here, *here.parents) if (path / "render.py").is_file()), None)
+        self._module, self._kaggle, self._on_kaggle = module, kaggle, (kaggle / "working").is_dir()
+        self._sandbox = (self._project or here).joinpath(sandbox).resolve()
+        run = self._sandbox / "runs" / f"{module}-{self.started:%Y%m%d-%H%M%S}"
+        self.working = Path(working or (kaggle / "working" if self._on_kaggle else run)).resolve()
+        self.scratch = kaggle / "tmp" / "kaggle-training" if self._on_kaggle else self.working / "scratch"
+        self.working.mkdir(parents=True, exist_ok=True)
+        self._log_is_open = False
+
+    def step(self, title: str) -> None:
+        """Record the start of a step and print its title with the time since the run's start."""
+        self.steps.append((title, time.time()))
+        passed = int(time.time() - self.started.timestamp())
+        self.say(f"\n[{passed // 3600:02d}:{passed // 60 % 60:02d}:{passed % 60:02d}] {title}")
+
+    def say(self, line: str) -> None:
+        """Print a line; until `open_log`, also append it to run.log."""
+        print(line, flush=True)
+        if not self._log_is_open:
+            self._log(line)
+
+    def verify_gpu(self, accelerator: str) -> None:
+        """Print the GPUs of this machine; stop on Kaggle if one is needed and there is none, warn if it is another."""
+        wanted = {"t4x2": ["T4", "T4"], "p100": ["P100"], "none": []}
+        if accelerator not in wanted:
+            self._stop(
+                f"accelerator is {accelerator!r}; it may be {', '.join(wanted)}.",
+                "correct the parameter and run again.",
+            )
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        has_driver = shutil.which(query[0])
+        gpus = subprocess.run(query, capture_output=True, text=True).stdout.splitlines() if has_driver else []
+        self.say(f"GPUs: {', '.join(gpus) or 'none'}")
+        if not self._on_kaggle:
+            return
+        if wanted[accelerator] and not gpus:
+            self._stop(
+                f"Rendered for {accelerator}, and there is no GPU.",
+                "choose GPU T4 x2 in the notebook's settings, run again.",
+            )
+        if [word for name, word in zip(gpus, wanted[accelerator], strict=False) if word in name] != wanted[accelerator]:
+            self.say(f"Warning: rendered for {accelerator}; training takes what is here.")
+
+    def make_sandbox(self) -> tuple[str, str]:
+        """Make the sandbox from the checkout around the current folder; return its repository and newest commit."""
+        if self._on_kaggle or self._project is None:
+            self._stop(
+                "No repository is given.",
+                "make this notebook with render.py, or set the parameter repository to a Git URL.",
+            )
+        command = [sys.executable, "-m", "lib", "sandbox", self._module, "--folder", str(self._sandbox), "--json"]
+        made = subprocess.run(command, cwd=self._project, capture_output=True, text=True)
+        if made.returncode:
+            self._stop(made.stderr, "as it says above.")
+        described = json.loads(made.stdout.splitlines()[-1])
+        return described["repository"], described["commit"]
+
+    def clone(self, repository: str, commit: str, secrets: str) -> tuple[Path, str, tuple[str, float]]:
+        """Clone one commit of `repository`, as shallow as possible, and make the clone the current folder.
+
+        An empty `commit` is the newest of the default branch. Returns the clone's folder, the commit, and the output
+        and time of `git ls-remote` for the runs of other sessions: a session whose run does not change during its
+        lease from then on is dead.
+        """
+        root = self.working / repository.rstrip("/").rpartition("/")[2].removesuffix(".git")
+        environment = self._git_environment(repository, secrets)
+
+        def git(*words: str) -> subprocess.CompletedProcess[str]:
+            command = ["git", *words]
+            return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600)
+
+        root.mkdir(exist_ok=True)
+        git("init", "--quiet")  # keeps what an earlier run of the session left
+        git("remote", "remove", "origin")
+        git("remote", "add", "origin", repository)
+        noted = git("ls-remote", "origin", "refs/runs/*", "refs/heads/kaggle-runs/*").stdout, time.monotonic()
+        wrong = self._fetch(root, environment, "--depth=1", "origin", commit or "HEAD")
+        if wrong:  # the host may not serve single commits
+            wrong = self._fetch(root, environment, "origin")
+        checked_out = git("checkout", "--quiet", "--detach", commit or "FETCH_HEAD")
+        if wrong or checked_out.returncode:
+            self._stop(
+                f"{repository} at {commit or 'its newest commit'} cannot be cloned:\n{wrong or checked_out.stderr}",
+                "check the address, that internet is on in the notebook's settings, that the commit is pushed, and, "
+                "for a private repository, GITHUB_TOKEN in secrets.json.",
+            )
+        commit = git("rev-parse", "HEAD").stdout.strip()
+        os.chdir(root)
+        sys.path.insert(0, str(root))
+        self.say(f"{repository} at {commit} is in {root}")
+        return root, commit, noted
+
+    def open_log(self, secrets: str) -> "tuple[Credentials, RunLog]":
+        """Load the credentials; from now on run.log receives everything that is printed, without credentials."""
+        from lib.errors import RunError
+        from lib.log import RunLog
+        from lib.remotes.credentials import load_credentials
+
+        try:
+            credentials = load_credentials(secrets)
+        except RunError as error:  # run.log is not redacted yet; the error contains no value
+            self._stop(error.what, error.remedy)
+        log = RunLog(self.working / "run.log", credentials.redact)
+        self._log_is_open = True
+        return credentials, log
+
+    def _log(self, text: str) -> None:
+        with (self.working / "run.log").open("a", encoding="utf-8") as file:
+            file.write(f"{text}\n")
+
+    def _stop(self, what: str, remedy: str) -> NoReturn:
+        message = f"{what}\nWhat to do: {remedy}"
+        self._log(message)
+        raise SystemExit(message)
+
+    def _git_environment(self, repository: str, secrets: str) -> dict[str, str]:
+        """Return the environment of git; it contains the token if there is one and `repository` is an http(s) URL."""
+        inputs, token = self._kaggle / "input", os.environ.get("GITHUB_TOKEN", "")
+        mounted = [*inputs.glob("*/secrets.json"), *inputs.glob("datasets/*/*/secrets.json")]
+        for file in [Path(secrets)] if secrets else mounted:
+            try:
+                token = json.loads(file.read_text(encoding="utf-8")).get("GITHUB_TOKEN", token)
+            except (OSError, ValueError, AttributeError) as error:  # its text may contain the file's
+                kind = type(error).__name__
+                self._stop(f"{file} cannot be read as a JSON object ({kind}).", "correct it, or the parameter secrets.")
+        environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
+        # stop a transfer that stays below so many bytes a second for so many seconds
+        environment |= {"GIT_HTTP_LOW_SPEED_LIMIT": "1000", "GIT_HTTP_LOW_SPEED_TIME": "120"}
+        if token and repository.startswith("http"):
+            # git sends a helper's answer to this host only; a header would follow a redirect
+            helper = '!f() { test "$1" = get && printf "username=x-access-token\\npassword=%s\\n" "$GIT_TOKEN"; }; f'
+            key = f"credential.{'/'.join(repository.split('/')[:3])}.helper"
+            # first an empty helper, which disables the machine's own: one of them might store the token
+            setting = {"COUNT": "2", "KEY_0": "credential.helper", "VALUE_0": "", "KEY_1": key, "VALUE_1": helper}
+            environment |= {f"GIT_CONFIG_{name}": value for name, value in setting.items()} | {"GIT_TOKEN": token}
+        return environment
+
+    def _fetch(self, root: Path, environment: dict[str, str], *words: str) -> str:
+        """Fetch, printing the progress from time to time; return what went wrong, or an empty text."""
+        command, messages, due = ["git", "fetch", "--progress", *words], [], time.monotonic() + self.progress_seconds
+        with subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE, text=True) as process:
+            for line in process.stderr or ():  # git rewrites its line; read as text, each version is a line
+                if "% (" not in line:
+                    messages.append(line)
+                elif time.monotonic() > due:
+                    due = time.monotonic() + self.progress_seconds
+                    self.say(line.rstrip())
+        wrong = "".join(messages) or f"git ended with status {process.returncode}"
+        return wrong if process.returncode else ""

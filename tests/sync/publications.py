@@ -1,0 +1,133 @@
+"""What the tests of the transaction share: a publication of the run, hooks of the Git remote, and checks."""
+
+from __future__ import annotations
+
+import hashlib
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from conftest import RUN, WEIGHTS, Stores, run_git
+from drive_emulator import DriveEmulator, client_pointed_at
+
+from lib.remotes.credentials import Credentials
+from lib.sync import Publication, Published, RunLock, sync_outputs
+from lib.sync.stores import gdrive as drive_module
+
+BRANCH = "kaggle-train-detection-exp001-20250102-030405"
+OTHER = "kaggle-train-detection-exp001-20250102-040506"
+CHECKPOINT = "kaggle-checkpoint-detection-exp001"
+STAMP = datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+def publication(clone: Path, branch: str = BRANCH, *supersedes: str, hold: RunLock | None = None) -> Publication:
+    """Return the publication of a clone's run under a branch that replaces others."""
+    return Publication(clone, branch, "Training of exp001\n", RUN, WEIGHTS, STAMP, supersedes=supersedes, hold=hold)
+
+
+def publish(
+    clone: Path,
+    branch: str = BRANCH,
+    *supersedes: str,
+    hold: RunLock | None = None,
+    credentials: Credentials | None = None,
+    say: Callable[[str], object] = str,
+) -> Published:
+    """Publish a clone's run under a branch that replaces others."""
+    return sync_outputs(publication(clone, branch, *supersedes, hold=hold), credentials, say=say)
+
+
+def refuse(stores: Stores, pattern: str, reason: str = "no new branches today") -> None:
+    """Make the Git remote refuse refs that match the shell pattern, with this reason."""
+    _write_hook(stores, f'{pattern}) echo "{reason}" >&2; exit 1;;')
+
+
+def accept_only(stores: Stores, pattern: str) -> None:
+    """Make the Git remote refuse refs that do not match the shell pattern."""
+    _write_hook(stores, f"{pattern}) ;; *) exit 1;;")
+
+
+def _write_hook(stores: Stores, cases: str) -> None:
+    stores.write_hook("pre-receive", f'while read old new ref; do case "$ref" in {cases} esac; done')
+
+
+@contextmanager
+def drive_client(drive: DriveEmulator, *, retries: int = len(drive_module.PAUSES)) -> Iterator[None]:
+    """Point Google's client in this process at the emulator; it opens no browser and retries without a pause."""
+    with pytest.MonkeyPatch.context() as patch, client_pointed_at(drive):
+        patch.setenv("GDRIVE_NON_INTERACTIVE", "1")
+        patch.setattr(drive_module, "PAUSES", (0.0,) * retries)
+        yield
+
+
+# ── objects ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def md5_of(content: bytes) -> str:
+    """Return the name of an object with this content."""
+    return hashlib.md5(content).hexdigest()
+
+
+def object_name(md5: str) -> str:
+    """Return the path of an object below the DVC remote."""
+    return f"files/md5/{md5[:2]}/{md5[2:]}"
+
+
+def path_of(file: Path) -> str:
+    """Return the path of a file's object below the DVC remote."""
+    return object_name(md5_of(file.read_bytes()))
+
+
+def objects_of(clone: Path) -> dict[str, bytes]:
+    """Return the objects of a clone's run: their paths below the DVC remote, and their content."""
+    return {path_of(clone / name): content for name, content in models_of(clone).items()}
+
+
+def models_of(clone: Path) -> dict[str, bytes]:
+    """Return the trained models of a clone."""
+    return {name: (clone / name).read_bytes() for name in WEIGHTS}
+
+
+# ── checks ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def identities(stores: Stores) -> dict[Path, tuple[int, int]]:
+    """Return every file of the DVC remote with its identity, which changes when the file is written again."""
+    files = [stores.storage / name for name in stores.objects()]
+    return {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in files}
+
+
+@contextmanager
+def nothing_changes(stores: Stores, stored: Callable[[], object] | None = None) -> Iterator[None]:
+    """Check that the block changes neither remote, nor the models, nor the clone's status.
+
+    `stored` returns the content of the DVC remote, if that is not the folder of `stores`.
+    """
+
+    def state() -> dict[str, object]:
+        clone = stores.clone
+        return {
+            "refs": stores.refs(),
+            "objects": stored() if stored else identities(stores),
+            "models": models_of(clone),
+            "files": sorted(path for path in (clone / "artifacts").rglob("*") if path.is_file()),
+            "status": run_git("status", "--porcelain", "--untracked-files=all", cwd=clone),
+            "index": run_git("ls-files", "--stage", cwd=clone),
+            "local refs": run_git("for-each-ref", cwd=clone),
+            "head": run_git("rev-parse", "--symbolic-full-name", "HEAD", cwd=clone),
+        }
+
+    before = state()
+    yield
+    assert state() == before
+
+
+def assert_no_secret(error: BaseException, secrets: tuple[str, ...], *folders: Path) -> None:
+    """Check that neither the error, nor one that it was raised for, nor a file of the folders contains a credential."""
+    shown = "".join(traceback.format_exception(error)).encode()
+    for folder in folders:
+        shown += b"\n".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    assert not [secret for secret in secrets if secret.encode() in shown]

@@ -1,0 +1,329 @@
+"""Steps 0 and 1: the right GPU or a message, the exact commit, a token that stays in git's environment, and run.log."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from bootstrap import Bootstrap
+from conftest import ROOT, Stores, run_git
+from git_host_emulator import GitHost
+from test_git_host import NAME, TOKEN, WRONG, places_of
+
+from lib.kaggle.notebook import bake, read_notebook, read_sources
+
+
+@pytest.fixture(autouse=True)
+def _folder_and_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run each test in its own folder; `clone` changes the folder and the import path, which are restored."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+
+def boot(folder: Path, *, on_kaggle: bool = False) -> Bootstrap:
+    """Return the start of a run that works in `folder`, with what Kaggle mounts if it is on Kaggle."""
+    if on_kaggle:
+        (folder / "kaggle/working").mkdir(parents=True)
+    return Bootstrap("detection", folder / "working", "build/sandbox", kaggle=folder / "kaggle")
+
+
+# ── 0: verify the GPU ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def write_driver(folder: Path, monkeypatch: pytest.MonkeyPatch, *gpus: str) -> None:
+    """Put a program on the PATH that answers as nvidia-smi does."""
+    program = folder / "nvidia-smi"
+    rows = "".join(f"{name}\\n" for name in gpus)
+    program.write_text(f'#!/bin/sh\ntest "$*" = "--query-gpu=name --format=csv,noheader" && printf "{rows}"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", os.pathsep.join([str(folder), os.environ["PATH"]]))
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "gpus", "warns"),
+    [
+        ("t4x2", ["Tesla T4", "Tesla T4"], False),
+        ("t4x2", ["Tesla P100-PCIE-16GB"], True),
+        ("t4x2", ["Tesla T4"], True),
+        ("p100", ["Tesla P100-PCIE-16GB"], False),
+        ("none", ["Tesla T4"], False),
+        ("none", [], False),
+    ],
+)
+def test_another_gpu_than_the_rendered_one_is_a_warning(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    accelerator: str,
+    gpus: list[str],
+    warns: bool,
+) -> None:
+    """On Kaggle each GPU's name is printed, and a warning if they are fewer or others; elsewhere there is none."""
+    write_driver(tmp_path, monkeypatch, *gpus)
+    boot(tmp_path, on_kaggle=True).verify_gpu(accelerator)
+    shown = capsys.readouterr().out
+    assert f"GPUs: {', '.join(gpus) or 'none'}\n" in shown
+    assert (f"Warning: rendered for {accelerator}; training takes what is here.\n" in shown) == warns
+    assert (tmp_path / "working/run.log").read_text() == shown
+    Bootstrap("detection", tmp_path, "", kaggle=tmp_path / "none").verify_gpu(accelerator)
+    assert "Warning" not in capsys.readouterr().out
+
+
+def test_a_missing_gpu_stops_the_run_on_kaggle_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forgotten setting costs a second and not a night; run.log has the remedy too."""
+    write_driver(tmp_path, monkeypatch)
+    with pytest.raises(SystemExit, match="Rendered for p100, and there is no GPU") as stopped:
+        boot(tmp_path, on_kaggle=True).verify_gpu("p100")
+    assert "What to do: choose GPU T4 x2" in str(stopped.value)
+    assert str(stopped.value) in (tmp_path / "working/run.log").read_text()
+    Bootstrap("detection", tmp_path, "", kaggle=tmp_path / "none").verify_gpu("p100")
+
+
+def test_an_unknown_accelerator_stops_the_run(tmp_path: Path) -> None:
+    """The message lists the known ones."""
+    with pytest.raises(SystemExit, match="accelerator is 'tpu'; it may be t4x2, p100, none"):
+        boot(tmp_path).verify_gpu("tpu")
+
+
+# ── 1: the sandbox, where no repository is given ──────────────────────────────────────────────────────────────────────
+
+
+def test_without_a_repository_and_a_checkout_the_run_stops(tmp_path: Path) -> None:
+    """The same on Kaggle, whose folders lie in no checkout of the user."""
+    for on_kaggle in (False, True):
+        if on_kaggle:
+            (tmp_path / "render.py").touch()
+        with pytest.raises(SystemExit, match="No repository is given") as stopped:
+            boot(tmp_path, on_kaggle=on_kaggle).make_sandbox()
+        assert "What to do: make this notebook with render.py" in str(stopped.value)
+
+
+def test_the_error_of_a_sandbox_that_cannot_be_made_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkout is found from a folder inside it, and what its command says is in the message and in run.log."""
+    (tmp_path / "render.py").touch()
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib/__main__.py").write_text('import sys\nsys.exit(f"Error: {sys.argv[1:]}")\n')
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    with pytest.raises(SystemExit) as stopped:
+        boot(tmp_path).make_sandbox()
+    sandbox = str(tmp_path / "build/sandbox")
+    assert f"Error: {['sandbox', 'detection', '--folder', sandbox, '--json']}" in str(stopped.value)
+    assert "Error: " in (tmp_path / "working/run.log").read_text()
+
+
+# ── 1: the clone ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Session:
+    """A machine that clones a private repository from a host that asks for a token."""
+
+    host: GitHost
+    stores: Stores
+    monkeypatch: pytest.MonkeyPatch
+
+    @property
+    def folder(self) -> Path:
+        """The only folder that the machine writes to."""
+        return self.stores.folder / "session"
+
+    @property
+    def clone(self) -> Path:
+        """The folder of the clone."""
+        return self.folder / "working/name"
+
+    def run(self, commit: str, token: str | None = TOKEN, git: str = "") -> Bootstrap:
+        """Clone the commit; `git` is the machine's own configuration of git."""
+        self.folder.mkdir(exist_ok=True)
+        (self.folder / "secrets.json").write_text(json.dumps({"GITHUB_TOKEN": token} if token else {}))
+        (self.folder / "gitconfig").write_text(git)
+        self.monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(self.folder / "gitconfig"))
+        self.monkeypatch.chdir(self.folder)
+        start = boot(self.folder)
+        start.progress_seconds = 0
+        root, cloned, _ = start.clone(self.host.address(NAME), commit, str(self.folder / "secrets.json"))
+        assert root == self.clone == Path.cwd() == Path(sys.path[0])
+        assert cloned == run_git("rev-parse", "HEAD", cwd=root)
+        return start
+
+
+@pytest.fixture
+def session(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
+    """Serve a repository of three commits."""
+    for number in (2, 3):
+        run_git("commit", "--quiet", "--allow-empty", f"--message={number}", cwd=stores.clone)
+    run_git("push", "--quiet", "origin", "HEAD:main", cwd=stores.clone)
+    with GitHost(stores.folder / "hosted") as host:
+        host.add_repository(NAME, stores.origin)
+        host.add_token(TOKEN)
+        yield Session(host, stores, monkeypatch)
+
+
+def test_the_exact_commit_is_cloned_shallow_and_the_token_is_left_nowhere(
+    session: Session, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second of three commits is cloned alone; only `secrets.json` and git's environment contain the token."""
+    commit = run_git("rev-parse", "HEAD~1", cwd=session.stores.clone)
+    session.run(commit)
+    assert run_git("rev-parse", "HEAD", cwd=session.clone) == commit
+    assert run_git("rev-list", "--count", "HEAD", cwd=session.clone) == "1"
+    assert places_of(TOKEN, session.clone.parent) == []
+    assert TOKEN not in "".join(capsys.readouterr())
+    assert TOKEN not in os.environ.values()
+
+
+def test_run_log_has_every_line_from_the_first_one_on(
+    session: Session, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps, git's progress and the clone's commit, each once; after `open_log` lines are redacted."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    start = session.run("")
+    start.step("1/10: Clone")
+    _, log = start.open_log(str(session.folder / "secrets.json"))
+    try:
+        start.step("2/10: Install")
+        print(f"with {TOKEN}")
+    finally:
+        log.close()
+    shown = capsys.readouterr().out
+    assert log.path.read_text() == shown
+    assert ", done." in shown  # of git's progress
+    assert f"{session.host.address(NAME)} at {run_git('rev-parse', 'HEAD', cwd=session.clone)} is in " in shown
+    assert [shown.count(title) for title in ("[00:00:0", "1/10: Clone\n", "2/10: Install\n", "with ***\n")] == [
+        2,
+        1,
+        1,
+        1,
+    ]
+    assert [title for title, _ in start.steps] == ["1/10: Clone", "2/10: Install"]
+
+
+def test_the_runs_of_other_sessions_are_noted_before_the_fetch(session: Session) -> None:
+    """The output of `git ls-remote` and its time are what a lease is watched from."""
+    run_git("update-ref", "refs/runs/detection/exp001", "main", cwd=session.stores.origin)
+    commit = run_git("rev-parse", "main", cwd=session.stores.origin)
+    start = session.run(commit)
+    _, _, (listed, when) = start.clone(session.host.address(NAME), commit, str(session.folder / "secrets.json"))
+    assert listed == f"{commit}\trefs/runs/detection/exp001\n"
+    assert start.begun < when
+
+
+def test_a_clone_of_the_same_session_is_used_again(session: Session) -> None:
+    """Its files are kept, unpublished artifacts above all; only what is new is fetched."""
+    first = run_git("rev-parse", "HEAD~1", cwd=session.stores.clone)
+    session.run(first)
+    model = session.clone / "artifacts/detection/exp/train/weights/best.pt"
+    model.parent.mkdir(parents=True)
+    model.write_bytes(b"unpublished")
+    born = (session.clone / "code.py").stat().st_ino
+    for commit in (first, run_git("rev-parse", "HEAD", cwd=session.stores.clone)):
+        session.run(commit)
+        assert run_git("rev-parse", "HEAD", cwd=session.clone) == commit
+    assert model.read_bytes() == b"unpublished"
+    assert (session.clone / "code.py").stat().st_ino == born
+    assert run_git("remote", cwd=session.clone) == "origin"
+
+
+def test_a_host_that_gives_no_single_commits_is_cloned_whole(session: Session) -> None:
+    """An older git protocol, and a host that refuses to serve a commit that no branch ends in."""
+    run_git("config", "uploadpack.allowAnySHA1InWant", "false", cwd=session.stores.origin)
+    commit = run_git("rev-parse", "HEAD~1", cwd=session.stores.clone)
+    session.run(commit, git="[protocol]\n\tversion = 0\n")
+    assert run_git("rev-parse", "HEAD", cwd=session.clone) == commit
+    assert run_git("rev-list", "--count", "origin/main", cwd=session.clone) == "3"
+
+
+def test_a_public_repository_needs_no_token(session: Session) -> None:
+    """Cloning works without one; publishing is checked by a later step."""
+    session.host.public.add(NAME)
+    session.run("", token=None)
+    assert run_git("rev-parse", "HEAD", cwd=session.clone) == run_git("rev-parse", "HEAD", cwd=session.stores.clone)
+
+
+@pytest.mark.parametrize("mount", ["input/secrets", "input/datasets/somebody/secrets"])
+def test_the_token_is_found_in_both_mounts_of_a_kaggle_dataset(session: Session, tmp_path: Path, mount: str) -> None:
+    """No parameter names the file."""
+    start = boot(tmp_path, on_kaggle=True)
+    (tmp_path / "kaggle" / mount).mkdir(parents=True)
+    (tmp_path / "kaggle" / mount / "secrets.json").write_text(json.dumps({"GITHUB_TOKEN": TOKEN}))
+    root, _, _ = start.clone(session.host.address(NAME), "", "")
+    assert (root / "code.py").is_file()
+
+
+def test_the_machines_own_credential_helpers_neither_answer_nor_hear_the_token(session: Session) -> None:
+    """A helper that stores every password it hears of stays empty."""
+    kept = session.stores.folder / "kept"
+    session.run("", git=f"[credential]\n\thelper = store --file={kept}\n")
+    assert not kept.exists()
+
+
+@pytest.mark.parametrize("token", [None, WRONG])
+def test_a_repository_that_cannot_be_cloned_stops_the_run_with_the_remedy(
+    session: Session, capsys: pytest.CaptureFixture[str], token: str | None
+) -> None:
+    """A private one without a right token, in the session's first second."""
+    with pytest.raises(SystemExit) as stopped:
+        session.run("", token=token)
+    message = str(stopped.value)
+    assert stopped.value.code == message  # Python prints it and exits with 1
+    assert f"{session.host.address(NAME)} at its newest commit cannot be cloned" in message
+    assert "GITHUB_TOKEN in secrets.json" in message
+    assert message in (session.folder / "working/run.log").read_text()
+    assert WRONG not in message + "".join(capsys.readouterr())
+
+
+def test_a_commit_that_is_not_on_the_host_stops_the_run(session: Session) -> None:
+    """It was rendered from a commit that was never pushed, or that is gone."""
+    with pytest.raises(SystemExit, match="cannot be cloned") as stopped:
+        session.run("0123456789" * 4)
+    assert "that the commit is pushed" in str(stopped.value)
+
+
+@pytest.mark.parametrize("text", [f'{{"GITHUB_TOKEN": "{TOKEN}"', f'["{TOKEN}"]'])
+def test_secrets_that_are_no_json_object_stop_the_run_and_are_not_shown(tmp_path: Path, text: str) -> None:
+    """The message names the file and the kind of problem; so does the check of every account in `open_log`."""
+    (tmp_path / "secrets.json").write_text(text)
+    start = boot(tmp_path)
+    for stopping in (
+        lambda: start.clone("https://127.0.0.1/somebody/name.git", "", str(tmp_path / "secrets.json")),
+        lambda: start.open_log(str(tmp_path / "secrets.json")),
+    ):
+        with pytest.raises(SystemExit, match=r"secrets\.json") as stopped:
+            stopping()
+        assert TOKEN not in str(stopped.value)
+        assert str(stopped.value) in (tmp_path / "working/run.log").read_text()
+
+
+# ── in the notebook ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_cells_of_the_notebook_can_be_run_again_in_the_same_session(stores: Stores) -> None:
+    """Steps 0 and 1, twice in one process: the clone is used again, and no line is in run.log or the output twice."""
+    project = {f"lib/{path.name}": path for path in (ROOT / "lib").glob("*.py")}
+    project |= {f"lib/remotes/{path.name}": path for path in (ROOT / "lib/remotes").glob("*.py")}
+    for name, path in project.items():
+        (stores.clone / name).parent.mkdir(parents=True, exist_ok=True)
+        (stores.clone / name).write_bytes(path.read_bytes())
+    run_git("add", "lib", cwd=stores.clone)
+    run_git("commit", "--quiet", "--message=lib", cwd=stores.clone)
+    run_git("push", "--quiet", "origin", "HEAD:main", cwd=stores.clone)
+    values = {"repository": str(stores.origin), "accelerator": "none", "working": str(stores.folder / "working")}
+    notebook = bake(read_notebook(read_sources(ROOT)), values, "none")
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    (last,) = [number for number, source in enumerate(code) if 'step("1/10: ' in source]
+    script = "\n".join([*code[: last + 1], *code[: last + 1], "print('The end.')"])
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", script], cwd=stores.folder, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    log = (stores.folder / "working/run.log").read_text()
+    assert log == done.stdout
+    counted = {text: log.count(text) for text in ("0/10: ", "GPUs: ", "1/10: ", " is in ", "The end.")}
+    assert counted == {"0/10: ": 2, "GPUs: ": 2, "1/10: ": 2, " is in ": 2, "The end.": 1}
