@@ -34,6 +34,8 @@ BOX = 5  # columns: class, centre x, centre y, width, height
 KEYPOINT = 3  # columns: x, y, visibility
 POLYGON = 7  # minimum of columns: class, and x, y of three corners; ultralytics parses a line of 6 as a box
 CORNERS = 4
+CORNER_COLOURS = ("#ff4040", "#40e65a", "#5abeff", "#ff78f5")
+"""Colours of drawn corners: top left, top right, bottom right, bottom left."""
 ROUNDING = 1e-6
 """Tolerance for coordinates outside 0 to 1 that were rounded to six decimals; ultralytics tolerates 0.01."""
 NO_AREA = 1e-9

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from lib.data.labels import CORNER_COLOURS
 from lib.results.matching import Detection, ImageMatches, Match, Points
 
 MOST = 12  # images per sheet
 CELL, HEADER, COLUMNS = 320, 28, 4  # pixels, pixels, tiles per row
 TRUTH, GUESS, PAPER = "white", "#ff5a36", (24, 26, 30)
-CORNER_COLOURS = ("#ff3b30", "#34c759", "#0a84ff", "#ffd60a")
 
 
 @dataclass(frozen=True, eq=False)

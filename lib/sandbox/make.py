@@ -141,6 +141,6 @@ def _commit(seed: Path) -> str:
     own = ["git", "-c", "user.name=Sandbox", "-c", "user.email=sandbox@localhost", "-c", "commit.gpgsign=false"]
     run_command(["git", "add", "--all"], cwd=seed)
     if run_command(["git", "status", "--porcelain"], cwd=seed).output.strip():
-        run_command([*own, "commit", "--quiet", "--no-verify", "-m", "The project as it stands"], cwd=seed)
+        run_command([*own, "commit", "--quiet", "--no-verify", "-m", "The current state of the project"], cwd=seed)
     run_command(["git", "push", "--quiet", "--no-verify", "origin", "HEAD:refs/heads/main"], cwd=seed)
     return run_command(["git", "rev-parse", "HEAD"], cwd=seed).output.strip()

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import string
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +13,9 @@ from ruamel.yaml import YAML
 
 from lib.errors import DatasetError
 from lib.sandbox import dataset as drawing
-from lib.sandbox.dataset import draw_dataset
-from lib.sandbox.doors import check_digit
+from lib.sandbox.container import WIDTH, check_digit
+from lib.sandbox.dataset import draw_dataset, draw_image
+from lib.sandbox.scene import Scene, photograph, plan_scene, visible_part
 from lib.sandbox.sheet import draw_contact_sheet
 
 if TYPE_CHECKING:
@@ -58,11 +61,11 @@ def corners(row: list[float]) -> NDArray[Any]:
     ["CSQU3054383", "SEGU5306693", "DRYU9269143", "DFSU7625647", "FANU1869720", "HASU4287338", "GCXU5907050"],
 )
 def test_check_digit_is_the_one_painted_on_real_containers(number: str) -> None:
-    """The first is the standard's own example, the others were read off photographs."""
+    """The first is the standard's own example; the others were read off photographs."""
     assert check_digit(number[:10]) == int(number[10])
 
 
-def test_a_remainder_of_ten_gives_zero() -> None:
+def test_a_remainder_of_ten_is_written_as_zero() -> None:
     """ISO 6346 writes 0 where the sum modulo 11 is 10."""
     letters = dict(zip(string.ascii_uppercase, (n for n in range(10, 39) if n % 11), strict=True))
     remainders = {}
@@ -77,8 +80,8 @@ def test_a_remainder_of_ten_gives_zero() -> None:
 @pytest.mark.parametrize(
     "code", ["", "MSKU30543", "MSKU3054383", "msku305438", "MSK1305438", "MSKUA05438", "MSKU ٣05438"]
 )
-def test_a_malformed_code_is_refused(code: str) -> None:
-    """A code with a missing, superfluous, lower-case or foreign character has no check digit."""
+def test_a_malformed_code_is_rejected(code: str) -> None:
+    """A code with a missing, surplus, lower-case or foreign character has no check digit."""
     with pytest.raises(ValueError, match="four letters"):
         check_digit(code)
 
@@ -87,34 +90,34 @@ def test_a_malformed_code_is_refused(code: str) -> None:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_the_same_seed_gives_the_same_bytes(datasets: dict[str, Path], tmp_path: Path, module: str) -> None:
-    """Every file comes out again, and no picture depends on how many others are drawn."""
+def test_the_same_seed_draws_the_same_bytes(datasets: dict[str, Path], tmp_path: Path, module: str) -> None:
+    """Every file is reproduced, and no image depends on how many others are drawn."""
     draw_dataset(tmp_path / "again", module, seed=3, counts={"train": 2, "val": 1, "test": 1})
     first, again = digests(datasets[module]), digests(tmp_path / "again")
     assert len(again) == 9
     assert again.items() <= first.items()
 
 
-def test_another_seed_gives_other_pictures(datasets: dict[str, Path], tmp_path: Path) -> None:
-    """No picture is shared by the datasets of two seeds."""
+def test_another_seed_draws_other_images(datasets: dict[str, Path], tmp_path: Path) -> None:
+    """The datasets of two seeds share no image."""
     draw_dataset(tmp_path / "other", "detection", seed=4, counts={"train": 2, "val": 1, "test": 1})
     first, other = digests(datasets["detection"]), digests(tmp_path / "other")
     assert not {first[name] for name in first if name.endswith("jpg")} & set(other.values())
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_no_picture_stands_in_two_splits(datasets: dict[str, Path], module: str) -> None:
-    """All pictures of a dataset differ."""
-    pictures = [digest for name, digest in digests(datasets[module]).items() if name.endswith("jpg")]
-    assert len(set(pictures)) == len(pictures) == sum(FEW.values())
+def test_no_image_is_in_two_splits(datasets: dict[str, Path], module: str) -> None:
+    """All images of a dataset differ."""
+    images = [digest for name, digest in digests(datasets[module]).items() if name.endswith("jpg")]
+    assert len(set(images)) == len(images) == sum(FEW.values())
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_each_picture_has_a_label_file_and_the_promised_size(datasets: dict[str, Path], module: str) -> None:
+def test_each_image_has_a_label_file_and_the_promised_size(datasets: dict[str, Path], module: str) -> None:
     """`images/SPLIT/NAME.jpg` and `labels/SPLIT/NAME.txt` come in pairs."""
-    pictures = sorted(datasets[module].glob("images/*/*.jpg"))
-    assert [p.stem for p in pictures] == [p.stem for p in sorted(datasets[module].glob("labels/*/*.txt"))]
-    assert {Image.open(picture).size for picture in pictures} == {(320, 320)}
+    images = sorted(datasets[module].glob("images/*/*.jpg"))
+    assert [p.stem for p in images] == [p.stem for p in sorted(datasets[module].glob("labels/*/*.txt"))]
+    assert {Image.open(image).size for image in images} == {(320, 320)}
     assert {split: len(list(datasets[module].glob(f"images/{split}/*"))) for split in FEW} == FEW
 
 
@@ -128,8 +131,8 @@ def test_data_yaml_describes_each_module(datasets: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize(("module", "fields"), [("detection", 5), ("localization", 17)])
-def test_labels_are_fractions_of_the_picture(datasets: dict[str, Path], module: str, fields: int) -> None:
-    """Each row has its number of fields, and its box lies inside the picture."""
+def test_labels_are_fractions_of_the_image(datasets: dict[str, Path], module: str, fields: int) -> None:
+    """Each row has its number of fields, and its box is inside the image."""
     labels = rows(datasets[module])
     assert len(labels) >= sum(FEW.values())
     for row in labels:
@@ -153,7 +156,7 @@ def test_corners_run_clockwise_from_the_texts_top_left(datasets: dict[str, Path]
 
 
 def test_the_box_contains_the_corners_and_is_large_enough_to_learn(datasets: dict[str, Path]) -> None:
-    """An ID stands wholly in the picture and fills a quarter of its width at least."""
+    """An ID is wholly in the image and fills at least a quarter of its width."""
     for row in rows(datasets["localization"]):
         quad, centre, half = corners(row), np.array(row[1:3]), np.array(row[3:5]) / 2
         assert (abs(quad - centre) <= half + 1e-6).all()
@@ -162,16 +165,22 @@ def test_the_box_contains_the_corners_and_is_large_enough_to_learn(datasets: dic
         assert np.ptp(quad[:, 0]) > 0.25
 
 
+def difference(one: Image.Image, other: Image.Image) -> NDArray[Any]:
+    """Return the largest difference of each pixel's channels."""
+    change: NDArray[Any] = np.abs(np.asarray(one, dtype=float) - np.asarray(other, dtype=float)).max(axis=2)
+    return change
+
+
 @pytest.mark.parametrize("index", range(6))
-def test_the_id_stands_where_the_label_says(index: int) -> None:
-    """Drawn with and without the ID, a picture differs inside the labelled corners and nowhere else."""
+def test_the_id_is_drawn_at_the_labelled_corners(index: int) -> None:
+    """Drawn with and without the ID, an image differs inside the labelled corners and nowhere else."""
     (painted, labels), (bare, _) = (
-        drawing._draw_picture(drawing._stream(5, "localization", "train", index), "localization", size=320, with_id=on)
+        draw_image(drawing._stream(5, "localization", "train", index), "localization", size=320, with_id=on)
         for on in (True, False)
     )
-    change = np.abs(np.asarray(painted, dtype=float) - np.asarray(bare, dtype=float)).max(axis=2)
+    change = difference(painted, bare)
     inside = Image.new("L", painted.size)
-    spots = [(float(x), float(y)) for x, y in corners(list(labels[0])) * 320]
+    spots = [(float(x), float(y)) for x, y in corners(labels[0]) * 320]
     ImageDraw.Draw(inside).polygon(spots, fill=255)
     near = np.asarray(inside.filter(ImageFilter.MaxFilter(9))) > 0
     assert change[~near].max() == 0
@@ -184,23 +193,76 @@ def test_the_id_stands_where_the_label_says(index: int) -> None:
     assert abs(ys.max() - quad[:, 1].max()) < 6
 
 
-def test_no_door_reaches_behind_the_camera() -> None:
+def planned(module: str, count: int) -> list[Scene]:
+    """Return the first scenes of a module."""
+    return [plan_scene(drawing._stream(0, module, "train", index), module) for index in range(count)]
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_the_door_is_drawn_inside_the_labelled_box(index: int) -> None:
+    """With its door end repainted, an image differs inside the labelled box, to its edges, and nowhere else.
+
+    The container's sides have its colour too: only views that hide them are compared.
+    """
+    frontal = [
+        scene for scene in planned("detection", 120) if 0 < scene.camera.eye[0] < WIDTH and len(scene.doors) == 1
+    ]
+    scene = frontal[index]
+    images = [
+        photograph(np.random.default_rng(0), scene._replace(doors=(replace(scene.doors[0], colour=colour),)), 320)
+        for colour in ((40, 60, 90), (90, 120, 150))
+    ]
+    ys, xs = np.nonzero(difference(*images) > 6)
+    x, y, width, height = drawing._row(scene.camera.project(scene.subjects[0]), "detection")[1:]
+    found = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) / 320
+    assert found == pytest.approx([x - width / 2, y - height / 2, x + width / 2, y + height / 2], abs=3 / 320)
+
+
+def test_the_visible_part_of_a_door_is_clipped_at_the_image_s_edges() -> None:
+    """It is a rectangle's overlap with the image, also for a rectangle wholly inside, around it or outside."""
+    square = np.array([(0, 0), (1, 0), (1, 1), (0, 1)], dtype=float)
+    for quad, share, box in (
+        (square / 2 + 0.25, 1, (0.25, 0.25, 0.75, 0.75)),
+        (square * 2 - 0.5, 0.25, (0, 0, 1, 1)),
+        (square - (0.4, 0.2), 0.48, (0, 0, 0.6, 0.8)),
+        (np.array([(0.5, -0.5), (1.5, 0.5), (0.5, 1.5), (-0.5, 0.5)]), 0.5, (0, 0, 1, 1)),
+    ):
+        seen, part = visible_part(quad)
+        assert seen == pytest.approx(share, abs=1e-6)
+        assert (*part.min(axis=0), *part.max(axis=0)) == pytest.approx(box, abs=1e-6)
+    diamond = np.array([(1.3, 0.8), (1.8, 1.3), (1.3, 1.8), (0.8, 1.3)])  # passes the corner of the image
+    for outside in (square + 2, square + np.array((1, 0)), diamond):
+        seen, part = visible_part(outside)
+        assert (seen, part.shape) == (0, (0, 2))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_door_reaches_behind_the_camera(module: str) -> None:
     """What lies behind a camera is projected upside down: no planned scene has such a door."""
-    for index in range(150):
-        for plan in (drawing._plan_yard, drawing._plan_close_up):
-            scene = plan(drawing._stream(0, "any", "train", index))
-            assert all(scene.camera.faces(door.corners()) for door in scene.doors)
+    for scene in planned(module, 150):
+        assert all(scene.camera.faces(door.corners()) for door in scene.doors)
 
 
-def test_every_twentieth_picture_shows_no_door(tmp_path: Path) -> None:
-    """A picture without a container has an empty label file, not a missing one."""
+def test_a_planned_scene_shows_what_it_labels() -> None:
+    """An ID is wholly in the image and at least a quarter as wide; of a door 40 % is visible."""
+    for scene in planned("localization", 150):
+        seen = scene.camera.project(scene.subjects[0])
+        assert 0 < seen.min() < seen.max() < 1
+        assert np.ptp(seen[:, 0]) > 0.25
+    for scene in planned("detection", 150):
+        assert len(scene.subjects) == len(scene.doors)
+        assert all(visible_part(scene.camera.project(subject))[0] > 0.4 for subject in scene.subjects)
+
+
+def test_every_twentieth_image_shows_no_door(tmp_path: Path) -> None:
+    """An image without a container has an empty label file, not a missing one."""
     draw_dataset(tmp_path / "drawn", "detection", counts={"train": 20, "val": 0, "test": 0}, size=96)
     sizes = [file.stat().st_size for file in sorted(tmp_path.glob("drawn/labels/train/*.txt"))]
     assert [index for index, size in enumerate(sizes) if not size] == [19]
 
 
-def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
-    """Drawing into a folder that holds something is refused; an empty one is filled."""
+def test_a_folder_with_files_is_left_unchanged(tmp_path: Path) -> None:
+    """Drawing into a folder with files is rejected; an empty folder is filled."""
     (tmp_path / "mine").mkdir()
     draw_dataset(tmp_path / "mine", "detection", counts=dict.fromkeys(FEW, 0))
     before = digests(tmp_path)
@@ -210,7 +272,7 @@ def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_drawing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The dataset appears whole or not at all: here the last file cannot be written."""
+    """The dataset appears complete or not at all: here the last file cannot be written."""
 
     def fail(*_: object) -> None:
         raise OSError("disk full")
@@ -222,8 +284,8 @@ def test_an_interrupted_drawing_leaves_nothing(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("arguments", [{"module": "segmentation"}, {"counts": {"trian": 3}}, {"counts": {"val": -1}}])
-def test_an_unknown_module_or_split_is_refused(tmp_path: Path, arguments: dict[str, Any]) -> None:
-    """A misspelt request draws nothing."""
+def test_an_unknown_module_or_split_is_rejected(tmp_path: Path, arguments: dict[str, Any]) -> None:
+    """A misspelled request draws nothing."""
     with pytest.raises(ValueError, match=r"module|Counts"):
         draw_dataset(tmp_path / "drawn", **{"module": "detection", **arguments})
     assert not list(tmp_path.iterdir())
@@ -233,14 +295,12 @@ def test_an_unknown_module_or_split_is_refused(tmp_path: Path, arguments: dict[s
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_the_sheet_differs_from_the_bare_pictures_where_labels_stand(
-    datasets: dict[str, Path], tmp_path: Path, module: str
-) -> None:
-    """Every labelled box leaves its outline on the sheet, in the cell of its picture."""
+def test_the_sheet_shows_the_labelled_boxes(datasets: dict[str, Path], tmp_path: Path, module: str) -> None:
+    """Every labelled box leaves its outline on the sheet, in the cell of its image."""
     draw_contact_sheet(datasets[module], tmp_path / "sheet.png", per_split=3)
     bare = tmp_path / "bare"
-    (bare / "labels").mkdir(parents=True)
-    (bare / "images").symlink_to(datasets[module] / "images")
+    bare.mkdir()
+    shutil.copytree(datasets[module] / "images", bare / "images")
     (bare / "data.yaml").write_bytes((datasets[module] / "data.yaml").read_bytes())
     draw_contact_sheet(bare, tmp_path / "bare.png", per_split=3)
     with Image.open(tmp_path / "sheet.png") as sheet, Image.open(tmp_path / "bare.png") as empty:
@@ -256,15 +316,15 @@ def test_the_sheet_differs_from_the_bare_pictures_where_labels_stand(
                 assert np.abs(change[bottom - 2 : bottom + 3, left + int(x)]).max() > 20
 
 
-def test_the_sheet_opens_only_the_pictures_it_shows(datasets: dict[str, Path], tmp_path: Path) -> None:
-    """A thousand pictures cost no more than six: those beyond are not even valid here."""
+def test_the_sheet_opens_only_the_images_that_it_shows(datasets: dict[str, Path], tmp_path: Path) -> None:
+    """Images beyond those shown are not opened: here they are invalid."""
     dataset = tmp_path / "large"
     for split in FEW:
         folder = dataset / "images" / split
         folder.mkdir(parents=True)
         (folder / "a.jpg").write_bytes((datasets["detection"] / f"images/{split}/{split}_0000.jpg").read_bytes())
         for number in range(400):
-            (folder / f"b{number}.jpg").write_bytes(b"no picture")
+            (folder / f"b{number}.jpg").write_bytes(b"no image")
     (dataset / "data.yaml").write_bytes((datasets["detection"] / "data.yaml").read_bytes())
     draw_contact_sheet(dataset, tmp_path / "sheet.png", per_split=1)
     with pytest.raises(DatasetError, match=r"b0\.jpg"):
@@ -273,7 +333,7 @@ def test_the_sheet_opens_only_the_pictures_it_shows(datasets: dict[str, Path], t
 
 @pytest.mark.parametrize("suffix", ["jpeg", "PNG", "bmp", "webp"])
 def test_the_sheet_takes_any_size_and_format(tmp_path: Path, suffix: str) -> None:
-    """Wide pictures, other formats, a list of names and a picture without label file are all fine."""
+    """Wide images, other formats, a list of names and an image without a label file are accepted."""
     (tmp_path / "images").mkdir()
     Image.new("RGB", (900, 200), (90, 20, 20)).save(tmp_path / "images" / f"one.{suffix}")
     (tmp_path / "data.yaml").write_text("train: images\nval: images\nnames: [door]\n")
@@ -282,8 +342,8 @@ def test_the_sheet_takes_any_size_and_format(tmp_path: Path, suffix: str) -> Non
         assert sheet.width <= 1600
 
 
-def test_a_folder_without_data_yaml_is_no_dataset(tmp_path: Path) -> None:
-    """The error says what is missing, that nothing was drawn, and what to do."""
+def test_a_folder_without_data_yaml_is_rejected(tmp_path: Path) -> None:
+    """The error names what is missing, the state and the remedy."""
     with pytest.raises(DatasetError, match=r"data\.yaml not found") as caught:
         draw_contact_sheet(tmp_path, tmp_path / "sheet.png")
     assert caught.value.state
@@ -291,8 +351,8 @@ def test_a_folder_without_data_yaml_is_no_dataset(tmp_path: Path) -> None:
     assert not (tmp_path / "sheet.png").exists()
 
 
-def test_a_row_that_is_no_label_is_named(datasets: dict[str, Path], tmp_path: Path) -> None:
-    """A malformed label file stops the sheet with the file's name."""
+def test_a_malformed_label_stops_the_sheet(datasets: dict[str, Path], tmp_path: Path) -> None:
+    """The error names the label file."""
     (tmp_path / "images").mkdir()
     (tmp_path / "labels").mkdir()
     Image.new("RGB", (64, 64)).save(tmp_path / "images" / "one.png")

@@ -1,4 +1,4 @@
-"""The sandbox is made once, kept, and holds what a run needs and nothing of the user's."""
+"""Tests of the sandbox: it is made once, kept, and holds only what a run needs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DETECTION = load_experiment(ROOT / "experiments/000_det_sandbox.yaml")
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """Make a project of a few files, one of them ignored, one not committed, with a remote of its own."""
+    """Make a project with a few files, one ignored, one not committed, and its own DVC remote."""
     folder = tmp_path / "project"
     run_git("init", "--quiet", "--initial-branch=main", folder, cwd=tmp_path)
     files = {"render.py": "", "uv.lock": "", "lib/a.py": "A = 1\n", ".gitignore": "/build/\n", "build/out": "x"}
@@ -36,7 +36,7 @@ def project(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
-    """Make a dataset of three pictures that stands for the user's own."""
+    """Make a dataset of three images, as a user's own."""
     from lib.sandbox.dataset import draw_dataset
 
     draw_dataset(tmp_path / "tiny", "detection", counts={"train": 1, "val": 1, "test": 1}, size=64)
@@ -44,17 +44,17 @@ def tiny(tmp_path: Path) -> Path:
 
 
 def make(project: Path, data: Path, experiment: Experiment = DETECTION) -> Sandbox:
-    """Make the sandbox beside the project."""
+    """Make the sandbox next to the project's folder."""
     return make_sandbox(project, project.parent / "sandbox", experiment, data)
 
 
 def tree(sandbox: Sandbox) -> list[str]:
-    """Give the files of the sandbox's newest commit."""
+    """Return the files of the sandbox's newest commit."""
     return run_git("ls-tree", "-r", "--name-only", "main", cwd=sandbox.origin).splitlines()
 
 
-def test_it_is_the_project_as_it_stands(project: Path, tiny: Path) -> None:
-    """With what is not committed yet, without what Git ignores, and with pointers to its own remote alone."""
+def test_it_holds_the_current_state_of_the_project(project: Path, tiny: Path) -> None:
+    """Uncommitted files are included, ignored files are not, and only its own DVC remote is configured."""
     sandbox = make(project, tiny)
     assert tree(sandbox) == [
         ".dvc/.gitignore", ".dvc/config", ".gitignore", "data/.gitignore", "data/detection.dvc",
@@ -64,8 +64,8 @@ def test_it_is_the_project_as_it_stands(project: Path, tiny: Path) -> None:
     assert sandbox.commit == run_git("rev-parse", "main", cwd=sandbox.origin)
 
 
-def test_a_plain_dvc_pull_in_any_clone_brings_the_dataset(project: Path, tiny: Path, tmp_path: Path) -> None:
-    """Nothing but the clone is needed."""
+def test_dvc_pull_in_any_clone_downloads_the_dataset(project: Path, tiny: Path, tmp_path: Path) -> None:
+    """Only the clone is needed."""
     sandbox = make(project, tiny)
     clone = tmp_path / "clone"
     run_git("clone", "--quiet", sandbox.origin, clone, cwd=tmp_path)
@@ -75,7 +75,7 @@ def test_a_plain_dvc_pull_in_any_clone_brings_the_dataset(project: Path, tiny: P
 
 
 def test_it_is_kept_when_it_is_made_again(project: Path, tiny: Path) -> None:
-    """Nothing changed: the same commit. A file changed, another went: one more commit, and branches stay."""
+    """Without a change the commit stays the same; with a changed and a deleted file it gets one more; branches stay."""
     first = make(project, tiny)
     run_git("branch", "kaggle-train-x", "main", cwd=first.origin)
     assert make(project, tiny).commit == first.commit
@@ -88,35 +88,35 @@ def test_it_is_kept_when_it_is_made_again(project: Path, tiny: Path) -> None:
     assert run_git("rev-parse", "kaggle-train-x", cwd=second.origin) == first.commit
 
 
-def test_the_user_s_checkout_is_not_touched(project: Path, tiny: Path) -> None:
-    """Status and branches are what they were."""
+def test_the_user_s_checkout_is_not_changed(project: Path, tiny: Path) -> None:
+    """Status and branches stay the same."""
     before = run_git("status", "--porcelain", cwd=project), run_git("for-each-ref", cwd=project)
     make(project, tiny)
     assert (run_git("status", "--porcelain", cwd=project), run_git("for-each-ref", cwd=project)) == before
 
 
 def test_the_sheet_shows_the_dataset(project: Path, tiny: Path) -> None:
-    """A picture where a person can look."""
+    """The contact sheet is an image of the dataset."""
     from PIL import Image
 
     with Image.open(make(project, tiny).sheet) as sheet:
         assert sheet.width > 500
 
 
-def test_data_that_is_no_dataset_is_refused(project: Path, tmp_path: Path) -> None:
-    """Before anything is made."""
+def test_a_folder_without_a_dataset_is_rejected(project: Path, tmp_path: Path) -> None:
+    """Nothing is made."""
     with pytest.raises(SandboxError, match=r"no data\.yaml"):
         make(project, tmp_path)
     assert not (tmp_path / "sandbox").exists()
 
 
-def test_outside_of_a_checkout_there_is_no_sandbox(tmp_path: Path) -> None:
-    """The error names the way out."""
+def test_outside_of_a_checkout_the_project_is_not_found(tmp_path: Path) -> None:
+    """The error names the remedy."""
     with pytest.raises(SandboxError) as caught:
         find_project(tmp_path)
     assert "-p repository URL" in caught.value.remedy
 
 
-def test_the_project_is_found_from_any_folder_of_it() -> None:
-    """Jupyter opens the notebook in its own folder."""
+def test_the_project_is_found_from_any_of_its_folders() -> None:
+    """Jupyter starts the notebook in the notebook's folder."""
     assert find_project(ROOT / "notebooks") == ROOT
