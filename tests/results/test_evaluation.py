@@ -16,7 +16,7 @@ import pytest
 from conftest import ROOT
 
 from lib.data.dataset import Dataset, check_dataset
-from lib.experiment.load import load_experiment
+from lib.experiment.load import load_experiment, read_yaml
 from lib.experiment.schema import Experiment
 from lib.results import evaluate as evaluation
 from lib.results.evaluate import Evaluated, evaluate
@@ -264,8 +264,8 @@ def test_a_failed_split_does_not_affect_the_other(localization: Model, tmp_path:
     """Without the images of the test split, the validation metrics are complete and no sheet is drawn."""
     trained = localization.in_another_folder(tmp_path)
     gone = tmp_path / "data.yaml"
-    text = localization.dataset.data_file.read_text()
-    gone.write_text(text.replace("images/test", "images/nowhere"))
+    described = read_yaml(localization.dataset.data_file)
+    gone.write_text(json.dumps({**described, "test": str(tmp_path / "nowhere.txt")}))  # JSON is YAML
     evaluated = localization.evaluate(trained, replace(localization.dataset, data_file=gone))
     measured = evaluated.metrics.as_dict()
     assert measured["validation"]["box"] == localization.evaluated.metrics.as_dict()["validation"]["box"]
