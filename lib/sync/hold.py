@@ -133,13 +133,14 @@ class RunLock:
             lease = Lease(self._refs, ref, run, commit)
             try:
                 lease.__enter__()
-            except RefusedByHostError as error:
+            except GitPushError as error:
+                # read before the message is judged: Git reports a lost race as a refusal by the host, too
+                if self._run_refs() != refs:
+                    return False  # another session was faster
+                if not isinstance(error, RefusedByHostError):
+                    raise
                 refused = error
                 continue
-            except GitPushError:
-                if self._refs.list_refs(ref).get(ref) == commit:
-                    raise  # no session was faster: the remote does not answer
-                return False
             self._lease = lease
             atexit.register(self.release)
             return True

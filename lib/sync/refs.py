@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import random
 import re
 import shutil
 import threading
@@ -29,10 +30,14 @@ INTENT_PLACES = ("refs/intents/", "refs/heads/kaggle-intents/")
 """Prefixes of intents; the second is for hosts that accept only branches and tags. Readers always read both."""
 BLOBS = "64k"  # `.dvc` files are smaller; larger blobs (images, weights) stay on the remote
 PUSH_TIMEOUT = 10 * MINUTE
-BUSY = re.compile(r"cannot lock ref '[^']*': unable to (resolve reference|create)", re.IGNORECASE)
-"""Git's message if another push holds a lock, or deletes the folder in which the ref would be stored: the whole atomic
-push is rejected before any part of it has happened. A ref at another commit (`is at … but`) is not a lock."""
-BUSY_PAUSES = (0.1, 0.3, 1.0, 3.0)  # seconds
+PASSES = re.compile(
+    r"cannot lock ref '[^']*': unable to (resolve reference|create)|returned error: (429|5\d\d)|rate limit",
+    re.IGNORECASE,
+)
+"""Messages after which a command is repeated. The first: another push holds a lock, or removes the folder in which the
+ref would be stored; a ref at another commit (`is at … but`) is not a lock. The others: the host is overloaded. A
+repeated push that has happened after all is rejected, which its caller resolves by reading the remote."""
+PAUSES = (0.1, 0.5, 2.0, 5.0, 15.0)  # seconds; each is shortened at random, so that sessions do not repeat in step
 
 
 @dataclass(frozen=True)
@@ -92,14 +97,25 @@ class Refs:
         text: str | None = None,
         check: bool = True,
     ) -> Completed:
-        """Run a command that may contact the remote; only such commands receive the token. Raises `GitPushError`."""
-        try:
-            return self._git(*words, cwd=cwd, env=self._environment, timeout=timeout, text=text, check=check)
-        except CommandError as error:
-            raise GitPushError(
-                f"the Git remote {self.url} does not answer: {error.what}",
-                remedy=remedy_for(error.what, "check the network and GITHUB_TOKEN, then run sync_outputs() again."),
-            ) from error
+        """Run a command that may contact the remote; only such commands receive the token.
+
+        Repeats the command while the host is overloaded. Raises `GitPushError`.
+        """
+        for pause in (*PAUSES, None):
+            try:
+                answer = self._git(*words, cwd=cwd, env=self._environment, timeout=timeout, text=text, check=check)
+                if pause is None or answer.status == 0 or not PASSES.search(answer.errors):
+                    break
+            except CommandError as error:
+                if pause is None or not PASSES.search(error.what):
+                    raise GitPushError(
+                        f"the Git remote {self.url} does not answer: {error.what}",
+                        remedy=remedy_for(
+                            error.what, "check the network and GITHUB_TOKEN, then run sync_outputs() again."
+                        ),
+                    ) from error
+            time.sleep(random.uniform(pause / 2, pause))
+        return answer
 
     # ── reading ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -293,22 +309,17 @@ class Refs:
     def push(self, *updates: RefUpdate) -> None:
         """Push all updates atomically, each only from its `old`. Raises `GitPushError`.
 
-        After an error either all updates have happened or none; only the remote knows which. If another push held a
-        lock on the remote, nothing has happened, and the push is repeated.
+        After an error either all updates have happened or none; only the remote knows which.
         """
         words = ["--atomic", "--no-verify", "--no-signed", "--no-follow-tags", "--recurse-submodules=no", "--quiet"]
         words += [f"--force-with-lease={update.ref}:{update.old or ''}" for update in updates]
         words += ["origin"] + [f"{update.new or ''}:{update.ref}" for update in updates]
-        for pause in (*BUSY_PAUSES, None):
-            try:
-                answer = self._remote("push", *words, timeout=PUSH_TIMEOUT, check=False)
-            except GitPushError as error:
-                raise GitPushError(f"Git push failed: {error.what}", remedy=error.remedy) from error
-            if answer.status == 0:
-                return
-            if pause is None or not BUSY.search(answer.errors):
-                raise _refusal(answer, self.url, [update.ref for update in updates])
-            time.sleep(pause)
+        try:
+            answer = self._remote("push", *words, timeout=PUSH_TIMEOUT, check=False)
+        except GitPushError as error:
+            raise GitPushError(f"Git push failed: {error.what}", remedy=error.remedy) from error
+        if answer.status != 0:
+            raise _refusal(answer, self.url, [update.ref for update in updates])
 
 
 def _outputs(path: str, text: str) -> Iterator[tuple[str, StoredObject]]:

@@ -81,8 +81,9 @@ class Hosted:
 
 
 @pytest.fixture
-def hosted(stores: Stores) -> Iterator[Hosted]:
+def hosted(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hosted]:
     """Yield both remotes, with the Git remote on a host that accepts one token with all rights."""
+    monkeypatch.setattr(refs_module, "PAUSES", (0.01, 0.01, 0.01))
     with GitHost(stores.folder / "hosted") as host:
         host.add_repository(NAME, stores.origin)
         host.add_token(TOKEN)
@@ -524,6 +525,15 @@ def test_a_transient_fault_publishes_all_or_nothing(hosted: Hosted, moment: str,
     hosted.publish()
     assert_published(hosted)
     assert models_of(hosted.clone) == before
+
+
+@pytest.mark.parametrize("kind", ["429", "502", "503"])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_an_overloaded_host_is_waited_for(hosted: Hosted, moment: str, kind: Kind) -> None:
+    """A finished training is not lost to one answer that would have been another a moment later."""
+    hosted.host.add_fault(MOMENTS[moment], kind, 2)
+    hosted.publish()
+    assert_published(hosted)
 
 
 @pytest.mark.parametrize("kind", ["503", "cut"])

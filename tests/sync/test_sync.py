@@ -1370,9 +1370,9 @@ def test_a_ref_at_another_commit_is_not_a_lock(stores: Stores) -> None:
     other = run_git("commit-tree", "HEAD^{tree}", "-m", "other", cwd=stores.clone)
     with pytest.raises(GitPushError) as caught:
         refs.push(RefUpdate(ref, None, other))
-    assert not refs_module.BUSY.search(caught.value.what)
+    assert not refs_module.PASSES.search(caught.value.what)
     message = subprocess.run(
         ["git", "update-ref", ref, refs.head(), "0" * 40], cwd=stores.origin, capture_output=True, text=True
     ).stderr
     assert "cannot lock ref" in message
-    assert not refs_module.BUSY.search(message)
+    assert not refs_module.PASSES.search(message)
