@@ -120,9 +120,11 @@ class Refs:
     # ── reading ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def list_refs(self, *patterns: str) -> dict[str, str]:
-        """Return {full ref name: commit} for the refs on the remote that match."""
+        """Return {full ref name: commit} for the refs on the remote whose full name matches; all without a pattern."""
         lines = self._remote("ls-remote", "origin", *patterns).output.splitlines()
-        return {ref: commit for commit, _, ref in (line.partition("\t") for line in lines)}
+        refs = {ref: commit for commit, _, ref in (line.partition("\t") for line in lines)}
+        # Git also lists refs/heads/backup/refs/heads/x for refs/heads/x: it compares the end of a name
+        return {ref: refs[ref] for ref in refs if not patterns or any(fnmatchcase(ref, each) for each in patterns)}
 
     def read_intents(self) -> list[SeenIntent]:
         """Read every intent on the remote in one request."""
@@ -249,6 +251,8 @@ class Refs:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not self._mirror.exists():
                 self._make_mirror()
+            for left in [*self._mirror.glob("*.lock"), *(self._mirror / "refs").rglob("*.lock")]:
+                left.unlink(missing_ok=True)  # of a process that was killed: nobody else works in the mirror now
             self._remote(
                 "fetch", "--quiet", "--prune", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance",
                 f"--filter=blob:limit={BLOBS}", "origin",

@@ -1319,6 +1319,18 @@ def test_an_incomplete_mirror_is_not_used(stores: Stores) -> None:
     assert_published(stores, stores.clone)
 
 
+def test_locks_that_a_killed_process_left_in_the_mirror_are_removed(stores: Stores) -> None:
+    """Otherwise every later fetch of the clone would fail."""
+    publish(stores.clone)
+    mirror = Refs(stores.clone, Credentials())._mirror
+    head = next((mirror / "refs").rglob("*kaggle*"), mirror / "refs/heads/main")
+    for name in ("packed-refs.lock", "shallow.lock", f"{head.relative_to(mirror)}.lock"):
+        (mirror / name).parent.mkdir(parents=True, exist_ok=True)
+        (mirror / name).touch()
+    publish(stores.clone, OTHER)
+    assert list(mirror.rglob("*.lock")) == []
+
+
 def test_two_processes_of_one_clone_read_one_after_the_other(stores: Stores) -> None:
     """An older fetch of one process could remove refs from the mirror that the other has just read."""
     plant_intent(stores, "{}")

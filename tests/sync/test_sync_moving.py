@@ -50,6 +50,15 @@ def test_a_checkpoint_moves_its_branch_and_deletes_the_objects_of_the_old_one(st
     assert len(commits) == 3
 
 
+def test_a_branch_whose_name_ends_like_the_checkpoints_is_untouched(stores: Stores) -> None:
+    """`git ls-remote` also lists refs whose names only end in the requested one."""
+    backup = f"refs/heads/backup/refs/heads/{CHECKPOINT}"
+    run_git("push", "--quiet", "origin", f"HEAD:{backup}", cwd=stores.clone)
+    save(stores, 1)
+    finish(stores)
+    assert sorted(stores.refs()) == sorted([backup, f"refs/heads/{FINAL}"])
+
+
 def test_an_object_of_both_checkpoints_is_neither_uploaded_again_nor_deleted(stores: Stores) -> None:
     """The best weights may be those of the last checkpoint."""
     save(stores, 1)
