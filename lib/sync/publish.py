@@ -147,7 +147,10 @@ class _Publishing:
         moving = self.remotes.refs.named_objects(CHECKPOINTS) if checkpoints else set()
         others = [seen.record for seen in self.remotes.refs.read_intents() if seen.record is not None]
         replaced = self.remotes.refs.published_objects(*self._old).values() if self._old else ()
-        superseded = {item.oid for outputs in replaced for item in outputs.values()}.difference(oids)
+        # only what the replaced commits published: a .dvc file elsewhere in their trees belongs to the user
+        inside = f"{self.run.folder}/"
+        published = {item.oid for items in replaced for path, item in items.items() if path.startswith(inside)}
+        superseded = published.difference(oids)
 
         def is_kept(oid: str, identity: str) -> bool:
             return oid not in moving and not any(other.may_delete(oid, identity) for other in others)

@@ -137,7 +137,7 @@ class Refs:
                 # a failed read raises: taken for a record of another version, it would hide a live intent
                 record = None
                 if self._git("ls-tree", commit, "intent.json", cwd=self._mirror).output:
-                    text = self._git("cat-file", "blob", f"{commit}:intent.json", cwd=self._mirror).output
+                    text = self._remote("cat-file", "blob", f"{commit}:intent.json", cwd=self._mirror).output
                     record = read_intent(text)
                 intents.append(SeenIntent(ref, commit, record))
         return intents

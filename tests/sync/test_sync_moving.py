@@ -59,6 +59,26 @@ def test_a_branch_whose_name_ends_like_the_checkpoints_is_untouched(stores: Stor
     assert sorted(stores.refs()) == sorted([backup, f"refs/heads/{FINAL}"])
 
 
+def test_a_dataset_that_only_a_replaced_checkpoint_names_is_kept(stores: Stores) -> None:
+    """The run was trained from a branch with a dataset, which is deleted; then training starts over from `main`."""
+    from dvc.repo import Repo
+
+    (stores.clone / "data.zip").write_bytes(b"a dataset")
+    with Repo(str(stores.clone)) as repo:
+        repo.add([str(stores.clone / "data.zip")])
+        repo.push()
+    dataset = stores.objects()
+    main = run_git("rev-parse", "HEAD", cwd=stores.clone)
+    run_git("add", "data.zip.dvc", ".gitignore", cwd=stores.clone)
+    run_git("commit", "--quiet", "--message=data", cwd=stores.clone)
+    save(stores, 1)
+    run_git("switch", "--quiet", "--detach", main, cwd=stores.clone)
+    save(stores, 2)
+    assert stores.objects() == objects_of(stores.clone) | dataset
+    finish(stores)
+    assert dataset.items() <= stores.objects().items()
+
+
 def test_an_object_of_both_checkpoints_is_neither_uploaded_again_nor_deleted(stores: Stores) -> None:
     """The best weights may be those of the last checkpoint."""
     save(stores, 1)
