@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from lib.sync.refs import Refs, RefUpdate
@@ -41,6 +41,20 @@ class Publication:
     names are deleted. If `branch` itself is among them, the push moves it."""
     hold: Hold | None = None
     """The lock of the run: the commit push is rejected if another session has taken the run over."""
+    source: Path | None = None
+    """The folder in which the content of `folder` is; None: in the clone itself."""
+
+    def find(self, name: str) -> Path:
+        """Return where the content of a published path is on this machine."""
+        if self.source is None:
+            return self.root / name
+        return self.source / PurePosixPath(name).relative_to(self.folder)
+
+    def files(self) -> dict[str, Path]:
+        """Return the path in the commit of every file of `folder`, and where its content is."""
+        top = self.find(self.folder)
+        found = (path for path in sorted(top.rglob("*")) if path.is_file() and path.name not in self.leave_out)
+        return {f"{self.folder}/{path.relative_to(top).as_posix()}": path for path in found}
 
 
 @dataclass(frozen=True)

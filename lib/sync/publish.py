@@ -113,7 +113,7 @@ class _Publishing:
 
     def _check_files(self) -> None:
         for name in self.run.objects:
-            path = self.run.root / name
+            path = self.run.find(name)
             if not path.is_file() or path.stat().st_size == 0:
                 raise SyncError(
                     f"{path} is missing or empty.", remedy="train again, or correct the publication's list."

@@ -38,7 +38,7 @@ def hash_objects(run: Publication) -> list[Source]:
 
     found = []
     for name in run.objects:
-        path = run.root / name
+        path = run.find(name)
         before = path.stat()
         _, digest = hash_file(str(path), LocalFileSystem(), "md5")
         found.append(Source(StoredObject(str(digest.value), before.st_size), path, before.st_mtime_ns))
@@ -50,12 +50,7 @@ def build_commit(refs: Refs, base: str, run: Publication, objects: Mapping[str, 
 
     `objects` holds the object at each path of `run.objects`; a `.dvc` file takes its place in the commit.
     """
-    files = {
-        path.relative_to(run.root).as_posix(): path
-        for path in sorted((run.root / run.folder).rglob("*"))
-        if path.is_file() and path.name not in run.leave_out
-    }
-    files = {name: path for name, path in files.items() if name not in objects}
+    files = {name: path for name, path in run.files().items() if name not in objects}
     rules = _Rules(refs, base, files, [run.folder, *objects])
     rules.append(f"{run.folder}/.gitattributes", RAW)
     rules.unhide(list(objects))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,12 +14,10 @@ from lib.sync import Publication, sync_outputs
 BRANCH = "kaggle-train-detection-exp001-20250102-030405"
 
 
-def publish(clone: Path) -> None:
-    """Publish the run in the clone."""
-    sync_outputs(
-        Publication(clone, BRANCH, "detection: exp001\n", RUN, WEIGHTS, datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC)),
-        say=str,
-    )
+def publish(clone: Path, source: Path | None = None) -> None:
+    """Publish the run in the clone, or with its content in `source`."""
+    stamp = datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC)
+    sync_outputs(Publication(clone, BRANCH, "detection: exp001\n", RUN, WEIGHTS, stamp, source=source), say=str)
 
 
 def commit_rules(stores: Stores, **texts: str) -> None:
@@ -111,6 +110,19 @@ def test_filters_attributes_hooks_and_signatures_change_no_byte(stores: Stores, 
         published = run_git("rev-parse", f"{BRANCH}:{name}", cwd=stores.origin)
         assert published == run_git("hash-object", "--no-filters", name, cwd=stores.clone), name
         assert (stranger / name).read_bytes() == (stores.clone / name).read_bytes(), name
+
+
+def test_content_outside_the_clone_is_published_under_its_path(stores: Stores, tmp_path: Path) -> None:
+    """The snapshot of a checkpoint; the clone's own files of that path are neither read nor changed."""
+    snapshot = tmp_path / "snapshot"
+    shutil.move(stores.clone / RUN, snapshot)
+    (stores.clone / WEIGHTS[0]).parent.mkdir(parents=True)
+    (stores.clone / WEIGHTS[0]).write_bytes(b"being written")
+    publish(stores.clone, snapshot)
+    assert (stores.clone / WEIGHTS[0]).read_bytes() == b"being written"
+    shutil.rmtree(stores.clone / RUN)
+    shutil.move(snapshot, stores.clone / RUN)
+    assert_same_in_a_strangers_clone(stores)
 
 
 def test_a_dvc_file_is_what_dvc_add_writes(stores: Stores) -> None:
