@@ -215,7 +215,7 @@ if trained.state == "failed" and session.experiment.session.on_failure == "keep"
 uploader.wait()
 published = sync_outputs(publication(session, results, hold), credentials)
 hold.release()
-summary = {"branch": published.branch, "commit": published.commit, **evaluated.flat()}
+summary = {"branch": published.branch, "commit": published.commit, **evaluated.metrics.flat()}
 finish_tracking(tracking, trained.state, summary, f"{published.branch}\n{trained.reason}".rstrip())
 log.on_error(None)
 

@@ -170,7 +170,7 @@ def publication(session: Session, results: Results, hold: RunLock) -> Publicatio
     files = (trained.best, trained.last, *results.exported.files)
     state = f" ({trained.state})" if trained.state != "finished" else ""
     figures = ", ".join(
-        f"{name} {value:.3f}" for name, value in results.evaluated.flat().items() if name.endswith("/mAP50")
+        f"{name} {value:.3f}" for name, value in results.evaluated.metrics.flat().items() if name.endswith("/mAP50")
     )
     return Publication(
         root=session.root,

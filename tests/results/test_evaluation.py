@@ -190,7 +190,7 @@ def test_corner_errors_follow_from_the_predictions(localization: Model) -> None:
     assert corners["median_px"] == pytest.approx(np.median(distances), abs=0.01)
     assert corners["p95_px"] == pytest.approx(np.percentile(distances, 95), abs=0.01)
     assert corners["mean_relative"] == pytest.approx(np.mean(shares), abs=0.001)
-    assert localization.evaluated.flat()["test/corners/mean_px"] == corners["mean_px"]
+    assert localization.evaluated.metrics.flat()["test/corners/mean_px"] == corners["mean_px"]
 
 
 def boxed(bbox: list[float]) -> Any:
