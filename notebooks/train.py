@@ -195,8 +195,7 @@ evaluated = evaluate(session, dataset, trained)
 exported = export(session, trained)
 
 # %%
-from lib.results.report import Results, publication, write_report
-from lib.results.summary import show_images, show_metrics, show_summary
+from lib.results.report import Results, publication, show_images, show_metrics, show_summary, write_report
 
 results = Results(dataset, start, tracking, trained, evaluated, exported)
 write_report(session, results)

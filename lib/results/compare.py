@@ -7,6 +7,7 @@ left empty, never guessed. Neither weights nor datasets are downloaded.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from lib.errors import BranchError
 from lib.experiment.load import flat
 from lib.files import replacing
-from lib.results.published import PublishedRun, list_runs, read_published, series_of
+from lib.results.published import PublishedRun, list_runs, read_published
 from lib.results.record import Metrics, parse
 from lib.sync import Refs
 from lib.tables import as_text, make_table
@@ -51,7 +52,8 @@ def read_runs(refs: Refs, branches: Sequence[str]) -> list[RunSummary]:
 
 def _newest(refs: Refs) -> list[str]:
     names = list_runs(refs)
-    same = [name for name in names if series_of(name) == series_of(names[0])][:MOST]
+    series = [re.sub(r"-\d{8}-\d{6}$", "", name) for name in names]  # all runs of one experiment share it
+    same = [name for name, each in zip(names, series, strict=True) if each == series[0]][:MOST]
     if len(same) < 2:  # noqa: PLR2004
         listed = "".join(f"\n  {name}" for name in names[:MOST])
         raise BranchError(

@@ -22,7 +22,6 @@ from lib.data.labels import KEYPOINT, label_path, read_objects
 
 SHOWN = 0.25  # the lowest score shown; ultralytics' own threshold for showing a prediction
 OVERLAP = 0.5  # IoU
-LYING = (5, 6, 7, 8)  # EXIF orientation values that swap width and height
 
 Points = NDArray[np.float64]
 
@@ -62,14 +61,11 @@ class Match:
 
         NaN without a prediction or without such a side.
         """
-        corners = self.label.corners
-        sides = [
-            float(np.linalg.norm(corners[low, :2] - corners[high, :2]))
-            for low, high in ((3, 0), (2, 1))
-            if self.distances.size and corners[low, 2] > 0 and corners[high, 2] > 0
-        ]
-        height = sum(sides) / len(sides) if sides else 0.0
-        return float(self.distances.mean()) / height if height else math.nan
+        if not self.distances.size:
+            return math.nan
+        low, high = self.label.corners[[3, 2]], self.label.corners[[0, 1]]
+        sides = np.linalg.norm(low[:, :2] - high[:, :2], axis=1)[(low[:, 2] > 0) & (high[:, 2] > 0)]
+        return float(self.distances.mean() / sides.mean()) if sides.any() else math.nan
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,20 +152,14 @@ def _prediction(item: Mapping[str, Any]) -> Detection:
 
 
 def _labels(dataset: Dataset, image: Path) -> list[Detection]:
-    width, height = _size(image)
+    from PIL import Image
+    from ultralytics.data.utils import exif_size
+
+    with Image.open(image) as opened:
+        width, height = exif_size(opened)  # upright, as training reads it
     labels = []
     for category, x, y, w, h, *rest in read_objects(label_path(str(image)), polygons=dataset.polygons):
         box = np.array([x - w / 2, y - h / 2, x + w / 2, y + h / 2]) * (width, height, width, height)
         corners = np.array(rest, dtype=float).reshape(-1, KEYPOINT) * (width, height, 1)
         labels.append(Detection(int(category), box, corners))
     return labels
-
-
-def _size(file: Path) -> tuple[int, int]:
-    """Return an image's width and height in pixels, upright as ultralytics reads it."""
-    from PIL import ExifTags, Image
-
-    with Image.open(file) as image:
-        width, height = image.size
-        lies = image.getexif().get(ExifTags.Base.Orientation) in LYING
-    return (height, width) if lies else (width, height)

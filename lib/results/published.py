@@ -7,10 +7,11 @@ branch was published with, even if the branch also holds the records of other ru
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
+
+import click
 
 from lib.errors import BranchError
 from lib.results.record import RunRecord, parse
@@ -19,7 +20,6 @@ from lib.train.checkpoints import Record
 
 HEADS = "refs/heads/"
 RUNS = f"{HEADS}kaggle-train-*"
-STAMP = r"-\d{8}-\d{6}"
 SHOWN = 10  # branches offered for selection
 
 AnyRecord = TypeVar("AnyRecord", RunRecord, Record)
@@ -33,7 +33,7 @@ class PublishedRun:
     branch: str
     folder: str
     record: RunRecord
-    texts: Mapping[str, str] = field(default_factory=dict, repr=False)
+    texts: Mapping[str, str]
     """The other requested files, by path in the folder."""
 
     @property
@@ -46,11 +46,6 @@ def list_runs(refs: Refs) -> list[str]:
     """Return the branches of finished runs, newest first."""
     names = [ref.removeprefix(HEADS) for ref in refs.list_refs(RUNS)]
     return sorted(names, key=lambda name: (name[-len("YYYYMMDD-HHMMSS") :], name), reverse=True)
-
-
-def series_of(branch: str) -> str:
-    """Return a branch name without its timestamp: the part that all runs of one experiment share."""
-    return re.sub(f"{STAMP}$", "", branch)
 
 
 def find_run(refs: Refs, branch: str) -> str:
@@ -110,8 +105,6 @@ def ask_for_run(names: Sequence[str], *, terminal: bool) -> str:
 
     Raises `BranchError` without a terminal to ask on, and if `names` is empty.
     """
-    import click
-
     if not names:
         raise BranchError("no run has been published yet.", remedy="train one; `python -m lib status` shows its state.")
     newest = names[:SHOWN]
