@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,11 +38,9 @@ class Detection:
     score: float = 1.0
 
 
-@dataclass(frozen=True, eq=False)
-class Match:
+class Match(NamedTuple):
     """A labelled object and its matching prediction, if any."""
 
-    image: Path
     label: Detection
     found: Detection | None
 
@@ -73,8 +71,8 @@ class ImageMatches:
     """One image: its labelled objects with their predictions, and all predictions with a score of at least `SHOWN`."""
 
     image: Path
-    matches: tuple[Match, ...]
-    predicted: tuple[Detection, ...]
+    matches: Sequence[Match]
+    predicted: Sequence[Detection]
 
     @property
     def missed(self) -> int:
@@ -96,8 +94,7 @@ def compare(dataset: Dataset, predictions: Path) -> list[ImageMatches]:
     compared = []
     for image in dataset.files["test"]:
         detections = sorted(predicted.get(file_name(dataset, image), []), key=lambda detection: -detection.score)
-        matches = [Match(image, label, found) for label, found in match(_labels(dataset, image), detections)]
-        compared.append(ImageMatches(image, tuple(matches), tuple(detections)))
+        compared.append(ImageMatches(image, match(_labels(dataset, image), detections), detections))
     return compared
 
 
@@ -107,8 +104,8 @@ def file_name(dataset: Dataset, image: Path) -> str:
     return image.relative_to(dataset.folder).as_posix() if inside else image.as_posix()
 
 
-def match(labels: Sequence[Detection], predictions: Iterable[Detection]) -> list[tuple[Detection, Detection | None]]:
-    """Return each labelled object with its matching prediction, if any; `predictions` start with the highest score."""
+def match(labels: Sequence[Detection], predictions: Iterable[Detection]) -> list[Match]:
+    """Match each labelled object with a prediction, if any; `predictions` start with the highest score."""
     found: dict[int, Detection] = {}
     for detection in predictions:
         overlaps = [
@@ -118,7 +115,7 @@ def match(labels: Sequence[Detection], predictions: Iterable[Detection]) -> list
         best = int(np.argmax(overlaps)) if overlaps else -1
         if best >= 0 and overlaps[best] >= OVERLAP:
             found[best] = detection
-    return [(label, found.get(number)) for number, label in enumerate(labels)]
+    return [Match(label, found.get(number)) for number, label in enumerate(labels)]
 
 
 def iou(one: Points, other: Points) -> float:

@@ -7,7 +7,8 @@ branch was published with, even if the branch also holds the records of other ru
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -100,15 +101,15 @@ def find_own(branch: str, texts: Mapping[str, str], kind: type[AnyRecord]) -> tu
     )
 
 
-def ask_for_run(names: Sequence[str], *, terminal: bool) -> str:
-    """Return the branch that the user selects among the newest of `names`.
+def ask_for_run(refs: Refs) -> str:
+    """Return the branch that the user selects among those of the newest finished runs.
 
-    Raises `BranchError` without a terminal to ask on, and if `names` is empty.
+    Raises `BranchError` without a terminal to ask on, and if there is no finished run.
     """
-    if not names:
+    newest = list_runs(refs)[:SHOWN]
+    if not newest:
         raise BranchError("no run has been published yet.", remedy="train one; `python -m lib status` shows its state.")
-    newest = names[:SHOWN]
-    if not terminal:
+    if not sys.stdin.isatty():
         listed = "\n".join(f"  {name}" for name in newest)
         raise BranchError("no branch was named.", remedy=f"name one; the newest are:\n{listed}")
     for number, name in enumerate(newest, 1):

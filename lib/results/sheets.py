@@ -58,7 +58,7 @@ def _close_up(match: Match, one: ImageMatches) -> Tile:
         off = f"{match.distances.mean():.1f} px, {100 * match.relative:.0f} % of height"
     region = np.concatenate([middle - side, middle + side])
     predicted = [match.found] if match.found is not None else one.predicted
-    return f"{off}: {match.image.name}", _draw_tile(match.image, [match.label], predicted, region)
+    return f"{off}: {one.image.name}", _draw_tile(one.image, [match.label], predicted, region)
 
 
 def _draw_sheet(tiles: Sequence[Tile], title: str, file: Path) -> None:
