@@ -34,7 +34,7 @@ from lib.train.weights import StartingPoint
 LIBRARIES = ("ultralytics", "torch", "torchvision", "numpy", "dvc", "wandb", "opencv-python")
 IMAGES = {
     "test/predictions.png": "Predictions on the test split",
-    "test/worst.png": "The worst test pictures",
+    "test/worst.png": "The worst test images",
     "train/results.png": "Training curves",
     "test/BoxPR_curve.png": "Box precision and recall on the test split",
 }
@@ -125,7 +125,7 @@ def _model_card(session: Session, results: Results, record: RunRecord) -> str:
         best="" if metrics.best_epoch is None else f"; the best epoch is {metrics.best_epoch}",
         metrics="\n".join(f"| {' | '.join(cells)} |" for cells in rows),
         images="\n\n".join(images),
-        exported=f", beside them {exported}" if exported else "",
+        exported=f", next to {exported}" if exported else "",
         dataset=results.dataset.describe(),
         start=_start(session.experiment, results.start),
         libraries=", ".join(f"{name} {version}" for name, version in record.versions.items()),
