@@ -70,7 +70,7 @@ def _summarize(run: PublishedRun) -> RunSummary:
         curves = read_curves(run.texts.get(FILES[1], ""))
     except ValueError as error:
         raise BranchError(
-            f"{run.branch}: {run.folder}: metrics.json or results.csv cannot be read ({error}).",
+            f"{run.record.branch}: {run.folder}: metrics.json or results.csv cannot be read ({error}).",
             state="nothing was compared.",
             remedy="leave that branch out.",
         ) from None
@@ -79,7 +79,7 @@ def _summarize(run: PublishedRun) -> RunSummary:
     experiment = {key: value for key, value in record["experiment"].items() if key != "description"}
     made_from = experiment | {key: record[key] for key in MADE_FROM if key in record}
     epochs = metrics.model_dump(include={"epochs", "best_epoch"}, exclude_none=True)
-    return RunSummary(run.branch, run.record.state, epochs | metrics.flat(), dict(flat(made_from)), curves)
+    return RunSummary(run.record.branch, run.record.state, epochs | metrics.flat(), dict(flat(made_from)), curves)
 
 
 def differences(runs: Sequence[RunSummary]) -> dict[str, list[Any]]:

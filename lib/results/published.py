@@ -29,9 +29,8 @@ AnyRecord = TypeVar("AnyRecord", RunRecord, Record)
 
 @dataclass(frozen=True)
 class PublishedRun:
-    """A run's branch, the folder of its artifacts in the repository, and its record."""
+    """A run's record, which names its branch, and the folder of its artifacts in the repository."""
 
-    branch: str
     folder: str
     record: RunRecord
     texts: Mapping[str, str]
@@ -40,7 +39,7 @@ class PublishedRun:
     @property
     def ref(self) -> str:
         """Return the full name of the branch's ref."""
-        return f"{HEADS}{self.branch}"
+        return f"{HEADS}{self.record.branch}"
 
 
 def list_runs(refs: Refs) -> list[str]:
@@ -74,7 +73,7 @@ def read_published(refs: Refs, branch: str, *files: str) -> PublishedRun:
     texts = refs.read_files(f"{HEADS}{name}", *(f"artifacts/*/{file}" for file in ("run.json", *files)))
     folder, record = find_own(name, texts, RunRecord)
     inside = {path.removeprefix(f"{folder}/"): text for path, text in texts.items() if path.startswith(f"{folder}/")}
-    return PublishedRun(name, folder, record, inside)
+    return PublishedRun(folder, record, inside)
 
 
 def find_own(branch: str, texts: Mapping[str, str], kind: type[AnyRecord]) -> tuple[str, AnyRecord]:
