@@ -195,8 +195,7 @@ evaluated = evaluate(session, dataset, trained)
 exported = export(session, trained)
 
 # %%
-from lib.results.report import Results, publication, write_report
-from lib.results.summary import show_images, show_metrics, show_summary
+from lib.results.report import Results, publication, show_images, show_metrics, show_summary, write_report
 
 results = Results(dataset, start, tracking, trained, evaluated, exported)
 write_report(session, results)
@@ -215,7 +214,7 @@ if trained.state == "failed" and session.experiment.session.on_failure == "keep"
 uploader.wait()
 published = sync_outputs(publication(session, results, hold), credentials)
 hold.release()
-summary = {"branch": published.branch, "commit": published.commit, **evaluated.flat()}
+summary = {"branch": published.branch, "commit": published.commit, **evaluated.metrics.flat()}
 finish_tracking(tracking, trained.state, summary, f"{published.branch}\n{trained.reason}".rstrip())
 log.on_error(None)
 

@@ -25,11 +25,10 @@ def fetch(project: Project, *, branch: str | None, output: Path | None) -> None:
         uv run python -m lib fetch kaggle-train-detection-exp001-yolo11s-baseline-20251223-143000
     """
     from lib.results.fetch import fetch_model
-    from lib.results.published import ask_for_run, list_runs
+    from lib.results.published import ask_for_run
     from lib.sync import Refs
 
-    refs = Refs(project.root, project.credentials)
-    chosen = branch or ask_for_run(list_runs(refs), terminal=sys.stdin.isatty())
+    chosen = branch or ask_for_run(Refs(project.root, project.credentials))
     print(fetch_model(project.root, chosen, project.credentials, output).describe())
 
 

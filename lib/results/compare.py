@@ -7,6 +7,7 @@ left empty, never guessed. Neither weights nor datasets are downloaded.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from lib.errors import BranchError
 from lib.experiment.load import flat
 from lib.files import replacing
-from lib.results.published import PublishedRun, list_runs, read_published, series_of
+from lib.results.published import PublishedRun, list_runs, read_published
 from lib.results.record import Metrics, parse
 from lib.sync import Refs
 from lib.tables import as_text, make_table
@@ -51,7 +52,8 @@ def read_runs(refs: Refs, branches: Sequence[str]) -> list[RunSummary]:
 
 def _newest(refs: Refs) -> list[str]:
     names = list_runs(refs)
-    same = [name for name in names if series_of(name) == series_of(names[0])][:MOST]
+    series = [re.sub(r"-\d{8}-\d{6}$", "", name) for name in names]  # all runs of one experiment share it
+    same = [name for name, each in zip(names, series, strict=True) if each == series[0]][:MOST]
     if len(same) < 2:  # noqa: PLR2004
         listed = "".join(f"\n  {name}" for name in names[:MOST])
         raise BranchError(
@@ -68,7 +70,7 @@ def _summarize(run: PublishedRun) -> RunSummary:
         curves = read_curves(run.texts.get(FILES[1], ""))
     except ValueError as error:
         raise BranchError(
-            f"{run.branch}: {run.folder}: metrics.json or results.csv cannot be read ({error}).",
+            f"{run.record.branch}: {run.folder}: metrics.json or results.csv cannot be read ({error}).",
             state="nothing was compared.",
             remedy="leave that branch out.",
         ) from None
@@ -77,7 +79,7 @@ def _summarize(run: PublishedRun) -> RunSummary:
     experiment = {key: value for key, value in record["experiment"].items() if key != "description"}
     made_from = experiment | {key: record[key] for key in MADE_FROM if key in record}
     epochs = metrics.model_dump(include={"epochs", "best_epoch"}, exclude_none=True)
-    return RunSummary(run.branch, run.record.state, epochs | metrics.flat(), dict(flat(made_from)), curves)
+    return RunSummary(run.record.branch, run.record.state, epochs | metrics.flat(), dict(flat(made_from)), curves)
 
 
 def differences(runs: Sequence[RunSummary]) -> dict[str, list[Any]]:

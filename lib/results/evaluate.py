@@ -19,12 +19,14 @@ predicted object:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +54,6 @@ class Evaluated:
     missing: EvaluationError | None = None
     """Why something could not be measured; the error to raise after everything else is saved."""
 
-    def flat(self) -> dict[str, float]:
-        """Return the measured values by their full names, such as `test/box/mAP50`."""
-        return self.metrics.flat()
-
 
 def evaluate(session: Session, dataset: Dataset, trained: Trained) -> Evaluated:
     """Validate `best.pt` on the `val` and `test` splits; write `train/metrics.json` and everything in `test/`.
@@ -66,40 +64,39 @@ def evaluate(session: Session, dataset: Dataset, trained: Trained) -> Evaluated:
     shutil.rmtree(folder, ignore_errors=True)  # files of an earlier evaluation must not pass for this one's
     folder.mkdir(parents=True)
     scratch = dataset.data_file.parent / "validation"
-    measured: dict[str, Any] = {}
-    attempt = _Attempts(folder.parent, scratch, dataset.folder)
+    measured, failed = dict[str, Any](), list[str]()
+    attempt = partial(_attempt, failed, (folder.parent, scratch, dataset.folder))
+    validate = partial(_validate, session, dataset, trained)
 
     def write() -> Metrics:
-        missing = {"missing": "; ".join(attempt.failed)} if attempt.failed else {}
+        missing = {"missing": "; ".join(failed)} if failed else {}
         metrics = Metrics.model_validate({"schema": SCHEMA, **measured, **missing})
         metrics.write(trained.folder / "metrics.json")
         return metrics
 
-    def measure(split: str, key: str, target: Path, *, plots: bool = False) -> None:
-        results = _validate(session, dataset, trained, split, target, plots=plots)
-        measured[key] = {"images": dataset.counts[split], **_heads(results)}
-
-    def measure_corners() -> None:
-        measured["test"]["corners"] = corner_errors(compare(dataset, folder / "predictions.json"))
-
-    def draw() -> None:
-        compared = compare(dataset, folder / "predictions.json")
-        draw_predictions(compared, folder / "predictions.png")
-        draw_worst(compared, folder / "worst.png", corners=experiment.about.keypoints > 0)
-
-    attempt("reading results.csv", lambda: measured.update(_epochs(trained.folder / "results.csv")))
-    attempt("validation", lambda: measure("val", "validation", scratch))
+    with attempt("reading results.csv"):
+        measured |= _epochs(trained.folder / "results.csv")
+    with attempt("validation"):
+        measured["validation"] = validate("val", scratch)
     shutil.rmtree(scratch, ignore_errors=True)
-    attempt("the test", lambda: measure("test", "test", folder, plots=True))
+    with attempt("the test"):
+        measured["test"] = validate("test", folder, plots=True)
     if "validation" in measured and "test" not in measured:
-        attempt("the test without plots", lambda: measure("test", "test", folder))
+        with attempt("the test without plots"):
+            measured["test"] = validate("test", folder)
     if "test" in measured:
         if experiment.about.keypoints:
-            attempt("measuring corners", measure_corners)
+            with attempt("measuring corners"):
+                measured["test"]["corners"] = corner_errors(compare(dataset, folder / "predictions.json"))
         write()  # written first: a failed drawing must not cost a figure
-        attempt("drawing predictions", draw)
-    attempt("drawing the training's images", lambda: to_png(trained.folder))
-    attempt("drawing the test's images", lambda: to_png(folder))
+        with attempt("drawing predictions"):
+            compared = compare(dataset, folder / "predictions.json")
+            draw_predictions(compared, folder / "predictions.png")
+            draw_worst(compared, folder / "worst.png", corners=experiment.about.keypoints > 0)
+    with attempt("drawing the training's images"):
+        to_png(trained.folder)
+    with attempt("drawing the test's images"):
+        to_png(folder)
     metrics = write()
     error = EvaluationError(
         f"not everything could be measured: {metrics.missing}",
@@ -109,29 +106,24 @@ def evaluate(session: Session, dataset: Dataset, trained: Trained) -> Evaluated:
     return Evaluated(folder, metrics, error if metrics.missing else None)
 
 
-class _Attempts:
-    """Runs steps one by one; records and prints each failure, without the paths `places` of this machine."""
-
-    def __init__(self, *places: Path) -> None:
-        self._places = places
-        self.failed: list[str] = []
-
-    def __call__(self, what: str, do: Callable[[], None]) -> None:
-        try:
-            do()
-        except Exception as error:  # noqa: BLE001  no failure here may keep the weights from being published
-            message = " ".join(f"{type(error).__name__}: {error}".split())
-            for place in self._places:
-                message = message.replace(f"{place}{os.sep}", "")
-            self.failed.append(f"{what}: {message}")
-            traceback.print_exc()
-            print(f"Warning: {what} failed: {message}", flush=True)
+@contextlib.contextmanager
+def _attempt(failed: list[str], places: Sequence[Path], what: str) -> Iterator[None]:
+    """Print a failure of the block and add it to `failed`, without the paths `places` of this machine."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  no failure here may keep the weights from being published
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        for place in places:
+            message = message.replace(f"{place}{os.sep}", "")
+        failed.append(f"{what}: {message}")
+        traceback.print_exc()
+        print(f"Warning: {what} failed: {message}", flush=True)
 
 
 def _validate(
-    session: Session, dataset: Dataset, trained: Trained, split: str, folder: Path, *, plots: bool
-) -> Mapping[str, Any]:
-    """Return ultralytics' figures of a split; write plots, and the test split's predictions, into `folder`."""
+    session: Session, dataset: Dataset, trained: Trained, split: str, folder: Path, *, plots: bool = False
+) -> dict[str, Any]:
+    """Return the figures of a split; write plots, and the test split's predictions, into `folder`."""
     from ultralytics.models import YOLO
 
     experiment, task = session.experiment, session.experiment.about.task
@@ -160,8 +152,7 @@ def _validate(
     bar.end(f"Measured best.pt on {split}: {dataset.counts[split]} images")
     if split == "test" and not (folder / "predictions.json").is_file():
         (folder / "predictions.json").write_text("[]\n", encoding="utf-8")  # the library writes none for an empty list
-    results: Mapping[str, Any] = measured.results_dict
-    return results
+    return {"images": dataset.counts[split], **_heads(measured.results_dict)}
 
 
 def _validator(base: Any, dataset: Dataset) -> Any:  # noqa: ANN401  ultralytics is untyped

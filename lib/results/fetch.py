@@ -100,13 +100,13 @@ def _pull_weights(root: Path, part: Path, run: PublishedRun, credentials: Creden
     pointers = {f"run/{path.relative_to(part)}": path.read_text(encoding="utf-8") for path in part.rglob("*.dvc")}
     try:
         with clone_with(root, credentials) as clone:
-            pull_objects(clone, part.parent, pointers, credentials, f"Pulling {run.branch}")
+            pull_objects(clone, part.parent, pointers, credentials, f"Pulling {run.record.branch}")
         wrong = "; ".join(_damages(part))
     except RemoteError as error:
         wrong = error.what
     if wrong:
         raise BranchError(
-            f"`dvc pull` of {run.branch} failed: {wrong}.",
+            f"`dvc pull` of {run.record.branch} failed: {wrong}.",
             state="nothing was written.",
             remedy="ensure the DVC remote is accessible (for Google Drive: --secrets secrets.json); `python -m lib "
             "check` reports whether it has the objects that the branch names.",

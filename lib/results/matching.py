@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,6 @@ from lib.data.labels import KEYPOINT, label_path, read_objects
 
 SHOWN = 0.25  # the lowest score shown; ultralytics' own threshold for showing a prediction
 OVERLAP = 0.5  # IoU
-LYING = (5, 6, 7, 8)  # EXIF orientation values that swap width and height
 
 Points = NDArray[np.float64]
 
@@ -39,11 +38,9 @@ class Detection:
     score: float = 1.0
 
 
-@dataclass(frozen=True, eq=False)
-class Match:
+class Match(NamedTuple):
     """A labelled object and its matching prediction, if any."""
 
-    image: Path
     label: Detection
     found: Detection | None
 
@@ -62,14 +59,11 @@ class Match:
 
         NaN without a prediction or without such a side.
         """
-        corners = self.label.corners
-        sides = [
-            float(np.linalg.norm(corners[low, :2] - corners[high, :2]))
-            for low, high in ((3, 0), (2, 1))
-            if self.distances.size and corners[low, 2] > 0 and corners[high, 2] > 0
-        ]
-        height = sum(sides) / len(sides) if sides else 0.0
-        return float(self.distances.mean()) / height if height else math.nan
+        if not self.distances.size:
+            return math.nan
+        low, high = self.label.corners[[3, 2]], self.label.corners[[0, 1]]
+        sides = np.linalg.norm(low[:, :2] - high[:, :2], axis=1)[(low[:, 2] > 0) & (high[:, 2] > 0)]
+        return float(self.distances.mean() / sides.mean()) if sides.any() else math.nan
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +71,8 @@ class ImageMatches:
     """One image: its labelled objects with their predictions, and all predictions with a score of at least `SHOWN`."""
 
     image: Path
-    matches: tuple[Match, ...]
-    predicted: tuple[Detection, ...]
+    matches: Sequence[Match]
+    predicted: Sequence[Detection]
 
     @property
     def missed(self) -> int:
@@ -100,8 +94,7 @@ def compare(dataset: Dataset, predictions: Path) -> list[ImageMatches]:
     compared = []
     for image in dataset.files["test"]:
         detections = sorted(predicted.get(file_name(dataset, image), []), key=lambda detection: -detection.score)
-        matches = [Match(image, label, found) for label, found in match(_labels(dataset, image), detections)]
-        compared.append(ImageMatches(image, tuple(matches), tuple(detections)))
+        compared.append(ImageMatches(image, match(_labels(dataset, image), detections), detections))
     return compared
 
 
@@ -111,8 +104,8 @@ def file_name(dataset: Dataset, image: Path) -> str:
     return image.relative_to(dataset.folder).as_posix() if inside else image.as_posix()
 
 
-def match(labels: Sequence[Detection], predictions: Iterable[Detection]) -> list[tuple[Detection, Detection | None]]:
-    """Return each labelled object with its matching prediction, if any; `predictions` start with the highest score."""
+def match(labels: Sequence[Detection], predictions: Iterable[Detection]) -> list[Match]:
+    """Match each labelled object with a prediction, if any; `predictions` start with the highest score."""
     found: dict[int, Detection] = {}
     for detection in predictions:
         overlaps = [
@@ -122,7 +115,7 @@ def match(labels: Sequence[Detection], predictions: Iterable[Detection]) -> list
         best = int(np.argmax(overlaps)) if overlaps else -1
         if best >= 0 and overlaps[best] >= OVERLAP:
             found[best] = detection
-    return [(label, found.get(number)) for number, label in enumerate(labels)]
+    return [Match(label, found.get(number)) for number, label in enumerate(labels)]
 
 
 def iou(one: Points, other: Points) -> float:
@@ -156,20 +149,14 @@ def _prediction(item: Mapping[str, Any]) -> Detection:
 
 
 def _labels(dataset: Dataset, image: Path) -> list[Detection]:
-    width, height = _size(image)
+    from PIL import Image
+    from ultralytics.data.utils import exif_size
+
+    with Image.open(image) as opened:
+        width, height = exif_size(opened)  # upright, as training reads it
     labels = []
     for category, x, y, w, h, *rest in read_objects(label_path(str(image)), polygons=dataset.polygons):
         box = np.array([x - w / 2, y - h / 2, x + w / 2, y + h / 2]) * (width, height, width, height)
         corners = np.array(rest, dtype=float).reshape(-1, KEYPOINT) * (width, height, 1)
         labels.append(Detection(int(category), box, corners))
     return labels
-
-
-def _size(file: Path) -> tuple[int, int]:
-    """Return an image's width and height in pixels, upright as ultralytics reads it."""
-    from PIL import ExifTags, Image
-
-    with Image.open(file) as image:
-        width, height = image.size
-        lies = image.getexif().get(ExifTags.Base.Orientation) in LYING
-    return (height, width) if lies else (width, height)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -77,16 +78,13 @@ def predict(
                 state="nothing was predicted.",
                 remedy="leave --device out, or give cpu or the number of a GPU.",
             ) from None
-        yolo: Any = YOLO(str(model.best))
-        settings = {
-            "conf": confidence, "imgsz": model.record.experiment["training"]["image_size"], "device": chosen,
-            "verbose": False, "save": False,
-        }  # fmt: skip
+        size = model.record.experiment["training"]["image_size"]
+        find = partial(YOLO(str(model.best)).predict, conf=confidence, imgsz=size, device=chosen, verbose=False)
         for image, target in targets.items():
-            yield _predict(yolo, settings, image, target)
+            yield _predict(find, image, target)
 
 
-def _predict(yolo: Any, settings: Mapping[str, Any], file: Path, target: Path) -> Predicted:  # noqa: ANN401
+def _predict(find: Callable[..., Any], file: Path, target: Path) -> Predicted:
     from PIL import Image, ImageOps
 
     try:
@@ -96,7 +94,7 @@ def _predict(yolo: Any, settings: Mapping[str, Any], file: Path, target: Path) -
         return Predicted(file, problem="it cannot be read: this format is not supported")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # raised by Pillow
         return Predicted(file, problem=f"it cannot be read ({error})")
-    (result,) = yolo.predict(image, **settings)
+    (result,) = find(image)
     boxes = result.boxes
     points = result.keypoints.data.cpu().numpy() if result.keypoints is not None else [[]] * len(boxes)
     rows = zip(boxes.cls.tolist(), boxes.xyxy.cpu().numpy(), points, boxes.conf.tolist(), strict=True)

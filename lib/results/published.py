@@ -7,10 +7,12 @@ branch was published with, even if the branch also holds the records of other ru
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TypeVar
+
+import click
 
 from lib.errors import BranchError
 from lib.results.record import RunRecord, parse
@@ -19,7 +21,6 @@ from lib.train.checkpoints import Record
 
 HEADS = "refs/heads/"
 RUNS = f"{HEADS}kaggle-train-*"
-STAMP = r"-\d{8}-\d{6}"
 SHOWN = 10  # branches offered for selection
 
 AnyRecord = TypeVar("AnyRecord", RunRecord, Record)
@@ -28,29 +29,23 @@ AnyRecord = TypeVar("AnyRecord", RunRecord, Record)
 
 @dataclass(frozen=True)
 class PublishedRun:
-    """A run's branch, the folder of its artifacts in the repository, and its record."""
+    """A run's record, which names its branch, and the folder of its artifacts in the repository."""
 
-    branch: str
     folder: str
     record: RunRecord
-    texts: Mapping[str, str] = field(default_factory=dict, repr=False)
+    texts: Mapping[str, str]
     """The other requested files, by path in the folder."""
 
     @property
     def ref(self) -> str:
         """Return the full name of the branch's ref."""
-        return f"{HEADS}{self.branch}"
+        return f"{HEADS}{self.record.branch}"
 
 
 def list_runs(refs: Refs) -> list[str]:
     """Return the branches of finished runs, newest first."""
     names = [ref.removeprefix(HEADS) for ref in refs.list_refs(RUNS)]
     return sorted(names, key=lambda name: (name[-len("YYYYMMDD-HHMMSS") :], name), reverse=True)
-
-
-def series_of(branch: str) -> str:
-    """Return a branch name without its timestamp: the part that all runs of one experiment share."""
-    return re.sub(f"{STAMP}$", "", branch)
 
 
 def find_run(refs: Refs, branch: str) -> str:
@@ -78,7 +73,7 @@ def read_published(refs: Refs, branch: str, *files: str) -> PublishedRun:
     texts = refs.read_files(f"{HEADS}{name}", *(f"artifacts/*/{file}" for file in ("run.json", *files)))
     folder, record = find_own(name, texts, RunRecord)
     inside = {path.removeprefix(f"{folder}/"): text for path, text in texts.items() if path.startswith(f"{folder}/")}
-    return PublishedRun(name, folder, record, inside)
+    return PublishedRun(folder, record, inside)
 
 
 def find_own(branch: str, texts: Mapping[str, str], kind: type[AnyRecord]) -> tuple[str, AnyRecord]:
@@ -105,17 +100,15 @@ def find_own(branch: str, texts: Mapping[str, str], kind: type[AnyRecord]) -> tu
     )
 
 
-def ask_for_run(names: Sequence[str], *, terminal: bool) -> str:
-    """Return the branch that the user selects among the newest of `names`.
+def ask_for_run(refs: Refs) -> str:
+    """Return the branch that the user selects among those of the newest finished runs.
 
-    Raises `BranchError` without a terminal to ask on, and if `names` is empty.
+    Raises `BranchError` without a terminal to ask on, and if there is no finished run.
     """
-    import click
-
-    if not names:
+    newest = list_runs(refs)[:SHOWN]
+    if not newest:
         raise BranchError("no run has been published yet.", remedy="train one; `python -m lib status` shows its state.")
-    newest = names[:SHOWN]
-    if not terminal:
+    if not sys.stdin.isatty():
         listed = "\n".join(f"  {name}" for name in newest)
         raise BranchError("no branch was named.", remedy=f"name one; the newest are:\n{listed}")
     for number, name in enumerate(newest, 1):

@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
 
+from lib.experiment.load import flat
 from lib.experiment.schema import ExperimentValues
 from lib.files import write_whole
 from lib.kaggle.host import Gpu
@@ -183,12 +184,7 @@ class Metrics(_Record):
 
     def flat(self) -> dict[str, float]:
         """Return the measured values by their full names, such as `test/box/mAP50`."""
-        return {
-            f"{split}/{part}/{name}": value
-            for split, measured in self.as_dict().items() if isinstance(measured, dict)
-            for part, values in measured.items() if isinstance(values, dict)
-            for name, value in values.items()
-        }  # fmt: skip
+        return {key.replace(".", "/"): value for key, value in flat(self.as_dict()) if key.count(".") == 2}  # noqa: PLR2004
 
     def rows(self) -> list[tuple[str, ...]]:
         """Return a table row per split and head: split, head, number of images, then the metrics of `Head`."""

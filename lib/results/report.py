@@ -1,4 +1,4 @@
-"""Write the reports of a run: `run.json` for machines and the model card `README.md` for people.
+"""Report a run: `run.json` for machines, the model card `README.md` for people, and the summary in the notebook.
 
 Guarantees: every reported value was read from this run; nothing is filled in by assumption. Credentials do not appear,
 nor do paths of this machine that mean nothing elsewhere.
@@ -10,10 +10,11 @@ import contextlib
 import hashlib
 import importlib.metadata
 import platform
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from lib.data.dataset import Dataset
 from lib.experiment.schema import Experiment
@@ -23,6 +24,7 @@ from lib.results.evaluate import Evaluated
 from lib.results.record import SCHEMA, DatasetRecord, MachineRecord, RunRecord, StartRecord
 from lib.session import Session
 from lib.sync import Publication, RunLock
+from lib.tables import as_text, make_table
 from lib.train.checkpoints import checkpoint_branch
 from lib.train.export import Exported
 from lib.train.launch import Trained
@@ -32,17 +34,16 @@ from lib.train.weights import StartingPoint
 LIBRARIES = ("ultralytics", "torch", "torchvision", "numpy", "dvc", "wandb", "opencv-python")
 IMAGES = {
     "test/predictions.png": "Predictions on the test split",
-    "test/worst.png": "The worst test pictures",
+    "test/worst.png": "The worst test images",
     "train/results.png": "Training curves",
     "test/BoxPR_curve.png": "Box precision and recall on the test split",
 }
 """The images shown of a run: their paths below the artifacts' folder, and their captions."""
 METRICS_HEADERS = ("Split", "Head", "Images", "Precision", "Recall", "mAP50", "mAP50-95")
 """The headers of a table whose rows are `Metrics.rows()`."""
+SHOWN_WIDTH = 900  # pixels of an image in the notebook
 MODEL_CARD = Path(__file__).with_name("model_card.md")
 """The template of `README.md`, for `str.format`."""
-Steps = Sequence[tuple[str, float]]
-"""Each step's title and its start in seconds since the epoch, in order."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,11 @@ class Results:
     exported: Exported
 
 
-def write_report(session: Session, results: Results) -> dict[str, Any]:
-    """Write `run.json` and `README.md` into the artifacts' folder; return the content of `run.json`."""
+def write_report(session: Session, results: Results) -> None:
+    """Write `run.json` and `README.md` into the artifacts' folder."""
     experiment, folder, trained, dataset = session.experiment, session.artifacts, results.trained, results.dataset
     weights, host, lock = results.start.weights, session.host, session.root / "uv.lock"
-    lacks = {"reason": trained.reason, "missing": "; ".join(list_missing(results))}
+    lacks = {"reason": trained.reason, "missing": "; ".join(_missing(results))}
     record = RunRecord(
         version=SCHEMA,
         state=trained.state,
@@ -82,68 +83,64 @@ def write_report(session: Session, results: Results) -> dict[str, Any]:
         start=StartRecord(weights=weights.name if weights else None, epoch=results.start.epoch),
         seed=experiment.seed,
         started=session.started,
-        seconds={"training": round(trained.seconds, 1), **durations(session.steps)},
+        seconds={"training": round(trained.seconds, 1), **_durations(session.steps)},
         exported=tuple(file.relative_to(folder).as_posix() for file in results.exported.files),
         wandb=results.tracking.address,
         **{key: text for key, text in lacks.items() if text},
     )
     record.write(folder / "run.json")
     write_whole(folder / "README.md", _model_card(session, results, record))
-    return record.as_dict()
 
 
-def list_missing(results: Results) -> list[str]:
+def _missing(results: Results) -> list[str]:
     """Return one text for each part of a complete run that this run lacks."""
     return [error.what for error in (results.evaluated.missing, results.exported.missing) if error]
 
 
-def durations(steps: Steps, end: float | None = None) -> dict[str, float]:
-    """Return the duration of each step in seconds, by title; the last step is omitted without an `end`."""
-    ends = [start for _, start in steps[1:]] + ([end] if end is not None else [])
-    return {title: round(stop - start, 1) for (title, start), stop in zip(steps, ends, strict=False)}
+def _remarks(results: Results) -> list[str]:
+    """Return one sentence for each way in which this run differs from a complete run."""
+    ends = {"interrupted": "The training was", "failed": "The training failed:"}
+    end = [f"{ends[results.trained.state]} {results.trained.reason}."] if results.trained.state in ends else []
+    return end + [f"Something is missing: {what}" for what in _missing(results)]
+
+
+def _durations(steps: Sequence[tuple[str, float]]) -> dict[str, float]:
+    """Return the duration of each step but the last, whose end is unknown, in seconds, by title."""
+    return {title: round(stop - start, 1) for (title, start), (_, stop) in pairwise(steps)}
 
 
 def _model_card(session: Session, results: Results, record: RunRecord) -> str:
     trained, metrics = results.trained, results.evaluated.metrics
-    notes = [f"**The training {describe_end(trained)}.**"] if trained.state != "finished" else []
-    notes += [f"**Something is missing: {what}**" for what in list_missing(results)]
-    images = [f"### {title}\n\n![{title}]({path})" for path, title in list_images(session.artifacts)]
+    remarks = [f"**{remark}**" for remark in _remarks(results)]
+    images = [f"### {title}\n\n![{title}]({path})" for path, title in _images(session.artifacts)]
     rows = [METRICS_HEADERS, ["---"] * len(METRICS_HEADERS), *metrics.rows()]
     exported = ", ".join(f"`{file.name}`" for file in results.exported.files)
     return MODEL_CARD.read_text(encoding="utf-8").format(
         session=session,
-        experiment=session.experiment,
-        training=session.experiment.training,
-        trained=trained,
-        tracking=results.tracking,
-        description="\n\n".join([session.experiment.description, *notes]),
+        results=results,
+        description="\n\n".join([session.experiment.description, *remarks]),
         epochs="?" if metrics.epochs is None else metrics.epochs,
         hardware=session.host.describe().partition(": ")[2],
         duration=duration(trained.seconds),
         best="" if metrics.best_epoch is None else f"; the best epoch is {metrics.best_epoch}",
         metrics="\n".join(f"| {' | '.join(cells)} |" for cells in rows),
         images="\n\n".join(images),
-        exported=f", beside them {exported}" if exported else "",
+        exported=f", next to {exported}" if exported else "",
         dataset=results.dataset.describe(),
         start=_start(session.experiment, results.start),
         libraries=", ".join(f"{name} {version}" for name, version in record.versions.items()),
     )
 
 
-def describe_end(trained: Trained) -> str:
-    """Return how an unfinished training ended, as a phrase to put after the word "training"."""
-    return f"was {trained.reason}" if trained.state == "interrupted" else f"failed: {trained.reason}"
-
-
 def _start(experiment: Experiment, start: StartingPoint) -> str:
-    if start.epoch and not experiment.model.resume_from:
-        return f"the checkpoint of an earlier session, after epoch {start.epoch}"
-    if experiment.model.resume_from:
-        after = f", after epoch {start.epoch}" if start.epoch else ": its weights"
-        return f"`{experiment.model.resume_from}`{after}"
-    if isinstance(experiment.model.pretrained, str):
-        return f"the weights `{experiment.model.pretrained}`"
-    return "the architecture's published weights" if experiment.model.pretrained else "random weights"
+    model, after = experiment.model, f", after epoch {start.epoch}" if start.epoch else ""
+    if model.resume_from:
+        return f"`{model.resume_from}`{after or ': its weights'}"
+    if after:
+        return f"the checkpoint of an earlier session{after}"
+    if isinstance(model.pretrained, str):
+        return f"the weights `{model.pretrained}`"
+    return "the architecture's published weights" if model.pretrained else "random weights"
 
 
 def describe_run(session: Session) -> str:
@@ -170,7 +167,7 @@ def publication(session: Session, results: Results, hold: RunLock) -> Publicatio
     files = (trained.best, trained.last, *results.exported.files)
     state = f" ({trained.state})" if trained.state != "finished" else ""
     figures = ", ".join(
-        f"{name} {value:.3f}" for name, value in results.evaluated.flat().items() if name.endswith("/mAP50")
+        f"{name} {value:.3f}" for name, value in results.evaluated.metrics.flat().items() if name.endswith("/mAP50")
     )
     return Publication(
         root=session.root,
@@ -193,6 +190,52 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def list_images(folder: Path) -> list[tuple[str, str]]:
+def _images(folder: Path) -> list[tuple[str, str]]:
     """Return the path and the title of each image that exists in a run's folder."""
     return [(path, title) for path, title in IMAGES.items() if (folder / path).is_file()]
+
+
+def show_summary(session: Session, results: Results) -> None:
+    """Print the summary of a published run: its state, metrics, step times, branch and files."""
+    experiment, folder, trained, end = session.experiment, session.artifacts, results.trained, time.time()
+    how = {"finished": "is trained and", "interrupted": "is interrupted and", "failed": "has failed and is"}
+    print(f"{experiment.about.title} ({experiment.name}) {how[trained.state]} published.\n")
+    for remark in _remarks(results):
+        print(f"Warning: {remark[0].lower()}{remark[1:]}")
+    show_metrics(results.evaluated)
+    times = {**_durations([*session.steps, ("", end)]), "Together": end - session.steps[0][1]}
+    rows = [(title, duration(seconds)) for title, seconds in times.items()]
+    print(as_text(make_table(("Step", "Time"), rows, title="Where the time went")))
+    images = "\n           ".join(str(folder / path) for path, _ in _images(folder))
+    print(
+        f"Branch:    {session.branch}\n"
+        f"W&B:       {results.tracking.address}\n"
+        f"Card:      {folder / 'README.md'}\n"
+        f"Images:    {images or 'none'}\n\n"
+        f"To bring the model to a clone of {session.repository}:\n"
+        f"  git fetch origin {session.branch}\n"
+        f"  git checkout {session.branch}\n"
+        "  dvc pull\n"
+        f"It is then {experiment.artifacts}/train/weights/best.pt. Or, without leaving the branch that you are on:\n"
+        f"  python -m lib fetch {session.branch}",
+        flush=True,
+    )
+
+
+def show_metrics(evaluated: Evaluated) -> None:
+    """Print the metrics as a table, and the corner errors on the test split."""
+    print(as_text(make_table(METRICS_HEADERS, evaluated.metrics.rows(), title="Metrics of best.pt")))
+    corners = evaluated.metrics.test and evaluated.metrics.test.corners
+    if corners:
+        pixels = {"mean": corners.mean_px, "median": corners.median_px, "95 of 100 within": corners.p95_px}
+        off = ", ".join(f"{name} {value:.1f} px" for name, value in pixels.items() if value is not None)
+        print(f"Corners on test: {corners.found} of {corners.objects} objects found{off and '; off by: '}{off}")
+
+
+def show_images(session: Session) -> None:
+    """Display a run's images in the notebook, each below its caption."""
+    from IPython.display import Image, Markdown, display
+
+    folder = session.artifacts
+    for path, title in _images(folder):
+        display(Markdown(f"**{title}**"), Image(filename=str(folder / path), width=SHOWN_WIDTH, alt=title))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,8 @@ MOST = 12  # images per sheet
 CELL, HEADER, COLUMNS = 320, 28, 4  # pixels, pixels, tiles per row
 TRUTH, GUESS, PAPER = "white", "#ff5a36", (24, 26, 30)
 
-
-@dataclass(frozen=True, eq=False)
-class _Tile:
-    image: Path
-    caption: str
-    labels: Sequence[Detection]
-    predicted: Sequence[Detection]
-    region: Points | None = None
-    """The visible part of the image: left, top, right, bottom; None for the whole image."""
+Tile = tuple[str, Any]
+"""A caption and Pillow's image."""
 
 
 def draw_predictions(compared: Sequence[ImageMatches], file: Path) -> None:
@@ -47,8 +39,9 @@ def draw_worst(compared: Sequence[ImageMatches], file: Path, *, corners: bool) -
     _draw_sheet(tiles, title, file)
 
 
-def _whole(one: ImageMatches, caption: str = "") -> _Tile:
-    return _Tile(one.image, f"{caption}{one.image.name}", [match.label for match in one.matches], one.predicted)
+def _whole(one: ImageMatches, caption: str = "") -> Tile:
+    labels = [match.label for match in one.matches]
+    return f"{caption}{one.image.name}", _draw_tile(one.image, labels, one.predicted)
 
 
 def _badness(match: Match) -> float:
@@ -57,7 +50,7 @@ def _badness(match: Match) -> float:
     return -1.0 if math.isnan(match.relative) else match.relative
 
 
-def _close_up(match: Match, one: ImageMatches) -> _Tile:
+def _close_up(match: Match, one: ImageMatches) -> Tile:
     box = match.label.box
     middle, side = (box[:2] + box[2:]) / 2, max(96.0, 2 * float((box[2:] - box[:2]).max())) / 2
     off = "not found" if match.found is None else "no corner labelled"
@@ -65,10 +58,10 @@ def _close_up(match: Match, one: ImageMatches) -> _Tile:
         off = f"{match.distances.mean():.1f} px, {100 * match.relative:.0f} % of height"
     region = np.concatenate([middle - side, middle + side])
     predicted = [match.found] if match.found is not None else one.predicted
-    return _Tile(match.image, f"{off}: {match.image.name}", [match.label], predicted, region)
+    return f"{off}: {one.image.name}", _draw_tile(one.image, [match.label], predicted, region)
 
 
-def _draw_sheet(tiles: Sequence[_Tile], title: str, file: Path) -> None:
+def _draw_sheet(tiles: Sequence[Tile], title: str, file: Path) -> None:
     from PIL import Image, ImageDraw, ImageFont
 
     columns, pitch = min(COLUMNS, max(2, len(tiles))), CELL + HEADER
@@ -76,11 +69,10 @@ def _draw_sheet(tiles: Sequence[_Tile], title: str, file: Path) -> None:
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     draw.text((8, 6), title, fill="white", font=font)
     draw.text((8, 6 + HEADER), "labels white, predictions in colour with their score", fill="#c8c8c8", font=font)
-    for index, tile in enumerate(tiles):
-        image = _draw_tile(tile)
+    for index, (caption, image) in enumerate(tiles):
         left, top = index % columns * CELL, 2 * HEADER + index // columns * pitch
         sheet.paste(image, (left + (CELL - image.width) // 2, top + (CELL - image.height) // 2))
-        draw.text((left + 6, top + CELL + 5), _fit(tile.caption, font), fill="white", font=font)
+        draw.text((left + 6, top + CELL + 5), _fit(caption, font), fill="white", font=font)
     # quantized to stay small enough for Git; MAXCOVERAGE keeps the colour of a corner's few pixels
     sheet.quantize(256, Image.Quantize.MAXCOVERAGE).save(file, optimize=True)
 
@@ -92,16 +84,19 @@ def _fit(text: str, font: Any) -> str:  # noqa: ANN401  one of Pillow's fonts
     return text
 
 
-def _draw_tile(tile: _Tile) -> Any:  # noqa: ANN401  Pillow's image
+def _draw_tile(
+    file: Path, labels: Sequence[Detection], predicted: Sequence[Detection], region: Points | None = None
+) -> Any:  # noqa: ANN401  Pillow's image
+    """Draw the part `region` (left, top, right, bottom) of an image, or the whole image, enlarged to a tile."""
     from PIL import Image, ImageOps
 
-    with Image.open(tile.image) as opened:
+    with Image.open(file) as opened:
         image = ImageOps.exif_transpose(opened).convert("RGB")
-    left, top, right, bottom = (0, 0, *image.size) if tile.region is None else tile.region.round().astype(int).tolist()
+    left, top, right, bottom = (0, 0, *image.size) if region is None else region.round().astype(int).tolist()
     scale = CELL / max(right - left, bottom - top)
     size = max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale))
     image = image.crop((left, top, right, bottom)).resize(size)  # areas outside the image become black
-    _draw_detections(image, tile.labels, tile.predicted, origin=np.array([left, top]), scale=scale)
+    _draw_detections(image, labels, predicted, origin=np.array([left, top]), scale=scale)
     return image
 
 
@@ -112,14 +107,13 @@ def draw_found(image: Any, predicted: Sequence[Detection], names: Mapping[int, s
 
 def _draw_detections(
     image: Any,  # noqa: ANN401
-    labels: Sequence[Detection], predicted: Sequence[Detection], *, origin: Points | None = None, scale: float = 1.0,
+    labels: Sequence[Detection], predicted: Sequence[Detection], *, origin: Points | int = 0, scale: float = 1.0,
     pen: int = 1, names: Mapping[int, str] | None = None,
 ) -> None:  # fmt: skip
     """Draw objects into an image that starts at `origin`, enlarged `scale` times, with lines `pen` times as wide."""
     from PIL import ImageDraw, ImageFont
 
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(13 * pen)
-    origin = np.zeros(2) if origin is None else origin
     for detection, colour, width in [(label, TRUTH, 3) for label in labels] + [(p, GUESS, 2) for p in predicted]:
         (x0, y0), (x1, y1) = ((detection.box.reshape(2, 2) - origin) * scale).tolist()
         draw.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=colour, width=width * pen)
@@ -131,7 +125,7 @@ def _draw_detections(
         if corners:
             draw.line([*corners, corners[0]], fill=colours[0], width=pen)
         for (x, y), fill in zip(corners, colours, strict=False):
-            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill, outline="black")
+            draw.circle((x, y), radius, fill=fill, outline="black")
         if is_guess:
             name = f"{names[detection.category]} " if names and len(names) > 1 else ""
             label = f"{name}{detection.score:.2f}"

@@ -54,15 +54,12 @@ def read_status(root: Path, credentials: Credentials) -> list[Entry]:
     entries += [_read_entry(ref, texts, Record) for ref, texts in checkpoints.items()]
     for place in RUN_PLACES:
         for ref, texts in refs.read_files_of_all(f"{place}*", "intent.json").items():
-            record = read_run(texts.get("intent.json", ""))
-            entries.append(
-                Entry(ref.removeprefix(place).replace("-", "/", 1), "session" if record else "unreadable", ref)
-            )
+            state = "session" if read_run(texts.get("intent.json", "")) else "unreadable"
+            entries.append(Entry(ref.removeprefix(place).replace("-", "/", 1), state, ref))
     for seen in refs.read_intents():
         branch = seen.record.branch if seen.record else "of another version"
         entries.append(Entry(branch, "unfinished" if seen.record else "unreadable", seen.ref))
-    newest = sorted(entries, key=lambda entry: entry.when.timestamp() if entry.when else 0.0, reverse=True)
-    return sorted(newest, key=lambda entry: entry.experiment)
+    return sorted(entries, key=lambda entry: (entry.experiment, -entry.when.timestamp() if entry.when else 0.0))
 
 
 def _read_entry(ref: str, texts: Mapping[str, str], kind: type[AnyRecord]) -> Entry:
@@ -73,12 +70,11 @@ def _read_entry(ref: str, texts: Mapping[str, str], kind: type[AnyRecord]) -> En
     except (BranchError, ValueError):
         return Entry(branch, "unreadable", ref)
     if isinstance(record, RunRecord):
-        done, when = metrics.epochs, record.started
+        state, done, when = record.state, metrics.epochs, record.started
     else:
-        done, when = record.epoch, record.saved
+        state, done, when = "checkpoint", record.epoch, record.saved
     values = record.experiment
     epochs = f"{'?' if done is None else done}/{values['training']['epochs']}"
-    state = record.state if isinstance(record, RunRecord) else "checkpoint"
     return Entry(f"{values['module']}/{values['name']}", state, ref, epochs, when, metrics.flat())
 
 

@@ -190,7 +190,7 @@ def test_corner_errors_follow_from_the_predictions(localization: Model) -> None:
     assert corners["median_px"] == pytest.approx(np.median(distances), abs=0.01)
     assert corners["p95_px"] == pytest.approx(np.percentile(distances, 95), abs=0.01)
     assert corners["mean_relative"] == pytest.approx(np.mean(shares), abs=0.001)
-    assert localization.evaluated.flat()["test/corners/mean_px"] == corners["mean_px"]
+    assert localization.evaluated.metrics.flat()["test/corners/mean_px"] == corners["mean_px"]
 
 
 def boxed(bbox: list[float]) -> Any:
@@ -366,9 +366,9 @@ def test_corner_errors_are_those_of_the_found_objects_and_count_them() -> None:
     hidden = detection(0, 0)
     hidden.corners[0] = 0  # a corner without a label is 0 0 0 in a label file
     matches = (
-        Match(Path("a.jpg"), hidden, detection(0, 0, 0.9, shift=3.0)),
-        Match(Path("a.jpg"), detection(100, 0), detection(100, 0, 0.9, shift=5.0)),
-        Match(Path("a.jpg"), detection(200, 0), None),
+        Match(hidden, detection(0, 0, 0.9, shift=3.0)),
+        Match(detection(100, 0), detection(100, 0, 0.9, shift=5.0)),
+        Match(detection(200, 0), None),
     )
     compared = ImageMatches(
         Path("a.jpg"), matches, (detection(0, 0, 0.9), detection(100, 0, 0.9), detection(300, 0, 0.4))

@@ -118,7 +118,7 @@ def test_a_published_run_is_found_and_read(clone: Path) -> None:
     assert list_runs(refs) == [RUN]
     assert find_run(refs, f"origin/{RUN}") == RUN
     run = read_published(refs, RUN, "train/metrics.json")
-    assert (run.branch, run.folder, run.record.as_dict()) == (RUN, FOLDER, published_json("run.json"))
+    assert (run.record.branch, run.folder, run.record.as_dict()) == (RUN, FOLDER, published_json("run.json"))
     assert json.loads(run.texts["train/metrics.json"]) == published_json("metrics.json")
 
 

@@ -301,7 +301,7 @@ def test_the_executed_notebook_shows_the_images(detection: Run) -> None:
     shown = [out["data"] for out in notebook["cells"][-1]["outputs"] if out["output_type"] == "display_data"]
     assert ["image/png" in data for data in shown] == [False, True] * 4
     captions = ["".join(data["text/markdown"]) for data in shown[::2]]
-    assert captions[:3] == ["**Predictions on the test split**", "**The worst test pictures**", "**Training curves**"]
+    assert captions[:3] == ["**Predictions on the test split**", "**The worst test images**", "**Training curves**"]
 
 
 def test_running_the_executed_notebook_again_has_the_same_outputs(detection: Run) -> None:
