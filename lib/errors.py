@@ -8,18 +8,20 @@ contains no credential, because text from outside (a client's reply, a command's
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 
 class RunError(Exception):
     """An error that stopped the run.
 
-    `what` is one sentence on what happened. `state` describes the state now: what was kept, what was rolled back.
-    `remedy` names what to do or run next. All three are shown, in this order.
+    `what` is one sentence on what happened. `state` describes the state now: what was kept, what was rolled back; a
+    kind of error has a default for it. `remedy` names what to do or run next. All three are shown, in this order.
     """
 
+    state = ""
+
     def __init__(self, what: str, *, state: str = "", remedy: str = "") -> None:
-        self.what, self.state, self.remedy = what, state, remedy
+        self.what, self.state, self.remedy = what, state or self.state, remedy
         super().__init__(what)
 
     def __str__(self) -> str:
@@ -28,13 +30,19 @@ class RunError(Exception):
 
 
 def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
-    """Return the remedy for an unknown word: the most similar known one, or `otherwise` if none is similar."""
-    similar = difflib.get_close_matches(word, list(known), n=1)
-    return f"did you mean {similar[0]}?" if similar else otherwise
+    """Return the remedy for an unknown word: the most similar known one, or `otherwise` if none is similar.
+
+    A mapping of the known words holds the text that is shown for each.
+    """
+    shown = known if isinstance(known, Mapping) else {each: each for each in known}
+    similar = difflib.get_close_matches(word, shown, n=1)
+    return f"did you mean {shown[similar[0]]}?" if similar else otherwise
 
 
 class ExperimentError(RunError):
     """The experiment file is missing, is not valid YAML, or contains an unknown key or an invalid value."""
+
+    state = "nothing was started."
 
 
 class CredentialsError(RunError):
@@ -80,9 +88,13 @@ class RemoteError(RunError):
 class SandboxError(RunError):
     """The sandbox's repository, remote or dataset could not be created."""
 
+    state = "nothing was started."
+
 
 class DatasetError(RunError):
     """The dataset could not be pulled, or does not fit the experiment (`data.yaml not found`)."""
+
+    state = "nothing was trained."
 
 
 class WeightsError(RunError):

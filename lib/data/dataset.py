@@ -117,7 +117,6 @@ def pull_dataset(session: Session, *, inputs: Path = INPUTS) -> Dataset:
     except RemoteError as error:
         raise DatasetError(
             f"`dvc pull {name}` failed: {error.what}",
-            state="nothing was trained.",
             remedy="ensure the DVC remote is accessible and internet is on in the Kaggle settings; "
             f"run `dvc pull {name}` in a clone and inspect its errors.",
         ) from error
@@ -139,7 +138,6 @@ def check_dataset(folder: Path, experiment: Experiment, scratch: Path, *, md5: s
     if not tracked.is_file():
         raise DatasetError(
             f"data.yaml not found: {tracked} does not exist.",
-            state="nothing was trained.",
             remedy="put data.yaml at the top of the dataset's folder (Ultralytics' YOLO format), "
             f"`dvc add {experiment.dataset}`, push and commit.",
         )
@@ -162,7 +160,6 @@ def check_dataset(folder: Path, experiment: Experiment, scratch: Path, *, md5: s
         lines = [f"{tracked}: the dataset has {errors} error{'s' * (errors > 1)}.", *findings.lines(stops=True)]
         raise DatasetError(
             "\n".join([*lines, *(["Warnings, which stop nothing:", *warnings] if warnings else [])]),
-            state="nothing was trained.",
             remedy=f"correct the dataset, `dvc add {experiment.dataset}`, `dvc push`, commit and render again.",
         )
     data_file = scratch / f"data-{experiment.module}.yaml"

@@ -23,11 +23,10 @@ from lib.experiment.arguments import ALWAYS, ARGUMENTS, WORKED_OUT
 from lib.experiment.load import (
     FROM_VALUES,
     MATRIX,
+    MEANINGS,
     SHORTCUTS,
     as_yaml,
-    keys,
     load_experiment,
-    meanings,
     read_value,
     read_yaml,
 )
@@ -44,13 +43,12 @@ Parameters = Iterable[tuple[str, str]]
 def typed(parameters: Parameters) -> dict[str, Any]:
     """Return the values of `-p` by dotted key. Raises `ExperimentError` for an unknown key."""
     given = {SHORTCUTS.get(name, name): read_value(name, text) for name, text in parameters}
-    known = list(keys())
     for key in given:
-        if key not in known:
+        if key not in MEANINGS:
             raise ExperimentError(
                 f"-p {key}: an experiment has no such key.",
                 state="nothing was written.",
-                remedy=did_you_mean(key, [*SHORTCUTS, *known], f"known are: {', '.join(known)}."),
+                remedy=did_you_mean(key, [*SHORTCUTS, *MEANINGS], f"known are: {', '.join(MEANINGS)}."),
             )
     return given
 
@@ -158,7 +156,7 @@ def explain(file: Path, parameters: Parameters = ()) -> list[Explained]:
     arguments = {**ARGUMENTS, **{key: f"({name})" for key, name in WORKED_OUT.items()}}
     return [
         Explained(key, attrgetter(key)(experiment), origins.get(key, "default"), arguments.get(key, ""), meaning)
-        for key, meaning in meanings().items()
+        for key, meaning in MEANINGS.items()
     ]
 
 
@@ -196,7 +194,7 @@ def schema() -> dict[str, Any]:
     made["properties"][MATRIX] = {
         "type": "object",
         "description": "For `python -m lib sweep`: lists of values by dotted key, an experiment for each combination.",
-        "propertyNames": {"enum": [key for key in keys() if key not in FROM_VALUES]},
+        "propertyNames": {"enum": [key for key in MEANINGS if key not in FROM_VALUES]},
         "additionalProperties": {"type": "array", "minItems": 1, "uniqueItems": True},
         "minProperties": 1,
     }

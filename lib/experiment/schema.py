@@ -234,7 +234,7 @@ class Experiment(_Section):
                         f"{self.module}"
                     )
         if wrong:
-            raise UnsuitableError("; ".join(wrong))
+            raise ValueError("; ".join(wrong))
         return self
 
     @property
@@ -256,10 +256,6 @@ class Experiment(_Section):
     def artifacts(self) -> str:
         """The folder of all outputs of this experiment, relative to the repository."""
         return f"artifacts/{self.module}/{self.name}"
-
-
-class UnsuitableError(ValueError):
-    """A value is valid in general, but not for this module."""
 
 
 def _require_identity(values: dict[str, Any]) -> dict[str, Any]:
