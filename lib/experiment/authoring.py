@@ -19,18 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import ExperimentError, did_you_mean
-from lib.experiment.arguments import ALWAYS, ARGUMENTS, WORKED_OUT
-from lib.experiment.load import (
-    FROM_VALUES,
-    MATRIX,
-    MEANINGS,
-    SHORTCUTS,
-    as_yaml,
-    load_experiment,
-    read_value,
-    read_yaml,
-)
-from lib.experiment.schema import Experiment
+from lib.experiment.arguments import ALWAYS
+from lib.experiment.load import FROM_VALUES, MATRIX, SHORTCUTS, as_yaml, load_experiment, read_value, read_yaml
+from lib.experiment.schema import KEYS, Experiment
 from lib.tables import as_text, make_table
 
 SCHEMA = "schema.json"
@@ -44,11 +35,11 @@ def typed(parameters: Parameters) -> dict[str, Any]:
     """Return the values of `-p` by dotted key. Raises `ExperimentError` for an unknown key."""
     given = {SHORTCUTS.get(name, name): read_value(name, text) for name, text in parameters}
     for key in given:
-        if key not in MEANINGS:
+        if key not in KEYS:
             raise ExperimentError(
                 f"-p {key}: an experiment has no such key.",
                 state="nothing was written.",
-                remedy=did_you_mean(key, [*SHORTCUTS, *MEANINGS], f"known are: {', '.join(MEANINGS)}."),
+                remedy=did_you_mean(key, [*SHORTCUTS, *KEYS], f"known are: {', '.join(KEYS)}."),
             )
     return given
 
@@ -153,11 +144,13 @@ def explain(file: Path, parameters: Parameters = ()) -> list[Explained]:
     given = typed(parameters)
     experiment = _load(file, given)
     origins = {key: f"line {line}" for key, line in _lines(file).items()} | dict.fromkeys(given, "-p")
-    arguments = {**ARGUMENTS, **{key: f"({name})" for key, name in WORKED_OUT.items()}}
     return [
-        Explained(key, attrgetter(key)(experiment), origins.get(key, "default"), arguments.get(key, ""), meaning)
-        for key, meaning in MEANINGS.items()
-    ]
+        Explained(
+            name, attrgetter(name)(experiment), origins.get(name, "default"),
+            f"({key.argument})" if key.derived else key.argument, key.meaning,
+        )
+        for name, key in KEYS.items()
+    ]  # fmt: skip
 
 
 def _lines(file: Path) -> dict[str, int]:
@@ -194,7 +187,7 @@ def schema() -> dict[str, Any]:
     made["properties"][MATRIX] = {
         "type": "object",
         "description": "For `python -m lib sweep`: lists of values by dotted key, an experiment for each combination.",
-        "propertyNames": {"enum": [key for key in MEANINGS if key not in FROM_VALUES]},
+        "propertyNames": {"enum": [key for key in KEYS if key not in FROM_VALUES]},
         "additionalProperties": {"type": "array", "minItems": 1, "uniqueItems": True},
         "minProperties": 1,
     }

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from lib.errors import ExperimentError, RunError, did_you_mean
 from lib.experiment.modules import MODULES, find_module
-from lib.experiment.schema import Experiment
+from lib.experiment.schema import KEYS, Experiment
 
 SHORTCUTS: Mapping[str, str] = {
     "epochs": "training.epochs",
@@ -137,7 +137,7 @@ def _complaint(problem: ErrorDetails) -> str:
         section: Any = Experiment
         for part in location[:-1]:
             section = section.model_fields[part].annotation
-        known, elsewhere = section.model_fields, {name.rpartition(".")[2]: name for name in MEANINGS}
+        known, elsewhere = section.model_fields, {name.rpartition(".")[2]: name for name in KEYS}
         hint = did_you_mean(location[-1], elsewhere, f"known here: {', '.join(known)}")
         hint = did_you_mean(location[-1], list(known), hint)
         return f"{key} is not a key of an experiment ({key}: {value!r}); {hint}"
@@ -150,7 +150,7 @@ def _location(parts: Iterable[int | str]) -> list[str]:
     """Return the keys of a location, without the union types that pydantic appends after the last key."""
     location = list[str]()
     for part in parts:
-        if isinstance(part, int) or ".".join(location) not in MEANINGS:
+        if isinstance(part, int) or ".".join(location) not in KEYS:
             location.append(str(part))
     return location
 
@@ -162,19 +162,3 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def fields(
-    section: type[BaseModel] = Experiment, prefix: str = "", marks: tuple[Any, ...] = ()
-) -> Iterator[tuple[str, str, tuple[Any, ...]]]:
-    """Yield the dotted key, the description and the metadata of every field; its sections' metadata come first."""
-    for name, field in section.model_fields.items():
-        inner, both = field.annotation, (*marks, *field.metadata)
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield from fields(inner, f"{prefix}{name}.", both)
-        else:
-            yield prefix + name, " ".join((field.description or "").split()), both
-
-
-MEANINGS: Mapping[str, str] = {key: meaning for key, meaning, _ in fields()}
-"""Every dotted key of an experiment (`name`, `training.epochs`, …) with its description, in the order of the models."""

@@ -10,9 +10,10 @@ its module. Cannot: check that the requested dataset, weights and GPUs are avail
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
 
@@ -256,6 +257,30 @@ class Experiment(_Section):
     def artifacts(self) -> str:
         """The folder of all outputs of this experiment, relative to the repository."""
         return f"artifacts/{self.module}/{self.name}"
+
+
+class Key(NamedTuple):
+    """A key of an experiment: its description, and the train argument of ultralytics that is set from its value."""
+
+    meaning: str
+    argument: str
+    """Empty if the value is no train argument."""
+    derived: bool
+    """Whether `train` derives the argument from the value and the state of the machine."""
+
+
+def _keys(section: type[BaseModel], prefix: str = "", default: Ultralytics | None = None) -> Iterator[tuple[str, Key]]:
+    for name, field in section.model_fields.items():
+        mark = next((each for each in field.metadata if isinstance(each, Ultralytics)), default)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _keys(field.annotation, f"{prefix}{name}.", mark)
+        else:
+            argument = mark.argument or name if mark else ""
+            yield prefix + name, Key(" ".join((field.description or "").split()), argument, bool(mark and mark.derived))
+
+
+KEYS: Mapping[str, Key] = dict(_keys(Experiment))
+"""Every key of an experiment (`name`, `training.epochs`, …), in the order of the models."""
 
 
 def _require_identity(values: dict[str, Any]) -> dict[str, Any]:
