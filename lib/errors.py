@@ -8,7 +8,7 @@ contains no credential, because text from outside (a client's reply, a command's
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 
 
 class RunError(Exception):
@@ -29,14 +29,10 @@ class RunError(Exception):
         return "\n".join(filter(None, parts))
 
 
-def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
-    """Return the remedy for an unknown word: the most similar known one, or `otherwise` if none is similar.
-
-    A mapping of the known words holds the text that is shown for each.
-    """
-    shown = known if isinstance(known, Mapping) else {each: each for each in known}
-    similar = difflib.get_close_matches(word, shown, n=1)
-    return f"did you mean {shown[similar[0]]}?" if similar else otherwise
+def did_you_mean(word: str, known: Iterable[str], otherwise: str, show: Callable[[str], str] = str) -> str:
+    """Return the remedy for an unknown word: the most similar known one, or `otherwise` if none is similar."""
+    similar = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {show(similar[0])}?" if similar else otherwise
 
 
 class ExperimentError(RunError):

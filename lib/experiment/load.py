@@ -71,9 +71,10 @@ def by_key(shortcuts: Mapping[str, Any]) -> dict[str, Any]:
 def read_yaml(path: Path, error: type[RunError] = ExperimentError) -> dict[str, Any]:
     """Read a YAML file that maps keys to values, without checking the keys. Raises `error` if it cannot be read."""
     if not path.is_file():
-        others = {found.name: found.as_posix() for found in sorted(path.parent.glob("*.yaml"))}
+        others = sorted(found.name for found in path.parent.glob("*.yaml"))
         listed = f"the YAML files in {path.parent} are: {', '.join(others) or 'none'}."
-        raise error(f"{path}: there is no such file.", remedy=did_you_mean(path.name, others, listed))
+        remedy = did_you_mean(path.name, others, listed, lambda name: path.with_name(name).as_posix())
+        raise error(f"{path}: there is no such file.", remedy=remedy)
     try:
         values = _parse(path.read_text(encoding="utf-8"))
     except ValueError as problem:
@@ -138,8 +139,8 @@ def _complaint(problem: ErrorDetails) -> str:
         for part in location[:-1]:
             section = section.model_fields[part].annotation
         known, elsewhere = section.model_fields, {name.rpartition(".")[2]: name for name in KEYS}
-        hint = did_you_mean(location[-1], elsewhere, f"known here: {', '.join(known)}")
-        hint = did_you_mean(location[-1], list(known), hint)
+        hint = did_you_mean(location[-1], elsewhere, f"known here: {', '.join(known)}", elsewhere.__getitem__)
+        hint = did_you_mean(location[-1], known, hint)
         return f"{key} is not a key of an experiment ({key}: {value!r}); {hint}"
     if problem["type"] == "missing":
         return f"{key} is missing; it is required"
