@@ -153,7 +153,6 @@ def unknown_or_reserved(given: Mapping[str, Any], notebook: Any) -> None:  # noq
         if name not in known:
             raise RenderError(
                 f"-p {name}: the notebook has no such parameter.",
-                state="nothing was written.",
                 remedy=did_you_mean(name, known, f"known are: {', '.join(known)}."),
             )
 

@@ -64,17 +64,25 @@ class PreflightError(RunError):
 class RenderError(RunError):
     """The notebook cannot be rendered from this checkout with these parameters."""
 
+    state = "nothing was written."
+
 
 class KaggleError(RunError):
     """The notebook cannot be pushed to Kaggle as required, or its run there failed."""
+
+    state = "nothing was pushed."
 
 
 class ClusterError(RunError):
     """The sweep engine is not installed, does not answer, or has no capacity for a run."""
 
+    state = "nothing was started."
+
 
 class BranchError(RunError):
     """A branch does not belong to a finished run, or the data that it names is not available."""
+
+    state = "nothing was written."
 
 
 class RemoteError(RunError):
@@ -95,6 +103,8 @@ class DatasetError(RunError):
 
 class WeightsError(RunError):
     """The pretrained weights or the checkpoint to resume from are missing or unusable."""
+
+    state = "nothing was trained."
 
 
 class RunHeldError(RunError):
@@ -119,6 +129,8 @@ class ExportError(RunError):
 
 class PredictionError(RunError):
     """A path, an image or a device given for a prediction cannot be used."""
+
+    state = "nothing was predicted."
 
 
 class SyncError(RunError):
