@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import ExperimentError, did_you_mean
-from lib.experiment.arguments import ALWAYS
 from lib.experiment.load import FROM_VALUES, MATRIX, SHORTCUTS, as_yaml, load_experiment, read_value, read_yaml
-from lib.experiment.schema import KEYS, Experiment
+from lib.experiment.schema import ALWAYS, KEYS, Experiment
 from lib.tables import as_text, make_table
 
 SCHEMA = "schema.json"
@@ -90,17 +89,13 @@ def _text(source: Path, given: Mapping[str, Any]) -> str:
     """Return the text of an experiment file with some values changed; everything else, comments too, is kept."""
     from ruamel.yaml import YAML
     from ruamel.yaml.comments import CommentedMap, CommentedSeq
-    from ruamel.yaml.representer import RoundTripRepresenter
 
-    class Representer(RoundTripRepresenter):
-        """Writes null as `null`, as in every experiment; the library would leave the value empty."""
-
-    Representer.add_representer(
-        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
-    )
     yaml = YAML()
-    yaml.Representer = Representer
     yaml.preserve_quotes, yaml.width = True, 4096
+    # null is written as `null`, as in every experiment; the library would leave the value empty
+    yaml.representer.yaml_representers = yaml.representer.yaml_representers | {
+        type(None): lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+    }
     lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
     document = yaml.load("".join(line for line in lines if not line.startswith(SCHEMA_LINE.partition("=")[0])))
     for dotted, value in given.items():

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
@@ -281,6 +282,19 @@ def _keys(section: type[BaseModel], prefix: str = "", default: Ultralytics | Non
 
 KEYS: Mapping[str, Key] = dict(_keys(Experiment))
 """Every key of an experiment (`name`, `training.epochs`, …), in the order of the models."""
+
+ALWAYS: Mapping[str, Any] = {
+    # the default bias warm-up starts far above a small learning rate; here every rate starts at 0
+    "warmup_bias_lr": 0.0,
+    "deterministic": True,
+}
+"""Train arguments of ultralytics that an experiment cannot change."""
+
+
+def ultralytics_arguments(experiment: Experiment) -> dict[str, Any]:
+    """Return the values that are passed to ultralytics unchanged, by the names of its train arguments."""
+    passed = {name: key.argument for name, key in KEYS.items() if key.argument and not key.derived}
+    return {argument: attrgetter(name)(experiment) for name, argument in passed.items()} | {**ALWAYS}
 
 
 def _require_identity(values: dict[str, Any]) -> dict[str, Any]:

@@ -53,8 +53,7 @@ def make_sandbox(project: Path, folder: Path, experiment: Experiment, data: Path
             remedy="give a dataset in YOLO format with --data DIR.",
         )
     try:
-        for place in (folder, remote):
-            place.mkdir(parents=True, exist_ok=True)
+        remote.mkdir(parents=True, exist_ok=True)
         if not (origin / "HEAD").is_file():
             run_command(["git", "init", "--quiet", "--bare", "--initial-branch=main", origin])
             run_command(["git", "config", "uploadpack.allowFilter", "true"], cwd=origin)

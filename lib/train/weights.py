@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib.errors import WeightsError
-from lib.experiment.arguments import ultralytics_arguments
-from lib.experiment.schema import Experiment
+from lib.experiment.schema import Experiment, ultralytics_arguments
 from lib.session import Session
 
 

@@ -17,11 +17,10 @@ from ruamel.yaml import YAML
 
 from lib.cli.app import app
 from lib.errors import ExperimentError
-from lib.experiment.arguments import ALWAYS, ultralytics_arguments
 from lib.experiment.authoring import SCHEMA_LINE, explain, new_experiment, schema, show_explained
 from lib.experiment.load import MATRIX, load_experiment, read_yaml
 from lib.experiment.modules import MODULES
-from lib.experiment.schema import KEYS
+from lib.experiment.schema import ALWAYS, KEYS, ultralytics_arguments
 
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
 BASELINE = ROOT / "experiments/001_det_baseline.yaml"

@@ -12,9 +12,8 @@ import pytest
 from conftest import ROOT
 
 from lib.errors import TrainingError, WeightsError
-from lib.experiment.arguments import ALWAYS, ultralytics_arguments
 from lib.experiment.load import load_experiment
-from lib.experiment.schema import KEYS, Experiment
+from lib.experiment.schema import ALWAYS, KEYS, Experiment, ultralytics_arguments
 from lib.session import Session
 from lib.train.launch import WorkerPlan, keep_earlier, train
 from lib.train.tracking import configure_tracking
