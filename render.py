@@ -20,9 +20,9 @@ import click
 
 from lib.cli.options import KAGGLE_USER, SECRETS_DATASET, run_command_line
 from lib.errors import RenderError, did_you_mean
-from lib.experiment.load import SHORTCUTS, by_key, keys, load_experiment, read_value
+from lib.experiment.load import SHORTCUTS, by_key, load_experiment, read_value
 from lib.experiment.modules import find_module
-from lib.experiment.schema import Experiment
+from lib.experiment.schema import KEYS, Experiment
 from lib.kaggle.notebook import (
     KAGGLE_WORDS,
     bake,
@@ -101,7 +101,7 @@ def main(
     given = {name: read_value(name, text) for name, text in parameter}
     notebook = read_notebook(read_sources(PROJECT))
     unknown_or_reserved(given, notebook)
-    changed = {name: value for name, value in given.items() if name in keys()}
+    changed = {name: value for name, value in given.items() if name in KEYS}
     file = experiment or (about.small(PROJECT) if run else PROJECT / about.baseline)
     chosen = load_experiment(file, changed, module=about.name)
     baked = {name: value for name, value in given.items() if name not in changed}
@@ -146,14 +146,13 @@ def main(
 
 def unknown_or_reserved(given: Mapping[str, Any], notebook: Any) -> None:  # noqa: ANN401  nbformat has no types
     """Raise `RenderError` for an unknown or reserved parameter: papermill would only warn and train something else."""
-    known = [name for name in (*parameters(notebook), *keys()) if name not in BY_OPTION]
+    known = [name for name in (*parameters(notebook), *KEYS) if name not in BY_OPTION]
     for name in given:
         if name in BY_OPTION:
             raise RenderError(f"-p {name}: this is chosen by {BY_OPTION[name]}.", remedy=f"use {BY_OPTION[name]}.")
         if name not in known:
             raise RenderError(
                 f"-p {name}: the notebook has no such parameter.",
-                state="nothing was written.",
                 remedy=did_you_mean(name, known, f"known are: {', '.join(known)}."),
             )
 

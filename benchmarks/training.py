@@ -22,9 +22,8 @@ sys.path.insert(0, str(ROOT))
 from measure import Case, report
 
 from lib.data.dataset import check_dataset
-from lib.experiment.arguments import ultralytics_arguments
 from lib.experiment.load import load_experiment
-from lib.experiment.schema import Experiment
+from lib.experiment.schema import Experiment, ultralytics_arguments
 from lib.kaggle.host import Host, find_gpus, training_device
 from lib.sandbox.dataset import draw_dataset
 from lib.session import Session

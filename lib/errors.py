@@ -8,18 +8,20 @@ contains no credential, because text from outside (a client's reply, a command's
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 
 class RunError(Exception):
     """An error that stopped the run.
 
-    `what` is one sentence on what happened. `state` describes the state now: what was kept, what was rolled back.
-    `remedy` names what to do or run next. All three are shown, in this order.
+    `what` is one sentence on what happened. `state` describes the state now: what was kept, what was rolled back; a
+    kind of error has a default for it. `remedy` names what to do or run next. All three are shown, in this order.
     """
 
+    state = ""
+
     def __init__(self, what: str, *, state: str = "", remedy: str = "") -> None:
-        self.what, self.state, self.remedy = what, state, remedy
+        self.what, self.state, self.remedy = what, state or self.state, remedy
         super().__init__(what)
 
     def __str__(self) -> str:
@@ -27,14 +29,16 @@ class RunError(Exception):
         return "\n".join(filter(None, parts))
 
 
-def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
+def did_you_mean(word: str, known: Iterable[str], otherwise: str, show: Callable[[str], str] = str) -> str:
     """Return the remedy for an unknown word: the most similar known one, or `otherwise` if none is similar."""
     similar = difflib.get_close_matches(word, list(known), n=1)
-    return f"did you mean {similar[0]}?" if similar else otherwise
+    return f"did you mean {show(similar[0])}?" if similar else otherwise
 
 
 class ExperimentError(RunError):
     """The experiment file is missing, is not valid YAML, or contains an unknown key or an invalid value."""
+
+    state = "nothing was started."
 
 
 class CredentialsError(RunError):
@@ -60,17 +64,25 @@ class PreflightError(RunError):
 class RenderError(RunError):
     """The notebook cannot be rendered from this checkout with these parameters."""
 
+    state = "nothing was written."
+
 
 class KaggleError(RunError):
     """The notebook cannot be pushed to Kaggle as required, or its run there failed."""
+
+    state = "nothing was pushed."
 
 
 class ClusterError(RunError):
     """The sweep engine is not installed, does not answer, or has no capacity for a run."""
 
+    state = "nothing was started."
+
 
 class BranchError(RunError):
     """A branch does not belong to a finished run, or the data that it names is not available."""
+
+    state = "nothing was written."
 
 
 class RemoteError(RunError):
@@ -80,13 +92,19 @@ class RemoteError(RunError):
 class SandboxError(RunError):
     """The sandbox's repository, remote or dataset could not be created."""
 
+    state = "nothing was started."
+
 
 class DatasetError(RunError):
     """The dataset could not be pulled, or does not fit the experiment (`data.yaml not found`)."""
 
+    state = "nothing was trained."
+
 
 class WeightsError(RunError):
     """The pretrained weights or the checkpoint to resume from are missing or unusable."""
+
+    state = "nothing was trained."
 
 
 class RunHeldError(RunError):
@@ -111,6 +129,8 @@ class ExportError(RunError):
 
 class PredictionError(RunError):
     """A path, an image or a device given for a prediction cannot be used."""
+
+    state = "nothing was predicted."
 
 
 class SyncError(RunError):

@@ -119,8 +119,5 @@ class _Tee:
         if not self._watched:
             self._stream.write(line)
 
-    def flush(self) -> None:
-        self._stream.flush()
-
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401  any other attribute of the stream
         return getattr(self._stream, name)

@@ -28,11 +28,8 @@ CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 def find_shell() -> Any:  # noqa: ANN401  IPython's shell, or None
     """Return IPython's shell if this process is a notebook's kernel, else None."""
-    with contextlib.suppress(ImportError):
-        from IPython import get_ipython
-
-        return get_ipython()
-    return None
+    ipython = sys.modules.get("IPython")  # a kernel has imported it
+    return ipython.get_ipython() if ipython else None
 
 
 def is_watched(stream: TextIO) -> bool:

@@ -17,9 +17,9 @@ from conftest import ROOT, copy_project, parameters_of, run_git
 
 import render
 from lib.errors import RenderError
-from lib.experiment.load import SHORTCUTS, keys, load_experiment
+from lib.experiment.load import SHORTCUTS, load_experiment
 from lib.experiment.modules import MODULES
-from lib.experiment.schema import Experiment
+from lib.experiment.schema import KEYS, Experiment
 from lib.kaggle.notebook import parameters, public_url, read_notebook, read_sources
 
 SOURCES = read_sources(ROOT)
@@ -337,7 +337,7 @@ def test_every_parameter_has_a_comment() -> None:
 def test_shortcuts_are_parameters_and_keys() -> None:
     """Each shortcut of the notebook stands for a key that an experiment has."""
     assert set(SHORTCUTS) <= set(parameters(read_notebook(SOURCES)))
-    assert set(SHORTCUTS.values()) <= set(keys())
+    assert set(SHORTCUTS.values()) <= set(KEYS)
 
 
 def test_every_key_of_an_experiment_can_be_given(project: Path, tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ def find_project(start: Path) -> Path:
             return folder
     raise SandboxError(
         f"{start} is not in a checkout of this project, and no repository was given.",
-        state="nothing was started.",
         remedy="run the command inside a clone, or name a repository with -p repository URL.",
     )
 

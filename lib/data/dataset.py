@@ -76,7 +76,6 @@ class Dataset:
 class DvcFile:
     """The content of a dataset's `.dvc` file: DVC's hash of the folder, its size in bytes and its number of files."""
 
-    file: Path
     md5: str
     size: int | None
     files: int | None
@@ -93,7 +92,7 @@ def read_pointer(root: Path, experiment: Experiment) -> DvcFile:
         )
     try:
         out = read_yaml(target, DatasetError)["outs"][0]
-        return DvcFile(target, str(out["md5"]), out.get("size"), out.get("nfiles"))
+        return DvcFile(str(out["md5"]), out.get("size"), out.get("nfiles"))
     except (KeyError, IndexError, TypeError, AttributeError):
         raise DatasetError(
             f"{target}: it holds no hash of a folder.", remedy=f"run `dvc add {experiment.dataset}` and commit it."
@@ -109,24 +108,17 @@ def pull_dataset(session: Session, *, inputs: Path = INPUTS) -> Dataset:
     experiment, scratch = session.experiment, session.scratch
     pointer, name = read_pointer(session.root, experiment), f"{experiment.dataset}.dvc"
     try:
-        texts = {name: pointer.file.read_text(encoding="utf-8")}
-        place = pull_objects(
-            session.root, scratch / "dataset", texts, session.credentials, f"Pulling {experiment.dataset}",
-            find_mirrors(inputs),
-        )  # fmt: skip
+        texts = {name: (session.root / name).read_text(encoding="utf-8")}
+        mirrors = sorted({found.parent.parent for pattern in MIRRORS for found in inputs.glob(pattern)})
+        title = f"Pulling {experiment.dataset}"
+        place = pull_objects(session.root, scratch / "dataset", texts, session.credentials, title, mirrors)
     except RemoteError as error:
         raise DatasetError(
             f"`dvc pull {name}` failed: {error.what}",
-            state="nothing was trained.",
             remedy="ensure the DVC remote is accessible and internet is on in the Kaggle settings; "
             f"run `dvc pull {name}` in a clone and inspect its errors.",
         ) from error
     return check_dataset(place / experiment.dataset, experiment, scratch, md5=pointer.md5)
-
-
-def find_mirrors(inputs: Path = INPUTS) -> list[Path]:
-    """Return the folders of attached datasets that hold a copy of a DVC remote."""
-    return sorted({found.parent.parent for pattern in MIRRORS for found in inputs.glob(pattern)})
 
 
 def check_dataset(folder: Path, experiment: Experiment, scratch: Path, *, md5: str) -> Dataset:
@@ -139,22 +131,19 @@ def check_dataset(folder: Path, experiment: Experiment, scratch: Path, *, md5: s
     if not tracked.is_file():
         raise DatasetError(
             f"data.yaml not found: {tracked} does not exist.",
-            state="nothing was trained.",
             remedy="put data.yaml at the top of the dataset's folder (Ultralytics' YOLO format), "
             f"`dvc add {experiment.dataset}`, push and commit.",
         )
     values = read_yaml(tracked, DatasetError)
-    findings = Findings()
+    findings, about = Findings(), experiment.about
     names = _check_names(values, findings)
     keypoints = _check_keypoints(values, experiment, findings)
     inside = list_files(folder)
     splits = {split: find_images(folder, inside, values, split, findings) for split in SPLITS}
     images = check_images([image for found in splits.values() for image in found], findings)
     check_copies(images, findings)
-    polygons = experiment.about.task == "segment"
-    form = LabelFormat(
-        len(names), keypoints, bool(experiment.about.keypoints), experiment.training.image_size, polygons
-    )
+    polygons = about.task == "segment"
+    form = LabelFormat(len(names), keypoints, bool(about.keypoints), experiment.training.image_size, polygons)
     check_labels(images, form, names, findings)
     _check_strays(folder, inside, images, findings)
     warnings = findings.lines(stops=False)
@@ -162,7 +151,6 @@ def check_dataset(folder: Path, experiment: Experiment, scratch: Path, *, md5: s
         lines = [f"{tracked}: the dataset has {errors} error{'s' * (errors > 1)}.", *findings.lines(stops=True)]
         raise DatasetError(
             "\n".join([*lines, *(["Warnings, which stop nothing:", *warnings] if warnings else [])]),
-            state="nothing was trained.",
             remedy=f"correct the dataset, `dvc add {experiment.dataset}`, `dvc push`, commit and render again.",
         )
     data_file = scratch / f"data-{experiment.module}.yaml"
@@ -181,16 +169,17 @@ def _check_names(values: dict[str, Any], findings: Findings) -> dict[int, str]:
     count = _whole_number(number)
     if names is None and count:
         names = [f"class_{index}" for index in range(count)]  # the names that ultralytics generates
+    if isinstance(names, list):
+        names = dict(enumerate(names))
     named: dict[int, str] = {}
-    if isinstance(names, dict | list):
+    if isinstance(names, dict):
         with contextlib.suppress(TypeError, ValueError):
-            pairs = names.items() if isinstance(names, dict) else enumerate(names)
-            named = {int(key): str(name) for key, name in pairs}
+            named = {int(key): str(name) for key, name in names.items()}
     if number is not None and not count:
         problem = f"nc is {number!r}: it must be the number of classes"
     elif not names:
         problem = "names is missing: the classes by number"
-    elif not isinstance(names, dict | list):
+    elif not isinstance(names, dict):
         problem = f"names is {names!r}: it must map class numbers to names"
     elif sorted(named) != list(range(len(names))):
         problem = f"names has the numbers {', '.join(map(str, names))}: they must be 0 to {len(names) - 1}"

@@ -7,15 +7,17 @@ duplicates. Cannot: detect damage in the middle of a JPEG, or a duplicate that w
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from hashlib import file_digest
+from operator import attrgetter
 
 from lib.data.findings import Findings, Issue
 from lib.data.labels import LabelledImage, in_threads
-from lib.data.splits import FORMATS, SPLITS
+from lib.data.splits import FORMATS
 
 SMALLEST_SIDE = 10  # pixels; ultralytics drops images with a shorter side
 END_OF_JPEG = b"\xff\xd9"
@@ -24,9 +26,8 @@ TAIL = 4096  # bytes; the last bytes of two different compressed images almost a
 
 def check_images(images: Sequence[LabelledImage], findings: Findings) -> list[LabelledImage]:
     """Return the images with their sizes, and report those that ultralytics would skip or rewrite."""
-    paths = list(dict.fromkeys(image.path for image in images))
-    looked = dict(zip(paths, in_threads(_look_at, paths), strict=True))
     names = {image.path: image.name for image in images}
+    looked = dict(zip(names, in_threads(_look_at, names), strict=True))
     for path, (_, _, kind, complaint) in looked.items():
         if kind:
             findings.add(kind, names[path], complaint)
@@ -77,18 +78,15 @@ def _read_header(path: str) -> tuple[str, int, int, bool]:
 
 
 def check_copies(images: Sequence[LabelledImage], findings: Findings) -> None:
-    """Report images with equal bytes, in several splits or more than once in one split."""
+    """Report images with equal bytes, in several splits or more than once in one split; `images` are in their order."""
     for group in _same_files(images):
-        by_split = {split: [image for image in group if image.split == split] for split in SPLITS}
-        train, val, test = (by_split[split] for split in SPLITS)
-        for other in (val, test):
-            if train and other:
-                findings.add(Issue.LEAK, train[0].name, f"the same as {other[0].name} ({other[0].split})")
-        if val and test:
-            findings.add(Issue.REUSED, val[0].name, f"the same as {test[0].name}")
-        for same in by_split.values():
-            for image in same[1:]:
-                findings.add(Issue.REPEATED, image.name, f"the same as {same[0].name} ({image.split})")
+        by_split = [list(same) for _, same in itertools.groupby(group, attrgetter("split"))]
+        for (one, *_), (other, *_) in itertools.combinations(by_split, 2):
+            kind = Issue.LEAK if one.split == "train" else Issue.REUSED
+            findings.add(kind, one.name, f"the same as {other.name} ({other.split})")
+        for first, *rest in by_split:
+            for image in rest:
+                findings.add(Issue.REPEATED, image.name, f"the same as {first.name} ({first.split})")
 
 
 def _same_files(images: Sequence[LabelledImage]) -> Iterator[list[LabelledImage]]:

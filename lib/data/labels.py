@@ -225,7 +225,7 @@ def _check_rows(lines: list[_Line], rows: Table, form: LabelFormat, findings: Fi
     note(Issue.VISIBILITY, odd.any(axis=1), first(odd, seen_columns))
 
     sound = ~(outside.any(axis=1) | flat.any(axis=1) | odd.any(axis=1))
-    note(Issue.TWICE, _repeated(lines, rows, form), lambda index: " ".join(lines[index].words[:BOX]))
+    note(Issue.TWICE, _repeated(lines, form), lambda index: " ".join(lines[index].words[:BOX]))
     sizes = np.array([(line.image.width, line.image.height) for line in lines], dtype=float)
     longer = sizes.max(axis=1)
     pixels = boxes[:, 2:] * sizes * (form.image_size / np.maximum(longer, 1))[:, None]
@@ -247,21 +247,18 @@ def _check_rows(lines: list[_Line], rows: Table, form: LabelFormat, findings: Fi
         note(Issue.ORDER, wrong, lambda index: f"{orders[index]} ({int(wrong.sum())} of {len(rows)} objects)")
 
 
-def _repeated(lines: list[_Line], rows: Table, form: LabelFormat) -> NDArray[np.bool_]:
+def _repeated(lines: list[_Line], form: LabelFormat) -> NDArray[np.bool_]:
     """Return which lines repeat an earlier line of their file in the part that is trained (class and shape).
 
     They are compared in single precision, as in ultralytics.
     """
     import numpy as np
 
-    seen: set[tuple[str, bytes]] = set()
-    repeated = []
-    for line, row in zip(lines, rows if form.poses else rows[:, :BOX], strict=True):
-        trained = np.array(line.words, dtype=float) if form.polygons else row
-        key = line.image.label, trained.astype(np.float32).tobytes()
-        repeated.append(key in seen)
-        seen.add(key)
-    return np.array(repeated)
+    columns = None if form.poses or form.polygons else BOX
+    first: dict[tuple[str, bytes], int] = {}
+    trained = (np.array(line.words[:columns], dtype=float).astype(np.float32).tobytes() for line in lines)
+    keys = ((line.image.label, values) for line, values in zip(lines, trained, strict=True))
+    return np.array([first.setdefault(key, number) < number for number, key in enumerate(keys)])
 
 
 def _orders(corners: NDArray[np.float64]) -> list[str]:

@@ -72,14 +72,10 @@ def _find_inside(inside: dict[str, None], base: str, given: str) -> str | None:
     DVC pulled exist.
     """
     given, base = given.strip().replace("\\", "/"), base.replace("\\", "/")
-    whole = given if _is_foreign(given) else posixpath.join(base, given)
     shortest = 1 if _is_foreign(given) else len(_parts(given))
-    parts = _parts(whole)
-    for start in range(len(parts) - shortest + 1):
-        candidate = "/".join(parts[start:]) or "."
-        if candidate in inside:
-            return candidate
-    return None
+    parts = _parts(given if _is_foreign(given) else posixpath.join(base, given))
+    suffixes = ("/".join(parts[start:]) or "." for start in range(len(parts) - shortest + 1))
+    return next((suffix for suffix in suffixes if suffix in inside), None)
 
 
 def _parts(path: str) -> list[str]:

@@ -19,19 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import ExperimentError, did_you_mean
-from lib.experiment.arguments import ALWAYS, ARGUMENTS, WORKED_OUT
-from lib.experiment.load import (
-    FROM_VALUES,
-    MATRIX,
-    SHORTCUTS,
-    as_yaml,
-    keys,
-    load_experiment,
-    meanings,
-    read_value,
-    read_yaml,
-)
-from lib.experiment.schema import Experiment
+from lib.experiment.load import FROM_VALUES, MATRIX, SHORTCUTS, as_yaml, load_experiment, read_value, read_yaml
+from lib.experiment.schema import ALWAYS, KEYS, Experiment
 from lib.tables import as_text, make_table
 
 SCHEMA = "schema.json"
@@ -44,13 +33,12 @@ Parameters = Iterable[tuple[str, str]]
 def typed(parameters: Parameters) -> dict[str, Any]:
     """Return the values of `-p` by dotted key. Raises `ExperimentError` for an unknown key."""
     given = {SHORTCUTS.get(name, name): read_value(name, text) for name, text in parameters}
-    known = list(keys())
     for key in given:
-        if key not in known:
+        if key not in KEYS:
             raise ExperimentError(
                 f"-p {key}: an experiment has no such key.",
                 state="nothing was written.",
-                remedy=did_you_mean(key, [*SHORTCUTS, *known], f"known are: {', '.join(known)}."),
+                remedy=did_you_mean(key, [*SHORTCUTS, *KEYS], f"known are: {', '.join(KEYS)}."),
             )
     return given
 
@@ -101,17 +89,13 @@ def _text(source: Path, given: Mapping[str, Any]) -> str:
     """Return the text of an experiment file with some values changed; everything else, comments too, is kept."""
     from ruamel.yaml import YAML
     from ruamel.yaml.comments import CommentedMap, CommentedSeq
-    from ruamel.yaml.representer import RoundTripRepresenter
 
-    class Representer(RoundTripRepresenter):
-        """Writes null as `null`, as in every experiment; the library would leave the value empty."""
-
-    Representer.add_representer(
-        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
-    )
     yaml = YAML()
-    yaml.Representer = Representer
     yaml.preserve_quotes, yaml.width = True, 4096
+    # null is written as `null`, as in every experiment; the library would leave the value empty
+    yaml.representer.yaml_representers = yaml.representer.yaml_representers | {
+        type(None): lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+    }
     lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
     document = yaml.load("".join(line for line in lines if not line.startswith(SCHEMA_LINE.partition("=")[0])))
     for dotted, value in given.items():
@@ -155,11 +139,13 @@ def explain(file: Path, parameters: Parameters = ()) -> list[Explained]:
     given = typed(parameters)
     experiment = _load(file, given)
     origins = {key: f"line {line}" for key, line in _lines(file).items()} | dict.fromkeys(given, "-p")
-    arguments = {**ARGUMENTS, **{key: f"({name})" for key, name in WORKED_OUT.items()}}
     return [
-        Explained(key, attrgetter(key)(experiment), origins.get(key, "default"), arguments.get(key, ""), meaning)
-        for key, meaning in meanings().items()
-    ]
+        Explained(
+            name, attrgetter(name)(experiment), origins.get(name, "default"),
+            f"({key.argument})" if key.derived else key.argument, key.meaning,
+        )
+        for name, key in KEYS.items()
+    ]  # fmt: skip
 
 
 def _lines(file: Path) -> dict[str, int]:
@@ -196,7 +182,7 @@ def schema() -> dict[str, Any]:
     made["properties"][MATRIX] = {
         "type": "object",
         "description": "For `python -m lib sweep`: lists of values by dotted key, an experiment for each combination.",
-        "propertyNames": {"enum": [key for key in keys() if key not in FROM_VALUES]},
+        "propertyNames": {"enum": [key for key in KEYS if key not in FROM_VALUES]},
         "additionalProperties": {"type": "array", "minItems": 1, "uniqueItems": True},
         "minProperties": 1,
     }

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
-from lib.errors import ExperimentError, RunError
+from lib.errors import ExperimentError, RunError, did_you_mean
 from lib.experiment.modules import MODULES, find_module
-from lib.experiment.schema import Experiment, UnsuitableError
+from lib.experiment.schema import KEYS, Experiment
 
 SHORTCUTS: Mapping[str, str] = {
     "epochs": "training.epochs",
@@ -46,20 +46,18 @@ def load_experiment(
     else:
         where, values = str(source), read_yaml(Path(source))
     for key, value in (overrides or {}).items():
-        set_value(values, key, value)
+        _set_value(values, key, value)
     try:
         experiment = Experiment.model_validate(values)
     except ValidationError as error:
         complaints = [_complaint(problem) for problem in error.errors()]
         raise ExperimentError(
             f"{where}: {'; '.join(complaints)}.",
-            state="nothing was started.",
             remedy=f"correct {where} (every key is explained in lib/experiment/schema.py) and run it again.",
         ) from None
     if module and experiment.module != find_module(module).name:
         raise ExperimentError(
             f"{where}: module is {experiment.module!r}, but {module!r} was requested.",
-            state="nothing was started.",
             remedy=f"choose an experiment of {module}, for example {MODULES[module].baseline}.",
         )
     return experiment
@@ -74,20 +72,16 @@ def read_yaml(path: Path, error: type[RunError] = ExperimentError) -> dict[str, 
     """Read a YAML file that maps keys to values, without checking the keys. Raises `error` if it cannot be read."""
     if not path.is_file():
         others = sorted(found.name for found in path.parent.glob("*.yaml"))
-        similar = difflib.get_close_matches(path.name, others, n=1)
         listed = f"the YAML files in {path.parent} are: {', '.join(others) or 'none'}."
-        remedy = f"did you mean {(path.parent / similar[0]).as_posix()}?" if similar else listed
-        raise error(f"{path}: there is no such file.", state="nothing was started.", remedy=remedy)
+        remedy = did_you_mean(path.name, others, listed, lambda name: path.with_name(name).as_posix())
+        raise error(f"{path}: there is no such file.", remedy=remedy)
     try:
         values = _parse(path.read_text(encoding="utf-8"))
     except ValueError as problem:
-        raise error(
-            f"{path}: this is not YAML: {problem}", state="nothing was started.", remedy="correct the line named above."
-        ) from None
+        raise error(f"{path}: this is not YAML: {problem}", remedy="correct the line named above.") from None
     if not isinstance(values, dict):
         raise error(
             f"{path}: it must map keys to values, and holds a value of type {type(values).__name__}.",
-            state="nothing was started.",
             remedy="correct the file; experiments/001_det_baseline.yaml is an example of an experiment.",
         )
     return values
@@ -119,7 +113,7 @@ def _parse(text: str) -> Any:  # noqa: ANN401
         raise ValueError(re.sub(r"\s+", " ", str(error)).split(" To suppress this check")[0]) from None
 
 
-def set_value(values: dict[str, Any], dotted: str, value: object) -> None:
+def _set_value(values: dict[str, Any], dotted: str, value: object) -> None:
     """Set the value of a dotted key; create missing sections on its path and copy existing ones."""
     *path, key = dotted.split(".")
     for part in path:
@@ -131,43 +125,35 @@ def set_value(values: dict[str, Any], dotted: str, value: object) -> None:
     values[key] = value
 
 
-def _complaint(problem: Any) -> str:  # noqa: ANN401  pydantic's ErrorDetails
+def _complaint(problem: ErrorDetails) -> str:
     """Return one problem as a sentence: the key, its value, the allowed values, and the likely intended key."""
-    location = _location(problem["loc"])
+    location, value = _location(problem["loc"]), problem["input"]
     key = ".".join(location)
-    value = problem["input"]
-    cause = problem.get("ctx", {}).get("error")
-    if isinstance(cause, UnsuitableError):
-        return str(cause)
+    allowed = problem["msg"].removeprefix("Input ").removeprefix("Value error, ").replace("valid tuple", "valid list")
+    if not location:  # a rule on several keys, which its message names
+        return allowed
     if problem["type"] == "extra_forbidden" and location == [MATRIX]:
         return f"{MATRIX} turns a file into many experiments, for `python -m lib sweep`; here it is not allowed"
     if problem["type"] == "extra_forbidden":
         section: Any = Experiment
         for part in location[:-1]:
             section = section.model_fields[part].annotation
-        known = list(section.model_fields)
-        similar = difflib.get_close_matches(location[-1], known, n=1) or _elsewhere(location[-1])
-        hint = f"did you mean {similar[0]}?" if similar else f"known here: {', '.join(known)}"
+        known, elsewhere = section.model_fields, {name.rpartition(".")[2]: name for name in KEYS}
+        hint = did_you_mean(location[-1], elsewhere, f"known here: {', '.join(known)}", elsewhere.__getitem__)
+        hint = did_you_mean(location[-1], known, hint)
         return f"{key} is not a key of an experiment ({key}: {value!r}); {hint}"
     if problem["type"] == "missing":
         return f"{key} is missing; it is required"
-    allowed = problem["msg"].removeprefix("Input ").removeprefix("Value error, ").replace("valid tuple", "valid list")
     return f"{key} is {value!r}: it {allowed}" if allowed.startswith("should") else f"{key} is {value!r}: {allowed}"
 
 
 def _location(parts: Iterable[int | str]) -> list[str]:
     """Return the keys of a location, without the union types that pydantic appends after the last key."""
-    known, location = set(keys()), list[str]()
+    location = list[str]()
     for part in parts:
-        if isinstance(part, int) or ".".join(location) not in known:
+        if isinstance(part, int) or ".".join(location) not in KEYS:
             location.append(str(part))
     return location
-
-
-def _elsewhere(key: str) -> list[str]:
-    """Return the dotted keys of any section with a similar last word."""
-    dotted = {name.rpartition(".")[2]: name for name in keys()}
-    return [dotted[name] for name in difflib.get_close_matches(key, list(dotted), n=1)]
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -177,25 +163,3 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def keys() -> Iterator[str]:
-    """Yield every dotted key of an experiment: `name`, `training.epochs`, …."""
-    yield from meanings()
-
-
-def meanings() -> dict[str, str]:
-    """Return the description of every key, by dotted key, in the order of the models."""
-    return {key: meaning for key, meaning, _ in fields()}
-
-
-def fields(
-    section: type[BaseModel] = Experiment, prefix: str = "", marks: tuple[Any, ...] = ()
-) -> Iterator[tuple[str, str, tuple[Any, ...]]]:
-    """Yield the dotted key, the description and the metadata of every field; its sections' metadata come first."""
-    for name, field in section.model_fields.items():
-        inner, both = field.annotation, (*marks, *field.metadata)
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield from fields(inner, f"{prefix}{name}.", both)
-        else:
-            yield prefix + name, " ".join((field.description or "").split()), both

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import ExperimentError
-from lib.experiment.load import FROM_VALUES, MATRIX, as_yaml, load_experiment, read_yaml, set_value
+from lib.experiment.load import FROM_VALUES, MATRIX, as_yaml, load_experiment, read_yaml
 from lib.experiment.schema import Experiment
 
 
@@ -28,7 +28,6 @@ def read_sweep(files: Sequence[Path], given: Mapping[str, Any]) -> list[Experime
             if title in found:
                 raise ExperimentError(
                     f"{file}: its experiment {title} is also one of {found[title][1]}.",
-                    state="nothing was started.",
                     remedy="give each experiment a name of its own.",
                 )
             found[title] = experiment, file
@@ -48,9 +47,7 @@ def _expand(file: Path, given: Mapping[str, Any]) -> Iterator[Experiment]:
     matrix = values.pop(MATRIX)
     if problem := _problem_of(matrix, given):
         raise ExperimentError(
-            f"{file}: {problem}.",
-            state="nothing was started.",
-            remedy="write it like `sweep: {training.learning_rate: [0.001, 0.003]}`.",
+            f"{file}: {problem}.", remedy="write it like `sweep: {training.learning_rate: [0.001, 0.003]}`."
         )
     base = load_experiment(values, given, where=str(file))
     for choice in itertools.product(*matrix.values()):
@@ -58,10 +55,7 @@ def _expand(file: Path, given: Mapping[str, Any]) -> Iterator[Experiment]:
         choices = ", ".join(f"{key} {as_yaml(value)}" for key, value in chosen.items())
         name = "-".join([base.name, *(re.sub(r"[^A-Za-z0-9.]+", "-", as_yaml(value)).strip("-.") for value in choice)])
         own = {"name": name, "description": f"{base.description} With {choices}.".lstrip()}
-        content = base.model_dump(mode="json")
-        for key, value in {**chosen, **own}.items():
-            set_value(content, key, value)
-        yield load_experiment(content, where=f"{file}, with {choices}")
+        yield load_experiment(base.model_dump(mode="json"), {**chosen, **own}, where=f"{file}, with {choices}")
 
 
 def _problem_of(matrix: object, given: Mapping[str, Any]) -> str:

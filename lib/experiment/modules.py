@@ -81,6 +81,5 @@ def find_module(name: str) -> Module:
         return MODULES[name]
     raise ExperimentError(
         f"module is {name!r}; it may be {', '.join(MODULES)}.",
-        state="nothing was started.",
         remedy=did_you_mean(name, MODULES, "choose one of them and run the same command again."),
     )

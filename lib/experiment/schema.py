@@ -10,9 +10,11 @@ its module. Cannot: check that the requested dataset, weights and GPUs are avail
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
 
@@ -234,7 +236,7 @@ class Experiment(_Section):
                         f"{self.module}"
                     )
         if wrong:
-            raise UnsuitableError("; ".join(wrong))
+            raise ValueError("; ".join(wrong))
         return self
 
     @property
@@ -258,8 +260,41 @@ class Experiment(_Section):
         return f"artifacts/{self.module}/{self.name}"
 
 
-class UnsuitableError(ValueError):
-    """A value is valid in general, but not for this module."""
+class Key(NamedTuple):
+    """A key of an experiment: its description, and the train argument of ultralytics that is set from its value."""
+
+    meaning: str
+    argument: str
+    """Empty if the value is no train argument."""
+    derived: bool
+    """Whether `train` derives the argument from the value and the state of the machine."""
+
+
+def _keys(section: type[BaseModel], prefix: str = "", default: Ultralytics | None = None) -> Iterator[tuple[str, Key]]:
+    for name, field in section.model_fields.items():
+        mark = next((each for each in field.metadata if isinstance(each, Ultralytics)), default)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _keys(field.annotation, f"{prefix}{name}.", mark)
+        else:
+            argument = mark.argument or name if mark else ""
+            yield prefix + name, Key(" ".join((field.description or "").split()), argument, bool(mark and mark.derived))
+
+
+KEYS: Mapping[str, Key] = dict(_keys(Experiment))
+"""Every key of an experiment (`name`, `training.epochs`, …), in the order of the models."""
+
+ALWAYS: Mapping[str, Any] = {
+    # the default bias warm-up starts far above a small learning rate; here every rate starts at 0
+    "warmup_bias_lr": 0.0,
+    "deterministic": True,
+}
+"""Train arguments of ultralytics that an experiment cannot change."""
+
+
+def ultralytics_arguments(experiment: Experiment) -> dict[str, Any]:
+    """Return the values that are passed to ultralytics unchanged, by the names of its train arguments."""
+    passed = {name: key.argument for name, key in KEYS.items() if key.argument and not key.derived}
+    return {argument: attrgetter(name)(experiment) for name, argument in passed.items()} | {**ALWAYS}
 
 
 def _require_identity(values: dict[str, Any]) -> dict[str, Any]:

@@ -106,7 +106,6 @@ def _metadata(*words: str | Path, name: str) -> dict[str, Any]:
         except (OSError, ValueError, TypeError):
             raise KaggleError(
                 f"the kaggle client wrote no {name}: {answer.output.strip() or answer.errors.strip()}",
-                state="nothing was pushed.",
                 remedy="try again, or update the client.",
             ) from None
 
@@ -131,7 +130,6 @@ def require_private(kernel: str, dataset: str) -> None:
     if not re.fullmatch(r"[^/\s]+/[^/\s]+", dataset):
         raise KaggleError(
             f"--secrets-dataset {dataset!r} is not the name of a Kaggle dataset.",
-            state="nothing was pushed.",
             remedy="give it as OWNER/SLUG, as in its address.",
         )
     _require_private_kernel(kernel)
@@ -148,7 +146,6 @@ def _require_private_kernel(kernel: str) -> None:
     if found.get("is_private") is not True:
         raise KaggleError(
             f"the kernel {kernel} exists and is public: its log and output would be public too.",
-            state="nothing was pushed.",
             remedy=f"make it private (https://www.kaggle.com/code/{kernel}, Share), or delete it there.",
         )
 
@@ -162,29 +159,24 @@ def _require_secrets(dataset: str) -> None:
             raise _unanswered(f"whether the dataset {dataset} is private", failed) from None
         raise KaggleError(
             f"there is no dataset {dataset} on Kaggle that this key may read.",
-            state="nothing was pushed.",
             remedy="make a private Kaggle dataset of this name with secrets.json in it (docs/setup.md), "
             "or name yours with --secrets-dataset OWNER/SLUG.",
         ) from None
     if found.get("info", found).get("isPrivate") is not True:
         raise KaggleError(
             f"the dataset {dataset} is public: everybody can read the credentials in it.",
-            state="nothing was pushed.",
             remedy=f"make it private (https://www.kaggle.com/datasets/{dataset}/settings) and replace every "
             "credential in it with a new one.",
         )
     if '"secrets.json"' not in files:
         raise KaggleError(
             f"the dataset {dataset} has no file secrets.json.",
-            state="nothing was pushed.",
             remedy="add it (docs/setup.md), or name another dataset with --secrets-dataset OWNER/SLUG.",
         )
 
 
 def _unanswered(what: str, failed: CommandFailed) -> KaggleError:
-    return KaggleError(
-        f"Kaggle does not report {what}: {_message(failed)}", state="nothing was pushed.", remedy="try again later."
-    )
+    return KaggleError(f"Kaggle does not report {what}: {_message(failed)}", remedy="try again later.")
 
 
 def gpu_quota() -> str:
@@ -220,7 +212,6 @@ def push_kernel(folder: Path) -> str:
     if done is None:
         raise KaggleError(
             f"Kaggle refused the push of {kernel}: {' '.join(lines) or 'without a message'}",
-            state="nothing was pushed.",
             remedy="correct what it reports; a first push may need a verified phone number (Kaggle, Settings).",
         )
     address = done[2]

@@ -220,7 +220,6 @@ def source(project: Path, *, allow_dirty: bool, given: Mapping[str, Any]) -> dic
         if "origin" not in [remote.name for remote in repo.remotes]:
             raise RenderError(
                 "this checkout has no remote `origin` that a run could clone.",
-                state="nothing was written.",
                 remedy="`git remote add origin https://github.com/YOU/REPOSITORY.git && git push -u origin HEAD`.",
             )
         if not allow_dirty:
@@ -229,7 +228,6 @@ def source(project: Path, *, allow_dirty: bool, given: Mapping[str, Any]) -> dic
                 raise RenderError(
                     f"the tree is dirty, and a run clones the commit: {', '.join(line[3:] for line in changed[:5])}"
                     f"{' …' if len(changed) > 5 else ''}.",  # noqa: PLR2004
-                    state="nothing was written.",
                     remedy="commit and push, or render the commit as it is with --allow-dirty.",
                 )
             _require_on_remote(repo, commit)
@@ -249,12 +247,10 @@ def _require_on_remote(repo: Any, commit: str) -> None:  # noqa: ANN401  GitPyth
     except git.GitCommandError as error:
         raise RenderError(
             f"the remote cannot be asked for commit {commit[:12]}: {str(error.stderr).strip()}",
-            state="nothing was written.",
             remedy="check the network and `git remote -v`, or render without asking with --allow-dirty.",
         ) from None
     raise RenderError(
         f"commit {commit[:12]} is not on the remote, and a run could not clone it.",
-        state="nothing was written.",
         remedy="`git push`, then render again (--allow-dirty renders all the same).",
     )
 

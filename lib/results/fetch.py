@@ -71,7 +71,6 @@ def fetch_model(root: Path, branch: str, credentials: Credentials, folder: Path 
     except OSError as error:
         raise BranchError(
             f"{folder} cannot be written: {error}.",
-            state="nothing was written.",
             remedy="free some space, or name another folder with --output.",
         ) from error
     return Model(folder, run.record)
@@ -107,7 +106,6 @@ def _pull_weights(root: Path, part: Path, run: PublishedRun, credentials: Creden
     if wrong:
         raise BranchError(
             f"`dvc pull` of {run.record.branch} failed: {wrong}.",
-            state="nothing was written.",
             remedy="ensure the DVC remote is accessible (for Google Drive: --secrets secrets.json); `python -m lib "
             "check` reports whether it has the objects that the branch names.",
         )

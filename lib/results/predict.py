@@ -61,7 +61,6 @@ def predict(
     if not model.best.is_file():
         raise PredictionError(
             f"{model.record.branch} was published without train/weights/best.pt.",
-            state="nothing was predicted.",
             remedy="choose another branch; `python -m lib status` shows them.",
         )
     with tempfile.TemporaryDirectory(prefix="kaggle-training-") as scratch:
@@ -75,7 +74,6 @@ def predict(
         except (ValueError, RuntimeError, AssertionError) as error:
             raise PredictionError(
                 f"--device is {device!r}, and this machine has no such device ({str(error).strip().splitlines()[0]}).",
-                state="nothing was predicted.",
                 remedy="leave --device out, or give cpu or the number of a GPU.",
             ) from None
         size = model.record.experiment["training"]["image_size"]
@@ -117,9 +115,7 @@ def _plan(given: Sequence[Path], output: Path) -> dict[Path, Path]:
         if not wrong and not (found and all(is_image(each.name) for each in found)):
             wrong = "this folder holds no image" if path.is_dir() else "this is not an image"
         if wrong:
-            raise PredictionError(
-                f"{path}: {wrong}.", state="nothing was predicted.", remedy="name images, or folders of images."
-            )
+            raise PredictionError(f"{path}: {wrong}.", remedy="name images, or folders of images.")
         for image in found:
             inside = image.relative_to(path) if path.is_dir() else Path(image.name)
             targets.setdefault(image, _free(output / inside, set(targets.values())))
@@ -127,7 +123,6 @@ def _plan(given: Sequence[Path], output: Path) -> dict[Path, Path]:
     if overwritten:
         raise PredictionError(
             f"--output is {output}: drawing there would overwrite {min(overwritten)}.",
-            state="nothing was predicted.",
             remedy="name another folder with --output.",
         )
     return targets

@@ -59,7 +59,6 @@ def find_run(refs: Refs, branch: str) -> str:
     meant = difflib.get_close_matches(name, names, n=3)
     raise BranchError(
         f"{refs.url} has no branch {name!r} of a finished run.",
-        state="nothing was written.",
         remedy=f"{'did you mean' if meant else 'the newest are'}: {', '.join(meant or names[:3]) or 'none'}.",
     )
 
@@ -95,7 +94,6 @@ def find_own(branch: str, texts: Mapping[str, str], kind: type[AnyRecord]) -> tu
     problem = f" ({', '.join(problems)})" if problems else ""
     raise BranchError(
         f"{branch} has no {file} of its own that can be read{problem}.",
-        state="nothing was written.",
         remedy="choose a branch that a run has published; `python -m lib status` shows them.",
     )
 

@@ -47,7 +47,6 @@ def rerun(
     if lacking:
         raise RenderError(
             f"{SOURCES[0]} of commit {record.commit[:12]} is missing or has no parameter {', '.join(lacking)}.",
-            state="nothing was written.",
             remedy=f"check that commit out and render the experiment of {branch}'s run.json by hand.",
         )
     accelerator = record.machine.accelerator

@@ -45,18 +45,15 @@ def make_sandbox(project: Path, folder: Path, experiment: Experiment, data: Path
     if data is not None and not (data / "data.yaml").is_file():
         raise SandboxError(
             f"--data is {data}: there is no data.yaml in it.",
-            state="nothing was started.",
             remedy="name the folder of a dataset in YOLO format, with data.yaml at its top.",
         )
     if data is None and experiment.module not in CLASSES:
         raise SandboxError(
             f"there is no drawn dataset for {experiment.module}, only for {' and '.join(CLASSES)}.",
-            state="nothing was started.",
             remedy="give a dataset in YOLO format with --data DIR.",
         )
     try:
-        for place in (folder, remote):
-            place.mkdir(parents=True, exist_ok=True)
+        remote.mkdir(parents=True, exist_ok=True)
         if not (origin / "HEAD").is_file():
             run_command(["git", "init", "--quiet", "--bare", "--initial-branch=main", origin])
             run_command(["git", "config", "uploadpack.allowFilter", "true"], cwd=origin)
@@ -71,7 +68,6 @@ def make_sandbox(project: Path, folder: Path, experiment: Experiment, data: Path
     except CommandError as error:
         raise SandboxError(
             f"the sandbox in {folder} could not be made: {error}",
-            state="nothing was started.",
             remedy=f"remove {folder} if it is damaged (branches published there go with it) and run again.",
         ) from error
     sheet = folder / f"dataset-{experiment.module}.png"

@@ -86,7 +86,6 @@ class Cluster:
         except ImportError as error:
             raise ClusterError(
                 f"a sweep needs Ray, which is not installed ({error}).",
-                state="nothing was started.",
                 remedy="`uv sync --group cluster`, on every machine.",
             ) from None
         self._ray: Any = ray
@@ -105,7 +104,6 @@ class Cluster:
         except (OSError, RuntimeError, ValueError) as error:
             raise ClusterError(
                 f"no Ray cluster answers at --address {self._address!r}: {error}",
-                state="nothing was started.",
                 remedy="start one with `ray start --head` (and `ray start --address=HEAD:6379` on each other machine) "
                 "with the same Python and Ray, or leave --address out to use this machine.",
             ) from None
@@ -129,7 +127,6 @@ class Cluster:
             most = "; ".join(f"{node.get('GPU', 0):g} GPUs, {node.get('CPU', 0):g} CPUs" for node in nodes)
             raise ClusterError(
                 f"no node has room for a run of {self._gpus:g} GPUs and {self._cpus:g} CPUs; the nodes have: {most}.",
-                state="nothing was started.",
                 remedy="lower --gpus-per-run (0 trains on the CPU) or --cpus-per-run.",
             )
 

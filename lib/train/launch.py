@@ -26,9 +26,8 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from lib.errors import TrainingError
-from lib.experiment.arguments import ultralytics_arguments
 from lib.experiment.modules import Task
-from lib.experiment.schema import Experiment
+from lib.experiment.schema import Experiment, ultralytics_arguments
 from lib.process import MINUTE, found_from, run_side_by_side
 from lib.progress import is_watched
 from lib.session import Session

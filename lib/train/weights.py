@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib.errors import WeightsError
-from lib.experiment.arguments import ultralytics_arguments
-from lib.experiment.schema import Experiment
+from lib.experiment.schema import Experiment, ultralytics_arguments
 from lib.session import Session
 
 
@@ -92,7 +91,6 @@ def _download(experiment: Experiment) -> Path:
     if not found.is_file():
         raise WeightsError(
             f"the published weights {wanted.name} could not be downloaded{cause}.",
-            state="nothing was trained.",
             remedy="turn internet on in the Kaggle settings, or attach the file as a dataset and give its path as "
             "model.pretrained, or train from random weights with pretrained: false.",
         )
@@ -104,7 +102,6 @@ def _existing(key: str, given: str, root: Path) -> Path:
     if not path.is_file():
         raise WeightsError(
             f"{key} is {given!r}: {path} is not there.",
-            state="nothing was trained.",
             remedy="attach the checkpoint as a Kaggle dataset and give its path below /kaggle/input, or null.",
         )
     return path
@@ -117,7 +114,6 @@ def _look_into(path: Path, experiment: Experiment, shown: str) -> StartingPoint:
     def refuse(what: str) -> WeightsError:
         return WeightsError(
             f"{shown}: {what}.",
-            state="nothing was trained.",
             remedy="give the last.pt of an interrupted training of this experiment, or null and session.resume: never "
             "to start a new one.",
         )

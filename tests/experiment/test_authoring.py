@@ -17,10 +17,10 @@ from ruamel.yaml import YAML
 
 from lib.cli.app import app
 from lib.errors import ExperimentError
-from lib.experiment.arguments import ALWAYS, ultralytics_arguments
 from lib.experiment.authoring import SCHEMA_LINE, explain, new_experiment, schema, show_explained
-from lib.experiment.load import MATRIX, keys, load_experiment, meanings, read_yaml
+from lib.experiment.load import MATRIX, load_experiment, read_yaml
 from lib.experiment.modules import MODULES
+from lib.experiment.schema import ALWAYS, KEYS, ultralytics_arguments
 
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
 BASELINE = ROOT / "experiments/001_det_baseline.yaml"
@@ -167,14 +167,14 @@ def test_the_command_prints_the_file_and_the_next_command(project: Path, monkeyp
 
 def test_every_key_has_a_meaning() -> None:
     """Every key of the models has a description."""
-    assert [key for key, meaning in meanings().items() if len(meaning) < 10] == []
+    assert [name for name, key in KEYS.items() if len(key.meaning) < 10] == []
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda path: path.stem)
 def test_every_value_is_explained_as_training_uses_it(file: Path) -> None:
     """The explained arguments and values are exactly those that ultralytics receives."""
     experiment, explained = load_experiment(file), explain(file)
-    assert [each.key for each in explained] == list(keys())
+    assert [each.key for each in explained] == list(KEYS)
     assert all(each.value == attrgetter(each.key)(experiment) for each in explained)
     message = {each.argument: each.value for each in explained if each.argument and not each.argument.startswith("(")}
     assert message | {**ALWAYS} == ultralytics_arguments(experiment)
@@ -195,10 +195,10 @@ def test_the_table_shows_every_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each row shows key, value, origin, argument and meaning, square brackets included."""
     monkeypatch.setenv("COLUMNS", "300")
     rows = {row.split()[0]: row.split(maxsplit=4) for row in show_explained(explain(BASELINE)).splitlines() if row}
-    assert set(keys()) <= set(rows)
+    assert set(KEYS) <= set(rows)
     line = BASELINE.read_text().splitlines().index("  learning_rate: 0.001") + 1
     assert rows["training.learning_rate"][1:4] == ["0.001", "line", str(line)]
-    assert rows["training.learning_rate"][4].split(maxsplit=1) == ["lr0", meanings()["training.learning_rate"]]
+    assert rows["training.learning_rate"][4].split(maxsplit=1) == ["lr0", KEYS["training.learning_rate"].meaning]
     assert '["detection", "yolo11s", "baseline"]' in show_explained(explain(BASELINE))
 
 
@@ -225,7 +225,7 @@ def test_the_committed_schema_matches_the_models(project: Path, monkeypatch: pyt
     sections = [json.loads(committed), *json.loads(committed)["$defs"].values()]
     assert all(section["description"] for section in sections)
     message = {name for each in sections for name, key in each["properties"].items() if "description" in key}
-    assert message == {key.rpartition(".")[2] for key in keys()} | {MATRIX}
+    assert message == {key.rpartition(".")[2] for key in KEYS} | {MATRIX}
 
 
 def test_the_schema_describes_a_matrix() -> None:

@@ -12,9 +12,8 @@ import pytest
 from conftest import ROOT
 
 from lib.errors import TrainingError, WeightsError
-from lib.experiment.arguments import ALWAYS, ARGUMENTS, WORKED_OUT, ultralytics_arguments
-from lib.experiment.load import keys, load_experiment
-from lib.experiment.schema import Experiment
+from lib.experiment.load import load_experiment
+from lib.experiment.schema import ALWAYS, KEYS, Experiment, ultralytics_arguments
 from lib.session import Session
 from lib.train.launch import WorkerPlan, keep_earlier, train
 from lib.train.tracking import configure_tracking
@@ -49,10 +48,11 @@ def test_a_training_gets_only_the_documented_arguments(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="ended with status 1"):
         train(session, file, start, configure_tracking(session), worker="nobody")
     arguments = set(WorkerPlan.read(tmp_path / "training/plan.json").arguments)
-    assert arguments == {*ARGUMENTS.values(), *WORKED_OUT.values(), *ALWAYS, "save_dir", "project", "plots", "exist_ok"}
+    named = {key.argument for key in KEYS.values() if key.argument}
+    assert arguments == named | {*ALWAYS, "save_dir", "project", "plots", "exist_ok"}
 
 
-@pytest.mark.parametrize("key", [key for key in keys() if key in BECOMES or key.startswith("augmentation.")])
+@pytest.mark.parametrize("key", [key for key in KEYS if key in BECOMES or key.startswith("augmentation.")])
 def test_every_value_reaches_ultralytics_under_its_name(key: str) -> None:
     """Two experiments that differ in one key differ in one ultralytics argument, with the same values."""
     other = {"cosine_schedule": False, "optimizer": "SGD", "mixed_precision": False, "perspective": 0.0005}
@@ -162,5 +162,5 @@ def test_an_empty_or_missing_folder_is_not_moved(tmp_path: Path) -> None:
 def test_the_baseline_has_every_key() -> None:
     """Users look the keys up in the baseline."""
     written = BASELINE.read_text(encoding="utf-8")
-    assert [key for key in keys() if f"{key.rpartition('.')[2]}:" not in written] == []
+    assert [key for key in KEYS if f"{key.rpartition('.')[2]}:" not in written] == []
     assert isinstance(load_experiment(BASELINE), Experiment)
