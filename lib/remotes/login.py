@@ -359,7 +359,7 @@ def _find_places() -> tuple[str, str | None]:
     with contextlib.suppress(RemoteError):
         origin = find_git_remote(Path.cwd(), Credentials())
     try:
-        _, url = find_dvc_remote(Path.cwd())
+        url = find_dvc_remote(Path.cwd())
         if url.startswith("gdrive://"):
             folder = urlsplit(url).netloc or None
         else:
