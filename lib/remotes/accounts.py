@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from lib.errors import CommandError, CredentialsError, RemoteError
-from lib.process import limit_silence, run_command
+from lib.process import run_command
 from lib.remotes.credentials import Credentials, without_user
 from lib.remotes.drive_errors import explain
 
@@ -75,7 +75,6 @@ def check_drive(credentials: Credentials, folder: str | None = None, *, seconds:
     from googleapiclient.errors import HttpError
     from oauth2client.client import AccessTokenRefreshError
 
-    limit_silence()
     google = _google_credentials(credentials)
     try:
         google.refresh(httplib2.Http(timeout=seconds))

@@ -193,18 +193,13 @@ def make_credentials(values: Mapping[str, Any], source: str) -> Credentials:
             state="nothing was started; no value is shown here.",
             remedy="correct the keys named above (the form is shown in docs/setup.md) and run again.",
         )
-    drive = values.get("GDRIVE_USER_CREDENTIALS")
-    service = values.get("GDRIVE_SERVICE_ACCOUNT")
-    return Credentials(
-        github_token=values.get("GITHUB_TOKEN"),
-        wandb_api_key=values.get("WANDB_API_KEY"),
-        drive={name: drive[name] for name in DRIVE_FIELDS} | {"token_expiry": _utc(drive["token_expiry"])}
-        if drive
-        else None,
-        service_account={name: value for name, value in service.items() if isinstance(value, str)} if service else None,
-        s3={name: values[name] for name in S3_NAMES if name in values} or None,
-        source=source,
-    )
+    drive, service = (values.get(name) for name in DRIVE_NAMES)
+    if drive:
+        drive = {name: drive[name] for name in DRIVE_FIELDS} | {"token_expiry": _utc(drive["token_expiry"])}
+    if service:
+        service = {name: value for name, value in service.items() if isinstance(value, str)}
+    s3 = {name: values[name] for name in S3_NAMES if name in values} or None
+    return Credentials(values.get("GITHUB_TOKEN"), values.get("WANDB_API_KEY"), drive, service, s3, source)
 
 
 ATTACH = "attach the Kaggle dataset that holds secrets.json, or name the file with -p secrets PATH."
@@ -231,10 +226,8 @@ def _from_environment(names: tuple[str, ...]) -> dict[str, Any]:
     if names == S3_NAMES and not all(name in given for name in S3_KEYS):
         return {}  # a region or half a key alone is left to DVC
     for name in set(DRIVE_NAMES) & set(given):
-        try:
+        with contextlib.suppress(ValueError, RecursionError):  # the check rejects text
             given[name] = json.loads(given[name])
-        except (ValueError, RecursionError):
-            given[name] = None
     return given
 
 
