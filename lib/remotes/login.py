@@ -47,14 +47,15 @@ class OAuthClient:
     token_uri: str = TOKEN_URI
 
 
-def read_google_file(path: Path) -> OAuthClient | dict[str, Any]:
-    """Read a JSON file of Google's console: an OAuth client of type Desktop app, or a service account's key.
+def read_google_file(path: Path) -> dict[str, Any]:
+    """Return the entry of `secrets.json` for a JSON file of Google's console.
 
-    Raises `CredentialsError` for anything else.
+    The file is a service account's key, or an OAuth client of type Desktop app, with which the user signs in. Raises
+    `CredentialsError` for anything else, and the errors of `sign_in`.
     """
     content = read_secrets(path, remedy="download the JSON from Google's console, and name that file.")
     if content.get("type") == "service_account":
-        return content
+        return {"GDRIVE_SERVICE_ACCOUNT": content}
     given = content.get("installed")
     given = given if isinstance(given, dict) else {}
     client = OAuthClient(**{each.name: str(given[each.name]) for each in fields(OAuthClient) if given.get(each.name)})
@@ -72,7 +73,7 @@ def read_google_file(path: Path) -> OAuthClient | dict[str, Any]:
             remedy="Google Cloud Console → APIs & Services → Credentials → Create → OAuth client ID → Desktop app; "
             "download its JSON.",
         )
-    return client
+    return {"GDRIVE_USER_CREDENTIALS": sign_in(client)}
 
 
 def sign_in(client: OAuthClient, *, seconds: float = 600) -> dict[str, str]:
@@ -320,16 +321,10 @@ def _ask_drive(given: list[Path]) -> dict[str, Any]:
     )  # fmt: skip
     if not path:
         return {}
-    client: OAuthClient | dict[str, Any]
-    if path == "type":
-        client = OAuthClient(_ask("Client id"), _ask("Client secret (not shown)", hidden=True))
-        if not client.client_id or not client.client_secret:
-            return {}
-    else:
-        client = read_google_file(Path(path).expanduser())
-    if isinstance(client, OAuthClient):
-        return {"GDRIVE_USER_CREDENTIALS": sign_in(client)}
-    return {"GDRIVE_SERVICE_ACCOUNT": client}
+    if path != "type":
+        return read_google_file(Path(path).expanduser())
+    client = OAuthClient(_ask("Client id"), _ask("Client secret (not shown)", hidden=True))
+    return {"GDRIVE_USER_CREDENTIALS": sign_in(client)} if client.client_id and client.client_secret else {}
 
 
 def _refuse_to_commit(file: Path) -> None:
