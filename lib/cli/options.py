@@ -6,7 +6,6 @@ from functools import cached_property
 from pathlib import Path
 
 import click
-from click.shell_completion import CompletionItem
 
 from lib.errors import RunError, SandboxError
 from lib.remotes.credentials import Credentials, load_credentials
@@ -79,7 +78,7 @@ def run_command_line(command: click.Command) -> None:
         raise SystemExit(1) from None
 
 
-def complete_branch(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+def complete_branch(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[str]:
     """Return the branches of finished runs that start with `begun`; none if the remote cannot be read."""
     from lib.results.published import list_runs
     from lib.sync import Refs
@@ -88,4 +87,4 @@ def complete_branch(_context: click.Context, _parameter: click.Parameter, begun:
         names = list_runs(Refs(Path.cwd(), Project().credentials))
     except RunError:
         return []
-    return [CompletionItem(name) for name in names if name.startswith(begun)]
+    return [name for name in names if name.startswith(begun)]

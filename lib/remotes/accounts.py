@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from lib.errors import CommandError, CredentialsError, RemoteError
-from lib.process import limit_silence, run_command
+from lib.process import run_command
 from lib.remotes.credentials import Credentials, without_user
 from lib.remotes.drive_errors import explain
 
@@ -41,9 +41,15 @@ class Account:
     service: str
     who: str
     details: tuple[str, ...] = ()
+    """What is known about the account; an empty text is not shown."""
 
     def __str__(self) -> str:
-        return "; ".join((f"{self.service}: {self.who}", *self.details))
+        return "; ".join(filter(None, (f"{self.service}: {self.who}", *self.details)))
+
+
+def rejected(what: str, remedy: str) -> CredentialsError:
+    """Return the error for a key that a service rejects or that is missing; `what` must be redacted."""
+    return CredentialsError(what, state=UNCHANGED, remedy=remedy)
 
 
 def unreachable(service: str, what: str) -> RemoteError:
@@ -69,7 +75,6 @@ def check_drive(credentials: Credentials, folder: str | None = None, *, seconds:
     from googleapiclient.errors import HttpError
     from oauth2client.client import AccessTokenRefreshError
 
-    limit_silence()
     google = _google_credentials(credentials)
     try:
         google.refresh(httplib2.Http(timeout=seconds))
@@ -77,9 +82,7 @@ def check_drive(credentials: Credentials, folder: str | None = None, *, seconds:
         with build("drive", "v2", http=http_client, cache_discovery=False) as drive:
             wanted = "user(emailAddress),quotaBytesUsed,quotaBytesTotal,quotaType"
             about = drive.about().get(fields=wanted).execute(num_retries=2)
-            details = [_quota(about)]
-            if folder is not None:
-                details.append(_write_probe(drive.files(), folder))
+            details = (_quota(about), _write_probe(drive.files(), folder) if folder else "")
     except (OSError, httplib2.HttpLib2Error, http.client.HTTPException, HttpError, AccessTokenRefreshError) as error:
         found = explain(error)
         # drop the cause: it may contain the request with its credentials
@@ -88,7 +91,7 @@ def check_drive(credentials: Credentials, folder: str | None = None, *, seconds:
             state=UNCHANGED,
             remedy=f"{found.remedy}; then try again.",
         ) from None
-    return Account("Google Drive", str(about.get("user", {}).get("emailAddress", "unknown")), tuple(details))
+    return Account("Google Drive", str(about.get("user", {}).get("emailAddress", "unknown")), details)
 
 
 def _google_credentials(credentials: Credentials) -> Any:  # noqa: ANN401  oauth2client has no types
@@ -101,10 +104,9 @@ def _google_credentials(credentials: Credentials) -> Any:  # noqa: ANN401  oauth
     try:
         return ServiceAccountCredentials.from_json_keyfile_dict(content, [DRIVE_SCOPE])
     except Exception as error:  # noqa: BLE001  any error of the cryptography library; its message may quote the key
-        raise CredentialsError(
+        raise rejected(
             f"{credentials.source}: GDRIVE_SERVICE_ACCOUNT.private_key cannot be read ({type(error).__name__}).",
-            state=UNCHANGED,
-            remedy="put the service account's key into secrets.json as Google's console downloads it.",
+            "put the service account's key into secrets.json as Google's console downloads it.",
         ) from None
 
 
@@ -115,7 +117,6 @@ def _quota(about: Mapping[str, Any]) -> str:
 
 
 def _write_probe(files: Any, folder: str) -> str:  # noqa: ANN401  googleapiclient has no types
-    from googleapiclient.errors import HttpError
     from googleapiclient.http import MediaInMemoryUpload
 
     found = files.get(fileId=folder, fields="title,mimeType,labels(trashed)", supportsAllDrives=True)
@@ -131,22 +132,19 @@ def _write_probe(files: Any, folder: str) -> str:  # noqa: ANN401  googleapiclie
     body = {"title": name, "parents": [{"id": folder}]}
     media = MediaInMemoryUpload(b"made by a check; may be deleted", "text/plain", resumable=True)
     made = files.insert(body=body, media_body=media, supportsAllDrives=True, fields="id").execute(num_retries=2)
-    which = {"fileId": made["id"], "supportsAllDrives": True}
-    try:
+    # in a shared drive most members may move a file to the trash; only managers may delete it
+    for remove in (files.delete, files.trash):
         try:
-            files.delete(**which).execute(num_retries=2)
-        except HttpError as error:
-            if error.resp.status != HTTPStatus.FORBIDDEN:
-                raise
-            # in a shared drive most members may move a file to the trash; only managers may delete it
-            files.trash(**which).execute(num_retries=2)
-    except Exception as error:  # noqa: BLE001  after any error the file still exists
-        raise RemoteError(
-            f"the file {name} was created in gdrive://{folder} and cannot be deleted ({type(error).__name__}).",
-            state="that file remains there.",
-            remedy="delete it by hand, and let the account delete files: a failed run deletes what it uploaded.",
-        ) from None
-    return f"folder {about['title']} can be written to"
+            remove(fileId=made["id"], supportsAllDrives=True).execute(num_retries=2)
+        except Exception as error:  # noqa: BLE001  after any error the file still exists
+            cause = type(error).__name__
+        else:
+            return f"folder {about['title']} can be written to"
+    raise RemoteError(
+        f"the file {name} was created in gdrive://{folder} and cannot be deleted ({cause}).",
+        state="that file remains there.",
+        remedy="delete it by hand, and let the account delete files: a failed run deletes what it uploaded.",
+    )
 
 
 # ── GitHub ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -162,25 +160,26 @@ def check_github(credentials: Credentials, url: str = "", *, seconds: float = SE
     if place is None:
         return _check_git(credentials, url, seconds)
     if not credentials.github_token:
-        raise CredentialsError(
+        raise rejected(
             f"{credentials.source} has no GITHUB_TOKEN.",
-            state=UNCHANGED,
-            remedy="add GITHUB_TOKEN (scope `repo`) to secrets.json: `python -m lib credentials` helps.",
+            "add GITHUB_TOKEN (scope `repo`) to secrets.json: `python -m lib credentials` helps.",
         )
     api, name = place
-    reply = _get(credentials, f"{api}/repos/{name}" if name else f"{api}/user", seconds)
+    reply, about = _get(credentials, f"{api}/repos/{name}" if name else f"{api}/user", seconds)
     if api != GITHUB and not any(header.lower().startswith("x-github-") for header in reply.headers):
         return _check_git(credentials, url, seconds)
-    about = _read_reply(reply, name)
+    if reply.status_code != HTTPStatus.OK or not about:
+        raise _explain_reply(reply, name)
     scopes = reply.headers.get("X-OAuth-Scopes", "")  # only classic tokens report scopes
     end = reply.headers.get("GitHub-Authentication-Token-Expiration")
-    details = [f"scopes: {scopes}" if scopes else "", f"the token expires on {end}" if end else ""]
     if name:
         _require_push(credentials, about, name, scopes)
-        details.insert(0, f"may push to {name}")
-        about = _json_object(_get(credentials, f"{api}/user", seconds))
-    # a GitHub App's token has no user
-    return Account("GitHub", str(about.get("login") or "a token without a user"), tuple(filter(None, details)))
+        _, about = _get(credentials, f"{api}/user", seconds)
+    return Account(
+        "GitHub",
+        str(about.get("login") or "a token without a user"),  # a GitHub App's token has no user
+        (name and f"may push to {name}", scopes and f"scopes: {scopes}", f"the token expires on {end}" if end else ""),
+    )
 
 
 def _github_api(url: str) -> tuple[str, str] | None:
@@ -194,7 +193,8 @@ def _github_api(url: str) -> tuple[str, str] | None:
     return (GITHUB if parts.hostname == "github.com" else f"{parts.scheme}://{host}/api/v3"), name[1]
 
 
-def _get(credentials: Credentials, address: str, seconds: float) -> Response:
+def _get(credentials: Credentials, address: str, seconds: float) -> tuple[Response, Mapping[str, Any]]:
+    """Return the reply to a request with the token, and its JSON object; an empty one if it has none."""
     import requests
 
     def authorize(request: PreparedRequest) -> PreparedRequest:
@@ -204,30 +204,25 @@ def _get(credentials: Credentials, address: str, seconds: float) -> Response:
 
     headers = {"Accept": "application/vnd.github+json"}
     try:
-        return requests.get(address, headers=headers, auth=authorize, timeout=seconds, allow_redirects=False)
+        reply = requests.get(address, headers=headers, auth=authorize, timeout=seconds, allow_redirects=False)
     except requests.RequestException as error:
         raise unreachable(urlsplit(address).netloc, credentials.redact(f"{type(error).__name__}: {error}")) from None
-
-
-def _json_object(reply: Response) -> Mapping[str, Any]:
     try:
         content = reply.json()
     except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
+        content = None
+    return reply, content if isinstance(content, dict) else {}
 
 
-def _read_reply(reply: Response, name: str) -> Mapping[str, Any]:
-    """Return the content of GitHub's reply, or raise the error that its status means."""
-    status, content = reply.status_code, _json_object(reply)
-    if status == HTTPStatus.OK and content:
-        return content
+def _explain_reply(reply: Response, name: str) -> CredentialsError | RemoteError:
+    """Return the error that the status of GitHub's reply means."""
+    status = reply.status_code
     is_limit = status == HTTPStatus.FORBIDDEN and reply.headers.get("X-RateLimit-Remaining") == "0"
     is_trouble = status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
     if is_limit or is_trouble or status == HTTPStatus.OK:
-        raise unreachable("GitHub", f"it replied {status}{' (its rate limit)' if is_limit else ''}.")
+        return unreachable("GitHub", f"it replied {status}{' (its rate limit)' if is_limit else ''}.")
     if reply.is_redirect:
-        raise RemoteError(
+        return RemoteError(
             f"{name} has moved.",
             state=UNCHANGED,
             remedy="`git remote set-url origin` with the new address, then render again.",
@@ -239,7 +234,7 @@ def _read_reply(reply: Response, name: str) -> Mapping[str, Any]:
     elif status == HTTPStatus.NOT_FOUND:
         what = f"shows no repository {name} to GITHUB_TOKEN"
         remedy = "check the address, and that the token has the scope `repo` or was made for this repository."
-    raise CredentialsError(f"GitHub {what} (HTTP {status}).", state=UNCHANGED, remedy=remedy)
+    return rejected(f"GitHub {what} (HTTP {status}).", remedy)
 
 
 def _require_push(credentials: Credentials, repository: Mapping[str, Any], name: str, scopes: str) -> None:
@@ -247,10 +242,9 @@ def _require_push(credentials: Credentials, repository: Mapping[str, Any], name:
     is_classic = bool(scopes) or str(credentials.github_token).startswith("ghp_")
     may_push = repository.get("permissions", {}).get("push")  # the user's right, regardless of the token's scopes
     if not may_push or (is_classic and not enough & set(scopes.split(", "))):
-        raise CredentialsError(
+        raise rejected(
             f"GITHUB_TOKEN of {credentials.source} may not push to {name}.",
-            state=UNCHANGED,
-            remedy="make one with the scope `repo` (fine-grained: Contents, read and write, for this repository) by an "
+            "make one with the scope `repo` (fine-grained: Contents, read and write, for this repository) by an "
             "account that may push, and put it into secrets.json.",
         )
 
@@ -262,13 +256,12 @@ def _check_git(credentials: Credentials, url: str, seconds: float) -> Account:
     try:
         run_command(["git", "ls-remote", "--", url], env=environment, timeout=seconds, redact=credentials.redact)
     except CommandError as error:
-        rejected = r"Authentication failed|could not read Username|Permission denied|returned error: 40[13]"
-        if not re.search(rejected, error.what):
+        refusals = r"Authentication failed|could not read Username|Permission denied|returned error: 40[13]"
+        if not re.search(refusals, error.what):
             raise unreachable(shown, error.what) from None
-        raise CredentialsError(
+        raise rejected(
             f"{shown} rejects the token of {credentials.source}: {error.what}",
-            state=UNCHANGED,
-            remedy="make a new token that may read and write this repository, and put it into secrets.json.",
+            "make a new token that may read and write this repository, and put it into secrets.json.",
         ) from None
     return Account("Git", shown, ("can be read; only a push shows whether it can be written to",))
 
@@ -299,10 +292,9 @@ def check_wandb(credentials: Credentials, *, seconds: float = SECONDS) -> Accoun
         is_key = isinstance(error, wandb.errors.AuthenticationError) and error.__cause__ is None
         is_rejected = getattr(reply, "http_status", 0) in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
         if is_key or is_rejected or "invalid credentials" in what:
-            raise CredentialsError(
+            raise rejected(
                 f"W&B rejects WANDB_API_KEY of {credentials.source}: {what}",
-                state=UNCHANGED,
-                remedy="copy the key anew from your W&B user settings into secrets.json, or leave it out.",
+                "copy the key anew from your W&B user settings into secrets.json, or leave it out.",
             ) from None
         raise unreachable("W&B", what) from None
-    return Account("W&B", who, tuple(filter(None, (mail, f"teams: {teams}" if teams else ""))))
+    return Account("W&B", who, (mail, teams and f"teams: {teams}"))

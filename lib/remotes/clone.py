@@ -19,33 +19,32 @@ from lib.process import run_command
 from lib.remotes.credentials import Credentials, without_user
 
 
-def find_dvc_remote(root: Path) -> tuple[str, str]:
-    """Return the name and URL of the repository's default DVC remote. Raises `RemoteError` if it has none."""
-    with _default_remote(root) as (_, name, url):
-        return name, url
+def find_dvc_remote(root: Path) -> str:
+    """Return the URL of the repository's default DVC remote. Raises `RemoteError` if it has none."""
+    _, _, url = _read_config(root)
+    return url
 
 
-@contextlib.contextmanager
-def _default_remote(root: Path) -> Iterator[tuple[Any, str, str]]:
-    """Yield the repository as DVC opens it, and the name and URL of its default remote. Raises `RemoteError`."""
-    from dvc.config import ConfigError
+def _read_config(root: Path) -> tuple[Any, str, str]:
+    """Return the repository's DVC configuration, and the name and URL of its default remote. Raises `RemoteError`."""
+    from dvc.config import Config
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
     try:
-        with Repo(str(root)) as repo:
-            name = repo.config["core"].get("remote")
-            if not name or name not in repo.config["remote"]:
-                raise RemoteError(
-                    "the repository names no default DVC remote in .dvc/config.",
-                    state="nothing was pulled or trained.",
-                    remedy="`dvc remote add -d storage gdrive://<folder id>`, commit .dvc/config, push, render again.",
-                )
-            yield repo, name, str(repo.config["remote"][name]["url"])
-    except (ConfigError, DvcException) as error:
+        config = Config(Repo.find_dvc_dir(str(root)))
+    except DvcException as error:
         raise RemoteError(
             f".dvc/config cannot be used: {error}", remedy="run `dvc remote list` in a clone and correct what it names."
         ) from error
+    name = config["core"].get("remote")
+    if name not in config["remote"]:
+        raise RemoteError(
+            "the repository names no default DVC remote in .dvc/config.",
+            state="nothing was pulled or trained.",
+            remedy="`dvc remote add -d storage gdrive://<folder id>`, commit .dvc/config, push, render again.",
+        )
+    return config, name, str(config["remote"][name]["url"])
 
 
 def configure_dvc(root: Path, scratch: Path, credentials: Credentials) -> str:
@@ -56,26 +55,23 @@ def configure_dvc(root: Path, scratch: Path, credentials: Credentials) -> str:
     Raises `RemoteError` if the repository has no default remote, `CredentialsError` if Google Drive's credentials are
     missing.
     """
-    with _default_remote(root) as (repo, name, url):
-        with repo.config.edit("local") as local:
-            local["cache"]["dir"] = str(scratch / "dvc-cache")
-            if url.startswith("gdrive://"):
-                local["remote"][name] = _configure_drive(scratch / "credentials" / "gdrive.json", credentials)
-        if url.startswith("s3://") and credentials.s3:
-            os.environ.pop("AWS_SESSION_TOKEN", None)  # a token of another key would make this key invalid
-            os.environ.update(credentials.s3)
+    config, name, url = _read_config(root)
+    with config.edit("local") as local:
+        local["cache"]["dir"] = str(scratch / "dvc-cache")
+        if url.startswith("gdrive://"):
+            # otherwise, with a missing or revoked token, DVC waits for a browser forever
+            os.environ["GDRIVE_NON_INTERACTIVE"] = "1"
+            os.environ.pop("GDRIVE_CREDENTIALS_DATA", None)  # DVC would use it instead of the file
+            file = scratch / "credentials" / "gdrive.json"
+            credentials.write_drive_file(file)
+            is_service = credentials.service_account is not None
+            key = "gdrive_service_account_json_file_path" if is_service else "gdrive_user_credentials_file"
+            # set for both kinds of account: .dvc/config may have been written for the other kind
+            local["remote"][name] = {"gdrive_use_service_account": is_service, key: str(file)}
+    if url.startswith("s3://") and credentials.s3:
+        os.environ.pop("AWS_SESSION_TOKEN", None)  # a token of another key would make this key invalid
+        os.environ.update(credentials.s3)
     return f"DVC remote: {name} at {url}"
-
-
-def _configure_drive(file: Path, credentials: Credentials) -> dict[str, object]:
-    # otherwise, with a missing or revoked token, DVC waits for a browser forever
-    os.environ["GDRIVE_NON_INTERACTIVE"] = "1"
-    os.environ.pop("GDRIVE_CREDENTIALS_DATA", None)  # DVC would use it instead of the file
-    credentials.write_drive_file(file)
-    is_service = credentials.service_account is not None
-    key = "gdrive_service_account_json_file_path" if is_service else "gdrive_user_credentials_file"
-    # set for both kinds of account: .dvc/config may have been written for the other kind
-    return {"gdrive_use_service_account": is_service, key: str(file)}
 
 
 @contextlib.contextmanager

@@ -8,12 +8,14 @@ the short-lived tokens that a client obtains with it.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -32,8 +34,6 @@ ACCOUNTS = (DRIVE_NAMES, ("WANDB_API_KEY",), ("GITHUB_TOKEN",), S3_NAMES)
 NAMES = tuple(name for names in ACCOUNTS for name in names)
 TOKEN_URI = "https://oauth2.googleapis.com/token"  # noqa: S105  a URL
 SHORTEST_SECRET = 6  # shorter values would be replaced inside ordinary text
-
-
 GIT_TOKEN = "KAGGLE_TRAINING_GIT_TOKEN"  # noqa: S105  the name of an environment variable
 GIT_HELPER = f'!f() {{ test "$1" = get && printf "username=x-access-token\\npassword=%s\\n" "${GIT_TOKEN}"; }}; f'
 """A Git credential helper that reads the token from the environment; `git-credential(1)` defines its output."""
@@ -52,9 +52,10 @@ class Credentials:
     s3: Mapping[str, str] | None = None
     """The given keys of the four `AWS_*` keys."""
     source: str = "nowhere"
-    _hidden: tuple[str, ...] = field(default=(), compare=False)
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def _hidden(self) -> list[str]:
+        """Every form of every secret value, the longest first."""
         secret = [self.github_token, self.wandb_api_key]
         if self.drive:
             secret += [self.drive[name] for name in ("access_token", "refresh_token", "client_secret")]
@@ -69,10 +70,9 @@ class Credentials:
             forms |= {value, quote(value, safe=""), json.dumps(value)[1:-1]}
         # HTTP basic authentication encodes them in base64: git's token, wandb's key
         accounts = (("x-access-token", self.github_token), ("api", self.wandb_api_key))
-        forms |= {_basic(user, value) for user, value in accounts if value}
+        forms |= {base64.b64encode(f"{user}:{value}".encode()).decode() for user, value in accounts if value}
         # longest first: if a value contains another, replacing the shorter one first would show the rest
-        hidden = sorted((form for form in forms if len(form) >= SHORTEST_SECRET), key=len, reverse=True)
-        object.__setattr__(self, "_hidden", tuple(hidden))
+        return sorted((form for form in forms if len(form) >= SHORTEST_SECRET), key=len, reverse=True)
 
     def __repr__(self) -> str:
         accounts = {
@@ -146,23 +146,15 @@ class Credentials:
 def write_private(path: Path, text: str) -> None:
     """Write a file that only its owner can read (mode 600), whole or not at all; create its folder."""
     # created private and then renamed: this also replaces an older file with wider permissions
-    with replacing(path) as part, open(part, "x", encoding="utf-8", opener=_open_private) as file:
+    with replacing(path) as part, open(part, "x", encoding="utf-8", opener=partial(os.open, mode=0o600)) as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _open_private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
-
-
 def without_user(url: str) -> str:
     """Return a URL without the user name, password or token that it may contain, for messages."""
     return re.sub(r"://[^/@]*@", "://", url)
-
-
-def _basic(user: str, secret: str) -> str:
-    return base64.b64encode(f"{user}:{secret}".encode()).decode()
 
 
 def load_credentials(path: str = "", *, inputs: Path = Path("/kaggle/input")) -> Credentials:
@@ -172,15 +164,15 @@ def load_credentials(path: str = "", *, inputs: Path = Path("/kaggle/input")) ->
     attached dataset (`<slug>/` and `datasets/<owner>/<slug>/`). An account that the file lacks is read from the
     environment variables of the same names. Raises one `CredentialsError` that lists every missing or malformed entry.
     """
-    file = Path(path) if path else _find(inputs)
-    values: dict[str, Any] = {}
-    if file is not None:
-        values = read_secrets(file)
+    mounts = ("secrets.json", "*/secrets.json", "datasets/*/*/secrets.json")
+    attached = (file for mount in mounts for file in sorted(inputs.glob(mount)))
+    file = Path(path) if path else next(attached, None)
+    values = read_secrets(file) if file else {}
     for names in ACCOUNTS:
         # read each account wholly from the file or wholly from the environment: halves may belong to different owners
         if not any(name in values for name in names):
             values |= _from_environment(names)
-    return make_credentials(values, str(file) if file is not None else "the environment")
+    return make_credentials(values, str(file or "the environment"))
 
 
 def make_credentials(values: Mapping[str, Any], source: str) -> Credentials:
@@ -201,26 +193,13 @@ def make_credentials(values: Mapping[str, Any], source: str) -> Credentials:
             state="nothing was started; no value is shown here.",
             remedy="correct the keys named above (the form is shown in docs/setup.md) and run again.",
         )
-    drive = values.get("GDRIVE_USER_CREDENTIALS")
-    service = values.get("GDRIVE_SERVICE_ACCOUNT")
-    return Credentials(
-        github_token=values.get("GITHUB_TOKEN"),
-        wandb_api_key=values.get("WANDB_API_KEY"),
-        drive={name: drive[name] for name in DRIVE_FIELDS} | {"token_expiry": _utc(drive["token_expiry"])}
-        if drive
-        else None,
-        service_account={name: value for name, value in service.items() if isinstance(value, str)} if service else None,
-        s3={name: values[name] for name in S3_NAMES if name in values} or None,
-        source=source,
-    )
-
-
-def _find(inputs: Path) -> Path | None:
-    for pattern in ("secrets.json", "*/secrets.json", "datasets/*/*/secrets.json"):
-        found = sorted(inputs.glob(pattern))
-        if found:
-            return found[0]
-    return None
+    drive, service = (values.get(name) for name in DRIVE_NAMES)
+    if drive:
+        drive = {name: drive[name] for name in DRIVE_FIELDS} | {"token_expiry": _utc(drive["token_expiry"])}
+    if service:
+        service = {name: value for name, value in service.items() if isinstance(value, str)}
+    s3 = {name: values[name] for name in S3_NAMES if name in values} or None
+    return Credentials(values.get("GITHUB_TOKEN"), values.get("WANDB_API_KEY"), drive, service, s3, source)
 
 
 ATTACH = "attach the Kaggle dataset that holds secrets.json, or name the file with -p secrets PATH."
@@ -247,35 +226,29 @@ def _from_environment(names: tuple[str, ...]) -> dict[str, Any]:
     if names == S3_NAMES and not all(name in given for name in S3_KEYS):
         return {}  # a region or half a key alone is left to DVC
     for name in set(DRIVE_NAMES) & set(given):
-        try:
+        with contextlib.suppress(ValueError, RecursionError):  # the check rejects text
             given[name] = json.loads(given[name])
-        except (ValueError, RecursionError):
-            given[name] = None
     return given
 
 
-def _check(name: str, value: object) -> list[str]:
+def _check(name: str, value: object) -> Iterator[str]:
+    """Yield what is wrong with one value of `secrets.json`, without showing it."""
     if name not in NAMES:
-        return [f"{name} is not a known key ({', '.join(NAMES)})"]
-    if name in DRIVE_NAMES:
+        yield f"{name} is not a known key ({', '.join(NAMES)})"
+    elif name in DRIVE_NAMES:
         fields = DRIVE_FIELDS if name == "GDRIVE_USER_CREDENTIALS" else SERVICE_FIELDS
         if not isinstance(value, dict):
-            return [f"{name} is not an object with {', '.join(fields)}"]
-        wrong = [key for key in fields if not isinstance(value.get(key), str) or not value[key]]
-        complaints = [f"{name}.{key} is missing or empty" for key in wrong]
-        for key, (fits, form) in _FORMS[name].items():
-            if key not in wrong and not fits(value[key]):
-                complaints.append(f"{name}.{key} is not {form}")
-        return complaints
+            yield f"{name} is not an object with {', '.join(fields)}"
+            return
+        for key in fields:
+            text = value.get(key)
+            if not isinstance(text, str) or not text:
+                yield f"{name}.{key} is missing or empty"
+            elif key in _FORMS and not _FORMS[key][0](text):
+                yield f"{name}.{key} is not {_FORMS[key][1]}"
     # a character that HTTP headers forbid would fail late, or the client's error would show the value
-    if (
-        not isinstance(value, str)
-        or not value
-        or value != value.strip()
-        or not (value.isascii() and value.isprintable())
-    ):
-        return [f"{name} is not plain text, or has spaces around it"]
-    return []
+    elif not isinstance(value, str) or not re.fullmatch("[!-~]([ -~]*[!-~])?", value):
+        yield f"{name} is not plain text, or has spaces around it"
 
 
 def _utc(text: str) -> str | None:
@@ -292,22 +265,16 @@ def _utc(text: str) -> str | None:
 
 
 def _is_private_key(text: str) -> bool:
-    lines = text.strip().splitlines()
-    try:
-        return (
-            lines[0] == "-----BEGIN PRIVATE KEY-----"
-            and lines[-1] == "-----END PRIVATE KEY-----"
-            and bool(base64.b64decode("".join(lines[1:-1]), validate=True))
-        )
-    except ValueError:
-        return False
+    match text.strip().splitlines():
+        case ["-----BEGIN PRIVATE KEY-----", *lines, "-----END PRIVATE KEY-----"]:
+            with contextlib.suppress(ValueError):
+                return bool(base64.b64decode("".join(lines), validate=True))
+    return False
 
 
-_FORMS: Mapping[str, Mapping[str, tuple[Callable[[str], object], str]]] = {
-    "GDRIVE_USER_CREDENTIALS": {"token_expiry": (_utc, "a time like 2026-01-31T12:00:00Z")},
-    "GDRIVE_SERVICE_ACCOUNT": {
-        "type": (lambda text: text == "service_account", '"service_account": this is another kind of file'),
-        "private_key": (_is_private_key, "a private key in PEM form, as in the downloaded file"),
-    },
+_FORMS: Mapping[str, tuple[Callable[[str], object], str]] = {
+    "token_expiry": (_utc, "a time like 2026-01-31T12:00:00Z"),
+    "type": (lambda text: text == "service_account", '"service_account": this is another kind of file'),
+    "private_key": (_is_private_key, "a private key in PEM form, as in the downloaded file"),
 }
-"""Further checks of fields that are not empty: the test, and its wording in an error."""
+"""Further checks of a Drive account's fields that are not empty: the test, and its wording in an error."""

@@ -14,7 +14,7 @@ import time
 import warnings
 import webbrowser
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from getpass import GetPassWarning
 from http import HTTPStatus
@@ -37,35 +37,30 @@ AUTH_URI = "https://accounts.google.com/o/oauth2/auth"
 # ── signing in to Google ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class OAuthClient:
-    """The user's own OAuth client, of type Desktop app."""
+    """The user's own OAuth client, of type Desktop app, with the fields of its JSON that are used."""
 
-    id: str
-    secret: str
+    client_id: str = ""
+    client_secret: str = field(default="", repr=False)
     auth_uri: str = AUTH_URI
     token_uri: str = TOKEN_URI
 
-    def __repr__(self) -> str:
-        return f"OAuthClient({self.id})"
 
+def read_google_file(path: Path) -> dict[str, Any]:
+    """Return the entry of `secrets.json` for a JSON file of Google's console.
 
-def read_google_file(path: Path) -> OAuthClient | dict[str, Any]:
-    """Read a JSON file of Google's console: an OAuth client of type Desktop app, or a service account's key.
-
-    Raises `CredentialsError` for anything else.
+    The file is a service account's key, or an OAuth client of type Desktop app, with which the user signs in. Raises
+    `CredentialsError` for anything else, and the errors of `sign_in`.
     """
     content = read_secrets(path, remedy="download the JSON from Google's console, and name that file.")
     if content.get("type") == "service_account":
-        return content
+        return {"GDRIVE_SERVICE_ACCOUNT": content}
     given = content.get("installed")
     given = given if isinstance(given, dict) else {}
-    client = OAuthClient(
-        *(str(given.get(name) or "") for name in ("client_id", "client_secret")),
-        *(str(given.get(name) or uri) for name, uri in (("auth_uri", AUTH_URI), ("token_uri", TOKEN_URI))),
-    )
+    client = OAuthClient(**{each.name: str(given[each.name]) for each in fields(OAuthClient) if given.get(each.name)})
     wrong = ""
-    if not client.id or not client.secret:
+    if not client.client_id or not client.client_secret:
         wrong = "an OAuth client of type Web application" if "web" in content else "neither an OAuth client nor a key"
     for uri in map(urlsplit, (client.auth_uri, client.token_uri)):
         # the client's secret and the user's tokens are sent there
@@ -78,7 +73,7 @@ def read_google_file(path: Path) -> OAuthClient | dict[str, Any]:
             remedy="Google Cloud Console → APIs & Services → Credentials → Create → OAuth client ID → Desktop app; "
             "download its JSON.",
         )
-    return client
+    return {"GDRIVE_USER_CREDENTIALS": sign_in(client)}
 
 
 def sign_in(client: OAuthClient, *, seconds: float = 600) -> dict[str, str]:
@@ -91,10 +86,8 @@ def sign_in(client: OAuthClient, *, seconds: float = 600) -> dict[str, str]:
     from oauthlib.oauth2 import OAuth2Error
     from requests import RequestException
 
-    hide = Credentials(github_token=client.secret).redact
-    config = {"client_id": client.id, "client_secret": client.secret}
-    config |= {"auth_uri": client.auth_uri, "token_uri": client.token_uri}
-    flow = Flow.from_client_config({"installed": config}, [DRIVE_SCOPE])
+    hide = Credentials(github_token=client.client_secret).redact
+    flow = Flow.from_client_config({"installed": asdict(client)}, [DRIVE_SCOPE])
     flow.oauth2session.max_redirects = 0  # a redirect would carry the client's secret to another host
     query = _receive_redirect(flow, seconds)
     if not query:
@@ -117,8 +110,8 @@ def sign_in(client: OAuthClient, *, seconds: float = 600) -> dict[str, str]:
     return {
         "access_token": token["access_token"],
         "refresh_token": token["refresh_token"],
-        "client_id": client.id,
-        "client_secret": client.secret,
+        "client_id": client.client_id,
+        "client_secret": client.client_secret,
         "token_expiry": f"{datetime.fromtimestamp(token['expires_at'], UTC):%Y-%m-%dT%H:%M:%SZ}",
     }
 
@@ -328,15 +321,10 @@ def _ask_drive(given: list[Path]) -> dict[str, Any]:
     )  # fmt: skip
     if not path:
         return {}
-    if path == "type":
-        name, secret = _ask("Client id"), _ask("Client secret (not shown)", hidden=True)
-        if not name or not secret:
-            return {}
-        return {"GDRIVE_USER_CREDENTIALS": sign_in(OAuthClient(name, secret))}
-    client = read_google_file(Path(path).expanduser())
-    if isinstance(client, OAuthClient):
-        return {"GDRIVE_USER_CREDENTIALS": sign_in(client)}
-    return {"GDRIVE_SERVICE_ACCOUNT": client}
+    if path != "type":
+        return read_google_file(Path(path).expanduser())
+    client = OAuthClient(_ask("Client id"), _ask("Client secret (not shown)", hidden=True))
+    return {"GDRIVE_USER_CREDENTIALS": sign_in(client)} if client.client_id and client.client_secret else {}
 
 
 def _refuse_to_commit(file: Path) -> None:
@@ -359,7 +347,7 @@ def _find_places() -> tuple[str, str | None]:
     with contextlib.suppress(RemoteError):
         origin = find_git_remote(Path.cwd(), Credentials())
     try:
-        _, url = find_dvc_remote(Path.cwd())
+        url = find_dvc_remote(Path.cwd())
         if url.startswith("gdrive://"):
             folder = urlsplit(url).netloc or None
         else:

@@ -81,18 +81,16 @@ def _fetch_from(repo: Any, number: int, mirror: Path, targets: Sequence[str]) ->
 
 def _make_workspace(root: Path, place: Path, mirrors: Sequence[Path]) -> None:
     """Create a DVC workspace without Git: the remotes and the cache of the clone at `root`, and the mirrors."""
+    from dvc.config import Config
     from dvc.repo import Repo
 
     (place / ".dvc").mkdir(parents=True, exist_ok=True)
-    (place / ".dvc" / "config").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
-    with Repo(str(root)) as clone, Repo(str(place)) as workspace, workspace.config.edit("local") as local:
+    with Repo(str(root)) as clone, Config(str(place / ".dvc")).edit("local") as local:
         remotes, name = clone.config["remote"], clone.config["core"]["remote"]
-        local["core"] = {"remote": name}
+        read = {name: remotes[name]} | {f"attached-{number}": {"url": str(path)} for number, path in enumerate(mirrors)}
+        local["core"] = {"no_scm": True, "remote": name}
         # by default DVC caches the replies of most stores without checking their hashes
-        local["remote"] = {each: dict(remote) for each, remote in remotes.items()}
-        local["remote"] |= {f"attached-{number}": {"url": str(mirror)} for number, mirror in enumerate(mirrors)}
-        for each in (name, *(each for each in local["remote"] if each.startswith("attached-"))):
-            local["remote"][each]["verify"] = True
+        local["remote"] = {**remotes, **{each: {**remote, "verify": True} for each, remote in read.items()}}
         local["cache"] = {"dir": clone.cache.local_cache_dir}
 
 

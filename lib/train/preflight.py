@@ -270,8 +270,7 @@ def _check_remotes(session: Session) -> Iterator[Line]:
 
 def _check_accounts(session: Session) -> Iterator[Line]:
     """Yield the owners of the accounts; the rehearsal proves that the accounts may write."""
-    _, url = find_dvc_remote(session.root)
-    if url.startswith("gdrive://"):
+    if find_dvc_remote(session.root).startswith("gdrive://"):
         yield Line("Drive account", "ok", str(check_drive(session.credentials)))
     origin = find_git_remote(session.root, session.credentials)
     if session.credentials.github_token and origin.startswith("http"):

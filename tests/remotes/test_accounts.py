@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Never
 from urllib.parse import parse_qs, urlsplit
@@ -583,7 +583,7 @@ def test_an_insufficient_consent_is_rejected(
 
 def test_a_wrong_client_secret_is_reported_and_not_shown(drive: DriveEmulator, client: OAuthClient) -> None:
     """Google reports it when the tokens are requested."""
-    wrong = OAuthClient(client.id, "GOCSPX-of-another", client.auth_uri, client.token_uri)
+    wrong = replace(client, client_secret="GOCSPX-of-another")
     with pytest.raises(CredentialsError, match="invalid_client") as caught:
         sign_in(wrong, seconds=10)
     assert_no_canary(shown(caught.value), more=("GOCSPX-of-another",))
@@ -602,7 +602,7 @@ def test_the_client_secret_does_not_follow_a_redirect(client: OAuthClient) -> No
     with Hub() as hub, Hub() as elsewhere:
         vars(hub).update(status=307, headers={"Location": f"{elsewhere.url}/token"})
         with pytest.raises(RemoteError, match="cannot be reached"):
-            sign_in(OAuthClient(client.id, client.secret, client.auth_uri, f"{hub.url}/token"), seconds=10)
+            sign_in(replace(client, token_uri=f"{hub.url}/token"), seconds=10)
         assert hub.asked == ["/token"]
         assert elsewhere.asked == []
 
