@@ -24,7 +24,7 @@ from measure import Case, report
 from lib.data.dataset import check_dataset
 from lib.experiment.load import load_experiment
 from lib.experiment.schema import Experiment, ultralytics_arguments
-from lib.kaggle.host import Host, find_gpus, training_device
+from lib.kaggle.host import Host, find_gpus
 from lib.sandbox.dataset import draw_dataset
 from lib.session import Session
 from lib.train.launch import prepare_library, train
@@ -77,7 +77,7 @@ def main() -> None:
         keys = {"training.epochs": args.epochs, "training.image_size": 160}
         experiment = load_experiment(ROOT / "experiments/000_det_sandbox.yaml", keys)
         data = check_dataset(folder / "data", experiment, folder / "checked", md5="0" * 32).data_file
-        device = training_device(host.gpus, multi_gpu=True)
+        device = Session(folder, folder, folder, experiment, host=host).device
         plain, here, shares = [], [], []
         for turn in range(args.turns):
             plain.append(train_plainly(experiment, data, folder / f"plain-{turn}", device))

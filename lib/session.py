@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from lib.experiment.schema import Experiment
-from lib.kaggle.host import Host, training_device
+from lib.kaggle.host import Host
 from lib.remotes.credentials import Credentials
 
 HOUR = 3600.0
@@ -61,7 +61,8 @@ class Session:
     @property
     def device(self) -> str:
         """Return the device on which ultralytics trains: `cpu`, `0` or `0,1,…`."""
-        return training_device(self.host.gpus, multi_gpu=self.experiment.hardware.multi_gpu)
+        gpus = range(len(self.host.gpus))
+        return ",".join(map(str, gpus if self.experiment.hardware.multi_gpu else gpus[:1])) or "cpu"
 
     @property
     def elapsed(self) -> float:

@@ -10,7 +10,7 @@ import itertools
 import os
 import platform
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,10 +89,3 @@ def find_host(working: Path, scratch: Path) -> Host:
                 remedy="free some space or name another folder with -p working DIR.",
             ) from None
     return Host(find_gpus(), on_kaggle=working == KAGGLE)
-
-
-def training_device(gpus: Sequence[Gpu], *, multi_gpu: bool) -> str:
-    """Return the devices that ultralytics trains on: `cpu`, `0` or `0,1,…`."""
-    if not gpus:
-        return "cpu"
-    return ",".join(str(index) for index in range(len(gpus) if multi_gpu else 1))

@@ -11,12 +11,14 @@ is `always`.
 
 from __future__ import annotations
 
+import math
 import shutil
 import threading
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -104,12 +106,18 @@ def find_checkpoint(session: Session) -> Checkpoint | None:
     for an unreadable record.
     """
     experiment = session.experiment
-    branch = checkpoint_branch(experiment)
-    if experiment.session.resume == "never":
+    branch, path = checkpoint_branch(experiment), f"{experiment.artifacts}/checkpoint.json"
+    ref, refs = f"refs/heads/{branch}", Refs(session.root, session.credentials)
+    if experiment.session.resume == "never" or ref not in refs.list_refs(ref):
         return None
-    record = _read(Refs(session.root, session.credentials), experiment)
-    if record is None:
-        return None
+    try:
+        record = Record.model_validate_json(refs.read_files(ref, path)[path])
+    except (KeyError, ValidationError) as error:
+        raise CheckpointError(
+            f"{branch} has no {path} that can be read ({type(error).__name__}).",
+            state="nothing was trained; the branch stays.",
+            remedy="render with -p session.resume never to start over, or look at the branch.",
+        ) from None
     changed = record.differences(experiment, session.commit, read_pointer(session.root, experiment).md5)
     if changed and experiment.session.resume == "auto":
         raise CheckpointError(
@@ -123,22 +131,6 @@ def find_checkpoint(session: Session) -> Checkpoint | None:
     return Checkpoint(branch, record)
 
 
-def _read(refs: Refs, experiment: Experiment) -> Record | None:
-    """Read the record of the experiment's checkpoint from its branch; None if there is no such branch."""
-    branch, path = checkpoint_branch(experiment), f"{experiment.artifacts}/checkpoint.json"
-    ref = f"refs/heads/{branch}"
-    if ref not in refs.list_refs(ref):
-        return None
-    try:
-        return Record.model_validate_json(refs.read_files(ref, path)[path])
-    except (KeyError, ValidationError) as error:
-        raise CheckpointError(
-            f"{branch} has no {path} that can be read ({type(error).__name__}).",
-            state="nothing was trained; the branch stays.",
-            remedy="render with -p session.resume never to start over, or look at the branch.",
-        ) from None
-
-
 def fetch_checkpoint(session: Session, checkpoint: Checkpoint) -> Path:
     """Download a checkpoint's weights from the DVC remote into the scratch folder; return the path of its `last.pt`.
 
@@ -147,20 +139,19 @@ def fetch_checkpoint(session: Session, checkpoint: Checkpoint) -> Path:
     ref, refs = f"refs/heads/{checkpoint.branch}", Refs(session.root, session.credentials)
     place, artifacts = session.scratch / "checkpoint", session.experiment.artifacts
     last = place / artifacts / WEIGHTS[1]
-    read: list[dict[str, str]] = []
-    while True:
-        read.append(refs.read_files(ref, f"{artifacts}/train/weights/*.pt.dvc"))
+    files: dict[str, str] = {}
+    cause = "it names no last.pt"
+    for _ in range(TRIES):
         # another session may have moved the branch and deleted its former weights since it was read
-        if read[-1] in read[:-1] or len(read) > TRIES:
+        before, files = files, refs.read_files(ref, f"{artifacts}/train/weights/*.pt.dvc")
+        if files == before:
             break
-        cause = "it names no last.pt"
         try:
-            pull_objects(session.root, place, read[-1], session.credentials, f"Pulling {checkpoint.branch}")
-        except RemoteError as error:
-            cause = error.what
-        else:
+            pull_objects(session.root, place, files, session.credentials, f"Pulling {checkpoint.branch}")
             if last.is_file():
                 return last
+        except RemoteError as error:
+            cause = error.what
     raise CheckpointError(
         f"`dvc pull` of {checkpoint.branch} failed: {cause}",
         state="nothing was trained; the checkpoint stays.",
@@ -183,12 +174,16 @@ class CheckpointUploader:
     def __init__(self, session: Session, dataset: str, hold: RunLock | None = None) -> None:
         self._session, self._experiment = session, session.experiment
         self._dataset, self._hold = dataset, hold
-        self._folder = session.artifacts
         self._saved = 0  # epochs of the newest published checkpoint
         self._stop, self._last = threading.Event(), True
         self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
         self._copies = ExitStack()
-        self._copy: Path | None = None
+
+    @cached_property
+    def _copy(self) -> Path:
+        """The clone in which checkpoints are committed; the clone that trains is not touched."""
+        copy, _ = self._copies.enter_context(set_up_copy(self._session.root, self._session.credentials))
+        return copy
 
     @property
     def is_at_work(self) -> bool:
@@ -196,16 +191,13 @@ class CheckpointUploader:
         return self._thread.is_alive()
 
     def __enter__(self) -> Self:
-        if self._experiment.session.checkpoint_minutes is not None:
-            self._thread.start()
+        self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # Ctrl-C must not wait: the next run finishes or rolls back a publication in progress
         self._last = kind is None or issubclass(kind, Exception)
         self._stop.set()
-        if self._last and self._thread.ident is None:
-            self._thread.start()
         if self._last and kind is not None:
             self.wait()  # the process may exit on the error and would kill the thread
 
@@ -223,17 +215,17 @@ class CheckpointUploader:
         finish_tracking(tracking, "failed", {}, self._session.credentials.redact(str(error)))
 
     def _work(self) -> None:
-        interval = (self._experiment.session.checkpoint_minutes or 0) * MINUTE
-        due = 0.0
+        minutes, last = self._experiment.session.checkpoint_minutes, self._session.artifacts / WEIGHTS[1]
+        due, interval = (math.inf, math.inf) if minutes is None else (0.0, minutes * MINUTE)
         with self._copies:
             while not self._stop.wait(LOOK):
-                if time.monotonic() >= due and (self._folder / WEIGHTS[1]).is_file():
+                if time.monotonic() >= due and last.is_file():
                     due = time.monotonic() + (interval if self._try() else min(interval, AGAIN))
-            if self._last:
+            if self._last and last.is_file():
                 self._try()
 
     def _try(self) -> bool:
-        """Publish the current checkpoint, if any; return False if that failed."""
+        """Publish the current checkpoint; return False if that failed."""
         try:
             self._publish()
         except Exception as error:  # noqa: BLE001  a failed upload must not stop the training
@@ -243,49 +235,41 @@ class CheckpointUploader:
         return True
 
     def _publish(self) -> None:
-        if not (self._folder / WEIGHTS[1]).is_file():
-            return
-        if self._copy is None:
-            self._copy, _ = self._copies.enter_context(set_up_copy(self._session.root, self._session.credentials))
-        folder = self._copy / self._experiment.artifacts
-        self._take(folder)
+        session, experiment = self._session, self._experiment
+        folder = self._copy / experiment.artifacts
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / "train/weights").mkdir(parents=True, exist_ok=True)
+        for name in (*WEIGHTS, "train/results.csv", "train/args.yaml"):
+            if (session.artifacts / name).is_file():  # each is complete at every moment
+                shutil.copyfile(session.artifacts / name, folder / name)
         epoch = epochs_behind(folder / WEIGHTS[1])
         # a finished model counts 0 epochs, and after the last epoch nothing is left to resume
-        if not self._saved < epoch < self._experiment.training.epochs:
+        if not self._saved < epoch < experiment.training.epochs:
             return
-        now, branch = datetime.now(UTC), checkpoint_branch(self._experiment)
+        now, branch = datetime.now(UTC), checkpoint_branch(experiment)
         record = Record(
-            schema=1, epoch=epoch, saved=now, commit=self._session.commit, dataset=self._dataset,
-            experiment=self._experiment.model_dump(mode="json"),
+            schema=1, epoch=epoch, saved=now, commit=session.commit, dataset=self._dataset,
+            experiment=experiment.model_dump(mode="json"),
         )  # fmt: skip
         text = record.model_dump_json(by_alias=True, indent=2)
         (folder / "checkpoint.json").write_text(f"{text}\n", encoding="utf-8")
-        weights = tuple(f"{self._experiment.artifacts}/{name}" for name in WEIGHTS if (folder / name).is_file())
-        title = f"{self._experiment.about.title}: {self._experiment.name}, checkpoint of epoch {epoch}"
+        weights = tuple(f"{experiment.artifacts}/{name}" for name in WEIGHTS if (folder / name).is_file())
+        title = f"{experiment.about.title}: {experiment.name}, checkpoint of epoch {epoch}"
         published = sync_outputs(
             Publication(
                 root=self._copy,
                 branch=branch,
-                message=f"{title} [skip ci]\n\nTrained from {self._session.commit}.\n",
-                folder=self._experiment.artifacts,
+                message=f"{title} [skip ci]\n\nTrained from {session.commit}.\n",
+                folder=experiment.artifacts,
                 objects=weights,
                 stamp=now,
                 supersedes=(branch,),
                 hold=self._hold,
             ),
-            self._session.credentials,
+            session.credentials,
             say=str,
             progress=False,
         )
         self._saved = epoch
-        took = (datetime.now(UTC) - now).total_seconds()
-        sent = f"{file_size(published.uploaded)} in {took:.0f} s"
+        sent = f"{file_size(published.uploaded)} in {(datetime.now(UTC) - now).total_seconds():.0f} s"
         say(f"Checkpoint: epoch {epoch} is uploaded ({sent}): {branch}")
-
-    def _take(self, folder: Path) -> None:
-        """Copy the training's current files into `folder`; each source file is complete at every moment."""
-        shutil.rmtree(folder, ignore_errors=True)
-        for name in (*WEIGHTS, "train/results.csv", "train/args.yaml"):
-            if (self._folder / name).is_file():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(self._folder / name, folder / name)

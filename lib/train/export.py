@@ -35,12 +35,16 @@ class Exported:
 
 def export(session: Session, trained: Trained) -> Exported:
     """Export `best.pt` into its own folder in each requested format; return failures as `missing`."""
-    experiment, files, failed = session.experiment, [], []
-    for form in experiment.export:
+    files, failed, image_size = [], [], str(session.experiment.training.image_size)
+    for form in session.experiment.export:
         target = trained.best.with_suffix(f".{form}")
         target.unlink(missing_ok=True)  # a file of an earlier call belongs to other weights
         try:
-            _export(trained.best, form, experiment.training.image_size, target, session.root)
+            with tempfile.TemporaryDirectory(prefix="kaggle-training-") as scratch:
+                copy = shutil.copy(trained.best, scratch)
+                command = [sys.executable, "-m", "lib.train.export", copy, form, image_size]
+                run_command(command, cwd=Path(scratch), env=found_from(session.root), timeout=TIMEOUT)
+                shutil.move(Path(scratch) / target.name, target)
             print(f"Exported: {target.name}, {file_size(target.stat().st_size)}; it predicts what best.pt does.")
             files.append(target)
         except (CommandError, OSError) as error:
@@ -53,17 +57,6 @@ def export(session: Session, trained: Trained) -> Exported:
         remedy="read the log above the error; they can be exported again with `yolo export`.",
     )
     return Exported(tuple(files), missing if failed else None)
-
-
-def _export(best: Path, form: str, image_size: int, target: Path, root: Path) -> None:
-    """Export a copy in a temporary folder, by a subprocess, and move the verified result to `target`."""
-    with tempfile.TemporaryDirectory(prefix="kaggle-training-") as scratch:
-        copy = shutil.copy(best, scratch)
-        run_command(
-            [sys.executable, "-m", "lib.train.export", copy, form, str(image_size)],
-            cwd=Path(scratch), env=found_from(root), timeout=TIMEOUT,
-        )  # fmt: skip
-        shutil.move(Path(scratch) / target.name, target)
 
 
 def main(weights: str, form: str, image_size: str) -> None:

@@ -17,13 +17,13 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel
 
 from lib.errors import TrainingError
 from lib.experiment.modules import Task
@@ -35,6 +35,8 @@ from lib.train.tracking import Tracking
 from lib.train.weights import StartingPoint
 
 State = Literal["finished", "interrupted", "failed"]
+WorkerState = Literal["memory", "failed", "killed", "stalled", "interrupted", "finished"]
+"""How a worker ended. Of several workers the first of these states counts: one failure ends the other workers."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,7 @@ class Trained:
     """The error to raise after everything that can be saved is saved."""
 
 
-@dataclass(frozen=True)
-class WorkerPlan:
+class WorkerPlan(BaseModel, frozen=True):
     """The instructions for the workers of a training, passed to them as a file."""
 
     task: Task
@@ -73,18 +74,13 @@ class WorkerPlan:
     parent: int
     """The id of the process that the workers must not outlive."""
 
-    @staticmethod
-    def read(file: Path) -> WorkerPlan:
-        """Read a plan from its JSON file."""
-        return TypeAdapter(WorkerPlan).validate_json(file.read_bytes())
-
     def write(self) -> Path:
         """Write the plan into its folder, which is emptied first; return the file's path."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         self.beat.touch()
         file = self.folder / "plan.json"
-        file.write_bytes(TypeAdapter(WorkerPlan).dump_json(self))
+        file.write_text(self.model_dump_json(), encoding="utf-8")
         return file
 
     @property
@@ -97,11 +93,10 @@ class WorkerPlan:
         return self.folder / f"outcome-{rank}.json"
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(BaseModel):
     """How one worker, or all workers together, ended."""
 
-    state: Literal["finished", "interrupted", "memory", "stalled", "failed"]
+    state: WorkerState
     reason: str = ""
 
 
@@ -133,121 +128,91 @@ def train(
     """
     experiment, folder = session.experiment, session.artifacts
     keep_earlier(folder)
-    attempt = _Attempt(experiment.training.batch_size, session.device, start)
+    batch_size, device, smallest = experiment.training.batch_size, session.device, experiment.training.min_batch_size
     last = folder / "train" / "weights" / "last.pt"
     begun = time.monotonic()
     while True:
+        weights = str(start.weights) if start.weights else False
         arguments = {
             **ultralytics_arguments(experiment),
             "data": str(data_file),
             "model": f"{experiment.model.architecture}.yaml",
+            "batch": batch_size,
+            "device": device,
+            "resume": weights if start.epoch else False,
+            "pretrained": False if start.epoch else weights,
             # explicit: on resume, the library would write into the folder in which the checkpoint was made
             "save_dir": str(folder / "train"),
             # not used as a folder: the checkpoint stores in it the W&B run that it belongs to
             "project": tracking.run_path,
             "plots": True,
             "exist_ok": True,
-            **attempt.arguments(),
         }
-        plan = WorkerPlan(
-            experiment.about.task,
-            arguments,
-            session.scratch / "training",
-            session.stop_at,
-            tracking,
-            is_watched(sys.stdout),
-            os.getpid(),
-        )
-        outcome = _run(plan, worker, session.root, attempt.processes, experiment.hardware.stall_minutes * MINUTE)
-        retry = attempt.after(outcome, experiment)
-        if retry is None:
+        processes = len(device.split(","))
+        outcome = _run(session, arguments, tracking, worker, processes)
+        if outcome.state == "memory" and smallest is not None and batch_size // 2 >= max(smallest, processes):
+            batch_size //= 2
+            retry = f"Training continues with batches of {batch_size}; training.min_batch_size is {smallest}."
+        elif outcome.state == "stalled" and processes > 1:
+            device, retry = "0", "Training continues with one GPU."
+        else:
             break
-        print(f"Warning: {outcome.reason}. {retry.note}", flush=True)
-        attempt = replace(retry, start=StartingPoint(last, 1)) if last.is_file() else retry
-    for part in last.parent.glob(".*.pt"):  # left by a worker that was killed while writing
+        print(f"Warning: {outcome.reason}. {retry}", flush=True)
+        if last.is_file():
+            start = StartingPoint(last, 1)
+    for part in last.parent.glob(".*.pt*"):  # left by a worker that was killed while writing
         part.unlink()
     state: State = outcome.state if outcome.state in ("finished", "interrupted") else "failed"
-    error = _failure(experiment, outcome, attempt, folder) if state == "failed" else None
-    if error is not None and not last.is_file():
-        raise error
-    if error is not None:
-        _plot_curves(folder / "train" / "results.csv")
-    seconds = time.monotonic() - begun
+    error = None
+    if state == "failed":
+        error = _failure(experiment, outcome, batch_size, folder)
+        if not last.is_file():
+            raise error
+        with contextlib.suppress(Exception):  # a failed plot must not cost the checkpoint
+            from ultralytics.utils.plotting import plot_results
+
+            plot_results(file=folder / "train" / "results.csv")  # the library does this at the end of a training
     return Trained(
-        folder / "train", last.with_name("best.pt"), last, seconds, state, outcome.reason, attempt.batch_size,
-        attempt.device, error,
+        folder / "train", last.with_name("best.pt"), last, time.monotonic() - begun, state, outcome.reason, batch_size,
+        device, error,
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Attempt:
-    """One attempt at training: the values that may differ from the experiment's."""
-
-    batch_size: int
-    device: str
-    start: StartingPoint
-    note: str = ""
-
-    @property
-    def processes(self) -> int:
-        return len(self.device.split(","))
-
-    def arguments(self) -> dict[str, Any]:
-        resuming = self.start.epoch > 0
-        weights = str(self.start.weights) if self.start.weights is not None else False
-        return {
-            "batch": self.batch_size,
-            "device": self.device,
-            "resume": weights if resuming else False,
-            "pretrained": False if resuming else weights,
-        }
-
-    def after(self, outcome: Outcome, experiment: Experiment) -> _Attempt | None:
-        """Return the next attempt after `outcome`, or None if no retry can help."""
-        smallest = experiment.training.min_batch_size
-        if outcome.state == "memory" and smallest is not None and self.batch_size // 2 >= max(smallest, self.processes):
-            halved = self.batch_size // 2
-            note = f"Training continues with batches of {halved}; training.min_batch_size is {smallest}."
-            return replace(self, batch_size=halved, note=note)
-        if outcome.state == "stalled" and self.processes > 1:
-            return replace(self, device=self.device.partition(",")[0], note="Training continues with one GPU.")
-        return None
-
-
-def _failure(experiment: Experiment, outcome: Outcome, attempt: _Attempt, folder: Path) -> TrainingError:
-    state = f"what was trained until then is in {folder}."
+def _failure(experiment: Experiment, outcome: Outcome, batch_size: int, folder: Path) -> TrainingError:
+    what = f"training failed: {outcome.reason}"
+    remedy = "read the log above the error; a smaller batch_size and a single GPU are the first things to try."
     if outcome.state == "memory":
-        return TrainingError(
-            f"CUDA out of memory: training.batch_size is {attempt.batch_size}, training.image_size "
-            f"{experiment.training.image_size}: {outcome.reason.splitlines()[0]}",
-            state=state,
-            remedy="reduce training.batch_size, or set training.min_batch_size to let it be halved, or "
-            "hardware.multi_gpu: false, and render again.",
+        what = (
+            f"CUDA out of memory: training.batch_size is {batch_size}, training.image_size "
+            f"{experiment.training.image_size}: {outcome.reason.splitlines()[0]}"
         )
-    return TrainingError(
-        f"training failed: {outcome.reason}",
-        state=state,
-        remedy="read the log above the error; a smaller batch_size and a single GPU are the first things to try.",
+        remedy = (
+            "reduce training.batch_size, or set training.min_batch_size to let it be halved, or "
+            "hardware.multi_gpu: false, and render again."
+        )
+    return TrainingError(what, state=f"what was trained until then is in {folder}.", remedy=remedy)
+
+
+def _run(session: Session, arguments: dict[str, Any], tracking: Tracking, worker: str, processes: int) -> Outcome:
+    """Run the workers until all have ended, and return their outcome; no worker is ever left behind."""
+    experiment, stall = session.experiment, session.experiment.hardware.stall_minutes
+    plan = WorkerPlan(
+        task=experiment.about.task,
+        arguments=arguments,
+        folder=session.scratch / "training",
+        stop_at=session.stop_at,
+        tracking=tracking,
+        watched=is_watched(sys.stdout),
+        parent=os.getpid(),
     )
-
-
-def _plot_curves(results: Path) -> None:
-    """Draw `results.png`, as the library does at the end of a training; a failed training does not get that far."""
-    from ultralytics.utils.plotting import plot_results
-
-    with contextlib.suppress(Exception):  # a failed plot must not cost the checkpoint
-        plot_results(file=results)
-
-
-def _run(plan: WorkerPlan, worker: str, root: Path, processes: int, stall: float) -> Outcome:
-    """Run the workers of a plan until all have ended, and return their outcome; no worker is ever left behind."""
     command = [sys.executable, "-m", worker, str(plan.write())]
-    environment = {**found_from(root), "PYTHONUNBUFFERED": "1"}  # the workers' output must appear at once
+    environment = {**found_from(session.root), "PYTHONUNBUFFERED": "1"}  # the workers' output must appear at once
     identities = [environment | identity for identity in _identities(processes)]
-    statuses = run_side_by_side(command, identities, cwd=root, beat=plan.beat, stall=stall)
+    statuses = run_side_by_side(command, identities, cwd=session.root, beat=plan.beat, stall=stall * MINUTE)
     if statuses is None:
-        return Outcome("stalled", f"no batch was finished for {stall / MINUTE:g} minutes (hardware.stall_minutes)")
-    return _together(plan, statuses)
+        return Outcome(state="stalled", reason=f"no batch was finished for {stall:g} minutes (hardware.stall_minutes)")
+    outcomes = [_outcome(plan.outcome(rank), status) for rank, status in enumerate(statuses)]
+    return min(outcomes, key=lambda outcome: get_args(WorkerState).index(outcome.state))
 
 
 def _identities(processes: int) -> Iterator[dict[str, str]]:
@@ -265,23 +230,13 @@ def _identities(processes: int) -> Iterator[dict[str, str]]:
         }  # fmt: skip
 
 
-def _together(plan: WorkerPlan, statuses: Sequence[int]) -> Outcome:
-    """Return one outcome for all workers: from their outcome files, or from the exit status if a file is missing."""
-    outcomes = [
-        TypeAdapter(Outcome).validate_json(plan.outcome(rank).read_bytes())
-        for rank in range(len(statuses))
-        if plan.outcome(rank).is_file()
-    ]
-    for state in ("memory", "failed"):
-        for outcome in outcomes:
-            if outcome.state == state:
-                return outcome
-    if len(outcomes) == len(statuses):
-        return outcomes[0]
-    killed = next(status for rank, status in enumerate(statuses) if not plan.outcome(rank).is_file())
-    how = f"was killed by signal {-killed}" if killed < 0 else f"ended with status {killed}"
-    hint = "; the machine's own memory may be too small (reduce hardware.num_workers)" if killed == -9 else ""  # noqa: PLR2004
-    return Outcome("failed", f"a training process {how}{hint}")
+def _outcome(file: Path, status: int) -> Outcome:
+    """Return the outcome that a worker wrote to `file`; without one, how its process ended."""
+    if file.is_file():
+        return Outcome.model_validate_json(file.read_bytes())
+    how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+    hint = "; the machine's own memory may be too small (reduce hardware.num_workers)" if status == -9 else ""  # noqa: PLR2004
+    return Outcome(state="killed", reason=f"a training process {how}{hint}")
 
 
 def keep_earlier(folder: Path) -> Path | None:

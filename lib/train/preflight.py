@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lib.data.dataset import DvcFile, read_pointer
+from lib.data.dataset import read_pointer
 from lib.errors import CommandError, PreflightError, RunError
 from lib.experiment.schema import Experiment
 from lib.kaggle.host import SESSION, find_host
@@ -28,6 +28,7 @@ from lib.remotes.accounts import check_drive, check_github, check_wandb
 from lib.remotes.clone import find_dvc_remote, find_git_remote, set_up_copy
 from lib.remotes.credentials import Credentials
 from lib.session import HOUR, Session
+from lib.tables import as_text, make_table
 from lib.train.launch import prepare_library
 from lib.train.weights import find_weights
 
@@ -70,23 +71,24 @@ class Line:
 def preflight(session: Session) -> list[Line]:
     """Run all checks in parallel and return their lines; an exception of a check becomes its line."""
     prepare_library(session.scratch)
-    checks = (
-        ("GPU", _check_gpus),
-        ("batch", _check_batch),
-        ("remotes", _check_remotes),
-        ("accounts", _check_accounts),
-        ("W&B", _check_wandb),
-        ("weights", _check_weights),
-        ("disk", _check_disk),
-        ("session", _check_session),
+    checks: tuple[tuple[str, Callable[[Session], Iterator[Line]], State], ...] = (
+        ("GPU", _check_gpus, "error"),
+        ("batch", _check_batch, "error"),
+        ("remotes", _check_remotes, "error"),
+        ("Drive account", _check_drive, "error"),
+        ("Git account", _check_github, "warning"),  # the API's answer is only a hint; the rehearsal is the proof
+        ("W&B", _check_wandb, "warning"),  # missing curves must never stop a training
+        ("weights", _check_weights, "error"),
+        ("disk", _check_disk, "error"),
+        ("session", _check_session, "error"),
     )
 
-    def run(name: str, check: Callable[[Session], Iterator[Line]]) -> list[Line]:
+    def run(name: str, check: Callable[[Session], Iterator[Line]], failed: State) -> list[Line]:
         lines: list[Line] = []
         try:
             lines.extend(check(session))
         except RunError as error:
-            lines.append(_wrong(name, error))
+            lines.append(_wrong(name, error, failed))
         except Exception as error:  # noqa: BLE001  a broken check is a finding and must not stop the others
             cause = session.credentials.redact(f"{type(error).__name__}: {error}")
             lines.append(Line(name, "error", f"it could not be checked: {cause}", "see run.log and run again"))
@@ -109,16 +111,13 @@ def preflight_here(root: Path, experiment: Experiment, credentials: Credentials,
 
 def show_preflight(lines: list[Line]) -> str:
     """Return the lines as a table for the user."""
-    signs = {"ok": "ok     ", "warning": "WARNING", "error": "ERROR  "}
-    width = max(len(line.name) for line in lines)
-    shown = []
+    signs = {"ok": "  ok     ", "warning": "  WARNING", "error": "  ERROR  "}
+    rows = []
     for line in lines:
-        first, *rest = line.found.strip().splitlines()
-        shown.append(f"  {signs[line.state]}  {line.name:{width}}  {first}")
-        shown += [f"{'':{width + 13}}{text.strip()}" for text in rest]
-        if line.remedy:
-            shown.append(f"{'':{width + 13}}→ {line.remedy}")
-    return "\n".join(shown)
+        found = [text.strip() for text in line.found.strip().splitlines()]
+        rows.append((signs[line.state], line.name, "\n".join(found + [f"→ {line.remedy}"] * bool(line.remedy))))
+    # a finding and its remedy are a line each, however long: they hold addresses and commands
+    return as_text(make_table(("", "", ""), rows, ruled=False), width=10_000).removeprefix("\n")
 
 
 def stop_on_errors(lines: list[Line]) -> None:
@@ -191,9 +190,7 @@ def judge_gpus(found: Mapping[str, Any], driven: int, wanted: tuple[str, ...], *
 
 
 def _check_batch(session: Session) -> Iterator[Line]:
-    count, batch = len(session.host.gpus), session.experiment.training.batch_size
-    if count < 2 or not session.experiment.hardware.multi_gpu:  # noqa: PLR2004
-        return
+    count, batch = len(session.device.split(",")), session.experiment.training.batch_size
     if batch < count:
         text = f"training.batch_size is {batch}, and {count} GPUs train in parallel"
         yield Line("batch", "error", text, "give each GPU at least one image, or set hardware.multi_gpu: false")
@@ -263,21 +260,26 @@ def _check_remotes(session: Session) -> Iterator[Line]:
             "free space there (on Drive the trash counts too) and run again",
         )  # fmt: skip
     if not isinstance(found.dvc, RunError):
-        yield _judge_dataset(pointer, session.experiment.dataset, is_there=not found.missing)
+        name, size = session.experiment.dataset, "an unknown size" if pointer.size is None else file_size(pointer.size)
+        text = f"{name}: {size} in {pointer.files} files; its listing {pointer.md5} is"
+        if found.missing:
+            remedy = f"run `dvc push {name}.dvc` in a clone that has it, and check the remote's address"
+            yield Line("dataset", "error", f"{text} not on the DVC remote", remedy)
+        else:
+            yield Line("dataset", "ok", f"{text} on the DVC remote")
     for note in notes:
         yield Line("remotes", "warning", note.removesuffix("."), "nothing, if you know of it")
 
 
-def _check_accounts(session: Session) -> Iterator[Line]:
-    """Yield the owners of the accounts; the rehearsal proves that the accounts may write."""
+def _check_drive(session: Session) -> Iterator[Line]:
     if find_dvc_remote(session.root).startswith("gdrive://"):
         yield Line("Drive account", "ok", str(check_drive(session.credentials)))
+
+
+def _check_github(session: Session) -> Iterator[Line]:
     origin = find_git_remote(session.root, session.credentials)
     if session.credentials.github_token and origin.startswith("http"):
-        try:
-            yield Line("Git account", "ok", str(check_github(session.credentials, origin)))
-        except RunError as error:  # the API's answer is only a hint; the rehearsal is the proof
-            yield _wrong("Git account", error, "warning")
+        yield Line("Git account", "ok", str(check_github(session.credentials, origin)))
 
 
 def _check_wandb(session: Session) -> Iterator[Line]:
@@ -286,24 +288,10 @@ def _check_wandb(session: Session) -> Iterator[Line]:
     elif not session.credentials.wandb_api_key:
         yield Line("W&B", "ok", "no WANDB_API_KEY: curves are recorded here, to be uploaded later")
     else:
-        try:
-            yield Line("W&B", "ok", str(check_wandb(session.credentials)))
-        except RunError as error:  # missing curves must never stop a training
-            yield _wrong("W&B", error, "warning")
+        yield Line("W&B", "ok", str(check_wandb(session.credentials)))
 
 
-# ── the dataset and the weights ────────────────────────────────────────────────────────────────────────────────────
-
-
-def _judge_dataset(pointer: DvcFile, name: str, *, is_there: bool) -> Line:
-    size = "an unknown size" if pointer.size is None else file_size(pointer.size)
-    about = f"{name}: {size} in {pointer.files} files"
-    if is_there:
-        return Line("dataset", "ok", f"{about}; its listing {pointer.md5} is on the DVC remote")
-    return Line(
-        "dataset", "error", f"{about}: its listing {pointer.md5} is not on the DVC remote",
-        f"run `dvc push {name}.dvc` in a clone that has it, and check the remote's address",
-    )  # fmt: skip
+# ── the weights ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _check_weights(session: Session) -> Iterator[Line]:

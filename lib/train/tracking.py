@@ -82,7 +82,6 @@ def configure_tracking(session: Session) -> Tracking:
             print("Warning: W&B does not answer or refuses the key; curves are recorded offline.", flush=True)
             mode = "offline"
     session.working.mkdir(parents=True, exist_ok=True)
-    site = _site() if mode == "online" else ""
     return Tracking(
         id=secrets.token_hex(4),
         name=session.name,
@@ -92,7 +91,7 @@ def configure_tracking(session: Session) -> Tracking:
         config=experiment.model_dump(mode="json"),
         folder=session.working,
         mode=mode,
-        site=site,
+        site=_site() if mode == "online" else "",
     )
 
 
@@ -127,15 +126,18 @@ class Recorder:
 
     def __init__(self, tracking: Tracking) -> None:
         self._tracking = tracking
-        self._jobs: queue.SimpleQueue[tuple[str, Callable[[Any], None]] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[str, Callable[[Any], object]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         if tracking.mode != "disabled":
             self._thread.start()
 
+    def write(self, what: str, job: Callable[[Any], object]) -> None:
+        """Call `job` with W&B's run, in order; a failure is a warning that `what` failed."""
+        self._jobs.put((what, job))
+
     def log(self, values: Mapping[str, float]) -> None:
         """Add a row of values to the curves; `epoch` is their x-axis."""
-        row = dict(values)
-        self._jobs.put(("writing an epoch to the W&B run", lambda run: run.log(row)))
+        self.write("writing an epoch to the W&B run", lambda run: run.log(dict(values)))
 
     def log_plots(self, folder: Path) -> None:
         """Add the images in `folder` to the run."""
@@ -146,16 +148,7 @@ class Recorder:
             plots = sorted(folder.glob("*.png")) + sorted(folder.glob("*.jpg"))
             run.log({f"plots/{plot.stem}": wandb.Image(str(plot)) for plot in plots})
 
-        self._jobs.put(("writing the plots to the W&B run", send))
-
-    def summarise(self, values: Mapping[str, float | str]) -> None:
-        """Add values to the summary of the run."""
-        summary = dict(values)
-        self._jobs.put(("adding the results to the W&B run", lambda run: run.summary.update(summary)))
-
-    def alert(self, title: str, text: str) -> None:
-        """Send an alert to the users that W&B notifies about this project."""
-        self._jobs.put(("sending a W&B alert", lambda run: run.alert(title, text)))
+        self.write("writing the plots to the W&B run", send)
 
     def close(self) -> None:
         """Write the remaining data and end the run, within `CLOSING` seconds."""
@@ -172,8 +165,7 @@ class Recorder:
         except Exception as error:  # noqa: BLE001  a failure of W&B must not cost the model
             _warn(f"opening the W&B run failed ({_describe(error)}); training continues without it.")
             return
-        while (job := self._jobs.get()) is not None:
-            what, write = job
+        for what, write in iter(self._jobs.get, None):
             try:
                 write(run)
             except Exception as error:  # noqa: BLE001
@@ -203,19 +195,17 @@ class Recorder:
                 save_code=False,
             ),
         }  # fmt: skip
+        run = None
         if tracking.mode == "online":
             try:
-                return _with_epochs(wandb.init(**given, mode="online", resume="allow"))
+                run = wandb.init(**given, mode="online", resume="allow")
             except Exception as error:  # noqa: BLE001
                 _warn(f"W&B does not answer ({_describe(error)}); recorded offline, upload it with: {tracking.upload}")
                 wandb.teardown()  # its service would not write a second run with the same id
-        return _with_epochs(wandb.init(**given, mode="offline"))
-
-
-def _with_epochs(run: Any) -> Any:  # noqa: ANN401  wandb's run
-    run.define_metric("epoch")
-    run.define_metric("*", step_metric="epoch")
-    return run
+        run = run or wandb.init(**given, mode="offline")
+        run.define_metric("epoch")
+        run.define_metric("*", step_metric="epoch")
+        return run
 
 
 def finish_tracking(tracking: Tracking, state: str, summary: Mapping[str, float | str], text: str = "") -> None:
@@ -223,9 +213,9 @@ def finish_tracking(tracking: Tracking, state: str, summary: Mapping[str, float 
 
     `state` is `finished`, `interrupted` or `failed`.
     """
-    recorder = Recorder(tracking)
-    recorder.summarise({**summary, "state": state})
-    recorder.alert(f"{tracking.name} {'is ' * (state == 'finished')}{state}", text or tracking.address)
+    recorder, title = Recorder(tracking), f"{tracking.name} {'is ' * (state == 'finished')}{state}"
+    recorder.write("adding the results to the W&B run", lambda run: run.summary.update({**summary, "state": state}))
+    recorder.write("sending a W&B alert", lambda run: run.alert(title, text or tracking.address))
     recorder.close()
 
 

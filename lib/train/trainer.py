@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import json
 import logging
 import os
 import shutil
@@ -32,6 +31,7 @@ from ultralytics.utils.patches import torch_load
 from ultralytics.utils.torch_utils import init_seeds, torch_distributed_zero_first
 
 from lib.experiment.modules import Task
+from lib.files import replacing
 from lib.process import die_with
 from lib.progress import REDRAWN, Bar, duration
 from lib.train.launch import Outcome, WorkerPlan
@@ -58,17 +58,9 @@ class GuardedTrainer(BaseTrainer):  # type: ignore[misc]
         self._bar: Bar | None = None  # progress of the current epoch
         self._batches = 0  # finished batches of the current epoch
         events = get_default_callbacks()
-        for event, call in {
-            "on_pretrain_routine_start": self._open,
-            "on_train_start": self._count_on,
-            "on_train_epoch_start": self._begin_epoch,
-            "on_train_batch_end": self._end_batch,
-            "on_val_batch_end": self._end_batch,
-            "on_fit_epoch_end": self._end_epoch,
-            "on_train_end": self._send_plots,
-            "teardown": self._close,
-        }.items():
-            events[event].append(call)
+        for event, calls in events.items():
+            if own := getattr(self, f"_{event}", None):
+                calls.append(own)
         super().__init__(overrides=dict(plan.arguments), _callbacks=events)
 
     # ------------------------------------------------------------------------------------------------- resuming
@@ -79,10 +71,10 @@ class GuardedTrainer(BaseTrainer):  # type: ignore[misc]
         if self.resume:
             self.args.model = self.args.resume
 
-    def resume_training(self, ckpt: dict[str, Any] | None) -> None:
+    def resume_training(self, ckpt: Any) -> None:  # noqa: ANN401  the library's; None for a new training
         """Resume from a checkpoint, with its curves and the best weights of the earlier epochs."""
         super().resume_training(ckpt)
-        if not self.resume or ckpt is None:
+        if not self.resume:
             return
         rows = ckpt.get("train_results") or {}
         self._seconds_before = float(rows["time"][-1]) if rows.get("time") else 0.0
@@ -95,12 +87,12 @@ class GuardedTrainer(BaseTrainer):  # type: ignore[misc]
         best = last.with_name("best.pt")
         if best.is_file() and _fitness(best) == ckpt["best_fitness"]:
             if best != self.best:
-                _copy_whole(best, self.best)
+                _copy(best, self.best)
             return
         own = ckpt["train_metrics"]["fitness"]
         if own != ckpt["best_fitness"]:
             print(f"Warning: {best} is not from the best earlier epoch; the weights of {last.name} count as the best.")
-        _copy_whole(last, self.best)
+        _copy(last, self.best)
         self.best_fitness = own
 
     # ------------------------------------------------------------------------------------------------- checkpoints
@@ -113,38 +105,34 @@ class GuardedTrainer(BaseTrainer):  # type: ignore[misc]
     def final_eval(self) -> None:
         """Validate the best weights and strip both files to models; an interrupted run keeps its `last.pt` complete."""
         self._evaluating = True
-        with self._beside():
+        with self._beside() as parts:
             with torch_distributed_zero_first(LOCAL_RANK):
                 if FIRST:
-                    for whole, part in self._parts():
+                    for whole, part in parts:
                         if whole.exists() and not (self.interrupted and whole.name == "last.pt"):
                             shutil.copyfile(whole, part)
             super().final_eval()
 
-    def _parts(self) -> list[tuple[Path, Path]]:
-        names = ("last.pt", "best.pt")  # the order matters: best.pt may never be newer than last.pt
-        return [(self.wdir / name, self.wdir / f".{name}") for name in names]
-
     @contextlib.contextmanager
-    def _beside(self) -> Iterator[None]:
+    def _beside(self) -> Iterator[list[tuple[Path, Path]]]:
         """Redirect the library's in-place checkpoint writes to temporary files, and rename these once complete."""
-        (last, last_part), (best, best_part) = parts = self._parts()
-        self.last, self.best = last_part, best_part
+        names = ("last.pt", "best.pt")  # the order matters: best.pt may never be newer than last.pt
+        (last, self.last), (best, self.best) = parts = [(self.wdir / name, self.wdir / f".{name}") for name in names]
         try:
-            yield
+            yield parts
             for whole, part in parts:
                 if FIRST and part.exists():
                     part.replace(whole)
         finally:
             self.last, self.best = last, best
 
-    # ------------------------------------------------------------------------------------------------- events
+    # ----------------------------------------- events of the library: `_on_train_start` is called on `on_train_start`
 
-    def _open(self, _: object) -> None:
+    def _on_pretrain_routine_start(self, _: object) -> None:
         if FIRST:
             self._recorder = Recorder(self.plan.tracking)
 
-    def _count_on(self, _: object) -> None:
+    def _on_train_start(self, _: object) -> None:
         self.train_time_start -= self._seconds_before  # the curves continue, so their time must too
         self._begun = time.monotonic()
         if FIRST:
@@ -154,7 +142,7 @@ class GuardedTrainer(BaseTrainer):  # type: ignore[misc]
             batches = f"{len(self.train_loader)} batches of {self.batch_size} an epoch"
             print(f"{network}; {train} train, {val} val images; {batches}", flush=True)
 
-    def _begin_epoch(self, _: object) -> None:
+    def _on_train_epoch_start(self, _: object) -> None:
         # out of memory, the library would silently halve the batch up to three times, and only on one GPU: disable that
         self._oom_retries = 3
         # seeded by the epoch's number alone, so that a resumed training draws the same random numbers
@@ -167,14 +155,16 @@ class GuardedTrainer(BaseTrainer):  # type: ignore[misc]
             every = REDRAWN if self.plan.watched else UNWATCHED
             self._bar, self._batches = Bar(f"epoch {self.epoch + 1}/{self.epochs}", batches, every=every), 0
 
-    def _end_batch(self, _: object) -> None:
+    def _on_train_batch_end(self, _: object) -> None:
         if FIRST:
             os.utime(self.plan.beat)
         if self._bar is not None:
             self._batches += 1
             self._bar.show(self._batches)
 
-    def _end_epoch(self, _: object) -> None:
+    _on_val_batch_end = _on_train_batch_end
+
+    def _on_fit_epoch_end(self, _: object) -> None:
         if self._evaluating or not FIRST:
             return
         values = {**self.label_loss_items(self.tloss, prefix="train"), **self.metrics, **self.lr}
@@ -215,11 +205,11 @@ class GuardedTrainer(BaseTrainer):  # type: ignore[misc]
             self._bar.end("\n".join(text))
             self._bar = None
 
-    def _send_plots(self, _: object) -> None:
+    def _on_train_end(self, _: object) -> None:
         if self._recorder is not None:
             self._recorder.log_plots(self.save_dir)
 
-    def _close(self, _: object) -> None:
+    def _teardown(self, _: object) -> None:
         if self._recorder is not None:
             self._recorder.close()
 
@@ -246,28 +236,27 @@ def _fitness(checkpoint: Path) -> float | None:
         return None
 
 
-def _copy_whole(source: Path, target: Path) -> None:
-    part = target.with_name(f".{target.name}")
-    shutil.copyfile(source, part)
-    part.replace(target)
+def _copy(source: Path, target: Path) -> None:
+    with replacing(target) as part:
+        shutil.copyfile(source, part)
 
 
 def main(plan_file: Path, guard: type[GuardedTrainer] = GuardedTrainer) -> None:
     """Train according to a plan and write the outcome; exit with status 0 unless the training raised."""
-    plan = WorkerPlan.read(plan_file)
+    plan = WorkerPlan.model_validate_json(plan_file.read_bytes())
     die_with(plan.parent)
     status = 1
     LOGGER.setLevel(logging.WARNING if FIRST else logging.ERROR)
     try:
         trainer = trainer_of(plan.task, guard)(plan)
         trainer.train()
-        outcome = Outcome("interrupted" if trainer.interrupted else "finished", trainer.interrupted)
+        outcome = Outcome(state="interrupted" if trainer.interrupted else "finished", reason=trainer.interrupted)
         status = 0
     except Exception as error:  # noqa: BLE001  every failure becomes the outcome
         memory = isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()
-        outcome = Outcome("memory" if memory else "failed", f"{type(error).__name__}: {error}")
+        outcome = Outcome(state="memory" if memory else "failed", reason=f"{type(error).__name__}: {error}")
         traceback.print_exc()
-    plan.outcome(max(RANK, 0)).write_text(json.dumps(vars(outcome)), encoding="utf-8")
+    plan.outcome(max(RANK, 0)).write_text(outcome.model_dump_json(), encoding="utf-8")
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # a thread that still waits for the network must not delay the exit

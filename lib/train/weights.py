@@ -38,18 +38,24 @@ def find_weights(session: Session) -> Path | str | None:
 
     Raises `WeightsError` for a missing file.
     """
-    resume, pretrained = session.experiment.model.resume_from, session.experiment.model.pretrained
-    if resume is not None:
-        return _existing("model.resume_from", resume, session.root)
-    if pretrained is False:
+    model = session.experiment.model
+    key = "pretrained" if model.resume_from is None else "resume_from"
+    given: bool | str = getattr(model, key)
+    if isinstance(given, str):
+        path = session.root / given  # an absolute path stays unchanged
+        if not path.is_file():
+            raise WeightsError(
+                f"model.{key} is {given!r}: {path} is not there.",
+                remedy="attach the checkpoint as a Kaggle dataset and give its path below /kaggle/input, or null.",
+            )
+        return path
+    if not given:
         return None
-    if isinstance(pretrained, str):
-        return _existing("model.pretrained", pretrained, session.root)
     from ultralytics.utils.downloads import attempt_download_asset
 
     here = _published_weights(session.experiment)
-    given = inspect.signature(attempt_download_asset).parameters
-    address = f"https://github.com/{given['repo'].default}/releases/download/{given['release'].default}/{here.name}"
+    library = inspect.signature(attempt_download_asset).parameters
+    address = f"https://github.com/{library['repo'].default}/releases/download/{library['release'].default}/{here.name}"
     return here if here.is_file() else address
 
 
@@ -74,37 +80,22 @@ def fetch_weights(session: Session, checkpoint: Path | None = None) -> StartingP
     found = find_weights(session)
     if experiment.model.resume_from is not None and isinstance(found, Path):
         return _look_into(found, experiment, f"model.resume_from is {experiment.model.resume_from!r}")
-    return StartingPoint(_download(experiment) if isinstance(found, str) else found)
-
-
-def _download(experiment: Experiment) -> Path:
+    if not isinstance(found, str):
+        return StartingPoint(found)
     from ultralytics.utils.downloads import attempt_download_asset
 
     wanted = _published_weights(experiment)
     wanted.parent.mkdir(parents=True, exist_ok=True)
     try:
-        found = Path(attempt_download_asset(str(wanted)))
+        weights = Path(attempt_download_asset(str(wanted)))
+        weights.stat()  # the library may return the path of a file that is not there
     except Exception as error:  # noqa: BLE001  the library passes on any exception of its HTTP client
-        found, cause = wanted, f": {type(error).__name__}: {error}"
-    else:
-        cause = ""
-    if not found.is_file():
         raise WeightsError(
-            f"the published weights {wanted.name} could not be downloaded{cause}.",
+            f"the published weights {wanted.name} could not be downloaded: {type(error).__name__}: {error}.",
             remedy="turn internet on in the Kaggle settings, or attach the file as a dataset and give its path as "
             "model.pretrained, or train from random weights with pretrained: false.",
-        )
-    return found
-
-
-def _existing(key: str, given: str, root: Path) -> Path:
-    path = root / given  # an absolute path stays unchanged
-    if not path.is_file():
-        raise WeightsError(
-            f"{key} is {given!r}: {path} is not there.",
-            remedy="attach the checkpoint as a Kaggle dataset and give its path below /kaggle/input, or null.",
-        )
-    return path
+        ) from None
+    return StartingPoint(weights)
 
 
 def _look_into(path: Path, experiment: Experiment, shown: str) -> StartingPoint:

@@ -74,9 +74,12 @@ def test_the_plan_of_a_worker_has_no_key(tmp_path: Path, monkeypatch: pytest.Mon
     )
     assert tracking.mode == "online"
     assert tracking.address == f"https://curves.example.com/somebody/container-id/runs/{tracking.id}"
-    plan = WorkerPlan("detect", {}, tmp_path / "plan", None, tracking, watched=False, parent=1)
-    assert b"k" * 40 not in plan.write().read_bytes()
-    assert WorkerPlan.read(tmp_path / "plan" / "plan.json") == plan
+    plan = WorkerPlan(
+        task="detect", arguments={}, folder=tmp_path / "plan", stop_at=None, tracking=tracking, watched=False, parent=1
+    )
+    written = plan.write().read_bytes()
+    assert b"k" * 40 not in written
+    assert WorkerPlan.model_validate_json(written) == plan
 
 
 def test_a_resumed_training_continues_the_run_of_its_checkpoint(tracking: Tracking) -> None:

@@ -47,7 +47,7 @@ def test_a_training_gets_only_the_documented_arguments(tmp_path: Path) -> None:
     session = Session(tmp_path, tmp_path, tmp_path, experiment)
     with pytest.raises(TrainingError, match="ended with status 1"):
         train(session, file, start, configure_tracking(session), worker="nobody")
-    arguments = set(WorkerPlan.read(tmp_path / "training/plan.json").arguments)
+    arguments = set(WorkerPlan.model_validate_json((tmp_path / "training/plan.json").read_bytes()).arguments)
     named = {key.argument for key in KEYS.values() if key.argument}
     assert arguments == named | {*ALWAYS, "save_dir", "project", "plots", "exist_ok"}
 
