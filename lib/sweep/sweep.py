@@ -39,8 +39,8 @@ PATIENCE = 120.0  # seconds that runs have to end after a request to stop
 def find_published(refs: Refs, experiment: Experiment, commit: str) -> str:
     """Return the branch of a finished run of exactly this experiment and commit; empty if there is none."""
     wanted = experiment.model_dump(mode="json")
-    series = f"{HEADS}kaggle-train-{experiment.module}-{experiment.slug}-*"
-    for ref, texts in sorted(refs.read_files_of_all(series, "artifacts/*/run.json").items(), reverse=True):
+    texts_of = refs.read_files_of_all(f"{HEADS}kaggle-train-{experiment.key}-*", "artifacts/*/run.json")
+    for ref, texts in sorted(texts_of.items(), reverse=True):
         branch = ref.removeprefix(HEADS)
         with contextlib.suppress(BranchError):
             _, record = find_own(branch, texts, RunRecord)
@@ -190,11 +190,10 @@ def train_all(
         root, parameters = sandbox / "seed", {"repository": str(made.origin), "commit": made.commit}
     refs, commit = Refs(root, credentials), parameters["commit"]
     named = {title_of(experiment): experiment for experiment in experiments}
-    standing = {name: find_published(refs, experiment, commit) for name, experiment in named.items()}
-    before = {name: branch for name, branch in standing.items() if branch}
+    before = {name: branch for name, each in named.items() if (branch := find_published(refs, each, commit))}
     sources = read_sources(project)
     jobs = {
-        name: Job(experiment.model_dump(mode="json"), sources, {**parameters, "secrets": secrets}, str(folder))
+        name: Job(experiment, sources, {**parameters, "secrets": secrets}, str(folder))
         for name, experiment in named.items()
         if name not in before
     }
