@@ -77,17 +77,15 @@ def _parameter_cell(notebook: Any) -> Any:  # noqa: ANN401
 
 def parameters(notebook: Any) -> dict[str, str]:  # noqa: ANN401
     """Return the notebook's parameters as papermill reads them: {name: explaining comment}."""
-    from papermill.translators import papermill_translators
+    from papermill.translators import PythonTranslator
 
-    translator = papermill_translators.find_translator("python3", "python")
-    return {found.name: found.help for found in translator.inspect(_parameter_cell(notebook))}
+    return {found.name: found.help for found in PythonTranslator.inspect(_parameter_cell(notebook))}
 
 
 def bake(notebook: Any, values: Mapping[str, Any], accelerator: str) -> Any:  # noqa: ANN401
     """Write each value on its own line of the `parameters` cell, set Kaggle's metadata and return the notebook."""
-    from papermill.translators import papermill_translators
+    from papermill.translators import PythonTranslator
 
-    translator = papermill_translators.find_translator("python3", "python")
     cell = _parameter_cell(notebook)
     lines = []
     for line in cell.source.splitlines():
@@ -97,7 +95,7 @@ def bake(notebook: Any, values: Mapping[str, Any], accelerator: str) -> Any:  # 
             lines.append(line)
             continue
         # papermill's own translator, so that the line equals what `papermill -p` writes
-        _, _, text = translator.codify({name: values[name]}, "").partition("\n")
+        _, _, text = PythonTranslator.codify({name: values[name]}, "").partition("\n")
         lines += [f"{text.strip()}  # {comment}"] if text.count("\n") == 1 else [f"# {comment}", text.strip()]
     cell.source = "\n".join(lines)
     word, _ = KAGGLE_WORDS[accelerator]
