@@ -10,7 +10,7 @@ import itertools
 import os
 import platform
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,21 +58,13 @@ def find_gpus() -> tuple[Gpu, ...]:
         return ()
     found: dict[str, Gpu] = {}
     for line in answer.output.splitlines():
-        index, _, rest = line.partition(", ")
-        uuid, _, rest = rest.partition(", ")
-        name, _, memory = rest.rpartition(", ")
-        if memory.isdigit():
-            found[index] = found[uuid] = Gpu(name, int(memory))
-    return tuple(found[word] for word in _visible(found))
-
-
-def _visible(found: Mapping[str, Gpu]) -> list[str]:
-    """Return the keys of the GPUs in `CUDA_VISIBLE_DEVICES` (all if unset), up to the first unknown one, like CUDA."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is None:
-        return [word for word in found if word.isdigit()]
-    words = [word.strip() for word in given.split(",")]
-    return list(itertools.takewhile(found.__contains__, words))
+        match line.split(", "):
+            case index, uuid, *name, memory if memory.isdigit():
+                found[index] = found[uuid] = Gpu(", ".join(name), int(memory))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    words = filter(str.isdigit, found) if visible is None else map(str.strip, visible.split(","))
+    # CUDA ignores the GPUs after the first unknown one
+    return tuple(found[word] for word in itertools.takewhile(found.__contains__, words))
 
 
 def find_host(working: Path, scratch: Path) -> Host:

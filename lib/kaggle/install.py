@@ -52,7 +52,8 @@ def install(root: Path, overlay: Path, *, inputs: Path = INPUTS) -> str:
         return f"Everything in uv.lock was installed in this session already, over torch {_version('torch')}."
     wheels = find_wheels(root, inputs)
     requirements = (wheels / "requirements.txt").read_text(encoding="utf-8") if wheels else export(root)
-    if all(_version(name) == version for name, version in _wanted(requirements).items()):
+    wanted = _wanted(requirements)
+    if all(_version(name) == version for name, version in wanted.items()):
         return f"Everything in uv.lock is installed; torch {_version('torch')} is used as it is."
     if _version("torch") is None:
         raise InstallError(
@@ -61,18 +62,19 @@ def install(root: Path, overlay: Path, *, inputs: Path = INPUTS) -> str:
             remedy="run `uv sync` in the project, or use Kaggle's image.",
         )
     before = _hardware()
-    _fill(overlay, requirements, wheels, stamp)
+    with showing(f"Installing {len(wanted)} packages"):
+        _fill(overlay, requirements, wheels, stamp)
     if _hardware() != before:
         raise InstallError(
             "the host's own torch, or what belongs to it, changed while packages were installed.",
             state="it is not known what is installed there now.",
             remedy="restart the session and run the notebook again.",
         )
-    kept = _kept_by_the_kernel(requirements)
+    kept = _kept_by_the_kernel(wanted)
     _activate(overlay)
-    count, source = len(_wanted(requirements)), f"the wheels in {wheels}" if wheels else "the registry"
-    report = f"{count} packages from uv.lock installed from {source}; the host's torch {_version('torch')} and the "
-    report += f"{len(before) - 1} packages that belong to it are unchanged, byte for byte."
+    source = f"the wheels in {wheels}" if wheels else "the registry"
+    report = f"{len(wanted)} packages from uv.lock installed from {source}; the host's torch {_version('torch')} and "
+    report += f"the {len(before) - 1} packages that belong to it are unchanged, byte for byte."
     return report + (f"\nAlready imported by the kernel, and kept in it: {', '.join(kept)}." if kept else "")
 
 
@@ -108,8 +110,7 @@ def _fill(overlay: Path, requirements: str, wheels: Path | None, stamp: str) -> 
             *find_uv(wheels), "pip", "install", "--quiet", "--python", sys.executable, "--target", str(part),
             "--no-deps", "--require-hashes", *source, "-r", str(file),
         ]  # fmt: skip
-        with showing(f"Installing {len(_wanted(requirements))} packages"):
-            run_installer(command, part)
+        run_installer(command, part)
         (part / STAMP).write_text(stamp, encoding="utf-8")
         part.rename(overlay)
     except OSError as error:
@@ -135,7 +136,7 @@ def _hardware() -> dict[str, str]:
     """Return a fingerprint, by name, of each host package that must not change."""
     found = {}
     for package in importlib.metadata.distributions():
-        name = str(package.metadata["Name"]).lower().replace("_", "-")
+        name = _plain(str(package.metadata["Name"]))
         if name in HARDWARE or name.startswith(HANGS_ON_THEM):
             digest = hashlib.sha256((package.read_text("RECORD") or "").encode())
             for file in package.files or ():
@@ -149,9 +150,8 @@ def _hardware() -> dict[str, str]:
     return found
 
 
-def _kept_by_the_kernel(requirements: str) -> list[str]:
+def _kept_by_the_kernel(wanted: dict[str, str]) -> list[str]:
     """Return the packages that this process has imported in another version than the locked one."""
-    wanted = {_plain(name): version for name, version in _wanted(requirements).items()}
     imported = {name.partition(".")[0] for name in sys.modules}
     kept = {}
     for module, packages in importlib.metadata.packages_distributions().items():
@@ -180,17 +180,12 @@ def parse(requirements: str) -> list[tuple[str, str, str, list[str]]]:
 
 def _wanted(requirements: str) -> dict[str, str]:
     """Return {name: version} of the requirements that apply to this machine."""
-    return {name: version for name, version, marker, _ in parse(requirements) if _applies(marker)}
-
-
-def _applies(marker: str) -> bool:
-    if not marker:
-        return True
     try:
         from packaging.markers import Marker
-    except ImportError:  # a bare Python without `packaging`: assume that the requirement applies
-        return True
-    return bool(Marker(marker).evaluate())
+    except ImportError:  # a bare Python without `packaging`: assume that every requirement applies
+        return {name: version for name, version, *_ in parse(requirements)}
+    found = parse(requirements)
+    return {name: version for name, version, marker, _ in found if not marker or Marker(marker).evaluate()}
 
 
 def _version(name: str) -> str | None:

@@ -16,11 +16,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from lib.errors import RenderError, RunError
 from lib.experiment.modules import Module
 from lib.files import write_whole
+from lib.remotes.credentials import without_user
 
 # Kaggle's names of an accelerator: in a notebook, and in kernel-metadata.json.
 KAGGLE_WORDS = {
@@ -144,10 +144,6 @@ def kernel_metadata(about: Module, accelerator: str, user: str, dataset: str) ->
         "enable_internet": True,
         "machine_shape": KAGGLE_WORDS[accelerator][1],
         "dataset_sources": [dataset or f"{owner}/kaggle-training-secrets"],
-        "competition_sources": [],
-        "kernel_sources": [],
-        "model_sources": [],
-        "keywords": [],
     }
 
 
@@ -192,10 +188,7 @@ def public_url(url: str) -> str:
     ssh = re.fullmatch(r"(?:ssh://)?git@([^:/]+)[:/](.+)", url)
     if ssh:
         return f"https://{ssh[1]}/{ssh[2]}"
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https"):
-        return url
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    return without_user(url) if url.startswith("http") else url
 
 
 def source(project: Path, *, allow_dirty: bool, given: Mapping[str, Any]) -> dict[str, str]:

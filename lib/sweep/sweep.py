@@ -135,9 +135,6 @@ def describe(progress: Progress) -> str:
     return ", ".join(filter(None, parts))
 
 
-COLUMNS = ("Experiment", "Node", "State", "Epoch", "Left", "Best mAP50-95")
-
-
 def table(progress: Mapping[str, Progress]) -> Table:
     """Return the progress of all runs as a table."""
     rows = [
@@ -151,13 +148,7 @@ def table(progress: Mapping[str, Progress]) -> Table:
         )
         for name, each in progress.items()
     ]
-    return make_table(COLUMNS, rows)
-
-
-def show_end(progress: Mapping[str, Progress]) -> str:
-    """Return the table of results, followed by the full note of each run that failed, was stopped or ended early."""
-    notes = (f"{name}: {each.state}: {each.note}" for name, each in progress.items() if each.note)
-    return "\n\n".join([as_text(table(progress)), *notes])
+    return make_table(("Experiment", "Node", "State", "Epoch", "Left", "Best mAP50-95"), rows)
 
 
 # ── the whole sweep ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -203,7 +194,8 @@ def train_all(
             with cluster as engine:
                 run_sweep(jobs, engine, board.show)
         progress = board.progress
-    print(f"\n{show_end(progress)}")
+    notes = (f"{name}: {each.state}: {each.note}" for name, each in progress.items() if each.note)
+    print(f"\n{as_text(table(progress))}", *notes, sep="\n\n")
     published = [each.branch for each in progress.values() if each.branch]
     if published:
         runs, image = read_runs(refs, published), folder / "compare.png"
