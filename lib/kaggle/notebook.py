@@ -191,8 +191,8 @@ def public_url(url: str) -> str:
     return without_user(url) if url.startswith("http") else url
 
 
-def source(project: Path, *, allow_dirty: bool, given: Mapping[str, Any]) -> dict[str, str]:
-    """Return the repository and the commit that a run clones: those in `given`, or those of the checkout `project`.
+def source(project: Path, *, allow_dirty: bool) -> dict[str, str]:
+    """Return the repository and the commit of the checkout `project`, which a run clones.
 
     Raises `RenderError` if the commit cannot be cloned, or (unless `allow_dirty`) if the working tree differs from it.
     """
@@ -206,8 +206,6 @@ def source(project: Path, *, allow_dirty: bool, given: Mapping[str, Any]) -> dic
             f"{project} is no Git checkout with a commit.", remedy="clone the project with Git and render there."
         ) from None
     with repo:
-        if given.get("repository") and given.get("commit"):
-            return {"repository": str(given["repository"]), "commit": str(given["commit"])}
         if "origin" not in [remote.name for remote in repo.remotes]:
             raise RenderError(
                 "this checkout has no remote `origin` that a run could clone.",
@@ -215,8 +213,7 @@ def source(project: Path, *, allow_dirty: bool, given: Mapping[str, Any]) -> dic
                 remedy="`git remote add origin https://github.com/YOU/REPOSITORY.git && git push -u origin HEAD`.",
             )
         if not allow_dirty:
-            changed = repo.git.status("--porcelain").splitlines()
-            if changed:
+            if changed := repo.git.status("--porcelain").splitlines():
                 raise RenderError(
                     f"the tree is dirty, and a run clones the commit: {', '.join(line[3:] for line in changed[:5])}"
                     f"{' …' if len(changed) > 5 else ''}.",  # noqa: PLR2004

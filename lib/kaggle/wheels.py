@@ -38,8 +38,7 @@ def gather_wheels(root: Path, folder: Path, *, python: str = "3.12") -> list[Pat
             blocks[f"{name}=={version}"] = "".join(f" \\\n    --hash={digest}" for digest in hashes)
     sources = _sources(root)
     target = ["--python-version", python, *(word for name in PLATFORMS for word in ("--platform", name))]
-    wheels = {pin: digests for pin, digests in blocks.items() if pin not in sources}
-    _download(folder, wheels, "--only-binary=:all:", *target)
+    _download(folder, {pin: blocks[pin] for pin in blocks.keys() - sources}, "--only-binary=:all:", *target)
     for pin in sorted(blocks.keys() & sources):
         blocks[pin] = f" \\\n    --hash=sha256:{_build(folder, pin, blocks[pin])}"
     _pip_download(folder, "--only-binary=:all:", *target, "uv")

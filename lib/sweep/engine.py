@@ -16,6 +16,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -75,7 +76,7 @@ def _run(name: str, job: Job, board: Any) -> Progress:  # noqa: ANN401  an actor
 
     if report(Progress("running", node)):
         return Progress("stopped", note="it was stopped before it started.")
-    with thread, Execution(job) as execution:
+    with thread, closing(Execution(job)) as execution:
         while True:
             progress = replace(execution.look(), node=node)
             if progress.has_ended:

@@ -172,7 +172,7 @@ def train_all(
     credentials = load_credentials(secrets)
     secrets = str(Path(secrets).resolve()) if secrets else ""
     if sandbox is None:
-        root, parameters = project, source(project, allow_dirty=allow_dirty, given={})
+        root, parameters = project, source(project, allow_dirty=allow_dirty)
     else:
         datasets = {(experiment.module, experiment.dataset): experiment for experiment in experiments}
         for experiment in datasets.values():

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from lib.errors import RunError
 from lib.experiment.modules import find_module
@@ -76,7 +76,7 @@ class Progress:
 
 
 class Execution:
-    """A run in its own folder, as a context manager; leaving the context ends the run."""
+    """A run in its own folder; `close` ends it."""
 
     def __init__(self, job: Job) -> None:
         experiment = self._experiment = job.experiment
@@ -95,19 +95,17 @@ class Execution:
         command = [sys.executable, "-m", "lib.sweep.worker", str(rendered.notebook), str(os.getpid())]
         self._command = LoggedCommand(command, self.folder / "output.log")
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._command.status is None:
-            self.stop()
-        self._command.close(2 * GRACE)
-
     def stop(self) -> None:
-        """Interrupt the worker, once; it then ends by itself, and the exit of the context enforces a time limit."""
+        """Interrupt the worker, once; it then ends by itself, and `close` enforces a time limit."""
         if not self._stopping:
             self._stopping = True
             self._command.interrupt()
+
+    def close(self) -> None:
+        """End the worker: interrupt it if it still runs, and kill it if it does not end in time."""
+        if self._command.status is None:
+            self.stop()
+        self._command.close(2 * GRACE)
 
     def look(self) -> Progress:
         """Return the current progress of the run."""
