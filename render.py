@@ -28,7 +28,6 @@ from lib.kaggle.notebook import (
     bake,
     configured_user,
     execute,
-    executed_copy,
     kernel_metadata,
     parameters,
     read_notebook,
@@ -123,9 +122,8 @@ def main(
     user = _pushing_user(kaggle_user, repository) if push else kaggle_user or configured_user()
     kernel = None if run else kernel_metadata(about, accelerator, user, secrets_dataset)
     rendered = write_rendered(folder, about, bake(notebook, values, accelerator), kernel)
-    print(rendered)
+    print(rendered, flush=True)
     if run:
-        print(f"Executed: {executed_copy(rendered.notebook)}", flush=True)
         print(f"\nThe executed notebook: {execute(rendered.notebook, PROJECT)}")
         return
     print(f"Trains:   {chosen.name} at commit {values['commit']} of {repository}")

@@ -247,11 +247,6 @@ def _require_on_remote(repo: Any, commit: str) -> None:  # noqa: ANN401  GitPyth
     )
 
 
-def executed_copy(notebook: Path) -> Path:
-    """Return the path of the executed copy of a notebook."""
-    return notebook.with_suffix(".executed.ipynb")
-
-
 def execute(notebook: Path, cwd: Path) -> Path:
     """Execute a rendered notebook with papermill, show its output live and return the path of the executed copy.
 
@@ -261,7 +256,7 @@ def execute(notebook: Path, cwd: Path) -> Path:
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
 
-    executed = executed_copy(notebook)
+    executed = notebook.with_suffix(".executed.ipynb")
     try:
         papermill.execute_notebook(
             str(notebook), str(executed), kernel_name="python3", cwd=str(cwd), progress_bar=False,

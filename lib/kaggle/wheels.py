@@ -11,7 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tomllib
 from pathlib import Path
+
+from packaging.markers import Marker
 
 from lib.errors import InstallError
 from lib.kaggle.install import WHEELS, export, find_uv, lock_hash, parse, run_installer
@@ -23,8 +26,6 @@ PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x
 
 def gather_wheels(root: Path, folder: Path, *, python: str = "3.12") -> list[Path]:
     """Download all wheels for a host with that Python version into `folder` and return them. Raises `InstallError`."""
-    from packaging.markers import Marker
-
     folder.mkdir(parents=True, exist_ok=True)
     (folder / WHEELS).unlink(missing_ok=True)
     host = {
@@ -52,8 +53,6 @@ def gather_wheels(root: Path, folder: Path, *, python: str = "3.12") -> list[Pat
 
 def _sources(root: Path) -> set[str]:
     """Return the pins (`name==version`) of `uv.lock` that are published only as source."""
-    import tomllib
-
     packages = tomllib.loads((root / "uv.lock").read_text(encoding="utf-8"))["package"]
     return {f"{item['name']}=={item['version']}" for item in packages if item.get("sdist") and not item.get("wheels")}
 

@@ -30,7 +30,6 @@ from lib.results.record import RunRecord, parse
 from lib.train.curves import MAP, read_curves
 
 State = Literal["waiting", "running", "lost", "published", "failed", "stopped"]
-ENDS: tuple[State, ...] = ("published", "failed", "stopped")
 STEP = re.compile(r"^\[\d+:\d\d:\d\d\] (\d+/\d+: [^+(\n]*[^+(\n ])", re.MULTILINE)
 SHOWN = 2000  # characters of an error message
 ERROR = "error.txt"
@@ -72,7 +71,7 @@ class Progress:
     @property
     def has_ended(self) -> bool:
         """Return whether the state is final."""
-        return self.state in ENDS
+        return self.state in ("published", "failed", "stopped")
 
 
 class Execution:
