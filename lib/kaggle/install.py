@@ -15,6 +15,7 @@ Training's workers find the folder through PYTHONPATH. Without a network the pac
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.metadata
@@ -24,6 +25,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from lib.errors import InstallError  # standard library only, too
@@ -107,7 +109,7 @@ def _fill(overlay: Path, requirements: str, wheels: Path | None, stamp: str) -> 
         part.mkdir(parents=True)
         file.write_text(requirements, encoding="utf-8")
         command = [
-            *find_uv(wheels), "pip", "install", "--quiet", "--python", sys.executable, "--target", str(part),
+            *find_uv(source), "pip", "install", "--quiet", "--python", sys.executable, "--target", str(part),
             "--no-deps", "--require-hashes", *source, "-r", str(file),
         ]  # fmt: skip
         run_installer(command, part)
@@ -140,25 +142,20 @@ def _hardware() -> dict[str, str]:
         if name in HARDWARE or name.startswith(HANGS_ON_THEM):
             digest = hashlib.sha256((package.read_text("RECORD") or "").encode())
             for file in package.files or ():
-                try:
+                with contextlib.suppress(OSError):  # a file of the list may be missing
                     status = Path(str(file.locate())).stat()
-                except OSError:
-                    continue
-                if not str(file).endswith(".pyc"):  # importing a module writes these files
-                    digest.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode())
+                    if file.suffix != ".pyc":  # importing a module writes these files
+                        digest.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode())
             found[name] = digest.hexdigest()
     return found
 
 
 def _kept_by_the_kernel(wanted: dict[str, str]) -> list[str]:
     """Return the packages that this process has imported in another version than the locked one."""
-    imported = {name.partition(".")[0] for name in sys.modules}
-    kept = {}
-    for module, packages in importlib.metadata.packages_distributions().items():
-        for name in {_plain(package) for package in packages} & wanted.keys():
-            if module in imported and _version(name) != wanted[name]:
-                kept[name] = f"{name} {_version(name)} (locked: {wanted[name]})"
-    return [kept[name] for name in sorted(kept)]
+    packages_of = importlib.metadata.packages_distributions()
+    imported = {_plain(package) for module in sys.modules for package in packages_of.get(module, ())}
+    kept = (name for name in sorted(imported & wanted.keys()) if _version(name) != wanted[name])
+    return [f"{name} {_version(name)} (locked: {wanted[name]})" for name in kept]
 
 
 # ── requirements ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -216,13 +213,15 @@ def find_wheels(root: Path, inputs: Path) -> Path | None:
     return None
 
 
-def find_uv(wheels: Path | None = None) -> list[str]:
-    """Return the command that runs uv; if uv is missing (Kaggle's image has it), install it into this Python first."""
+def find_uv(source: Sequence[str] = ()) -> list[str]:
+    """Return the command that runs uv; if it is missing, install it into this Python first, with the options `source`.
+
+    Kaggle's image has it.
+    """
     found = shutil.which("uv")
     if found:
         return [found]
     if _version("uv") is None:
-        source = ["--no-index", "--find-links", str(wheels)] if wheels else []
         run_installer([sys.executable, "-m", "pip", "install", "--quiet", *source, "uv"], Path.cwd())
     return [sys.executable, "-m", "uv"]
 

@@ -20,7 +20,8 @@ from typing import Any
 from lib.errors import RenderError, RunError
 from lib.experiment.modules import Module
 from lib.files import write_whole
-from lib.remotes.credentials import without_user
+from lib.remotes.clone import find_git_remote
+from lib.remotes.credentials import Credentials, without_user
 
 # Kaggle's names of an accelerator: in a notebook, and in kernel-metadata.json.
 KAGGLE_WORDS = {
@@ -194,7 +195,8 @@ def public_url(url: str) -> str:
 def source(project: Path, *, allow_dirty: bool) -> dict[str, str]:
     """Return the repository and the commit of the checkout `project`, which a run clones.
 
-    Raises `RenderError` if the commit cannot be cloned, or (unless `allow_dirty`) if the working tree differs from it.
+    Raises `RemoteError` if there is no remote to clone from, and (unless `allow_dirty`) `RenderError` if the commit is
+    not on the remote or the working tree differs from it.
     """
     import git
 
@@ -206,12 +208,7 @@ def source(project: Path, *, allow_dirty: bool) -> dict[str, str]:
             f"{project} is no Git checkout with a commit.", remedy="clone the project with Git and render there."
         ) from None
     with repo:
-        if "origin" not in [remote.name for remote in repo.remotes]:
-            raise RenderError(
-                "this checkout has no remote `origin` that a run could clone.",
-                state="nothing was written.",
-                remedy="`git remote add origin https://github.com/YOU/REPOSITORY.git && git push -u origin HEAD`.",
-            )
+        url = find_git_remote(project, Credentials())
         if not allow_dirty:
             if changed := repo.git.status("--porcelain").splitlines():
                 raise RenderError(
@@ -221,7 +218,7 @@ def source(project: Path, *, allow_dirty: bool) -> dict[str, str]:
                     remedy="commit and push, or render the commit as it is with --allow-dirty.",
                 )
             _require_on_remote(repo, commit)
-        return {"repository": public_url(repo.remotes.origin.url), "commit": commit}
+        return {"repository": public_url(url), "commit": commit}
 
 
 def _require_on_remote(repo: Any, commit: str) -> None:  # noqa: ANN401  GitPython's Repo
