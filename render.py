@@ -121,7 +121,7 @@ def main(
     folder = output or PROJECT / "build" / about.name
     user = _pushing_user(kaggle_user, repository) if push else kaggle_user or configured_user()
     kernel = None if run else kernel_metadata(about, accelerator, user, secrets_dataset)
-    rendered = write_rendered(folder, about, bake(notebook, values, accelerator), kernel)
+    rendered = write_rendered(folder, about, bake(notebook, values), kernel)
     print(rendered, flush=True)
     if run:
         print(f"\nThe executed notebook: {execute(rendered.notebook, PROJECT)}")

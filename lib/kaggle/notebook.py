@@ -83,7 +83,7 @@ def parameters(notebook: Any) -> dict[str, str]:  # noqa: ANN401
     return {found.name: found.help for found in PythonTranslator.inspect(_parameter_cell(notebook))}
 
 
-def bake(notebook: Any, values: Mapping[str, Any], accelerator: str) -> Any:  # noqa: ANN401
+def bake(notebook: Any, values: Mapping[str, Any]) -> Any:  # noqa: ANN401
     """Write each value on its own line of the `parameters` cell, set Kaggle's metadata and return the notebook."""
     from papermill.translators import PythonTranslator
 
@@ -99,10 +99,10 @@ def bake(notebook: Any, values: Mapping[str, Any], accelerator: str) -> Any:  # 
         _, _, text = PythonTranslator.codify({name: values[name]}, "").partition("\n")
         lines += [f"{text.strip()}  # {comment}"] if text.count("\n") == 1 else [f"# {comment}", text.strip()]
     cell.source = "\n".join(lines)
-    word, _ = KAGGLE_WORDS[accelerator]
+    accelerator = values["accelerator"]
     notebook.metadata = {
         "kaggle": {
-            "accelerator": word,
+            "accelerator": KAGGLE_WORDS[accelerator][0],
             "dataSources": [],
             "isGpuEnabled": accelerator != "none",
             "isInternetEnabled": True,

@@ -170,7 +170,6 @@ def train_all(
     from lib.sandbox.make import make_sandbox
 
     credentials = load_credentials(secrets)
-    secrets = str(Path(secrets).resolve()) if secrets else ""
     if sandbox is None:
         root, parameters = project, source(project, allow_dirty=allow_dirty)
     else:
@@ -182,21 +181,17 @@ def train_all(
     refs, commit = Refs(root, credentials), parameters["commit"]
     named = {title_of(experiment): experiment for experiment in experiments}
     before = {name: branch for name, each in named.items() if (branch := find_published(refs, each, commit))}
+    parameters["secrets"] = str(Path(secrets).resolve()) if secrets else ""
     sources = read_sources(project)
-    jobs = {
-        name: Job(experiment, sources, {**parameters, "secrets": secrets}, str(folder))
-        for name, experiment in named.items()
-        if name not in before
-    }
+    jobs = {name: Job(each, sources, parameters, str(folder)) for name, each in named.items() if name not in before}
     print(f"{len(named)} experiments at commit {commit} of {parameters['repository']}, {len(before)} already published")
     with Scoreboard(folder / "sweep.log", before, watched=watched) as board:
         if jobs:
             with cluster as engine:
                 run_sweep(jobs, engine, board.show)
-        progress = board.progress
-    notes = (f"{name}: {each.state}: {each.note}" for name, each in progress.items() if each.note)
-    print(f"\n{as_text(table(progress))}", *notes, sep="\n\n")
-    published = [each.branch for each in progress.values() if each.branch]
+    notes = (f"{name}: {each.state}: {each.note}" for name, each in board.progress.items() if each.note)
+    print(f"\n{as_text(table(board.progress))}", *notes, sep="\n\n")
+    published = [each.branch for each in board.progress.values() if each.branch]
     if published:
         runs, image = read_runs(refs, published), folder / "compare.png"
         draw_curves(runs, image)

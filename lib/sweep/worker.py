@@ -89,7 +89,7 @@ class Execution:
             "working": str(self.folder),
             **job.parameters,
         }
-        notebook = bake(read_notebook(job.sources), values, "none")
+        notebook = bake(read_notebook(job.sources), values)
         rendered = write_rendered(self.folder, find_module(experiment.module), notebook, None)
         command = [sys.executable, "-m", "lib.sweep.worker", str(rendered.notebook), str(os.getpid())]
         self._command = LoggedCommand(command, self.folder / "output.log")
