@@ -44,7 +44,7 @@ class Job:
     sources: Mapping[str, str]
     """The files that make the notebook: {path: text}."""
     parameters: Mapping[str, Any]
-    """Parameters of the notebook besides the experiment: repository, commit, secrets."""
+    """Parameters of the notebook other than the experiment: repository, commit, secrets."""
     folder: str
     """The folder in which runs work; the same path on every node."""
 
