@@ -28,7 +28,6 @@ from lib.kaggle.notebook import (
     bake,
     configured_user,
     execute,
-    executed_copy,
     kernel_metadata,
     parameters,
     read_notebook,
@@ -107,28 +106,27 @@ def main(
     baked = {name: value for name, value in given.items() if name not in changed}
     # validate shortcuts against the experiment now: a bad value must fail before the GPU starts
     load_experiment(chosen.model_dump(), by_key({name: baked[name] for name in SHORTCUTS if name in baked}))
-    if run and "repository" not in baked:
-        where = _sandbox(sandbox, chosen, data)
-    else:
-        where = source(PROJECT, allow_dirty=allow_dirty, given=baked)
     values = {
         "module": about.name,
         "experiment": chosen.model_dump(mode="json"),
         "accelerator": accelerator,
         "sandbox": str(sandbox.resolve()) if run else "build/sandbox",
-        **where,
-        **baked,
     }
+    if run and "repository" not in baked:
+        values |= _sandbox(sandbox, chosen, data)
+    elif not baked.get("repository") or not baked.get("commit"):
+        values |= source(PROJECT, allow_dirty=allow_dirty)
+    values |= baked
+    repository = str(values["repository"])
     folder = output or PROJECT / "build" / about.name
-    user = _pushing_user(kaggle_user, where["repository"]) if push else kaggle_user or configured_user()
+    user = _pushing_user(kaggle_user, repository) if push else kaggle_user or configured_user()
     kernel = None if run else kernel_metadata(about, accelerator, user, secrets_dataset)
-    rendered = write_rendered(folder, about, bake(notebook, values, accelerator), kernel)
-    print(rendered)
+    rendered = write_rendered(folder, about, bake(notebook, values), kernel)
+    print(rendered, flush=True)
     if run:
-        print(f"Executed: {executed_copy(rendered.notebook)}", flush=True)
         print(f"\nThe executed notebook: {execute(rendered.notebook, PROJECT)}")
         return
-    print(f"Trains:   {chosen.name} at commit {where['commit']} of {where['repository']}")
+    print(f"Trains:   {chosen.name} at commit {values['commit']} of {repository}")
     if kernel and push:
         from lib.kaggle.kernel import gpu_quota, push_kernel, require_private
 
@@ -170,10 +168,7 @@ def _sandbox(folder: Path, chosen: Experiment, data: Path | None) -> dict[str, s
 
 
 def _pushing_user(given: str, repository: str) -> str:
-    """Return the owner of the kernel.
-
-    Checks before anything is written. Raises `RenderError` if Kaggle cannot clone `repository`.
-    """
+    """Return the owner of the kernel. Raises `RenderError` if Kaggle cannot clone `repository`."""
     from lib.kaggle.kernel import client_user
 
     if not repository.startswith(("https://", "http://")):

@@ -315,7 +315,7 @@ def test_the_cells_of_the_notebook_can_be_run_again_in_the_same_session(stores: 
     run_git("commit", "--quiet", "--message=lib", cwd=stores.clone)
     run_git("push", "--quiet", "origin", "HEAD:main", cwd=stores.clone)
     values = {"repository": str(stores.origin), "accelerator": "none", "working": str(stores.folder / "working")}
-    notebook = bake(read_notebook(read_sources(ROOT)), values, "none")
+    notebook = bake(read_notebook(read_sources(ROOT)), values)
     code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     (last,) = [number for number, source in enumerate(code) if 'step("1/10: ' in source]
     script = "\n".join([*code[: last + 1], *code[: last + 1], "print('The end.')"])

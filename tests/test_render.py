@@ -28,7 +28,7 @@ NOTEBOOK = SOURCES["notebooks/train.py"]
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a clean clone of the project, as it stands here, whose commit is on its remote."""
+    """Return a clean clone of the working tree whose commit is on its remote."""
     folder = tmp_path_factory.mktemp("project")
     clone = folder / "clone"
     run_git("init", "--quiet", "--bare", "--initial-branch=main", folder / "origin.git", cwd=folder)
@@ -91,7 +91,7 @@ def test_the_default_folder_is_build_module(project: Path) -> None:
 
 
 def bootstrap_cells(notebook: Any) -> list[Any]:
-    """Give the cells that are replaced by the text of bootstrap.py."""
+    """Return the cells that are replaced by the text of bootstrap.py."""
     return [cell for cell in notebook.cells if "bootstrap" in cell.metadata.get("tags", [])]
 
 
@@ -104,7 +104,7 @@ def run_jupytext(folder: Path, *words: str) -> None:
 
 @pytest.fixture
 def opened(tmp_path: Path) -> Path:
-    """Give a folder with the notebook's sources and the project's settings, opened once in Jupyter."""
+    """Return a folder with the notebook's sources and the project's settings, opened once in Jupyter."""
     for name in (*SOURCES, "pyproject.toml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy2(ROOT / name, tmp_path / name)
@@ -113,7 +113,7 @@ def opened(tmp_path: Path) -> Path:
 
 
 def test_the_source_opens_as_a_notebook_and_comes_back_the_same(opened: Path) -> None:
-    """Byte for byte, with every tag; what Jupyter keeps beside it lies where Git does not look."""
+    """Byte for byte, with every tag; what Jupyter saves with it is in a folder that Git ignores."""
     assert (opened / "notebooks/train.py").read_text(encoding="utf-8") == NOTEBOOK
     assert sorted(path.name for path in (opened / "notebooks").iterdir()) == ["bootstrap.py", "train.py"]
     shown = nbformat.read(opened / "build/notebooks/train.ipynb", as_version=4)
@@ -247,7 +247,7 @@ def test_an_unknown_module_is_refused(project: Path) -> None:
 
 
 def test_a_dirty_tree_is_refused_with_the_remedy(project: Path, tmp_path: Path) -> None:
-    """Kaggle clones the commit, not what lies here; --allow-dirty overrides, but not for a wrong experiment."""
+    """Kaggle clones the commit, not the working tree; --allow-dirty overrides, but not for a wrong experiment."""
     stray = project / "stray.txt"
     stray.write_text("x")
     try:
@@ -335,7 +335,7 @@ def test_every_parameter_has_a_comment() -> None:
 
 
 def test_shortcuts_are_parameters_and_keys() -> None:
-    """Each shortcut of the notebook stands for a key that an experiment has."""
+    """Each shortcut of the notebook sets a key that an experiment has."""
     assert set(SHORTCUTS) <= set(parameters(read_notebook(SOURCES)))
     assert set(SHORTCUTS.values()) <= set(KEYS)
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import itertools
 import os
 import platform
-import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,30 +47,20 @@ class Host:
 
 def find_gpus() -> tuple[Gpu, ...]:
     """Return the GPUs that this process may use, as reported by the driver; empty without a driver."""
-    if shutil.which("nvidia-smi") is None:
-        return ()
     query = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"]
     try:
         answer = run_command(query, timeout=60)
-    except CommandError:
+    except CommandError:  # also if there is no such program
         return ()
     found: dict[str, Gpu] = {}
     for line in answer.output.splitlines():
-        index, _, rest = line.partition(", ")
-        uuid, _, rest = rest.partition(", ")
-        name, _, memory = rest.rpartition(", ")
-        if memory.isdigit():
-            found[index] = found[uuid] = Gpu(name, int(memory))
-    return tuple(found[word] for word in _visible(found))
-
-
-def _visible(found: Mapping[str, Gpu]) -> list[str]:
-    """Return the keys of the GPUs in `CUDA_VISIBLE_DEVICES` (all if unset), up to the first unknown one, like CUDA."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is None:
-        return [word for word in found if word.isdigit()]
-    words = [word.strip() for word in given.split(",")]
-    return list(itertools.takewhile(found.__contains__, words))
+        match line.split(", "):
+            case index, uuid, *name, memory if memory.isdigit():
+                found[index] = found[uuid] = Gpu(", ".join(name), int(memory))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    words = filter(str.isdigit, found) if visible is None else map(str.strip, visible.split(","))
+    # CUDA ignores the GPUs after the first unknown one
+    return tuple(found[word] for word in itertools.takewhile(found.__contains__, words))
 
 
 def find_host(working: Path, scratch: Path) -> Host:

@@ -15,6 +15,7 @@ Training's workers find the folder through PYTHONPATH. Without a network the pac
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.metadata
@@ -24,6 +25,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from lib.errors import InstallError  # standard library only, too
@@ -52,7 +54,8 @@ def install(root: Path, overlay: Path, *, inputs: Path = INPUTS) -> str:
         return f"Everything in uv.lock was installed in this session already, over torch {_version('torch')}."
     wheels = find_wheels(root, inputs)
     requirements = (wheels / "requirements.txt").read_text(encoding="utf-8") if wheels else export(root)
-    if all(_version(name) == version for name, version in _wanted(requirements).items()):
+    wanted = _wanted(requirements)
+    if all(_version(name) == version for name, version in wanted.items()):
         return f"Everything in uv.lock is installed; torch {_version('torch')} is used as it is."
     if _version("torch") is None:
         raise InstallError(
@@ -61,18 +64,19 @@ def install(root: Path, overlay: Path, *, inputs: Path = INPUTS) -> str:
             remedy="run `uv sync` in the project, or use Kaggle's image.",
         )
     before = _hardware()
-    _fill(overlay, requirements, wheels, stamp)
+    with showing(f"Installing {len(wanted)} packages"):
+        _fill(overlay, requirements, wheels, stamp)
     if _hardware() != before:
         raise InstallError(
             "the host's own torch, or what belongs to it, changed while packages were installed.",
             state="it is not known what is installed there now.",
             remedy="restart the session and run the notebook again.",
         )
-    kept = _kept_by_the_kernel(requirements)
+    kept = _kept_by_the_kernel(wanted)
     _activate(overlay)
-    count, source = len(_wanted(requirements)), f"the wheels in {wheels}" if wheels else "the registry"
-    report = f"{count} packages from uv.lock installed from {source}; the host's torch {_version('torch')} and the "
-    report += f"{len(before) - 1} packages that belong to it are unchanged, byte for byte."
+    source = f"the wheels in {wheels}" if wheels else "the registry"
+    report = f"{len(wanted)} packages from uv.lock installed from {source}; the host's torch {_version('torch')} and "
+    report += f"the {len(before) - 1} packages that belong to it are unchanged, byte for byte."
     return report + (f"\nAlready imported by the kernel, and kept in it: {', '.join(kept)}." if kept else "")
 
 
@@ -105,11 +109,10 @@ def _fill(overlay: Path, requirements: str, wheels: Path | None, stamp: str) -> 
         part.mkdir(parents=True)
         file.write_text(requirements, encoding="utf-8")
         command = [
-            *find_uv(wheels), "pip", "install", "--quiet", "--python", sys.executable, "--target", str(part),
+            *find_uv(source), "pip", "install", "--quiet", "--python", sys.executable, "--target", str(part),
             "--no-deps", "--require-hashes", *source, "-r", str(file),
         ]  # fmt: skip
-        with showing(f"Installing {len(_wanted(requirements))} packages"):
-            run_installer(command, part)
+        run_installer(command, part)
         (part / STAMP).write_text(stamp, encoding="utf-8")
         part.rename(overlay)
     except OSError as error:
@@ -135,30 +138,24 @@ def _hardware() -> dict[str, str]:
     """Return a fingerprint, by name, of each host package that must not change."""
     found = {}
     for package in importlib.metadata.distributions():
-        name = str(package.metadata["Name"]).lower().replace("_", "-")
+        name = _plain(str(package.metadata["Name"]))
         if name in HARDWARE or name.startswith(HANGS_ON_THEM):
             digest = hashlib.sha256((package.read_text("RECORD") or "").encode())
             for file in package.files or ():
-                try:
+                with contextlib.suppress(OSError):  # a file of the list may be missing
                     status = Path(str(file.locate())).stat()
-                except OSError:
-                    continue
-                if not str(file).endswith(".pyc"):  # importing a module writes these files
-                    digest.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode())
+                    if file.suffix != ".pyc":  # importing a module writes these files
+                        digest.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode())
             found[name] = digest.hexdigest()
     return found
 
 
-def _kept_by_the_kernel(requirements: str) -> list[str]:
+def _kept_by_the_kernel(wanted: dict[str, str]) -> list[str]:
     """Return the packages that this process has imported in another version than the locked one."""
-    wanted = {_plain(name): version for name, version in _wanted(requirements).items()}
-    imported = {name.partition(".")[0] for name in sys.modules}
-    kept = {}
-    for module, packages in importlib.metadata.packages_distributions().items():
-        for name in {_plain(package) for package in packages} & wanted.keys():
-            if module in imported and _version(name) != wanted[name]:
-                kept[name] = f"{name} {_version(name)} (locked: {wanted[name]})"
-    return [kept[name] for name in sorted(kept)]
+    packages_of = importlib.metadata.packages_distributions()
+    imported = {_plain(package) for module in sys.modules for package in packages_of.get(module, ())}
+    kept = (name for name in sorted(imported & wanted.keys()) if _version(name) != wanted[name])
+    return [f"{name} {_version(name)} (locked: {wanted[name]})" for name in kept]
 
 
 # ── requirements ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -180,17 +177,12 @@ def parse(requirements: str) -> list[tuple[str, str, str, list[str]]]:
 
 def _wanted(requirements: str) -> dict[str, str]:
     """Return {name: version} of the requirements that apply to this machine."""
-    return {name: version for name, version, marker, _ in parse(requirements) if _applies(marker)}
-
-
-def _applies(marker: str) -> bool:
-    if not marker:
-        return True
     try:
         from packaging.markers import Marker
-    except ImportError:  # a bare Python without `packaging`: assume that the requirement applies
-        return True
-    return bool(Marker(marker).evaluate())
+    except ImportError:  # a bare Python without `packaging`: assume that every requirement applies
+        return {name: version for name, version, *_ in parse(requirements)}
+    found = parse(requirements)
+    return {name: version for name, version, marker, _ in found if not marker or Marker(marker).evaluate()}
 
 
 def _version(name: str) -> str | None:
@@ -221,13 +213,15 @@ def find_wheels(root: Path, inputs: Path) -> Path | None:
     return None
 
 
-def find_uv(wheels: Path | None = None) -> list[str]:
-    """Return the command that runs uv; if uv is missing (Kaggle's image has it), install it into this Python first."""
+def find_uv(source: Sequence[str] = ()) -> list[str]:
+    """Return the command that runs uv; if it is missing, install it into this Python first, with the options `source`.
+
+    Kaggle's image has it.
+    """
     found = shutil.which("uv")
     if found:
         return [found]
     if _version("uv") is None:
-        source = ["--no-index", "--find-links", str(wheels)] if wheels else []
         run_installer([sys.executable, "-m", "pip", "install", "--quiet", *source, "uv"], Path.cwd())
     return [sys.executable, "-m", "uv"]
 

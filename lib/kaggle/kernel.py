@@ -10,6 +10,7 @@ The client itself decides which key it uses (`KAGGLE_API_TOKEN`, `KAGGLE_USERNAM
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -17,9 +18,9 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 from lib.errors import KaggleError
 from lib.process import MINUTE, CommandFailed, CommandTimedOut, Completed, FollowedCommand, run_command
@@ -97,19 +98,6 @@ def _is_absent(failed: CommandFailed) -> bool:
     return re.search(r"not found|denied|have access|\b40[34]\b", failed.answer.errors, re.IGNORECASE) is not None
 
 
-def _metadata(*words: str | Path, name: str) -> dict[str, Any]:
-    """Return the content of the metadata file `name` that a client command writes. Raises `KaggleError` without it."""
-    with tempfile.TemporaryDirectory(prefix="kaggle-training-") as folder:
-        answer = _ask(*words, "-p", folder)
-        try:
-            return dict(json.loads((Path(folder) / name).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            raise KaggleError(
-                f"the kaggle client wrote no {name}: {answer.output.strip() or answer.errors.strip()}",
-                remedy="try again, or update the client.",
-            ) from None
-
-
 # ── before a push ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -132,51 +120,63 @@ def require_private(kernel: str, dataset: str) -> None:
             f"--secrets-dataset {dataset!r} is not the name of a Kaggle dataset.",
             remedy="give it as OWNER/SLUG, as in its address.",
         )
-    _require_private_kernel(kernel)
-    _require_secrets(dataset)
-
-
-def _require_private_kernel(kernel: str) -> None:
-    try:
-        found = _metadata("kernels", "pull", kernel, "--metadata", name="kernel-metadata.json")
-    except CommandFailed as failed:
-        if _is_absent(failed):  # the push creates it
-            return
-        raise _unanswered(f"whether {kernel} is private", failed) from None
-    if found.get("is_private") is not True:
+    # a missing kernel is created by the push
+    if _is_private(kernel, "kernels", "pull", kernel, "--metadata") is False:
         raise KaggleError(
             f"the kernel {kernel} exists and is public: its log and output would be public too.",
             remedy=f"make it private (https://www.kaggle.com/code/{kernel}, Share), or delete it there.",
         )
-
-
-def _require_secrets(dataset: str) -> None:
-    try:
-        found = _metadata("datasets", "metadata", dataset, name="dataset-metadata.json")
-        files = _ask("datasets", "files", dataset, "--format", "json(name)", "--page-size", "200").output
-    except CommandFailed as failed:
-        if not _is_absent(failed):
-            raise _unanswered(f"whether the dataset {dataset} is private", failed) from None
+    is_private = _is_private(f"the dataset {dataset}", "datasets", "metadata", dataset)
+    if is_private is None:
         raise KaggleError(
             f"there is no dataset {dataset} on Kaggle that this key may read.",
             remedy="make a private Kaggle dataset of this name with secrets.json in it (docs/setup.md), "
             "or name yours with --secrets-dataset OWNER/SLUG.",
-        ) from None
-    if found.get("info", found).get("isPrivate") is not True:
+        )
+    if not is_private:
         raise KaggleError(
             f"the dataset {dataset} is public: everybody can read the credentials in it.",
             remedy=f"make it private (https://www.kaggle.com/datasets/{dataset}/settings) and replace every "
             "credential in it with a new one.",
         )
-    if '"secrets.json"' not in files:
+    listing = ("datasets", "files", dataset, "--format", "json(name)", "--page-size", "200")
+    files = _reply(f"the files of the dataset {dataset}", *listing)
+    if files is None or '"secrets.json"' not in files.output:
         raise KaggleError(
             f"the dataset {dataset} has no file secrets.json.",
             remedy="add it (docs/setup.md), or name another dataset with --secrets-dataset OWNER/SLUG.",
         )
 
 
-def _unanswered(what: str, failed: CommandFailed) -> KaggleError:
-    return KaggleError(f"Kaggle does not report {what}: {_message(failed)}", remedy="try again later.")
+def _is_private(what: str, *words: str) -> bool | None:
+    """Return whether an object is private, from the metadata file that a client command writes; None if it is missing.
+
+    Raises `KaggleError` if Kaggle does not report it.
+    """
+    with tempfile.TemporaryDirectory(prefix="kaggle-training-") as folder:
+        answer = _reply(f"whether {what} is private", *words, "-p", folder)
+        if answer is None:
+            return None
+        try:
+            (file,) = Path(folder).glob("*-metadata.json")
+            found = json.loads(file.read_text(encoding="utf-8"))
+            found = found.get("info", found)  # of a dataset
+            return found.get("isPrivate", found.get("is_private")) is True
+        except (OSError, ValueError, AttributeError):
+            raise KaggleError(
+                f"the kaggle client wrote no metadata of {what}: {answer.output.strip() or answer.errors.strip()}",
+                remedy="try again, or update the client.",
+            ) from None
+
+
+def _reply(what: str, *words: str) -> Completed | None:
+    """Return the client's answer; None if the object is missing. Raises `KaggleError` if Kaggle does not answer."""
+    try:
+        return _ask(*words)
+    except CommandFailed as failed:
+        if _is_absent(failed):
+            return None
+        raise KaggleError(f"Kaggle does not report {what}: {_message(failed)}", remedy="try again later.") from None
 
 
 def gpu_quota() -> str:
@@ -197,8 +197,7 @@ def push_kernel(folder: Path) -> str:
 
     Raises `KaggleError` if the push is refused or not confirmed, or if the run starts without the secrets dataset.
     """
-    metadata: Mapping[str, Any] = json.loads((folder / "kernel-metadata.json").read_text(encoding="utf-8"))
-    kernel = metadata["id"]
+    kernel: str = json.loads((folder / "kernel-metadata.json").read_text(encoding="utf-8"))["id"]
     try:
         answer = _ask("kernels", "push", "-p", folder, timeout=5 * MINUTE)
     except (CommandFailed, CommandTimedOut) as failed:
@@ -291,15 +290,14 @@ def watch_kernel(kernel: str, *, every: float, say: Callable[[str], None]) -> st
     one in the log. Raises `KaggleError` if the run fails or is cancelled, if the kernel does not exist, and if Kaggle
     does not answer for `PATIENCE` seconds.
     """
-    begun, log = time.monotonic(), _Log(kernel)
-    branch, was_running, shown, state, reason = None, False, "", "", ""
+    begun, was_running, shown, state, reason = time.monotonic(), False, "", "", ""
+    lines: list[str] = []
 
     def say_state(state: str, reason: str) -> None:
-        passed = int(time.monotonic() - begun)
-        clock = f"{passed // 3600:02d}:{passed // 60 % 60:02d}:{passed % 60:02d}"
-        say(f"[{clock}] {ENDS.get(state, state)}{reason and f': {reason}'}")
+        passed = timedelta(seconds=int(time.monotonic() - begun))
+        say(f"[{passed!s:0>8}] {ENDS.get(state, state)}{reason and f': {reason}'}")
 
-    try:
+    with contextlib.closing(_Log(kernel)) as log:
         for state, reason in _states(kernel, every):
             if state in ENDS:
                 break
@@ -310,29 +308,22 @@ def watch_kernel(kernel: str, *, every: float, say: Callable[[str], None]) -> st
                 was_running = True
                 for line in log.new_lines(every):
                     say(line)
-                    branch = _branch_in(line) or branch
+                    lines.append(line)
         # the stream may end before the stored log is complete, and the reverse
         last = [*(log.new_lines(DRAIN) if was_running else ()), *log.rest()]
-        if not was_running and len(last) > TAIL:
-            say(f"The last {TAIL} of {len(last)} lines of its log:")
-        for line in last if was_running else last[-TAIL:]:
-            say(line)
-        say_state(state, reason)
-        branch = next(filter(None, map(_branch_in, reversed(last))), branch)
-    finally:
-        log.close()
+    if not was_running and len(last) > TAIL:
+        say(f"The last {TAIL} of {len(last)} lines of its log:")
+    for line in last if was_running else last[-TAIL:]:
+        say(line)
+    say_state(state, reason)
     if state != "complete":
         raise KaggleError(
             f"the run of {kernel} ended as: {ENDS[state]}{f' ({reason})' if reason else ''}.",
             state="its log is above; `python -m lib status` shows the checkpoints that it uploaded.",
             remedy="correct what the log reports and push again: the run resumes from its newest checkpoint.",
         )
-    return branch
-
-
-def _branch_in(line: str) -> str | None:
-    found = re.findall(r"\bkaggle-train-[\w.-]+-\d{8}-\d{6}\b", line)
-    return str(found[-1]) if found else None
+    branches = re.findall(r"\bkaggle-train-[\w.-]+-\d{8}-\d{6}\b", "\n".join(lines + last))
+    return branches[-1] if branches else None
 
 
 def _states(kernel: str, every: float) -> Iterator[tuple[str, str]]:

@@ -16,11 +16,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from lib.errors import RenderError, RunError
 from lib.experiment.modules import Module
 from lib.files import write_whole
+from lib.remotes.clone import find_git_remote
+from lib.remotes.credentials import Credentials, without_user
 
 # Kaggle's names of an accelerator: in a notebook, and in kernel-metadata.json.
 KAGGLE_WORDS = {
@@ -77,17 +78,15 @@ def _parameter_cell(notebook: Any) -> Any:  # noqa: ANN401
 
 def parameters(notebook: Any) -> dict[str, str]:  # noqa: ANN401
     """Return the notebook's parameters as papermill reads them: {name: explaining comment}."""
-    from papermill.translators import papermill_translators
+    from papermill.translators import PythonTranslator
 
-    translator = papermill_translators.find_translator("python3", "python")
-    return {found.name: found.help for found in translator.inspect(_parameter_cell(notebook))}
+    return {found.name: found.help for found in PythonTranslator.inspect(_parameter_cell(notebook))}
 
 
-def bake(notebook: Any, values: Mapping[str, Any], accelerator: str) -> Any:  # noqa: ANN401
+def bake(notebook: Any, values: Mapping[str, Any]) -> Any:  # noqa: ANN401
     """Write each value on its own line of the `parameters` cell, set Kaggle's metadata and return the notebook."""
-    from papermill.translators import papermill_translators
+    from papermill.translators import PythonTranslator
 
-    translator = papermill_translators.find_translator("python3", "python")
     cell = _parameter_cell(notebook)
     lines = []
     for line in cell.source.splitlines():
@@ -97,13 +96,13 @@ def bake(notebook: Any, values: Mapping[str, Any], accelerator: str) -> Any:  # 
             lines.append(line)
             continue
         # papermill's own translator, so that the line equals what `papermill -p` writes
-        _, _, text = translator.codify({name: values[name]}, "").partition("\n")
+        _, _, text = PythonTranslator.codify({name: values[name]}, "").partition("\n")
         lines += [f"{text.strip()}  # {comment}"] if text.count("\n") == 1 else [f"# {comment}", text.strip()]
     cell.source = "\n".join(lines)
-    word, _ = KAGGLE_WORDS[accelerator]
+    accelerator = values["accelerator"]
     notebook.metadata = {
         "kaggle": {
-            "accelerator": word,
+            "accelerator": KAGGLE_WORDS[accelerator][0],
             "dataSources": [],
             "isGpuEnabled": accelerator != "none",
             "isInternetEnabled": True,
@@ -146,10 +145,6 @@ def kernel_metadata(about: Module, accelerator: str, user: str, dataset: str) ->
         "enable_internet": True,
         "machine_shape": KAGGLE_WORDS[accelerator][1],
         "dataset_sources": [dataset or f"{owner}/kaggle-training-secrets"],
-        "competition_sources": [],
-        "kernel_sources": [],
-        "model_sources": [],
-        "keywords": [],
     }
 
 
@@ -194,16 +189,14 @@ def public_url(url: str) -> str:
     ssh = re.fullmatch(r"(?:ssh://)?git@([^:/]+)[:/](.+)", url)
     if ssh:
         return f"https://{ssh[1]}/{ssh[2]}"
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https"):
-        return url
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    return without_user(url) if url.startswith("http") else url
 
 
-def source(project: Path, *, allow_dirty: bool, given: Mapping[str, Any]) -> dict[str, str]:
-    """Return the repository and the commit that a run clones: those in `given`, or those of the checkout `project`.
+def source(project: Path, *, allow_dirty: bool) -> dict[str, str]:
+    """Return the repository and the commit of the checkout `project`, which a run clones.
 
-    Raises `RenderError` if the commit cannot be cloned, or (unless `allow_dirty`) if the working tree differs from it.
+    Raises `RemoteError` if there is no remote to clone from, and (unless `allow_dirty`) `RenderError` if the commit is
+    not on the remote or the working tree differs from it.
     """
     import git
 
@@ -215,23 +208,16 @@ def source(project: Path, *, allow_dirty: bool, given: Mapping[str, Any]) -> dic
             f"{project} is no Git checkout with a commit.", remedy="clone the project with Git and render there."
         ) from None
     with repo:
-        if given.get("repository") and given.get("commit"):
-            return {"repository": str(given["repository"]), "commit": str(given["commit"])}
-        if "origin" not in [remote.name for remote in repo.remotes]:
-            raise RenderError(
-                "this checkout has no remote `origin` that a run could clone.",
-                remedy="`git remote add origin https://github.com/YOU/REPOSITORY.git && git push -u origin HEAD`.",
-            )
+        url = find_git_remote(project, Credentials())
         if not allow_dirty:
-            changed = repo.git.status("--porcelain").splitlines()
-            if changed:
+            if changed := repo.git.status("--porcelain").splitlines():
                 raise RenderError(
                     f"the tree is dirty, and a run clones the commit: {', '.join(line[3:] for line in changed[:5])}"
                     f"{' …' if len(changed) > 5 else ''}.",  # noqa: PLR2004
                     remedy="commit and push, or render the commit as it is with --allow-dirty.",
                 )
             _require_on_remote(repo, commit)
-        return {"repository": public_url(repo.remotes.origin.url), "commit": commit}
+        return {"repository": public_url(url), "commit": commit}
 
 
 def _require_on_remote(repo: Any, commit: str) -> None:  # noqa: ANN401  GitPython's Repo
@@ -255,11 +241,6 @@ def _require_on_remote(repo: Any, commit: str) -> None:  # noqa: ANN401  GitPyth
     )
 
 
-def executed_copy(notebook: Path) -> Path:
-    """Return the path of the executed copy of a notebook."""
-    return notebook.with_suffix(".executed.ipynb")
-
-
 def execute(notebook: Path, cwd: Path) -> Path:
     """Execute a rendered notebook with papermill, show its output live and return the path of the executed copy.
 
@@ -269,7 +250,7 @@ def execute(notebook: Path, cwd: Path) -> Path:
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
 
-    executed = executed_copy(notebook)
+    executed = notebook.with_suffix(".executed.ipynb")
     try:
         papermill.execute_notebook(
             str(notebook), str(executed), kernel_name="python3", cwd=str(cwd), progress_bar=False,

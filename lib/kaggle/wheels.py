@@ -11,7 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tomllib
 from pathlib import Path
+
+from packaging.markers import Marker
 
 from lib.errors import InstallError
 from lib.kaggle.install import WHEELS, export, find_uv, lock_hash, parse, run_installer
@@ -23,8 +26,6 @@ PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x
 
 def gather_wheels(root: Path, folder: Path, *, python: str = "3.12") -> list[Path]:
     """Download all wheels for a host with that Python version into `folder` and return them. Raises `InstallError`."""
-    from packaging.markers import Marker
-
     folder.mkdir(parents=True, exist_ok=True)
     (folder / WHEELS).unlink(missing_ok=True)
     host = {
@@ -32,20 +33,18 @@ def gather_wheels(root: Path, folder: Path, *, python: str = "3.12") -> list[Pat
         "platform_python_implementation": "CPython", "sys_platform": "linux", "platform_system": "Linux",
         "platform_machine": "x86_64", "os_name": "posix",
     }  # fmt: skip
-    blocks = {}
-    for name, version, marker, hashes in parse(export(root)):
-        if not marker or Marker(marker).evaluate(host):
-            blocks[f"{name}=={version}"] = "".join(f" \\\n    --hash={digest}" for digest in hashes)
-    sources = _sources(root)
+    pins = {
+        f"{name}=={version}": hashes
+        for name, version, marker, hashes in parse(export(root))
+        if not marker or Marker(marker).evaluate(host)
+    }
+    sources = _sources(root) & pins.keys()
     target = ["--python-version", python, *(word for name in PLATFORMS for word in ("--platform", name))]
-    wheels = {pin: digests for pin, digests in blocks.items() if pin not in sources}
-    _download(folder, wheels, "--only-binary=:all:", *target)
-    for pin in sorted(blocks.keys() & sources):
-        blocks[pin] = f" \\\n    --hash=sha256:{_build(folder, pin, blocks[pin])}"
+    _download(folder, {pin: pins[pin] for pin in pins.keys() - sources}, "--only-binary=:all:", *target)
+    for pin in sources:
+        pins[pin] = [f"sha256:{_build(folder, pin, pins[pin])}"]
     _pip_download(folder, "--only-binary=:all:", *target, "uv")
-    (folder / "requirements.txt").write_text(
-        "".join(f"{pin}{digests}\n" for pin, digests in sorted(blocks.items())), encoding="utf-8"
-    )
+    _write_requirements(folder, pins)
     # written last: step 2 ignores a folder without this file, so an incomplete folder is never used
     (folder / WHEELS).write_text(json.dumps({"lock": lock_hash(root), "python": python}), encoding="utf-8")
     return list(folder.glob("*.whl"))
@@ -53,17 +52,19 @@ def gather_wheels(root: Path, folder: Path, *, python: str = "3.12") -> list[Pat
 
 def _sources(root: Path) -> set[str]:
     """Return the pins (`name==version`) of `uv.lock` that are published only as source."""
-    import tomllib
-
     packages = tomllib.loads((root / "uv.lock").read_text(encoding="utf-8"))["package"]
     return {f"{item['name']}=={item['version']}" for item in packages if item.get("sdist") and not item.get("wheels")}
 
 
-def _download(folder: Path, pins: dict[str, str], *words: str) -> None:
+def _download(folder: Path, pins: dict[str, list[str]], *words: str) -> None:
     """Download the pinned packages into `folder`, with their hashes checked."""
-    requirements = "".join(f"{pin}{digests}\n" for pin, digests in pins.items())
-    (folder / "requirements.txt").write_text(requirements, encoding="utf-8")
+    _write_requirements(folder, pins)
     _pip_download(folder, "--require-hashes", *words, "-r", "requirements.txt")
+
+
+def _write_requirements(folder: Path, pins: dict[str, list[str]]) -> None:
+    lines = (" \\\n    --hash=".join([pin, *hashes]) for pin, hashes in sorted(pins.items()))
+    (folder / "requirements.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def _pip_download(folder: Path, *words: str) -> None:
@@ -71,13 +72,13 @@ def _pip_download(folder: Path, *words: str) -> None:
     run_installer([*pip, "download", "--quiet", "--no-deps", "-d", ".", *words], folder)
 
 
-def _build(folder: Path, pin: str, digests: str) -> str:
+def _build(folder: Path, pin: str, hashes: list[str]) -> str:
     """Build a wheel from checked source and return its hash. Raises `InstallError` if it fits one platform only."""
     work = folder / "source"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     try:
-        _download(work, {pin: digests}, "--no-binary=:all:")
+        _download(work, {pin: hashes}, "--no-binary=:all:")
         (source,) = [path for path in work.iterdir() if path.name != "requirements.txt"]
         run_installer([*find_uv(), "build", "--quiet", "--wheel", "--out-dir", str(work / "out"), str(source)], work)
         (wheel,) = (work / "out").glob("*.whl")

@@ -52,5 +52,5 @@ def rerun(
     accelerator = record.machine.accelerator
     values = (about.name, record.experiment, public_url(url), record.commit, accelerator)
     kernel = kernel_metadata(about, accelerator, user, dataset)
-    baked = bake(notebook, dict(zip(BAKED, values, strict=True)), accelerator)
+    baked = bake(notebook, dict(zip(BAKED, values, strict=True)))
     return write_rendered(folder or root / "build" / record.branch, about, baked, kernel), record

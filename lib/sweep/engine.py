@@ -9,12 +9,14 @@ Cannot: outlive the driver; its tasks end with it. The same sweep, started again
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -24,27 +26,37 @@ from lib.sweep.worker import Execution, Job, Progress
 
 LOOK = 1.0  # seconds between two polls of a run
 ANSWER = 10.0  # seconds; timeout of the connection to a cluster
-PROJECT = Path(__file__).resolve().parents[2]
+ID = 4  # characters of a node's id at the end of its name
+LIB = Path(__file__).resolve().parents[1]
 
 # Ray reads these when it is imported. Under `uv run` it would otherwise create a new environment on each node.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+try:
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+except ImportError as error:
+    raise ClusterError(
+        f"a sweep needs Ray, which is not installed ({error}).",
+        remedy="`uv sync --group cluster`, on every machine.",
+    ) from None
 
 
 class Board:
     """A Ray actor on the driver's node that collects the progress of all runs and passes them the request to stop."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        self._progress = {name: (Progress(), "") for name in names}
+        self._progress = {name: Progress() for name in names}
         self._stop = False
 
-    def report(self, name: str, progress: Progress, node: str) -> bool:
-        """Store the progress of a run and the id of its node; return whether the run must stop."""
-        self._progress[name] = (progress, node)
+    def report(self, name: str, progress: Progress) -> bool:
+        """Store the progress of a run; return whether the run must stop."""
+        self._progress[name] = progress
         return self._stop
 
-    def read(self) -> dict[str, tuple[Progress, str]]:
-        """Return the last progress of each run and the id of its node."""
+    def read(self) -> dict[str, Progress]:
+        """Return the last progress of each run."""
         return self._progress
 
     def stop(self) -> None:
@@ -54,19 +66,16 @@ class Board:
 
 def _run(name: str, job: Job, board: Any) -> Progress:  # noqa: ANN401  an actor handle
     """Execute a run as a Ray task, report its progress to the board and return its final progress."""
-    import ray
-
-    identity = ray.get_runtime_context().get_node_id()
-    node = f"{socket.gethostname()}-{identity[:4]}"
+    node = f"{socket.gethostname()}-{ray.get_runtime_context().get_node_id()[:ID]}"
     # `ray.get` in a task's main thread releases the task's CPU: Ray would start another task on it
     thread = ThreadPoolExecutor(1)
 
     def report(progress: Progress) -> bool:
-        return thread.submit(lambda: bool(ray.get(board.report.remote(name, progress, identity)))).result()
+        return thread.submit(lambda: bool(ray.get(board.report.remote(name, progress)))).result()
 
     if report(Progress("running", node)):
         return Progress("stopped", note="it was stopped before it started.")
-    with thread, Execution(job) as execution:
+    with thread, closing(Execution(job)) as execution:
         while True:
             progress = replace(execution.look(), node=node)
             if progress.has_ended:
@@ -81,47 +90,34 @@ class Cluster:
 
     def __init__(self, address: str = "", *, gpus: float = 1, cpus: float = 1, retries: int = 3) -> None:
         self._address, self._gpus, self._cpus, self._retries = address, gpus, cpus, retries
-        try:
-            import ray
-        except ImportError as error:
-            raise ClusterError(
-                f"a sweep needs Ray, which is not installed ({error}).",
-                remedy="`uv sync --group cluster`, on every machine.",
-            ) from None
-        self._ray: Any = ray
         self._board: Any = None
         self._tasks: dict[str, Any] = {}
-        self._ended: dict[str, Progress] = {}
 
     def __enter__(self) -> Self:
         # without an address Ray would join any existing cluster that it detects
         where = {"address": self._address} if self._address else {"address": "local", "include_dashboard": False}
         try:
-            _require_answer(self._address)
-            self._ray.init(
-                **where, log_to_driver=False, logging_level="error", runtime_env={"py_modules": [str(PROJECT / "lib")]}
-            )
+            host, _, port = self._address.rpartition(":")
+            if port.isdigit():  # fail at once if nothing listens there: Ray itself would retry for minutes
+                socket.create_connection((host, int(port)), ANSWER).close()
+            ray.init(**where, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"py_modules": [str(LIB)]})
         except (OSError, RuntimeError, ValueError) as error:
             raise ClusterError(
                 f"no Ray cluster answers at --address {self._address!r}: {error}",
                 remedy="start one with `ray start --head` (and `ray start --address=HEAD:6379` on each other machine) "
                 "with the same Python and Ray, or leave --address out to use this machine.",
             ) from None
-        try:
-            self._require_room()
-        except ClusterError:
-            self._ray.shutdown()
-            raise
+        self._require_room()
         # on SIGTERM Ray would end the driver at once and kill its runs; treated as Ctrl-C, runs can stop by themselves
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ray.shutdown()
+        ray.shutdown()
 
     def _require_room(self) -> None:
         """Raise `ClusterError` if no node is large enough for a run: its task would wait forever."""
-        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         wanted = {"GPU": self._gpus, "CPU": self._cpus}
         if not any(all(node.get(kind, 0) >= count for kind, count in wanted.items()) for node in nodes):
             most = "; ".join(f"{node.get('GPU', 0):g} GPUs, {node.get('CPU', 0):g} CPUs" for node in nodes)
@@ -132,9 +128,6 @@ class Cluster:
 
     def start(self, jobs: Mapping[str, Job]) -> None:
         """Submit every run to the cluster."""
-        ray = self._ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._board = ray.remote(num_cpus=0)(Board).options(scheduling_strategy=here).remote(list(jobs))
         task = ray.remote(
@@ -144,23 +137,21 @@ class Cluster:
 
     def look(self) -> dict[str, Progress]:
         """Return the progress of every run, by name. Raises `ClusterError` if the cluster is lost."""
-        ray = self._ray
-        reported: Mapping[str, tuple[Progress, str]] = self._ask(self._board.read)
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        reported: Mapping[str, Progress] = self._ask(self._board.read)
+        alive = {node["NodeID"][:ID] for node in ray.nodes() if node["Alive"]}
         done, _ = ray.wait(list(self._tasks.values()), num_returns=len(self._tasks), timeout=0)
-        for name in [name for name, task in self._tasks.items() if task in done and name not in self._ended]:
-            self._ended[name] = self._end(name, reported[name][0])
-        found = {
-            name: replace(progress, state="lost") if identity and identity not in alive else progress
-            for name, (progress, identity) in reported.items()
-        }
-        return found | self._ended
+        found = {}
+        for name, task in self._tasks.items():
+            found[name] = last = reported[name]
+            if task in done:
+                found[name] = self._end(task, last)
+            elif last.node and last.node[-ID:] not in alive:
+                found[name] = replace(last, state="lost")
+        return found
 
-    def _end(self, name: str, last: Progress) -> Progress:
-        from ray.exceptions import RayError, RayTaskError
-
+    def _end(self, task: Any, last: Progress) -> Progress:  # noqa: ANN401  a reference to the task's result
         try:
-            ended: Progress = self._ray.get(self._tasks[name])
+            ended: Progress = ray.get(task)
         except RayTaskError as error:
             return replace(last, state="failed", note=str(error.cause))
         except RayError as error:
@@ -173,20 +164,11 @@ class Cluster:
         self._ask(self._board.stop)
 
     def _ask(self, method: Any) -> Any:  # noqa: ANN401  a method of the actor handle
-        from ray.exceptions import RayError
-
         try:
-            return self._ray.get(method.remote())
+            return ray.get(method.remote())
         except RayError as error:
             raise ClusterError(
                 f"the Ray cluster is lost: {type(error).__name__}: {error}",
                 state="its runs end with it; what they published stays, and so do their checkpoints.",
                 remedy="start the cluster and the same sweep again: it resumes.",
             ) from None
-
-
-def _require_answer(address: str) -> None:
-    """Raise `OSError` if nothing listens at `HOST:PORT`: Ray itself would retry for minutes."""
-    host, _, port = address.rpartition(":")
-    if port.isdigit():
-        socket.create_connection((host, int(port)), ANSWER).close()

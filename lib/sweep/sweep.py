@@ -39,8 +39,8 @@ PATIENCE = 120.0  # seconds that runs have to end after a request to stop
 def find_published(refs: Refs, experiment: Experiment, commit: str) -> str:
     """Return the branch of a finished run of exactly this experiment and commit; empty if there is none."""
     wanted = experiment.model_dump(mode="json")
-    series = f"{HEADS}kaggle-train-{experiment.module}-{experiment.slug}-*"
-    for ref, texts in sorted(refs.read_files_of_all(series, "artifacts/*/run.json").items(), reverse=True):
+    texts_of = refs.read_files_of_all(f"{HEADS}kaggle-train-{experiment.key}-*", "artifacts/*/run.json")
+    for ref, texts in sorted(texts_of.items(), reverse=True):
         branch = ref.removeprefix(HEADS)
         with contextlib.suppress(BranchError):
             _, record = find_own(branch, texts, RunRecord)
@@ -135,9 +135,6 @@ def describe(progress: Progress) -> str:
     return ", ".join(filter(None, parts))
 
 
-COLUMNS = ("Experiment", "Node", "State", "Epoch", "Left", "Best mAP50-95")
-
-
 def table(progress: Mapping[str, Progress]) -> Table:
     """Return the progress of all runs as a table."""
     rows = [
@@ -151,13 +148,7 @@ def table(progress: Mapping[str, Progress]) -> Table:
         )
         for name, each in progress.items()
     ]
-    return make_table(COLUMNS, rows)
-
-
-def show_end(progress: Mapping[str, Progress]) -> str:
-    """Return the table of results, followed by the full note of each run that failed, was stopped or ended early."""
-    notes = (f"{name}: {each.state}: {each.note}" for name, each in progress.items() if each.note)
-    return "\n\n".join([as_text(table(progress)), *notes])
+    return make_table(("Experiment", "Node", "State", "Epoch", "Left", "Best mAP50-95"), rows)
 
 
 # ── the whole sweep ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -179,9 +170,8 @@ def train_all(
     from lib.sandbox.make import make_sandbox
 
     credentials = load_credentials(secrets)
-    secrets = str(Path(secrets).resolve()) if secrets else ""
     if sandbox is None:
-        root, parameters = project, source(project, allow_dirty=allow_dirty, given={})
+        root, parameters = project, source(project, allow_dirty=allow_dirty)
     else:
         datasets = {(experiment.module, experiment.dataset): experiment for experiment in experiments}
         for experiment in datasets.values():
@@ -190,22 +180,18 @@ def train_all(
         root, parameters = sandbox / "seed", {"repository": str(made.origin), "commit": made.commit}
     refs, commit = Refs(root, credentials), parameters["commit"]
     named = {title_of(experiment): experiment for experiment in experiments}
-    standing = {name: find_published(refs, experiment, commit) for name, experiment in named.items()}
-    before = {name: branch for name, branch in standing.items() if branch}
+    before = {name: branch for name, each in named.items() if (branch := find_published(refs, each, commit))}
+    parameters["secrets"] = str(Path(secrets).resolve()) if secrets else ""
     sources = read_sources(project)
-    jobs = {
-        name: Job(experiment.model_dump(mode="json"), sources, {**parameters, "secrets": secrets}, str(folder))
-        for name, experiment in named.items()
-        if name not in before
-    }
+    jobs = {name: Job(each, sources, parameters, str(folder)) for name, each in named.items() if name not in before}
     print(f"{len(named)} experiments at commit {commit} of {parameters['repository']}, {len(before)} already published")
     with Scoreboard(folder / "sweep.log", before, watched=watched) as board:
         if jobs:
             with cluster as engine:
                 run_sweep(jobs, engine, board.show)
-        progress = board.progress
-    print(f"\n{show_end(progress)}")
-    published = [each.branch for each in progress.values() if each.branch]
+    notes = (f"{name}: {each.state}: {each.note}" for name, each in board.progress.items() if each.note)
+    print(f"\n{as_text(table(board.progress))}", *notes, sep="\n\n")
+    published = [each.branch for each in board.progress.values() if each.branch]
     if published:
         runs, image = read_runs(refs, published), folder / "compare.png"
         draw_curves(runs, image)

@@ -38,7 +38,7 @@ def _driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_takes_the_gpus_that_it_was_given(
     monkeypatch: pytest.MonkeyPatch, visible: str | None, found: tuple[Gpu, ...]
 ) -> None:
-    """An engine gives a run its GPUs by the environment, and another run the others."""
+    """An engine assigns GPUs to each run by the environment."""
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert find_gpus() == found

@@ -360,7 +360,7 @@ class Stage:
             "epochs": epochs,
             **self.services.parameters,
         }
-        notebook = bake(read_notebook(read_sources(ROOT)), values, "none")
+        notebook = bake(read_notebook(read_sources(ROOT)), values)
         rendered = write_rendered(folder / "out", module, notebook, None)
         environment = {
             **{name: value for name, value in self.services.environment().items() if not name.startswith("GIT_")},

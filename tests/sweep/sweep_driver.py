@@ -16,6 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from lib.experiment.load import load_experiment
 from lib.sweep.engine import Cluster
 from lib.sweep.sweep import run_sweep
 from lib.sweep.worker import Job, Progress
@@ -39,7 +40,12 @@ def main(plan: dict[str, Any]) -> None:
             machines.remove_node(node, allow_graceful=False)
 
     with Cluster(address, gpus=0, cpus=plan["cpus"]) as engine:
-        run_sweep({name: Job(**job) for name, job in plan["jobs"].items()}, engine, show)
+        run_sweep({name: make_job(**job) for name, job in plan["jobs"].items()}, engine, show)
+
+
+def make_job(experiment: Mapping[str, Any], **others: Any) -> Job:
+    """Return the job of an entry of the plan."""
+    return Job(load_experiment(experiment), **others)
 
 
 def make_nodes(count: int) -> Any:
