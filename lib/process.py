@@ -18,10 +18,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import IO, Any
 
 from lib.errors import CommandError
@@ -85,20 +87,39 @@ def run_command(
     # redact before shortening: a truncated credential would not be recognised and would leak
     shown = " ".join(word if len(word) < LONG else word[:LONG] + "…" for word in map(redact, words))
     given = subprocess.DEVNULL if text is None else subprocess.PIPE
-    process = _start(words, subprocess.PIPE, subprocess.PIPE, stdin=given, cwd=cwd, env=env)
+    process = None
     try:
+        with _deferred_interrupt():
+            process = _start(words, subprocess.PIPE, subprocess.PIPE, stdin=given, cwd=cwd, env=env)
         output, errors = process.communicate(text, timeout=timeout)
-    except subprocess.TimeoutExpired:
-        end_group(process)
-        raise CommandTimedOut(shown, timeout) from None
-    except BaseException:
+    except BaseException as error:
         # Ctrl-C does not reach the command, which runs in a session of its own
-        end_group(process)
+        if process is not None:
+            end_group(process)
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise CommandTimedOut(shown, timeout) from None
         raise
     answer = Completed(process.returncode, redact(output), redact(errors))
     if check and answer.status != 0:
         raise CommandFailed(shown, answer)
     return answer
+
+
+@contextlib.contextmanager
+def _deferred_interrupt() -> Iterator[None]:
+    """Raise Ctrl-C at the end of the block: within it, a program that was just started would be lost and run on."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    received: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda *given: received.append(given))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if received:
+        handler(*received[0])
 
 
 def _start(

@@ -88,7 +88,7 @@ def test_a_second_session_sees_that_the_first_is_alive_and_stops(stores: Stores,
 def test_of_sessions_that_start_together_one_holds_the_run(stores: Stores, hold: Hold) -> None:
     """Whatever Git says about the push that lost, its session does not take it for a refusal by the host."""
     clones = [stores.clone, stores.clone_again("second"), stores.clone_again("third")]
-    for _ in range(5):
+    for _ in range(3):
         sessions = [hold(clone, lease=30.0) for clone in clones]
         with ThreadPoolExecutor(len(sessions)) as pool:
             held = list(pool.map(RunLock.watch, sessions))

@@ -57,9 +57,14 @@ IGNORED = {
     "dvc: deeper": {"artifacts/dvcignore": "*\n"},
     "both": {"gitignore": "artifacts/\n*.dvc\n", "dvcignore": "weights\n*.dvc\n"},
 }
+QUICK = ("artifacts/", "deeper", "both")
+"""The rules that the default suite tries; CI tries the others among the slow tests."""
 
 
-@pytest.mark.parametrize("rules", IGNORED.values(), ids=IGNORED.keys())
+@pytest.mark.parametrize(
+    "rules",
+    [pytest.param(rules, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, rules in IGNORED.items()],
+)
 def test_ignore_rules_hide_nothing_that_is_published(stores: Stores, rules: dict[str, str]) -> None:
     """Git's and DVC's rules, at the root and in deeper folders: a stranger's `dvc pull` brings the models."""
     commit_rules(stores, **rules)
