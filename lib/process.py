@@ -229,9 +229,10 @@ def run_side_by_side(
     reading, writing = os.pipe()
     processes: list[subprocess.Popen[str]] = []
     try:
-        for identity in identities:
-            # if one cannot be started, the earlier ones must be stopped
-            processes.append(_start(command, writing, subprocess.STDOUT, cwd=cwd, env=identity))  # noqa: PERF401
+        with _deferred_interrupt():
+            for identity in identities:
+                # if one cannot be started, the earlier ones must be stopped
+                processes.append(_start(command, writing, subprocess.STDOUT, cwd=cwd, env=identity))  # noqa: PERF401
         os.close(writing)
         hang = _relay(reading, processes, beat, stall)
     finally:

@@ -7,13 +7,17 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT
 
+from lib import process as process_module
 from lib.errors import CommandError
-from lib.process import CommandFailed, CommandTimedOut, FollowedCommand, run_command
+from lib.process import CommandFailed, CommandTimedOut, FollowedCommand, run_command, run_side_by_side
 
 SECRET = "hunter2-hunter2"
 
@@ -178,6 +182,33 @@ def test_an_interrupt_ends_the_command_and_its_children(tmp_path: Path, pipe: in
             threading.Event().wait(0.02)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) != 0
+    wait_until_all_are_gone(pipe)
+
+
+@pytest.mark.parametrize("kind", ["one", "parallel"])
+def test_an_interrupt_while_a_command_is_started_ends_it(
+    tmp_path: Path, pipe: int, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, kind: str
+) -> None:
+    """Ctrl-C arrives when the program runs already and its owner does not know it yet."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job may have it ignored
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+    real = process_module._start
+
+    def start(*given: Any, **options: Any) -> Any:
+        started = real(*given, **options)
+        while not (tmp_path / "child").exists():
+            threading.Event().wait(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+        return started
+
+    monkeypatch.setattr(process_module, "_start", start)
+    command = ["sh", "-c", f"exec 3>alive; {SLEEPER}"]
+    run: Callable[[], object] = partial(run_command, command, cwd=tmp_path)
+    if kind == "parallel":
+        (tmp_path / "beat").touch()
+        run = partial(run_side_by_side, command, [{}], cwd=tmp_path, beat=tmp_path / "beat", stall=60.0)
+    with pytest.raises(KeyboardInterrupt):
+        run()
     wait_until_all_are_gone(pipe)
 
 
