@@ -1,48 +1,50 @@
-"""Define what the transaction needs from a DVC remote: the copies of objects, each with its own identity.
+"""Define what the transaction needs from a DVC remote: copies of files, each with an identity of its own.
 
-To add a kind of store, write one class with these ten methods:
+An identity names one stored copy for ever, and is known before the copy exists: `new_identities` returns it, the caller
+writes it down, and `create` stores the copy under it. To add a kind of store, write one class with these methods:
 
-- `look(oids)` returns, for each object that is there, its identities, each with a `StoredCopy` (its size in bytes). An
-  identity names one stored copy for ever: storing the object again makes another identity. It queries the store, never
-  a cache.
-- `upload(oid, source, label, progress)` stores one more copy and returns when the copy is complete. An interrupted
-  copy is not visible under the path. After an error the copy may be there or not. May run in several threads. `label`
-  is the id of the intent that is responsible for the copy.
-- `delete(oid, identity)` deletes that one copy, if it is still there. May be repeated.
-- `discard(oid, label)` deletes the remains of an interrupted upload of that label, if the store keeps any.
+- `address()` returns the same text on every machine that uses this store, and another one for every other store.
+- `limits()` returns why nothing may be deleted under objects' paths; empty where the store offers what that needs (a
+  conditional create, and identities that it keeps). Tried on the store once, then remembered.
+- `new_identities(count)` returns identities that no copy has.
+- `create(path, source, identity, progress)` stores the file as a copy with that identity, and returns the copy when it
+  is complete. An interrupted copy is not visible under the path. May be repeated with the same identity: there is one
+  copy afterwards. Where a path holds only one copy (`keeps_twins` is False) it never overwrites: it returns None if
+  another copy is there. The returned copy has another identity than the one asked for if the store cannot keep that.
+- `find(path)` returns the copies of one path, `look(oids)` those of several objects, as listings show them.
+- `verify(path, identity)` asks for that one copy, never by a listing; None if it is not there.
+- `delete(path, identity)` deletes that one copy, if it is still there, and what an interrupted `create` of that identity
+  has left. May be repeated.
+- `read(path, identity, target, progress)` writes that copy into a file. Raises `FileNotFoundError` if it is not there.
+- `flat(prefix)` lists the files of the remote's own folder (beside DVC's objects) whose names begin so.
 - `survey()` returns every object of the store with its copies, and the MD5 of each copy if the store can report it. The
   number of requests grows with the pages of the listing, not with the correct objects.
-- `mark(name)`, `unmark(name)` and `marks()` create, delete and list small files in the remote's own folder, outside
-  DVC's objects. The name (after `MARK`) is the whole information. `mark` and `unmark` may be repeated. A mark is
-  written in the same way as an object, so that creating one proves what an upload needs.
 - `room()` returns the bytes that can still be stored, or None if this is unknown.
 - `close()` releases what the store holds.
+
+A path is relative to the remote's own folder: `path_of(oid)` for an object, a name without a slash for a flat file.
+Methods may be called from several threads.
 
 Each class has a module of its own; the module is listed in `KINDS` and returns the class's instance for DVC's object
 database from `open_remote(odb)`. `tests/sync/test_stores.py` tests every kind against this contract: a new kind needs
 one more fixture.
 
-Cannot: decide what may be deleted; `lib/sync/remotes.py` does.
+Cannot: decide what may be deleted; `lib/sync/rollback.py` does.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from lib.errors import DvcPushError, RunError, SyncError
 
-if TYPE_CHECKING:
-    from lib.sync.intent import StoredObject
-
-
-MARK = "kaggle-training-"
-"""Prefix of the files that `mark` creates."""
-MARK_TEXT = b"Kaggle Training needs this file; only its name counts. `python -m lib check` explains it.\n"
+FLAT = "kaggle-training-"
+"""Prefix of the flat files that this project stores beside DVC's objects."""
 
 
 def home_of(path: str) -> str:
@@ -56,40 +58,55 @@ Progress = Callable[[int], object]
 
 @dataclass(frozen=True)
 class StoredCopy:
-    """One stored copy of an object: its size in bytes and, if the store reports it, the MD5 of its content."""
+    """One stored copy: its identity, its size in bytes and, if the store reports it, the MD5 of its content (hex)."""
 
+    identity: str
     size: int
     md5: str | None = None
 
 
-class Objects(Protocol):
+class Store(Protocol):
     """The interface of a kind of DVC remote; the module's docstring defines what each method promises."""
 
     name: str
+    keeps_twins: bool
+    """Whether one path can hold several copies side by side."""
 
-    def look(self, oids: Iterable[str]) -> dict[str, dict[str, StoredCopy]]:
-        """Return the identities that are stored under each object's path, with their copies."""
+    def address(self) -> str:
+        """Return what names this store on every machine."""
 
-    def upload(self, oid: str, source: Path, label: str, progress: Progress) -> None:
-        """Store one more copy of the object."""
+    def limits(self) -> str:
+        """Return why nothing may be deleted under objects' paths; empty if it may."""
 
-    def delete(self, oid: str, identity: str) -> None:
-        """Delete that one copy of the object."""
+    def path_of(self, oid: str) -> str:
+        """Return the path of an object, relative to the remote's own folder."""
 
-    def discard(self, oid: str, label: str) -> None:
-        """Delete the remains of an interrupted upload."""
+    def new_identities(self, count: int) -> list[str]:
+        """Return identities for copies to come."""
+
+    def create(self, path: str, source: Path, identity: str, progress: Progress = int) -> StoredCopy | None:
+        """Store a copy with that identity; return None if the path holds another one."""
+
+    def find(self, path: str) -> list[StoredCopy]:
+        """Return the copies that are stored under a path."""
+
+    def look(self, oids: Iterable[str]) -> dict[str, list[StoredCopy]]:
+        """Return the copies of each object that is there."""
+
+    def verify(self, path: str, identity: str) -> StoredCopy | None:
+        """Return that one copy, asked for by its identity."""
+
+    def delete(self, path: str, identity: str) -> None:
+        """Delete that one copy."""
+
+    def read(self, path: str, identity: str, target: Path, progress: Progress = int) -> None:
+        """Write that copy into a file."""
+
+    def flat(self, prefix: str) -> dict[str, list[StoredCopy]]:
+        """Return the flat files whose names begin with the prefix, with their copies."""
 
     def survey(self) -> dict[str, list[StoredCopy]]:
         """Return every object of the store with its copies."""
-
-    def marks(self) -> set[str]:
-        """Return the names of the marks."""
-
-    def mark(self, name: str) -> None:
-        """Create a mark."""
-
-    def unmark(self, name: str) -> None:
-        """Delete a mark."""
 
     def room(self) -> int | None:
         """Return the bytes that can still be stored; None if unknown."""
@@ -102,7 +119,7 @@ KINDS = {"local": "folder", "gdrive": "gdrive", "s3": "s3"}
 """The module of this package that implements a kind of DVC remote, by DVC's name for the kind."""
 
 
-def open_objects(repo: Any) -> Objects:  # noqa: ANN401  dvc.repo.Repo
+def open_store(repo: Any) -> Store:  # noqa: ANN401  dvc.repo.Repo
     """Open the default remote of a DVC repository. Raises `SyncError` if there is none or its kind is unknown."""
     from dvc.exceptions import DvcException
 
@@ -122,30 +139,19 @@ def open_objects(repo: Any) -> Objects:  # noqa: ANN401  dvc.repo.Repo
             remedy="use a DVC remote of one of these kinds.",
         )
     # imported lazily: each kind pulls in its own client library
-    objects: Objects = import_module(f"lib.sync.stores.{KINDS[kind]}").open_remote(odb)
-    return objects
+    store: Store = import_module(f"lib.sync.stores.{KINDS[kind]}").open_remote(odb)
+    return store
 
 
-def damaged(wanted: StoredObject, copies: Mapping[str, StoredCopy]) -> str | None:
-    """Return what is wrong with the stored copies of an object; None if every copy is correct."""
-    if not copies:
-        return "it is not there"
-    for identity, copy in copies.items():
-        wrong = mismatch(wanted, copy)
-        if wrong:
-            return f"its copy {identity} {wrong}"
-    return None
-
-
-def mismatch(wanted: StoredObject, copy: StoredCopy) -> str | None:
+def mismatch(oid: str, size: int, copy: StoredCopy) -> str | None:
     """Return how a copy differs from the object; None if it does not.
 
     A size below 0 is unknown and not compared. The size of a directory listing is not compared either: DVC records the
     size of the directory's files together.
     """
-    if 0 <= wanted.size != copy.size and not wanted.oid.endswith(".dir"):
-        return f"has {copy.size} bytes instead of {wanted.size}"
-    if copy.md5 is not None and copy.md5 != wanted.oid.removesuffix(".dir"):
+    if 0 <= size != copy.size and not oid.endswith(".dir"):
+        return f"has {copy.size} bytes instead of {size}"
+    if copy.md5 is not None and copy.md5 != oid.removesuffix(".dir"):
         return f"has other content (MD5 {copy.md5})"
     return None
 
