@@ -29,7 +29,7 @@ Each class has a module of its own; the module is listed in `KINDS` and returns 
 database from `open_remote(odb)`. `tests/sync/test_stores.py` tests every kind against this contract: a new kind needs
 one more fixture.
 
-Cannot: decide what may be deleted; `lib/sync/rollback.py` does.
+Cannot: decide what may be deleted; `lib/sync/remotes.py` does.
 """
 
 from __future__ import annotations
