@@ -102,7 +102,7 @@ def check(root: Path, credentials: Credentials | None = None) -> Checked:
             *(Finding("elsewhere", f"{ref} has its objects on {elsewhere[ref]}, which was not checked", ELSEWHERE)
               for ref in sorted(elsewhere.keys() & published.keys())),
             *_check_branches(here, parts, stored),
-            *_check_checkpoints(remotes, identity),
+            *_check_checkpoints(remotes),
             *_check_objects(unnamed, stored),
             *_check_runs(runs.values(), earlier),
         ]  # fmt: skip
@@ -153,7 +153,7 @@ def _check_branches(
                         yield Finding("damaged", f"{ref}: {path} needs {wanted.oid}, and a copy of it {wrong}", PUSH)
 
 
-def _check_checkpoints(remotes: Remotes, identity: str) -> Iterator[Finding]:
+def _check_checkpoints(remotes: Remotes) -> Iterator[Finding]:
     """Find checkpoints whose files are missing or damaged; one that moves meanwhile is skipped."""
     for ref, texts in remotes.refs.read_files_of_all(f"{CHECKPOINTS}*", "*/checkpoint.json").items():
         entries = [entry for text in texts.values() for entry in named_by(text)]

@@ -19,7 +19,7 @@ from typing import IO
 
 from lib.errors import GitPushError, RunHeldError, TakenOverError
 from lib.sync.publication import Say
-from lib.sync.record import ASKS, LEASE, RUNS, RunRecord, flat
+from lib.sync.record import ASKS, LEASE, RUNS, RunRecord, short_name
 from lib.sync.refs import ANY, RefMovedError, Refs, RefUpdate, SeenRun, pauses
 
 POLL = 60.0  # seconds between two looks for a question; a tenth of a shorter lease
@@ -34,7 +34,8 @@ class RunLock:
     """
 
     def __init__(self, refs: Refs, name: str, *, full_name: str = "", lease: float = LEASE, say: Say = print) -> None:
-        self.refs, self.name, self._full_name, self._lease, self._say = refs, flat(name), full_name or name, lease, say
+        self.refs, self.name, self._full_name = refs, short_name(name), full_name or name
+        self._lease, self._say = lease, say
         self.ref, self._ask = f"{RUNS}{self.name}", f"{ASKS}{self.name}"
         self.checkpoint = f"{CHECKPOINTS}{self.name}"
         """The ref of the run's checkpoint branch, which only the holder moves."""
@@ -118,7 +119,7 @@ class RunLock:
         if self._asking is not None and self._asking.is_alive():
             self._asking.join()
 
-    def _try(self) -> bool:
+    def _try(self) -> bool:  # noqa: PLR0911  one return for each state of the ref
         """Take the run unless another session may still be alive; return whether it is held."""
         if self.record is not None:
             return True

@@ -30,7 +30,9 @@ class Publication:
     leave_out: frozenset[str] = frozenset()
     """Names of files in `folder` that are not published and stay on this machine."""
     hold: RunLock | None = None
-    """The lock of the run; the commit push also deletes the run's checkpoint. None: a publication without a run."""
+    """The lock of the run, which the commit push ends. None: a publication without a run."""
+    keeps_checkpoint: bool = False
+    """Whether the run's checkpoint stays, for a later session to resume; else the commit push deletes it, too."""
     source: Path | None = None
     """The folder in which the content of `folder` is; None: in the clone itself."""
 

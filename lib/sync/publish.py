@@ -246,7 +246,7 @@ class _Publishing:
         record = self._record()
         after = record.but(publishing=()) if record.undo else None
         while True:
-            old = refs.list_refs(checkpoint).get(checkpoint)
+            old = None if self.run.keeps_checkpoint else refs.list_refs(checkpoint).get(checkpoint)
             gone = [RefUpdate(checkpoint, old, None)] if old else []
             try:
                 self._pushed = True

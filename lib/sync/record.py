@@ -79,7 +79,7 @@ def read_run(text: str) -> RunRecord | None:
     return record if record.protocol == PROTOCOL else None
 
 
-def flat(name: str) -> str:
+def short_name(name: str) -> str:
     """Return a name without slashes, short enough for a ref and for a part of a file's name."""
     plain = name.replace("/", "-")
     if len(plain.encode()) <= LONGEST_NAME:

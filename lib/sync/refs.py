@@ -334,8 +334,8 @@ class Refs:
     ) -> str:
         """Build the commit `base` plus `files` ({path: file with its content}) in a private index, and return it.
 
-        Its parent is `parent`, or `base`. The files' bytes are stored as they are. `date` (ISO 8601) is the only part of the commit that is not content:
-        the same files make the same commit.
+        Its parent is `parent`, or `base`. The files' bytes are stored as they are. `date` (ISO 8601) is the only part
+        of the commit that is not content: the same files make the same commit.
         """
         index = self.private / f"index-{os.getpid()}-{threading.get_ident()}"
         self.private.mkdir(parents=True, exist_ok=True)
@@ -359,7 +359,15 @@ class Refs:
 
         After an error either all updates have happened or none; only the remote knows which.
         """
-        words = ["--atomic", "--no-verify", "--no-signed", "--no-follow-tags", "--recurse-submodules=no", "--quiet"]
+        words = [
+            "push",
+            "--atomic",
+            "--no-verify",
+            "--no-signed",
+            "--no-follow-tags",
+            "--recurse-submodules=no",
+            "--quiet",
+        ]
         words += [f"--force-with-lease={update.ref}:{update.old or ''}" for update in updates if update.old != ANY]
         words += ["origin"] + [f"{update.new or ''}:{update.ref}" for update in updates]
         try:

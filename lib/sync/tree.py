@@ -50,7 +50,7 @@ def build_commit(
 ) -> str:
     """Build the commit HEAD plus the publication and return it; the same content makes the same commit.
 
-    Its parent is `parent`, or HEAD. `objects` holds the object at each path of `run.objects`; a `.dvc` file takes its place in the commit.
+    Its parent is `parent`, or HEAD. `objects` holds the object at each path of which the commit gets a `.dvc` file.
     """
     base = refs.head()
     files = {name: path for name, path in run.files().items() if name not in run.objects}
