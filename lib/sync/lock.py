@@ -185,16 +185,14 @@ class RunLock:
             undo=old.record.declared if old and old.record else (),
         )
         self._commit, self._tried = old.commit if old else None, []
+        self._note(record.session)  # before the push: it may happen although its answer is lost
         try:
             self.push(record, *updates)
         except (TakenOverError, RefMovedError):
             self._taken_over = False
             self._unlock_file()
             return False
-        assert self._file is not None
-        self._file.truncate(0)
-        self._file.write(record.session)
-        self._file.flush()
+        self._note(record.session, only=True)
         self._seen, self._asked, self._ended = None, math.inf, threading.Event()
         threading.Thread(target=self._answer, args=(self._ended,), name=f"lock of {self.name}", daemon=True).start()
         atexit.register(self.release)
@@ -219,6 +217,14 @@ class RunLock:
             self._file.close()
             self._file = None
 
+    def _note(self, session: str, *, only: bool = False) -> None:
+        """Add a session to the locked file, or replace all that are noted there."""
+        assert self._file is not None
+        if only:
+            self._file.truncate(0)
+        self._file.write(f"{session}\n")
+        self._file.flush()
+
     def _is_dead_here(self, run: SeenRun) -> bool:
         """Return whether the holder was a session of this clone whose process has ended."""
         if not (self._folder / self.name).exists() or not self._lock_file():
@@ -226,7 +232,7 @@ class RunLock:
         assert self._file is not None
         assert run.record is not None
         self._file.seek(0)
-        return self._file.read() == run.record.session
+        return run.record.session in self._file.read().split()
 
     # ── holding ────────────────────────────────────────────────────────────────────────────────────────────────────
 
