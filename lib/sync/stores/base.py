@@ -11,23 +11,27 @@ writes it down, and `create` stores the copy under it. To add a kind of store, w
   is complete. An interrupted copy is not visible under the path. May be repeated with the same identity: there is one
   copy afterwards. Where a path holds only one copy (`keeps_twins` is False) it never overwrites: it returns None if
   another copy is there. The returned copy has another identity than the one asked for if the store cannot keep that.
+  Its MD5 is that of the stored bytes. After an error the copy may be there or not.
 - `find(path)` returns the copies of one path, `look(oids)` those of several objects, as listings show them.
 - `verify(path, identity)` asks for that one copy, never by a listing; None if it is not there.
-- `delete(path, identity)` deletes that one copy, if it is still there, and what an interrupted `create` of that identity
-  has left. May be repeated.
-- `read(path, identity, target, progress)` writes that copy into a file. Raises `FileNotFoundError` if it is not there.
-- `flat(prefix)` lists the files of the remote's own folder (beside DVC's objects) whose names begin so.
+- `delete(path, identity)` deletes that one copy, if it is still there, and what an interrupted `create` with that
+  identity has left. May be repeated.
+- `read(path, identity, target, progress)` writes that copy into a file. Raises `FileNotFoundError` if it is not there;
+  after any error the file may be incomplete.
+- `flat(prefix)` lists the files of the remote's own folder (beside DVC's objects) whose names begin so. What an
+  interrupted `create` has left is listed under the name and the identity that it was for, so that it can be deleted.
 - `survey()` returns every object of the store with its copies, and the MD5 of each copy if the store can report it. The
-  number of requests grows with the pages of the listing, not with the correct objects.
+  number of requests grows with the pages of the listing, not with the correct objects. An identity is empty if the
+  listing does not show it.
 - `room()` returns the bytes that can still be stored, or None if this is unknown.
 - `close()` releases what the store holds.
 
 A path is relative to the remote's own folder: `path_of(oid)` for an object, a name without a slash for a flat file.
 Methods may be called from several threads.
 
-Each class has a module of its own; the module is listed in `KINDS` and returns the class's instance for DVC's object
-database from `open_remote(odb)`. `tests/sync/test_stores.py` tests every kind against this contract: a new kind needs
-one more fixture.
+Each class has a module of its own, which is listed in `KINDS` and returns the class's instance for DVC's object
+database from `open_remote(odb)`. A class whose paths hold one copy each may inherit from `OneCopyStore`.
+`tests/sync/test_stores.py` tests every kind against this contract: a new kind needs one more fixture.
 
 Cannot: decide what may be deleted; `lib/sync/rollback.py` does.
 """
@@ -35,6 +39,8 @@ Cannot: decide what may be deleted; `lib/sync/rollback.py` does.
 from __future__ import annotations
 
 import contextlib
+import secrets
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -45,6 +51,8 @@ from lib.errors import DvcPushError, RunError, SyncError
 
 FLAT = "kaggle-training-"
 """Prefix of the flat files that this project stores beside DVC's objects."""
+NOTICE = b"Kaggle Training needs this file; only its name counts. `python -m lib check` explains it.\n"
+"""Content of a flat file whose name is the information."""
 
 
 def home_of(path: str) -> str:
@@ -115,6 +123,69 @@ class Store(Protocol):
         """Release connections and locks."""
 
 
+class OneCopyStore(Store):
+    """What the stores have in common whose paths hold one copy each."""
+
+    keeps_twins = False
+    loses = ""
+    """What such a store does if it overwrites files or loses identities; completes the sentence of `limits`."""
+
+    def __init__(self, odb: Any, name: str) -> None:  # noqa: ANN401  DVC's object database
+        self.name = name
+        self._home = home_of(str(odb.path))
+        self._object_path: Callable[[str], str] = odb.oid_to_path
+        self._lack = ""  # what `create` has found to be missing
+        self._tried = False
+
+    def limits(self) -> str:
+        """Store a small file twice and delete it; return what the store lacks."""
+        if not self._tried:
+            kept = self._try_out()
+            self._lack = self._lack or ("" if kept else self.loses)
+            self._tried = True
+        return self._lack and f"{self.name} {self._lack}, so that no object is ever deleted there."
+
+    def _try_out(self) -> bool:
+        """Return whether the store keeps an identity and refuses to overwrite."""
+        path = f"{FLAT}probe-{secrets.token_hex(8)}"
+        first, second = self.new_identities(2)
+        try:
+            with tempfile.NamedTemporaryFile() as file:
+                file.write(NOTICE)
+                file.flush()
+                made = self.create(path, Path(file.name), first)
+                refused = self.create(path, Path(file.name), second) is None
+        finally:
+            for _ in range(2):  # if the second was not refused, a bucket with versions has both
+                for copy in self.find(path):
+                    self.delete(path, copy.identity)
+        if self.find(path):
+            raise DvcPushError(
+                f"{self.name}: the file {path} was deleted and is still there.",
+                remedy="let this account delete files there: publishing rolls back what has failed.",
+            )
+        return refused and made is not None and made.identity == first
+
+    def path_of(self, oid: str) -> str:
+        """Return the path of an object below the remote's own folder."""
+        return self._object_path(oid).removeprefix(f"{self._home}/")
+
+    def look(self, oids: Iterable[str]) -> dict[str, list[StoredCopy]]:
+        """Return the one copy of each object that is there."""
+        return {oid: copies for oid in oids if (copies := self.find(self.path_of(oid)))}
+
+    def verify(self, path: str, identity: str) -> StoredCopy | None:
+        """Return the copy of the path if it has that identity."""
+        return next((copy for copy in self.find(path) if copy.identity == identity), None)
+
+    def room(self) -> int | None:
+        """Return None: the store reports no limit."""
+        return None
+
+    def close(self) -> None:
+        """Do nothing: no resource is held."""
+
+
 KINDS = {"local": "folder", "gdrive": "gdrive", "s3": "s3"}
 """The module of this package that implements a kind of DVC remote, by DVC's name for the kind."""
 
@@ -141,6 +212,11 @@ def open_store(repo: Any) -> Store:  # noqa: ANN401  dvc.repo.Repo
     # imported lazily: each kind pulls in its own client library
     store: Store = import_module(f"lib.sync.stores.{KINDS[kind]}").open_remote(odb)
     return store
+
+
+def absent(store: Store, path: str, identity: str) -> FileNotFoundError:
+    """Return the error for a copy that is not there."""
+    return FileNotFoundError(f"{store.name}: {path} is not there (copy {identity})")
 
 
 def mismatch(oid: str, size: int, copy: StoredCopy) -> str | None:

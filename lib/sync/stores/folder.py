@@ -1,66 +1,130 @@
-"""Store objects in a folder of this machine or of a mounted disk.
+"""Store files in a folder of this machine or of a mounted disk.
 
-Guarantees: an object that is visible under its path is complete, and it is on the disk when `upload` returns.
-Cannot: look and delete in one step; a copy that replaces the file between the two is deleted.
+Guarantees: a file that is visible under its path is complete, and on the disk when `create` returns; no file is
+overwritten where the folder has hard links.
+Cannot: compare the identity and delete in one step; a copy that replaces the file between the two is deleted. Without
+hard links two machines that store the same path at once may overwrite each other; neither copy is deleted then.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
+import random
+import re
+import secrets
 import shutil
-from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lib.sync.stores.base import MARK, MARK_TEXT, Progress, StoredCopy, home_of
+from lib.sync.stores.base import FLAT, NOTICE, OneCopyStore, Progress, StoredCopy, absent
+
+YEARS = range(1_009_843_200, 1_640_995_200, 2)  # 2002 to 2022, the even seconds: FAT keeps no odd ones
+BLOCK = 2**20
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV)
+_STORE = f"{FLAT}store-"
+_PART = re.compile(r"\.(.+)\.(\d+)\.part")
 
 
-class FolderObjects:
-    """A folder. The identity of a copy is its time of writing and its inode: replacing the file makes another."""
+class FolderObjects(OneCopyStore):
+    """A folder. The identity of a copy is its modification time: a random second of the past, set before it is visible.
+
+    DVC, `cp -p` and rsync keep that time. Every other writer sets the present one, so that its copy is never taken for
+    one of ours.
+    """
+
+    loses = "does not keep modification times"
 
     def __init__(self, odb: Any) -> None:  # noqa: ANN401  DVC's object database
-        self.name = str(odb.path)
-        self._path_of: Callable[[str], str] = odb.oid_to_path
-        self._home = Path(home_of(self.name))
+        super().__init__(odb, str(odb.path))
+        self._folder = Path(self._home)
+        self._address = ""
 
-    def look(self, oids: Iterable[str]) -> dict[str, dict[str, StoredCopy]]:
-        """Return the one copy that each path can hold."""
-        found = {}
-        for oid in oids:
-            with contextlib.suppress(FileNotFoundError):
-                status = Path(self._path_of(oid)).stat()
-                found[oid] = {f"{status.st_mtime_ns}-{status.st_ino}": StoredCopy(status.st_size)}
-        return found
+    def address(self) -> str:
+        """Return the name in the folder's own mark, which is created if missing: each machine may mount it elsewhere.
 
-    def upload(self, oid: str, source: Path, label: str, progress: Progress) -> None:
-        """Write to a temporary file in the same folder, then rename: a reader never sees half an object."""
-        target, part = Path(self._path_of(oid)), self._part(oid, label)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        Two machines that create the mark at the same moment may use two addresses until the next call; a mark whose
+        name is smaller replaces it for good.
+        """
+        if not self._address:
+            if not self.flat(_STORE):
+                _make_folder(self._folder)
+                (self._folder / f"{_STORE}{secrets.token_hex(8)}").write_bytes(NOTICE)
+                _fsync_folder(self._folder)
+            self._address = f"folder {min(self.flat(_STORE)).removeprefix(_STORE)}"
+        return self._address
+
+    def new_identities(self, count: int) -> list[str]:
+        """Return random even seconds."""
+        return [str(second) for second in random.SystemRandom().sample(YEARS, count)]
+
+    def create(self, path: str, source: Path, identity: str, progress: Progress = int) -> StoredCopy | None:
+        """Write a private file in the same folder, then link it to the path: a reader never sees half a copy."""
+        target, part = self._folder / path, self._part(path, identity)
+        _make_folder(target.parent)
+        part.unlink(missing_ok=True)  # never written to: it may be linked to a copy that is visible already
         try:
-            shutil.copyfile(source, part)
-            with part.open("rb+") as file:
-                os.fsync(file.fileno())
-            part.chmod(0o444)  # as DVC does with its objects
-            part.replace(target)
-            _fsync_folder(target.parent)
+            md5 = _write(source, part, int(identity), progress)
+            made = self._show(part, target)
         finally:
             part.unlink(missing_ok=True)
-        progress(source.stat().st_size)
+        _fsync_folder(target.parent)
+        # a copy that was there already may be ours, of an earlier call
+        return next((replace(copy, md5=md5) for copy in self.find(path) if made or copy.identity == identity), None)
 
-    def delete(self, oid: str, identity: str) -> None:
-        """Delete the file if it is still that copy."""
-        if identity in self.look([oid]).get(oid, {}):
-            Path(self._path_of(oid)).unlink(missing_ok=True)
+    def _show(self, part: Path, target: Path) -> bool:
+        """Make the part visible under its path; return False if another file is there."""
+        try:
+            os.link(part, target)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+        else:
+            return True
+        self._lack = "has no hard links"
+        if target.exists():
+            return False
+        os.utime(part)  # it may overwrite a copy, or be overwritten: it gets no identity of ours and is never deleted
+        part.rename(target)
+        return True
 
-    def discard(self, oid: str, label: str) -> None:
-        """Delete the temporary file of the upload."""
-        self._part(oid, label).unlink(missing_ok=True)
+    def find(self, path: str) -> list[StoredCopy]:
+        """Return the one copy that a path can hold."""
+        with contextlib.suppress(FileNotFoundError):
+            return [_copy((self._folder / path).stat())]
+        return []
 
-    def _part(self, oid: str, label: str) -> Path:
-        target = Path(self._path_of(oid))
-        return target.with_name(f".{target.name}.{label}.tmp")
+    def delete(self, path: str, identity: str) -> None:
+        """Delete the part of an interrupted `create`, and the file if it is still that copy."""
+        target = self._folder / path
+        self._part(path, identity).unlink(missing_ok=True)
+        if self.verify(path, identity):
+            target.unlink(missing_ok=True)
+            _fsync_folder(target.parent)
+
+    def read(self, path: str, identity: str, target: Path, progress: Progress = int) -> None:
+        """Copy the file, if it is that copy."""
+        if self.verify(path, identity) is None:
+            raise absent(self, path, identity)
+        shutil.copyfile(self._folder / path, target)
+        progress(target.stat().st_size)
+
+    def flat(self, prefix: str) -> dict[str, list[StoredCopy]]:
+        """Return the files in the remote's own folder, and the parts that interrupted calls of `create` have left."""
+        found: dict[str, list[StoredCopy]] = {}
+        for path in self._folder.glob("*"):
+            part = _PART.fullmatch(path.name)
+            name = part[1] if part else path.name
+            if name.startswith(prefix) and path.is_file():
+                with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                    copy = _copy(path.stat())
+                    found.setdefault(name, []).append(replace(copy, identity=part[2]) if part else copy)
+        return found
 
     def survey(self) -> dict[str, list[StoredCopy]]:
         """Return every object with its MD5, by reading every file; files that are not DVC objects are skipped."""
@@ -69,34 +133,51 @@ class FolderObjects:
             if not path.name.startswith(".") and path.is_file():
                 with contextlib.suppress(FileNotFoundError), path.open("rb") as file:  # deleted meanwhile
                     digest = hashlib.file_digest(file, "md5").hexdigest()
-                    found[path.parent.name + path.name] = [StoredCopy(os.fstat(file.fileno()).st_size, digest)]
+                    found[path.parent.name + path.name] = [replace(_copy(os.fstat(file.fileno())), md5=digest)]
         return found
-
-    def marks(self) -> set[str]:
-        """Return the names of the marks in the remote's own folder."""
-        return {path.name.removeprefix(MARK) for path in self._home.glob(f"{MARK}*")}
-
-    def mark(self, name: str) -> None:
-        """Write the mark's file; only its name counts, so that a partly written file is valid."""
-        self._home.mkdir(parents=True, exist_ok=True)
-        (self._home / f"{MARK}{name}").write_bytes(MARK_TEXT)
-
-    def unmark(self, name: str) -> None:
-        """Delete the mark's file."""
-        (self._home / f"{MARK}{name}").unlink(missing_ok=True)
 
     def room(self) -> int | None:
         """Return the free bytes of the file system that the folder is on, or will be on."""
-        nearest = next(folder for folder in (self._home, *self._home.parents) if folder.is_dir())
+        nearest = next(folder for folder in (self._folder, *self._folder.parents) if folder.is_dir())
         return shutil.disk_usage(nearest).free
 
-    def close(self) -> None:
-        """Do nothing: no resource is held."""
+    def _part(self, path: str, identity: str) -> Path:
+        target = self._folder / path
+        return target.with_name(f".{target.name}.{identity}.part")
 
 
 def open_remote(odb: Any) -> FolderObjects:  # noqa: ANN401  DVC's object database
     """Open the remote that DVC has configured."""
     return FolderObjects(odb)
+
+
+def _copy(status: os.stat_result) -> StoredCopy:
+    # with a fraction, a time is not one that was set here
+    second, fraction = divmod(status.st_mtime_ns, 10**9)
+    return StoredCopy(f"{second}.{fraction:09d}" if fraction else str(second), status.st_size)
+
+
+def _write(source: Path, target: Path, second: int, progress: Progress) -> str:
+    """Copy a file into a new one with that modification time, on the disk; return the MD5 of what was written."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with source.open("rb") as read, target.open("xb") as written:
+        while block := read.read(BLOCK):
+            written.write(block)
+            digest.update(block)
+            progress(len(block))
+        written.flush()
+        os.utime(written.fileno(), (second, second))
+        os.fchmod(written.fileno(), 0o444)  # as DVC does with its objects
+        os.fsync(written.fileno())
+    return digest.hexdigest()
+
+
+def _make_folder(folder: Path) -> None:
+    """Create a folder and those above it, on the disk."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _fsync_folder(folder.parent)
 
 
 def _fsync_folder(folder: Path) -> None:
