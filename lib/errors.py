@@ -145,6 +145,10 @@ class GitPushError(SyncError):
     """The Git remote rejected or lost a push (`Authentication failed`, a protected name, a read-only token)."""
 
 
+class TakenOverError(GitPushError):
+    """Another session has taken over the run: this one publishes nothing more."""
+
+
 class InDoubt(RunError):
     """The reply to the commit push was lost and the Git remote is unreachable: the run may or may not be published.
 

@@ -218,13 +218,20 @@ class LoggedCommand:
 
 
 def run_side_by_side(
-    command: Sequence[str], identities: Sequence[Mapping[str, str]], *, cwd: Path, beat: Path, stall: float
+    command: Sequence[str],
+    identities: Sequence[Mapping[str, str]],
+    *,
+    cwd: Path,
+    beat: Path,
+    stall: float,
+    confirm: Callable[[], object] = bool,
 ) -> list[int] | None:
     """Run one program in parallel, one process per entry of `identities`, and print the output.
 
     Each entry is added to the environment of its process. The run ends when all processes have exited or one has
-    failed. The processes hang when the file `beat` is not modified for `stall` seconds. Returns the exit statuses, or
-    None after a hang. In every case, also on an exception, no process is left running.
+    failed. The processes hang when the file `beat` is not modified for `stall` seconds. `confirm` is called about twice
+    a second; an error that it raises ends the processes. Returns the exit statuses, or None after a hang. In every
+    case, also on an exception, no process is left running.
     """
     reading, writing = os.pipe()
     processes: list[subprocess.Popen[str]] = []
@@ -234,7 +241,7 @@ def run_side_by_side(
                 # if one cannot be started, the earlier ones must be stopped
                 processes.append(_start(command, writing, subprocess.STDOUT, cwd=cwd, env=identity))  # noqa: PERF401
         os.close(writing)
-        hang = _relay(reading, processes, beat, stall)
+        hang = _relay(reading, processes, beat, stall, confirm)
     finally:
         for process in processes:
             end_group(process)
@@ -242,11 +249,14 @@ def run_side_by_side(
     return None if hang else [process.returncode for process in processes]
 
 
-def _relay(reading: int, processes: Sequence[subprocess.Popen[str]], beat: Path, stall: float) -> bool:
+def _relay(
+    reading: int, processes: Sequence[subprocess.Popen[str]], beat: Path, stall: float, confirm: Callable[[], object]
+) -> bool:
     """Print the output of processes until they end; return True when they hang."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     seen, alive_at = 0, time.monotonic()
     while time.monotonic() - alive_at < stall:
+        confirm()
         ended = [process.poll() for process in processes]
         if select.select([reading], [], [], 0.5)[0]:
             data = os.read(reading, 65536)

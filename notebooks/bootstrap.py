@@ -94,12 +94,10 @@ class Bootstrap:
         described = json.loads(made.stdout.splitlines()[-1])
         return described["repository"], described["commit"]
 
-    def clone(self, repository: str, commit: str, secrets: str) -> tuple[Path, str, tuple[str, float]]:
+    def clone(self, repository: str, commit: str, secrets: str) -> tuple[Path, str]:
         """Clone one commit of `repository`, as shallow as possible, and make the clone the current folder.
 
-        An empty `commit` is the newest of the default branch. Returns the clone's folder, the commit, and the output
-        and time of `git ls-remote` for the runs of other sessions: a session whose run does not change during its
-        lease from then on is dead.
+        An empty `commit` is the newest of the default branch. Returns the clone's folder and the commit.
         """
         root = self.working / repository.rstrip("/").rpartition("/")[2].removesuffix(".git")
         environment = self._git_environment(repository, secrets)
@@ -112,7 +110,6 @@ class Bootstrap:
         git("init", "--quiet")  # keeps what an earlier run of the session left
         git("remote", "remove", "origin")
         git("remote", "add", "origin", repository)
-        noted = git("ls-remote", "origin", "refs/runs/*", "refs/heads/kaggle-runs/*").stdout, time.monotonic()
         wrong = self._fetch(root, environment, "--depth=1", "origin", commit or "HEAD")
         if wrong:  # the host may not serve single commits
             wrong = self._fetch(root, environment, "origin")
@@ -127,7 +124,7 @@ class Bootstrap:
         os.chdir(root)
         sys.path.insert(0, str(root))
         self.say(f"{repository} at {commit} is in {root}")
-        return root, commit, noted
+        return root, commit
 
     def open_log(self, secrets: str) -> "tuple[Credentials, RunLog]":
         """Load the credentials; from now on run.log receives everything that is printed, without credentials."""

@@ -64,7 +64,7 @@ boot.verify_gpu(accelerator)
 step("1/10: Clone repository from GitHub")
 if not repository:
     repository, commit = boot.make_sandbox()
-root, commit, noted = boot.clone(repository, commit, secrets)
+root, commit = boot.clone(repository, commit, secrets)
 credentials, log = boot.open_log(secrets)
 
 # %% [markdown]
@@ -108,8 +108,8 @@ from lib.sync import recover
 from lib.train.checkpoints import CheckpointUploader, fetch_checkpoint, find_checkpoint, hold_run
 
 print(configure_git(root, credentials))
-print(f"Unfinished publications of other runs: {recover(root, credentials)}")
-hold = hold_run(session, noted)
+print(f"Runs under way: {recover(root, credentials, patience=0)}")
+hold = hold_run(session)
 log.on_error(lambda _: hold.release())
 checkpoint = find_checkpoint(session)
 print(checkpoint.describe() if checkpoint else "There is no checkpoint of an earlier session to resume.")
@@ -182,7 +182,7 @@ print(f"Dashboard: {tracking.address}")
 uploader = CheckpointUploader(session, dataset.md5, hold)
 log.on_error(lambda error: uploader.fail(error, tracking))
 with uploader:
-    trained = train(session, dataset.data_file, start, tracking)
+    trained = train(session, dataset.data_file, start, tracking, confirm=hold.confirm)
 
 # %% [markdown]
 # The best weights are measured on the validation and the test split, and exported to the requested formats.

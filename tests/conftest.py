@@ -113,26 +113,20 @@ class Stores:
         return path
 
     def refs(self) -> dict[str, str]:
-        """Return the commit of every ref of the Git remote, except the main branch."""
+        """Return the commit of every ref of the Git remote, except the main branch and the repository's identity."""
         lines = run_git("for-each-ref", "--format=%(refname) %(objectname)", cwd=self.origin).splitlines()
         found = dict(line.split() for line in lines)
         found.pop("refs/heads/main", None)
-        return found
+        return {ref: commit for ref, commit in found.items() if not ref.startswith("refs/kaggle/repository-")}
 
-    def root(self) -> str:
-        """Return the first commit of the repository, which identifies it."""
-        return run_git("rev-list", "--max-parents=0", "main", cwd=self.origin)
-
-    def intents(self) -> list[str]:
-        """Return the refs of unfinished publications."""
-        return [ref for ref in self.refs() if ref.startswith("refs/intents/")]
+    def runs(self) -> list[str]:
+        """Return the refs of runs under way."""
+        return [ref for ref in self.refs() if ref.startswith("refs/runs/")]
 
     def objects(self) -> dict[str, bytes]:
-        """Return the bytes of every file of the DVC remote, temporary ones too, except the owner file."""
-        if not self.storage.is_dir():
-            return {}
-        owner = self.storage / f"kaggle-training-owner-{self.root()}"
-        files = (path for path in self.storage.rglob("*") if path.is_file() and path != owner)
+        """Return the bytes of every file of the DVC remote, temporary ones too, except the marks that name it."""
+        marks = ("kaggle-training-repository-", "kaggle-training-store-")
+        files = (path for path in self.storage.rglob("*") if path.is_file() and not path.name.startswith(marks))
         return {path.relative_to(self.storage).as_posix(): path.read_bytes() for path in files}
 
     def object_path(self, md5: str) -> Path:

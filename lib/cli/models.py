@@ -16,7 +16,7 @@ from lib.cli.options import KAGGLE_USER, PROJECT, SECRETS_DATASET, Project, comp
 @click.option("--output", type=Path, metavar="DIR", help="Folder of the files; default: build/models/BRANCH.")
 @PROJECT
 def fetch(project: Project, *, branch: str | None, output: Path | None) -> None:
-    """Download the weights and the results of a published run.
+    """Download the weights and the results of a published run, or the weights of a checkpoint.
 
     The checkout stays unchanged, and the dataset is not downloaded. Without BRANCH, offers the newest runs to choose.
 
@@ -24,11 +24,15 @@ def fetch(project: Project, *, branch: str | None, output: Path | None) -> None:
     Example:
         uv run python -m lib fetch kaggle-train-detection-exp001-yolo11s-baseline-20251223-143000
     """
-    from lib.results.fetch import fetch_model
+    from lib.results.fetch import fetch_checkpoint_files, fetch_model
     from lib.results.published import ask_for_run
     from lib.sync import Refs
 
     chosen = branch or ask_for_run(Refs(project.root, project.credentials))
+    if chosen.startswith("kaggle-checkpoint-"):
+        files = fetch_checkpoint_files(project.root, chosen, project.credentials, output)
+        print("\n".join(map(str, files)) or f"{chosen} is of an earlier version: `git switch {chosen} && dvc pull`")
+        return
     print(fetch_model(project.root, chosen, project.credentials, output).describe())
 
 

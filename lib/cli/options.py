@@ -64,9 +64,6 @@ PARAMETERS = click.option(
     metavar="KEY VALUE",
     help="A key of the experiment (training.epochs, or epochs) and its value; repeatable.",
 )
-OLDER_THAN = click.option(
-    "--older-than", type=float, metavar="SECONDS", default=600.0, help="A run that is silent for this long is dead."
-)
 
 
 def run_command_line(command: click.Command) -> None:

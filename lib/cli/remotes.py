@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
-from functools import partial
 from pathlib import Path
 
 import click
 
-from lib.cli.options import OLDER_THAN, PROJECT, Project
+from lib.cli.options import PROJECT, Project
 
 
 @click.command()
@@ -32,12 +29,11 @@ def status(project: Project, *, as_json: bool) -> None:
 
 
 @click.command("recover")
-@OLDER_THAN
 @PROJECT
-def recover_command(project: Project, *, older_than: float) -> None:
+def recover_command(project: Project) -> None:
     """Roll back or finish what dead runs left on both remotes.
 
-    Waits until their leases have expired.
+    Asks every run whether it lives, and waits for the answers until their leases have expired.
 
     \b
     Example:
@@ -46,22 +42,18 @@ def recover_command(project: Project, *, older_than: float) -> None:
     from lib.remotes.clone import clone_with
     from lib.sync import recover
 
-    deadline = time.monotonic() + older_than
     with clone_with(Path.cwd(), project.credentials) as clone:
-        while left := recover(clone, project.credentials, older_than=older_than):
-            if time.monotonic() > deadline + 60:
-                print(f"{left} unfinished publications are alive or cannot be read here; they were left unchanged.")
-                raise SystemExit(1)
-            print(f"Waiting for {left} unfinished publications to end or to expire …", flush=True)
-            time.sleep(min(15, max(1, older_than / 10)))
+        left = recover(clone, project.credentials)
+    if left:
+        print(f"{left} runs are alive or cannot be recovered here; they were left unchanged.")
+        raise SystemExit(1)
     print("No unfinished publication is left.")
 
 
 @click.command("check")
-@OLDER_THAN
 @PROJECT
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-def check_command(project: Project, *, older_than: float, as_json: bool) -> None:
+def check_command(project: Project, *, as_json: bool) -> None:
     """Check both remotes and report what is wrong.
 
     Deletes nothing; the exit status is 1 if something is wrong.
@@ -74,12 +66,12 @@ def check_command(project: Project, *, older_than: float, as_json: bool) -> None
     from lib.sync import check
 
     with clone_with(Path.cwd(), project.credentials) as clone:
-        found = check(clone, project.credentials, older_than=older_than, say=partial(print, file=sys.stderr))
+        found = check(clone, project.credentials)
     if as_json:
         print(found.to_json())
     else:
         for finding in found.findings:
             print(f"{finding.kind}: {finding.what}.\n  What to do: {finding.remedy}.")
-        print(f"{found.refs} branches and tags, {found.objects} objects, {found.intents} unfinished publications:")
+        print(f"{found.refs} branches and tags, {found.objects} objects, {found.runs} runs under way:")
         print("Nothing is wrong." if found.is_healthy else "Something is wrong.")
     raise SystemExit(0 if found.is_healthy else 1)

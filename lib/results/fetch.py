@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from hashlib import md5
 from pathlib import Path
 
-from lib.errors import BranchError, RemoteError
+from lib.errors import BranchError, RemoteError, SyncError
 from lib.progress import file_size
 from lib.remotes.clone import clone_with
 from lib.remotes.credentials import Credentials
 from lib.remotes.pull import pull_objects
-from lib.results.published import PublishedRun, read_published
+from lib.results.published import HEADS, PublishedRun, find_own, read_published
 from lib.results.record import RunRecord, parse
 from lib.sync import Refs
+from lib.train.checkpoints import Record, fetch_weights_of
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,26 @@ def fetch_model(root: Path, branch: str, credentials: Credentials, folder: Path 
             remedy="free some space, or name another folder with --output.",
         ) from error
     return Model(folder, run.record)
+
+
+def fetch_checkpoint_files(root: Path, branch: str, credentials: Credentials, folder: Path | None = None) -> list[Path]:
+    """Fetch the weights of the checkpoint `branch` into `folder`, and return their paths.
+
+    Without a `folder`, it is `build/models/BRANCH` of the checkout. Raises `BranchError` if there is no such checkpoint
+    or its weights cannot be fetched.
+    """
+    refs, ref = Refs(root, credentials), f"{HEADS}{branch}"
+    if ref not in refs.list_refs(ref):
+        raise BranchError(f"{refs.url} has no branch {branch!r}.", remedy="`python -m lib status` lists checkpoints.")
+    _, record = find_own(branch, refs.read_files(ref, "artifacts/*/checkpoint.json"), Record)
+    try:
+        with clone_with(root, credentials) as clone:
+            return fetch_weights_of(clone, record, folder or root / "build" / "models" / branch, credentials)
+    except (SyncError, OSError) as error:
+        what = error.what if isinstance(error, SyncError) else str(error)
+        raise BranchError(
+            f"the weights of {branch} cannot be downloaded: {what}", remedy="run the same command again."
+        ) from error
 
 
 def _find_fetched(folder: Path, branch: str) -> Model | None:

@@ -25,7 +25,6 @@ from lib.results.record import SCHEMA, DatasetRecord, MachineRecord, RunRecord, 
 from lib.session import Session
 from lib.sync import Publication, RunLock
 from lib.tables import as_text, make_table
-from lib.train.checkpoints import checkpoint_branch
 from lib.train.export import Exported
 from lib.train.launch import Trained
 from lib.train.tracking import Tracking
@@ -177,8 +176,8 @@ def publication(session: Session, results: Results, hold: RunLock) -> Publicatio
         objects=tuple(f"{folder}/train/weights/{file.name}" for file in files if file.is_file()),
         stamp=session.started,
         leave_out=frozenset({"run.log"}),
-        supersedes=(checkpoint_branch(experiment),) if trained.state == "finished" else (),
         hold=hold,
+        keeps_checkpoint=trained.state != "finished",
     )
 
 

@@ -12,7 +12,8 @@ from lib.errors import BranchError
 from lib.remotes.credentials import Credentials
 from lib.results.published import HEADS, RUNS, AnyRecord, find_own
 from lib.results.record import Metrics, RunRecord, parse
-from lib.sync import RUN_PLACES, Refs, read_run
+from lib.sync import ASKS, Refs
+from lib.sync.refs import EARLIER
 from lib.tables import as_text, make_table
 from lib.train.checkpoints import Record
 
@@ -28,7 +29,8 @@ class Entry:
     """`module/name`."""
     state: str
     """`finished`, `interrupted` or `failed`: a published run; `checkpoint`; `session`: a session that holds the
-    experiment; `unfinished`: a publication that is in progress or stale; `unreadable`."""
+    experiment; `publishing`: one that is publishing, or died meanwhile; `unreadable`. `, asked`: another session asks
+    whether this one lives."""
     ref: str
     epochs: str = ""
     """Completed epochs and requested epochs: `done/requested`."""
@@ -52,13 +54,14 @@ def read_status(root: Path, credentials: Credentials) -> list[Entry]:
     checkpoints = refs.read_files_of_all("refs/heads/kaggle-checkpoint-*", "artifacts/*/checkpoint.json")
     entries = [_read_entry(ref, texts, RunRecord) for ref, texts in published.items()]
     entries += [_read_entry(ref, texts, Record) for ref, texts in checkpoints.items()]
-    for place in RUN_PLACES:
-        for ref, texts in refs.read_files_of_all(f"{place}*", "intent.json").items():
-            state = "session" if read_run(texts.get("intent.json", "")) else "unreadable"
-            entries.append(Entry(ref.removeprefix(place).replace("-", "/", 1), state, ref))
-    for seen in refs.read_intents():
-        branch = seen.record.branch if seen.record else "of another version"
-        entries.append(Entry(branch, "unfinished" if seen.record else "unreadable", seen.ref))
+    asked = refs.list_refs(f"{ASKS}*")
+    for name, run in refs.read_runs().items():
+        state = "session" if run.record else "unreadable"
+        if run.record and run.record.publishing:
+            state = "publishing"
+        state += ", asked" if f"{ASKS}{name}" in asked else ""
+        entries.append(Entry(run.record.name if run.record else name, state, f"refs/runs/{name}"))
+    entries += [Entry("of another version", "unreadable", ref) for ref in refs.list_refs(*(f"{e}*" for e in EARLIER))]
     return sorted(entries, key=lambda entry: (entry.experiment, -entry.when.timestamp() if entry.when else 0.0))
 
 

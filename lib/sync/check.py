@@ -1,38 +1,35 @@
 """Check both remotes and report what is wrong with them, without writing or deleting anything.
 
-Guarantees: checks every branch and tag with its whole history, every intent, and every object on the DVC remote with
-its content: a folder's files are read, Drive and S3 are asked for the MD5 (S3 knows none for a copy that was sent in
-parts or encrypted by a key service). Runs may continue meanwhile: a branch that moves is skipped, and an object that
-seems missing or unnamed is looked up once more before it is reported.
+Guarantees: checks every branch and tag with its whole history, every run's ref, every checkpoint with its files, and
+every object on the DVC remote with its content: a folder's files are read, Drive and S3 are asked for the MD5 (S3 knows
+none for a copy that was sent in parts or encrypted by a key service). Runs may continue meanwhile: a branch that moves
+is skipped, and what seems missing or unnamed is looked up once more before it is reported.
 
-Cannot: see an object that is replaced during the check, or what another repository on the same DVC remote names. Where
-the remote is marked as the other repository's, objects that no ref of this one names are skipped. Where it is marked as
-this one's, the other's objects are reported as unnamed; only the other repository can tell whether they are needed.
+Cannot: see an object that is replaced during the check, judge a branch whose objects are on another DVC remote, or know
+what another repository on the same one names; there, objects that no ref of this one names are skipped.
 """
 
 from __future__ import annotations
 
+import configparser
 import json
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from lib.remotes.credentials import Credentials
-from lib.sync import intent as journal
-from lib.sync.intent import StoredObject
-from lib.sync.refs import SeenIntent
-from lib.sync.remotes import EVERYTHING, Remotes, open_remotes
+from lib.sync.lock import CHECKPOINTS, short
+from lib.sync.record import StoredObject
+from lib.sync.refs import EARLIER, SeenRun
+from lib.sync.remotes import EVERYTHING, Remotes, named_by, open_remotes
 from lib.sync.stores.base import StoredCopy, mismatch
 
-Kind = Literal["missing", "damaged", "unnamed", "twins", "expired", "unreadable", "foreign"]
-FOREIGN = (
-    "the objects of a publication that is rolled back stay there. If no other repository uses this DVC remote any "
-    "more, delete the files kaggle-training-owner-* in its folder"
-)
+Kind = Literal["missing", "damaged", "unnamed", "twins", "unfinished", "unreadable", "foreign", "elsewhere"]
+REMARKS: tuple[Kind, ...] = ("twins", "foreign", "elsewhere", "unfinished")
+"""What is reported although nothing is wrong: two correct copies, a shared DVC remote, a branch with another one, and a
+run that may be alive."""
 Stored = Mapping[str, Sequence[StoredCopy]]
-Say = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -45,11 +42,8 @@ class Finding:
 
     @property
     def is_wrong(self) -> bool:
-        """Return whether the finding is an error rather than a remark.
-
-        Twins are two correct copies of one object, and a DVC remote may be shared: both are only remarks.
-        """
-        return self.kind not in ("twins", "foreign")
+        """Return whether the finding is an error rather than a remark."""
+        return self.kind not in REMARKS
 
 
 @dataclass(frozen=True)
@@ -58,7 +52,7 @@ class Checked:
 
     refs: int
     objects: int
-    intents: int
+    runs: int
     findings: tuple[Finding, ...]
 
     @property
@@ -71,70 +65,103 @@ class Checked:
         return json.dumps({"healthy": self.is_healthy, **asdict(self)}, indent=2)
 
 
-def check(
-    root: Path, credentials: Credentials | None = None, *, older_than: float = journal.LEASE, say: Say = print
-) -> Checked:
+def check(root: Path, credentials: Credentials | None = None) -> Checked:
     """Check both remotes of the clone at `root`, and return what was found.
 
-    Intents are watched for `older_than` seconds: one that moves belongs to a live run. Raises `SyncError` if a remote
-    cannot be read.
+    Raises `SyncError` if a remote cannot be read.
     """
     with open_remotes(root, credentials or Credentials()) as remotes:
-        intents = _watch(remotes, older_than, say)
-        stored = remotes.objects.survey()
-        # refs are read after the survey: each object that it saw is by now named by an intent or a newer branch, or was
-        # rolled back
-        announced = [seen.record for seen in remotes.refs.read_intents()] + [seen.record for seen, _ in intents]
-        heads = remotes.refs.list_refs(*EVERYTHING)
+        stored = remotes.store.survey()
+        # refs are read after the survey: each object that it saw is by now declared by a run, named by a newer branch,
+        # or rolled back
+        runs = remotes.refs.read_runs()
+        heads = remotes.refs.list_refs(*EVERYTHING, remotes.refs.identity_ref, *(f"{place}*" for place in EARLIER))
+        identity = heads.pop(remotes.refs.identity_ref, "")
+        earlier = [ref for ref in heads if ref.startswith(EARLIER)]
         published = remotes.refs.published_objects(*EVERYTHING)
         named = remotes.refs.named_objects(*EVERYTHING)
         listings = {oid for oid in named if oid.endswith(".dir") and oid in stored}
-        damaged = {oid for oid in listings if any(mismatch(StoredObject(oid, -1), copy) for copy in stored[oid])}
+        damaged = {oid for oid in listings if any(mismatch(oid, -1, copy) for copy in stored[oid])}
         parts = {oid: remotes.parts_of(oid) for oid in listings - damaged}
         named = named.union(*parts.values())
-        for record in filter(None, announced):
-            named |= {item.oid for item in record.objects} | set(record.superseded)
-        foreign = remotes.is_foreign()
+        for run in runs.values():
+            named |= {copy.oid for copy in run.record.declared} if run.record else set()
+        foreign = remotes.repositories() - {short(identity)}
         # a damaged listing may name any object, so that no object is certainly unnamed
-        unnamed = set() if foreign or damaged else stored.keys() - named
+        unnamed = set() if foreign or damaged or earlier else stored.keys() - named
         wanted = {item.oid for outputs in published.values() for item in outputs.values()}.union(*parts.values())
         doubtful = unnamed | (wanted - stored.keys())
-        again = {oid: list(copies.values()) for oid, copies in remotes.objects.look(doubtful).items()}
-        stored = {oid: copies for oid, copies in stored.items() if oid not in doubtful} | again
+        stored = {oid: copies for oid, copies in stored.items() if oid not in doubtful} | remotes.store.look(doubtful)
+        elsewhere = _elsewhere(remotes)
         after = remotes.refs.list_refs(*EVERYTHING)
         published = {ref: items for ref, items in published.items() if heads.get(ref) == after.get(ref)}
+        here = {ref: items for ref, items in published.items() if ref not in elsewhere}
         findings = [
-            *([Finding("foreign", remotes.kept_because, FOREIGN)] if foreign else ()),
-            *_check_branches(published, parts, stored),
+            *(Finding("foreign", f"{remotes.store.name} is shared with the repository {other}", FOREIGN)
+              for other in sorted(foreign)),
+            *(Finding("elsewhere", f"{ref} has its objects on {elsewhere[ref]}, which was not checked", ELSEWHERE)
+              for ref in sorted(elsewhere.keys() & published.keys())),
+            *_check_branches(here, parts, stored),
+            *_check_checkpoints(remotes),
             *_check_objects(unnamed, stored),
-            *_check_intents(intents),
-        ]
-        return Checked(len(published), len(stored), len(intents), tuple(findings))
+            *_check_runs(runs.values(), earlier),
+        ]  # fmt: skip
+        return Checked(len(published), len(stored), len(runs), tuple(findings))
 
 
-def _watch(remotes: Remotes, seconds: float, say: Say) -> list[tuple[SeenIntent, bool]]:
-    """Return each intent, and whether its ref has not moved for `seconds`."""
-    first = {seen.ref: seen.commit for seen in remotes.refs.read_intents()}
-    if not first:
-        return []
-    say(f"Watching {len(first)} unfinished publications for {seconds:.0f} s: those of live runs move …")
-    time.sleep(seconds)
-    return [(seen, first.get(seen.ref) == seen.commit) for seen in remotes.refs.read_intents()]
+FOREIGN = (
+    "on a folder or S3, the objects of a publication that is rolled back stay there. If no other repository uses this "
+    "DVC remote any more, delete the files kaggle-training-repository-* of the others in its folder"
+)
+ELSEWHERE = "check it from a clone whose HEAD uses that DVC remote"
+PUSH = "push it from a clone that has it (`dvc push`)"
+
+
+def _elsewhere(remotes: Remotes) -> dict[str, str]:
+    """Return {ref: address} of the refs whose commit configures another default DVC remote than HEAD's."""
+    texts = remotes.refs.read_files_of_all("refs/heads/*", ".dvc/config") | remotes.refs.read_files_of_all(
+        "refs/tags/*", ".dvc/config"
+    )
+    here = _default_remote(remotes.refs.read_texts(remotes.refs.head(), [".dvc/config"]).get(".dvc/config", ""))
+    found = {ref: _default_remote(files.get(".dvc/config", "")) for ref, files in texts.items()}
+    return {ref: remotes.redact(address) for ref, address in found.items() if address and address != here}
+
+
+def _default_remote(text: str) -> str:
+    """Return the address of the default remote in the text of a `.dvc/config`; empty without one."""
+    config = configparser.RawConfigParser(strict=False)
+    try:
+        config.read_string(text)
+        name = config.get("core", "remote")
+        return next(config.get(part, "url") for part in config.sections() if f'remote "{name}"' in part)
+    except (configparser.Error, StopIteration):
+        return ""
 
 
 def _check_branches(
     published: Mapping[str, Mapping[str, StoredObject]], parts: Mapping[str, set[str]], stored: Stored
 ) -> Iterator[Finding]:
-    push = "push it from a clone that has it (`dvc push`), or delete the branch"
     for ref, items in published.items():
         for path, item in sorted(items.items()):
             # a directory listing contains no sizes: its files can be checked only for presence and MD5
-            files = [StoredObject(oid, -1) for oid in sorted(parts.get(item.oid, ()))]
+            files = [StoredObject(oid=oid, size=-1) for oid in sorted(parts.get(item.oid, ()))]
             for wanted in (item, *files):
                 if wanted.oid not in stored:
-                    yield Finding("missing", f"{ref}: {path} needs {wanted.oid}, which is not there", push)
-                for wrong in filter(None, (mismatch(wanted, copy) for copy in stored.get(wanted.oid, ()))):
-                    yield Finding("damaged", f"{ref}: {path} needs {wanted.oid}, and a copy of it {wrong}", push)
+                    yield Finding("missing", f"{ref}: {path} needs {wanted.oid}, which is not there", PUSH)
+                for copy in stored.get(wanted.oid, ()):
+                    if wrong := mismatch(wanted.oid, wanted.size, copy):
+                        yield Finding("damaged", f"{ref}: {path} needs {wanted.oid}, and a copy of it {wrong}", PUSH)
+
+
+def _check_checkpoints(remotes: Remotes) -> Iterator[Finding]:
+    """Find checkpoints whose files are missing or damaged; one that moves meanwhile is skipped."""
+    for ref, texts in remotes.refs.read_files_of_all(f"{CHECKPOINTS}*", "*/checkpoint.json").items():
+        entries = [entry for text in texts.values() for entry in named_by(text)]
+        copies = {entry["name"]: remotes.store.verify(entry["name"], entry["id"]) for entry in entries}
+        if all(copies.values()) or texts != remotes.refs.read_files_of_all(ref + "*", "*/checkpoint.json").get(ref):
+            continue
+        for name in sorted(name for name, copy in copies.items() if copy is None):
+            yield Finding("missing", f"{ref} needs {name}, which is not there", "start the training over")
 
 
 def _check_objects(unnamed: Collection[str], stored: Stored) -> Iterator[Finding]:
@@ -142,17 +169,16 @@ def _check_objects(unnamed: Collection[str], stored: Stored) -> Iterator[Finding
         if oid in unnamed:
             size = sum(copy.size for copy in copies)
             remedy = "if no other repository uses this DVC remote, delete it by hand"
-            yield Finding("unnamed", f"{oid} ({size} bytes) is named by no commit and no intent", remedy)
+            yield Finding("unnamed", f"{oid} ({size} bytes) is named by no commit and no run", remedy)
         if len(copies) > 1:
             yield Finding("twins", f"{oid} is stored {len(copies)} times", "nothing: every copy is correct")
 
 
-def _check_intents(intents: Sequence[tuple[SeenIntent, bool]]) -> Iterator[Finding]:
-    for seen, is_still in intents:
-        if seen.record is None:
-            remedy = "update this project and check again"
-            yield Finding("unreadable", f"{seen.ref} was written by another version of this project", remedy)
-        elif is_still:
-            what = "clean-up after" if seen.record.state == "cleaning" else "publication of"
-            expired = f"{seen.ref}: the process of the {what} {seen.record.branch} is dead"
-            yield Finding("expired", expired, "run `python -m lib recover`")
+def _check_runs(runs: Collection[SeenRun], earlier: Sequence[str]) -> Iterator[Finding]:
+    for ref in [*earlier, *(f"refs/runs/{run.name}" for run in runs if run.record is None)]:
+        remedy = "run `python -m lib recover` of that version; if it is of no use any more, delete the ref"
+        yield Finding("unreadable", f"{ref} was written by another version of this project", remedy)
+    for run in runs:
+        if run.record is not None and run.record.declared:
+            what = f"refs/runs/{run.name}: the session of {run.record.name} is publishing, or has died meanwhile"
+            yield Finding("unfinished", what, "run `python -m lib recover`, which asks whether it lives")

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from lib.sync.refs import Refs, RefUpdate
-
-
-class Hold(Protocol):
-    """The lock of the run that a publication belongs to; `lib.sync.hold` implements it."""
-
-    def renewal(self, refs: Refs) -> contextlib.AbstractContextManager[RefUpdate]:
-        """Yield the update of the run's ref, which the commit push makes as well."""
+if TYPE_CHECKING:
+    from lib.sync.lock import RunLock
 
 
 @dataclass(frozen=True)
@@ -36,11 +29,10 @@ class Publication:
     stamp: datetime
     leave_out: frozenset[str] = frozenset()
     """Names of files in `folder` that are not published and stay on this machine."""
-    supersedes: tuple[str, ...] = ()
-    """Branches that this publication replaces. The commit push deletes them; afterwards the objects that nothing else
-    names are deleted. If `branch` itself is among them, the push moves it."""
-    hold: Hold | None = None
-    """The lock of the run: the commit push is rejected if another session has taken the run over."""
+    hold: RunLock | None = None
+    """The lock of the run, which the commit push ends. None: a publication without a run."""
+    keeps_checkpoint: bool = False
+    """Whether the run's checkpoint stays, for a later session to resume; else the commit push deletes it, too."""
     source: Path | None = None
     """The folder in which the content of `folder` is; None: in the clone itself."""
 

@@ -1,9 +1,9 @@
-"""Publish a run's objects and branch; roll everything back if a step fails. The package docstring is the protocol.
+"""Publish a run's objects and branch; roll everything back if a step fails. docs/sync-protocol.md is the protocol.
 
-Guarantees: the first error is the one raised, and a repeated call publishes once. `Remotes.recover` does the rollback:
-the same code serves an owner whose upload failed and another machine that finds a dead machine's intent; it may be
-interrupted after any line and repeated, and it deletes only what it must. Cannot: know whether the commit push happened
-if its answer was lost and the Git remote cannot be read; then nothing is deleted (`InDoubt`).
+Guarantees: the first error is the one raised, and a repeated call publishes once. Copies are declared in the run's ref
+before they are stored, so that an owner whose upload failed and another machine that finds a dead machine's run delete
+the same, by the same code. Cannot: know whether the commit push happened if its answer was lost and the Git remote
+cannot be read; then nothing is deleted (`InDoubt`).
 """
 
 from __future__ import annotations
@@ -14,24 +14,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import replace
 from types import FrameType
-from typing import Self
+from typing import NoReturn, Self
 
-from lib.errors import DvcPushError, GitPushError, InDoubt, RunError, SyncError
+from lib.errors import DvcPushError, GitPushError, InDoubt, RunError, RunHeldError, SyncError, TakenOverError
 from lib.progress import Bar, file_size
 from lib.remotes.credentials import Credentials
-from lib.sync import intent as journal
-from lib.sync.intent import Intent, StoredObject
-from lib.sync.lease import Lease
+from lib.sync.lock import RunLock
 from lib.sync.publication import Publication, Published, Say
-from lib.sync.refs import RefUpdate, SeenIntent
-from lib.sync.remotes import CHECKPOINTS, PROBE, Remotes, open_remotes
-from lib.sync.stores.base import damaged
+from lib.sync.record import LEASE, DeclaredCopy, RunRecord, StoredObject
+from lib.sync.recover import Recovery
+from lib.sync.refs import RefMovedError, RefUpdate
+from lib.sync.remotes import Remotes, open_remotes
+from lib.sync.stores.base import StoredCopy, mismatch
 from lib.sync.tree import Source, build_commit, hash_objects
 
 CONCURRENT_UPLOADS = 4  # Drive accepts two or three new files a second
-LONGEST_WAIT = 2 * journal.LEASE  # seconds for another process's rollback: it has died or ended by then
+LONGEST_WAIT = 2 * LEASE  # seconds for another publication of the same content: it has died or ended by then
 
 
 def sync_outputs(
@@ -42,74 +41,74 @@ def sync_outputs(
     `say` receives a line for each step; `progress` shows a bar of the uploaded bytes.
 
     May be called again after any failure, and publishes once. Raises `DvcPushError` or `GitPushError` if a remote
-    refused (everything is rolled back), `SyncError` if the cause is on this machine, and `InDoubt` if the answer to the
-    commit push was lost and the Git remote cannot be read: then nothing is deleted, and `recover()` or another call
-    resolves the doubt. The first error is the one raised; its state reports a rollback that failed as well.
+    refused (everything is rolled back), `SyncError` if the cause is on this machine, `RunHeldError` if another session
+    publishes the same, and `InDoubt` if the answer to the commit push was lost and the Git remote cannot be read: then
+    nothing is deleted, and `recover()` or another call resolves the doubt. The first error is the one raised; its state
+    reports a rollback that failed as well.
     """
     credentials = credentials or Credentials()
     with _signals_as_exceptions(), open_remotes(run.root, credentials) as remotes:
-        return _Publishing(remotes, run, say, progress=progress).publish()
+        lock = run.hold or RunLock(remotes.refs, run.branch, say=say)
+        try:
+            recovery = Recovery(remotes, say)
+            return _Publishing(remotes, lock, run, recovery, say, progress=progress).publish()
+        finally:
+            if run.hold is None:
+                lock.release()
 
 
 class _Publishing:
     """One call of `sync_outputs`."""
 
-    def __init__(self, remotes: Remotes, run: Publication, say: Say, *, progress: bool) -> None:
-        self.remotes, self.run, self.say, self._shows_progress = remotes, run, say, progress
-        self.ref = ""
+    def __init__(
+        self, remotes: Remotes, lock: RunLock, run: Publication, recovery: Recovery, say: Say, *, progress: bool
+    ) -> None:
+        self.remotes, self.lock, self.run, self.say, self._shows_progress = remotes, lock, run, say, progress
+        self._recovery = recovery
+        self._repository = ""
         self.commit = ""
         self.uploaded = 0
         self._head = f"refs/heads/{run.branch}"
-        self._old: dict[str, str] = {}
-        """{ref: commit} of this publication's branch and of those that it supersedes, as read from the remote."""
+        self._step = "preparing"
+        self._declared: dict[str, DeclaredCopy] = {}
         self._pushed = False
-        self._intent: Intent | None = None
-        self._stored_before_upload: dict[str, set[str]] = {}
         self._objects: dict[str, StoredObject] = {}
         """The object of each path in `run.objects`."""
 
     def publish(self) -> Published:
         """Run the steps of the protocol; roll everything back if one of them fails."""
-        run, say = self.run, self.say
-        step = "preparing"
+        run = self.run
         try:
             self._check_files()
-            say("Phase 1: DVC add (track models)")
-            step = "DVC add"
+            self._begin("DVC add", "Phase 1: DVC add (track models)")
             sources = hash_objects(run)
             self._objects = {name: item for name, (item, *_) in zip(run.objects, sources, strict=True)}
-            step = "reading the Git remote"
-            self._old = self.remotes.refs.list_refs(self._head, *(f"refs/heads/{name}" for name in run.supersedes))
-            if self._head in self._old and self._is_published(self._old[self._head]):
-                return Published(run.branch, self._old[self._head], 0, before=True)
-            self._recover_others()
+            self._begin("reading the Git remote")
+            if published := self._find_published():
+                return published
+            self._take()
             size = file_size(sum(source.item.size for source in sources))
-            say(f"Phase 2: DVC push ({size} to {self.remotes.objects.name})")
-            step = "DVC push"
-            intent = self._plan([source.item for source in sources])
-            with self.remotes.declare(intent, say, self._set_ref) as lease:
-                self._intent = intent
-                self.remotes.claim(intent.id, say)
-                self._listen(intent)
-                self._upload(sources, intent.id, lease)
-                self._verify([source.item for source in sources])
-                say("Phase 3: Git staging (artifacts + .dvc files)")
-                step = "Git staging"
-                self.commit = self._stage()
-                say(f"Phase 4: Git push ({'move' if self._head in self._old else 'create'} branch {run.branch})")
-                step = "Git push"
-                self._pushed = True
-                replaced = [RefUpdate(ref, commit, None) for ref, commit in self._old.items() if ref != self._head]
-                after = intent.committed() if intent.superseded else None
-                head = RefUpdate(self._head, self._old.get(self._head), self.commit)
-                with run.hold.renewal(self.remotes.refs) if run.hold else contextlib.nullcontext() as held:
-                    lease.end(head, *replaced, *([held] if held else ()), after=after)
+            self._begin("DVC push", f"Phase 2: DVC push ({size} to {self.remotes.store.name})")
+            self._declare(sources)
+            stored = self._upload(sources)
+            ours = (item for oid, item in self._declared.items() if stored[oid].identity == item.identity)
+            self.uploaded = sum(item.size for item in ours)
+            self._begin("Git staging", "Phase 3: Git staging (artifacts + .dvc files)")
+            self.commit = build_commit(self.remotes.refs, run, self._objects)
+            self._verify(stored)
+            self._begin("Git push", f"Phase 4: Git push (create branch {run.branch})")
+            self._commit()
         except BaseException as error:  # noqa: BLE001  raised again by _roll_back, unless only the answer was lost
-            self._roll_back(error, step)
+            self._roll_back(error)
         self._clean_up()
         return Published(run.branch, self.commit, self.uploaded)
 
     # ── the steps ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _begin(self, step: str, line: str = "") -> None:
+        self._step = step
+        if line:
+            self.say(line)
 
     def _check_files(self) -> None:
         for name in self.run.objects:
@@ -119,237 +118,217 @@ class _Publishing:
                     f"{path} is missing or empty.", remedy="train again, or correct the publication's list."
                 )
 
-    def _is_published(self, commit: str) -> bool:
-        """Return whether an earlier call has pushed `commit`. Raises `GitPushError` if another run owns the branch."""
-        if self._stage() == commit:
-            self.say(f"{self.run.branch} is published already, with all of this run; there is nothing to do.")
-            return True
-        if self.run.branch in self.run.supersedes:
-            return False
-        raise GitPushError(
-            f"the branch {self.run.branch} exists already, with other content.",
-            remedy="publish under another name: a new run has a new time stamp.",
-        )
+    def _find_published(self) -> Published | None:
+        """Return what an earlier call has pushed. Raises `GitPushError` if another run owns the branch."""
+        commit = self.remotes.refs.list_refs(self._head).get(self._head)
+        if commit is None:
+            return None
+        if build_commit(self.remotes.refs, self.run, self._objects) != commit:
+            raise GitPushError(
+                f"the branch {self.run.branch} exists already, with other content.",
+                remedy="publish under another name: a new run has a new time stamp.",
+            )
+        self.say(f"{self.run.branch} is published already, with all of this run; there is nothing to do.")
+        return Published(self.run.branch, commit, 0, before=True)
 
-    def _recover_others(self) -> None:
-        """Recover the intents of dead owners; a failure here does not stop this publication."""
-        try:
-            self.remotes.recover_all(journal.LEASE, self.say)
-        except (RunError, OSError) as error:
-            self.say(f"Warning: an unfinished publication could not be recovered: {self._summary(error)}")
+    def _take(self) -> None:
+        """Take the run, and delete what earlier attempts left."""
+        self.lock.take()
+        self.remotes.roll_back(self.lock, self.say)
+        self._repository = self._record().repository
 
-    def _plan(self, items: Sequence[StoredObject]) -> Intent:
-        """Probe and adopt: return the intent, which records the copies that were stored before."""
-        oids = [item.oid for item in items]
-        stored = self.remotes.objects.look(oids)
-        # Branches before intents: a checkpoint branch that moves in between is then seen as a `cleaning` intent.
-        checkpoints = self.remotes.refs.list_refs(CHECKPOINTS)
-        moving = self.remotes.refs.named_objects(CHECKPOINTS) if checkpoints else set()
-        others = [seen.record for seen in self.remotes.refs.read_intents() if seen.record is not None]
-        replaced = self.remotes.refs.published_objects(*self._old).values() if self._old else ()
-        # only what the replaced commits published: a .dvc file elsewhere in their trees belongs to the user
-        inside = f"{self.run.folder}/"
-        published = {item.oid for items in replaced for path, item in items.items() if path.startswith(inside)}
-        superseded = published.difference(oids)
+    def _record(self) -> RunRecord:
+        self.lock.confirm()
+        assert self.lock.record is not None, "the run is held"
+        return self.lock.record
 
-        def is_kept(oid: str, identity: str) -> bool:
-            return oid not in moving and not any(other.may_delete(oid, identity) for other in others)
+    def _declare(self, sources: Sequence[Source]) -> None:
+        """Write the identities of the copies into the run's ref, before they exist."""
+        store = self.remotes.store
+        if not store.keeps_twins:
+            self.remotes.claim(self._repository)
+            if kept := self.remotes.kept_because():
+                self.say(f"Note: {kept}. If this publication fails, its objects stay there.")
+        items = {source.item.oid: source.item for source in sources}
+        identities, address = store.new_identities(len(items)), store.address()
+        self._declared = {
+            item.oid: DeclaredCopy(oid=item.oid, size=item.size, identity=identity, store=address)
+            for item, identity in zip(items.values(), identities, strict=True)
+        }
+        self.lock.push(self._record().but(publishing=tuple(self._declared.values())))
 
-        return Intent(
-            id=journal.new_intent_id(),
-            state="uploading",
-            branch=self.run.branch,
-            base=self.remotes.head(),
-            owner=self.remotes.me,
-            objects=tuple(
-                replace(item, before=tuple(i for i in stored.get(item.oid, {}) if is_kept(item.oid, i)))
-                for item in items
-            ),
-            superseded=tuple(sorted(superseded)),
-        )
+    def _upload(self, sources: Sequence[Source]) -> dict[str, StoredCopy]:
+        """Store every object and return the copy of each that this publication relies on.
 
-    def _set_ref(self, ref: str) -> None:
-        self.ref = ref
-
-    def _listen(self, intent: Intent) -> None:
-        """Wait until no other publication is deleting one of our objects; if its owner is dead, finish its cleanup."""
-        deadline = time.monotonic() + LONGEST_WAIT
-        pause = 0.2
-        reported = False
-        while True:
-            busy = [
-                seen
-                for seen in self.remotes.refs.read_intents()
-                if seen.record is not None
-                and seen.record.id != intent.id
-                and any(seen.record.is_deleting(item.oid) for item in intent.objects)
-            ]
-            if not busy:
-                return
-            if not reported:
-                self.say("Another run is cleaning up objects of the same content; waiting for it.")
-                reported = True
-            self._recover_others()
-            if time.monotonic() > deadline:
-                raise DvcPushError(
-                    f"{busy[0].ref} has been cleaning up the same objects for {LONGEST_WAIT:.0f} s.",
-                    remedy="run `python -m lib recover`, then sync_outputs() again.",
-                )
-            time.sleep(pause)
-            pause = min(2 * pause, 10)
-
-    def _upload(self, sources: Sequence[Source], label: str, lease: Lease) -> None:
-        """Probe again and upload the missing objects concurrently."""
-        stored = self.remotes.objects.look([source.item.oid for source in sources])
-        self._stored_before_upload = {item.oid: set(stored.get(item.oid, {})) for item, *_ in sources}
+        Where a path holds one copy, objects are stored one after another in order of name: publications that wait for
+        each other's objects in any other order could wait for ever.
+        """
         unique = {source.item.oid: source for source in sources}
-        missing = [source for oid, source in unique.items() if oid not in stored]
-        size = sum(source.item.size for source in missing)
+        order = [unique[oid] for oid in sorted(unique)]
+        workers = CONCURRENT_UPLOADS if self.remotes.store.keeps_twins else 1
         with (
-            _Progress(size, shown=self._shows_progress) as progress,
-            ThreadPoolExecutor(CONCURRENT_UPLOADS, thread_name_prefix="upload") as pool,
+            _Progress(sum(source.item.size for source in order), shown=self._shows_progress) as progress,
+            ThreadPoolExecutor(workers, thread_name_prefix="upload") as pool,
         ):
-            lease.confirm()
-            jobs = [pool.submit(self._send, source, label, progress) for source in missing]
+            jobs = {pool.submit(self._store, source, progress): source.item.oid for source in order}
             try:
                 for job in as_completed(jobs):
                     job.result()
-                    lease.confirm()
+                    self.lock.confirm()
             except BaseException:
                 progress.stop()
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
-        self.uploaded = size
+        return {oid: job.result() for job, oid in jobs.items()}
 
-    def _send(self, source: Source, label: str, progress: _Progress) -> None:
-        self.remotes.objects.upload(source.item.oid, source.path, label, progress)
+    def _store(self, source: Source, progress: _Progress) -> StoredCopy:
+        store, item = self.remotes.store, source.item
+        path, identity = store.path_of(item.oid), self._declared[item.oid].identity
+        deadline, pause, reported = time.monotonic() + LONGEST_WAIT, 0.2, False
+        while True:
+            progress.check()
+            copies = [] if store.keeps_twins else store.find(path)
+            if not copies and (copy := store.create(path, source.path, identity, progress)):
+                break
+            if copies and not self._is_declared_by_others(copies[0]):
+                copy = copies[0]
+                break
+            if time.monotonic() > deadline:
+                raise DvcPushError(
+                    f"another publication has been storing {item.oid} for {LONGEST_WAIT:.0f} s.",
+                    remedy="run `python -m lib recover`, then sync_outputs() again.",
+                )
+            if copies and not reported:
+                reported = True
+                self.say("Another run is publishing an object of the same content; waiting for it.")
+            time.sleep(pause if copies else 0)
+            pause = min(2 * pause, 10)
         after = source.path.stat()
-        if (after.st_mtime_ns, after.st_size) != (source.written, source.item.size):
+        if (after.st_mtime_ns, after.st_size) != (source.written, item.size):
             raise SyncError(
                 f"{source.path} was written to while it was published.",
                 remedy="stop the process that writes it and publish again.",
             )
+        self._check_copy(item, copy)
+        return copy
 
-    def _verify(self, items: Sequence[StoredObject]) -> None:
-        stored = self.remotes.objects.look([item.oid for item in items])
-        for item in items:
-            fault = damaged(item, stored.get(item.oid, {}))
-            if fault:
-                raise DvcPushError(
-                    f"{self.remotes.objects.name} has no correct copy of {item.oid}: {fault}.",
-                    remedy="publish again; a damaged copy that is older than this run must be deleted by hand first.",
-                )
+    def _is_declared_by_others(self, copy: StoredCopy) -> bool:
+        """Return whether another run of this repository may still delete the copy; that run is recovered if dead."""
+        runs = self.remotes.refs.read_runs()
+        names = [
+            run.name
+            for run in runs.values()
+            if run.name != self.lock.name and run.record and copy.identity in {c.identity for c in run.record.declared}
+        ]
+        if names:
+            self._recovery.look(names)
+        return bool(names)
 
-    def _stage(self) -> str:
-        """Build the publication's commit: every file of the folder, with `.dvc` files in place of the objects."""
-        return build_commit(self.remotes.refs, self.remotes.head(), self.run, self._objects)
+    def _check_copy(self, item: StoredObject, copy: StoredCopy | None) -> None:
+        fault = mismatch(item.oid, item.size, copy) if copy else "is not there"
+        if fault:
+            raise DvcPushError(
+                f"{self.remotes.store.name} has no correct copy of {item.oid}: its copy {fault}.",
+                remedy="publish again; a damaged copy that is older than this run must be deleted by hand first.",
+            )
+
+    def _verify(self, stored: dict[str, StoredCopy]) -> None:
+        """Ask for every copy once more, by its identity, where a path holds one copy: another may have replaced it."""
+        store = self.remotes.store
+        if store.keeps_twins:
+            return
+        for item in {item.oid: item for item in self._objects.values()}.values():
+            self._check_copy(item, store.verify(store.path_of(item.oid), stored[item.oid].identity))
+
+    def _commit(self) -> None:
+        """Make the branch visible: create it, and delete the checkpoint and the run's ref, in one atomic push."""
+        refs, checkpoint = self.remotes.refs, self.lock.checkpoint
+        record = self._record()
+        after = record.but(publishing=()) if record.undo else None
+        while True:
+            old = None if self.run.keeps_checkpoint else refs.list_refs(checkpoint).get(checkpoint)
+            gone = [RefUpdate(checkpoint, old, None)] if old else []
+            try:
+                self._pushed = True
+                self.lock.push(after, RefUpdate(self._head, None, self.commit), *gone)
+            except RefMovedError as error:
+                if error.ref != checkpoint:
+                    raise
+            else:
+                return
 
     # ── rolling back ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _roll_back(self, error: BaseException, step: str) -> None:
+    def _roll_back(self, error: BaseException) -> None:
         """Roll everything back, even if some of it fails, and raise the first error with the resulting state.
 
         Returns only if there is nothing to roll back: the commit push had happened, and only its answer was lost.
         """
-        failures: list[str] = []
+        failure = ""
         try:
             published = self._roll_back_remotes()
         except Exception as second:  # noqa: BLE001  the first error is the one shown
             if self._pushed and not self._is_fenced():
-                raise self._in_doubt(error, second) from error
-            published = False
-            failures.append(self._summary(second))
+                self._raise_doubt(error, second)
+            published, failure = False, self._summary(second)
         if published:
             if isinstance(error, Exception):
                 return
             self.say(f"{self.run.branch} is published.")
             raise error
         models = ", ".join(self.run.objects)
-        if failures:
+        if failure:
             state = (
-                f"the run is not published, and its rollback could not be finished: {'; '.join(failures)}. "
+                f"the run is not published, and its rollback could not be finished: {failure}. "
                 f"The models are in place: {models}. `python -m lib recover` finishes the rollback."
             )
         else:
-            kept = self.remotes.kept_because
+            kept = self._declared and self.remotes.kept_because()
             objects = f"but what was uploaded stays, since {kept}" if kept else "no new object"
             state = f"everything is rolled back: no branch, {objects}, no .dvc file. The models are in place: {models}."
-        raise _with_state(error, step, state, self.remotes.redact) from error
+        raise _with_state(error, self._step, state, self.remotes.redact) from error
 
     def _roll_back_remotes(self) -> bool:
-        """Roll back our intent, or wait for a machine that already does; return whether it was committed after all."""
-        if not self.ref:
-            return False
-        deadline = time.monotonic() + LONGEST_WAIT
-        while True:
-            seen = next((seen for seen in self.remotes.refs.read_intents() if seen.ref == self.ref), None)
-            if seen is not None and seen.record is not None and seen.record.state == "cleaning":
-                return True
-            if seen is None:
-                # Read only now: once the intent is marked or gone, a commit push that arrives late is rejected.
-                head = self.remotes.refs.list_refs(self._head).get(self._head)
-                if self._pushed and head == self.commit:
-                    return True
-                self._roll_back_late_uploads()
-                return False
-            if self.remotes.may_recover(seen):
-                self.remotes.recover(seen)
-            elif time.monotonic() >= deadline:
-                raise GitPushError(f"{self.ref} is being rolled back by another machine.", remedy="let it finish.")
-            else:
-                time.sleep(1)
+        """Move the run's ref, which rejects a late commit push, and delete what was stored.
 
-    def _roll_back_late_uploads(self) -> None:
-        """Delete the copies that we uploaded after another machine had rolled us back.
-
-        Our lease had expired for that machine, and its rollback could not see these copies.
+        Returns whether the commit push has happened after all.
         """
-        if self._intent is None:
-            return  # nothing was written
-        self.remotes.objects.unmark(PROBE + self._intent.id)
-        if not self._stored_before_upload:
-            return  # nothing was uploaded
-        stored = self.remotes.objects.look([item.oid for item in self._intent.objects])
-        late = []
-        for item in self._intent.objects:
-            identities, earlier = stored.get(item.oid, {}).keys(), self._stored_before_upload[item.oid]
-            if identities - earlier - set(item.before):
-                late.append(replace(item, before=tuple(sorted(identities & earlier | set(item.before)))))
-        if late:
-            again = replace(self._intent, id=journal.new_intent_id(), objects=tuple(late)).marked(self.remotes.me)
-            ref = f"{self.ref.rpartition('/')[0]}/{again.id}"
-            with Lease(self.remotes.refs, ref, again, None) as declared:
-                declared.join()
-            self.remotes.recover(SeenIntent(ref, declared.commit, again))
+        if self.lock.record is not None:
+            try:
+                self.remotes.roll_back(self.lock, self.say, last=self.run.hold is None)
+            except TakenOverError:
+                pass
+            else:
+                return False
+        # our ref is gone: by our commit push, or because another session has taken the run over, with its list
+        if self._pushed:
+            return self.remotes.refs.list_refs(self._head).get(self._head) == self.commit
+        if self.remotes.store.keeps_twins:  # elsewhere, what was stored too late may be what another one relies on
+            self.remotes.delete(self._declared.values(), None, self.say)
+        return False
+
+    def _is_fenced(self) -> bool:
+        """Return whether the run's ref was moved since the commit push, so that this can no longer happen."""
+        return self.lock.record is not None and not self.lock.record.publishing
 
     def _clean_up(self) -> None:
-        """Delete the objects that only the replaced commits named; on failure a later session or `recover` does."""
-        if self._intent is None or not self._intent.superseded:
-            return
+        """Delete the files of the run's last checkpoint; on failure `recover` does."""
+        if self.run.hold is None:
+            return  # a publication without a run has no checkpoint
         try:
-            for seen in self.remotes.refs.read_intents():
-                if seen.ref == self.ref:
-                    self.remotes.recover(seen)
+            self.remotes.sweep(self._repository, self.lock.name)
         except (RunError, OSError) as error:
             self.say(f"Warning: published, but not cleaned up: {self._summary(error)}. A later run does this.")
 
-    def _is_fenced(self) -> bool:
-        """Return whether the intent is certainly `aborting`, so that our commit push can no longer succeed."""
-        with contextlib.suppress(Exception):
-            for seen in self.remotes.refs.read_intents():
-                if seen.ref == self.ref and seen.record is not None:
-                    return seen.record.state == "aborting"
-        return False
-
-    def _in_doubt(self, error: BaseException, second: Exception) -> InDoubt:
+    def _raise_doubt(self, error: BaseException, second: Exception) -> NoReturn:
         remedy = second.remedy if isinstance(second, GitPushError) else ""
-        return InDoubt(
+        raise InDoubt(
             f"the last push ended in an error, and {self.remotes.refs.url} can be neither read nor rolled back: "
             f"{self.run.branch} may or may not be published.\n{self._summary(error)}\n{self._summary(second)}",
-            state="everything is kept: the models here, the objects on the DVC remote, and the intent "
-            f"{self.ref} on the Git remote if the run was not published.",
+            state="everything is kept: the models here, the objects on the DVC remote, and the run's ref "
+            f"{self.lock.ref} on the Git remote if the run was not published.",
             remedy=f"{remedy} When the Git remote answers, publish again, or run `python -m lib recover`.".lstrip(),
-        )
+        ) from error
 
     def _summary(self, error: BaseException) -> str:
         what = error.what if isinstance(error, RunError) else str(error)
@@ -361,16 +340,16 @@ def _with_state(error: BaseException, step: str, state: str, redact: Callable[[s
     if not isinstance(error, Exception):
         error.add_note(state)
         return error
-    kind: type[SyncError] = DvcPushError if step == "DVC push" else SyncError
+    kind: type[RunError] = DvcPushError if step == "DVC push" else SyncError
     what, remedy = redact(f"{type(error).__name__}: {error}"), ""
     if isinstance(error, RunError):
-        kind = (
-            GitPushError if isinstance(error, GitPushError) else type(error) if isinstance(error, SyncError) else kind
-        )
+        kind = type(error) if isinstance(error, (SyncError, RunHeldError)) else kind
+        if isinstance(error, GitPushError):
+            kind = TakenOverError if isinstance(error, TakenOverError) else GitPushError
         what, remedy = error.what, error.remedy
     if kind is DvcPushError:
         remedy = remedy or "check that the Drive credentials are valid and the folder is writable, then publish again."
-    if kind is not GitPushError:  # its message already names what was pushed
+    if not issubclass(kind, GitPushError):  # its message already names what was pushed
         what = f"{step} failed: {what}"
     return kind(what, state=state, remedy=remedy or "fix the cause named above and run sync_outputs() again.")
 
@@ -391,9 +370,13 @@ class _Progress:
         if self._bar is not None:
             self._bar.end("  uploading: stopped" if kind else "")
 
-    def __call__(self, count: int) -> None:
+    def check(self) -> None:
+        """Raise `SyncError` if the uploads were stopped."""
         if self._stopped.is_set():
             raise SyncError("the upload was stopped, since another upload failed.")
+
+    def __call__(self, count: int) -> None:
+        self.check()
         with self._lock:
             self._done += count
             if self._bar is not None:

@@ -1,36 +1,124 @@
-"""Roll back or finish publications that did not end.
+"""Roll back publications that did not end, and delete what dead sessions left on the DVC remote.
 
-Guarantees: every intent is tried, even if recovering another one fails; a call may be interrupted and repeated. Cannot:
-recover an intent that has moved recently, or one that another version of this project wrote; both are counted as left.
+Guarantees: a run is taken over only if its process in this clone has ended, or if it did not answer within its lease;
+every run is tried, even if recovering another one fails; a call may be interrupted and repeated. Checkpoints stay.
+Cannot: recover a run of another repository or of another version of this project; both are reported.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Collection
 from pathlib import Path
 
-from lib.errors import SyncError
+from lib.errors import RunError, RunHeldError, SyncError
 from lib.remotes.credentials import Credentials
-from lib.sync import intent as journal
+from lib.sync.lock import RunLock, short
 from lib.sync.publication import Say
-from lib.sync.remotes import open_remotes
+from lib.sync.record import ASKS
+from lib.sync.refs import ANY, EARLIER, RefUpdate, SeenRun
+from lib.sync.remotes import Remotes, open_remotes
 
 
 def recover(
-    root: Path, credentials: Credentials | None = None, *, older_than: float = journal.LEASE, say: Say = print
+    root: Path, credentials: Credentials | None = None, *, patience: float | None = None, say: Say = print
 ) -> int:
-    """Roll back or finish every publication whose process is dead; return the number of intents that are left.
+    """Roll back every publication whose session is dead, and return the number of runs that are left.
 
-    A process is dead if it was one of this clone and has ended, or if its intent has not moved for `older_than`
-    seconds. Time is measured by this process alone: an intent of another owner that is seen for the first time is only
-    noted, and recovered by a later call. After trying all, raises the first error.
+    Asks every run whether it lives, and waits for the answers, at most for the longest lease or for `patience` seconds;
+    with a patience of 0 nobody is asked, and only dead sessions of this clone are recovered. After trying all, raises
+    the first error.
     """
     credentials = credentials or Credentials()
     with open_remotes(root, credentials) as remotes:
+        recovery = Recovery(remotes, say)
+        began = time.monotonic()
         try:
-            return remotes.recover_all(older_than, say)
+            while recovery.look(ask=patience != 0) and recovery.waits(began, patience):
+                time.sleep(recovery.pause)
+            for ref in remotes.refs.list_refs(*(f"{place}*" for place in EARLIER)):
+                say(
+                    f"{ref} was written by an earlier version of this project and is left alone; its `recover` ends it."
+                )
+            if recovery.identity is not None:
+                remotes.sweep(short(recovery.identity))
         except OSError as error:
             raise SyncError(
                 credentials.redact(f"recovering stopped: {type(error).__name__}: {error}"),
-                state="each publication that is not recovered yet has an intent on the Git remote.",
+                state="each publication that is not recovered yet has a ref refs/runs/* on the Git remote.",
                 remedy="free some space if the disk is full, check the DVC remote, and run the same again.",
             ) from error
+        if recovery.error is not None:
+            raise recovery.error
+        return len(recovery.left)
+
+
+class Recovery:
+    """Asks runs whether they live, and recovers those that do not answer."""
+
+    def __init__(self, remotes: Remotes, say: Say) -> None:
+        self._remotes, self._say = remotes, say
+        self._first: dict[str, str] = {}
+        """{run: the commit at which its ref was seen first}."""
+        self._asked: dict[str, float] = {}
+        """{run: the monotonic time at which its ref was seen first together with a question}."""
+        self._told: set[str] = set()
+        self.left: dict[str, SeenRun] = {}
+        """The runs that are still there and may be dead, or that can never be recovered here."""
+        self.error: Exception | None = None
+        """The first error."""
+        self.identity: str | None = None
+        """The repository's identity."""
+
+    def look(self, names: Collection[str] | None = None, *, ask: bool = True) -> bool:
+        """Read all runs, or those of these names, and recover the dead ones; return whether some may still be dead."""
+        refs = self._remotes.refs
+        asked = refs.list_refs(f"{ASKS}*", refs.identity_ref)  # before the runs: both have been seen together then
+        self.identity = asked.get(refs.identity_ref)
+        runs = {name: run for name, run in refs.read_runs().items() if names is None or name in names}
+        self.left, waiting = {}, []
+        for name, run in runs.items():
+            if self._first.setdefault(name, run.commit) != run.commit:
+                self.left[name] = run  # it lives
+            elif not self._recover(run, f"{ASKS}{name}" in asked):
+                self.left[name] = run
+                waiting += [name] * (name not in self._told)
+        unasked = [f"{ASKS}{name}" for name in waiting if f"{ASKS}{name}" not in asked]
+        if ask and unasked:
+            question = refs.write_question()
+            refs.push(*(RefUpdate(ref, ANY, question) for ref in unasked))
+        return bool(waiting)
+
+    def waits(self, began: float, patience: float | None) -> bool:
+        """Return whether an answer may still come."""
+        longest = max((run.lease for run in self.left.values()), default=0.0) + 2 * self.pause
+        return time.monotonic() - began < (longest if patience is None else patience)
+
+    @property
+    def pause(self) -> float:
+        """Return the seconds between two looks."""
+        return min([5.0, *(run.lease / 20 for run in self.left.values())])
+
+    def _recover(self, run: SeenRun, is_asked: bool) -> bool:
+        """Recover a run whose session is dead; return False if it may be alive or cannot be recovered here."""
+        now = time.monotonic()
+        if is_asked:
+            self._asked.setdefault(run.name, now)
+        name = run.record.name if run.record else run.name
+        lock = RunLock(self._remotes.refs, run.name, full_name=name, say=self._say)
+        try:
+            if not lock.seize(run, self.identity, silent=now - self._asked.get(run.name, now) >= run.lease):
+                return False
+            self._remotes.roll_back(lock, self._say, last=True)
+        except RunHeldError as error:
+            if run.name not in self._told:
+                self._told.add(run.name)
+                self._say(f"{error.what} It is left alone. {error.remedy}")
+            return False
+        except (RunError, OSError) as error:
+            self.error = self.error or error
+            return False
+        finally:
+            lock.release()
+        self._say(f"Recovered {lock.ref}: its session is dead, and what it had not published is rolled back.")
+        return True

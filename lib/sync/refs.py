@@ -13,6 +13,7 @@ import hashlib
 import os
 import random
 import re
+import secrets
 import shutil
 import threading
 import time
@@ -22,22 +23,30 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from lib.errors import CommandError, GitPushError
-from lib.process import MINUTE, Completed, run_command
+from lib.process import MINUTE, CommandFailed, Completed, run_command
 from lib.remotes.credentials import Credentials, without_user
-from lib.sync.intent import Intent, StoredObject, read_intent
+from lib.sync.record import LEASE, RUNS, RunRecord, StoredObject, read_run
 
-INTENT_PLACES = ("refs/intents/", "refs/heads/kaggle-intents/")
-"""Prefixes of intents; the second is for hosts that accept only branches and tags. Readers always read both."""
+EARLIER = ("refs/intents/", "refs/heads/kaggle-intents/", "refs/heads/kaggle-runs/")
+"""Prefixes of the refs of the protocol's first edition: they are left alone and reported."""
 BLOBS = "64k"  # `.dvc` files are smaller; larger blobs (images, weights) stay on the remote
 PUSH_TIMEOUT = 10 * MINUTE
 PASSES = re.compile(
     r"cannot lock ref '[^']*': unable to (resolve reference|create)|returned error: (429|5\d\d)|rate limit",
     re.IGNORECASE,
 )
-"""Messages after which a command is repeated. The first: another push holds a lock, or removes the folder in which the
-ref would be stored; a ref at another commit (`is at … but`) is not a lock. The others: the host is overloaded. A
-repeated push that has happened after all is rejected, which its caller resolves by reading the remote."""
-PAUSES = (0.1, 0.5, 2.0, 5.0, 15.0)  # seconds; each is shortened at random, so that sessions do not repeat in step
+"""Messages after which reading is repeated: another process holds a lock, or the host is overloaded."""
+PAUSES = (0.1, 0.5, 2.0, 5.0, 15.0)  # seconds
+
+
+def pauses() -> Iterator[float | None]:
+    """Yield the pause in seconds after each attempt, random so that sessions do not repeat in step; None at the end."""
+    yield from (random.uniform(pause / 2, pause) for pause in PAUSES)
+    yield None
+
+
+ANY = "*"
+"""The `old` of an update that is made wherever the ref is, or if it does not exist."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +59,28 @@ class RefUpdate:
 
 
 @dataclass(frozen=True)
-class SeenIntent:
-    """An intent as read from the remote; `record` is None if this version cannot read it."""
+class SeenRun:
+    """A run's ref as read from the remote; `record` is None if this version cannot read it."""
 
-    ref: str
+    name: str
     commit: str
-    record: Intent | None
+    record: RunRecord | None
+
+    @property
+    def lease(self) -> float:
+        """Return the seconds for which its holder must be waited for."""
+        return self.record.lease if self.record else LEASE
 
 
-class RefusedByHostError(GitPushError):
-    """The host was reached, accepted the credentials, and rejected these refs."""
+class RefMovedError(GitPushError):
+    """A ref that a push would have moved is not where it was read; `commit` is where it is now, or None."""
+
+    def __init__(self, ref: str, commit: str | None) -> None:
+        self.ref, self.commit = ref, commit
+        super().__init__(
+            f"{ref} is not where it was read: it is {f'at {commit}' if commit else 'gone'}.",
+            remedy="run the same command again.",
+        )
 
 
 class Refs:
@@ -71,8 +92,17 @@ class Refs:
         self._url = self._git("remote", "get-url", "origin").output.strip()
         self._environment = credentials.git_environment(self._url)
         self.url = without_user(self._url)
-        git_dir = Path(self._git("rev-parse", "--path-format=absolute", "--git-common-dir").output.strip())
-        self.private = git_dir / "kaggle-sync"
+        words = ("rev-parse", "--path-format=absolute", "--git-common-dir", "--show-object-format")
+        git_dir, object_format = self._git(*words).output.splitlines()
+        if object_format != "sha1":
+            raise GitPushError(
+                f"{self.url} is a Git repository with {object_format} object names, which DVC cannot open.",
+                remedy="use a repository with SHA-1 object names (`git init --object-format=sha1`).",
+            )
+        self.private = Path(git_dir) / "kaggle-sync"
+        address = self.url.rstrip("/").removesuffix(".git")
+        self.identity_ref = f"refs/kaggle/repository-{hashlib.sha256(address.encode()).hexdigest()[:16]}"
+        """Names the repository. The address is in the name, since `git push --mirror` copies every ref."""
         # one mirror per address: the refs of an old remote prove nothing about a new one
         self._mirror = self.private / f"mirror-{hashlib.sha256(self._url.encode()).hexdigest()[:12]}.git"
 
@@ -95,17 +125,14 @@ class Refs:
         cwd: Path | None = None,
         timeout: float = 2 * MINUTE,
         text: str | None = None,
-        check: bool = True,
     ) -> Completed:
-        """Run a command that may contact the remote; only such commands receive the token.
+        """Run a command that may read from the remote; only such commands and pushes receive the token.
 
         Repeats the command while the host is overloaded. Raises `GitPushError`.
         """
-        for pause in (*PAUSES, None):
+        for pause in pauses():
             try:
-                answer = self._git(*words, cwd=cwd, env=self._environment, timeout=timeout, text=text, check=check)
-                if pause is None or answer.status == 0 or not PASSES.search(answer.errors):
-                    break
+                return self._git(*words, cwd=cwd, env=self._environment, timeout=timeout, text=text)
             except CommandError as error:
                 if pause is None or not PASSES.search(error.what):
                     raise GitPushError(
@@ -114,8 +141,8 @@ class Refs:
                             error.what, "check the network and GITHUB_TOKEN, then run sync_outputs() again."
                         ),
                     ) from error
-            time.sleep(random.uniform(pause / 2, pause))
-        return answer
+            time.sleep(pause)
+        raise AssertionError
 
     # ── reading ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -126,21 +153,28 @@ class Refs:
         # Git also lists refs/heads/backup/refs/heads/x for refs/heads/x: it compares the end of a name
         return {ref: refs[ref] for ref in refs if not patterns or any(fnmatchcase(ref, each) for each in patterns)}
 
-    def read_intents(self) -> list[SeenIntent]:
-        """Read every intent on the remote in one request."""
-        intents = []
-        with self._fetched(*(f"{place}*" for place in INTENT_PLACES)):
+    def read_runs(self, name: str = "") -> dict[str, SeenRun]:
+        """Return {name: run} for every run's ref, or for one, in one request."""
+        with self._fetched(f"{RUNS}{name}*"):  # an exact name that is not there would be an error
             shown = "--format=%(objectname) %(refname)"
-            listed = self._git("for-each-ref", shown, *INTENT_PLACES, cwd=self._mirror).output
-            for line in listed.splitlines():
-                commit, _, ref = line.partition(" ")
-                # a failed read raises: taken for a record of another version, it would hide a live intent
-                record = None
-                if self._git("ls-tree", commit, "intent.json", cwd=self._mirror).output:
-                    text = self._remote("cat-file", "blob", f"{commit}:intent.json", cwd=self._mirror).output
-                    record = read_intent(text)
-                intents.append(SeenIntent(ref, commit, record))
-        return intents
+            lines = self._git("for-each-ref", shown, f"{RUNS}{name}*", cwd=self._mirror).output.splitlines()
+            found = {ref.removeprefix(RUNS): commit for commit, _, ref in (line.partition(" ") for line in lines)}
+            texts = self._files_at({commit: f"{commit}:run.json" for commit in found.values()})
+        return {
+            run: SeenRun(run, commit, read_run(texts.get(commit, "")))
+            for run, commit in found.items()
+            if name in ("", run)
+        }
+
+    def _files_at(self, names: Mapping[str, str]) -> dict[str, str]:
+        """Return {key: text} of those of the files, given as `commit:path`, that exist."""
+        # asked first: a read that fails must raise; taken for a missing file, it would hide a run
+        asked = "".join(f"{name}\n" for name in names.values())
+        answers = self._remote("cat-file", "--batch-check=%(objectname)", cwd=self._mirror, text=asked).output
+        named = zip(names, answers.splitlines(), strict=True)
+        blobs = {key: answer for key, answer in named if not answer.endswith(" missing")}
+        texts = self._blobs(blobs.values())
+        return {key: texts[blob] for key, blob in blobs.items()}
 
     def head(self) -> str:
         """Return the clone's HEAD commit."""
@@ -230,36 +264,31 @@ class Refs:
         _, *parts = re.split(r"^([0-9a-f]{40,64}) blob \d+\n", output, flags=re.MULTILINE)
         return {name: text.removesuffix("\n") for name, text in zip(parts[::2], parts[1::2], strict=True)}
 
-    def roots(self) -> set[str]:
-        """Return the repository's root commits, which identify it in every clone, even in a shallow one.
-
-        Branches that runs have published are skipped: a thousand runs do not change the roots of a repository.
-        """
-        with self._fetched("refs/heads/*", "^refs/heads/kaggle-*"):
-            heads = ("--exclude=refs/heads/kaggle-*", "--glob=refs/heads/*")
-            return set(self._git("rev-list", "--max-parents=0", *heads, cwd=self._mirror).output.split())
-
     @contextlib.contextmanager
     def _fetched(self, *patterns: str) -> Iterator[None]:
         """Fetch the remote's refs of these patterns into the mirror, and keep them unchanged within the context.
 
-        A pattern that begins with ^ excludes refs from the others.
         Locked against other processes of this clone: an older fetch of theirs could remove refs that ours has read.
         """
         self.private.mkdir(parents=True, exist_ok=True)
         with (self.private / "mirror.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not self._mirror.exists():
-                self._make_mirror()
-            for left in [*self._mirror.glob("*.lock"), *(self._mirror / "refs").rglob("*.lock")]:
-                left.unlink(missing_ok=True)  # of a process that was killed: nobody else works in the mirror now
-            self._remote(
-                "fetch", "--quiet", "--prune", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance",
-                f"--filter=blob:limit={BLOBS}", "origin",
-                *(pattern if pattern.startswith("^") else f"+{pattern}:{pattern}" for pattern in patterns),
-                cwd=self._mirror, timeout=10 * MINUTE,
-            )  # fmt: skip
+            try:
+                self._fetch(patterns)
+            except GitPushError:
+                # the mirror is only a cache: a damaged one, or a lock that a killed process left in it, is made anew
+                shutil.rmtree(self._mirror, ignore_errors=True)
+                self._fetch(patterns)
             yield
+
+    def _fetch(self, patterns: Iterable[str]) -> None:
+        if not self._mirror.exists():
+            self._make_mirror()
+        self._remote(
+            "fetch", "--quiet", "--prune", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance",
+            f"--filter=blob:limit={BLOBS}", "origin", *(f"+{pattern}:{pattern}" for pattern in patterns),
+            cwd=self._mirror, timeout=10 * MINUTE,
+        )  # fmt: skip
 
     def _make_mirror(self) -> None:
         """Create the mirror under another name, then rename it: an incomplete mirror would be used for ever."""
@@ -273,12 +302,28 @@ class Refs:
 
     # ── writing ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def write_intent(self, intent: Intent) -> str:
+    def write_record(self, record: RunRecord) -> str:
         """Write the record as a commit of its own and return the commit; no ref names it yet."""
-        blob = self._git("hash-object", "-w", "--stdin", text=intent.to_json()).output.strip()
-        tree = self._git("mktree", text=f"100644 blob {blob}\tintent.json\n").output.strip()
-        message = f"{intent.state}: {intent.branch}\n\n[skip ci]\n"
+        return self._write_file("run.json", record.to_json(), f"{record.name} [skip ci]\n")
+
+    def write_random(self) -> str:
+        """Write a commit that nobody else has, and return it."""
+        return self._write_file("identity", f"{secrets.token_hex(20)}\n", "Identity of this repository [skip ci]\n")
+
+    def write_question(self) -> str:
+        """Write the commit of a question to a run, the same everywhere, and return it; HEAD may not be pushed."""
+        return self._write_file("question", "", "Is this run alive? [skip ci]\n")
+
+    def _write_file(self, name: str, text: str, message: str) -> str:
+        blob = self._git("hash-object", "-w", "--stdin", text=text).output.strip()
+        tree = self._git("mktree", text=f"100644 blob {blob}\t{name}\n").output.strip()
         return self._git("commit-tree", tree, env=_signature("1970-01-01T00:00:00Z"), text=message).output.strip()
+
+    def bring(self, ref: str, commit: str) -> None:
+        """Fetch a commit, which the remote's `ref` names, into the clone; no local ref is written."""
+        if self._git("cat-file", "-e", f"{commit}^{{commit}}", check=False).status:
+            words = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance", "--refmap=")
+            self._remote("fetch", *words, "origin", ref, timeout=10 * MINUTE)
 
     def read_texts(self, commit: str, paths: Iterable[str]) -> dict[str, str]:
         """Return {path: text} of those of the files at `paths` that a commit of the clone has."""
@@ -288,11 +333,13 @@ class Refs:
         texts = self._blobs(blobs.values(), self.root)
         return {path: texts[blob] for path, blob in blobs.items()}
 
-    def build_commit(self, base: str, files: Mapping[str, Path], message: str, date: str) -> str:
+    def build_commit(
+        self, base: str, files: Mapping[str, Path], message: str, date: str, *, parent: str | None = None
+    ) -> str:
         """Build the commit `base` plus `files` ({path: file with its content}) in a private index, and return it.
 
-        The files' bytes are stored as they are. `date` (ISO 8601) is the only part of the commit that is not content:
-        the same files make the same commit.
+        Its parent is `parent`, or `base`. The files' bytes are stored as they are. `date` (ISO 8601) is the only part
+        of the commit that is not content: the same files make the same commit.
         """
         index = self.private / f"index-{os.getpid()}-{threading.get_ident()}"
         self.private.mkdir(parents=True, exist_ok=True)
@@ -308,22 +355,34 @@ class Refs:
             tree = self._git("write-tree", env=own).output.strip()
         finally:
             index.unlink(missing_ok=True)
-        return self._git("commit-tree", tree, "-p", base, env=_signature(date), text=message).output.strip()
+        words = ("commit-tree", tree, "-p", parent or base)
+        return self._git(*words, env=_signature(date), text=message).output.strip()
 
     def push(self, *updates: RefUpdate) -> None:
         """Push all updates atomically, each only from its `old`. Raises `GitPushError`.
 
         After an error either all updates have happened or none; only the remote knows which.
         """
-        words = ["--atomic", "--no-verify", "--no-signed", "--no-follow-tags", "--recurse-submodules=no", "--quiet"]
-        words += [f"--force-with-lease={update.ref}:{update.old or ''}" for update in updates]
+        words = [
+            "push",
+            "--atomic",
+            "--no-verify",
+            "--no-signed",
+            "--no-follow-tags",
+            "--recurse-submodules=no",
+            "--quiet",
+        ]
+        words += [f"--force-with-lease={update.ref}:{update.old or ''}" for update in updates if update.old != ANY]
         words += ["origin"] + [f"{update.new or ''}:{update.ref}" for update in updates]
         try:
-            answer = self._remote("push", *words, timeout=PUSH_TIMEOUT, check=False)
-        except GitPushError as error:
+            self._git(*words, env=self._environment, timeout=PUSH_TIMEOUT)
+        except CommandFailed as error:
+            message = (error.answer.errors.strip() or error.answer.output.strip() or "no reason given")[-2000:]
+            refs = ", ".join(update.ref for update in updates)
+            remedy = remedy_for(message, "read the host's answer above, fix its cause and run sync_outputs() again.")
+            raise GitPushError(f"Git push failed: {self.url} rejected {refs}:\n{message}", remedy=remedy) from error
+        except CommandError as error:
             raise GitPushError(f"Git push failed: {error.what}", remedy=error.remedy) from error
-        if answer.status != 0:
-            raise _refusal(answer, self.url, [update.ref for update in updates])
 
 
 def _outputs(path: str, text: str) -> Iterator[tuple[str, StoredObject]]:
@@ -334,7 +393,7 @@ def _outputs(path: str, text: str) -> Iterator[tuple[str, StoredObject]]:
     try:
         outs = YAML(typ="safe", pure=True).load(text)["outs"]
         for out in outs:
-            yield str(Path(path).parent / out["path"]), StoredObject(str(out["md5"]), int(out.get("size", -1)))
+            yield str(Path(path).parent / out["path"]), StoredObject(oid=str(out["md5"]), size=int(out.get("size", -1)))
     except (YAMLError, ValueError, KeyError, TypeError):
         return
 
@@ -375,15 +434,6 @@ _CAUSES: Iterable[tuple[str, str]] = (
         "check the network and the repository's address, then run sync_outputs() again.",
     ),
 )
-
-
-def _refusal(answer: Completed, url: str, refs: Iterable[str]) -> GitPushError:
-    message = (answer.errors.strip() or answer.output.strip() or "no reason given")[-2000:]
-    kind = RefusedByHostError if "[remote rejected]" in message else GitPushError
-    return kind(
-        f"Git push failed: {url} rejected {', '.join(refs)}:\n{message}",
-        remedy=remedy_for(message, "read the host's answer above, fix its cause and run sync_outputs() again."),
-    )
 
 
 def _quoted(path: str) -> str:

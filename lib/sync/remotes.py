@@ -1,31 +1,32 @@
-"""Open both remotes of a clone; roll back publications that did not finish, and clean up after those that did.
+"""Open both remotes of a clone; delete what ended publications and replaced checkpoints left on the DVC remote.
 
-Guarantees: `Remotes.recover` fences the owner first and deletes the intent last; between the two it deletes only copies
-that were not stored before and that no branch, tag or uploading intent names. It may be interrupted after any line and
-repeated. Cannot: know what another repository on the same DVC remote needs; there it deletes nothing.
+Guarantees: an object's copy is deleted only by the identity that a run's ref declares, after that ref was moved (a late
+commit push is then rejected), and only if no branch, tag or pull request names the object. A checkpoint's file is
+deleted only if it was listed, *then* its session was seen not to hold the run, *then* the checkpoint branch was seen
+not to name it: in this order that stays true for ever. Both may be interrupted after any line and repeated.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from lib.errors import CommandError, DvcPushError, GitPushError, RunError, SyncError
+from lib.errors import CommandError, DvcPushError, RunError, SyncError
 from lib.remotes.credentials import Credentials
-from lib.sync import intent as journal
-from lib.sync.intent import Intent, Owner, StoredObject
-from lib.sync.lease import ALIVE, Lease
+from lib.sync.lock import CHECKPOINTS, RunLock
 from lib.sync.publication import Say
-from lib.sync.refs import INTENT_PLACES, Refs, RefusedByHostError, SeenIntent
-from lib.sync.stores.base import Objects, open_objects
+from lib.sync.record import DeclaredCopy
+from lib.sync.refs import Refs
+from lib.sync.stores.base import FLAT, Store, StoredCopy, open_store
 
-CHECKPOINTS = "refs/heads/kaggle-checkpoint-*"
-EVERYTHING = ("refs/heads/*", "refs/tags/*")
-OWNER, PROBE = "owner-", "probe-"  # marks on the DVC remote: the repository that may delete there; a test write
+EVERYTHING = ("refs/heads/*", "refs/tags/*", "refs/exps/*", "refs/pull/*/head", "refs/merge-requests/*/head")
+"""Refs that name objects: those of runs, of people, of `dvc exp push`, and of pull requests of GitHub and GitLab."""
+REPOSITORY, CHECKPOINT = f"{FLAT}repository-", f"{FLAT}checkpoint-"
+"""Prefixes of flat files: the mark of a repository that publishes there, and a file of a checkpoint."""
 
 
 @contextlib.contextmanager
@@ -37,9 +38,9 @@ def open_remotes(root: Path, credentials: Credentials) -> Iterator[Remotes]:
     with contextlib.ExitStack() as stack:
         try:
             repo = stack.enter_context(Repo(str(root)))
-            objects = open_objects(repo)
-            stack.callback(_close, objects)
-            remotes = Remotes(repo, Refs(root, credentials), objects, credentials.redact)
+            store = open_store(repo)
+            stack.callback(_close, store)
+            remotes = Remotes(repo, Refs(root, credentials), store, credentials.redact)
         except (CommandError, DvcException, OSError) as error:
             cause = error.what if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
             raise SyncError(
@@ -50,183 +51,107 @@ def open_remotes(root: Path, credentials: Credentials) -> Iterator[Remotes]:
         yield remotes
 
 
-def _close(objects: Objects) -> None:
+def _close(store: Store) -> None:
     # a failure to close must neither hide an earlier error nor make a success doubtful
     with contextlib.suppress(Exception):
-        objects.close()
+        store.close()
 
 
-# What this process has seen on any Git remote: (url, ref) → commit and the monotonic time it was first seen there.
-_SEEN: dict[tuple[str, str], tuple[str, float]] = {}
+class CheckpointFile(NamedTuple):
+    """A file of a checkpoint, as listed on the DVC remote: its name says which session of which run stored it."""
+
+    name: str
+    run: str
+    session: str
+    copies: list[StoredCopy]
 
 
 class Remotes:
-    """Both remotes of a clone, and the rollback that owners, retries and other machines share."""
+    """Both remotes of a clone, and the deletions that owners, retries and other machines share."""
 
-    def __init__(self, repo: Any, refs: Refs, objects: Objects, redact: Callable[[str], str]) -> None:  # noqa: ANN401
-        self.repo, self.refs, self.objects, self.redact = repo, refs, objects, redact
-        self.kept_because = ""
-        """Why nothing is deleted from the DVC remote; empty where deleting is allowed."""
-        self.me = Owner(journal.clone_name(refs.private / "clone"), journal.process_name(os.getpid()))
+    def __init__(self, repo: Any, refs: Refs, store: Store, redact: Callable[[str], str]) -> None:  # noqa: ANN401
+        self.repo, self.refs, self.store, self.redact = repo, refs, store, redact
 
-    def head(self) -> str:
-        """Return the clone's HEAD commit, on which a publication is built."""
-        import git
+    def claim(self, repository: str) -> None:
+        """Mark the DVC remote as one that this repository publishes to; the mark needs no identity."""
+        name = f"{REPOSITORY}{repository}"
+        if name not in self.store.flat(name):
+            self.store.create(name, Path(__file__), self.store.new_identities(1)[0])
 
-        with git.Repo(self.refs.root) as repo:
-            return str(repo.head.commit.hexsha)
+    def kept_because(self) -> str:
+        """Return why nothing may be deleted under objects' paths; empty if it may.
 
-    def recover_all(self, older_than: float, say: Say) -> int:
-        """Recover every intent that may be recovered, and return how many are left.
-
-        Raises the first error, after trying all of them.
+        Where copies lie side by side, each publication has its own. Elsewhere another repository, whose refs are not
+        read here, may rely on the one copy of an object.
         """
-        left, first = 0, None
-        for seen in self.refs.read_intents():
-            if seen.record is None:
-                say(f"{seen.ref} was written by another version of this project and is left alone.")
-                left += 1
-            elif not self.may_recover(seen, older_than):
-                left += 1
-            else:
-                try:
-                    if self.recover(seen):
-                        say(f"Recovered {seen.ref}: {_outcome(seen.record, self.kept_because)}")
-                except Exception as error:  # noqa: BLE001  the other intents are still recovered
-                    first = first or error
-                    left += 1
-        if first is not None:
-            raise first
-        return left
+        if self.store.keeps_twins:
+            return ""
+        if len(self.repositories()) > 1:
+            return f"{self.store.name} is shared with another repository ({REPOSITORY}*)"
+        return self.store.limits()
 
-    def may_recover(self, seen: SeenIntent, older_than: float = journal.LEASE) -> bool:
-        """Return whether the intent is ours, or its owner is dead: its process ended, or silent for `older_than` s.
+    def repositories(self) -> set[str]:
+        """Return the identities of the repositories that publish to the DVC remote."""
+        return {name.removeprefix(REPOSITORY) for name in self.store.flat(REPOSITORY)}
 
-        The silence is timed from the moment at which this process first sees the intent's commit: the clocks of two
-        machines are never compared. Always False for an unreadable intent, and for one that a thread of this process
-        owns right now.
+    # ── copies of objects ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def roll_back(self, lock: RunLock, say: Say, *, last: bool = False) -> None:
+        """Delete every copy that the run's ref declares, then drop the list, or the ref itself if this is the `last`.
+
+        Raises `TakenOverError` if the run is another session's: that session has the list.
         """
-        now, key = time.monotonic(), (self.refs.url, seen.ref)
-        commit, since = _SEEN.get(key, ("", now))
-        if commit != seen.commit:
-            since = now
-            _SEEN[key] = (seen.commit, now)
-        if seen.record is None or seen.record.id in ALIVE:
-            return False
-        owner = seen.record.owner  # ours: an earlier attempt of this process, which was given up
-        return owner == self.me or owner.is_dead_here(self.me.clone) or now - since >= older_than
+        record = lock.record
+        assert record is not None, "the run is held"
+        if record.publishing:
+            record = record.but(publishing=(), undo=record.declared)
+            lock.push(record)  # from here on a commit push that was sent earlier is rejected
+        left = tuple(copy for copy in record.undo if copy.store != self.store.address()) if record.undo else ()
+        if left:
+            say(f"Note: {lock.ref} names copies on another DVC remote, {left[0].store}; `python -m lib recover` in a "
+                "clone that uses it deletes them.")  # fmt: skip
+        self.delete([copy for copy in record.undo if copy not in left], lock, say)
+        if last and not left:
+            lock.push(None)
+        elif record.undo != left:
+            lock.push(record.but(undo=left))
 
-    @contextlib.contextmanager
-    def declare(self, intent: Intent, say: Say, note: Callable[[str], object] = str) -> Iterator[Lease]:
-        """Create the intent in the first place that the host accepts, and yield its lease.
-
-        `note` receives each ref before it is tried. Creating the intent also proves that the token may write.
-        """
-        with contextlib.ExitStack() as stack:
-            first: RefusedByHostError | None = None
-            for place in INTENT_PLACES:
-                ref = f"{place}{intent.id}"
-                note(ref)
-                try:
-                    lease = stack.enter_context(Lease(self.refs, ref, intent, None))
-                except RefusedByHostError as error:
-                    if first is not None:
-                        # the second place is a branch: the user can change the rules for branches
-                        raise GitPushError(f"{first.what}\n{error.what}", remedy=error.remedy) from error
-                    first = error
-                else:
-                    break
-            if first is not None:
-                say(f"The Git host refuses {INTENT_PLACES[0]}; the intent is stored as the branch {ref}.")
-            yield lease
-
-    def claim(self, label: str, say: Say) -> None:
-        """Prove that the DVC remote accepts writes, and mark it as this repository's if it has no owner yet.
-
-        Deleting, which a rollback needs, is tried too: the test write is deleted again. `label` is the id of the intent
-        that is responsible for it.
-        """
-        roots = self.refs.roots()
-        if not roots:
-            raise GitPushError(
-                f"{self.refs.url} has no branch that a run could have been trained from.",
-                remedy="push the branch that was trained from, then publish again.",
-            )
+    def delete(self, copies: Iterable[DeclaredCopy], lock: RunLock | None, say: Say) -> None:
+        """Delete these copies, unless something names their objects. Without twins, `lock` must still be held."""
+        copies = list(copies)
+        if not copies:
+            return
+        kept = self.kept_because()
+        if kept:
+            say(f"Note: what was stored stays, since {kept}.")
+            return
+        named = self._named(copies, say)
         try:
-            self.objects.mark(PROBE + label)
-            owners = self._owners()
-            if not owners:
-                self.objects.mark(OWNER + min(roots))
-                owners = self._owners()  # two first publications may have marked it at the same time
-            self.objects.unmark(PROBE + label)
+            for copy in copies:
+                if copy.oid in named:
+                    continue
+                if lock is not None and not self.store.keeps_twins:
+                    lock.reread()
+                self.store.delete(self.store.path_of(copy.oid), copy.identity)
         except OSError as error:
             raise DvcPushError(
-                f"{self.objects.name} is not writable ({type(error).__name__}: {error}).",
-                remedy="make it writable, free some space on it, and run sync_outputs() again.",
+                f"{self.store.name}: objects could not be deleted ({type(error).__name__}: {error}).",
+                state="the run's ref on the Git remote still lists them.",
+                remedy="run `python -m lib recover` when the DVC remote answers.",
             ) from error
-        if self._keep_for(owners.difference(roots)):
-            say(f"Note: {self.kept_because}. If this publication fails, its objects stay there.")
 
-    def _owners(self) -> set[str]:
-        return {name.removeprefix(OWNER) for name in self.objects.marks() if name.startswith(OWNER)}
-
-    def is_foreign(self) -> bool:
-        """Return whether the DVC remote may hold objects of another repository, which no ref of ours names."""
-        return self._keep_for(self._owners().difference(self.refs.roots()))
-
-    def _keep_for(self, others: Collection[str]) -> bool:
-        """Set `kept_because` if the remote is marked as another repository's; return whether it is."""
-        marked = f"{self.objects.name} is marked as that of the repository with the first commit"
-        self.kept_because = f"{marked} {min(others)}" if others else ""
-        return bool(others)
-
-    def recover(self, seen: SeenIntent) -> bool:
-        """Roll back an unfinished publication, or clean up after a committed one; return whether the intent was there.
-
-        False means that another process recovered or committed it: the branch shows which. Raises `SyncError` if a
-        remote cannot be reached or the intent is taken over; the intent then remains, and the call may be repeated.
-        """
-        assert seen.record is not None, "an intent of another version is never touched"
-        record = seen.record.marked(self.me)
-        with contextlib.ExitStack() as stack:
-            try:
-                lease = stack.enter_context(Lease(self.refs, seen.ref, record, seen.commit))
-            except GitPushError:
-                if self.refs.list_refs(seen.ref).get(seen.ref) == seen.commit:
-                    raise
-                return False
-            # From here on the owner is fenced: its commit push is rejected as a whole. Publications that are still
-            # uploading are read before the branches: one that commits between the two reads is seen as an intent, one
-            # that committed before them as a branch. In the other order both reads could miss it.
-            others = [item for item in self.refs.read_intents() if item.ref != seen.ref]
-            named = self._with_parts(self.refs.named_objects(*EVERYTHING), record)
-            try:
-                self.objects.unmark(PROBE + record.id)
-                for item in record.objects:
-                    self.objects.discard(item.oid, record.id)
-                to_delete = [i for i in record.to_delete if i.oid not in named and not _named_by(others, i.oid)]
-                if to_delete and not self.is_foreign():
-                    self._delete_new(to_delete, lease, others)
-            except OSError as error:
-                raise DvcPushError(
-                    f"{self.objects.name}: objects could not be deleted ({type(error).__name__}: {error}).",
-                    state=f"{seen.ref} stays on the Git remote.",
-                    remedy="run `python -m lib recover` when the DVC remote answers.",
-                ) from error
-            try:
-                lease.end()
-            except GitPushError:
-                if seen.ref in self.refs.list_refs(seen.ref):
-                    raise
-        _SEEN.pop((self.refs.url, seen.ref), None)
-        return True
-
-    def _with_parts(self, named: set[str], record: Intent) -> set[str]:
-        """Return `named` and the files in its directory listings; read them only if an object to delete is unnamed."""
-        if all(item.oid in named for item in record.to_delete):
-            return named
-        listings = self.objects.look([oid for oid in sorted(named) if oid.endswith(".dir")])
-        return named.union(*(self.parts_of(oid) for oid in listings))
+    def _named(self, copies: Iterable[DeclaredCopy], say: Say) -> set[str]:
+        """Return the objects that a ref names, with the files of its directory listings."""
+        named = self.refs.named_objects(*EVERYTHING)
+        wanted = {copy.oid for copy in copies} - named
+        if wanted:
+            for listing in sorted(self.store.look(oid for oid in named if oid.endswith(".dir"))):
+                try:
+                    named |= self.parts_of(listing)
+                except DvcPushError as error:
+                    say(f"Note: {error.what} What was stored stays, since the listing may name it.")
+                    return named | wanted
+        return named
 
     def parts_of(self, listing: str) -> set[str]:
         """Return the objects that a directory listing names (DVC's `.dir` objects are JSON, read by DVC).
@@ -239,54 +164,52 @@ class Remotes:
         try:
             tree = Tree.load(self.repo.cloud.get_remote_odb(), HashInfo("md5", listing))
         except Exception as error:
+            published = self.refs.published_objects(*EVERYTHING).values()
+            paths = {path for outputs in published for path, item in outputs.items() if item.oid == listing}
+            files = ", ".join(f"{path}.dvc" for path in sorted(paths)) or "an earlier commit"
             raise DvcPushError(
-                f"{self.objects.name}: the listing {listing} of a folder cannot be read ({type(error).__name__}).",
-                state="nothing was deleted, since the listing may name the objects to delete.",
-                remedy="run the same command again in a minute.",
+                f"{self.store.name}: the listing {listing} of a folder, which {files} names, cannot be read "
+                f"({type(error).__name__}).",
+                remedy="run the same command again in a minute; `dvc push` that file from a clone that has the folder.",
             ) from error
         return {info.value for _, (_, info) in tree.iteritems()}
 
-    def _delete_new(self, to_delete: Sequence[StoredObject], lease: Lease, others: Sequence[SeenIntent]) -> None:
-        """Delete every copy that was not stored before; right before each, check that the intent is still ours."""
-        new = self._new_copies(to_delete)
-        unreadable = [other.ref for other in others if other.record is None]
-        if new and unreadable:
-            raise SyncError(
-                f"{', '.join(unreadable)} was written by another version of this project, and may name {new[0][0]}.",
-                state=f"the object and {lease.ref} are kept.",
-                remedy="update this project, then run `python -m lib recover`.",
-            )
-        for oid, identity in new:
-            lease.reread()
-            self.objects.delete(oid, identity)
-        if new and (left := self._new_copies(to_delete)):
-            raise DvcPushError(
-                f"{self.objects.name} still has {left[0][0]} after deleting it.",
-                state="the intent stays on the Git remote.",
-                remedy="run `python -m lib recover` again in a minute.",
-            )
+    # ── files of checkpoints ───────────────────────────────────────────────────────────────────────────────────────
 
-    def _new_copies(self, items: Sequence[StoredObject]) -> list[tuple[str, str]]:
-        """Return (object, identity) of every copy that was not stored before: directory listings first, then files.
+    def sweep(self, repository: str, run: str | None = None) -> None:
+        """Delete the checkpoint files of this repository's runs, or of one, that no checkpoint will ever name again."""
+        found = self.checkpoint_files(repository, run)
+        if not found:
+            return
+        holders = self.refs.read_runs(run or "")  # after the listing
+        named = self.named_files(run or "")  # after the holders
+        for file in found:
+            holder = holders.get(file.run)
+            is_held = holder is not None and (holder.record is None or holder.record.session == file.session)
+            if file.name not in named and not is_held:
+                for copy in file.copies:
+                    self.store.delete(file.name, copy.identity)
 
-        Clients take a listing as proof that its files are there.
-        """
-        stored = self.objects.look([item.oid for item in items])
-        first = sorted(items, key=lambda item: not item.oid.endswith(".dir"))
-        return [(item.oid, key) for item in first for key in stored.get(item.oid, {}) if key not in item.before]
+    def checkpoint_files(self, repository: str, run: str | None = None) -> list[CheckpointFile]:
+        """Return the checkpoint files of a repository's runs, or of one run, that are listed on the DVC remote."""
+        begin = f"{CHECKPOINT}{repository}-"
+        parts = re.compile(rf"{re.escape(begin)}(.+)-([0-9a-f]{{16}})-\d+-\w+\.\w+")
+        found = []
+        for name, copies in self.store.flat(begin + (f"{run}-" if run else "")).items():
+            match = parts.fullmatch(name)
+            if match and run in (None, match[1]):
+                found.append(CheckpointFile(name, match[1], match[2], copies))
+        return found
 
-
-def _named_by(others: Sequence[SeenIntent], oid: str) -> bool:
-    """Return whether a publication that may still commit names the object, even if its lease has expired."""
-    return any(
-        other.record is not None and other.record.state == "uploading" and other.record.names(oid) for other in others
-    )
+    def named_files(self, run: str = "") -> set[str]:
+        """Return the names of the files that checkpoint branches name now."""
+        texts = self.refs.read_files_of_all(f"{CHECKPOINTS}{run}*", "*/checkpoint.json")
+        return {file["name"] for files in texts.values() for text in files.values() for file in named_by(text)}
 
 
-def _outcome(record: Intent, kept: str) -> str:
-    done = (
-        f"{record.branch} is published, and the objects that it replaced are deleted"
-        if record.state == "cleaning"
-        else f"the unfinished publication of {record.branch} is rolled back"
-    )
-    return f"{done}; its objects stay, since {kept}." if kept else f"{done}."
+def named_by(text: str) -> list[dict[str, Any]]:
+    """Return the entries of `files` in the text of a `checkpoint.json`; earlier versions have none."""
+    try:
+        return list(json.loads(text).get("files", ()))
+    except (ValueError, AttributeError):
+        return []

@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from lib.process import run_command
-from lib.sync.intent import StoredObject
 from lib.sync.publication import Publication
+from lib.sync.record import StoredObject
 from lib.sync.refs import Refs
 
 RAW = "* -filter -text -ident -working-tree-encoding"
@@ -41,16 +41,19 @@ def hash_objects(run: Publication) -> list[Source]:
         path = run.find(name)
         before = path.stat()
         _, digest = hash_file(str(path), LocalFileSystem(), "md5")
-        found.append(Source(StoredObject(str(digest.value), before.st_size), path, before.st_mtime_ns))
+        found.append(Source(StoredObject(oid=str(digest.value), size=before.st_size), path, before.st_mtime_ns))
     return found
 
 
-def build_commit(refs: Refs, base: str, run: Publication, objects: Mapping[str, StoredObject]) -> str:
-    """Build the commit `base` plus the publication and return it; the same content makes the same commit.
+def build_commit(
+    refs: Refs, run: Publication, objects: Mapping[str, StoredObject], *, parent: str | None = None
+) -> str:
+    """Build the commit HEAD plus the publication and return it; the same content makes the same commit.
 
-    `objects` holds the object at each path of `run.objects`; a `.dvc` file takes its place in the commit.
+    Its parent is `parent`, or HEAD. `objects` holds the object at each path of which the commit gets a `.dvc` file.
     """
-    files = {name: path for name, path in run.files().items() if name not in objects}
+    base = refs.head()
+    files = {name: path for name, path in run.files().items() if name not in run.objects}
     rules = _Rules(refs, base, files, [run.folder, *objects])
     rules.append(f"{run.folder}/.gitattributes", RAW)
     rules.unhide(list(objects))
@@ -62,7 +65,7 @@ def build_commit(refs: Refs, base: str, run: Publication, objects: Mapping[str, 
         for number, (name, text) in enumerate(texts.items()):
             files[name] = Path(place) / str(number)
             files[name].write_text(text, encoding="utf-8")
-        return refs.build_commit(base, files, run.message, run.stamp.isoformat())
+        return refs.build_commit(base, files, run.message, run.stamp.isoformat(), parent=parent)
 
 
 def _dvc_file(name: str, item: StoredObject) -> str:

@@ -1,8 +1,8 @@
 """Publish checkpoints during a training, so that a later session can resume it.
 
-A checkpoint is the branch `kaggle-checkpoint-{module}-{experiment}`, which moves: one commit on top of the trained
-commit, with both weights on the DVC remote. It is published by the protocol of `lib.sync`: the checkpoint that it
-replaces is deleted from both remotes, and the push that creates the finished run's branch also deletes the checkpoint.
+A checkpoint is the branch `kaggle-checkpoint-{module}-{experiment}`, which moves, with both weights as private files on
+the DVC remote. It is published by the protocol of `lib.sync`: the files that it replaces are deleted, and the push that
+creates the finished run's branch also deletes the checkpoint.
 
 Guarantees: a checkpoint upload never blocks or fails the training; every uploaded checkpoint is complete, loads, and is
 resumable; a session resumes only a training of the same experiment, code and dataset, unless `session.resume`
@@ -15,25 +15,34 @@ import math
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import BaseModel, Field, ValidationError
 
 from lib.data.dataset import read_pointer
-from lib.errors import CheckpointError, GitPushError, RemoteError, RunError
+from lib.errors import CheckpointError, GitPushError, RemoteError, RunError, RunHeldError, SyncError, TakenOverError
 from lib.experiment.load import flat
 from lib.experiment.schema import Experiment, ExperimentValues
 from lib.process import MINUTE
 from lib.progress import file_size, say
-from lib.remotes.clone import set_up_copy
+from lib.remotes.credentials import Credentials
 from lib.remotes.pull import pull_objects
 from lib.session import Session
-from lib.sync import Publication, Refs, RunLock, sync_outputs
+from lib.sync import (
+    CHECKPOINTS,
+    CheckpointPublisher,
+    Publication,
+    Refs,
+    RunLock,
+    fetch_file,
+    open_remotes,
+    short_name,
+)
 from lib.train.tracking import Tracking, finish_tracking
 from lib.train.weights import epochs_behind
 
@@ -41,18 +50,17 @@ WEIGHTS = ("train/weights/best.pt", "train/weights/last.pt")
 """The weights in the order in which they are copied: `best.pt` may never be newer than `last.pt`."""
 LOOK = 2.0  # seconds between two checks of the training's folder
 AGAIN = 5 * MINUTE  # longest wait before a failed upload is retried
-TRIES = 5  # attempts to fetch a checkpoint whose branch moves meanwhile
 
 
 def checkpoint_branch(experiment: Experiment) -> str:
     """Return the name of the branch that holds an experiment's checkpoint."""
-    return f"kaggle-checkpoint-{experiment.key}"
+    return f"{CHECKPOINTS.removeprefix('refs/heads/')}{short_name(experiment.key)}"
 
 
 class Record(BaseModel):
     """The content of `checkpoint.json`: the training that the checkpoint belongs to."""
 
-    version: int = Field(default=1, alias="schema")
+    version: int = Field(default=2, alias="schema")
     epoch: int
     """Completed epochs."""
     saved: datetime
@@ -60,6 +68,8 @@ class Record(BaseModel):
     dataset: str
     """DVC's MD5 of the dataset's folder."""
     experiment: ExperimentValues
+    files: tuple[dict[str, Any], ...] = ()
+    """The weights on the DVC remote; none in checkpoints of version 1, whose weights have `.dvc` files."""
 
     def differences(self, experiment: Experiment, commit: str, dataset: str) -> list[str]:
         """Return the differences between the checkpoint's training and the current one, one text each."""
@@ -87,15 +97,21 @@ class Checkpoint:
         return f"Training will resume from the checkpoint of epoch {self.record.epoch}, {when} ({self.branch})."
 
 
-def hold_run(session: Session, noted: tuple[str, float]) -> RunLock:
-    """Return a hold on the experiment's run; if another session holds it, watch that one. `RunLock` gets `noted`."""
-    name, lease = session.experiment.key, session.experiment.session.lease_minutes * MINUTE
-    hold = RunLock(session.root, name, session.credentials, lease=lease, noted=noted)
+def hold_run(session: Session) -> RunLock:
+    """Return the lock of the experiment's run; if another session holds it, that one is asked whether it lives."""
+    experiment = session.experiment
+    hold = RunLock(
+        Refs(session.root, session.credentials),
+        experiment.key,
+        full_name=f"{experiment.module}/{experiment.name}",
+        lease=experiment.session.lease_minutes * MINUTE,
+        say=say,
+    )
     try:
-        state = "is held by this session" if hold.watch() else "is held by another session, which is being watched"
-    except GitPushError as error:  # preflight reports its cause and remedy, together with all other errors
+        state = "is held by this session" if hold.watch() else "is held by another session, which is being asked"
+    except (GitPushError, RunHeldError) as error:  # preflight reports its cause and remedy, with all other errors
         state = f"could not be held yet: {error.what}"
-    print(f"The run {name} {state}.", flush=True)
+    print(f"The run {experiment.key} {state}.", flush=True)
     return hold
 
 
@@ -136,27 +152,42 @@ def fetch_checkpoint(session: Session, checkpoint: Checkpoint) -> Path:
 
     Raises `CheckpointError` if the DVC remote does not deliver them.
     """
-    ref, refs = f"refs/heads/{checkpoint.branch}", Refs(session.root, session.credentials)
     place, artifacts = session.scratch / "checkpoint", session.experiment.artifacts
     last = place / artifacts / WEIGHTS[1]
-    files: dict[str, str] = {}
-    cause = "it names no last.pt"
-    for _ in range(TRIES):
-        # another session may have moved the branch and deleted its former weights since it was read
-        before, files = files, refs.read_files(ref, f"{artifacts}/train/weights/*.pt.dvc")
-        if files == before:
-            break
-        try:
-            pull_objects(session.root, place, files, session.credentials, f"Pulling {checkpoint.branch}")
-            if last.is_file():
-                return last
-        except RemoteError as error:
-            cause = error.what
+    try:
+        if checkpoint.record.files:
+            fetch_weights_of(session.root, checkpoint.record, place, session.credentials)
+        else:
+            _pull_first_version(session, checkpoint, place)
+        cause = "it names no last.pt"
+    except (RemoteError, SyncError, FileNotFoundError) as error:
+        cause = error.what if isinstance(error, RunError) else str(error)
+    if last.is_file():
+        return last
     raise CheckpointError(
-        f"`dvc pull` of {checkpoint.branch} failed: {cause}",
+        f"the weights of {checkpoint.branch} cannot be downloaded: {cause}",
         state="nothing was trained; the checkpoint stays.",
         remedy="ensure the DVC remote is accessible, or start over with -p session.resume never.",
     )
+
+
+def fetch_weights_of(root: Path, record: Record, place: Path, credentials: Credentials) -> list[Path]:
+    """Download the weights that a checkpoint's record names into the folder `place`, and return their paths.
+
+    Raises `FileNotFoundError` if one is gone and `SyncError` if the DVC remote does not deliver it.
+    """
+    with open_remotes(root, credentials) as remotes:
+        for file in record.files:
+            fetch_file(remotes, file, place / file["path"])
+    return [place / file["path"] for file in record.files]
+
+
+def _pull_first_version(session: Session, checkpoint: Checkpoint, place: Path) -> None:
+    """Pull the weights of a checkpoint that an earlier version of this project published."""
+    refs = Refs(session.root, session.credentials)
+    pattern = f"{session.experiment.artifacts}/train/weights/*.pt.dvc"
+    files = refs.read_files(f"refs/heads/{checkpoint.branch}", pattern)
+    pull_objects(session.root, place, files, session.credentials, f"Pulling {checkpoint.branch}")
 
 
 # ── publish ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -171,19 +202,14 @@ class CheckpointUploader:
     publication must `wait`, because it replaces the checkpoint.
     """
 
-    def __init__(self, session: Session, dataset: str, hold: RunLock | None = None) -> None:
+    def __init__(self, session: Session, dataset: str, hold: RunLock) -> None:
         self._session, self._experiment = session, session.experiment
         self._dataset, self._hold = dataset, hold
         self._saved = 0  # epochs of the newest published checkpoint
         self._stop, self._last = threading.Event(), True
         self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
-        self._copies = ExitStack()
-
-    @cached_property
-    def _copy(self) -> Path:
-        """The clone in which checkpoints are committed; the clone that trains is not touched."""
-        copy, _ = self._copies.enter_context(set_up_copy(self._session.root, self._session.credentials))
-        return copy
+        self._remotes = ExitStack()
+        self._publisher: CheckpointPublisher | None = None
 
     @property
     def is_at_work(self) -> bool:
@@ -210,66 +236,68 @@ class CheckpointUploader:
         """End the run after an error: wait for uploads unless it is an interrupt, release the lock, report to W&B."""
         if isinstance(error, Exception):
             self.wait()
-        if self._hold is not None:
-            self._hold.release()
+        self._hold.release()
         finish_tracking(tracking, "failed", {}, self._session.credentials.redact(str(error)))
 
     def _work(self) -> None:
         minutes, last = self._experiment.session.checkpoint_minutes, self._session.artifacts / WEIGHTS[1]
         due, interval = (math.inf, math.inf) if minutes is None else (0.0, minutes * MINUTE)
-        with self._copies:
+        with self._remotes:
             while not self._stop.wait(LOOK):
                 if time.monotonic() >= due and last.is_file():
                     due = time.monotonic() + (interval if self._try() else min(interval, AGAIN))
             if self._last and last.is_file():
                 self._try()
+            if self._publisher is not None:
+                self._try_to(self._publisher.end)
 
     def _try(self) -> bool:
         """Publish the current checkpoint; return False if that failed."""
+        return self._try_to(self._publish)
+
+    def _try_to(self, act: Callable[[], object]) -> bool:
         try:
-            self._publish()
+            act()
         except Exception as error:  # noqa: BLE001  a failed upload must not stop the training
             what = error.what if isinstance(error, RunError) else self._session.credentials.redact(str(error))
-            say(f"Warning: the checkpoint upload failed ({type(error).__name__}: {what}); it is retried.")
+            again = "" if isinstance(error, TakenOverError) else "; it is retried"
+            say(f"Warning: the checkpoint upload failed ({type(error).__name__}: {what}){again}.")
             return False
         return True
 
     def _publish(self) -> None:
         session, experiment = self._session, self._experiment
-        folder = self._copy / experiment.artifacts
-        shutil.rmtree(folder, ignore_errors=True)
-        (folder / "train/weights").mkdir(parents=True, exist_ok=True)
+        copy = session.scratch / "checkpoint-upload"
+        shutil.rmtree(copy, ignore_errors=True)
+        (copy / "train/weights").mkdir(parents=True)
         for name in (*WEIGHTS, "train/results.csv", "train/args.yaml"):
             if (session.artifacts / name).is_file():  # each is complete at every moment
-                shutil.copyfile(session.artifacts / name, folder / name)
-        epoch = epochs_behind(folder / WEIGHTS[1])
+                shutil.copyfile(session.artifacts / name, copy / name)
+        epoch = epochs_behind(copy / WEIGHTS[1])
         # a finished model counts 0 epochs, and after the last epoch nothing is left to resume
         if not self._saved < epoch < experiment.training.epochs:
             return
         now, branch = datetime.now(UTC), checkpoint_branch(experiment)
         record = Record(
-            schema=1, epoch=epoch, saved=now, commit=session.commit, dataset=self._dataset,
+            schema=2, epoch=epoch, saved=now, commit=session.commit, dataset=self._dataset,
             experiment=experiment.model_dump(mode="json"),
         )  # fmt: skip
-        text = record.model_dump_json(by_alias=True, indent=2)
-        (folder / "checkpoint.json").write_text(f"{text}\n", encoding="utf-8")
-        weights = tuple(f"{experiment.artifacts}/{name}" for name in WEIGHTS if (folder / name).is_file())
         title = f"{experiment.about.title}: {experiment.name}, checkpoint of epoch {epoch}"
-        published = sync_outputs(
+        if self._publisher is None:
+            remotes = self._remotes.enter_context(open_remotes(session.root, session.credentials))
+            self._publisher = CheckpointPublisher(remotes, self._hold, say)
+        sent = self._publisher.publish(
             Publication(
-                root=self._copy,
+                root=session.root,
                 branch=branch,
                 message=f"{title} [skip ci]\n\nTrained from {session.commit}.\n",
                 folder=experiment.artifacts,
-                objects=weights,
+                objects=tuple(f"{experiment.artifacts}/{name}" for name in WEIGHTS if (copy / name).is_file()),
                 stamp=now,
-                supersedes=(branch,),
-                hold=self._hold,
+                source=copy,
             ),
-            session.credentials,
-            say=str,
-            progress=False,
+            record.model_dump(mode="json", by_alias=True, exclude={"files"}),
         )
         self._saved = epoch
-        sent = f"{file_size(published.uploaded)} in {(datetime.now(UTC) - now).total_seconds():.0f} s"
-        say(f"Checkpoint: epoch {epoch} is uploaded ({sent}): {branch}")
+        took = f"{file_size(sent)} in {(datetime.now(UTC) - now).total_seconds():.0f} s"
+        say(f"Checkpoint: epoch {epoch} is uploaded ({took}): {branch}")

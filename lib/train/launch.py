@@ -17,7 +17,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -118,13 +118,20 @@ def prepare_library(scratch: Path) -> None:
 
 
 def train(
-    session: Session, data_file: Path, start: StartingPoint, tracking: Tracking, *, worker: str = "lib.train.trainer"
+    session: Session,
+    data_file: Path,
+    start: StartingPoint,
+    tracking: Tracking,
+    *,
+    worker: str = "lib.train.trainer",
+    confirm: Callable[[], object] = bool,
 ) -> Trained:
     """Train into `artifacts/{module}/{name}/train` of the clone and return the result.
 
     Each GPU of the session's device has its own worker process, which runs the module `worker`. A training that fails
     after its first epoch is returned with the state `failed`, so that its files can be saved. Raises `TrainingError`
-    for a failed training without a checkpoint.
+    for a failed training without a checkpoint. `confirm` is called about twice a second: an error that it raises ends
+    the training.
     """
     experiment, folder = session.experiment, session.artifacts
     keep_earlier(folder)
@@ -149,7 +156,7 @@ def train(
             "exist_ok": True,
         }
         processes = len(device.split(","))
-        outcome = _run(session, arguments, tracking, worker, processes)
+        outcome = _run(session, arguments, tracking, worker, confirm)
         if outcome.state == "memory" and smallest is not None and batch_size // 2 >= max(smallest, processes):
             batch_size //= 2
             retry = f"Training continues with batches of {batch_size}; training.min_batch_size is {smallest}."
@@ -193,7 +200,9 @@ def _failure(experiment: Experiment, outcome: Outcome, batch_size: int, folder: 
     return TrainingError(what, state=f"what was trained until then is in {folder}.", remedy=remedy)
 
 
-def _run(session: Session, arguments: dict[str, Any], tracking: Tracking, worker: str, processes: int) -> Outcome:
+def _run(
+    session: Session, arguments: dict[str, Any], tracking: Tracking, worker: str, confirm: Callable[[], object]
+) -> Outcome:
     """Run the workers until all have ended, and return their outcome; no worker is ever left behind."""
     experiment, stall = session.experiment, session.experiment.hardware.stall_minutes
     plan = WorkerPlan(
@@ -207,8 +216,11 @@ def _run(session: Session, arguments: dict[str, Any], tracking: Tracking, worker
     )
     command = [sys.executable, "-m", worker, str(plan.write())]
     environment = {**found_from(session.root), "PYTHONUNBUFFERED": "1"}  # the workers' output must appear at once
+    processes = len(arguments["device"].split(","))
     identities = [environment | identity for identity in _identities(processes)]
-    statuses = run_side_by_side(command, identities, cwd=session.root, beat=plan.beat, stall=stall * MINUTE)
+    statuses = run_side_by_side(
+        command, identities, cwd=session.root, beat=plan.beat, stall=stall * MINUTE, confirm=confirm
+    )
     if statuses is None:
         return Outcome(state="stalled", reason=f"no batch was finished for {stall:g} minutes (hardware.stall_minutes)")
     outcomes = [_outcome(plan.outcome(rank), status) for rank, status in enumerate(statuses)]

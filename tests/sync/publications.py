@@ -23,21 +23,43 @@ CHECKPOINT = "kaggle-checkpoint-detection-exp001"
 STAMP = datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
-def publication(clone: Path, branch: str = BRANCH, *supersedes: str, hold: RunLock | None = None) -> Publication:
-    """Return the publication of a clone's run under a branch that replaces others."""
-    return Publication(clone, branch, "Training of exp001\n", RUN, WEIGHTS, STAMP, supersedes=supersedes, hold=hold)
+def publication(
+    clone: Path, branch: str = BRANCH, *, hold: RunLock | None = None, keeps_checkpoint: bool = False
+) -> Publication:
+    """Return the publication of a clone's run."""
+    return Publication(
+        clone, branch, "Training of exp001\n", RUN, WEIGHTS, STAMP, hold=hold, keeps_checkpoint=keeps_checkpoint
+    )
 
 
 def publish(
     clone: Path,
     branch: str = BRANCH,
-    *supersedes: str,
+    *,
     hold: RunLock | None = None,
+    keeps_checkpoint: bool = False,
     credentials: Credentials | None = None,
     say: Callable[[str], object] = str,
 ) -> Published:
-    """Publish a clone's run under a branch that replaces others."""
-    return sync_outputs(publication(clone, branch, *supersedes, hold=hold), credentials, say=say)
+    """Publish a clone's run."""
+    return sync_outputs(publication(clone, branch, hold=hold, keeps_checkpoint=keeps_checkpoint), credentials, say=say)
+
+
+def lock_of(clone: Path, name: str = "detection-exp001", *, lease: float = 600.0) -> RunLock:
+    """Return the lock of a run, not taken yet."""
+    return RunLock(Refs(clone, Credentials()), name, lease=lease, say=str)
+
+
+@contextmanager
+def checkpoints(clone: Path, lock: RunLock) -> Iterator[CheckpointPublisher]:
+    """Yield what publishes the checkpoints of a session that holds the run."""
+    with open_remotes(clone, Credentials()) as remotes:
+        yield CheckpointPublisher(remotes, lock, str)
+
+
+def publish_checkpoint(publisher: CheckpointPublisher, clone: Path, epoch: int = 1) -> int:
+    """Publish the clone's run as a checkpoint."""
+    return publisher.publish(publication(clone, CHECKPOINT), {"epoch": epoch})
 
 
 def refuse(stores: Stores, pattern: str, reason: str = "no new branches today") -> None:

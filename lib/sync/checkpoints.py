@@ -1,0 +1,129 @@
+"""Publish the checkpoints of a session: private files on the DVC remote, and a branch that moves with the run's ref.
+
+Guarantees: the branch names complete files at every moment, and only the holder of the run moves it; each commit is a
+child of the one before, so that no push is forced. A file is deleted only after a later push of the run, when the
+branch is known not to name it. Cannot: be pulled by `dvc pull`; `python -m lib fetch` brings a checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from lib.errors import DvcPushError, RunError
+from lib.sync.lock import RunLock
+from lib.sync.publication import Publication, Say
+from lib.sync.record import RunRecord
+from lib.sync.refs import RefMovedError, RefUpdate
+from lib.sync.remotes import CHECKPOINT, Remotes, named_by
+from lib.sync.stores.base import mismatch
+from lib.sync.tree import build_commit
+
+
+class CheckpointPublisher:
+    """Publishes one checkpoint after another; used by one thread."""
+
+    def __init__(self, remotes: Remotes, lock: RunLock, say: Say) -> None:
+        self._remotes, self._lock, self._say = remotes, lock, say
+        self._attempts = 0
+        self._head: str | None = None
+        """The commit of the checkpoint branch, as last read or pushed."""
+        self._named: dict[str, str] = {}
+        """{name: identity} of the files that the branch names."""
+        self._waste: dict[str, str] = {}
+        """The same for files of ours that it does not name, or that a push in doubt may have let it name."""
+        record = self._record()
+        remotes.roll_back(lock, say)
+        remotes.sweep(record.repository, lock.name)
+        self._read_head()
+
+    def _record(self) -> RunRecord:
+        self._lock.take()
+        assert self._lock.record is not None, "the run is held"
+        return self._lock.record
+
+    def _read_head(self) -> None:
+        refs, ref = self._remotes.refs, self._lock.checkpoint
+        self._head, self._named = refs.list_refs(ref).get(ref), {}
+        if self._head is not None:
+            refs.bring(ref, self._head)
+            texts = refs.read_files(ref, "*/checkpoint.json", commit=self._head)
+            self._named = {file["name"]: file["id"] for text in texts.values() for file in named_by(text)}
+
+    def publish(self, run: Publication, record: Mapping[str, object]) -> int:
+        """Upload the objects of `run` and move the checkpoint branch; return the uploaded bytes.
+
+        The branch gets the small files of `run.folder`, and `checkpoint.json` with `record` and the uploaded `files`.
+        May be called again after any failure. Raises `DvcPushError`, `GitPushError` or `TakenOverError`.
+        """
+        files = self._upload(run)
+        text = json.dumps({**record, "files": files}, indent=2)
+        run.find(f"{run.folder}/checkpoint.json").write_text(f"{text}\n", encoding="utf-8")
+        while True:
+            commit = build_commit(self._remotes.refs, run, {}, parent=self._head)
+            try:
+                self._lock.push(self._record(), RefUpdate(self._lock.checkpoint, self._head, commit))
+                break
+            except RefMovedError:  # deleted by hand, or moved by a push of ours whose answer was lost
+                self._read_head()
+        new = {file["name"]: file["id"] for file in files}
+        self._waste |= self._named
+        self._head, self._named = commit, new
+        self._delete_waste()
+        return sum(file["size"] for file in files)
+
+    def _upload(self, run: Publication) -> list[dict[str, Any]]:
+        store, record = self._remotes.store, self._record()
+        self._attempts += 1
+        begin = f"{CHECKPOINT}{record.repository}-{self._lock.name}-{record.session}-{self._attempts}"
+        files = []
+        for path, identity in zip(run.objects, store.new_identities(len(run.objects)), strict=True):
+            name, source = f"{begin}-{PurePosixPath(path).name}", run.find(path)
+            digest = md5_of(source)
+            self._waste[name] = identity  # before the file exists
+            copy = store.create(name, source, identity)
+            wrong = mismatch(digest, source.stat().st_size, copy) if copy else "is another file's"
+            if copy is None or wrong:
+                raise DvcPushError(f"{store.name}: the copy {name} {wrong}.", remedy="it is uploaded again.")
+            self._waste[name] = copy.identity
+            files.append({"path": path, "name": name, "id": copy.identity, "size": copy.size, "md5": digest})
+        return files
+
+    def _delete_waste(self) -> None:
+        """Delete the files that the branch does not name; the run's ref has moved since they were last pushed."""
+        for name, identity in sorted(self._waste.items()):
+            if name not in self._named:
+                try:
+                    self._remotes.store.delete(name, identity)
+                except (RunError, OSError) as error:
+                    self._say(f"Note: {name} could not be deleted yet: {self._remotes.redact(str(error))}")
+                    return  # with the next checkpoint, or when the run is recovered
+            del self._waste[name]
+
+    def end(self) -> None:
+        """Delete what failed checkpoints have left; the last published checkpoint stays."""
+        if self._waste:
+            self._lock.push(self._record())  # a push in doubt is rejected from here on
+            self._read_head()
+            self._delete_waste()
+
+
+def fetch_file(remotes: Remotes, file: Mapping[str, Any], target: Path) -> None:
+    """Download a file of a checkpoint, given by its entry in `checkpoint.json`.
+
+    Raises `FileNotFoundError` if it is gone since the branch has moved, and `DvcPushError` if it is not delivered whole.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remotes.store.read(file["name"], file["id"], target)
+    if md5_of(target) != file["md5"]:
+        target.unlink()
+        raise DvcPushError(f"{remotes.store.name}: {file['name']} has other content.", remedy="try again.")
+
+
+def md5_of(path: Path) -> str:
+    """Return the MD5 (hex) of a file, which is its object's name on a DVC remote."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()

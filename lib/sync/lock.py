@@ -1,0 +1,335 @@
+"""Hold a run: its ref on the Git remote is the lock and the journal of the session that trains it.
+
+Guarantees: every push of a run is a compare-and-swap of its ref, so that a session which was taken over can publish
+nothing more. The holder pushes nothing to say that it lives: another session asks by creating a second ref, and the
+holder answers with its next push. Cannot: know at once whether a silent holder on another machine is dead; an asker
+waits one lease, timed by its own clock alone.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import fcntl
+import math
+import secrets
+import threading
+import time
+from typing import IO
+
+from lib.errors import GitPushError, RunHeldError, TakenOverError
+from lib.sync.publication import Say
+from lib.sync.record import ASKS, LEASE, RUNS, RunRecord, short_name
+from lib.sync.refs import ANY, RefMovedError, Refs, RefUpdate, SeenRun, pauses
+
+POLL = 60.0  # seconds between two looks for a question; a tenth of a shorter lease
+CHECKPOINTS = "refs/heads/kaggle-checkpoint-"
+
+
+class RunLock:
+    """The lock of the run `name`, for a session in the clone of `refs`; `lease` is in seconds.
+
+    `full_name` tells apart runs whose names are shortened to the same ref. The session's identity belongs to one taking
+    of the ref: a lock that was released can be taken again, as another session.
+    """
+
+    def __init__(self, refs: Refs, name: str, *, full_name: str = "", lease: float = LEASE, say: Say = print) -> None:
+        self.refs, self.name, self._full_name = refs, short_name(name), full_name or name
+        self._lease, self._say = lease, say
+        self.ref, self._ask = f"{RUNS}{self.name}", f"{ASKS}{self.name}"
+        self.checkpoint = f"{CHECKPOINTS}{self.name}"
+        """The ref of the run's checkpoint branch, which only the holder moves."""
+        self.record: RunRecord | None = None
+        """What the run's ref holds; None: it is not ours."""
+        self._commit: str | None = None
+        self._tried: list[str] = []
+        """Every commit that this session may have moved the run's ref to."""
+        self._taken_over = False
+        self._pushing = threading.RLock()  # the poller, the checkpoints and the publication move the ref
+        self._ended = threading.Event()
+        self._folder = refs.private / "runs"
+        self._file: IO[str] | None = None
+        self._seen: str | None = None
+        """The commit at which the run's ref of another session was seen first."""
+        self._asked = math.inf
+        """The monotonic time at which it was first seen together with a question."""
+        self._holder_lives = False
+        self._stop_asking = threading.Event()
+        self._asking: threading.Thread | None = None
+
+    # ── taking ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def watch(self) -> bool:
+        """Take the run if it is free or its session is dead, else ask and wait in the background until `take`.
+
+        Returns whether it is held.
+        """
+        held = self._try()
+        if not held:
+            self._asking = threading.Thread(target=self._wait, name=f"asking {self.name}", daemon=True)
+            self._asking.start()
+        return held
+
+    def take(self) -> None:
+        """Take the run, after asking its holder and waiting one lease for the answer.
+
+        Raises `RunHeldError` if the holder answers, and `TakenOverError` if another session has taken the run over from
+        this one.
+        """
+        self._stop_watching()
+        self.confirm()
+        reported = False
+        while not self._try():
+            if self._holder_lives:
+                self._forget()
+                raise RunHeldError(
+                    f"another session is training {self._full_name} and is alive.",
+                    state="nothing was trained here; the other session continues.",
+                    remedy="wait for it to end, or stop it and run this again; an experiment with another name may be "
+                    "trained at the same time.",
+                )
+            if not reported:
+                reported = True
+                self._say(f"Another session holds {self.name}; asking whether it lives, for at most its lease …")
+            time.sleep(self._pause)
+
+    def seize(self, run: SeenRun, identity: str | None, *, silent: bool) -> bool:
+        """Take over a run that did not answer (`silent`), or whose process in this clone is dead; return whether done.
+
+        `identity` is the repository's. Raises `RunHeldError` for a ref that this session can never take over.
+        """
+        self._check_is_ours(run, identity)
+        done = (silent or self._is_dead_here(run)) and self._take(run, identity)
+        if not done:
+            self._unlock_file()
+        return done
+
+    @property
+    def _pause(self) -> float:
+        return min(5.0, self._lease / 20)
+
+    def _wait(self) -> None:
+        while not self._holder_lives and not self._stop_asking.wait(self._pause):
+            with contextlib.suppress(Exception):  # a failed read is repeated after the pause
+                if self._try():
+                    return
+
+    def _stop_watching(self) -> None:
+        self._stop_asking.set()
+        if self._asking is not None and self._asking.is_alive():
+            self._asking.join()
+
+    def _try(self) -> bool:  # noqa: PLR0911  one return for each state of the ref
+        """Take the run unless another session may still be alive; return whether it is held."""
+        if self.record is not None:
+            return True
+        seen = self.refs.list_refs(self.ref, self._ask, self.refs.identity_ref)
+        identity = seen.get(self.refs.identity_ref)
+        if self.ref not in seen:
+            return self._take(None, identity)
+        run = self.refs.read_runs(self.name).get(self.name)
+        if run is None:
+            return False  # released at this moment
+        self._check_is_ours(run, identity)
+        if self._is_dead_here(run):
+            return self._take(run, identity)
+        if self._seen not in (None, run.commit):
+            self._holder_lives = True
+            return False
+        self._seen = run.commit
+        if self._ask in seen:
+            self._asked = min(self._asked, time.monotonic())
+        else:
+            with contextlib.suppress(GitPushError):  # another session asks at the same moment
+                self.refs.push(RefUpdate(self._ask, None, self.refs.write_question()))
+        if time.monotonic() - self._asked < run.lease:
+            return False
+        self._say(f"{self.ref} was not answered within its lease: its session is dead, and this one takes over.")
+        return self._take(run, identity)
+
+    def _forget(self) -> None:
+        """Forget what was seen of another session, so that it is asked again."""
+        self._seen, self._asked, self._holder_lives = None, math.inf, False
+        self._unlock_file()
+
+    def _check_is_ours(self, run: SeenRun, identity: str | None) -> None:
+        """Raise `RunHeldError` for a ref that this session can never take over."""
+        if run.record is None:
+            what = "was written by another version of this project"
+        elif identity is None or run.record.repository != short(identity):
+            what = "belongs to another repository, and was copied here by `git push --mirror`"
+        elif run.record.name != self._full_name:
+            what = f"is held by {run.record.name}, whose name is shortened to the same ref"
+        else:
+            return
+        raise RunHeldError(
+            f"{self.ref} {what}.",
+            state="nothing was changed.",
+            remedy="wait for that session to end, or use another name. If no session uses the ref any more, delete it: "
+            f"`git push origin :{self.ref}`.",
+        )
+
+    def _take(self, old: SeenRun | None, identity: str | None) -> bool:
+        """Write our record over `old`, or create the ref; return False if another session was faster."""
+        updates = [RefUpdate(self._ask, ANY, None)]
+        if identity is None:
+            identity = self.refs.write_random()
+            updates.append(RefUpdate(self.refs.identity_ref, None, identity))
+        record = RunRecord(
+            name=self._full_name,
+            repository=short(identity),
+            session=secrets.token_hex(8),
+            lease=self._lease,
+            undo=old.record.declared if old and old.record else (),
+        )
+        if self._lock_file() and self._file is not None:  # else a session of this clone hangs, or has just begun
+            self._file.truncate(0)
+            self._file.write(record.session)
+            self._file.flush()
+        self._commit, self._tried = old.commit if old else None, []
+        try:
+            self.push(record, *updates)
+        except (TakenOverError, RefMovedError):
+            self._taken_over = False
+            self._unlock_file()
+            return False
+        self._seen, self._asked, self._ended = None, math.inf, threading.Event()
+        threading.Thread(target=self._answer, args=(self._ended,), name=f"lock of {self.name}", daemon=True).start()
+        atexit.register(self.release)
+        return True
+
+    # ── the lock file: a dead session of the same clone is recognised at once ──────────────────────────────────────
+
+    def _lock_file(self) -> bool:
+        """Lock this clone's file of the run, which the system unlocks when this process dies."""
+        if self._file is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._file = (self._folder / self.name).open("a+", encoding="utf-8")
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                self._unlock_file()
+                return False
+        return True
+
+    def _unlock_file(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _is_dead_here(self, run: SeenRun) -> bool:
+        """Return whether the holder was a session of this clone whose process has ended."""
+        if not (self._folder / self.name).exists() or not self._lock_file():
+            return False
+        assert self._file is not None
+        assert run.record is not None
+        self._file.seek(0)
+        return self._file.read() == run.record.session
+
+    # ── holding ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def confirm(self) -> None:
+        """Raise `TakenOverError` if another session has taken the run over."""
+        if self._taken_over:
+            raise TakenOverError(
+                f"another session has taken over {self._full_name}, since this one did not answer within its lease.",
+                state="this session changes nothing more on the remotes; its files stay on this machine.",
+                remedy="let the other session finish.",
+            )
+
+    def reread(self) -> None:
+        """Read the run's ref from the remote; raise `TakenOverError` unless it is ours."""
+        with self._pushing:
+            commit = self.refs.list_refs(self.ref).get(self.ref)
+            if commit not in self._tried:
+                self._lose()
+            self.confirm()
+            self._commit = commit
+
+    def push(self, record: RunRecord | None, *updates: RefUpdate) -> None:
+        """Move the run's ref to `record`, or delete it, together with the other updates; all or nothing.
+
+        What a failed push did is read from the remote, never from Git's message: its client may have sent the push
+        twice, and reports a lost race for one that has happened. Raises `TakenOverError` if the ref is another
+        session's, `RefMovedError` if it is ours and another ref has moved, and `GitPushError` if the host refuses the
+        push or does not answer: then it may still happen, until the run's ref is moved by another push.
+        """
+        with self._pushing:
+            self.confirm()
+            if record is None:
+                updates = (*updates, RefUpdate(self._ask, ANY, None))
+            new = self.refs.write_record(record) if record else None
+            self._tried += [new] if new else []  # before the push: it may happen although its answer is lost
+            for pause in pauses():
+                try:
+                    self.refs.push(RefUpdate(self.ref, self._commit, new), *updates)
+                except GitPushError:
+                    if self._has_happened(new, updates):
+                        break
+                    if pause is None:
+                        raise
+                    time.sleep(pause)
+                else:
+                    break
+            self._commit, self.record = new, record
+            if record is None:
+                self._end()
+
+    def _has_happened(self, new: str | None, updates: tuple[RefUpdate, ...]) -> bool:
+        """Return whether a failed push of the run's ref to `new` has happened; False: it can be repeated."""
+        commit = self.refs.list_refs(self.ref).get(self.ref)
+        if commit == new and new is not None:
+            return True
+        leased = [update for update in updates if update.old != ANY]
+        found = self.refs.list_refs(*(update.ref for update in leased)) if leased else {}
+        if commit is None and any(update.new and found.get(update.ref) == update.new for update in leased):
+            return True
+        if commit != self._commit and commit not in self._tried:
+            self._lose()
+            self.confirm()
+        self._commit = commit  # an earlier push, whose answer was lost, may have happened meanwhile
+        for update in leased:
+            if found.get(update.ref) != update.old:
+                raise RefMovedError(update.ref, found.get(update.ref))
+        return False
+
+    def _answer(self, ended: threading.Event) -> None:
+        """Look for a question until the lock ends, and answer it by moving the run's ref."""
+        while not ended.wait(min(POLL, self._lease / 10)):
+            with contextlib.suppress(Exception), self._pushing:  # a failed look is repeated after the pause
+                if ended.is_set() or self.record is None:
+                    return
+                seen = self.refs.list_refs(self.ref, self._ask)
+                if seen.get(self.ref) not in self._tried:
+                    self._lose()
+                    return
+                if self._ask in seen:
+                    self.push(self.record, RefUpdate(self._ask, ANY, None))
+
+    def _lose(self) -> None:
+        if self.record is not None:
+            self._say(f"Warning: another session has taken over {self._full_name}; this one stops.")
+        self._taken_over, self.record = True, None
+        self._end()
+
+    def release(self) -> None:
+        """Release the run; if the remote cannot be reached, others take it over after they have asked.
+
+        Copies that must still be deleted stay in the run's ref.
+        """
+        self._stop_watching()
+        with contextlib.suppress(Exception), self._pushing:
+            if self.record is not None and not self.record.declared:
+                self.push(None)
+        self._end()
+
+    def _end(self) -> None:
+        self.record = None
+        self._ended.set()
+        atexit.unregister(self.release)
+        self._unlock_file()
+
+
+def short(identity: str) -> str:
+    """Return a repository's identity as it stands in records and in the names of files."""
+    return identity[:16]

@@ -1,0 +1,88 @@
+"""Define `run.json`, the record in a run's ref: who holds the run, and which copies it may have stored.
+
+Guarantees: a record that this version cannot read is None, never guessed, and must not be touched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+PROTOCOL = 2
+LEASE = 600.0  # seconds without an answer after which a run may be taken over
+LONGEST_NAME = 100  # bytes: it is a part of file names, which many file systems limit to 255 bytes
+RUNS, ASKS = "refs/runs/", "refs/asks/"
+
+
+class StoredObject(BaseModel):
+    """One object: its name on the DVC remote (hex MD5 of its content) and its size in bytes; -1 is unknown."""
+
+    model_config = ConfigDict(frozen=True)
+
+    oid: str
+    size: int
+
+
+class DeclaredCopy(StoredObject):
+    """A copy of an object that may exist: it was declared before it was stored."""
+
+    identity: str
+    store: str
+    """The address of the store that it is on."""
+
+
+class RunRecord(BaseModel):
+    """The content of `run.json`.
+
+    `nonce` makes every written record a different commit: observers see the ref move, and two writers never produce
+    the same commit.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    protocol: int = PROTOCOL
+    name: str
+    """The run's full name; a ref's name is shorter."""
+    repository: str
+    session: str
+    """Random; it belongs to one taking of the ref."""
+    lease: float = LEASE
+    """Seconds for which others wait for an answer."""
+    publishing: tuple[DeclaredCopy, ...] = ()
+    """Copies of this session: they are kept if it publishes, and deleted if it does not."""
+    undo: tuple[DeclaredCopy, ...] = ()
+    """Copies of publications that ended without being published: they are to be deleted."""
+    nonce: str = ""
+
+    def but(self, **values: object) -> RunRecord:
+        """Return the record with other values."""
+        return self.model_copy(update=values)
+
+    @property
+    def declared(self) -> tuple[DeclaredCopy, ...]:
+        """Return every copy that the record names."""
+        return (*self.undo, *self.publishing)
+
+    def to_json(self) -> str:
+        """Return the record as JSON text with a new nonce, as stored in the ref's commit."""
+        return self.but(nonce=secrets.token_hex(4)).model_dump_json(indent=1) + "\n"
+
+
+def read_run(text: str) -> RunRecord | None:
+    """Read a run's record; return None for another version's, and for text that is not a record."""
+    try:
+        record = RunRecord.model_validate_json(text)
+    except ValidationError:
+        return None
+    return record if record.protocol == PROTOCOL else None
+
+
+def short_name(name: str) -> str:
+    """Return a name without slashes, short enough for a ref and for a part of a file's name."""
+    plain = name.replace("/", "-")
+    if len(plain.encode()) <= LONGEST_NAME:
+        return plain
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    return f"{plain.encode()[: LONGEST_NAME - 13].decode(errors='ignore')}-{digest}"
