@@ -12,6 +12,7 @@ import random
 import shutil
 import subprocess
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -66,6 +67,14 @@ def processes_with(variable: bytes) -> list[int]:
     return found
 
 
+def assert_no_secret(error: BaseException, secrets: tuple[str, ...], *folders: Path) -> None:
+    """Check that neither the error, nor one that it was raised for, nor a file of the folders contains a credential."""
+    shown = "".join(traceback.format_exception(error)).encode()
+    for folder in folders:
+        shown += b"\n".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    assert not [secret for secret in secrets if secret.encode() in shown]
+
+
 def copy_project(target: Path) -> None:
     """Copy this project's work tree, except for ignored files, into the Git repository `target`, and commit it."""
     for name in run_git("ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines():
@@ -116,7 +125,7 @@ class Stores:
 
     def objects(self) -> dict[str, bytes]:
         """Return the bytes of every file of the DVC remote, temporary ones too, except the marks that name it."""
-        marks = ("kaggle-training-repository-", "kaggle-training-store-")
+        marks = ("kaggle-training-repository-", "kaggle-training-store")
         files = (path for path in self.storage.rglob("*") if path.is_file() and not path.name.startswith(marks))
         return {path.relative_to(self.storage).as_posix(): path.read_bytes() for path in files}
 
