@@ -182,10 +182,8 @@ class RunLock:
             lease=self._lease,
             undo=old.record.declared if old and old.record else (),
         )
-        if self._lock_file() and self._file is not None:  # else a session of this clone hangs, or has just begun
-            self._file.truncate(0)
-            self._file.write(record.session)
-            self._file.flush()
+        self._lock_file()
+        self._note(record.session)
         self._commit, self._tried = old.commit if old else None, []
         try:
             self.push(record, *updates)
@@ -193,6 +191,7 @@ class RunLock:
             self._taken_over = False
             self._unlock_file()
             return False
+        self._note(record.session, only=True)  # until here the ref may be at the session that was noted before
         self._seen, self._asked, self._ended = None, math.inf, threading.Event()
         threading.Thread(target=self._answer, args=(self._ended,), name=f"lock of {self.name}", daemon=True).start()
         atexit.register(self.release)
@@ -217,6 +216,14 @@ class RunLock:
             self._file.close()
             self._file = None
 
+    def _note(self, session: str, *, only: bool = False) -> None:
+        """Note a session in the file, alone or after others; if the file is locked, another one of this clone hangs."""
+        if self._file is not None:
+            if only:
+                self._file.truncate(0)
+            self._file.write(f"{session}\n")
+            self._file.flush()
+
     def _is_dead_here(self, run: SeenRun) -> bool:
         """Return whether the holder was a session of this clone whose process has ended."""
         if not (self._folder / self.name).exists() or not self._lock_file():
@@ -224,7 +231,7 @@ class RunLock:
         assert self._file is not None
         assert run.record is not None
         self._file.seek(0)
-        return self._file.read() == run.record.session
+        return run.record.session in self._file.read().split()
 
     # ── holding ────────────────────────────────────────────────────────────────────────────────────────────────────
 
