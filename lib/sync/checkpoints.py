@@ -47,6 +47,7 @@ class CheckpointPublisher:
 
     def _read_head(self) -> None:
         refs, ref = self._remotes.refs, self._lock.checkpoint
+        self._waste |= self._named
         self._head, self._named = refs.list_refs(ref).get(ref), {}
         if self._head is not None:
             refs.bring(ref, self._head)
