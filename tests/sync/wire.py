@@ -86,6 +86,12 @@ def when(fits: Callable[[list[str]], object], fault: str) -> Fault:
     return lambda words: fault if fits(words) else ""
 
 
+def once(fits: Callable[[list[str]], object], fault: str) -> Fault:
+    """Return the fault for the first command that fits, and none for others."""
+    left = [fault]
+    return lambda words: left.pop() if left and fits(words) else ""
+
+
 def at_each_copy(patch: pytest.MonkeyPatch, act: Callable[[int, Path], object]) -> None:
     """Call `act` for each file that is written to a folder, when it is complete and before it is visible.
 
