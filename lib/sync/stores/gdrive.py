@@ -128,8 +128,8 @@ class DriveObjects:
             if _is_trashed(made):
                 self._folders = {}
                 raise DvcPushError(
-                    f"{self.name}: the folder of {path} was moved to the trash of Google Drive.",
-                    remedy="restore it if it was the folder of .dvc/config, then run sync_outputs() again.",
+                    f"{self.name}: {path} or its folder was moved to the trash of Google Drive.",
+                    remedy="restore it, or leave it there to store everything anew, then run sync_outputs() again.",
                 )
         return _copy(made)
 
