@@ -77,7 +77,7 @@ class Hosted:
 
     def recover(self) -> int:
         """Recover every publication."""
-        return recover(self.clone, Credentials(TOKEN), older_than=0, say=self.messages.append)
+        return recover(self.clone, Credentials(TOKEN), patience=0, say=self.messages.append)
 
 
 @pytest.fixture
