@@ -83,9 +83,10 @@ class Recovery:
             elif not self._recover(run, f"{ASKS}{name}" in asked):
                 self.left[name] = run
                 waiting += [name] * (name not in self._told)
-        questions = [RefUpdate(f"{ASKS}{name}", ANY, refs.head()) for name in waiting if f"{ASKS}{name}" not in asked]
-        if ask and questions:
-            refs.push(*questions)
+        unasked = [f"{ASKS}{name}" for name in waiting if f"{ASKS}{name}" not in asked]
+        if ask and unasked:
+            question = refs.write_question()
+            refs.push(*(RefUpdate(ref, ANY, question) for ref in unasked))
         return bool(waiting)
 
     def waits(self, began: float, patience: float | None) -> bool:

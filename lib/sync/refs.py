@@ -310,6 +310,10 @@ class Refs:
         """Write a commit that nobody else has, and return it."""
         return self._write_file("identity", f"{secrets.token_hex(20)}\n", "Identity of this repository [skip ci]\n")
 
+    def write_question(self) -> str:
+        """Write the commit of a question to a run, the same everywhere, and return it; HEAD may not be pushed."""
+        return self._write_file("question", "", "Is this run alive? [skip ci]\n")
+
     def _write_file(self, name: str, text: str, message: str) -> str:
         blob = self._git("hash-object", "-w", "--stdin", text=text).output.strip()
         tree = self._git("mktree", text=f"100644 blob {blob}\t{name}\n").output.strip()

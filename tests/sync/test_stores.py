@@ -1157,6 +1157,17 @@ class TestS3:
         assert bucket.files == {}
         assert bucket.s3.remains(bucket.name) == []
 
+    @pytest.mark.usefixtures("in_parts")
+    def test_an_upload_in_parts_deletes_those_of_the_call_before(self, bucket: Bucket, make: Make) -> None:
+        """A machine has died in the middle, and the publication repeats the call with the same identity."""
+        blob, (identity,) = make(2**20 + 1), bucket.store.new_identities(1)
+        with faulty(bucket.s3, "partNumber|^DELETE", "denied"), pytest.raises(DvcPushError):
+            send(bucket.store, blob, identity)
+        assert bucket.s3.remains(bucket.name) == [f"dvc/{blob.key}"]
+        send(bucket.store, blob, identity)
+        assert bucket.s3.remains(bucket.name) == []
+        assert bucket.files == {blob.key: blob.content}
+
     def test_a_deletion_leaves_another_uploads_parts_alone(self, bucket: Bucket, make: Make) -> None:
         """Another client is uploading parts of the same object."""
         blob, client = make(), bucket.s3.client()
