@@ -12,6 +12,7 @@ import random
 import shutil
 import subprocess
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -64,6 +65,14 @@ def processes_with(variable: bytes) -> list[int]:
                 if variable in (folder / "environ").read_bytes().split(b"\0"):
                     found.append(int(folder.name))
     return found
+
+
+def assert_no_secret(error: BaseException, secrets: tuple[str, ...], *folders: Path) -> None:
+    """Check that neither the error, nor one that it was raised for, nor a file of the folders contains a credential."""
+    shown = "".join(traceback.format_exception(error)).encode()
+    for folder in folders:
+        shown += b"\n".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    assert not [secret for secret in secrets if secret.encode() in shown]
 
 
 def copy_project(target: Path) -> None:

@@ -2,8 +2,9 @@
 
 It has the properties of Drive that have caused defects: a folder may contain several files or folders of one title;
 searching titles ignores case; a trashed folder hides its content; listings have pages; an upload is visible after its
-last byte, and its session can still be queried then. It signs users in through their browser, renews their tokens, and
-issues tokens to service accounts, whose signature it verifies. Cannot: follow changes of Google, or emulate shared
+last byte, and its session can still be queried then; an id is accepted once, and only if it was generated before;
+listings may lag behind (`lag`), answers to an id do not. It signs users in through their browser, renews their tokens,
+and issues tokens to service accounts, whose signature it verifies. Cannot: follow changes of Google, or emulate shared
 drives.
 
     with DriveEmulator() as drive, client_pointed_at(drive):
@@ -20,6 +21,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import os
 import re
 import secrets
 import time
@@ -27,6 +29,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 from urllib.parse import parse_qsl, unquote_plus, urlencode, urlsplit
 
 from loopback import Answer, LoopbackHandler, LoopbackServer, html_answer, json_answer
@@ -34,6 +37,7 @@ from loopback import Answer, LoopbackHandler, LoopbackServer, html_answer, json_
 from lib.remotes.credentials import Credentials
 
 FOLDER = "application/vnd.google-apps.folder"
+LAG = 25  # requests after which a listing shows a change, while `lag` is set
 STEP = 256 * 1024  # every piece of a resumable upload but the last must be a multiple of this
 
 CANARIES = {
@@ -86,6 +90,10 @@ class _Item:
     parents: list[str]
     data: bytes = b""
     trashed: bool = False
+    born: int = 0
+    """The number of requests before it was created."""
+    died: int | None = None
+    """The number of requests before it was deleted."""
 
     @functools.cached_property
     def md5(self) -> str:
@@ -132,7 +140,11 @@ class DriveEmulator(LoopbackServer[Kind]):
             """The quota of the account in bytes; None is unlimited."""
             self.latency = 0.0
             """Seconds before each answer."""
+            self.lag = False
+            """Whether listings show the state before the last `LAG` requests; the trash is shown at once."""
             self._items = {self.root_id: _Item(self.root_id, "remote", FOLDER, [])}
+            self._deleted: list[_Item] = []
+            self._generated: set[str] = set()
             self._sessions: dict[str, _Session] = {}
             self.consent: Consent = "given"
             """What the user answers in the browser."""
@@ -246,15 +258,37 @@ class DriveEmulator(LoopbackServer[Kind]):
     # ── content ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _add(self, body: Mapping[str, Any], data: bytes) -> _Item:
+        self._check_id(body)
         item = _Item(
-            f"id-{next(self._numbers):06d}",
+            body.get("id") or self._new_id(),
             body.get("title") or "Untitled",
             body.get("mimeType") or "application/octet-stream",
             [parent["id"] for parent in body.get("parents") or [{"id": self.root_id}]],
             data,
+            born=len(self.requests),
         )
         self._items[item.id] = item
         return item
+
+    def _new_id(self) -> str:
+        return f"id-{next(self._numbers):06d}"
+
+    def _check_id(self, body: Mapping[str, Any]) -> None:
+        wanted = body.get("id")
+        if wanted is None:
+            return
+        if wanted in self._items or wanted in [item.id for item in self._deleted]:
+            raise _Refusal(409, "fileIdInUse", "A file already exists with the provided ID.")
+        if wanted not in self._generated:
+            raise _Refusal(400, "invalid", "The provided file ID is not usable.")
+
+    def _listed(self) -> list[_Item]:
+        """Return the items that a listing knows of."""
+        if not self.lag:
+            return list(self._items.values())
+        then = len(self.requests) - LAG
+        known = (*self._items.values(), *self._deleted)
+        return [item for item in known if item.born <= then and (item.died is None or item.died > then)]
 
     def _children(self, folder: str) -> list[_Item]:
         return [item for item in self._items.values() if folder in item.parents]
@@ -289,7 +323,10 @@ class DriveEmulator(LoopbackServer[Kind]):
     def _remove(self, item_id: str) -> None:
         for child in self._children(item_id):
             self._remove(child.id)
-        self._items.pop(item_id, None)
+        item = self._items.pop(item_id, None)
+        if item:
+            item.died = len(self.requests)
+            self._deleted.append(item)
 
 
 class _Refusal(Exception):
@@ -388,7 +425,9 @@ class _Handler(LoopbackHandler):
         return _json(about | ({} if total is None else {"quotaBytesTotal": str(total)}))
 
     def _treat(self, path: str, method: str, query: Mapping[str, str]) -> Answer:
-        """Answer a request for one file."""
+        """Answer a request for one file, or for new ids."""
+        if path == "/drive/v2/files/generateIds":
+            return self._generate(int(query.get("maxResults", "10")))
         found = re.fullmatch(r"/drive/v2/files/([\w-]+)(/trash)?", path)
         if not found or found[1] not in self.service._items:
             raise _Refusal(404, "notFound", f"File not found: {found[1] if found else path}")
@@ -474,9 +513,16 @@ class _Handler(LoopbackHandler):
             return _json({"error": "invalid_scope", "error_description": "Invalid OAuth scope"}, 400)
         return _json(self._new_token(f"ya29.c.{claims['iss']}.{secrets.token_hex(8)}"))
 
+    def _generate(self, number: int) -> Answer:
+        if not 1 <= number <= 1000:
+            raise _Refusal(400, "invalidParameter", f"Invalid value '{number}' for maxResults")
+        ids = [self.service._new_id() for _ in range(number)]
+        self.service._generated.update(ids)
+        return _json({"kind": "drive#generatedIds", "space": "drive", "ids": ids})
+
     def _list(self, query: Mapping[str, str]) -> Answer:
         fits = _Search(query.get("q", ""), self.service).read()
-        found = [item for item in self.service._items.values() if fits(item)]
+        found = [item for item in self.service._listed() if fits(item)]
         first = int(query.get("pageToken", "0"))
         end = first + min(int(query.get("maxResults", "100")), self.service.largest_page)
         page: dict[str, Any] = {
@@ -509,6 +555,7 @@ class _Handler(LoopbackHandler):
                 raise _Refusal(403, "storageQuotaExceeded", text)
             wanted = json.loads(body)
             self._check_parents(wanted)
+            self.service._check_id(wanted)
             name = f"{secrets.token_hex(8)}-{wanted['title']}"  # with the title, so that a fault can match it
             self.service._sessions[name] = _Session(wanted, size)
             return Answer(200, headers={"Location": f"{self.service.url}{self.path}&upload_id={name}"})
@@ -677,6 +724,19 @@ def client_pointed_at(drive: DriveEmulator) -> Iterator[None]:
         yield
     finally:
         cache.get_static_doc = real
+
+
+@contextlib.contextmanager
+def drive_client(drive: DriveEmulator, *, retries: int = 6) -> Iterator[None]:
+    """Point Google's client in this process at the emulator; it opens no browser and retries without a pause."""
+    from lib.sync.stores import gdrive
+
+    with (
+        client_pointed_at(drive),
+        patch.dict(os.environ, {"GDRIVE_NON_INTERACTIVE": "1"}),
+        patch.object(gdrive, "PAUSES", (0.0,) * retries),
+    ):
+        yield
 
 
 def write_sitecustomize(folder: Path, drive: DriveEmulator) -> Path:

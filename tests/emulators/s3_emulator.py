@@ -1,8 +1,15 @@
-"""An S3 store on loopback (moto's) with faults of its requests, and a view of its content for tests."""
+"""An S3 store on loopback (moto's) with faults of its requests, and a view of its content for tests.
+
+Requests with `If-None-Match` are answered one after the other, and `Content-MD5` is compared with the body: S3 does so,
+moto does not.
+"""
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
+import io
 import logging
 import os
 import socket
@@ -31,9 +38,13 @@ Kind = Literal[
     "unavailable",  # 503
     "cut",  # the connection ends before anything is done
     "cut body",  # the connection ends in the middle of the request's body
+    "cut answer",  # the request is done, and the connection ends in the middle of the answer
     "lost answer",  # the request is done, and no answer is sent
 ]
+Conditions = Literal["kept", "ignored", "refused"]
 REFUSALS = {
+    "wrong digest": ("400 Bad Request", "BadDigest"),
+    "refused": ("501 Not Implemented", "NotImplemented"),
     "denied": ("403 Forbidden", "AccessDenied"),
     "full": ("507 Insufficient Storage", "XMinioStorageFull"),
     "unavailable": ("503 Service Unavailable", "ServiceUnavailable"),
@@ -51,6 +62,8 @@ class S3Emulator(Emulator[Kind]):
 
         super().__init__()
         self._client: Any = None
+        self.conditions: Conditions = "kept"
+        """What the store does with `If-None-Match`."""
         self._server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
         logging.getLogger("werkzeug").setLevel(logging.CRITICAL)  # `requests` is the log
 
@@ -112,7 +125,7 @@ class S3Emulator(Emulator[Kind]):
     def _serve(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         line = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}?{environ.get('QUERY_STRING', '')}"
         self.requests.append(line)
-        kind = self._take_fault(line)
+        kind = self._take_fault(line) or self._check(environ)
         if kind in REFUSALS:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             status, code = REFUSALS[kind]
@@ -121,11 +134,36 @@ class S3Emulator(Emulator[Kind]):
                 return []
             return [f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()]
         if kind is None:
-            return self._app(environ, start_response)  # type: ignore[no-any-return]
+            with self._lock if "HTTP_IF_NONE_MATCH" in environ else contextlib.nullcontext():
+                return self._app(environ, start_response)  # type: ignore[no-any-return]
+        if kind == "cut answer":
+            return self._half(environ, start_response)
         if kind == "cut body":
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0) // 2)
         elif kind == "lost answer":
             list(self._app(environ, lambda *_words: None))
+        raise self._hung_up(environ)
+
+    def _check(self, environ: dict[str, Any]) -> str | None:
+        """Return why a request is refused."""
+        if self.conditions == "refused" and "HTTP_IF_NONE_MATCH" in environ:
+            return "refused"
+        if self.conditions == "ignored":
+            environ.pop("HTTP_IF_NONE_MATCH", None)
+        if "HTTP_CONTENT_MD5" in environ:
+            body = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
+            environ["wsgi.input"] = io.BytesIO(body)
+            if base64.b64encode(hashlib.md5(body).digest()).decode() != environ["HTTP_CONTENT_MD5"]:
+                return "wrong digest"
+        return None
+
+    def _half(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        answer = b"".join(self._app(environ, start_response))
+        yield answer[: len(answer) // 2]
+        raise self._hung_up(environ)
+
+    @staticmethod
+    def _hung_up(environ: dict[str, Any]) -> ConnectionAbortedError:
         with contextlib.suppress(OSError):
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
-        raise ConnectionAbortedError
+        return ConnectionAbortedError()

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-import pytest
+import conftest
+import drive_emulator
 from conftest import RUN, WEIGHTS, Stores, run_git
-from drive_emulator import DriveEmulator, client_pointed_at
 
 from lib.remotes.credentials import Credentials
 from lib.sync import (
@@ -23,7 +22,8 @@ from lib.sync import (
     open_remotes,
     sync_outputs,
 )
-from lib.sync.stores import gdrive as drive_module
+
+drive_client, assert_no_secret = drive_emulator.drive_client, conftest.assert_no_secret
 
 BRANCH = "kaggle-train-detection-exp001-20250102-030405"
 OTHER = "kaggle-train-detection-exp001-20250102-040506"
@@ -82,15 +82,6 @@ def accept_only(stores: Stores, pattern: str) -> None:
 
 def _write_hook(stores: Stores, cases: str) -> None:
     stores.write_hook("pre-receive", f'while read old new ref; do case "$ref" in {cases} esac; done')
-
-
-@contextmanager
-def drive_client(drive: DriveEmulator, *, retries: int = len(drive_module.PAUSES)) -> Iterator[None]:
-    """Point Google's client in this process at the emulator; it opens no browser and retries without a pause."""
-    with pytest.MonkeyPatch.context() as patch, client_pointed_at(drive):
-        patch.setenv("GDRIVE_NON_INTERACTIVE", "1")
-        patch.setattr(drive_module, "PAUSES", (0.0,) * retries)
-        yield
 
 
 # ── objects ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -153,11 +144,3 @@ def nothing_changes(stores: Stores, stored: Callable[[], object] | None = None) 
     before = state()
     yield
     assert state() == before
-
-
-def assert_no_secret(error: BaseException, secrets: tuple[str, ...], *folders: Path) -> None:
-    """Check that neither the error, nor one that it was raised for, nor a file of the folders contains a credential."""
-    shown = "".join(traceback.format_exception(error)).encode()
-    for folder in folders:
-        shown += b"\n".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
-    assert not [secret for secret in secrets if secret.encode() in shown]

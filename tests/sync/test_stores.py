@@ -7,10 +7,14 @@ so that tests may share the stores.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import random
+import re
+import shutil
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,18 +25,15 @@ from typing import Any
 import drive_emulator
 import pytest
 import s3_emulator
-from conftest import run_git
-from drive_emulator import DriveEmulator
-from publications import assert_no_secret, drive_client, object_name
+from conftest import assert_no_secret, run_git
+from drive_emulator import FOLDER, STEP, DriveEmulator, drive_client
 from s3_emulator import S3Emulator
 
 from lib.errors import DvcPushError
 from lib.process import SILENCE
-from lib.sync.intent import StoredObject
 from lib.sync.stores import gdrive as drive_module
 from lib.sync.stores import s3 as s3_module
-from lib.sync.stores.base import Objects, StoredCopy, damaged, open_objects
-from lib.sync.stores.s3 import S3Objects
+from lib.sync.stores.base import FLAT, Store, StoredCopy, mismatch, open_store
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of DVC's own
 
@@ -41,10 +42,11 @@ _SEEDS = count()
 
 @dataclass(frozen=True)
 class Blob:
-    """An object to store: its name, and the file with its content."""
+    """A file to store: its path on a remote, and the file with its content."""
 
     oid: str
     path: Path
+    key: str
 
     @property
     def size(self) -> int:
@@ -52,9 +54,17 @@ class Blob:
         return self.path.stat().st_size
 
     @property
-    def key(self) -> str:
-        """Return the path on a remote."""
-        return object_name(self.oid)
+    def content(self) -> bytes:
+        """Return the bytes to store."""
+        return self.path.read_bytes()
+
+    @property
+    def md5(self) -> str:
+        """Return the MD5 of the content."""
+        return self.oid.removesuffix(".dir")
+
+
+Make = Callable[..., Blob]
 
 
 @dataclass(frozen=True)
@@ -63,14 +73,13 @@ class Backend:
 
     kind: str
     clone: Path
-    keeps_twins: bool
     cut_uploads: Callable[[], contextlib.AbstractContextManager[object]]
     """Returns a context in which every upload breaks in the middle."""
-    leave_remains: Callable[[Objects, Blob], object]
-    """Creates the remains of a machine that died during an upload for the intent `dead`."""
+    leave_remains: Callable[[Store, Blob, str], object]
+    """Creates the remains of a machine that died during `create` with this identity."""
     has_remains: Callable[[Blob], bool]
     """Returns whether there are such remains."""
-    opened: list[Objects] = field(default_factory=list)
+    opened: list[Store] = field(default_factory=list)
 
 
 @contextlib.contextmanager
@@ -79,7 +88,7 @@ def opened(clone: Path) -> Iterator[Any]:
     from dvc.repo import Repo
 
     with Repo(str(clone)) as repo:
-        store = open_objects(repo)
+        store = open_store(repo)
         try:
             yield store
         finally:
@@ -119,14 +128,14 @@ def faulty(emulator: Any, match: str, kind: str, times: int = 100) -> Iterator[N
 
 
 @contextlib.contextmanager
-def full_disk() -> Iterator[None]:
-    """Make every fsync fail, as on a full disk."""
+def failing(function: str, code: int) -> Iterator[None]:
+    """Make a function of `os` fail with this error number."""
 
-    def fsync(_descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
+    def fail(*_words: object, **_more: object) -> None:
+        raise OSError(code, os.strerror(code))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", fsync)
+        patch.setattr(os, function, fail)
         yield
 
 
@@ -137,18 +146,17 @@ def folder_backend(folder: Path) -> Backend:
         f"[core]\n    remote = storage\n['remote \"storage\"']\n    url = {storage}\n", encoding="utf-8"
     )
 
-    def leave(store: Any, blob: Blob) -> None:
-        part = store._part(blob.oid, "dead")
+    def leave(_store: Store, blob: Blob, identity: str) -> None:
+        part = storage / blob.key
         part.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(b"half")
+        part.with_name(f".{part.name}.{identity}.part").write_bytes(b"half")
 
     return Backend(
         "folder",
         clone,
-        keeps_twins=False,
-        cut_uploads=full_disk,
+        cut_uploads=lambda: failing("fsync", errno.ENOSPC),
         leave_remains=leave,
-        has_remains=lambda blob: len(list((storage / blob.key).parent.glob(f".{blob.oid[2:]}*"))) > 0,
+        has_remains=lambda blob: any(blob.path.name[2:] in path.name for path in storage.rglob(".*")),
     )
 
 
@@ -159,9 +167,8 @@ def drive_backend(folder: Path, drive: DriveEmulator) -> Backend:
     return Backend(
         "drive",
         clone,
-        keeps_twins=True,
         cut_uploads=lambda: faulty(drive, "^PUT /upload", "cut body"),
-        leave_remains=lambda _store, _blob: None,
+        leave_remains=lambda _store, _blob, _identity: None,
         has_remains=lambda _blob: False,
     )
 
@@ -172,16 +179,15 @@ def s3_backend(folder: Path, s3: S3Emulator, *, versions: bool) -> Backend:
     s3.make_bucket(bucket, versions=versions)
     s3.configure_clone(clone, bucket)
 
-    def leave(store: Objects, blob: Blob) -> None:
+    def leave(store: Store, blob: Blob, identity: str) -> None:
         with pytest.MonkeyPatch.context() as patch, faulty(s3, "partNumber|^DELETE", "denied"):
             patch.setattr(s3_module, "WHOLE", 0)
             with pytest.raises(DvcPushError):
-                store.upload(blob.oid, blob.path, "dead", int)
+                store.create(blob.key, blob.path, identity)
 
     return Backend(
         bucket,
         clone,
-        keeps_twins=versions,
         cut_uploads=lambda: faulty(s3, "^PUT ", "cut body"),
         leave_remains=leave,
         has_remains=lambda blob: any(blob.key in key for key in (*s3.remains(bucket), *s3.files(bucket))),
@@ -204,174 +210,225 @@ def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture
-def store(backend: Backend) -> Objects:
+def store(backend: Backend) -> Store:
     """Return this machine's client."""
     return backend.opened[0]
 
 
 @pytest.fixture
-def other(backend: Backend) -> Objects:
+def other(backend: Backend) -> Store:
     """Return another machine's client."""
     return backend.opened[1]
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Callable[..., Blob]:
-    """Return a function that creates an object with new content."""
+def make(tmp_path: Path) -> Make:
+    """Return a function that makes new content: an object, or a flat file with a title of its own."""
 
-    def make(size: int = 2000, *, listing: bool = False, prefix: str = "") -> Blob:
+    def make(size: int = 2000, *, listing: bool = False, prefix: str = "", flat: bool = False) -> Blob:
         chance = random.Random(next(_SEEDS))
         while True:
             content = chance.randbytes(size)
-            oid = hashlib.md5(content).hexdigest()
-            if oid.startswith(prefix):
+            md5 = hashlib.md5(content).hexdigest()
+            if md5.startswith(prefix):
                 break
-        path = tmp_path / oid
+        path, oid = tmp_path / md5, md5 + (".dir" if listing else "")
         path.write_bytes(content)
-        return Blob(oid + (".dir" if listing else ""), path)
+        return Blob(oid, path, f"{FLAT}test-{oid}.pt" if flat else f"files/md5/{oid[:2]}/{oid[2:]}")
 
     return make
 
 
-def send(store: Objects, blob: Blob) -> None:
-    """Upload an object."""
-    store.upload(blob.oid, blob.path, "label", int)
+def send(store: Store, blob: Blob, identity: str = "") -> StoredCopy:
+    """Store one more copy, which no other prevents; return it."""
+    copy = store.create(blob.key, blob.path, identity or store.new_identities(1)[0])
+    assert copy is not None
+    return copy
 
 
-def look(store: Objects, blob: Blob) -> dict[str, StoredCopy]:
-    """Return the stored copies of one object."""
-    return store.look([blob.oid]).get(blob.oid, {})
+def stored(store: Store, blob: Blob) -> set[str]:
+    """Return the identities that a listing shows under a path."""
+    return {copy.identity for copy in store.find(blob.key)}
+
+
+def store_with_dvc(clone: Path, blob: Blob) -> None:
+    """Store the file as DVC itself does on another machine."""
+    from dvc.repo import Repo
+
+    with Repo(str(clone)) as repo:
+        odb = repo.cloud.get_remote_odb()
+        odb.fs.put_file(str(blob.path), odb.oid_to_path(blob.oid))
 
 
 class TestContract:
     """The contract of every kind of store."""
 
-    def test_an_object_that_was_not_stored_is_not_found(self, store: Objects, make: Callable[..., Blob]) -> None:
-        """It has no entry, and looking for no object returns nothing."""
-        assert store.look([make().oid]) == {}
-        assert store.look([]) == {}
+    def test_a_file_that_was_not_stored_is_not_found(self, store: Store, make: Make, tmp_path: Path) -> None:
+        """It has no entry anywhere, cannot be read, and looking for no object returns nothing."""
+        blob, (identity,) = make(), store.new_identities(1)
+        assert store.find(blob.key) == []
+        assert store.look([blob.oid]) == store.look([]) == store.flat(f"{FLAT}nothing") == {}
+        assert store.verify(blob.key, identity) is None
+        with pytest.raises(FileNotFoundError, match=re.escape(blob.key)):
+            store.read(blob.key, identity, tmp_path / "read")
 
-    def test_an_upload_makes_one_copy_of_the_right_size_and_content(
-        self, store: Objects, make: Callable[..., Blob]
-    ) -> None:
-        """The store reports the size and, if it reports an MD5, that of the content."""
-        blob = make()
-        send(store, blob)
-        (copy,) = look(store, blob).values()
-        assert copy.size == blob.size
-        assert copy.md5 in (None, blob.oid)
-        assert damaged(StoredObject(blob.oid, blob.size), look(store, blob)) is None
+    def test_identities_are_never_the_same(self, store: Store, other: Store) -> None:
+        """No two of several calls, threads and machines are equal."""
+        with ThreadPoolExecutor(4) as pool:
+            taken = pool.map(lambda number: (store, other)[number % 2].new_identities(40), range(6))
+            assert len({identity for identities in taken for identity in identities}) == 240
 
-    def test_progress_adds_up_to_the_size(self, store: Objects, make: Callable[..., Blob]) -> None:
-        """Every byte is reported once."""
+    @pytest.mark.parametrize("flat", [False, True], ids=["object", "flat"])
+    def test_a_created_copy_has_the_identity_size_and_content(self, store: Store, make: Make, flat: bool) -> None:
+        """The answer to the upload, a listing, and the answer to the identity agree."""
+        blob, (identity,) = make(flat=flat), store.new_identities(1)
+        assert send(store, blob, identity) == StoredCopy(identity, blob.size, blob.md5)
+        (listed,) = store.flat(blob.key)[blob.key] if flat else store.look([blob.oid])[blob.oid]
+        assert store.verify(blob.key, identity) == listed == store.find(blob.key)[0]
+        assert (listed.identity, listed.size) == (identity, blob.size)
+        assert mismatch(blob.oid, blob.size, listed) is None
+
+    def test_a_copy_is_read_by_its_identity(self, store: Store, other: Store, make: Make, tmp_path: Path) -> None:
+        """Another machine reads all bytes, which replace those of the file, and not those of another copy."""
+        blob, target = make(300_000, flat=True), tmp_path / "read"
+        target.write_bytes(b"before")
+        identity, counts = send(store, blob).identity, [0]
+        other.read(blob.key, identity, target, counts.append)
+        assert target.read_bytes() == blob.content
+        assert sum(counts) == blob.size
+        with pytest.raises(FileNotFoundError):
+            other.read(blob.key, store.new_identities(1)[0], target)
+
+    def test_progress_adds_up_to_the_size(self, store: Store, make: Make) -> None:
+        """Every byte of an upload is reported once."""
         blob, counts = make(300_000), [0]
-        store.upload(blob.oid, blob.path, "label", counts.append)
+        store.create(blob.key, blob.path, store.new_identities(1)[0], counts.append)
         assert sum(counts) == blob.size
 
-    def test_storing_it_again_makes_another_identity(
-        self, backend: Backend, store: Objects, make: Callable[..., Blob]
-    ) -> None:
-        """The first copy stays if the store keeps twins, and is replaced otherwise."""
-        blob = make()
-        send(store, blob)
-        first = set(look(store, blob))
-        send(store, blob)
-        both = set(look(store, blob))
-        assert both - first
-        assert (first <= both) is backend.keeps_twins
+    def test_creating_twice_with_one_identity_makes_one_copy(self, store: Store, other: Store, make: Make) -> None:
+        """The second call, from any machine, returns the copy of the first."""
+        blob, (identity,) = make(), store.new_identities(1)
+        assert send(store, blob, identity) == send(store, blob, identity) == send(other, blob, identity)
+        assert [copy.identity for copy in store.find(blob.key)] == [identity]
 
-    def test_deleting_one_identity_leaves_the_other_copy(self, store: Objects, make: Callable[..., Blob]) -> None:
-        """The second copy stays: it is a twin of the first, or has replaced it."""
-        blob = make()
-        send(store, blob)
-        (first,) = look(store, blob)
-        send(store, blob)
-        rest = {identity: copy for identity, copy in look(store, blob).items() if identity != first}
-        store.delete(blob.oid, first)
-        assert look(store, blob) == rest
+    def test_another_identity_makes_a_twin_or_nothing(self, store: Store, make: Make) -> None:
+        """The first copy stays in either case; where paths hold one copy, the answer is None."""
+        blob, (first, second) = make(), store.new_identities(2)
+        send(store, blob, first)
+        made = store.create(blob.key, blob.path, second)
+        assert (made is not None) is store.keeps_twins
+        assert stored(store, blob) == ({first, second} if store.keeps_twins else {first})
+        store.delete(blob.key, second)
+        assert stored(store, blob) == {first}
 
-    def test_deleting_every_copy_leaves_nothing(self, store: Objects, make: Callable[..., Blob]) -> None:
-        """The path is empty afterwards, and the object can be stored again."""
-        blob = make()
-        for _ in range(2):
-            send(store, blob)
-        for identity in look(store, blob):
-            store.delete(blob.oid, identity)
-        assert look(store, blob) == {}
-        send(store, blob)
-        assert len(look(store, blob)) == 1
+    def test_one_of_many_machines_creates_the_copy(self, store: Store, other: Store, make: Make) -> None:
+        """Of eight at the same time exactly one is told that its copy is there; twins are all there."""
+        blob, identities = make(), store.new_identities(8)
 
-    def test_deleting_twice_is_not_an_error(self, store: Objects, other: Objects, make: Callable[..., Blob]) -> None:
-        """The same machine or another one may repeat a deletion."""
+        def create(number: int) -> StoredCopy | None:
+            return (store, other)[number % 2].create(blob.key, blob.path, identities[number])
+
+        with ThreadPoolExecutor(8) as pool:
+            made = {copy.identity for copy in pool.map(create, range(8)) if copy}
+        assert stored(store, blob) == made
+        assert len(made) == (8 if store.keeps_twins else 1)
+
+    def test_a_strangers_copy_survives(self, backend: Backend, store: Store, make: Make) -> None:
+        """DVC has stored the object before: it is not overwritten, and no deletion of ours removes it."""
+        blob, (identity,) = make(), store.new_identities(1)
+        store_with_dvc(backend.clone, blob)
+        before = stored(store, blob)
+        assert len(before) == 1
+        store.create(blob.key, blob.path, identity)
+        store.delete(blob.key, identity)
+        assert stored(store, blob) == before
+
+    def test_deleting_twice_is_not_an_error(self, store: Store, other: Store, make: Make) -> None:
+        """The same machine or another one may repeat a deletion; afterwards the file can be stored again."""
         blob = make()
-        send(store, blob)
-        (identity,) = look(store, blob)
+        identity = send(store, blob).identity
         for client in (store, store, other):
-            client.delete(blob.oid, identity)
-        assert look(store, blob) == {}
-
-    def test_an_interrupted_upload_is_never_visible(
-        self, backend: Backend, store: Objects, other: Objects, make: Callable[..., Blob]
-    ) -> None:
-        """Neither this machine nor another one finds it, and uploading again works."""
-        blob = make(400_000)
-        with backend.cut_uploads(), pytest.raises((DvcPushError, OSError)):
-            send(store, blob)
-        assert look(store, blob) == look(other, blob) == {}
-        assert not backend.has_remains(blob)
+            client.delete(blob.key, identity)
+        assert stored(store, blob) == set()
+        assert store.verify(blob.key, identity) is None
         send(store, blob)
-        assert len(look(other, blob)) == 1
+        assert len(stored(other, blob)) == 1
 
-    def test_discard_deletes_the_remains_of_a_dead_machine(
-        self, backend: Backend, store: Objects, other: Objects, make: Callable[..., Blob]
+    def test_an_interrupted_create_is_never_visible(
+        self, backend: Backend, store: Store, other: Store, make: Make
     ) -> None:
-        """It deletes those of one intent, from any machine, and may be repeated."""
-        blob = make()
-        backend.leave_remains(store, blob)
-        assert backend.has_remains(blob) is (backend.kind != "drive")
-        other.discard(blob.oid, "alive")
-        assert backend.has_remains(blob) is (backend.kind != "drive")
+        """Neither this machine nor another one finds the copy, and the same call works later."""
+        blob, (identity,) = make(400_000), store.new_identities(1)
+        with backend.cut_uploads(), pytest.raises((DvcPushError, OSError)):
+            store.create(blob.key, blob.path, identity)
+        assert store.find(blob.key) == other.find(blob.key) == []
+        assert not backend.has_remains(blob)
+        assert send(store, blob, identity).identity == identity
+
+    @pytest.mark.parametrize("flat", [False, True], ids=["object", "flat"])
+    def test_the_remains_of_a_dead_machine_are_deleted_by_identity(
+        self, backend: Backend, store: Store, other: Store, make: Make, flat: bool
+    ) -> None:
+        """Any machine may do so, several times; another identity's remains stay, and a flat file's are listed."""
+        blob, (dead, alive) = make(flat=flat), store.new_identities(2)
+        backend.leave_remains(store, blob, dead)
+        leaves = backend.kind != "drive"
+        assert backend.has_remains(blob) is leaves
+        assert other.find(blob.key) == other.look([blob.oid]).get(blob.oid, []) == []
+        listed = {name: [copy.identity for copy in copies] for name, copies in other.flat(blob.key).items()}
+        assert listed == ({blob.key: [dead]} if flat and leaves else {})
+        other.delete(blob.key, alive)
+        assert backend.has_remains(blob) is leaves
         for _ in range(2):
-            other.discard(blob.oid, "dead")
+            other.delete(blob.key, dead)
+        assert not backend.has_remains(blob)
+        assert other.flat(blob.key) == {}
+
+    def test_a_create_after_a_death_leaves_no_remains(self, backend: Backend, store: Store, make: Make) -> None:
+        """The call with the identity of the interrupted one completes it."""
+        blob, (identity,) = make(), store.new_identities(1)
+        backend.leave_remains(store, blob, identity)
+        assert send(store, blob, identity).identity == identity
+        store.delete(blob.key, identity)
         assert not backend.has_remains(blob)
 
     def test_a_look_finds_what_another_machine_has_changed_since_the_last_one(
-        self, store: Objects, other: Objects, make: Callable[..., Blob]
+        self, store: Store, other: Store, make: Make
     ) -> None:
         """No cache is used, neither for a missing object nor for a stored one."""
         blob = make()
-        assert look(store, blob) == {}
-        send(other, blob)
-        (identity,) = look(store, blob)
-        other.delete(blob.oid, identity)
-        assert look(store, blob) == {}
+        assert store.look([blob.oid]) == {}
+        identity = send(other, blob).identity
+        assert [copy.identity for copy in store.look([blob.oid])[blob.oid]] == [identity]
+        other.delete(blob.key, identity)
+        assert store.look([blob.oid]) == {}
 
-    def test_many_objects_are_distinguished(self, store: Objects, make: Callable[..., Blob]) -> None:
+    def test_many_objects_are_distinguished(self, store: Store, make: Make) -> None:
         """Files and directory listings are uploaded concurrently; some are stored and some are not."""
         there = [make(100 + number, listing=number % 5 == 0) for number in range(30)]
         missing = [make(100) for _ in range(10)]
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(lambda blob: send(store, blob), there))
         found = store.look([blob.oid for blob in (*missing, *there)])
-        assert {oid: [copy.size for copy in copies.values()] for oid, copies in found.items()} == {
+        assert {oid: [copy.size for copy in copies] for oid, copies in found.items()} == {
             blob.oid: [blob.size] for blob in there
         }
 
-    def test_a_survey_returns_every_object_and_nothing_else(self, store: Objects, make: Callable[..., Blob]) -> None:
-        """Files and listings have the names that `look` takes, their sizes and the MD5 of their content."""
+    def test_a_survey_returns_every_object_and_nothing_else(self, backend: Backend, store: Store, make: Make) -> None:
+        """Files and listings have the names that `look` takes; flat files and remains are no objects."""
         before = store.survey()
         there = [make(100 + number, listing=number == 2) for number in range(4)]
-        for blob in there:
+        for blob in (*there, make(flat=True)):
             send(store, blob)
+        backend.leave_remains(store, make(), store.new_identities(1)[0])
         after = store.survey()
-        assert {oid: after.pop(oid) for oid in [blob.oid for blob in there]} == {
-            blob.oid: [StoredCopy(blob.size, blob.oid.removesuffix(".dir"))] for blob in there
-        }
+        for blob in there:
+            (copy,) = after.pop(blob.oid)
+            assert (copy.size, copy.md5) == (blob.size, blob.md5)
+            assert copy.identity in ("", *stored(store, blob))
         assert after == before
 
-    def test_dvc_itself_reads_what_was_stored(
-        self, backend: Backend, store: Objects, make: Callable[..., Blob]
-    ) -> None:
+    def test_dvc_itself_reads_what_was_stored(self, backend: Backend, store: Store, make: Make) -> None:
         """The object is where DVC looks for it, byte for byte."""
         from dvc.repo import Repo
 
@@ -379,9 +436,137 @@ class TestContract:
         send(store, blob)
         with Repo(str(backend.clone)) as repo:
             odb = repo.cloud.get_remote_odb()
+            assert odb.exists(blob.oid)
             target = blob.path.with_suffix(".read")
             odb.fs.get_file(odb.oid_to_path(blob.oid), str(target))
-        assert target.read_bytes() == blob.path.read_bytes()
+        assert target.read_bytes() == blob.content
+
+    def test_dvc_leaves_flat_files_alone(self, backend: Backend, store: Store, make: Make) -> None:
+        """`dvc gc` of the remote deletes the objects that nothing names, and no other file."""
+        from dvc.repo import Repo
+
+        flat, blob = make(flat=True), make()
+        for each in (flat, blob):
+            send(store, each)
+        with Repo(str(backend.clone)) as repo:
+            repo.gc(workspace=True, cloud=True, force=True)
+        assert store.find(blob.key) == []
+        assert len(store.find(flat.key)) == 1
+
+    def test_an_address_names_one_store(self, backend: Backend, store: Store, tmp_path: Path) -> None:
+        """It is the same for every clone, and another one for a folder in the same place."""
+        clones = [shutil.copytree(backend.clone, tmp_path / name) for name in ("same", "elsewhere")]
+        config = clones[1] / ".dvc" / "config"
+        config.write_text(re.sub(r"(url = .*)", r"\1/elsewhere", config.read_text(encoding="utf-8")), encoding="utf-8")
+        with opened(clones[0]) as same, opened(clones[1]) as elsewhere:
+            assert store.address() == same.address() != elsewhere.address()
+
+    def test_a_good_store_has_no_limits(self, backend: Backend, store: Store) -> None:
+        """The trial leaves nothing, and is made once."""
+        before = store.flat(FLAT)
+        assert store.limits() == ""
+        assert store.flat(FLAT) == before
+        with backend.cut_uploads():
+            assert store.limits() == ""
+
+
+# ── folder ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Backend]:
+    """Yield an empty folder as DVC remote, with a client."""
+    backend = folder_backend(tmp_path)
+    with opened(backend.clone) as store:
+        backend.opened.append(store)
+        yield backend
+
+
+class TestFolder:
+    """Claims on folders alone."""
+
+    def test_an_identity_survives_what_keeps_times(self, folder: Backend, make: Make, tmp_path: Path) -> None:
+        """`dvc pull` and `dvc push` of the object, and a move of the whole folder with `cp -p`, keep it."""
+        (store,), storage = folder.opened, tmp_path / "storage"
+        blob = make()
+        identity, address = send(store, blob).identity, store.address()
+        pointer = folder.clone / "weights.pt.dvc"
+        pointer.write_text(f"outs:\n- md5: {blob.md5}\n  size: {blob.size}\n  hash: md5\n  path: weights.pt\n")
+        for command in ("pull", "push", "gc --cloud --workspace --force"):
+            subprocess.run(["dvc", *command.split()], cwd=folder.clone, check=True, capture_output=True)
+        assert (folder.clone / "weights.pt").read_bytes() == blob.content
+        assert store.verify(blob.key, identity)
+        subprocess.run(["cp", "-rp", storage, tmp_path / "copy"], check=True)
+        shutil.rmtree(storage)
+        (tmp_path / "copy").rename(storage)
+        with opened(folder.clone) as moved:
+            assert moved.verify(blob.key, identity)
+            assert moved.address() == address
+            moved.delete(blob.key, identity)
+            assert moved.find(blob.key) == []
+
+    def test_a_replaced_copy_is_another_one(self, folder: Backend, make: Make, tmp_path: Path) -> None:
+        """A plain copy over the file has the present time: the deletion of the first identity leaves it."""
+        (store,), blob = folder.opened, make()
+        identity = send(store, blob).identity
+        target = tmp_path / "storage" / blob.key
+        target.unlink()
+        shutil.copyfile(blob.path, target)
+        assert store.verify(blob.key, identity) is None
+        store.delete(blob.key, identity)
+        assert target.exists()
+
+    def test_without_hard_links_nothing_is_deleted(self, folder: Backend, make: Make) -> None:
+        """The copy is stored with no identity of ours, a second one is refused, and the reason is reported."""
+        (store,), blob, (first, second) = folder.opened, make(), folder.opened[0].new_identities(2)
+        with failing("link", errno.EPERM):
+            made = send(store, blob, first)
+            assert made.identity not in (first, second)
+            assert store.create(blob.key, blob.path, second) is None
+            assert "hard links" in store.limits()
+        for identity in (first, second):
+            store.delete(blob.key, identity)
+        assert store.find(blob.key) == [StoredCopy(made.identity, blob.size)]
+        assert not folder.has_remains(blob)
+        assert store.flat(FLAT) == {}
+
+    def test_another_error_of_link_is_no_missing_feature(self, folder: Backend, make: Make) -> None:
+        """A full disk is an error, and nothing is stored."""
+        (store,), blob = folder.opened, make()
+        with failing("link", errno.ENOSPC), pytest.raises(OSError, match="No space"):
+            send(store, blob)
+        assert store.find(blob.key) == []
+        assert store.limits() == ""
+
+    def test_a_folder_without_times_is_reported(self, folder: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The trial sees that the identity was not kept, and removes its file."""
+        monkeypatch.setattr(os, "utime", lambda *_words: None)
+        (store,) = folder.opened
+        assert "modification times" in store.limits()
+        assert store.flat(FLAT) == {}
+
+    @pytest.mark.parametrize(("function", "code"), [("unlink", errno.EPERM), ("fsync", errno.ENOSPC)])
+    def test_a_folder_that_refuses_the_trial_names_a_remedy(self, folder: Backend, function: str, code: int) -> None:
+        """Whoever can store and not delete cannot roll back."""
+        with failing(function, code), pytest.raises(DvcPushError, match="stored and deleted") as caught:
+            folder.opened[0].limits()
+        assert "let this account write" in caught.value.remedy
+
+    def test_of_two_names_of_a_folder_the_smallest_counts(self, folder: Backend, tmp_path: Path) -> None:
+        """Two machines have made one at the same moment."""
+        (store,) = folder.opened
+        address = store.address()
+        (tmp_path / "storage" / f"{FLAT}store-0").touch()
+        assert store.address() == address
+        with opened(folder.clone) as other:
+            assert other.address() == "folder 0"
+
+    def test_the_free_space_is_that_of_the_disk(self, folder: Backend, tmp_path: Path) -> None:
+        """The folder need not exist yet."""
+        room = folder.opened[0].room()
+        assert not (tmp_path / "storage").exists()
+        assert room is not None
+        assert 0 < room <= shutil.disk_usage(tmp_path).total
 
 
 # ── Drive ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -415,11 +600,11 @@ def own_drive(lone_drive: DriveEmulator) -> Iterator[DriveEmulator]:
 
 
 @pytest.fixture
-def on_drive(own_drive: DriveEmulator, drive_repo: Any) -> Iterator[Objects]:
+def on_drive(own_drive: DriveEmulator, drive_repo: Any) -> Iterator[Store]:
     """Yield a client of that Drive."""
     clone = Path(drive_repo.root_dir)
     drive_emulator.configure_clone(clone, own_drive, clone.parent)  # an earlier test may have renewed the token
-    store = open_objects(drive_repo)
+    store = open_store(drive_repo)
     yield store
     store.close()
 
@@ -427,43 +612,117 @@ def on_drive(own_drive: DriveEmulator, drive_repo: Any) -> Iterator[Objects]:
 class TestDrive:
     """Claims on Drive alone."""
 
-    def test_objects_in_twin_folders_are_all_found(
-        self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob]
+    def test_a_checkpoint_costs_six_requests(self, own_drive: DriveEmulator, on_drive: Store, make: Make) -> None:
+        """Two uploads of two requests each, and two deletions; ids and folders are known from before."""
+        old = [(blob, send(on_drive, blob)) for blob in (make(flat=True), make(flat=True))]
+        before = len(own_drive.requests)
+        for blob in (make(flat=True), make(flat=True)):
+            send(on_drive, blob)
+        for blob, copy in old:
+            on_drive.delete(blob.key, copy.identity)
+        assert len(own_drive.requests) - before == 6
+
+    def test_one_request_makes_a_hundred_identities(self, own_drive: DriveEmulator, on_drive: Store) -> None:
+        """They are used up before the next request."""
+        taken = [identity for _ in range(50) for identity in on_drive.new_identities(2)]
+        assert own_drive.count("generateIds") == 1
+        assert len({*taken, *on_drive.new_identities(250)}) == 350
+        assert own_drive.count("generateIds") == 4
+
+    @pytest.mark.parametrize("answers", [2, 100], ids=["found complete", "error"])
+    def test_a_lost_answer_makes_no_twin(
+        self, own_drive: DriveEmulator, on_drive: Store, make: Make, answers: int
     ) -> None:
+        """The session reports a complete file, or the next call finds the id in use and asks for the copy."""
+        blob, (identity,) = make(), on_drive.new_identities(1)
+        failure = pytest.raises(DvcPushError, match="connection") if answers > 2 else contextlib.nullcontext()
+        with faulty(own_drive, "^PUT /upload", "lost answer", answers), failure:
+            send(on_drive, blob, identity)
+        assert send(on_drive, blob, identity) == StoredCopy(identity, blob.size, blob.md5)
+        assert own_drive.files() == {blob.key: [(identity, blob.content)]}
+
+    def test_an_id_of_a_deleted_copy_is_an_error(self, on_drive: Store, make: Make) -> None:
+        """Drive refuses the id, and no copy has it: the answer must not look like a stored copy."""
+        blob = make()
+        identity = send(on_drive, blob).identity
+        on_drive.delete(blob.key, identity)
+        with pytest.raises(DvcPushError, match="fileIdInUse"):
+            send(on_drive, blob, identity)
+
+    def test_a_copy_is_verified_while_listings_lag(self, own_drive: DriveEmulator, on_drive: Store, make: Make) -> None:
+        """A listing shows neither the new copy nor that the old one is gone; the answers to their ids do."""
+        old, new = make(flat=True), make(flat=True)
+        first = send(on_drive, old).identity
+        for _ in range(drive_emulator.LAG):
+            on_drive.verify(old.key, first)
+        own_drive.lag = True
+        second = send(on_drive, new)
+        on_drive.delete(old.key, first)
+        assert (stored(on_drive, old), stored(on_drive, new)) == ({first}, set())
+        assert on_drive.verify(old.key, first) is None
+        assert on_drive.verify(new.key, second.identity) == second
+
+    def test_objects_in_twin_folders_are_all_found(self, own_drive: DriveEmulator, on_drive: Store, make: Make) -> None:
         """Another machine has created twins of each folder on the path after the first look."""
         blob = make()
-        send(on_drive, blob)
-        (first,) = look(on_drive, blob)
+        first = send(on_drive, blob).identity
         ids = {first}
         for path in ("files", "files/md5", f"files/md5/{blob.oid[:2]}"):
             here, rest = own_drive.make_folder(path, twin=True), blob.key.removeprefix(f"{path}/")
             for title in rest.split("/")[:-1]:
                 with own_drive._lock:
-                    here = own_drive._add(
-                        {"title": title, "parents": [{"id": here}], "mimeType": drive_emulator.FOLDER}, b""
-                    ).id
-            ids.add(own_drive.put(blob.key, blob.path.read_bytes(), folder=here))
-        assert set(look(on_drive, blob)) == ids
-        on_drive.delete(blob.oid, first)
-        assert set(look(on_drive, blob)) == ids - {first}
+                    here = own_drive._add({"title": title, "parents": [{"id": here}], "mimeType": FOLDER}, b"").id
+            ids.add(own_drive.put(blob.key, blob.content, folder=here))
+        assert {copy.identity for copy in on_drive.look([blob.oid])[blob.oid]} == stored(on_drive, blob) == ids
+        on_drive.delete(blob.key, first)
+        assert stored(on_drive, blob) == ids - {first}
 
-    def test_files_in_the_trash_are_not_found(
-        self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob]
-    ) -> None:
+    def test_files_in_the_trash_are_not_found(self, own_drive: DriveEmulator, on_drive: Store, make: Make) -> None:
         """Neither a file in the trash nor one in a trashed folder counts; the next upload creates the folder again."""
         blob, twin = make(), make(prefix="a")
-        for item in (blob, twin):
-            send(on_drive, item)
-        (identity,) = look(on_drive, blob)
-        own_drive.trash(identity)
+        first, second = (send(on_drive, item).identity for item in (blob, twin))
+        own_drive.trash(first)
         own_drive.trash(own_drive.folders()[twin.key.rpartition("/")[0]][0])
+        assert on_drive.verify(blob.key, first) is on_drive.verify(twin.key, second) is None
         assert on_drive.look([blob.oid, twin.oid]) == {}
         send(on_drive, twin)
-        assert len(look(on_drive, twin)) == 1
+        assert len(stored(on_drive, twin)) == 1
 
-    def test_every_page_of_a_listing_is_read(
-        self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob]
+    def test_an_upload_into_a_folder_in_the_trash_is_an_error(
+        self, own_drive: DriveEmulator, on_drive: Store, make: Make
     ) -> None:
+        """The folder was known from before; the next upload creates another one."""
+        blob = make(prefix="a")
+        send(on_drive, blob)
+        own_drive.trash(own_drive.folders()["files/md5"][0])
+        with pytest.raises(DvcPushError, match="moved to the trash") as caught:
+            send(on_drive, blob)
+        assert "restore it" in caught.value.remedy
+        send(on_drive, blob)
+        assert len(stored(on_drive, blob)) == 1
+
+    def test_a_root_folder_in_the_trash_is_reported(self, own_drive: DriveEmulator, drive_repo: Any) -> None:
+        """Opening works, so that copies can be read and deleted; preflight asks for the limits."""
+        own_drive.trash(own_drive.root_id)
+        store = open_store(drive_repo)
+        with pytest.raises(DvcPushError, match="in the trash") as caught:
+            store.limits()
+        assert "restore it" in caught.value.remedy
+        store.close()
+
+    def test_a_folder_that_was_deleted_meanwhile_is_created_again(
+        self, own_drive: DriveEmulator, on_drive: Store, make: Make
+    ) -> None:
+        """Another machine has deleted what this one knew; other folders are found by their paths."""
+        blob = make()
+        send(on_drive, blob)
+        with own_drive._lock:
+            own_drive._remove(own_drive.folders()["files/md5"][0])
+        send(on_drive, blob)
+        assert len(own_drive.files()[blob.key]) == 1
+        assert len(own_drive.folders()["files"]) == 1
+
+    def test_every_page_of_a_listing_is_read(self, own_drive: DriveEmulator, on_drive: Store, make: Make) -> None:
         """Folders and files may each need several pages."""
         blobs = [make(prefix=prefix) for prefix in ("1", "1", "1", "2", "3", "4")]
         for blob in blobs:
@@ -472,7 +731,7 @@ class TestDrive:
         assert set(on_drive.look([blob.oid for blob in blobs])) == {blob.oid for blob in blobs}
 
     def test_titles_that_differ_in_case_are_different(
-        self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob]
+        self, own_drive: DriveEmulator, on_drive: Store, make: Make
     ) -> None:
         """Drive's search finds `FILES` for `files`."""
         blob = make(prefix="a")
@@ -480,12 +739,13 @@ class TestDrive:
         folder, _, title = blob.key.rpartition("/")
         own_drive.put(f"{folder.replace('a', 'A')}/{title}", b"another")
         own_drive.put(f"{folder}/{title.upper()}", b"another")
-        assert look(on_drive, blob) == {}
+        assert on_drive.look([blob.oid]) == {}
+        assert stored(on_drive, blob) == set()
         send(on_drive, blob)
         assert blob.key in own_drive.files()
 
     def test_a_look_costs_one_listing_for_each_folder_and_three_more(
-        self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob]
+        self, own_drive: DriveEmulator, on_drive: Store, make: Make
     ) -> None:
         """The number of objects does not matter; an upload after it costs no listing."""
         blobs = [make(prefix=prefix) for prefix in "11112222"]
@@ -499,85 +759,81 @@ class TestDrive:
         send(on_drive, blobs[0])
         assert own_drive.count("^GET") - before == len(folders) + 3
 
-    def test_an_upload_whose_answer_is_lost_is_found_complete(
-        self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob]
-    ) -> None:
-        """The session reports a complete file: there is one copy, no twin and no error."""
-        blob = make()
-        own_drive.add_fault("^PUT /upload", "lost answer", 2)
-        send(on_drive, blob)
-        assert len(own_drive.files()[blob.key]) == len(look(on_drive, blob)) == 1
-
-    def test_an_upload_that_never_gets_an_answer_is_an_error_and_may_be_stored(
-        self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob]
-    ) -> None:
-        """After an error the copy may be there, and a look finds it."""
-        blob = make()
-        with faulty(own_drive, "^PUT /upload", "lost answer"), pytest.raises(DvcPushError, match="connection"):
-            send(on_drive, blob)
-        assert len(look(on_drive, blob)) == 1
-
     def test_a_lost_answer_to_a_new_folder_leaves_twins_that_work(
-        self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob]
+        self, own_drive: DriveEmulator, on_drive: Store, make: Make
     ) -> None:
         """The client repeats the request, and Drive creates two folders; objects are found in both."""
         blob = make()
         own_drive.add_fault("^POST /drive/v2/files", "lost answer", 6)
         send(on_drive, blob)
         assert max(len(ids) for ids in own_drive.folders().values()) > 1
-        assert len(look(on_drive, blob)) == 1
+        assert len(stored(on_drive, blob)) == 1
         send(on_drive, blob)
-        assert len(look(on_drive, blob)) == 2
+        assert len(stored(on_drive, blob)) == 2
 
     def test_an_interrupted_upload_of_a_large_file_is_resumed(
-        self,
-        own_drive: DriveEmulator,
-        on_drive: Objects,
-        make: Callable[..., Blob],
-        monkeypatch: pytest.MonkeyPatch,
+        self, own_drive: DriveEmulator, on_drive: Store, make: Make, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Pieces that have arrived are not sent again, and every byte is reported once."""
-        monkeypatch.setattr(drive_module, "PIECE", drive_emulator.STEP)
-        blob, counts = make(4 * drive_emulator.STEP + 1), [0]
+        monkeypatch.setattr(drive_module, "PIECE", STEP)
+        blob, counts = make(4 * STEP + 1), [0]
         own_drive.add_fault(r"^PUT .*\[bytes 524288-", "cut body", 2)
-        on_drive.upload(blob.oid, blob.path, "label", counts.append)
-        assert own_drive.files()[blob.key][0][1] == blob.path.read_bytes()
+        on_drive.create(blob.key, blob.path, on_drive.new_identities(1)[0], counts.append)
+        assert own_drive.files()[blob.key][0][1] == blob.content
         assert own_drive.count(r"\[bytes 0-") == own_drive.count(r"\[bytes 262144-") == 1
         assert sum(counts) == blob.size
 
-    def test_a_token_that_expires_during_uploads_is_renewed(
+    @pytest.mark.parametrize("kind", ["unavailable", "cut", "cut answer"])
+    def test_a_download_goes_on_after_a_transient_error(
         self,
         own_drive: DriveEmulator,
-        on_drive: Objects,
-        make: Callable[..., Blob],
+        on_drive: Store,
+        make: Make,
+        tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
+        kind: drive_emulator.Kind,
+    ) -> None:
+        """A file of several pieces arrives whole, and every byte is reported once."""
+        monkeypatch.setattr(drive_module, "PIECE", STEP)
+        blob, counts = make(3 * STEP + 1), [0]
+        identity = send(on_drive, blob).identity
+        own_drive.add_fault("alt=media", kind, 2, after=1)
+        on_drive.read(blob.key, identity, tmp_path / "read", counts.append)
+        assert (tmp_path / "read").read_bytes() == blob.content
+        assert sum(counts) == blob.size
+        assert own_drive.count("alt=media") == 6
+
+    def test_a_token_that_expires_during_uploads_is_renewed(
+        self, own_drive: DriveEmulator, on_drive: Store, make: Make, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """This works in four threads at once; all bytes of the refused piece are sent again."""
-        monkeypatch.setattr(drive_module, "PIECE", drive_emulator.STEP)
-        blobs = [make(3 * drive_emulator.STEP) for _ in range(4)]
-        ended = iter([own_drive.expire])
+        monkeypatch.setattr(drive_module, "PIECE", STEP)
+        blobs, ended = [make(3 * STEP) for _ in range(4)], iter([own_drive.expire])
 
-        def progress(_count: int) -> None:
-            next(ended, lambda: None)()
+        def create(blob: Blob) -> None:
+            on_drive.create(
+                blob.key, blob.path, on_drive.new_identities(1)[0], lambda _count: next(ended, lambda: None)()
+            )
 
         with ThreadPoolExecutor(4) as pool:
-            list(pool.map(lambda blob: on_drive.upload(blob.oid, blob.path, "label", progress), blobs))
+            list(pool.map(create, blobs))
         files = own_drive.files()
-        assert [files[blob.key][0][1] for blob in blobs] == [blob.path.read_bytes() for blob in blobs]
+        assert [files[blob.key][0][1] for blob in blobs] == [blob.content for blob in blobs]
         assert own_drive.count("^POST /token") > 0
 
     @pytest.mark.parametrize("kind", ["rate limit", "too many", "unavailable", "cut", "cut answer", "lost answer"])
     def test_a_request_is_repeated_after_a_transient_error(
-        self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob], kind: drive_emulator.Kind
+        self, own_drive: DriveEmulator, on_drive: Store, make: Make, kind: drive_emulator.Kind
     ) -> None:
-        """This holds for every kind of request: listing, creating folders, starting and sending an upload, deleting."""
+        """This holds for every kind of request: ids, listing, folders, starting and sending an upload, deleting."""
         blob = make()
-        for match in ("^GET .*in parents", "^POST /drive", "^POST /upload", "^PUT", "^DELETE"):
+        for match in ("generateIds", "^GET .*in parents", "^POST /drive", "^POST /upload", "^PUT", "^DELETE"):
             own_drive.add_fault(match, kind, 2)
-        send(on_drive, blob)
-        assert len(own_drive.files()[blob.key]) == 1
-        (identity,) = look(on_drive, blob)
-        on_drive.delete(blob.oid, identity)
+        identity = send(on_drive, blob).identity
+        assert [found for found, _ in own_drive.files()[blob.key]] == [identity]
+        own_drive.add_fault(f"files/{identity}", kind, 2)
+        assert on_drive.verify(blob.key, identity)
+        on_drive.delete(blob.key, identity)
         assert own_drive.files() == {}
 
     @pytest.mark.parametrize(
@@ -594,8 +850,8 @@ class TestDrive:
     def test_a_persistent_error_names_its_remedy(
         self,
         own_drive: DriveEmulator,
-        on_drive: Objects,
-        make: Callable[..., Blob],
+        on_drive: Store,
+        make: Make,
         kind: drive_emulator.Kind,
         match: str,
         remedy: str,
@@ -606,9 +862,7 @@ class TestDrive:
         assert remedy in caught.value.remedy
         assert_no_secret(caught.value, drive_emulator.SECRETS)
 
-    def test_the_free_space_is_that_of_the_account(
-        self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob]
-    ) -> None:
+    def test_the_free_space_is_that_of_the_account(self, own_drive: DriveEmulator, on_drive: Store, make: Make) -> None:
         """It is the unused part of the quota; an account without a quota has no limit."""
         assert on_drive.room() is None
         send(on_drive, make(2000))
@@ -618,7 +872,7 @@ class TestDrive:
         assert on_drive.room() == 0
 
     def test_an_upload_to_a_full_account_is_not_repeated(
-        self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob]
+        self, own_drive: DriveEmulator, on_drive: Store, make: Make
     ) -> None:
         """Waiting does not free any quota."""
         own_drive.capacity = 100
@@ -642,7 +896,7 @@ class TestDrive:
         assert_no_secret(caught.value, drive_emulator.SECRETS)
 
     def test_credentials_that_are_revoked_later_are_reported(
-        self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob]
+        self, own_drive: DriveEmulator, on_drive: Store, make: Make
     ) -> None:
         """The refused request causes the same error and remedy."""
         own_drive.revoke()
@@ -662,23 +916,19 @@ class TestDrive:
         assert ".dvc/config" in caught.value.remedy
 
     def test_a_file_is_moved_to_the_trash_if_deleting_is_forbidden(
-        self, own_drive: DriveEmulator, on_drive: Objects, make: Callable[..., Blob]
+        self, own_drive: DriveEmulator, on_drive: Store, make: Make
     ) -> None:
         """Most members of a shared drive may only trash files."""
         blob = make()
-        send(on_drive, blob)
-        (identity,) = look(on_drive, blob)
+        identity = send(on_drive, blob).identity
         own_drive.add_fault("^DELETE", "forbidden")
-        on_drive.delete(blob.oid, identity)
-        assert look(on_drive, blob) == {}
+        on_drive.delete(blob.key, identity)
+        assert stored(on_drive, blob) == set()
+        assert on_drive.verify(blob.key, identity) is None
         assert own_drive.count("/trash") == 1
 
     def test_a_late_answer_is_not_mistaken_for_the_next_one(
-        self,
-        own_drive: DriveEmulator,
-        on_drive: Objects,
-        make: Callable[..., Blob],
-        monkeypatch: pytest.MonkeyPatch,
+        self, own_drive: DriveEmulator, on_drive: Store, make: Make, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """After a timeout the next request uses another connection."""
         blob = make()
@@ -690,21 +940,21 @@ class TestDrive:
         try:
             own_drive.add_fault("title='md5'", "late")
             with pytest.raises(DvcPushError, match="timed out"):
-                look(on_drive, blob)
+                on_drive.find(blob.key)
         finally:
             socket.setdefaulttimeout(limit)
-        assert len(look(on_drive, blob)) == 1
+        assert len(stored(on_drive, blob)) == 1
 
     @pytest.mark.usefixtures("on_drive")
     def test_a_silent_connection_times_out(self) -> None:
         """The client has no time limit, so that every socket of the process gets one."""
         assert socket.getdefaulttimeout() == SILENCE
 
-    def test_a_piece_is_read_in_blocks_and_may_be_sent_again(self, make: Callable[..., Blob]) -> None:
+    def test_a_piece_is_read_in_blocks_and_may_be_sent_again(self, make: Make) -> None:
         """Memory use does not depend on the size, and a second iteration starts at the beginning."""
         blob = make(10 * drive_module.BLOCK + 1)
         piece = drive_module._Piece(blob.path, 5, 9 * drive_module.BLOCK, int)
-        wanted = blob.path.read_bytes()[5 : 5 + len(piece)]
+        wanted = blob.content[5 : 5 + len(piece)]
         for _ in range(2):
             blocks = list(piece)
             assert b"".join(blocks) == wanted
@@ -722,11 +972,26 @@ class Bucket:
 
     name: str
     s3: S3Emulator
-    objects: S3Objects
+    store: Store
 
-    def key(self, blob: Blob) -> str:
-        """Return an object's key in the bucket."""
-        return f"dvc/{blob.key}"
+    def put(self, blob: Blob, body: bytes, **words: str) -> str:
+        """Store a file under the blob's path as another client would; return its version, if there is one."""
+        key = f"dvc/{blob.key}"
+        return str(self.s3.client().put_object(Bucket=self.name, Key=key, Body=body, **words).get("VersionId"))
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """Return the files below the remote, as a reader sees them."""
+        return {key.removeprefix("dvc/"): content for key, content in self.s3.files(self.name).items()}
+
+    def versions(self) -> tuple[list[str], list[str]]:
+        """Return the ids of all versions and of all delete markers."""
+        listed = self.s3.client().list_object_versions(Bucket=self.name)
+        versions, markers = ([item["VersionId"] for item in listed.get(kind, ())] for kind in _KINDS)
+        return versions, markers
+
+
+_KINDS = ("Versions", "DeleteMarkers")
 
 
 @pytest.fixture
@@ -737,165 +1002,230 @@ def bucket(request: pytest.FixtureRequest, s3: S3Emulator, tmp_path: Path) -> It
     s3.configure_clone(clone, name)
     with opened(clone) as store:
         yield Bucket(name, s3, store)
+    s3.conditions = "kept"
 
 
 with_versions = pytest.mark.parametrize("bucket", [True], indirect=True, ids=["versions"])
+both = pytest.mark.parametrize("bucket", [False, True], indirect=True, ids=["plain", "versions"])
+
+
+@pytest.fixture
+def in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send files of more than 1 MiB in parts."""
+    monkeypatch.setattr(s3_module, "WHOLE", 2**20)
+    monkeypatch.setattr(s3_module, "PART", 5 * 2**20)
 
 
 class TestS3:
     """Claims on S3 alone."""
 
     @with_versions
-    def test_deleting_the_newest_version_restores_the_one_before(
-        self, bucket: Bucket, make: Callable[..., Blob]
-    ) -> None:
-        """A reader gets the earlier version, and no delete marker hides it."""
+    def test_a_hidden_copy_of_ours_is_deleted_and_no_other(self, bucket: Bucket, make: Make) -> None:
+        """It lies under a version of DVC, which readers see, and above an older one; both stay."""
         blob = make()
-        bucket.s3.client().put_object(Bucket=bucket.name, Key=bucket.key(blob), Body=b"before")
-        (before,) = look(bucket.objects, blob)
-        send(bucket.objects, blob)
-        (new,) = set(look(bucket.objects, blob)) - {before}
-        bucket.objects.delete(blob.oid, new)
-        assert set(look(bucket.objects, blob)) == {before}
-        assert bucket.s3.files(bucket.name) == {bucket.key(blob): b"before"}
+        oldest = bucket.put(blob, b"oldest")
+        bucket.s3.client().delete_object(Bucket=bucket.name, Key=f"dvc/{blob.key}")
+        assert stored(bucket.store, blob) == set()
+        identity = send(bucket.store, blob).identity
+        newest = bucket.put(blob, b"newest")
+        assert bucket.store.verify(blob.key, identity) is None
+        assert stored(bucket.store, blob) == {newest}
+        bucket.store.delete(blob.key, identity)
+        versions, markers = bucket.versions()
+        assert set(versions) == {oldest, newest}
+        assert len(markers) == 1
 
     @with_versions
-    def test_a_version_under_a_delete_marker_is_not_found_and_not_deleted(
-        self, bucket: Bucket, make: Callable[..., Blob]
-    ) -> None:
-        """DVC deletes this way: a look finds only the upload, and its rollback changes no older version."""
-        blob, client = make(), bucket.s3.client()
-        hidden = client.put_object(Bucket=bucket.name, Key=bucket.key(blob), Body=b"hidden")["VersionId"]
-        client.delete_object(Bucket=bucket.name, Key=bucket.key(blob))
-        assert look(bucket.objects, blob) == {}
-        send(bucket.objects, blob)
-        (new,) = look(bucket.objects, blob)
-        bucket.objects.delete(blob.oid, new)
-        assert look(bucket.objects, blob) == {}
-        left = client.list_object_versions(Bucket=bucket.name)["Versions"]
-        assert [version["VersionId"] for version in left] == [hidden]
+    def test_a_copy_under_a_delete_marker_is_not_there_and_is_deleted(self, bucket: Bucket, make: Make) -> None:
+        """DVC deletes this way; the deletion of our copy leaves no version of it."""
+        blob = make()
+        identity = send(bucket.store, blob).identity
+        bucket.s3.client().delete_object(Bucket=bucket.name, Key=f"dvc/{blob.key}")
+        assert bucket.store.find(blob.key) == []
+        assert bucket.store.verify(blob.key, identity) is None
+        bucket.store.delete(blob.key, identity)
+        assert bucket.versions()[0] == []
 
     @with_versions
-    def test_the_newest_version_is_found_if_versions_may_not_be_listed(
-        self, bucket: Bucket, make: Callable[..., Blob]
-    ) -> None:
-        """Keys with only read and write permission are enough."""
+    def test_keys_that_may_not_list_versions_are_enough(self, bucket: Bucket, make: Make) -> None:
+        """The visible copy is deleted, and the deletion may be repeated."""
         blob = make()
-        for _ in range(2):
-            send(bucket.objects, blob)
+        identity = send(bucket.store, blob).identity
         with faulty(bucket.s3, r"^GET .*versions", "denied"):
-            assert len(look(bucket.objects, blob)) == 1
-        assert len(look(bucket.objects, blob)) == 2
+            for _ in range(2):
+                bucket.store.delete(blob.key, identity)
+        assert bucket.versions() == ([], [])
 
     @with_versions
-    def test_the_note_of_an_upload_in_parts_leaves_no_versions(
-        self, bucket: Bucket, make: Callable[..., Blob], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    @pytest.mark.usefixtures("in_parts")
+    def test_the_note_of_an_upload_in_parts_leaves_no_versions(self, bucket: Bucket, make: Make) -> None:
         """The bucket contains the object's version and nothing else, not even a delete marker."""
-        monkeypatch.setattr(s3_module, "WHOLE", 0)
-        send(bucket.objects, make())
-        listed = bucket.s3.client().list_object_versions(Bucket=bucket.name)
-        assert len(listed["Versions"]) == 1
-        assert "DeleteMarkers" not in listed
+        send(bucket.store, make(2**20 + 1))
+        versions, markers = bucket.versions()
+        assert (len(versions), markers) == (1, [])
 
-    @pytest.mark.parametrize("bucket", [False, True], indirect=True, ids=["plain", "versions"])
-    def test_a_version_older_than_versioning_is_one_identity(self, bucket: Bucket, make: Callable[..., Blob]) -> None:
-        """A copy from before versioning has the same identity as the newest version and as an older one."""
-        blob, client = make(), bucket.s3.client()
-        send(bucket.objects, blob)
-        before = set(look(bucket.objects, blob))
-        client.put_bucket_versioning(Bucket=bucket.name, VersioningConfiguration={"Status": "Enabled"})
-        send(bucket.objects, blob)
-        after = set(look(bucket.objects, blob))
-        assert before < after
-        for identity in after - before:
-            bucket.objects.delete(blob.oid, identity)
-        assert set(look(bucket.objects, blob)) == before
-        for identity in before:
-            bucket.objects.delete(blob.oid, identity)
-        assert look(bucket.objects, blob) == {}
-
-    def test_a_large_file_is_sent_in_parts_and_its_md5_is_unknown(
-        self, bucket: Bucket, make: Callable[..., Blob], monkeypatch: pytest.MonkeyPatch
+    @both
+    @pytest.mark.parametrize("stranger", [False, True], ids=["ours", "stranger's"])
+    def test_a_copy_from_before_versioning_is_deleted_by_its_mark(
+        self, bucket: Bucket, make: Make, stranger: bool
     ) -> None:
-        """The object is complete, and no part and no note is left."""
-        monkeypatch.setattr(s3_module, "WHOLE", 2**20)
-        monkeypatch.setattr(s3_module, "PART", 5 * 2**20)
-        blob, counts = make(5 * 2**20 + 7), [0]
-        bucket.objects.upload(blob.oid, blob.path, "label", counts.append)
-        assert list(look(bucket.objects, blob).values()) == [StoredCopy(blob.size, None)]
-        assert bucket.s3.files(bucket.name) == {bucket.key(blob): blob.path.read_bytes()}
+        """A copy of DVC from then has one identity, too, whatever the bucket does since."""
+        blob = make()
+        if stranger:
+            bucket.put(blob, blob.content)
+            (identity,) = stored(bucket.store, blob)
+        else:
+            identity = send(bucket.store, blob).identity
+        enabled = {"Status": "Enabled"}
+        bucket.s3.client().put_bucket_versioning(Bucket=bucket.name, VersioningConfiguration=enabled)
+        assert stored(bucket.store, blob) == {identity}
+        newest = bucket.put(blob, b"newest")
+        bucket.store.delete(blob.key, identity)
+        assert bucket.versions()[0] == [newest]
+
+    @both
+    @pytest.mark.parametrize(("conditions", "reason"), [("ignored", "ignores"), ("refused", "does not know")])
+    def test_a_store_without_conditional_writes_is_reported_and_works(
+        self, bucket: Bucket, make: Make, conditions: s3_emulator.Conditions, reason: str
+    ) -> None:
+        """The trial leaves nothing; later a look comes before each upload, so that a known copy is not overwritten."""
+        bucket.s3.conditions = conditions
+        assert reason in bucket.store.limits()
+        assert bucket.files == {}
+        assert bucket.versions()[0] == []
+        blob, (first, second) = make(), bucket.store.new_identities(2)
+        assert send(bucket.store, blob, first) == send(bucket.store, blob, first)
+        assert bucket.store.create(blob.key, blob.path, second) is None
+        assert stored(bucket.store, blob) == {first}
+
+    def test_a_store_that_refuses_the_header_takes_uploads_without_a_trial(self, bucket: Bucket, make: Make) -> None:
+        """The refused upload is sent again from the beginning, and all later ones are not refused."""
+        bucket.s3.conditions = "refused"
+        blobs = [make(400_000), make()]
+        before = bucket.s3.count("^PUT")
+        for blob in blobs:
+            send(bucket.store, blob)
+        assert bucket.files == {blob.key: blob.content for blob in blobs}
+        assert bucket.s3.count("^PUT") - before == 3
+
+    @both
+    def test_a_store_that_refuses_deletions_names_a_remedy(self, bucket: Bucket) -> None:
+        """The bucket locks its objects, or the keys may not delete."""
+        with faulty(bucket.s3, "^DELETE", "denied"), pytest.raises(DvcPushError, match="AccessDenied") as caught:
+            bucket.store.limits()
+        assert "delete its objects" in caught.value.remedy
+
+    def test_other_content_than_the_name_says_is_refused(self, bucket: Bucket, make: Make) -> None:
+        """The file was changed after it was hashed: S3 checks the MD5 on arrival, and nothing is visible."""
+        blob = make()
+        blob.path.write_bytes(b"changed")
+        with pytest.raises(DvcPushError, match="BadDigest"):
+            send(bucket.store, blob)
+        assert bucket.files == {}
+
+    @pytest.mark.usefixtures("in_parts")
+    def test_other_content_than_the_name_says_is_not_completed(self, bucket: Bucket, make: Make) -> None:
+        """A file in parts is hashed on the way, and nothing is stored, visible or hidden."""
+        blob = make(2**20 + 1)
+        blob.path.write_bytes(bytes(2**20 + 1))
+        with pytest.raises(DvcPushError, match="other content"):
+            send(bucket.store, blob)
+        assert bucket.files == {}
+        assert bucket.s3.remains(bucket.name) == []
+
+    @pytest.mark.usefixtures("in_parts")
+    def test_a_large_file_is_sent_in_parts(self, bucket: Bucket, make: Make, tmp_path: Path) -> None:
+        """The answer has the MD5, which a look does not know; no part and no note is left, and it is never replaced."""
+        blob, counts, (identity, another) = make(5 * 2**20 + 7), [0], bucket.store.new_identities(2)
+        made = bucket.store.create(blob.key, blob.path, identity, counts.append)
+        assert made == StoredCopy(identity, blob.size, blob.md5) == send(bucket.store, blob, identity)
+        assert bucket.store.find(blob.key) == [StoredCopy(identity, blob.size, None)]
+        assert bucket.store.create(blob.key, blob.path, another) is None
+        assert bucket.files == {blob.key: blob.content}
         assert bucket.s3.remains(bucket.name) == []
         assert sum(counts) == blob.size
+        bucket.store.read(blob.key, identity, tmp_path / "read")
+        assert (tmp_path / "read").read_bytes() == blob.content
 
+    @pytest.mark.usefixtures("in_parts")
     @pytest.mark.parametrize("match", [r"partNumber=2", r"^POST .*uploadId", r"^PUT .*\.upload\?"])
-    def test_an_interrupted_upload_in_parts_is_aborted(
-        self, bucket: Bucket, make: Callable[..., Blob], monkeypatch: pytest.MonkeyPatch, match: str
-    ) -> None:
+    def test_an_interrupted_upload_in_parts_is_aborted(self, bucket: Bucket, make: Make, match: str) -> None:
         """Nothing is stored, visible or hidden, wherever the upload breaks."""
-        monkeypatch.setattr(s3_module, "WHOLE", 2**20)
-        monkeypatch.setattr(s3_module, "PART", 5 * 2**20)
         blob = make(5 * 2**20 + 7)
         with faulty(bucket.s3, match, "cut body"), pytest.raises(DvcPushError):
-            send(bucket.objects, blob)
-        assert bucket.s3.files(bucket.name) == {}
+            send(bucket.store, blob)
+        assert bucket.files == {}
         assert bucket.s3.remains(bucket.name) == []
 
-    def test_discard_leaves_another_publications_parts_alone(self, bucket: Bucket, make: Callable[..., Blob]) -> None:
-        """Another publication is uploading parts of the same object."""
+    def test_a_deletion_leaves_another_uploads_parts_alone(self, bucket: Bucket, make: Make) -> None:
+        """Another client is uploading parts of the same object."""
         blob, client = make(), bucket.s3.client()
-        client.create_multipart_upload(Bucket=bucket.name, Key=bucket.key(blob))
-        bucket.objects.discard(blob.oid, "label")
-        assert bucket.s3.remains(bucket.name) == [bucket.key(blob)]
+        client.create_multipart_upload(Bucket=bucket.name, Key=f"dvc/{blob.key}")
+        bucket.store.delete(blob.key, bucket.store.new_identities(1)[0])
+        assert bucket.s3.remains(bucket.name) == [f"dvc/{blob.key}"]
 
-    def test_an_upload_that_is_cut_once_is_repeated_completely(self, bucket: Bucket, make: Callable[..., Blob]) -> None:
+    def test_an_upload_that_is_cut_once_is_repeated_completely(self, bucket: Bucket, make: Make) -> None:
         """The client rewinds the file."""
         blob = make(400_000)
         bucket.s3.add_fault("^PUT", "cut body")
-        send(bucket.objects, blob)
-        assert bucket.s3.files(bucket.name) == {bucket.key(blob): blob.path.read_bytes()}
+        send(bucket.store, blob)
+        assert bucket.files == {blob.key: blob.content}
 
-    def test_no_upload_is_repeated_from_the_middle_of_the_file(self, bucket: Bucket, make: Callable[..., Blob]) -> None:
+    def test_no_upload_is_repeated_from_the_middle_of_the_file(self, bucket: Bucket, make: Make) -> None:
         """The retry of s3fs would continue where the file stopped; only botocore's is used, which rewinds."""
-        before = len(bucket.s3.requests)
+        before = bucket.s3.count("^PUT")
         with faulty(bucket.s3, "^PUT", "cut body"), pytest.raises(DvcPushError, match="connection"):
-            send(bucket.objects, make(400_000))
-        assert bucket.s3.files(bucket.name) == {}
-        assert sum(line.startswith("PUT") for line in bucket.s3.requests[before:]) <= 4
+            send(bucket.store, make(400_000))
+        assert bucket.files == {}
+        assert bucket.s3.count("^PUT") - before <= 4
 
-    def test_a_copy_whose_answer_is_lost_is_found(self, bucket: Bucket, make: Callable[..., Blob]) -> None:
-        """After an error the copy may be there, and a look finds it."""
-        blob = make()
-        with faulty(bucket.s3, "^PUT", "lost answer"), pytest.raises(DvcPushError, match="connection"):
-            send(bucket.objects, blob)
-        assert len(look(bucket.objects, blob)) == 1
+    @pytest.mark.usefixtures("in_parts")
+    @pytest.mark.parametrize("times", [1, 100])
+    @pytest.mark.parametrize(("size", "match"), [(2000, "^PUT"), (2**20 + 1, "^POST .*uploadId")])
+    def test_a_copy_whose_answer_is_lost_is_returned(
+        self, bucket: Bucket, make: Make, times: int, size: int, match: str
+    ) -> None:
+        """Botocore repeats the request, and S3 refuses it because of our own copy, or no answer arrives at all."""
+        blob, (identity,) = make(size), bucket.store.new_identities(1)
+        with faulty(bucket.s3, match, "lost answer", times):
+            assert send(bucket.store, blob, identity) == StoredCopy(identity, size, blob.md5)
+        assert bucket.files == {blob.key: blob.content}
 
-    def test_an_etag_of_a_key_service_is_not_an_md5(self, bucket: Bucket, make: Callable[..., Blob]) -> None:
+    def test_a_download_goes_on_after_a_transient_error(self, bucket: Bucket, make: Make, tmp_path: Path) -> None:
+        """The answer ends in the middle twice, and the file arrives whole; a third time is an error."""
+        blob, target = make(400_000), tmp_path / "read"
+        identity = send(bucket.store, blob).identity
+        with faulty(bucket.s3, "^GET", "cut answer", 2):
+            bucket.store.read(blob.key, identity, target)
+        assert target.read_bytes() == blob.content
+        with faulty(bucket.s3, "^GET", "cut answer"), pytest.raises(DvcPushError):
+            bucket.store.read(blob.key, identity, target)
+
+    def test_an_etag_of_a_key_service_is_not_an_md5(self, bucket: Bucket, make: Make) -> None:
         """Only the size of such a copy is known; the MD5 of a plain copy is known too."""
-        blob, client = make(), bucket.s3.client()
-        words = {"Bucket": bucket.name, "Key": bucket.key(blob), "Body": blob.path.read_bytes()}
-        client.put_object(**words, ServerSideEncryption="aws:kms")
-        assert list(look(bucket.objects, blob).values()) == [StoredCopy(blob.size, None)]
-        client.put_object(**words)
-        assert list(look(bucket.objects, blob).values()) == [StoredCopy(blob.size, blob.oid)]
+        blob = make()
+        for words, md5 in (({"ServerSideEncryption": "aws:kms"}, None), ({}, blob.oid)):
+            bucket.put(blob, blob.content, **words)
+            (copy,) = bucket.store.find(blob.key)
+            assert (copy.size, copy.md5) == (blob.size, md5)
         # a listing does not show which ETags come from a key service
-        client.put_object(**{**words, "Body": bytes(blob.size)}, ServerSideEncryption="aws:kms")
-        assert bucket.objects.survey() == {blob.oid: [StoredCopy(blob.size, None)]}
+        bucket.put(blob, bytes(blob.size), ServerSideEncryption="aws:kms")
+        (copy,) = bucket.store.survey()[blob.oid]
+        assert (copy.size, copy.md5) == (blob.size, None)
 
     def test_a_survey_makes_extra_requests_only_for_what_a_listing_does_not_show(
-        self, bucket: Bucket, make: Callable[..., Blob]
+        self, bucket: Bucket, make: Make
     ) -> None:
         """The copy whose ETag is not its name costs a request, and is reported with other content."""
         right, wrong = make(), make()
-        send(bucket.objects, right)
-        other = bytes(wrong.size)
-        bucket.s3.client().put_object(Bucket=bucket.name, Key=bucket.key(wrong), Body=other)
+        send(bucket.store, right)
+        bucket.put(wrong, bytes(wrong.size))
         before = bucket.s3.count("^HEAD")
-        found = bucket.objects.survey()
+        found = bucket.store.survey()
         assert bucket.s3.count("^HEAD") - before == 1
-        assert found == {
-            right.oid: [StoredCopy(right.size, right.oid)],
-            wrong.oid: [StoredCopy(wrong.size, hashlib.md5(other).hexdigest())],
+        assert {oid: [(copy.size, copy.md5) for copy in copies] for oid, copies in found.items()} == {
+            right.oid: [(right.size, right.oid)],
+            wrong.oid: [(wrong.size, hashlib.md5(bytes(wrong.size)).hexdigest())],
         }
 
     @pytest.mark.parametrize(
@@ -907,15 +1237,15 @@ class TestS3:
         ],
     )
     def test_a_persistent_error_names_its_remedy(
-        self, bucket: Bucket, make: Callable[..., Blob], kind: s3_emulator.Kind, match: str, remedy: str
+        self, bucket: Bucket, make: Make, kind: s3_emulator.Kind, match: str, remedy: str
     ) -> None:
         """The error contains no credential."""
         with faulty(bucket.s3, "^PUT", kind), pytest.raises(DvcPushError, match=match) as caught:
-            send(bucket.objects, make())
+            send(bucket.store, make())
         assert remedy in caught.value.remedy
         assert_no_secret(caught.value, s3_emulator.SECRETS)
 
-    def test_a_missing_bucket_is_reported(self, s3: S3Emulator, tmp_path: Path, make: Callable[..., Blob]) -> None:
+    def test_a_missing_bucket_is_reported(self, s3: S3Emulator, tmp_path: Path, make: Make) -> None:
         """The first upload fails at the latest."""
         clone = new_clone(tmp_path / "clone")
         s3.configure_clone(clone, "nowhere")
@@ -924,7 +1254,7 @@ class TestS3:
         assert ".dvc/config" in caught.value.remedy
 
     def test_missing_keys_are_reported(
-        self, s3: S3Emulator, tmp_path: Path, make: Callable[..., Blob], monkeypatch: pytest.MonkeyPatch
+        self, s3: S3Emulator, tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The remedy contains the names of the variables."""
         for name in s3_emulator.KEYS:
@@ -932,5 +1262,5 @@ class TestS3:
         clone = new_clone(tmp_path / "clone")
         s3.configure_clone(clone, "nowhere")
         with pytest.raises(DvcPushError, match="keys") as caught, opened(clone) as store:
-            look(store, make())
+            store.find(make().key)
         assert "AWS_SECRET_ACCESS_KEY" in caught.value.remedy

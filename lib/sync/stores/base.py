@@ -140,7 +140,13 @@ class OneCopyStore(Store):
     def limits(self) -> str:
         """Store a small file twice and delete it; return what the store lacks."""
         if not self._tried:
-            kept = self._try_out()
+            try:
+                kept = self._try_out()
+            except OSError as error:
+                raise DvcPushError(
+                    f"{self.name}: a small file cannot be stored and deleted there ({error}).",
+                    remedy="free some space there, let this account write to the folder, and run again.",
+                ) from error
             self._lack = self._lack or ("" if kept else self.loses)
             self._tried = True
         return self._lack and f"{self.name} {self._lack}, so that no object is ever deleted there."

@@ -1,4 +1,4 @@
-"""Store objects on S3, or on a service with the same protocol, through DVC's own client.
+"""Store files on S3, or on a service with the same protocol, through DVC's own client.
 
 `S3Objects` documents what is guaranteed and what is not.
 """
@@ -8,99 +8,200 @@ from __future__ import annotations
 import base64
 import contextlib
 import errno
+import hashlib
 import io
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from lib.errors import causes
-from lib.sync.stores.base import MARK, MARK_TEXT, Progress, StoredCopy, home_of, push_errors
+from lib.sync.stores.base import OneCopyStore, Progress, StoredCopy, absent, push_errors
 
 WHOLE = 2**30  # bytes up to which a file is sent in one request, so that no part of it is ever visible
-MOST_VERSIONS = 100  # deletions of one small file: the loop must also end with a store that deletes nothing
 PART = 64 * 2**20  # bytes of each part of a larger file; a part is held in memory
+TRIES = 3  # of reading one part: botocore repeats a request, but not the reading of its answer
+_TAKEN = ("PreconditionFailed", "412", "ConditionalRequestConflict")  # another copy is there, or being written
+_UNKNOWN = ("NotImplemented", "501", "InvalidArgument", "InvalidRequest")  # of services without `If-None-Match`
+_NEXT = ("NextContinuationToken", "NextKeyMarker", "NextVersionIdMarker")
+_NOTE = re.compile(r"(.+)\.([0-9a-f]{16})\.upload")
 
 
-class S3Objects:
+class S3Objects(OneCopyStore):
     """An S3 bucket, through the client that DVC has set up; the client's cache of listings is never read.
 
-    Identity: where the bucket keeps versions, the version id. Elsewhere, and for the version `null`, the time of
-    writing, the ETag and a random mark that every upload from here puts into the object's metadata. Limit: two copies
-    of the same bytes that DVC itself (which sets no mark) writes within one second have one identity. This can leave an
-    object behind but never lose one. The second copy is written only where the first is missing: a publication that
-    mistakes the second for one stored before leaves a copy that nothing names. A publication that would delete the
-    first has marked its intent, and a publication that is about to write the second waits for that intent.
+    Identity: a random mark in the object's metadata. A copy without one (DVC sets none) is named by its version or by
+    its time and ETag. One path has one copy: every request that makes a copy visible carries `If-None-Match: *`. Where
+    the store does not know this header, a look comes first, and `limits` reports it.
 
-    Versions: a copy under a delete marker does not count as stored, as for DVC. All versions above the marker count,
-    the older ones as twins; deleting the newest makes the next one visible again. If listing versions is not allowed or
-    not offered (R2), only the newest is found.
+    Versions: only the newest version is a copy, and none under a delete marker, as for DVC. A deletion removes every
+    version that has the mark and no other; if listing versions is not allowed or not offered (R2), only the newest.
 
     Uploads: a file of up to `WHOLE` bytes is one request. It is there or not, an interrupted request leaves nothing, S3
     checks the MD5 on arrival, and the ETag is the MD5. A larger file is sent in parts; until it is complete, a note
-    next to the object contains the upload's id, so that any machine can delete the parts of a dead upload. The MD5 is
-    unknown for a copy that was sent in parts or is encrypted by a key service.
+    next to the object contains the upload's id, so that any machine can delete the parts of a dead upload. A look does
+    not know the MD5 of a copy that was sent in parts or is encrypted by a key service.
 
-    Cannot: without versions, look and delete in one request; another client may replace the copy in between. Time
-    limits are those of DVC's configuration (`read_timeout`, `connect_timeout`); the defaults of s3fs are 15 s and 5 s.
+    Cannot: compare the mark and delete in one request; another client may replace the copy in between. Time limits are
+    those of DVC's configuration (`read_timeout`, `connect_timeout`); the defaults of s3fs are 15 s and 5 s.
     """
 
+    loses = "overwrites files (it ignores `If-None-Match`)"
+
     def __init__(self, odb: Any) -> None:  # noqa: ANN401  DVC's object database
-        self.name = f"s3://{odb.path}"
-        self._home = home_of(self.name)
-        self._path_of: Callable[[str], str] = odb.oid_to_path
+        super().__init__(odb, f"s3://{odb.path}")
         with self._push_errors(state="nothing was uploaded or changed."):
             self._s3 = odb.fs.fs  # connects
         # botocore retries by itself and rewinds the file first; s3fs would continue where the file stopped
         self._s3.retries = 1
 
-    def look(self, oids: Iterable[str]) -> dict[str, dict[str, StoredCopy]]:
-        """Return each object's newest copy, and its older versions if the bucket keeps them."""
-        found = {}
+    def address(self) -> str:
+        """Return the bucket and the path in it, after the service unless that is Amazon's."""
+        place = urlsplit(self._s3.s3.meta.endpoint_url)
+        service = place.netloc.rpartition("@")[2]
+        amazon = re.search(r"\.amazonaws\.com(\.cn)?$", place.hostname or "")
+        return f"s3://{self._home}" if amazon else f"s3://{self._home} at {service}{place.path.rstrip('/')}"
+
+    def new_identities(self, count: int) -> list[str]:
+        """Return random marks."""
+        return [secrets.token_hex(8) for _ in range(count)]
+
+    def create(self, path: str, source: Path, identity: str, progress: Progress = int) -> StoredCopy | None:
+        """Upload the file in one request, or a large one in parts that become the object after the last one."""
         with self._push_errors():
-            for oid in oids:
-                copies = {identity: copy for identity, copy, _ in self._copies(oid)}
-                if copies:
-                    found[oid] = copies
+            size, md5 = source.stat().st_size, _md5(path, source)
+            try:
+                if size <= WHOLE:
+                    self._put(path, source, identity, md5, progress)
+                else:
+                    self._put_parts(path, source, identity, md5, progress)
+            except Exception as error:
+                # botocore repeats a request whose answer was lost, and then our own copy refuses it
+                copies: list[StoredCopy] = []
+                with contextlib.suppress(Exception):  # the first error is the one raised
+                    copies = self.find(path)
+                if copies and copies[0].identity == identity:
+                    return replace(copies[0], md5=md5)
+                if copies and (isinstance(error, FileExistsError) or _code(error) in _TAKEN):
+                    return None
+                raise
+        return StoredCopy(identity, size, md5)
+
+    def _put(self, path: str, source: Path, identity: str, md5: str, progress: Progress) -> None:
+        digest = base64.b64encode(bytes.fromhex(md5)).decode()
+        with _ReportedFile(source, progress) as file:
+            self._show("put_object", path, Body=file, ContentMD5=digest, Metadata={"copy": identity})
+
+    def _put_parts(self, path: str, source: Path, identity: str, md5: str, progress: Progress) -> None:
+        self._abort(path, identity)  # of an earlier call
+        mark = {"copy": identity}
+        upload = {"UploadId": self._ask("create_multipart_upload", path, Metadata=mark)["UploadId"]}
+        try:
+            # before the first part: if this machine dies later, the note remains for `delete`
+            self._ask("put_object", _note(path, identity), Body=b"", Metadata={**mark, "upload": upload["UploadId"]})
+            parts, digest = [], hashlib.md5(usedforsecurity=False)
+            with source.open("rb") as file:
+                for number, part in enumerate(iter(lambda: file.read(PART), b""), 1):
+                    answer = self._ask("upload_part", path, PartNumber=number, Body=part, **upload)
+                    parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+                    digest.update(part)
+                    progress(len(part))
+            if digest.hexdigest() != md5:
+                raise OSError(errno.EIO, "the file has other content than its name says", str(source))  # noqa: TRY301
+            self._show("complete_multipart_upload", path, MultipartUpload={"Parts": parts}, **upload)
+        except BaseException as error:
+            try:
+                with contextlib.suppress(FileNotFoundError):  # the object is complete, only the answer was lost
+                    self._ask("abort_multipart_upload", path, **upload)
+                self._remove(_note(path, identity), identity)
+            except Exception as second:  # noqa: BLE001  the first error is the one raised; `delete` tries again
+                error.add_note(f"its parts could not be deleted: {type(second).__name__}")
+            raise
+        self._remove(_note(path, identity), identity)
+
+    def _show(self, method: str, path: str, **words: Any) -> None:  # noqa: ANN401  parameters of a request
+        """Send the request that makes a copy visible, so that it overwrites no other copy."""
+        if not self._lack:
+            try:
+                self._ask(method, path, IfNoneMatch="*", **words)
+            except OSError as error:
+                if _code(error) not in _UNKNOWN:
+                    raise
+            else:
+                return
+        if self._head(path) is not None:
+            raise FileExistsError(errno.EEXIST, "another copy is there", path)
+        if "Body" in words:
+            words["Body"].seek(0)
+        self._ask(method, path, **words)
+        self._lack = "does not know `If-None-Match`"  # not earlier: the same refusal may have had another cause
+
+    def find(self, path: str) -> list[StoredCopy]:
+        """Return the newest version, which is the one that readers see."""
+        with self._push_errors():
+            head = self._head(path)
+        return [_copy(head)] if head else []
+
+    def delete(self, path: str, identity: str) -> None:
+        """Delete every version with that mark, and the parts of an interrupted `create`."""
+        with self._push_errors():
+            self._remove(path, identity)
+            self._abort(path, identity)
+
+    def _remove(self, path: str, identity: str) -> None:
+        for copy, version in self._versions(path):
+            if copy.identity == identity:
+                self._ask("delete_object", path, **version)
+
+    def _abort(self, path: str, identity: str) -> None:
+        """Delete the parts of an unfinished upload, by the id in its note, and the note."""
+        note = self._head(_note(path, identity))
+        if note:
+            with contextlib.suppress(FileNotFoundError):  # the upload has ended
+                self._ask("abort_multipart_upload", path, UploadId=note["Metadata"]["upload"])
+            self._remove(_note(path, identity), identity)
+
+    def read(self, path: str, identity: str, target: Path, progress: Progress = int) -> None:
+        """Download the object part by part, if it is that copy."""
+        with self._push_errors():
+            head = self._head(path)
+            if head and _copy(head).identity == identity:
+                with target.open("wb") as file:
+                    for begin in range(0, head["ContentLength"], PART):
+                        progress(file.write(self._read_part(path, begin, head["ETag"])))
+                return
+        raise absent(self, path, identity)
+
+    def _read_part(self, path: str, begin: int, etag: str) -> bytes:
+        from fsspec.asyn import sync
+
+        for others in reversed(range(TRIES)):
+            try:
+                answer = self._ask("get_object", path, Range=f"bytes={begin}-{begin + PART - 1}", IfMatch=etag)
+                return bytes(sync(self._s3.loop, answer["Body"].read))
+            except Exception:
+                if not others:
+                    raise
+        raise AssertionError
+
+    def flat(self, prefix: str) -> dict[str, list[StoredCopy]]:
+        """Return the files whose names begin so, and those of unfinished uploads; each costs one more request."""
+        found: dict[str, list[StoredCopy]] = {}
+        with self._push_errors():
+            for rest, size, _ in self._list(f"{self._home}/{prefix}"):
+                note = _NOTE.fullmatch(prefix + rest)
+                name = note[1] if note else prefix + rest
+                if "/" not in name:
+                    copies = [StoredCopy(note[2], size)] if note else self.find(name)
+                    found[name] = found.get(name, []) + copies
         return found
 
-    def upload(self, oid: str, source: Path, label: str, progress: Progress) -> None:
-        """Upload the file in one request, or a large one in parts that become the object after the last one."""
-        mark = {"copy": secrets.token_hex(8)}
-        with self._push_errors():
-            if source.stat().st_size <= WHOLE:
-                digest = base64.b64encode(bytes.fromhex(oid.removesuffix(".dir"))).decode()
-                with _ReportedFile(source, progress) as file:
-                    self._call("put_object", oid, Body=file, ContentMD5=digest, Metadata=mark)
-            else:
-                self._upload_parts(oid, source, label, progress, mark)
-
-    def delete(self, oid: str, identity: str) -> None:
-        """Delete that version; without versions, delete the object if it is still that copy."""
-        with self._push_errors():
-            if not identity.startswith(_WRITTEN):
-                self._call("delete_object", oid, VersionId=identity)
-                return
-            for stored, _, version in self._copies(oid):
-                if stored == identity:
-                    self._call("delete_object", oid, **version)
-
-    def discard(self, oid: str, label: str) -> None:
-        """Delete the parts of a large file's upload, by the id in the note next to the object."""
-        note = f".{label}.upload"
-        with self._push_errors():
-            try:
-                answer = self._call("head_object", oid, note)
-            except FileNotFoundError:
-                return
-            with contextlib.suppress(FileNotFoundError):
-                self._call("abort_multipart_upload", oid, UploadId=answer["Metadata"]["upload"])
-            self._remove(self._path_of(oid) + note)
-
     def survey(self) -> dict[str, list[StoredCopy]]:
-        """Return every object, by listing the bucket below the remote's path.
+        """Return every object, by listing the bucket below the remote's path, which does not show the marks.
 
         An ETag equal to the object's name proves its content. One that contains `-` belongs to a copy sent in parts,
         whose MD5 is unknown. Any other may belong to an encrypted copy, which a listing does not show: only such an
@@ -110,156 +211,101 @@ class S3Objects:
         with self._push_errors():
             for name, size, etag in self._list(f"{self.name}/"):
                 oid = name.replace("/", "", 1)
-                if oid.endswith(".upload"):  # the note of a large upload in progress
+                if _NOTE.fullmatch(oid):
                     continue
                 if etag == oid.removesuffix(".dir") or "-" in etag:
-                    found[oid] = [StoredCopy(size, None if "-" in etag else etag)]
-                elif head := self._head(oid):
-                    found[oid] = [_copy(head)]
+                    found[oid] = [StoredCopy("", size, None if "-" in etag else etag)]
+                elif copies := self.find(self.path_of(oid)):
+                    found[oid] = copies
         return found
 
-    def marks(self) -> set[str]:
-        """Return the names of the marks, by listing their prefix."""
-        with self._push_errors():
-            return {name for name, *_ in self._list(f"{self._home}/{MARK}")}
+    # ── asking ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def mark(self, name: str) -> None:
-        """Write the mark's file."""
-        with self._push_errors():
-            self._ask("put_object", f"{self._home}/{MARK}{name}", Body=MARK_TEXT)
-
-    def unmark(self, name: str) -> None:
-        """Delete the mark's file."""
-        with self._push_errors():
-            self._remove(f"{self._home}/{MARK}{name}")
-
-    def room(self) -> int | None:
-        """Return None: S3 reports no limit."""
-        return None
-
-    def close(self) -> None:
-        """Do nothing: DVC's client closes itself."""
-
-    def _remove(self, path: str) -> None:
-        """Delete a small file of ours, with all its versions: a repeated write whose answer was lost leaves two."""
-        with contextlib.suppress(FileNotFoundError):
-            for _ in range(MOST_VERSIONS):
-                self._ask("delete_object", path, **_version(self._ask("head_object", path)))
-
-    def _call(self, method: str, oid: str, suffix: str = "", **words: object) -> Any:  # noqa: ANN401
-        return self._ask(method, self._path_of(oid) + suffix, **words)
-
-    def _ask(self, method: str, path: str, **words: object) -> Any:  # noqa: ANN401
-        bucket, key, _ = self._s3.split_path(path)
+    def _ask(self, method: str, path: str, **words: object) -> Any:  # noqa: ANN401  what the client returns
+        bucket, key, _ = self._s3.split_path(f"{self._home}/{path}")
         answer = self._s3.call_s3(method, Bucket=bucket, Key=key, **words)
         if method in ("put_object", "complete_multipart_upload", "delete_object"):
             self._s3.invalidate_cache()  # DVC reads this cache
         return answer
 
-    def _list(self, beginning: str) -> Iterator[tuple[str, int, str]]:
-        """Yield (rest of the name, size, ETag) of all objects whose path begins so, with one request for each page."""
-        bucket, prefix, _ = self._s3.split_path(beginning)
-        page: dict[str, Any] = {}
-        while True:
-            following = {"ContinuationToken": page["NextContinuationToken"]} if page else {}
-            page = self._s3.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **following)
-            for item in page.get("Contents", ()):
-                yield item["Key"].removeprefix(prefix), int(item["Size"]), item["ETag"].strip('"')
-            if not page.get("IsTruncated"):
-                return
-
-    def _copies(self, oid: str) -> Iterator[tuple[str, StoredCopy, dict[str, str]]]:
-        """Yield identity, copy and request parameters of each copy under the object's path."""
-        newest = self._head(oid)
-        if newest is None:
-            return
-        yield _identity(newest), _copy(newest), _version(newest)
-        if newest.get("VersionId"):
-            for older in self._versions(oid, newest["VersionId"]):
-                about = self._head(oid, VersionId=older)
-                if about is not None:
-                    yield _identity(about), _copy(about), {"VersionId": older}
-
-    def _head(self, oid: str, **version: str) -> dict[str, Any] | None:
+    def _head(self, path: str, **version: str) -> dict[str, Any] | None:
         try:
-            head: dict[str, Any] = self._call("head_object", oid, **version)
+            head: dict[str, Any] = self._ask("head_object", path, **version)
         except FileNotFoundError:
             return None
         return head
 
-    def _versions(self, oid: str, newest: str) -> list[str]:
-        """Return the ids of the other versions that no delete marker hides."""
-        bucket, key, _ = self._s3.split_path(self._path_of(oid))
-        versions, markers = [], []
-        page: dict[str, Any] = {}
-        while True:
-            following = {k: v for k, v in (("KeyMarker", page.get("NextKeyMarker")),
-                                           ("VersionIdMarker", page.get("NextVersionIdMarker"))) if v}  # fmt: skip
-            try:
-                page = self._s3.call_s3("list_object_versions", Bucket=bucket, Prefix=key, **following)
-            except OSError as error:
-                if isinstance(error, PermissionError) or error.errno in (errno.ENOSYS, errno.EPERM):
-                    return []
-                raise
-            versions += [item for item in page.get("Versions", ()) if item["Key"] == key]
-            markers += [item["LastModified"] for item in page.get("DeleteMarkers", ()) if item["Key"] == key]
-            if not page.get("IsTruncated"):
-                break
-        # in doubt (the same second) a version counts as hidden: an unseen version is never deleted
-        return [
-            item["VersionId"]
-            for item in versions
-            if item["VersionId"] != newest and all(item["LastModified"] > marker for marker in markers)
-        ]
+    def _pages(self, method: str, beginning: str) -> Iterator[dict[str, Any]]:
+        """Yield the pages of a listing of everything whose path begins so."""
+        bucket, prefix, _ = self._s3.split_path(beginning)
+        page: dict[str, Any] = {"IsTruncated": True}
+        while page.get("IsTruncated"):
+            following = {name.removeprefix("Next"): value for name, value in page.items() if name in _NEXT and value}
+            page = self._s3.call_s3(method, Bucket=bucket, Prefix=prefix, **following)
+            yield page
 
-    def _upload_parts(self, oid: str, source: Path, label: str, progress: Progress, mark: Mapping[str, str]) -> None:
-        note = f".{label}.upload"
-        upload = {"UploadId": self._call("create_multipart_upload", oid, Metadata=mark)["UploadId"]}
+    def _list(self, beginning: str) -> Iterator[tuple[str, int, str]]:
+        """Yield (rest of the name, size, ETag) of all objects whose path begins so."""
+        _, prefix, _ = self._s3.split_path(beginning)
+        for page in self._pages("list_objects_v2", beginning):
+            for item in page.get("Contents", ()):
+                yield item["Key"].removeprefix(prefix), int(item["Size"]), item["ETag"].strip('"')
+
+    def _versions(self, path: str) -> Iterator[tuple[StoredCopy, dict[str, str]]]:
+        """Yield every version of a path, also under a delete marker, with the parameters that select it."""
+        newest = self._head(path)
+        if newest:
+            yield _copy(newest), _version(newest)
+        if newest and not newest.get("VersionId"):
+            return  # the bucket keeps no versions
         try:
-            # before the first part: if this machine dies later, the note remains for `discard`
-            self._call("put_object", oid, note, Body=b"", Metadata={"upload": upload["UploadId"]})
-            parts = []
-            with source.open("rb") as file:
-                for number, part in enumerate(iter(lambda: file.read(PART), b""), 1):
-                    answer = self._call("upload_part", oid, PartNumber=number, Body=part, **upload)
-                    parts.append({"PartNumber": number, "ETag": answer["ETag"]})
-                    progress(len(part))
-            self._call("complete_multipart_upload", oid, MultipartUpload={"Parts": parts}, **upload)
-        except BaseException as error:
-            try:
-                with contextlib.suppress(FileNotFoundError):  # the object is complete, only the answer was lost
-                    self._call("abort_multipart_upload", oid, **upload)
-                self._remove(self._path_of(oid) + note)
-            except Exception as second:  # noqa: BLE001  the first error is the one raised; `discard` tries again
-                error.add_note(f"its parts could not be deleted: {type(second).__name__}")
+            pages = list(self._pages("list_object_versions", f"{self._home}/{path}"))
+        except OSError as error:
+            if isinstance(error, PermissionError) or error.errno in (errno.ENOSYS, errno.EPERM):
+                return
             raise
-        self._remove(self._path_of(oid) + note)
+        _, key, _ = self._s3.split_path(f"{self._home}/{path}")
+        for item in (item for page in pages for item in page.get("Versions", ()) if item["Key"] == key):
+            version = {"VersionId": item["VersionId"]}
+            if (newest is None or version != _version(newest)) and (head := self._head(path, **version)):
+                yield _copy(head), version
 
     def _push_errors(self, state: str = "") -> AbstractContextManager[None]:
         return push_errors(self.name, _explain, state)
 
 
-_WRITTEN = "written "
+def _note(path: str, identity: str) -> str:
+    return f"{path}.{identity}.upload"
 
 
-def _version(answer: Mapping[str, Any]) -> dict[str, str]:
+def _md5(path: str, source: Path) -> str:
+    """Return the MD5 that the file must have: an object's is its name, so that no other content is stored under it."""
+    name = "".join(path.split("/")[-2:]).removesuffix(".dir")
+    if re.fullmatch("[0-9a-f]{32}", name):
+        return name
+    with source.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
+
+
+def _version(head: Mapping[str, Any]) -> dict[str, str]:
     """Return the request parameters that select this version; empty if the bucket keeps no versions."""
-    return {"VersionId": answer["VersionId"]} if answer.get("VersionId") else {}
-
-
-def _identity(head: Mapping[str, Any]) -> str:
-    version = head.get("VersionId")
-    if version and version != "null":
-        return str(version)
-    mark = head.get("Metadata", {}).get("copy", "")
-    return f"{_WRITTEN}{head['LastModified']:%Y%m%dT%H%M%SZ} {head['ETag'].strip(chr(34))} {mark}".strip()
+    return {"VersionId": head["VersionId"]} if head.get("VersionId") else {}
 
 
 def _copy(head: Mapping[str, Any]) -> StoredCopy:
-    etag = head["ETag"].strip('"')
+    etag, version = head["ETag"].strip('"'), head.get("VersionId")
     by_key_service = head.get("ServerSideEncryption") not in (None, "AES256") or head.get("SSECustomerAlgorithm")
-    is_md5 = not by_key_service and len(etag) == 32 and set(etag) <= set("0123456789abcdef")  # noqa: PLR2004
-    return StoredCopy(head["ContentLength"], etag if is_md5 else None)
+    md5 = etag if re.fullmatch("[0-9a-f]{32}", etag) and not by_key_service else None
+    unmarked = version if version not in (None, "null") else f"{head['LastModified']:%Y%m%dT%H%M%SZ} {etag}"
+    return StoredCopy(head.get("Metadata", {}).get("copy") or unmarked, head["ContentLength"], md5)
+
+
+def _code(error: BaseException) -> str:
+    """Return the code of a refusal; empty if the error is another one."""
+    from botocore.exceptions import ClientError
+
+    refusals = (cause for cause in causes(error) if isinstance(cause, ClientError))
+    return next((str(refusal.response.get("Error", {}).get("Code", "")) for refusal in refusals), "")
 
 
 class _ReportedFile(io.FileIO):
@@ -295,21 +341,14 @@ _S3_REMEDIES = (  # (pattern of the refusal's error code, remedy)
 
 def _explain(error: BaseException) -> tuple[str, str]:
     """Return what went wrong with S3, and the remedy."""
-    from botocore.exceptions import (
-        BotoCoreError,
-        ClientError,
-        HTTPClientError,
-        NoCredentialsError,
-    )
-    from botocore.exceptions import (
-        ConnectionError as NoConnection,
-    )
+    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError
+    from botocore.exceptions import ConnectionError as NoConnection
 
     what, remedy = f"{type(error).__name__}: {error}", "check the file and the bucket named above"
     for cause in causes(error):
         if isinstance(cause, ClientError):
             refusal = cause.response.get("Error", {})
-            code = str(refusal.get("Code", ""))
+            code = _code(error)
             what = f"S3 refused {cause.operation_name}: {refusal.get('Message') or 'no reason given'} ({code})."
             fitting = (text for pattern, text in _S3_REMEDIES if re.search(pattern, code))
             remedy = next(fitting, "fix the cause named above")
