@@ -293,12 +293,10 @@ class RunLock:
             return True
         leased = [update for update in updates if update.old != ANY]
         found = self.refs.list_refs(*(update.ref for update in leased)) if leased else {}
-        happened = [found.get(update.ref) == update.new for update in leased]
-        if commit is None and (
-            any(update.new and done for update, done in zip(leased, happened, strict=True))
-            or (new is None and all(happened))
-        ):
-            return True
+        if commit is None:  # deleted by this push if what it creates is there, or else, if all that it deletes is gone
+            created = [update for update in leased if update.new]
+            if (created or new is None) and all(found.get(update.ref) == update.new for update in created or leased):
+                return True
         if commit != self._commit and commit not in self._tried:
             self._lose()
             self.confirm()

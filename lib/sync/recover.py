@@ -118,6 +118,7 @@ class Recovery:
             return False
         except (RunError, OSError) as error:
             self.error = self.error or error
+            self._told.add(run.name)
             return False
         finally:
             lock.release()
