@@ -32,7 +32,7 @@ EARLIER = ("refs/intents/", "refs/heads/kaggle-intents/", "refs/heads/kaggle-run
 BLOBS = "64k"  # `.dvc` files are smaller; larger blobs (images, weights) stay on the remote
 PUSH_TIMEOUT = 10 * MINUTE
 PASSES = re.compile(
-    r"cannot lock ref '[^']*': unable to (resolve reference|create)|returned error: (429|5\d\d)|rate limit",
+    r"cannot lock ref '[^']*': unable to (resolve reference|create)|returned error: (403|429|5\d\d)|rate limit",
     re.IGNORECASE,
 )
 """Messages after which reading is repeated: another process holds a lock, or the host is overloaded."""

@@ -37,6 +37,7 @@ Right = Literal["read", "write", "workflow"]
 RIGHTS: tuple[Right, ...] = ("read", "write", "workflow")
 
 Kind = Literal[
+    "403",
     "429",
     "500",
     "502",
@@ -322,7 +323,7 @@ class _Handler(LoopbackHandler):
         if kind == "cut" or host._closing.is_set():
             self.hang_up()
             return
-        if kind in ("429", "500", "502", "503"):
+        if kind in ("403", "429", "500", "502", "503"):
             answer = html_answer(int(kind))
         else:
             answer = self._answer(request, token, parts.query, body)
