@@ -352,7 +352,7 @@ def ask(refs: Refs, questions: Iterable[str]) -> None:
         except GitPushError:
             left -= refs.list_refs(*left).keys()  # another session asks at the same moment
             if not left:
-                return
+                return None
             if pause is None:
                 raise
         time.sleep(pause)
