@@ -423,7 +423,7 @@ _CAUSES: Iterable[tuple[str, str]] = (
     (r"workflow", "give GITHUB_TOKEN the `workflow` scope: the branch holds workflow files."),
     (
         r"non-fast-forward|denyNonFastForwards|deletion prohibited|denyDeletes|cannot delete",
-        "allow force pushes and deletions of kaggle-intents/* and kaggle-checkpoint-* in the host's branch rules.",
+        "allow the deletion of branches named kaggle-* in the host's branch rules.",
     ),
     (r"protected|GH006|hook declined|rule violations", "allow new branches named kaggle-* in the host's branch rules."),
     (
