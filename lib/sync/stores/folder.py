@@ -95,13 +95,15 @@ class FolderObjects(OneCopyStore):
 
     def find(self, path: str) -> list[StoredCopy]:
         """Return the one copy that a path can hold."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             return [_copy((self._folder / path).stat())]
         return []
 
     def delete(self, path: str, identity: str) -> None:
         """Delete the part of an interrupted `create`, and the file if it is still that copy."""
         target = self._folder / path
+        if not target.parent.is_dir():
+            return
         self._part(path, identity).unlink(missing_ok=True)
         if self.verify(path, identity):
             target.unlink(missing_ok=True)
