@@ -100,8 +100,7 @@ class Refs:
                 remedy="use a repository with SHA-1 object names (`git init --object-format=sha1`).",
             )
         self.private = Path(git_dir) / "kaggle-sync"
-        address = self.url.rstrip("/").removesuffix(".git")
-        self.identity_ref = f"refs/kaggle/repository-{hashlib.sha256(address.encode()).hexdigest()[:16]}"
+        self.identity_ref = f"refs/kaggle/repository-{hashlib.sha256(_place(self.url).encode()).hexdigest()[:16]}"
         """Names the repository. The address is in the name, since `git push --mirror` copies every ref."""
         # one mirror per address: the refs of an old remote prove nothing about a new one
         self._mirror = self.private / f"mirror-{hashlib.sha256(self._url.encode()).hexdigest()[:12]}.git"
@@ -396,6 +395,13 @@ class Refs:
             raise GitPushError(f"Git push failed: {error.what}", remedy=error.remedy) from error
 
 
+def _place(url: str) -> str:
+    """Return the host and path of an address: a repository has one identity over HTTPS and SSH."""
+    bare = re.sub(r"^\w+://([^/@]*@)?", "", url)
+    short = re.fullmatch(r"(?:[^/@:]+@)?([^/@:]+):(?!\d+/)(.+)", bare)  # git@host:path
+    return (f"{short[1]}/{short[2]}" if short else bare).rstrip("/").removesuffix(".git")
+
+
 def _outputs(path: str, text: str) -> Iterator[tuple[str, StoredObject]]:
     """Yield each output of a `.dvc` file: its path in the repository and its object; a size of -1 is unknown."""
     from ruamel.yaml import YAML
@@ -428,7 +434,7 @@ _CAUSES: Iterable[tuple[str, str]] = (
     (r"workflow", "give GITHUB_TOKEN the `workflow` scope: the branch holds workflow files."),
     (
         r"non-fast-forward|denyNonFastForwards|deletion prohibited|denyDeletes|cannot delete",
-        "allow force pushes and deletions of kaggle-intents/* and kaggle-checkpoint-* in the host's branch rules.",
+        "allow the deletion of branches named kaggle-* in the host's branch rules.",
     ),
     (r"protected|GH006|hook declined|rule violations", "allow new branches named kaggle-* in the host's branch rules."),
     (

@@ -33,7 +33,7 @@ Each class has a module of its own, which is listed in `KINDS` and returns the c
 database from `open_remote(odb)`. A class whose paths hold one copy each may inherit from `OneCopyStore`.
 `tests/sync/test_stores.py` tests every kind against this contract: a new kind needs one more fixture.
 
-Cannot: decide what may be deleted; `lib/sync/rollback.py` does.
+Cannot: decide what may be deleted; `lib/sync/remotes.py` does.
 """
 
 from __future__ import annotations
