@@ -114,7 +114,7 @@ class CheckpointPublisher:
 def fetch_file(remotes: Remotes, file: Mapping[str, Any], target: Path) -> None:
     """Download a file of a checkpoint, given by its entry in `checkpoint.json`.
 
-    Raises `FileNotFoundError` if it is gone since the branch has moved, and `DvcPushError` if it is not delivered whole.
+    Raises `FileNotFoundError` if it is gone since the branch has moved, `DvcPushError` if it is not delivered whole.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     remotes.store.read(file["name"], file["id"], target)

@@ -282,7 +282,9 @@ class RunLock:
             return True
         leased = [update for update in updates if update.old != ANY]
         found = self.refs.list_refs(*(update.ref for update in leased)) if leased else {}
-        if commit is None and any(update.new and found.get(update.ref) == update.new for update in leased):
+        made = [update for update in leased if update.new]
+        # without another ref to tell by, a run's ref that was to be deleted and is gone needs nothing more
+        if commit is None and (any(found.get(update.ref) == update.new for update in made) or not (new or made)):
             return True
         if commit != self._commit and commit not in self._tried:
             self._lose()
