@@ -117,9 +117,12 @@ class Refs:
         text: str | None = None,
         check: bool = True,
     ) -> Completed:
+        # without a mirror that Git can open, it would find the user's repository around it and fetch into that one
+        where = [] if cwd in (None, self.root) else ["--git-dir=."]
         return run_command(
-            ["git", *words], cwd=cwd or self.root, env=env, timeout=timeout, text=text, check=check, redact=self._redact
-        )
+            ["git", *where, *words],
+            cwd=cwd or self.root, env=env, timeout=timeout, text=text, check=check, redact=self._redact,
+        )  # fmt: skip
 
     def _remote(
         self,
@@ -158,7 +161,9 @@ class Refs:
     def read_runs(self, name: str = "") -> dict[str, SeenRun]:
         """Return {name: run} for every run's ref, or for one, in one request."""
         with self._fetched(f"{RUNS}{name}*"):  # an exact name that is not there would be an error
-            found = {ref.removeprefix(RUNS): commit for ref, commit in self._fetched_refs(f"{RUNS}{name}*").items()}
+            shown = "--format=%(objectname) %(refname)"
+            lines = self._git("for-each-ref", shown, f"{RUNS}{name}*", cwd=self._mirror).output.splitlines()
+            found = {ref.removeprefix(RUNS): commit for commit, _, ref in (line.partition(" ") for line in lines)}
             texts = self._files_at({commit: f"{commit}:run.json" for commit in found.values()})
         return {
             run: SeenRun(run, commit, read_run(texts.get(commit, "")))
@@ -203,7 +208,7 @@ class Refs:
         either.
         """
         with self._fetched(*patterns):
-            found = {ref: self._tree(ref, "*.dvc") for ref in self._fetched_refs(*patterns)}
+            found = {ref: self._tree(ref, "*.dvc") for ref in self._mirrored(*patterns)}
             texts = self._blobs(blob for pointers_of in found.values() for blob in pointers_of.values())
         return {
             ref: {name: item for path, blob in pointers_of.items() for name, item in _outputs(path, texts[blob])}
@@ -238,15 +243,15 @@ class Refs:
         """Return {ref: {path: text}} for every matching ref, in one request if the files are small."""
         wanted = (refs,) if isinstance(refs, str) else refs
         with self._fetched(*wanted):
-            found = {ref: self._tree(ref, *patterns) for ref in self._fetched_refs(*wanted)}
+            found = {ref: self._tree(ref, *patterns) for ref in self._mirrored(*wanted)}
             texts = self._blobs(blob for files in found.values() for blob in files.values())
         return {ref: {path: texts[blob] for path, blob in files.items()} for ref, files in found.items()}
 
-    def _fetched_refs(self, *patterns: str) -> dict[str, str]:
-        """Return {ref: commit} of the mirror's refs that match; a * also matches slashes, as in a fetch."""
-        shown = self._git("for-each-ref", "--format=%(objectname) %(refname)", cwd=self._mirror).output.splitlines()
-        refs = {ref: commit for commit, _, ref in (line.partition(" ") for line in shown)}
-        return {ref: refs[ref] for ref in refs if any(fnmatchcase(ref, each) for each in patterns)}
+    def _mirrored(self, *patterns: str) -> list[str]:
+        """Return the refs of the mirror whose full name matches."""
+        refs = self._git("for-each-ref", "--format=%(refname)", cwd=self._mirror).output.split()
+        # with patterns, Git would leave out refs/heads/a/b for refs/heads/*
+        return [ref for ref in refs if any(fnmatchcase(ref, each) for each in patterns)]
 
     def _tree(self, tree: str, *patterns: str) -> dict[str, str]:
         """Return {path: blob name} of the matching files in a commit."""
@@ -284,7 +289,11 @@ class Refs:
                 # the mirror is only a cache: a damaged one, or a lock that a killed process left in it, is made anew
                 shutil.rmtree(self._mirror, ignore_errors=True)
                 self._fetch(patterns)
-            yield
+            try:
+                yield
+            except (CommandError, GitPushError):
+                shutil.rmtree(self._mirror, ignore_errors=True)  # the next call finds no damaged one
+                raise
 
     def _fetch(self, patterns: Iterable[str]) -> None:
         if not self._mirror.exists():
