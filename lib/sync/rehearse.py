@@ -108,16 +108,16 @@ class _Rehearsal:
         except OSError as error:
             self.error = self.error or DvcPushError(
                 f"{self._store.name} cannot be used ({type(error).__name__}: {error}).",
-                remedy="make it readable and writable, free some space on it, and run the same again.",
+                remedy="let this account read, write and delete files there, free some space, and run the same again.",
             )
 
     # ── the DVC remote ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def _declare(self, record: RunRecord) -> None:
         """Prepare a copy, unless nothing could delete it: `limits` has then tried a file with a name of its own."""
-        store = self._store
+        store, limits = self._store, self._store.limits()
         self._remotes.claim(record.repository)
-        limits, others = store.limits(), ", ".join(sorted(self._remotes.repositories() - {record.repository}))
+        others = ", ".join(sorted(self._remotes.repositories() - {record.repository}))
         if not limits:
             oid, size, (identity,) = md5_of(self._source), self._source.stat().st_size, store.new_identities(1)
             self._copies = (DeclaredCopy(oid=oid, size=size, identity=identity, store=store.address()),)
