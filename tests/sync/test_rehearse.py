@@ -98,7 +98,7 @@ def test_a_rehearsal_finds_that_the_dvc_remote_is_not_writable(stores: Stores) -
     with nothing_changes(stores):
         found = rehearse(stores.clone, say=str)
     assert isinstance(found.dvc, DvcPushError)
-    assert "let this account read, write and delete" in found.dvc.remedy
+    assert "let this account write" in found.dvc.remedy
     assert isinstance(found.git, str)
 
 
