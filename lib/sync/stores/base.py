@@ -51,6 +51,8 @@ from lib.errors import DvcPushError, RunError, SyncError
 
 FLAT = "kaggle-training-"
 """Prefix of the flat files that this project stores beside DVC's objects."""
+PROBE = f"{FLAT}probe-"
+"""Prefix of the flat files that try a store; only a session that was killed leaves one."""
 NOTICE = b"Kaggle Training needs this file; only its name counts. `python -m lib check` explains it.\n"
 """Content of a flat file whose name is the information."""
 
@@ -153,7 +155,7 @@ class OneCopyStore(Store):
 
     def _try_out(self) -> bool:
         """Return whether the store keeps an identity and refuses to overwrite."""
-        path = f"{FLAT}probe-{secrets.token_hex(8)}"
+        path = f"{PROBE}{secrets.token_hex(8)}"
         first, second = self.new_identities(2)
         try:
             with tempfile.NamedTemporaryFile() as file:
