@@ -147,7 +147,7 @@ class _Publishing:
         store = self.remotes.store
         if not store.keeps_twins:
             self.remotes.claim(self._repository)
-            if kept := self.remotes.kept_because():
+            if kept := self.remotes.kept_because(self.lock):
                 self.say(f"Note: {kept}. If this publication fails, its objects stay there.")
         items = {source.item.oid: source.item for source in sources}
         identities, address = store.new_identities(len(items)), store.address()
@@ -283,7 +283,7 @@ class _Publishing:
                 f"The models are in place: {models}. `python -m lib recover` finishes the rollback."
             )
         else:
-            kept = self._declared and self.remotes.kept_because()
+            kept = self.remotes.kept
             objects = f"but what was uploaded stays, since {kept}" if kept else "no new object"
             state = f"everything is rolled back: no branch, {objects}, no .dvc file. The models are in place: {models}."
         raise _with_state(error, self._step, state, self.remotes.redact) from error
@@ -303,8 +303,10 @@ class _Publishing:
         # our ref is gone: by our commit push, or because another session has taken the run over, with its list
         if self._pushed:
             return self.remotes.refs.list_refs(self._head).get(self._head) == self.commit
-        if self.remotes.store.keeps_twins:  # elsewhere, what was stored too late may be what another one relies on
+        if self.remotes.store.keeps_twins:
             self.remotes.delete(self._declared.values(), None, self.say)
+        else:
+            self.remotes.kept = "the session that has taken the run over may rely on it"
         return False
 
     def _is_fenced(self) -> bool:

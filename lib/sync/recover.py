@@ -42,14 +42,14 @@ def recover(
                 )
             if recovery.identity is not None:
                 remotes.sweep(short(recovery.identity))
+            if recovery.error is not None:
+                raise recovery.error
         except OSError as error:
             raise SyncError(
                 credentials.redact(f"recovering stopped: {type(error).__name__}: {error}"),
                 state="each publication that is not recovered yet has a ref refs/runs/* on the Git remote.",
                 remedy="free some space if the disk is full, check the DVC remote, and run the same again.",
             ) from error
-        if recovery.error is not None:
-            raise recovery.error
         return len(recovery.left)
 
 

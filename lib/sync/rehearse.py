@@ -24,7 +24,7 @@ from lib.sync.lock import RunLock
 from lib.sync.publication import Say
 from lib.sync.record import RUNS, DeclaredCopy
 from lib.sync.refs import RefUpdate
-from lib.sync.remotes import Remotes, open_remotes
+from lib.sync.remotes import Remotes, file_of, open_remotes
 
 BRANCHES = "kaggle-train-rehearsal-"
 """Prefix of the throw-away branches: it begins like published ones, so that the host's rules for those apply."""
@@ -90,7 +90,8 @@ def _publish_nothing(remotes: Remotes, lock: RunLock, source: Path) -> str | Run
     try:
         lock.push(record.but(publishing=copies), RefUpdate(branch, None, first))
         if copies:
-            dvc = _try_object(remotes, copies[0], source, record.repository)
+            probe = file_of(record, lock.name, 0, "probe")
+            dvc = _try_object(remotes, copies[0], source, record.repository, probe)
         lock.push(record.but(undo=copies), RefUpdate(branch, first, second))
         if copies and _delete(remotes, copies[0]):
             copies = ()
@@ -103,11 +104,11 @@ def _publish_nothing(remotes: Remotes, lock: RunLock, source: Path) -> str | Run
     return dvc
 
 
-def _try_object(remotes: Remotes, copy: DeclaredCopy, source: Path, repository: str) -> str | RunError:
+def _try_object(remotes: Remotes, copy: DeclaredCopy, source: Path, repository: str, probe: str) -> str | RunError:
     """Store an object and ask for it; return the line to show, or what is wrong."""
     store, path = remotes.store, remotes.store.path_of(copy.oid)
     try:
-        kept = store.limits()
+        kept = store.limits(probe)
         store.create(path, source, copy.identity)
         if not kept and store.verify(path, copy.identity) is None:
             raise DvcPushError(
