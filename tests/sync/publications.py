@@ -13,7 +13,7 @@ import drive_emulator
 from conftest import RUN, WEIGHTS, Stores, run_git
 
 from lib.remotes.credentials import Credentials
-from lib.sync import Publication, Published, RunLock, sync_outputs
+from lib.sync import CheckpointPublisher, Publication, Published, Refs, RunLock, open_remotes, sync_outputs
 
 drive_client, assert_no_secret = drive_emulator.drive_client, conftest.assert_no_secret
 
