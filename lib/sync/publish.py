@@ -360,7 +360,8 @@ class _Progress:
     """Progress bar (bytes, rate, time left) of all uploads together; also stops the uploads in progress."""
 
     def __init__(self, total: int, *, shown: bool) -> None:
-        self._bar = Bar("  uploading", total, is_bytes=True) if total and shown else None
+        self._bar: Bar | None = None
+        self._total = total if shown else 0
         self._done = 0
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -381,6 +382,8 @@ class _Progress:
         self.check()
         with self._lock:
             self._done += count
+            if self._total and self._bar is None:  # not before the first byte: everything may be stored already
+                self._bar = Bar("  uploading", self._total, is_bytes=True)
             if self._bar is not None:
                 self._bar.show(self._done)
 

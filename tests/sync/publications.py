@@ -13,7 +13,15 @@ import drive_emulator
 from conftest import RUN, WEIGHTS, Stores, run_git
 
 from lib.remotes.credentials import Credentials
-from lib.sync import CheckpointPublisher, Publication, Published, Refs, RunLock, open_remotes, sync_outputs
+from lib.sync import (
+    CheckpointPublisher,
+    Publication,
+    Published,
+    Refs,
+    RunLock,
+    open_remotes,
+    sync_outputs,
+)
 
 drive_client, assert_no_secret = drive_emulator.drive_client, conftest.assert_no_secret
 
@@ -48,6 +56,16 @@ def publish(
 def lock_of(clone: Path, name: str = "detection-exp001", *, lease: float = 600.0) -> RunLock:
     """Return the lock of a run, not taken yet."""
     return RunLock(Refs(clone, Credentials()), name, lease=lease, say=str)
+
+
+def take_over(clone: Path, name: str = "detection-exp001") -> RunLock:
+    """Take the run over from a session that may be alive, as if it had not answered; return the lock."""
+    refs = Refs(clone, Credentials())
+    run = refs.read_runs()[name]
+    assert run.record is not None
+    lock = RunLock(refs, name, full_name=run.record.name, lease=run.record.lease, say=str)
+    assert lock.seize(run, refs.list_refs(refs.identity_ref)[refs.identity_ref], silent=True)
+    return lock
 
 
 @contextmanager
