@@ -35,7 +35,7 @@ from lib.experiment.schema import Experiment
 from lib.remotes.credentials import Credentials
 from lib.sandbox.dataset import draw_dataset
 from lib.session import Session
-from lib.train.checkpoints import CheckpointUploader
+from lib.train.checkpoints import CheckpointUploader, hold_run
 from lib.train.launch import prepare_library, train
 from lib.train.tracking import configure_tracking
 from lib.train.weights import StartingPoint
@@ -69,8 +69,13 @@ class Bench:
         output = io.StringIO()
         drive = Credentials(drive=drive_emulator.CANARIES)
         session = Session(root, scratch / "curves", scratch, experiment, drive, commit="0" * 40)
-        with contextlib.redirect_stdout(output), CheckpointUploader(session, "0" * 32):
-            trained = train(session, self.data, StartingPoint(None), configure_tracking(session))
+        with contextlib.redirect_stdout(output):
+            hold = hold_run(session)
+            hold.take()
+            with CheckpointUploader(session, "0" * 32, hold) as uploader:
+                trained = train(session, self.data, StartingPoint(None), configure_tracking(session))
+            uploader.wait()
+            hold.release()
         self.uploaded.append(output.getvalue().count("is uploaded"))
         assert "Warning" not in output.getvalue(), output.getvalue()
         return seconds_an_epoch(trained.folder / "results.csv")

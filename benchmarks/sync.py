@@ -157,7 +157,7 @@ def on_drive(folder: Path, size: int, latency: int, turns: int) -> list[Case]:
                 requests[side].append(len(requested) - before)
             if side in sending:
                 sending[side].append(requested.sending(before))
-            for file in [file for path, copies in drive.files().items() if "-owner-" not in path for file, _ in copies]:
+            for file in [file for copies in drive.files().values() for file, _ in copies]:
                 drive._remove(file)  # noqa: SLF001  the emulator keeps everything in memory
             drive._sessions.clear()  # noqa: SLF001  and what was uploaded with it
             return seconds

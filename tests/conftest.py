@@ -125,7 +125,7 @@ class Stores:
 
     def objects(self) -> dict[str, bytes]:
         """Return the bytes of every file of the DVC remote, temporary ones too, except the marks that name it."""
-        marks = ("kaggle-training-repository-", "kaggle-training-store-")
+        marks = ("kaggle-training-repository-", "kaggle-training-store")
         files = (path for path in self.storage.rglob("*") if path.is_file() and not path.name.startswith(marks))
         return {path.relative_to(self.storage).as_posix(): path.read_bytes() for path in files}
 

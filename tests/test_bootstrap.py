@@ -148,7 +148,7 @@ class Session:
         self.monkeypatch.chdir(self.folder)
         start = boot(self.folder)
         start.progress_seconds = 0
-        root, cloned, _ = start.clone(self.host.address(NAME), commit, str(self.folder / "secrets.json"))
+        root, cloned = start.clone(self.host.address(NAME), commit, str(self.folder / "secrets.json"))
         assert root == self.clone == Path.cwd() == Path(sys.path[0])
         assert cloned == run_git("rev-parse", "HEAD", cwd=root)
         return start
@@ -205,16 +205,6 @@ def test_run_log_has_every_line_from_the_first_one_on(
     assert [title for title, _ in start.steps] == ["1/10: Clone", "2/10: Install"]
 
 
-def test_the_runs_of_other_sessions_are_noted_before_the_fetch(session: Session) -> None:
-    """The output of `git ls-remote` and its time are what a lease is watched from."""
-    run_git("update-ref", "refs/runs/detection/exp001", "main", cwd=session.stores.origin)
-    commit = run_git("rev-parse", "main", cwd=session.stores.origin)
-    start = session.run(commit)
-    _, _, (listed, when) = start.clone(session.host.address(NAME), commit, str(session.folder / "secrets.json"))
-    assert listed == f"{commit}\trefs/runs/detection/exp001\n"
-    assert start.begun < when
-
-
 def test_a_clone_of_the_same_session_is_used_again(session: Session) -> None:
     """Its files are kept, unpublished artifacts above all; only what is new is fetched."""
     first = run_git("rev-parse", "HEAD~1", cwd=session.stores.clone)
@@ -253,7 +243,7 @@ def test_the_token_is_found_in_both_mounts_of_a_kaggle_dataset(session: Session,
     start = boot(tmp_path, on_kaggle=True)
     (tmp_path / "kaggle" / mount).mkdir(parents=True)
     (tmp_path / "kaggle" / mount / "secrets.json").write_text(json.dumps({"GITHUB_TOKEN": TOKEN}))
-    root, _, _ = start.clone(session.host.address(NAME), "", "")
+    root, _ = start.clone(session.host.address(NAME), "", "")
     assert (root / "code.py").is_file()
 
 

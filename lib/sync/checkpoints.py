@@ -112,15 +112,19 @@ class CheckpointPublisher:
 
 
 def fetch_file(remotes: Remotes, file: Mapping[str, Any], target: Path) -> None:
-    """Download a file of a checkpoint, given by its entry in `checkpoint.json`.
+    """Download a file of a checkpoint, given by its entry in `checkpoint.json`: all of it, or nothing.
 
-    Raises `FileNotFoundError` if it is gone since the branch has moved, and `DvcPushError` if it is not delivered whole.
+    Raises `FileNotFoundError` if it is gone since the branch has moved, and `DvcPushError` if it has other content.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    remotes.store.read(file["name"], file["id"], target)
-    if md5_of(target) != file["md5"]:
-        target.unlink()
-        raise DvcPushError(f"{remotes.store.name}: {file['name']} has other content.", remedy="try again.")
+    part = target.with_name(f".{target.name}.part")
+    try:
+        remotes.store.read(file["name"], file["id"], part)
+        if md5_of(part) != file["md5"]:
+            raise DvcPushError(f"{remotes.store.name}: {file['name']} has other content.", remedy="try again.")
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def md5_of(path: Path) -> str:

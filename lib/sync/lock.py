@@ -141,7 +141,7 @@ class RunLock:
             self._asked = min(self._asked, time.monotonic())
         else:
             with contextlib.suppress(GitPushError):  # another session asks at the same moment
-                self.refs.push(RefUpdate(self._ask, None, self.refs.head()))
+                self.refs.push(RefUpdate(self._ask, None, self.refs.write_question()))
         if time.monotonic() - self._asked < run.lease:
             return False
         self._say(f"{self.ref} was not answered within its lease: its session is dead, and this one takes over.")
@@ -171,8 +171,6 @@ class RunLock:
 
     def _take(self, old: SeenRun | None, identity: str | None) -> bool:
         """Write our record over `old`, or create the ref; return False if another session was faster."""
-        if not self._lock_file():
-            return False
         updates = [RefUpdate(self._ask, ANY, None)]
         if identity is None:
             identity = self.refs.write_random()
@@ -184,6 +182,10 @@ class RunLock:
             lease=self._lease,
             undo=old.record.declared if old and old.record else (),
         )
+        if self._lock_file() and self._file is not None:  # else a session of this clone hangs, or has just begun
+            self._file.truncate(0)
+            self._file.write(record.session)
+            self._file.flush()
         self._commit, self._tried = old.commit if old else None, []
         try:
             self.push(record, *updates)
@@ -191,10 +193,6 @@ class RunLock:
             self._taken_over = False
             self._unlock_file()
             return False
-        assert self._file is not None
-        self._file.truncate(0)
-        self._file.write(record.session)
-        self._file.flush()
         self._seen, self._asked, self._ended = None, math.inf, threading.Event()
         threading.Thread(target=self._answer, args=(self._ended,), name=f"lock of {self.name}", daemon=True).start()
         atexit.register(self.release)
@@ -304,12 +302,13 @@ class RunLock:
                 seen = self.refs.list_refs(self.ref, self._ask)
                 if seen.get(self.ref) not in self._tried:
                     self._lose()
-                    self._say(f"Warning: another session has taken over {self._full_name}; this one stops.")
                     return
                 if self._ask in seen:
                     self.push(self.record, RefUpdate(self._ask, ANY, None))
 
     def _lose(self) -> None:
+        if self.record is not None:
+            self._say(f"Warning: another session has taken over {self._full_name}; this one stops.")
         self._taken_over, self.record = True, None
         self._end()
 

@@ -150,9 +150,9 @@ class _Publishing:
             if kept := self.remotes.kept_because():
                 self.say(f"Note: {kept}. If this publication fails, its objects stay there.")
         items = {source.item.oid: source.item for source in sources}
-        identities = store.new_identities(len(items))
+        identities, address = store.new_identities(len(items)), store.address()
         self._declared = {
-            item.oid: DeclaredCopy(oid=item.oid, size=item.size, identity=identity, store=store.address())
+            item.oid: DeclaredCopy(oid=item.oid, size=item.size, identity=identity, store=address)
             for item, identity in zip(items.values(), identities, strict=True)
         }
         self.lock.push(self._record().but(publishing=tuple(self._declared.values())))
@@ -313,6 +313,8 @@ class _Publishing:
 
     def _clean_up(self) -> None:
         """Delete the files of the run's last checkpoint; on failure `recover` does."""
+        if self.run.hold is None:
+            return  # a publication without a run has no checkpoint
         try:
             self.remotes.sweep(self._repository, self.lock.name)
         except (RunError, OSError) as error:
@@ -356,7 +358,8 @@ class _Progress:
     """Progress bar (bytes, rate, time left) of all uploads together; also stops the uploads in progress."""
 
     def __init__(self, total: int, *, shown: bool) -> None:
-        self._bar = Bar("  uploading", total, is_bytes=True) if total and shown else None
+        self._bar: Bar | None = None
+        self._total = total if shown else 0
         self._done = 0
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -377,6 +380,8 @@ class _Progress:
         self.check()
         with self._lock:
             self._done += count
+            if self._total and self._bar is None:  # not before the first byte: everything may be stored already
+                self._bar = Bar("  uploading", self._total, is_bytes=True)
             if self._bar is not None:
                 self._bar.show(self._done)
 

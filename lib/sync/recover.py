@@ -83,15 +83,19 @@ class Recovery:
             elif not self._recover(run, f"{ASKS}{name}" in asked):
                 self.left[name] = run
                 waiting += [name] * (name not in self._told)
-        questions = [RefUpdate(f"{ASKS}{name}", ANY, refs.head()) for name in waiting if f"{ASKS}{name}" not in asked]
-        if ask and questions:
-            refs.push(*questions)
+        unasked = [f"{ASKS}{name}" for name in waiting if f"{ASKS}{name}" not in asked]
+        if ask and unasked:
+            question = refs.write_question()
+            refs.push(*(RefUpdate(ref, ANY, question) for ref in unasked))
         return bool(waiting)
 
     def waits(self, began: float, patience: float | None) -> bool:
-        """Return whether an answer may still come."""
-        longest = max((run.lease for run in self.left.values()), default=0.0) + 2 * self.pause
-        return time.monotonic() - began < (longest if patience is None else patience)
+        """Return whether an answer may still come, which is waited for until `patience` seconds after `began`."""
+        now = time.monotonic()
+        if patience is not None:
+            return now - began < patience
+        left = [(self._asked.get(name, now), run) for name, run in self.left.items() if name not in self._told]
+        return any(now < asked + run.lease + 2 * self.pause for asked, run in left)
 
     @property
     def pause(self) -> float:
@@ -116,6 +120,7 @@ class Recovery:
             return False
         except (RunError, OSError) as error:
             self.error = self.error or error
+            self._told.add(run.name)
             return False
         finally:
             lock.release()

@@ -115,9 +115,12 @@ class Refs:
         text: str | None = None,
         check: bool = True,
     ) -> Completed:
+        # without a mirror that Git can open, it would find the user's repository around it and fetch into that one
+        where = [] if cwd in (None, self.root) else ["--git-dir=."]
         return run_command(
-            ["git", *words], cwd=cwd or self.root, env=env, timeout=timeout, text=text, check=check, redact=self._redact
-        )
+            ["git", *where, *words],
+            cwd=cwd or self.root, env=env, timeout=timeout, text=text, check=check, redact=self._redact,
+        )  # fmt: skip
 
     def _remote(
         self,
@@ -203,8 +206,7 @@ class Refs:
         either.
         """
         with self._fetched(*patterns):
-            refs = self._git("for-each-ref", "--format=%(refname)", *patterns, cwd=self._mirror).output.split()
-            found = {ref: self._tree(ref, "*.dvc") for ref in refs}
+            found = {ref: self._tree(ref, "*.dvc") for ref in self._mirrored(*patterns)}
             texts = self._blobs(blob for pointers_of in found.values() for blob in pointers_of.values())
         return {
             ref: {name: item for path, blob in pointers_of.items() for name, item in _outputs(path, texts[blob])}
@@ -238,10 +240,15 @@ class Refs:
     def read_files_of_all(self, refs: str, *patterns: str) -> dict[str, dict[str, str]]:
         """Return {ref: {path: text}} for every matching ref, in one request if the files are small."""
         with self._fetched(refs):
-            listed = self._git("for-each-ref", "--format=%(refname)", refs, cwd=self._mirror).output.split()
-            found = {ref: self._tree(ref, *patterns) for ref in listed}
+            found = {ref: self._tree(ref, *patterns) for ref in self._mirrored(refs)}
             texts = self._blobs(blob for files in found.values() for blob in files.values())
         return {ref: {path: texts[blob] for path, blob in files.items()} for ref, files in found.items()}
+
+    def _mirrored(self, *patterns: str) -> list[str]:
+        """Return the refs of the mirror whose full name matches."""
+        refs = self._git("for-each-ref", "--format=%(refname)", cwd=self._mirror).output.split()
+        # with patterns, Git would leave out refs/heads/a/b for refs/heads/*
+        return [ref for ref in refs if any(fnmatchcase(ref, each) for each in patterns)]
 
     def _tree(self, tree: str, *patterns: str) -> dict[str, str]:
         """Return {path: blob name} of the matching files in a commit."""
@@ -279,7 +286,11 @@ class Refs:
                 # the mirror is only a cache: a damaged one, or a lock that a killed process left in it, is made anew
                 shutil.rmtree(self._mirror, ignore_errors=True)
                 self._fetch(patterns)
-            yield
+            try:
+                yield
+            except (CommandError, GitPushError):
+                shutil.rmtree(self._mirror, ignore_errors=True)  # the next call finds no damaged one
+                raise
 
     def _fetch(self, patterns: Iterable[str]) -> None:
         if not self._mirror.exists():
@@ -309,6 +320,10 @@ class Refs:
     def write_random(self) -> str:
         """Write a commit that nobody else has, and return it."""
         return self._write_file("identity", f"{secrets.token_hex(20)}\n", "Identity of this repository [skip ci]\n")
+
+    def write_question(self) -> str:
+        """Write the commit of a question to a run, the same everywhere, and return it; HEAD may not be pushed."""
+        return self._write_file("question", "", "Is this run alive? [skip ci]\n")
 
     def _write_file(self, name: str, text: str, message: str) -> str:
         blob = self._git("hash-object", "-w", "--stdin", text=text).output.strip()

@@ -25,7 +25,7 @@ from typing import Any, Self
 from pydantic import BaseModel, Field, ValidationError
 
 from lib.data.dataset import read_pointer
-from lib.errors import CheckpointError, GitPushError, RemoteError, RunError, RunHeldError, SyncError
+from lib.errors import CheckpointError, GitPushError, RemoteError, RunError, RunHeldError, SyncError, TakenOverError
 from lib.experiment.load import flat
 from lib.experiment.schema import Experiment, ExperimentValues
 from lib.process import MINUTE
@@ -260,7 +260,8 @@ class CheckpointUploader:
             act()
         except Exception as error:  # noqa: BLE001  a failed upload must not stop the training
             what = error.what if isinstance(error, RunError) else self._session.credentials.redact(str(error))
-            say(f"Warning: the checkpoint upload failed ({type(error).__name__}: {what}); it is retried.")
+            again = "" if isinstance(error, TakenOverError) else "; it is retried"
+            say(f"Warning: the checkpoint upload failed ({type(error).__name__}: {what}){again}.")
             return False
         return True
 

@@ -493,7 +493,7 @@ def test_the_token_is_never_an_argument_nor_in_the_clone(
     shown = []
     for speak in (
         refs.list_refs,
-        refs.read_intents,
+        refs.read_runs,
         lambda: refs.push(RefUpdate("refs/heads/x", None, "0" * 39 + "1")),
     ):
         with pytest.raises(RunError) as caught:

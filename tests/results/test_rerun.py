@@ -152,7 +152,7 @@ def test_a_notebook_of_the_time_before_bootstrap_is_rendered_as_it_was(published
 
 def test_a_commit_without_the_notebook_is_reported(published: Published) -> None:
     """The run was trained from a commit that has no notebooks/train.py."""
-    branch, first = BRANCH.replace("2025", "2026"), published.stores.root()
+    branch, first = BRANCH.replace("2025", "2026"), run_git("rev-list", "--max-parents=0", "main", cwd=published.clone)
     published.publish({**record(first), "branch": branch}, branch)
     with pytest.raises(RenderError, match=r"notebooks/train\.py of commit"):
         published.rerun(branch)

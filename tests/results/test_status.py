@@ -16,7 +16,7 @@ from lib.experiment.load import load_experiment
 from lib.remotes.credentials import Credentials
 from lib.results.status import read_status, show_status
 from lib.sync import Publication, RunLock, sync_outputs
-from lib.sync.intent import Intent, Owner
+from lib.sync.record import DeclaredCopy
 from lib.sync.refs import Refs, RefUpdate
 
 EXPERIMENT = load_experiment(
@@ -25,7 +25,6 @@ EXPERIMENT = load_experiment(
 COMMIT = "c" * 40
 STARTED = datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC)
 OLDER, NEWER = (f"kaggle-train-detection-exp001-2025010{day}-030405" for day in (2, 3))
-UNFINISHED = "kaggle-train-detection-exp002-20250102-030405"
 CHECKPOINT = "kaggle-checkpoint-detection-exp001"
 
 
@@ -47,7 +46,7 @@ def run_of(branch: str, started: datetime, **more: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def remote(stores: Stores) -> Iterator[Stores]:
-    """Return remotes with two runs, a checkpoint, a session, an unfinished publication and an unreadable run."""
+    """Return remotes with two runs, a checkpoint, two sessions, and a run and two refs that cannot be read."""
     metrics = {"epochs": 9, "test": {"images": 3, "box": {"mAP50": 0.875}}}
     publish(stores, OLDER, {"run.json": run_of(OLDER, STARTED), "train/metrics.json": metrics})
     newer = run_of(NEWER, STARTED + timedelta(days=1), state="interrupted")
@@ -57,27 +56,36 @@ def remote(stores: Stores) -> Iterator[Stores]:
     publish(stores, CHECKPOINT, {"checkpoint.json": checkpoint})
     publish(stores, "kaggle-train-x", {"run.json": "{"})
     refs = Refs(stores.clone, Credentials())
-    intent = Intent("1" * 16, "uploading", UNFINISHED, refs.head(), Owner("a", "1-1"), ())
-    refs.push(RefUpdate(f"refs/intents/{intent.id}", None, refs.write_intent(intent)))
-    hold = RunLock(stores.clone, "detection-exp003", Credentials(), say=str)
-    assert hold.watch()
+    holds = [RunLock(refs, f"detection-exp00{number}", full_name=f"detection/exp00{number}") for number in (2, 3)]
+    for hold in holds:
+        assert hold.watch()
+    publishing, record = holds[0], holds[0].record
+    assert record
+    copy = DeclaredCopy(oid="0" * 32, size=1, identity="1", store="folder")
+    publishing.push(record.but(publishing=(copy,)), RefUpdate("refs/asks/detection-exp002", None, refs.head()))
+    later = refs.write_record(record.but(protocol=3))
+    refs.push(RefUpdate("refs/runs/detection-exp004", None, later), RefUpdate("refs/intents/1", None, later))
     yield stores
-    hold.release()
+    publishing.push(record)
+    for hold in holds:
+        hold.release()
 
 
 def test_every_ref_of_a_run_is_shown(remote: Stores) -> None:
-    """By experiment, newest first; an unreadable run is shown as such and hides no other."""
+    """By experiment, newest first; what this version cannot read is shown as such and hides nothing else."""
     clone = remote.clone_again()
     entries = read_status(clone, Credentials())
     assert [(entry.experiment, entry.state, entry.epochs) for entry in entries] == [
+        ("detection-exp004", "unreadable", ""),
         ("detection/exp001", "checkpoint", "5/9"),
         ("detection/exp001", "interrupted", "4/9"),
         ("detection/exp001", "finished", "9/9"),
+        ("detection/exp002", "publishing, asked", ""),
         ("detection/exp003", "session", ""),
-        (UNFINISHED, "unfinished", ""),
         ("kaggle-train-x", "unreadable", ""),
+        ("of another version", "unreadable", ""),
     ]
-    assert entries[2].metrics == {"test/box/mAP50": 0.875}
+    assert entries[3].metrics == {"test/box/mAP50": 0.875}
     shown = show_status(entries, now=STARTED + timedelta(days=2, hours=3))
     assert "0.875" in shown
     assert "3 h" in shown

@@ -333,14 +333,15 @@ class Stage:
     """Each run with a fault, by the fault's name, and whether both remotes were unchanged after it."""
 
     def refs(self) -> dict[str, str]:
-        """Return every ref of the repository, except its main branch."""
+        """Return every ref of the repository, except its main branch and its identity."""
         lines = run_git("for-each-ref", "--format=%(refname) %(objectname)", cwd=self.sandbox.origin).splitlines()
-        return {ref: commit for ref, commit in map(str.split, lines) if ref != "refs/heads/main"}
+        found = {ref: commit for ref, commit in map(str.split, lines) if ref != "refs/heads/main"}
+        return {ref: commit for ref, commit in found.items() if not ref.startswith("refs/kaggle/")}
 
     def objects(self) -> dict[str, list[tuple[str, bytes]]]:
-        """Return every file of the Drive, except the owner file."""
+        """Return every file of the Drive, except the repository's mark."""
         files = self.services.drive.files()
-        return {path: copies for path, copies in files.items() if not path.startswith("kaggle-training-owner-")}
+        return {path: copies for path, copies in files.items() if not path.startswith("kaggle-training-repository-")}
 
     def run(self, when: Mapping[str, Callable[[], object]] | None = None, *, epochs: int = 1) -> Run:
         """Run the notebook as render.py does; call `when[text]` once a line of its output contains `text`."""
@@ -450,15 +451,15 @@ def published(stage: Stage) -> Run:
 
 
 def branches(stage: Stage, run: Run) -> list[str]:
-    """Return the run's branch on the Git host, and all intents there."""
+    """Return the run's branch on the Git host, and all runs under way there."""
     found = re.search(r"create branch (\S+)\)", run.output)
     assert found, run.output[-3000:]
-    return [ref for ref in stage.refs() if found[1] in ref or "intents" in ref]
+    return [ref for ref in stage.refs() if found[1] in ref or "refs/runs/" in ref]
 
 
 @pytest.mark.slow
 def test_a_whole_run_publishes_a_branch_and_its_objects(stage: Stage, published: Run) -> None:
-    """The Git host has one branch, the Drive has both weights under the hashes that it names, and no intent is left."""
+    """The Git host has one branch, the Drive both weights under the hashes that it names, and no run is under way."""
     (ref,) = branches(stage, published)
     assert ref.startswith("refs/heads/kaggle-train-detection-exp000-sandbox-")
     for name in ("best.pt", "last.pt"):
@@ -639,7 +640,7 @@ def test_the_script_runs_over_emulated_services(stage: Stage) -> None:
     assert "a Google Drive" in line
     assert "a Git host" in line
     refs = run_git("for-each-ref", "--format=%(refname)", cwd=sandbox / "origin.git").splitlines()
-    (ref,) = [ref for ref in refs if ref != "refs/heads/main"]
+    (ref,) = [ref for ref in refs if ref != "refs/heads/main" and not ref.startswith("refs/kaggle/")]
     path = "artifacts/detection/exp000_sandbox/train/weights/best.pt"
     (md5,) = re.findall(r"md5: (\w+)", run_git("show", f"{ref}:{path}.dvc", cwd=sandbox / "origin.git"))
     (trained,) = sandbox.glob(f"runs/*/kaggle-training/{path}")

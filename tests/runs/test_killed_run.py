@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, processes_with, run_git
+from publications import take_over
 
 EPOCHS = 4
 ARTIFACTS = "artifacts/detection/exp000_sandbox"
@@ -85,9 +86,9 @@ class Machine:
             time.sleep(0.05)
 
     def refs(self) -> list[str]:
-        """Return the refs of the repository, except main."""
+        """Return the refs of the repository, except main and the repository's identity."""
         listed = run_git("for-each-ref", "--format=%(refname)", cwd=self.origin).splitlines()
-        return [ref for ref in listed if ref != "refs/heads/main"]
+        return [ref for ref in listed if ref != "refs/heads/main" and not ref.startswith("refs/kaggle/")]
 
     def block(self, ref: str) -> None:
         """Let the remote block in the middle of the next push of a ref that starts with `ref`."""
@@ -122,24 +123,25 @@ def rows(session: Path) -> list[int]:
         return [int(row["epoch"]) for row in csv.DictReader(file)]
 
 
+def wait_for(machine: Machine, session: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+    """Wait for a condition while the first session runs."""
+    end = time.monotonic() + 300
+    while not condition():
+        output = machine.log("first").read_text()
+        assert session.poll() is None, output[-5000:]
+        assert time.monotonic() < end, output[-5000:]
+        time.sleep(0.05)
+
+
 def kill_in(machine: Machine, moment: str) -> None:
     """Run a session up to the moment, and kill it."""
     session = machine.start("first")
-
-    def wait_for(condition: Callable[[], bool]) -> None:
-        end = time.monotonic() + 300
-        while not condition():
-            output = machine.log("first").read_text()
-            assert session.poll() is None, output[-5000:]
-            assert time.monotonic() < end, output[-5000:]
-            time.sleep(0.05)
-
-    wait_for(lambda: "Checkpoint: epoch 1 is uploaded" in machine.log("first").read_text())
+    wait_for(machine, session, lambda: "Checkpoint: epoch 1 is uploaded" in machine.log("first").read_text())
     if ref := MOMENTS[moment]:
         machine.block(ref)
-        wait_for(machine.blocked.exists)
+        wait_for(machine, session, machine.blocked.exists)
     else:
-        wait_for(lambda: "Checkpoint: epoch 2 is uploaded" in machine.log("first").read_text())
+        wait_for(machine, session, lambda: "Checkpoint: epoch 2 is uploaded" in machine.log("first").read_text())
     machine.kill(session)
     machine.unblock()
 
@@ -147,7 +149,7 @@ def kill_in(machine: Machine, moment: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_the_next_session_resumes_a_killed_one(tmp_path: Path, moment: str, capfd: pytest.CaptureFixture[str]) -> None:
-    """There is one finished branch and one W&B run, with every epoch once; no checkpoint, intent or object is left."""
+    """There is one finished branch and one W&B run, with every epoch once; no checkpoint, run or object is left."""
     machine = Machine(tmp_path)
     kill_in(machine, moment)
     (first,) = machine.sessions()
@@ -167,7 +169,22 @@ def test_the_next_session_resumes_a_killed_one(tmp_path: Path, moment: str, capf
     assert rows(other) == list(range(1, EPOCHS + 1))
     recorded = machine.sandbox.glob("runs/*/wandb/offline-run-*")
     assert len({path.name.rpartition("-")[2] for path in recorded}) == 1
-    assert machine.lib("recover", "--older-than", "0").returncode == 0
+    assert machine.lib("recover").returncode == 0
     assert machine.refs() == [f"refs/heads/{run['branch']}"]
     checked = machine.lib("check")
     assert checked.returncode == 0, checked.stdout
+
+
+@pytest.mark.slow
+def test_a_session_that_was_taken_over_stops_its_training(tmp_path: Path) -> None:
+    """It ends with the reason and publishes nothing; the checkpoint stays for the session that has the run now."""
+    machine = Machine(tmp_path)
+    session = machine.start("first")
+    wait_for(machine, session, lambda: "Checkpoint: epoch 1 is uploaded" in machine.log("first").read_text())
+    run_git("clone", "--quiet", machine.origin, tmp_path / "other", cwd=tmp_path)
+    other = take_over(tmp_path / "other", "detection-exp000-sandbox")
+    assert session.wait(120) == 1
+    output = machine.log("first").read_text()
+    assert "another session has taken over detection/exp000_sandbox" in output[output.rindex("Error: ") :]
+    assert machine.refs() == [CHECKPOINT, other.ref]
+    other.release()

@@ -22,7 +22,7 @@ from wandb_files import records
 
 from lib.remotes.credentials import Credentials
 from lib.sandbox.dataset import draw_dataset
-from lib.sync import RunLock
+from lib.sync import Refs, RunLock
 
 pytestmark = pytest.mark.slow
 
@@ -66,9 +66,9 @@ class Run:
         return max(self.sandbox.glob(f"runs/{self.module}-*"), key=lambda path: path.stat().st_mtime) / "origin"
 
     def refs(self) -> list[str]:
-        """Return every ref of the sandbox's repository, except main."""
+        """Return every ref of the sandbox's repository, except main and the repository's identity."""
         listed = run_git("for-each-ref", "--format=%(refname)", cwd=self.sandbox / "origin.git").splitlines()
-        return [ref for ref in listed if ref != "refs/heads/main"]
+        return [ref for ref in listed if ref != "refs/heads/main" and not ref.startswith("refs/kaggle/")]
 
     def objects(self) -> set[str]:
         """Return every file of the DVC remote."""
@@ -126,7 +126,7 @@ def second_clone(detection: Run, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def test_one_branch_is_published_with_the_required_name(detection: Run) -> None:
-    """The branch is `kaggle-train-{module}-{experiment}-{YYYYMMDD-HHMMSS}`, and no intent is left."""
+    """The branch is `kaggle-train-{module}-{experiment}-{YYYYMMDD-HHMMSS}`, and no other ref is left."""
     (ref,) = detection.refs()
     assert re.fullmatch(r"refs/heads/kaggle-train-detection-exp000-sandbox-\d{8}-\d{6}", ref)
 
@@ -353,18 +353,19 @@ def test_a_run_that_cannot_start_shows_and_logs_the_reason(detection: Run) -> No
 
 
 def test_a_second_session_of_the_experiment_stops_before_it_trains(detection: Run, tmp_path: Path) -> None:
-    """Another machine holds the lease and renews it; the second session stops with a remedy and changes nothing."""
+    """Another machine holds the run and answers when asked; the second one stops with a remedy and changes nothing."""
     run_git("clone", "--quiet", detection.sandbox / "origin.git", tmp_path / "first", cwd=tmp_path)
-    first = RunLock(tmp_path / "first", "detection-exp000-sandbox", Credentials(), lease=10.0, say=str)
+    refs, key, name = Refs(tmp_path / "first", Credentials()), "detection-exp000-sandbox", "detection/exp000_sandbox"
+    first = RunLock(refs, key, full_name=name, lease=10.0, say=str)
     assert first.watch()
     try:
-        refs, objects = detection.refs(), detection.objects()
+        before = detection.refs(), detection.objects()
         run = render("detection", detection.sandbox, "-p", "session.lease_minutes", "0.2")
         assert run.status == 1
-        assert "is held by another session, which is being watched" in run.output
-        assert "another session is training detection-exp000-sandbox and is alive" in run.output
+        assert "is held by another session, which is being asked" in run.output
+        assert f"another session is training {name} and is alive" in run.output
         assert not (run.clone / run.artifacts / "train").exists()
-        assert (run.refs(), run.objects()) == (refs, objects)
+        assert (run.refs(), run.objects()) == before
     finally:
         first.release()
 

@@ -303,7 +303,8 @@ PUBLISHES = (
     + """
 # %%
 from datetime import UTC, datetime
-from lib.sync import Publication, sync_outputs
+from lib.remotes.credentials import Credentials
+from lib.sync import Publication, Refs, RunLock, sync_outputs
 from conftest import RUN, WEIGHTS, write_run
 clone = folder / "published-from"
 subprocess.run(["git", "clone", "--quiet", repository, clone], check=True)
@@ -319,7 +320,8 @@ def tell(text):
     print(text)
     if "dies" in what and text.startswith(what.partition(" dies at ")[2]):
         os.kill(os.getpid(), signal.SIGKILL)
-sync_outputs(Publication(clone, branch, "Trained", RUN, WEIGHTS, datetime.now(UTC)), say=tell)
+hold = RunLock(Refs(clone, Credentials()), branch, lease=3.0)
+sync_outputs(Publication(clone, branch, "Trained", RUN, WEIGHTS, datetime.now(UTC), hold=hold), say=tell)
 """
     + TAIL
 )
@@ -342,11 +344,10 @@ def test_eight_runs_publish_at_once(stores: Stores, tmp_path: Path, monkeypatch:
     assert {name for name, each in ended.items() if each.state == "failed"} == killed, ended
     assert {name for name, each in ended.items() if each.state == "published"} == whats.keys() - killed
     other = stores.clone_again()
-    while recover(other, older_than=0, say=str):
-        time.sleep(0.1)
+    assert recover(other, say=str) == 0
     branches = {ref.removeprefix("refs/heads/kaggle-train-") for ref in stores.refs()}
     assert branches == whats.keys() - killed
-    found = check(other, older_than=0, say=str)
+    found = check(other)
     assert found.is_healthy, found.findings
     assert found.objects == 2 * 4  # of four contents, each once
     for name in branches:
@@ -458,7 +459,7 @@ def test_a_training_resumes_when_its_node_is_killed(tmp_path: Path) -> None:
     assert record["start"]["epoch"] >= 1
     runs = run_git("for-each-ref", "--format=%(refname)", cwd=sandbox / "origin.git").splitlines()
     assert sum("kaggle-train-" in ref for ref in runs) == 2
-    assert not [ref for ref in runs if "checkpoint" in ref or "intents" in ref or "runs" in ref]
+    assert not [ref for ref in runs if "checkpoint" in ref or "refs/runs/" in ref or "refs/asks/" in ref]
     assert "its node is lost" in output
     assert "Curves: " in output
     assert again.returncode == 0, again.stderr

@@ -58,6 +58,16 @@ def lock_of(clone: Path, name: str = "detection-exp001", *, lease: float = 600.0
     return RunLock(Refs(clone, Credentials()), name, lease=lease, say=str)
 
 
+def take_over(clone: Path, name: str = "detection-exp001") -> RunLock:
+    """Take the run over from a session that may be alive, as if it had not answered; return the lock."""
+    refs = Refs(clone, Credentials())
+    run = refs.read_runs()[name]
+    assert run.record is not None
+    lock = RunLock(refs, name, full_name=run.record.name, lease=run.record.lease, say=str)
+    assert lock.seize(run, refs.list_refs(refs.identity_ref)[refs.identity_ref], silent=True)
+    return lock
+
+
 @contextmanager
 def checkpoints(clone: Path, lock: RunLock) -> Iterator[CheckpointPublisher]:
     """Yield what publishes the checkpoints of a session that holds the run."""

@@ -42,7 +42,7 @@ NAME = "owner/name"
 HEAD = f"refs/heads/{BRANCH}"
 FOR_EVER = 10**6
 COMMIT_PUSH = f"POST .*git-receive-pack .*{HEAD}"
-DECLARATION = r"POST .*git-receive-pack refs/intents/\w+$"
+DECLARATION = r"POST .*git-receive-pack refs/runs/\S+$"
 
 
 Limit = Callable[..., None]
@@ -77,7 +77,7 @@ class Hosted:
 
     def recover(self) -> int:
         """Recover every publication."""
-        return recover(self.clone, Credentials(TOKEN), older_than=0, say=self.messages.append)
+        return recover(self.clone, Credentials(TOKEN), patience=0, say=self.messages.append)
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ def test_a_run_is_published_over_http_with_a_token(hosted: Hosted) -> None:
     assert_published(hosted)
     second = hosted.publish()
     assert (first.before, second.before, second.commit) == (False, True, first.commit)
-    assert check(hosted.clone, credentials, older_than=0, say=str).is_healthy
+    assert check(hosted.clone, credentials).is_healthy
     # the host asks for credentials first: git sends none unasked
     assert {request.status for request in hosted.host.requests if request.has_token} == {200}
 
@@ -236,11 +236,11 @@ def test_a_dead_publication_is_recovered_over_http(hosted: Hosted) -> None:
     before = models_of(hosted.clone)
     with pytest.raises(RunError):  # neither the commit push nor the rollback reaches the host
         hosted.publish(before={"Phase 4": partial(hosted.host.expire, TOKEN)})
-    assert len(hosted.stores.intents()) == 1
+    assert len(hosted.stores.runs()) == 1
     assert len(hosted.stores.objects()) == len(WEIGHTS)
     hosted.host.add_token(TOKEN)
-    found = check(hosted.clone, Credentials(TOKEN), older_than=0, say=str).findings
-    assert [finding.kind for finding in found] == ["expired"]
+    found = check(hosted.clone, Credentials(TOKEN)).findings
+    assert [finding.kind for finding in found] == ["unfinished"]
     assert hosted.recover() == 0
     assert hosted.stores.refs() == {}
     assert hosted.stores.objects() == {}
@@ -270,7 +270,7 @@ def test_the_token_is_in_no_file_and_no_process_argument(hosted: Hosted) -> None
     configure_git(hosted.clone, Credentials(TOKEN))
     hosted.publish()
     hosted.recover()
-    check(hosted.clone, Credentials(TOKEN), older_than=0, say=hosted.messages.append)
+    check(hosted.clone, Credentials(TOKEN))
     assert "push --atomic" in seen.read_text(encoding="utf-8", errors="replace")
     assert "remote-http origin" in seen.read_text(encoding="utf-8", errors="replace")
     assert hosted.host.saw_token

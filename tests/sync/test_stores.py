@@ -552,14 +552,12 @@ class TestFolder:
             folder.opened[0].limits()
         assert "let this account write" in caught.value.remedy
 
-    def test_of_two_names_of_a_folder_the_smallest_counts(self, folder: Backend, tmp_path: Path) -> None:
-        """Two machines have made one at the same moment."""
-        (store,) = folder.opened
-        address = store.address()
-        (tmp_path / "storage" / f"{FLAT}store-0").touch()
-        assert store.address() == address
-        with opened(folder.clone) as other:
-            assert other.address() == "folder 0"
+    def test_machines_that_name_a_folder_at_the_same_moment_agree(self, folder: Backend, tmp_path: Path) -> None:
+        """The name is never half-written, and one wins."""
+        (tmp_path / "storage" / f"{FLAT}store").unlink(missing_ok=True)
+        with contextlib.ExitStack() as stack, ThreadPoolExecutor(8) as pool:
+            stores = [stack.enter_context(opened(folder.clone)) for _ in range(8)]
+            assert len({*pool.map(lambda store: store.address(), stores)}) == 1
 
     def test_the_free_space_is_that_of_the_disk(self, folder: Backend, tmp_path: Path) -> None:
         """The folder need not exist yet."""
@@ -1156,6 +1154,17 @@ class TestS3:
             send(bucket.store, blob)
         assert bucket.files == {}
         assert bucket.s3.remains(bucket.name) == []
+
+    @pytest.mark.usefixtures("in_parts")
+    def test_an_upload_in_parts_deletes_those_of_the_call_before(self, bucket: Bucket, make: Make) -> None:
+        """A machine has died in the middle, and the publication repeats the call with the same identity."""
+        blob, (identity,) = make(2**20 + 1), bucket.store.new_identities(1)
+        with faulty(bucket.s3, "partNumber|^DELETE", "denied"), pytest.raises(DvcPushError):
+            send(bucket.store, blob, identity)
+        assert bucket.s3.remains(bucket.name) == [f"dvc/{blob.key}"]
+        send(bucket.store, blob, identity)
+        assert bucket.s3.remains(bucket.name) == []
+        assert bucket.files == {blob.key: blob.content}
 
     def test_a_deletion_leaves_another_uploads_parts_alone(self, bucket: Bucket, make: Make) -> None:
         """Another client is uploading parts of the same object."""

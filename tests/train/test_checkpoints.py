@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import threading
+import hashlib
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner, Result
 from conftest import ROOT, Stores, run_git
+from publications import take_over
 
-from lib.errors import CheckpointError, SyncError
+from lib.cli.app import app
+from lib.errors import BranchError, CheckpointError
 from lib.experiment.load import load_experiment
 from lib.experiment.schema import Experiment
 from lib.session import Session
-from lib.sync import Publication, check, sync_outputs
-from lib.sync.refs import Refs
+from lib.sync import Publication, RunLock, check, sync_outputs
 from lib.train import checkpoints
 from lib.train.checkpoints import (
     Checkpoint,
@@ -27,6 +32,7 @@ from lib.train.checkpoints import (
     checkpoint_branch,
     fetch_checkpoint,
     find_checkpoint,
+    hold_run,
 )
 
 EXPERIMENT = load_experiment(ROOT / "experiments/000_det_sandbox.yaml", {"training.epochs": 9})
@@ -39,6 +45,7 @@ DATASET = "0123456789abcdef0123456789abcdef.dir"
 def machine(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> Stores:
     """Return remotes and a clone with a dataset; an uploader there looks for checkpoints many times a second."""
     monkeypatch.setattr(checkpoints, "LOOK", 0.02)
+    monkeypatch.setattr("lib.sync.refs.PAUSES", (0.01,))
     pointer = stores.clone / f"{EXPERIMENT.dataset}.dvc"
     pointer.parent.mkdir()
     pointer.write_text(f"outs:\n- md5: {DATASET}\n  path: detection\n", encoding="utf-8")
@@ -65,11 +72,18 @@ def train_epoch(stores: Stores, epoch: int, *, finished: bool = False) -> None:
         temporary.replace(folder / "weights" / name)
 
 
-def uploader_of(stores: Stores, **session: Any) -> CheckpointUploader:
+def hold_of(stores: Stores) -> RunLock:
+    """Return the lock of the run, held by a session in the clone."""
+    hold = hold_run(session_of(stores, stores.clone, EXPERIMENT))
+    hold.take()
+    return hold
+
+
+def uploader_of(stores: Stores, hold: RunLock, **session: Any) -> CheckpointUploader:
     """Return the uploader of a training in the clone."""
     keys = {f"session.{key}": value for key, value in session.items()}
     experiment = load_experiment(EXPERIMENT.model_dump(), keys)
-    return CheckpointUploader(session_of(stores, stores.clone, experiment), DATASET)
+    return CheckpointUploader(session_of(stores, stores.clone, experiment), DATASET, hold)
 
 
 def session_of(stores: Stores, clone: Path, experiment: Experiment, commit: str = "") -> Session:
@@ -79,11 +93,32 @@ def session_of(stores: Stores, clone: Path, experiment: Experiment, commit: str 
 
 
 @contextlib.contextmanager
-def uploading(stores: Stores, **session: Any) -> Iterator[None]:
-    """Upload checkpoints while the block trains, and wait for the last upload."""
-    with uploader_of(stores, **session) as uploader:
-        yield
-    uploader.wait()
+def uploading(stores: Stores, **session: Any) -> Iterator[CheckpointUploader]:
+    """Hold the run and upload checkpoints while the block trains; wait for the last upload and release the run."""
+    hold = hold_of(stores)
+    try:
+        with uploader_of(stores, hold, **session) as uploader:
+            yield uploader
+        uploader.wait()
+    finally:
+        hold.release()
+
+
+class Gate:
+    """A hook of the Git remote that stops the first push of a checkpoint until it is opened."""
+
+    def __init__(self, stores: Stores) -> None:
+        self._reached, self._opened = stores.folder / "reached", stores.folder / "opened"
+        wait = f"touch {self._reached}; while [ ! -e {self._opened} ]; do sleep 0.02; done"
+        stores.write_hook("pre-receive", f'while read o n ref; do case "$ref" in {REF}) {wait};; esac; done')
+
+    def wait(self) -> None:
+        """Wait until a push has reached the hook."""
+        wait_until(self._reached.exists)
+
+    def open(self) -> None:
+        """Let this push and all others pass."""
+        self._opened.touch()
 
 
 def wait_until(condition: Callable[[], object]) -> None:
@@ -100,6 +135,11 @@ def uploaded_record(stores: Stores) -> Record | None:
         return None
     text = run_git("cat-file", "blob", f"{REF}:{EXPERIMENT.artifacts}/checkpoint.json", cwd=stores.origin)
     return Record.model_validate_json(text)
+
+
+def count_checkpoints(stores: Stores) -> int:
+    """Return the number of checkpoints in the history of the branch, each a child of the one before."""
+    return int(run_git("rev-list", "--count", f"{commit_of(stores)}..{REF}", cwd=stores.origin))
 
 
 def uploaded_epoch(stores: Stores) -> int:
@@ -121,11 +161,11 @@ def test_a_checkpoint_is_uploaded_after_the_first_epoch_and_then_the_newest(mach
         wait_until(lambda: uploaded_epoch(machine) == 3)
     assert list(machine.refs()) == [REF]
     assert len(machine.objects()) == 2
-    findings = check(machine.clone_again(), older_than=0, say=str).findings
+    findings = check(machine.clone_again()).findings
     assert [found for found in findings if DATASET not in found.what] == []  # it was never pushed
     message = run_git("show", "--no-patch", "--format=%B", REF, cwd=machine.origin)
     assert "[skip ci]" in message
-    assert run_git("rev-parse", f"{REF}^", cwd=machine.origin) == commit_of(machine)
+    assert count_checkpoints(machine) >= 2
     record = uploaded_record(machine)
     assert record is not None
     assert record.differences(EXPERIMENT, commit_of(machine), DATASET) == []
@@ -133,30 +173,25 @@ def test_a_checkpoint_is_uploaded_after_the_first_epoch_and_then_the_newest(mach
 
 def test_the_clone_that_trains_is_not_touched(machine: Stores) -> None:
     """No `.dvc` file, no ignore line, nothing staged: the final publication finds the clone as the training left it."""
-    before = run_git("status", "--porcelain", "--ignored", cwd=machine.clone)
+    before = run_git("status", "--porcelain", cwd=machine.clone)
     with uploading(machine):
         train_epoch(machine, 1)
     assert uploaded_epoch(machine) == 1
     assert not list(machine.clone.rglob("*.pt.dvc"))
-    assert run_git("status", "--porcelain", "--ignored", cwd=machine.clone) == before
+    assert run_git("status", "--porcelain", cwd=machine.clone) == before
 
 
-def test_a_slow_upload_does_not_delay_training(machine: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_upload_does_not_delay_training(machine: Stores) -> None:
     """Epochs continue during an upload; after it the newest checkpoint is uploaded, and those between are skipped."""
-    sent: list[str] = []
-
-    def upload_slowly(run: Publication, *args: Any, **kwargs: Any) -> Any:
-        sent.append(run.message)
-        if len(sent) == 1:
-            for epoch in (2, 3, 4):
-                train_epoch(machine, epoch)
-        return sync_outputs(run, *args, **kwargs)
-
-    monkeypatch.setattr(checkpoints, "sync_outputs", upload_slowly)
+    gate = Gate(machine)
     with uploading(machine, checkpoint_minutes=0.0001):
         train_epoch(machine, 1)
+        gate.wait()
+        for epoch in (2, 3, 4):
+            train_epoch(machine, epoch)
+        gate.open()
         wait_until(lambda: uploaded_epoch(machine) == 4)
-    assert len(sent) == 2
+    assert count_checkpoints(machine) == 2
 
 
 def test_the_last_checkpoint_is_uploaded_when_training_ends_early(machine: Stores) -> None:
@@ -192,7 +227,7 @@ def test_a_failed_upload_is_reported_and_retried(
 ) -> None:
     """The Git host refuses the first push; the training succeeds, and the checkpoint is uploaded later."""
     monkeypatch.setattr(checkpoints, "AGAIN", 0.1)
-    machine.write_hook("pre-receive", "exit 1")
+    machine.write_hook("pre-receive", f'while read o n ref; do [ "$ref" != {REF} ] || exit 1; done')
     with uploading(machine):
         train_epoch(machine, 1)
         output = ""
@@ -204,51 +239,57 @@ def test_a_failed_upload_is_reported_and_retried(
     assert "Checkpoint: epoch 1 is uploaded" in capsys.readouterr().out
 
 
-def test_ctrl_c_does_not_wait_for_an_upload(machine: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_does_not_wait_for_an_upload(machine: Stores) -> None:
     """A run that the user interrupts ends at once."""
-    started, ended = threading.Event(), threading.Event()
-
-    def upload(*_: Any, **__: Any) -> None:
-        started.set()
-        ended.wait(60)
-        raise SyncError("too late")
+    gate, hold = Gate(machine), hold_of(machine)
 
     def interrupt() -> None:
-        started.wait(60)
+        gate.wait()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoints, "sync_outputs", upload)
     train_epoch(machine, 1)
-    uploader = uploader_of(machine)
+    uploader = uploader_of(machine, hold)
     with pytest.raises(KeyboardInterrupt), uploader:
         interrupt()
     assert uploader.is_at_work
-    ended.set()
+    gate.open()
     wait_until(lambda: not uploader.is_at_work)
+    hold.release()
 
 
-def test_the_publication_waits_for_the_running_upload_and_the_evaluation_does_not(
-    machine: Stores, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_publication_waits_for_the_running_upload_and_the_evaluation_does_not(machine: Stores) -> None:
     """Training ends during the upload of the second epoch; the third epoch is uploaded after it, and nothing more."""
-    started, evaluated = threading.Event(), threading.Event()
-
-    def upload(*args: Any, **kwargs: Any) -> Any:
-        started.set()
-        assert evaluated.wait(60)
-        return sync_outputs(*args, **kwargs)
-
-    monkeypatch.setattr(checkpoints, "sync_outputs", upload)
+    gate, hold = Gate(machine), hold_of(machine)
     train_epoch(machine, 2)
-    with uploader_of(machine) as uploader:
-        assert started.wait(60)
+    with uploader_of(machine, hold) as uploader:
+        gate.wait()
         train_epoch(machine, 3)
     assert uploader.is_at_work
-    assert machine.refs() == {}
-    evaluated.set()
+    assert REF not in machine.refs()
+    gate.open()
     uploader.wait()
     assert not uploader.is_at_work
     assert uploaded_epoch(machine) == 3
+    hold.release()
+
+
+def test_a_session_that_was_taken_over_uploads_nothing_more(
+    machine: Stores, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its uploader reports it, does not say that it retries, and leaves the other session's checkpoint as it is."""
+    with uploading(machine, checkpoint_minutes=0.0001):
+        train_epoch(machine, 1)
+        wait_until(lambda: uploaded_epoch(machine) == 1)
+        other = take_over(machine.clone_again(), EXPERIMENT.key)
+        train_epoch(machine, 2)
+        output = ""
+        while "the checkpoint upload failed (TakenOverError" not in output:
+            output += capsys.readouterr().out
+            time.sleep(0.02)
+    assert "it is retried" not in output
+    assert uploaded_epoch(machine) == 1
+    assert machine.runs() == [other.ref]
+    other.release()
 
 
 # ── resuming ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -342,25 +383,17 @@ def test_a_damaged_checkpoint_record_stops_the_run(uploaded: Stores) -> None:
     assert "session.resume never" in caught.value.remedy
 
 
-def test_a_checkpoint_that_is_replaced_during_the_fetch_is_read_again(
-    uploaded: Stores, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another session replaces it between the reading of the branch and the pull, so the objects read are gone."""
+def test_a_checkpoint_that_has_moved_since_it_was_read_is_not_mixed_with_the_next_one(uploaded: Stores) -> None:
+    """Its files are gone, which is an error; a session that holds the run reads the branch again and resumes."""
     other = uploaded.clone_again()
     found = find(uploaded, other)
     assert found is not None
-    read = Refs.read_files
-    replaced: list[bool] = []
-
-    def read_and_replace(refs: Refs, *args: Any, **kwargs: Any) -> dict[str, str]:
-        files = read(refs, *args, **kwargs)
-        if not replaced:
-            replaced.append(True)
-            with uploading(uploaded):
-                train_epoch(uploaded, 7)
-        return files
-
-    monkeypatch.setattr(Refs, "read_files", read_and_replace)
+    with uploading(uploaded):
+        train_epoch(uploaded, 7)
+    with pytest.raises(CheckpointError, match="cannot be downloaded"):
+        fetch(uploaded, other, found)
+    found = find(uploaded, other)
+    assert found is not None
     assert fetch(uploaded, other, found)["model"] == ["last.pt", 7]
 
 
@@ -371,7 +404,7 @@ def test_a_checkpoint_whose_weights_are_deleted_stops_the_run(uploaded: Stores) 
     other = uploaded.clone_again()
     found = find(uploaded, other)
     assert found is not None
-    with pytest.raises(CheckpointError, match="dvc pull") as caught:
+    with pytest.raises(CheckpointError, match="is not there") as caught:
         fetch(uploaded, other, found)
     assert "session.resume never" in caught.value.remedy
     assert REF in uploaded.refs()
@@ -380,12 +413,126 @@ def test_a_checkpoint_whose_weights_are_deleted_stops_the_run(uploaded: Stores) 
 def test_the_finished_run_deletes_its_checkpoint(uploaded: Stores) -> None:
     """One push creates the run's branch and deletes the checkpoint's; objects of the checkpoint alone are deleted."""
     train_epoch(uploaded, 9, finished=True)
-    weights = tuple(f"{EXPERIMENT.artifacts}/{name}" for name in checkpoints.WEIGHTS)
-    record = uploaded_record(uploaded)
-    assert record is not None
-    final = Publication(
-        uploaded.clone, "kaggle-train-x", "finished", EXPERIMENT.artifacts, weights, record.saved, supersedes=(BRANCH,)
-    )
-    sync_outputs(final, say=str)
+    publish_finished(uploaded)
     assert list(uploaded.refs()) == ["refs/heads/kaggle-train-x"]
     assert len(uploaded.objects()) == 2
+    assert all(name.startswith("files/md5/") for name in uploaded.objects())
+
+
+def publish_finished(stores: Stores) -> None:
+    """Publish the run of the clone as finished."""
+    weights = tuple(f"{EXPERIMENT.artifacts}/{name}" for name in checkpoints.WEIGHTS)
+    record = uploaded_record(stores)
+    assert record is not None
+    hold = hold_of(stores)
+    run = Publication(
+        stores.clone, "kaggle-train-x", "finished", EXPERIMENT.artifacts, weights, record.saved, hold=hold
+    )
+    sync_outputs(run, say=str)
+
+
+# ── the format of the first version ─────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def first_version(machine: Stores) -> Stores:
+    """Return remotes with the checkpoint of a third epoch as the first version published it: with `.dvc` files."""
+    train_epoch(machine, 3)
+    earlier = machine.clone_again("earlier")
+    folder = earlier / EXPERIMENT.artifacts
+    for name in checkpoints.WEIGHTS:
+        source = machine.clone / EXPERIMENT.artifacts / name
+        digest = hashlib.md5(source.read_bytes()).hexdigest()
+        machine.object_path(digest).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, machine.object_path(digest))
+        pointer = folder / f"{name}.dvc"
+        pointer.parent.mkdir(parents=True, exist_ok=True)
+        pointer.write_text(
+            f"outs:\n- md5: {digest}\n  size: {source.stat().st_size}\n  hash: md5\n  path: {source.name}\n"
+        )
+    record = Record(
+        schema=1, epoch=3, saved=datetime.now(UTC), commit=commit_of(machine), dataset=DATASET,
+        experiment=EXPERIMENT.model_dump(mode="json"),
+    )  # fmt: skip
+    (folder / "checkpoint.json").write_text(record.model_dump_json(by_alias=True, exclude={"files"}))
+    run_git("add", "--all", "artifacts", cwd=earlier)
+    run_git("commit", "--quiet", "--message=checkpoint", cwd=earlier)
+    run_git("push", "--quiet", "origin", f"HEAD:{REF}", cwd=earlier)
+    return machine
+
+
+def test_a_checkpoint_of_the_first_version_is_resumed_and_replaced(first_version: Stores) -> None:
+    """`dvc pull` brings it once; the next checkpoint is its child. `check` names its objects once the run is over."""
+    stores, other = first_version, first_version.clone_again()
+    old, objects = stores.refs()[REF], stores.objects()
+    found = find(stores, other)
+    assert found is not None
+    assert fetch(stores, other, found)["model"] == ["last.pt", 3]
+    with uploading(stores):
+        train_epoch(stores, 4)
+    assert run_git("rev-parse", f"{REF}^", cwd=stores.origin) == old
+    assert objects.items() <= stores.objects().items()
+    found = find(stores, other)
+    assert found is not None
+    assert fetch(stores, other, found)["model"] == ["last.pt", 4]
+    train_epoch(stores, 9, finished=True)
+    publish_finished(stores)
+    unnamed = [finding.what for finding in check(other).findings if finding.kind == "unnamed"]
+    assert len(unnamed) == 2
+    assert all(any(f"{name[10:12]}{name[13:]}" in what for what in unnamed) for name in objects)
+
+
+# ── python -m lib fetch ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def fetch_by_command(clone: Path, monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> Result:
+    """Run `python -m lib fetch` in a clone, made to look like a checkout of this project."""
+    for name in ("render.py", "uv.lock"):
+        (clone / name).touch()
+    monkeypatch.chdir(clone)
+    return CliRunner().invoke(app, ["fetch", *map(str, words)])
+
+
+def test_fetch_brings_the_weights_of_a_checkpoint(uploaded: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It prints their paths; the checkout stays unchanged, and a second call brings the newest checkpoint."""
+    clone, folder = uploaded.clone_again(), uploaded.folder / "model"
+    for epoch in (3, 7):
+        if epoch == 7:
+            with uploading(uploaded):
+                train_epoch(uploaded, 7)
+        done = fetch_by_command(clone, monkeypatch, BRANCH, "--output", folder)
+        assert done.exit_code == 0, done.output
+        paths = [folder / EXPERIMENT.artifacts / name for name in checkpoints.WEIGHTS]
+        assert done.output.split() == [*map(str, paths)]
+        assert [torch.load(path, weights_only=False)["model"] for path in paths] == [
+            ["best.pt", epoch],
+            ["last.pt", epoch],
+        ]
+    assert run_git("status", "--porcelain", "--untracked-files=no", cwd=clone) == ""
+    assert not (clone / "artifacts").exists()
+
+
+@pytest.mark.parametrize("harm", ["gone", "damaged"])
+def test_fetch_leaves_no_file_that_is_not_whole(uploaded: Stores, monkeypatch: pytest.MonkeyPatch, harm: str) -> None:
+    """The DVC remote has lost the weights, or holds other bytes."""
+    for path in uploaded.storage.glob("kaggle-training-checkpoint-*"):
+        status = path.stat()
+        path.chmod(0o644)
+        path.unlink() if harm == "gone" else path.write_bytes(b"x" * status.st_size)
+        if harm == "damaged":
+            os.utime(path, (status.st_mtime, status.st_mtime))
+    raised = fetch_by_command(
+        uploaded.clone_again(), monkeypatch, BRANCH, "--output", uploaded.folder / "model"
+    ).exception
+    assert isinstance(raised, BranchError)
+    assert f"the weights of {BRANCH} cannot be downloaded" in raised.what
+    assert not [path for path in (uploaded.folder / "model").rglob("*") if path.is_file()]
+
+
+def test_fetch_names_the_remedy_for_other_checkpoints(first_version: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that an earlier version published is in `.dvc` files; one that does not exist is an error."""
+    clone = first_version.clone_again()
+    assert f"git switch {BRANCH} && dvc pull" in fetch_by_command(clone, monkeypatch, BRANCH).output
+    raised = fetch_by_command(clone, monkeypatch, "kaggle-checkpoint-nothing").exception
+    assert isinstance(raised, BranchError)
+    assert "has no branch" in raised.what

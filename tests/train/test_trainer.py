@@ -29,7 +29,7 @@ from lib.experiment.schema import Experiment
 from lib.kaggle.host import Gpu, Host
 from lib.sandbox.dataset import draw_dataset
 from lib.session import HOUR, Session
-from lib.train.checkpoints import CheckpointUploader, checkpoint_branch
+from lib.train.checkpoints import CheckpointUploader, checkpoint_branch, hold_run
 from lib.train.launch import Trained, prepare_library, train
 from lib.train.tracking import configure_tracking
 from lib.train.weights import StartingPoint, fetch_weights
@@ -216,9 +216,12 @@ exit 1""",
     )
     commit = run_git("rev-parse", "HEAD", cwd=stores.clone)
     session = here.session("clone", experiment, commit=commit)
-    with CheckpointUploader(session, "0" * 32) as uploader:
+    hold = hold_run(session)
+    hold.take()
+    with CheckpointUploader(session, "0" * 32, hold) as uploader:
         trained = here.train("clone", **values)
     uploader.wait()
+    hold.release()
     assert trained.state == "finished"
     output = capfd.readouterr().out
     assert "checkpoint upload failed" not in output

@@ -20,12 +20,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lib.sync.stores.base import FLAT, NOTICE, OneCopyStore, Progress, StoredCopy, absent
+from lib.sync.stores.base import FLAT, OneCopyStore, Progress, StoredCopy, absent
 
 YEARS = range(1_009_843_200, 1_640_995_200, 2)  # 2002 to 2022, the even seconds: FAT keeps no odd ones
 BLOCK = 2**20
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV)
-_STORE = f"{FLAT}store-"
+_STORE = f"{FLAT}store"
 _PART = re.compile(r"\.(.+)\.(\d+)\.part")
 
 
@@ -44,17 +44,17 @@ class FolderObjects(OneCopyStore):
         self._address = ""
 
     def address(self) -> str:
-        """Return the name in the folder's own mark, which is created if missing: each machine may mount it elsewhere.
-
-        Two machines that create the mark at the same moment may use two addresses until the next call; a mark whose
-        name is smaller replaces it for good.
-        """
+        """Return the text of the folder's own mark, which is created if missing: machines may mount it elsewhere."""
         if not self._address:
-            if not self.flat(_STORE):
+            mark = self._folder / _STORE
+            if not mark.exists():
                 _make_folder(self._folder)
-                (self._folder / f"{_STORE}{secrets.token_hex(8)}").write_bytes(NOTICE)
+                part = self._folder / f".{_STORE}.{secrets.token_hex(8)}"
+                part.write_text(secrets.token_hex(8), encoding="utf-8")
+                self._show(part, mark)  # never half-written, and one of two machines wins
+                part.unlink(missing_ok=True)
                 _fsync_folder(self._folder)
-            self._address = f"folder {min(self.flat(_STORE)).removeprefix(_STORE)}"
+            self._address = f"folder {mark.read_text(encoding='utf-8')}"
         return self._address
 
     def new_identities(self, count: int) -> list[str]:
@@ -95,13 +95,15 @@ class FolderObjects(OneCopyStore):
 
     def find(self, path: str) -> list[StoredCopy]:
         """Return the one copy that a path can hold."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             return [_copy((self._folder / path).stat())]
         return []
 
     def delete(self, path: str, identity: str) -> None:
         """Delete the part of an interrupted `create`, and the file if it is still that copy."""
         target = self._folder / path
+        if not target.parent.is_dir():
+            return
         self._part(path, identity).unlink(missing_ok=True)
         if self.verify(path, identity):
             target.unlink(missing_ok=True)
