@@ -248,6 +248,13 @@ class RunLock:
                 remedy="let the other session finish.",
             )
 
+    def held(self) -> RunRecord:
+        """Return what the run's ref holds, which must have been taken. Raises `TakenOverError` if it is not ours."""
+        record = self.record
+        self.confirm()
+        assert record is not None, "the run is held"
+        return record
+
     def reread(self, *others: str) -> dict[str, str]:
         """Read the run's ref and other refs from the remote; raise `TakenOverError` unless the run is ours.
 
@@ -352,14 +359,16 @@ def ask(refs: Refs, questions: Iterable[str]) -> None:
     left, question = set(questions), refs.write_question()
     for pause in pauses():
         try:
-            return refs.push(*(RefUpdate(ref, None, question) for ref in sorted(left)))
+            refs.push(*(RefUpdate(ref, None, question) for ref in sorted(left)))
         except GitPushError:
             left -= refs.list_refs(*left).keys()  # another session asks at the same moment
-            if not left:
-                return None
-            if pause is None:
+            if left and pause is None:
                 raise
-        time.sleep(pause)
+        else:
+            return
+        if not left:
+            return
+        time.sleep(pause or 0)
 
 
 def short(identity: str) -> str:
