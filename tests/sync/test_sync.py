@@ -278,6 +278,7 @@ def test_a_dvc_remote_that_fills_up_during_a_copy_leaves_nothing(
 
     def fill_up(number: int, path: Path) -> None:
         if number == 2:
+            assert len(stores.objects()) == 2
             os.truncate(path, 2500)
             raise OSError(errno.ENOSPC, "No space left on device")
 
