@@ -237,12 +237,12 @@ class _Publishing:
 
     def _commit(self) -> None:
         """Make the branch visible: create it, and delete the checkpoint and the run's ref, in one atomic push."""
-        refs, checkpoint = self.remotes.refs, self.lock.checkpoint
-        record = self.lock.held()
+        checkpoint, record = self.lock.checkpoint, self.lock.held()
         after = record.but(publishing=()) if record.undo else None
         while True:
-            old = None if self.run.keeps_checkpoint else refs.list_refs(checkpoint).get(checkpoint)
-            gone = [RefUpdate(checkpoint, old, None)] if old else []
+            # a session that takes the run over from here on finds every copy that it has to delete
+            old = self.lock.reread(checkpoint).get(checkpoint)
+            gone = [RefUpdate(checkpoint, old, None)] if old and not self.run.keeps_checkpoint else []
             try:
                 self._pushed = True
                 self.lock.push(after, RefUpdate(self._head, None, self.commit), *gone)

@@ -174,6 +174,7 @@ def test_a_checkpoint_costs_one_push_and_no_other_command_to_the_remote(stores: 
             assert [words[1] for words in wire.commands] == ["push"]
 
 
+@pytest.mark.slow
 def test_a_run_of_eleven_hours_costs_at_most_thirty_pushes(stores: Stores, wire: Wire) -> None:
     """Rehearsal, lock, 22 checkpoints and publication."""
     stores.write_hook("post-receive", f"cat > /dev/null; echo >> {stores.folder}/pushes")
@@ -429,6 +430,7 @@ def test_a_dataset_that_only_an_old_checkpoint_names_is_kept(stores: Stores) -> 
     assert stores.objects() == objects_of(stores.clone) | dataset
 
 
+@pytest.mark.slow
 def test_a_repository_with_thousands_of_dvc_files_publishes(stores: Stores, wire: Wire) -> None:
     """Checkpoints, a roll back that reads them all, and a run's ref with as many declared copies."""
     text = "outs:\n- md5: {0:032x}\n  size: 1\n  hash: md5\n  path: {0}\n"
