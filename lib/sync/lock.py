@@ -348,11 +348,12 @@ def ask(refs: Refs, questions: Iterable[str]) -> None:
     left, question = set(questions), refs.write_question()
     for pause in pauses():
         try:
-            return refs.push(*(RefUpdate(ref, None, question) for ref in sorted(left)))
+            refs.push(*(RefUpdate(ref, None, question) for ref in sorted(left)))
+            break
         except GitPushError:
             left -= refs.list_refs(*left).keys()  # another session asks at the same moment
             if not left:
-                return
+                break
             if pause is None:
                 raise
         time.sleep(pause)

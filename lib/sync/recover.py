@@ -75,7 +75,7 @@ class Recovery:
         """The repository's identity."""
 
     def look(self, names: Collection[str] | None = None, *, ask: bool = True) -> bool:
-        """Read all runs, or those of these names, and recover the dead ones; return whether an answer may still come."""
+        """Read all runs, or these, and recover the dead ones; return whether an answer may still come."""
         refs = self._remotes.refs
         asked = refs.list_refs(f"{ASKS}*")  # before the runs: both have been seen together then
         runs = {name: run for name, run in refs.read_runs().items() if names is None or name in names}
