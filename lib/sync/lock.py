@@ -248,6 +248,13 @@ class RunLock:
                 remedy="let the other session finish.",
             )
 
+    def held(self) -> RunRecord:
+        """Return what the run's ref holds, which must have been taken. Raises `TakenOverError` if it is not ours."""
+        record = self.record
+        self.confirm()
+        assert record is not None, "the run is held"
+        return record
+
     def reread(self) -> None:
         """Read the run's ref from the remote; raise `TakenOverError` unless it is ours."""
         with self._pushing:
@@ -349,14 +356,15 @@ def ask(refs: Refs, questions: Iterable[str]) -> None:
     for pause in pauses():
         try:
             refs.push(*(RefUpdate(ref, None, question) for ref in sorted(left)))
-            break
         except GitPushError:
             left -= refs.list_refs(*left).keys()  # another session asks at the same moment
-            if not left:
-                break
-            if pause is None:
+            if left and pause is None:
                 raise
-        time.sleep(pause)
+        else:
+            return
+        if not left:
+            return
+        time.sleep(pause or 0)
 
 
 def short(identity: str) -> str:

@@ -44,14 +44,14 @@ def recover(
                 )
             if recovery.identity is not None:
                 remotes.sweep(short(recovery.identity))
+            if recovery.error is not None:
+                raise recovery.error
         except OSError as error:
             raise SyncError(
                 credentials.redact(f"recovering stopped: {type(error).__name__}: {error}"),
                 state="each publication that is not recovered yet has a ref refs/runs/* on the Git remote.",
                 remedy="free some space if the disk is full, check the DVC remote, and run the same again.",
             ) from error
-        if recovery.error is not None:
-            raise recovery.error
         return len(recovery.left)
 
 
@@ -75,7 +75,7 @@ class Recovery:
         """The repository's identity."""
 
     def look(self, names: Collection[str] | None = None, *, ask: bool = True) -> bool:
-        """Read all runs, or these, and recover the dead ones; return whether an answer may still come."""
+        """Read all runs, or those of these names, and recover the dead ones; return whether to wait for answers."""
         refs = self._remotes.refs
         asked = refs.list_refs(f"{ASKS}*")  # before the runs: both have been seen together then
         runs = {name: run for name, run in refs.read_runs().items() if names is None or name in names}
