@@ -17,7 +17,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -29,6 +29,7 @@ from lib.sync.record import LEASE, RUNS, RunRecord, StoredObject, read_run
 
 EARLIER = ("refs/intents/", "refs/heads/kaggle-intents/", "refs/heads/kaggle-runs/")
 """Prefixes of the refs of the protocol's first edition: they are left alone and reported."""
+NOTHING = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"  # the empty tree, which every repository has
 BLOBS = "64k"  # `.dvc` files are smaller; larger blobs (images, weights) stay on the remote
 PUSH_TIMEOUT = 10 * MINUTE
 PASSES = re.compile(
@@ -206,7 +207,7 @@ class Refs:
         either.
         """
         with self._fetched(*patterns):
-            found = {ref: self._tree(ref, "*.dvc") for ref in self._mirrored(*patterns)}
+            found = self._trees(self._mirrored(*patterns), "*.dvc")
             texts = self._blobs(blob for pointers_of in found.values() for blob in pointers_of.values())
         return {
             ref: {name: item for path, blob in pointers_of.items() for name, item in _outputs(path, texts[blob])}
@@ -220,7 +221,9 @@ class Refs:
         such commit.
         """
         with self._fetched(ref):
-            found = self._tree(commit or ref, *patterns)
+            found = self._trees([commit or ref], *patterns).get(commit or ref)
+            if found is None:
+                raise GitPushError(f"{self.url} has no commit {commit or ref}.", remedy="run the same command again.")
             texts = self._blobs(found.values())
         return {path: texts[blob] for path, blob in found.items()}
 
@@ -241,7 +244,7 @@ class Refs:
         """Return {ref: {path: text}} for every matching ref, in one request if the files are small."""
         wanted = (refs,) if isinstance(refs, str) else refs
         with self._fetched(*wanted):
-            found = {ref: self._tree(ref, *patterns) for ref in self._mirrored(*wanted)}
+            found = self._trees(self._mirrored(*wanted), *patterns)
             texts = self._blobs(blob for files in found.values() for blob in files.values())
         return {ref: {path: texts[blob] for path, blob in files.items()} for ref, files in found.items()}
 
@@ -251,12 +254,25 @@ class Refs:
         # with patterns, Git would leave out refs/heads/a/b for refs/heads/*
         return [ref for ref in refs if any(fnmatchcase(ref, each) for each in patterns)]
 
-    def _tree(self, tree: str, *patterns: str) -> dict[str, str]:
-        """Return {path: blob name} of the matching files in a commit."""
-        listed = self._remote("ls-tree", "-r", "-z", tree, cwd=self._mirror).output.split("\0")
-        entries = (entry.partition("\t") for entry in listed if entry)
-        matching = ((about, path) for about, _, path in entries if any(fnmatchcase(path, each) for each in patterns))
-        return {path: about.split()[2] for about, path in matching}
+    def _trees(self, commits: Sequence[str], *patterns: str) -> dict[str, dict[str, str]]:
+        """Return {commit: {path: blob name}} of the matching files in each commit that exists, by two subprocesses."""
+        asked = "".join(f"{commit}^{{tree}}\n" for commit in commits)
+        answers = self._remote("cat-file", "--batch-check=%(objectname)", cwd=self._mirror, text=asked).output
+        trees = {
+            commit: tree
+            for commit, tree in zip(commits, answers.splitlines(), strict=True)
+            if not tree.endswith(" missing")
+        }
+        # ls-tree lists one tree; the difference to the empty one is the same list, for many
+        pairs = "".join(f"{NOTHING} {tree}\n" for tree in set(trees.values()))
+        words = ("diff-tree", "--stdin", "-r", "-z", "--no-renames")
+        output = self._remote(*words, "--", *patterns, cwd=self._mirror, text=pairs).output
+        _, *parts = re.split(rf"{NOTHING} ([0-9a-f]{{40}})\n", output)
+        found = {}
+        for tree, listed in zip(parts[::2], parts[1::2], strict=True):
+            about, paths = listed.split("\0")[:-1:2], listed.split("\0")[1::2]
+            found[tree] = {path: each.split()[3] for each, path in zip(about, paths, strict=True)}
+        return {commit: found.get(tree, {}) for commit, tree in trees.items()}
 
     def _blobs(self, names: Iterable[str], repository: Path | None = None) -> dict[str, str]:
         """Return {blob name: text}, read from `repository` (default: the mirror) by one subprocess.
@@ -449,7 +465,7 @@ _CAUSES: Iterable[tuple[str, str]] = (
         r"Repository not found|\b404\b",
         "check the repository's address, and that GITHUB_TOKEN may read it: a host reports a hidden one as missing.",
     ),
-    (r"\b50[0-9]\b|Internal Server Error", "the Git host is failing; run sync_outputs() again in some minutes."),
+    (r"\b(429|50[0-9])\b|Internal Server Error", "the Git host is failing; run sync_outputs() again in some minutes."),
     (
         r"does not support .*atomic",
         "use a Git host that supports atomic pushes (GitHub, GitLab, Gitea and plain Git do).",
