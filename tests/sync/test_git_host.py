@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -691,6 +692,13 @@ def test_an_overloaded_host_is_waited_for(hosted: Hosted, moment: str, kind: Kin
     assert_published(hosted)
 
 
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_host_that_goes_on_limiting_requests_is_an_error(hosted: Hosted, moment: str) -> None:
+    """The remedy is to wait, not another token: git does not show the text of a 403 to a push."""
+    hosted.host.add_fault(MOMENTS[moment], "rate limit", FOR_EVER)
+    assert "the Git host limits requests" in assert_refused(hosted, TOKEN, r"\b403\b").remedy
+
+
 @pytest.mark.parametrize("kind", ["503", "cut"])
 def test_a_host_that_stays_down_is_an_error_and_leaves_nothing(hosted: Hosted, kind: Kind) -> None:
     """The host fails from the first request on, before anything is changed."""
@@ -813,6 +821,30 @@ def test_a_fault_of_any_request_publishes_all_or_nothing(hosted: Hosted, kind: K
         # reset the remotes for the next request
         run_git("update-ref", "-d", HEAD, cwd=hosted.stores.origin)
         shutil.rmtree(hosted.stores.storage / "files", ignore_errors=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_an_overloaded_host_is_waited_for_at_any_request(
+    hosted: Hosted, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """One request of ten is refused for a moment: a rehearsal, a run with checkpoints, and its publication succeed."""
+    monkeypatch.setattr(refs_module, "PAUSES", (0.01,) * 10)
+    kinds: list[Kind] = ["rate limit", "429", "500", "502", "503"]
+    chance = random.Random(seed)
+    credentials = Credentials(TOKEN)
+    for number in sorted(chance.sample(range(1000), 100)):
+        hosted.host.add_fault("", chance.choice(kinds), after=number)
+    assert isinstance(rehearse(hosted.clone, credentials, say=str).git, str)
+    lock = RunLock(Refs(hosted.clone, credentials), "detection-exp001", say=str)
+    with open_remotes(hosted.clone, credentials) as remotes:
+        publisher = CheckpointPublisher(remotes, lock, str)
+        for epoch in range(3):
+            publish_checkpoint(publisher, hosted.clone, epoch)
+        publish(hosted.clone, hold=lock, credentials=credentials)
+    assert_published(hosted)
+    assert sum(request.status not in (200, 401) for request in hosted.host.requests) > 5
+    assert check(hosted.clone, credentials).findings == ()
 
 
 def test_a_redirect_to_another_host_does_not_send_the_token_there(hosted: Hosted) -> None:
