@@ -25,7 +25,7 @@ from lib.sync.lock import CHECKPOINTS, short
 from lib.sync.record import RUNS, StoredObject
 from lib.sync.refs import EARLIER, SeenRun
 from lib.sync.remotes import EVERYTHING, Remotes, named_by, open_remotes
-from lib.sync.stores.base import PROBE, StoredCopy, mismatch
+from lib.sync.stores.base import StoredCopy, mismatch
 
 Kind = Literal["missing", "damaged", "unnamed", "twins", "waste", "unfinished", "unreadable", "foreign", "elsewhere"]
 REMARKS: tuple[Kind, ...] = ("twins", "waste", "unfinished", "foreign", "elsewhere")
@@ -200,8 +200,6 @@ def _check_waste(remotes: Remotes, identity: str) -> Iterator[Finding]:
     for file in remotes.waste(identity):
         if file.name in remotes.store.flat(file.name):  # else its session has just deleted it
             yield Finding("waste", f"{file.name} is of a session that has ended, and no checkpoint names it", RECOVER)
-    for name in remotes.store.flat(PROBE):
-        yield Finding("waste", f"{name} was stored by a session that tried the DVC remote", "delete it by hand")
 
 
 def _check_objects(unnamed: Collection[str], stored: Stored) -> Iterator[Finding]:

@@ -18,7 +18,7 @@ from lib.sync.lock import RunLock
 from lib.sync.publication import Publication, Say
 from lib.sync.record import RunRecord
 from lib.sync.refs import RefMovedError, RefUpdate
-from lib.sync.remotes import CHECKPOINT, Remotes, named_by
+from lib.sync.remotes import Remotes, file_of, named_by
 from lib.sync.stores.base import mismatch
 from lib.sync.tree import build_commit
 
@@ -42,11 +42,11 @@ class CheckpointPublisher:
 
     def _record(self) -> RunRecord:
         self._lock.take()
-        assert self._lock.record is not None, "the run is held"
-        return self._lock.record
+        return self._lock.held()
 
     def _read_head(self) -> None:
         refs, ref = self._remotes.refs, self._lock.checkpoint
+        self._waste |= self._named
         self._head, self._named = refs.list_refs(ref).get(ref), {}
         if self._head is not None:
             refs.bring(ref, self._head)
@@ -78,10 +78,10 @@ class CheckpointPublisher:
     def _upload(self, run: Publication) -> list[dict[str, Any]]:
         store, record = self._remotes.store, self._record()
         self._attempts += 1
-        begin = f"{CHECKPOINT}{record.repository}-{self._lock.name}-{record.session}-{self._attempts}"
         files = []
         for path, identity in zip(run.objects, store.new_identities(len(run.objects)), strict=True):
-            name, source = f"{begin}-{PurePosixPath(path).name}", run.find(path)
+            name = file_of(record, self._lock.name, self._attempts, PurePosixPath(path).name)
+            source = run.find(path)
             digest = md5_of(source)
             self._waste[name] = identity  # before the file exists
             copy = store.create(name, source, identity)

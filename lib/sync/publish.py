@@ -22,7 +22,7 @@ from lib.progress import Bar, file_size
 from lib.remotes.credentials import Credentials
 from lib.sync.lock import RunLock
 from lib.sync.publication import Publication, Published, Say
-from lib.sync.record import LEASE, DeclaredCopy, RunRecord, StoredObject
+from lib.sync.record import LEASE, DeclaredCopy, StoredObject
 from lib.sync.recover import Recovery
 from lib.sync.refs import RefMovedError, RefUpdate
 from lib.sync.remotes import Remotes, open_remotes
@@ -135,19 +135,14 @@ class _Publishing:
         """Take the run, and delete what earlier attempts left."""
         self.lock.take()
         self.remotes.roll_back(self.lock, self.say)
-        self._repository = self._record().repository
-
-    def _record(self) -> RunRecord:
-        self.lock.confirm()
-        assert self.lock.record is not None, "the run is held"
-        return self.lock.record
+        self._repository = self.lock.held().repository
 
     def _declare(self, sources: Sequence[Source]) -> None:
         """Write the identities of the copies into the run's ref, before they exist."""
         store = self.remotes.store
         if not store.keeps_twins:
             self.remotes.claim(self._repository)
-            if kept := self.remotes.kept_because():
+            if kept := self.remotes.kept_because(self.lock):
                 self.say(f"Note: {kept}. If this publication fails, its objects stay there.")
         items = {source.item.oid: source.item for source in sources}
         identities, address = store.new_identities(len(items)), store.address()
@@ -155,7 +150,7 @@ class _Publishing:
             item.oid: DeclaredCopy(oid=item.oid, size=item.size, identity=identity, store=address)
             for item, identity in zip(items.values(), identities, strict=True)
         }
-        self.lock.push(self._record().but(publishing=tuple(self._declared.values())))
+        self.lock.push(self.lock.held().but(publishing=tuple(self._declared.values())))
 
     def _upload(self, sources: Sequence[Source]) -> dict[str, StoredCopy]:
         """Store every object and return the copy of each that this publication relies on.
@@ -243,7 +238,7 @@ class _Publishing:
     def _commit(self) -> None:
         """Make the branch visible: create it, and delete the checkpoint and the run's ref, in one atomic push."""
         refs, checkpoint = self.remotes.refs, self.lock.checkpoint
-        record = self._record()
+        record = self.lock.held()
         after = record.but(publishing=()) if record.undo else None
         while True:
             old = None if self.run.keeps_checkpoint else refs.list_refs(checkpoint).get(checkpoint)
@@ -283,7 +278,7 @@ class _Publishing:
                 f"The models are in place: {models}. `python -m lib recover` finishes the rollback."
             )
         else:
-            kept = self._declared and self.remotes.kept_because()
+            kept = self.remotes.kept
             objects = f"but what was uploaded stays, since {kept}" if kept else "no new object"
             state = f"everything is rolled back: no branch, {objects}, no .dvc file. The models are in place: {models}."
         raise _with_state(error, self._step, state, self.remotes.redact) from error
@@ -303,8 +298,10 @@ class _Publishing:
         # our ref is gone: by our commit push, or because another session has taken the run over, with its list
         if self._pushed:
             return self.remotes.refs.list_refs(self._head).get(self._head) == self.commit
-        if self.remotes.store.keeps_twins:  # elsewhere, what was stored too late may be what another one relies on
+        if self.remotes.store.keeps_twins:
             self.remotes.delete(self._declared.values(), None, self.say)
+        else:
+            self.remotes.kept = "the session that has taken the run over may rely on it"
         return False
 
     def _is_fenced(self) -> bool:

@@ -32,12 +32,11 @@ EARLIER = ("refs/intents/", "refs/heads/kaggle-intents/", "refs/heads/kaggle-run
 BLOBS = "64k"  # `.dvc` files are smaller; larger blobs (images, weights) stay on the remote
 PUSH_TIMEOUT = 10 * MINUTE
 PASSES = re.compile(
-    r"cannot lock ref '[^']*': unable to (resolve reference|create)|returned error: (429|5\d\d)|rate limit|"
-    r"RPC failed; HTTP 403",
+    r"cannot lock ref '[^']*': unable to (resolve reference|create)|returned error: (403|429|5\d\d)|rate limit",
     re.IGNORECASE,
 )
 """Messages after which reading is repeated: another process holds a lock, or the host is overloaded. Git does not show
-the text of a 403 in the middle of a conversation that the host has admitted: it is a rate limit."""
+the text of a 403: it may be a rate limit."""
 PAUSES = (0.1, 0.5, 2.0, 5.0, 15.0)  # seconds
 
 
@@ -102,8 +101,7 @@ class Refs:
                 remedy="use a repository with SHA-1 object names (`git init --object-format=sha1`).",
             )
         self.private = Path(git_dir) / "kaggle-sync"
-        address = self.url.rstrip("/").removesuffix(".git")
-        self.identity_ref = f"refs/kaggle/repository-{hashlib.sha256(address.encode()).hexdigest()[:16]}"
+        self.identity_ref = f"refs/kaggle/repository-{hashlib.sha256(_place(self.url).encode()).hexdigest()[:16]}"
         """Names the repository. The address is in the name, since `git push --mirror` copies every ref."""
         # one mirror per address: the refs of an old remote prove nothing about a new one
         self._mirror = self.private / f"mirror-{hashlib.sha256(self._url.encode()).hexdigest()[:12]}.git"
@@ -390,6 +388,13 @@ class Refs:
             raise GitPushError(f"Git push failed: {self.url} rejected {refs}:\n{message}", remedy=remedy) from error
         except CommandError as error:
             raise GitPushError(f"Git push failed: {error.what}", remedy=error.remedy) from error
+
+
+def _place(url: str) -> str:
+    """Return the host and path of an address: a repository has one identity over HTTPS and SSH."""
+    bare = re.sub(r"^\w+://([^/@]*@)?", "", url)
+    short = re.fullmatch(r"(?:[^/@:]+@)?([^/@:]+):(?!\d+/)(.+)", bare)  # git@host:path
+    return (f"{short[1]}/{short[2]}" if short else bare).rstrip("/").removesuffix(".git")
 
 
 def _outputs(path: str, text: str) -> Iterator[tuple[str, StoredObject]]:

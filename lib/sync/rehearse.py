@@ -24,7 +24,7 @@ from lib.sync.lock import RunLock
 from lib.sync.publication import Say
 from lib.sync.record import ASKS, RUNS, DeclaredCopy, RunRecord
 from lib.sync.refs import ANY, RefUpdate
-from lib.sync.remotes import Remotes, open_remotes
+from lib.sync.remotes import Remotes, file_of, open_remotes
 from lib.sync.stores.base import mismatch
 
 BRANCHES = "kaggle-train-rehearsal-"
@@ -80,8 +80,7 @@ class _Rehearsal:
         lock, branch = self._lock, self._branch
         try:
             lock.take()
-            assert lock.record is not None, "the run is held"
-            record = lock.record
+            record = lock.held()
             self._delete_old_branches()
             first, second = self._make_commits()
             self.attempt(lambda: self._declare(record))
@@ -115,7 +114,7 @@ class _Rehearsal:
 
     def _declare(self, record: RunRecord) -> None:
         """Prepare a copy, unless nothing could delete it: `limits` has then tried a file with a name of its own."""
-        store, limits = self._store, self._store.limits()
+        store, limits = self._store, self._store.limits(file_of(record, self._lock.name, 0, "probe"))
         self._remotes.claim(record.repository)
         others = ", ".join(sorted(self._remotes.repositories() - {record.repository}))
         if not limits:

@@ -19,7 +19,7 @@ from lib.errors import CommandError, DvcPushError, RunError, SyncError
 from lib.remotes.credentials import Credentials
 from lib.sync.lock import CHECKPOINTS, RunLock
 from lib.sync.publication import Say
-from lib.sync.record import DeclaredCopy
+from lib.sync.record import DeclaredCopy, RunRecord
 from lib.sync.refs import Refs
 from lib.sync.stores.base import FLAT, Store, StoredCopy, open_store
 
@@ -72,6 +72,8 @@ class Remotes:
 
     def __init__(self, repo: Any, refs: Refs, store: Store, redact: Callable[[str], str]) -> None:  # noqa: ANN401
         self.repo, self.refs, self.store, self.redact = repo, refs, store, redact
+        self.kept = ""
+        """Why what was to be deleted last stays; empty if it does not."""
 
     def claim(self, repository: str) -> None:
         """Mark the DVC remote as one that this repository publishes to; the mark needs no identity."""
@@ -79,7 +81,7 @@ class Remotes:
         if name not in self.store.flat(name):
             self.store.create(name, Path(__file__), self.store.new_identities(1)[0])
 
-    def kept_because(self) -> str:
+    def kept_because(self, lock: RunLock | None) -> str:
         """Return why nothing may be deleted under objects' paths; empty if it may.
 
         Where copies lie side by side, each publication has its own. Elsewhere another repository, whose refs are not
@@ -89,7 +91,9 @@ class Remotes:
             return ""
         if len(self.repositories()) > 1:
             return f"{self.store.name} is shared with another repository ({REPOSITORY}*)"
-        return self.store.limits()
+        assert lock is not None, "where a path holds one copy, the holder alone deletes it"
+        # if this process dies, its probe is swept like a file of a checkpoint
+        return self.store.limits(file_of(lock.held(), lock.name, 0, "probe"))
 
     def repositories(self) -> set[str]:
         """Return the identities of the repositories that publish to the DVC remote."""
@@ -102,8 +106,7 @@ class Remotes:
 
         Raises `TakenOverError` if the run is another session's: that session has the list.
         """
-        record = lock.record
-        assert record is not None, "the run is held"
+        record = lock.held()
         if record.publishing:
             record = record.but(publishing=(), undo=record.declared)
             lock.push(record)  # from here on a commit push that was sent earlier is rejected
@@ -122,9 +125,9 @@ class Remotes:
         copies = list(copies)
         if not copies:
             return
-        kept = self.kept_because()
-        if kept:
-            say(f"Note: what was stored stays, since {kept}.")
+        self.kept = self.kept_because(lock)
+        if self.kept:
+            say(f"Note: what was stored stays, since {self.kept}.")
             return
         named = self._named(copies, say)
         try:
@@ -212,6 +215,11 @@ class Remotes:
         """Return the names of the files that checkpoint branches name now."""
         texts = self.refs.read_files_of_all(f"{CHECKPOINTS}{run}*", "*/checkpoint.json")
         return {file["name"] for files in texts.values() for text in files.values() for file in named_by(text)}
+
+
+def file_of(record: RunRecord, run: str, number: int, name: str) -> str:
+    """Return the name of a flat file of a session; it is swept once the session has ended."""
+    return f"{CHECKPOINT}{record.repository}-{run}-{record.session}-{number}-{name}"
 
 
 def named_by(text: str) -> list[dict[str, Any]]:

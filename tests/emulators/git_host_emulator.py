@@ -37,6 +37,7 @@ Right = Literal["read", "write", "workflow"]
 RIGHTS: tuple[Right, ...] = ("read", "write", "workflow")
 
 Kind = Literal[
+    "403",
     "rate limit",  # 403, and a text that says why
     "429",
     "500",
@@ -325,7 +326,7 @@ class _Handler(LoopbackHandler):
             return
         if kind == "rate limit":
             answer = _text_answer(403, "You have exceeded a secondary rate limit. Please wait a few minutes.")
-        elif kind in ("429", "500", "502", "503"):
+        elif kind in ("403", "429", "500", "502", "503"):
             answer = html_answer(int(kind))
         else:
             answer = self._answer(request, token, parts.query, body)

@@ -1,14 +1,14 @@
 """Fault injection as SQLite does it: break the Nth external call of a publication, for every N.
 
-`FaultInjector` wraps every external call of the transaction: git commands, operations on the DVC remote, calls of DVC
-and GitPython, and durable local writes. It numbers the calls and breaks one of them; `fault_sweeps.py` runs a scenario
-with one kind of fault for every N and checks both remotes and the clone after each.
+`FaultInjector` wraps every external call of the transaction: git commands, operations on the DVC remote, calls of DVC,
+and durable local writes. It numbers the calls and breaks one of them; `fault_sweeps.py` runs a scenario with one kind
+of fault for every N and checks both remotes and the clone after each. `scenarios.py` defines the scenarios.
 
 The Git remote is always a real one. The DVC remote is a `DvcRemote`: a folder here, Drive and S3 in `store_faults.py`,
-where the HTTP requests below the operations can be broken too.
+where the HTTP requests below the operations can be broken too. Time is simulated: a lease passes within a moment.
 
-Cannot break: what never leaves Python (memory, clocks), a write inside git, or the order of two concurrent uploads.
-Uploads run one after the other here, so that a number means the same call in each run.
+Cannot break: what never leaves Python (memory), a write inside git, or the order of two concurrent uploads. Uploads run
+one after the other here, so that a number means the same call in each run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import hashlib
+import itertools
+import json
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -26,37 +30,32 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import pytest
-from conftest import ROOT, WEIGHTS, Stores, processes_with
-from publications import BRANCH, CHECKPOINT, OTHER, md5_of, object_name, publish
+from conftest import ROOT, Stores, processes_with
 
 from lib import process as commands
 from lib.process import CommandFailed, Completed
-from lib.remotes.credentials import Credentials
-from lib.sync import Published, RunLock, recover
-from lib.sync import intent as journal
+from lib.sync import RunLock
 from lib.sync import publish as publish_module
 from lib.sync import remotes as remotes_module
-from lib.sync.stores.base import open_objects
+from lib.sync.stores.base import StoredCopy, open_store
 
-HELD = "detection-exp001"
-OURS, THEIRS = "f" * 8, "0" * 8  # prefixes of the ids of intents: those of the faulted clone are recovered last
 SYNC = str(ROOT / "lib" / "sync")
 MARK = "FAULT_SWEEP"  # in the environment of each subprocess of a process that is killed
 KILLED = "\nkilled at "
-MANY = 400  # more calls than a publication makes
-
-KINDS = ("kaggle-train", "kaggle-checkpoint")
+MANY = 600  # more calls than a scenario makes
+HASTE = 60  # simulated seconds that a sleep of one second takes: two pauses of an asker make a lease
+WIRE = "wire"
 
 
 # ── the DVC remote, seen from the store's side ────────────────────────────────────────────────────────────────────────
 
 Copies = Mapping[str, Mapping[str, bytes]]
-"""{path below the DVC remote: {identity of a copy: its bytes}}."""
+"""{path below the DVC remote: {identity of a copy, as a run's record declares it: its bytes}}."""
 Decide = Callable[[str], str | None]
 """Returns the fault for a request that has arrived: None, or a kind of fault of the emulator."""
 
@@ -77,7 +76,7 @@ class DvcRemote(Protocol):
         """Store one more copy, as an unrelated client would."""
 
     def clear(self) -> None:
-        """Delete everything."""
+        """Delete every object."""
 
     def keep(self) -> None:
         """Save the content for `restore`."""
@@ -108,8 +107,8 @@ class FolderRemote:
         found = {}
         for path in self._folder.rglob("*"):
             if path.is_file():
-                status = path.stat()
-                identity = f"{status.st_mtime_ns}-{status.st_ino}"
+                second, fraction = divmod(path.stat().st_mtime_ns, 10**9)
+                identity = f"{second}.{fraction:09d}" if fraction else str(second)
                 found[path.relative_to(self._folder).as_posix()] = {identity: path.read_bytes()}
         return found
 
@@ -120,9 +119,8 @@ class FolderRemote:
         file.write_bytes(content)
 
     def clear(self) -> None:
-        """Empty the folder."""
-        shutil.rmtree(self._folder)
-        self._folder.mkdir()
+        """Delete DVC's folder; files that name the store and the repository stay."""
+        shutil.rmtree(self._folder / "files")
 
     def keep(self) -> None:
         """Do nothing: the folder is copied with the clones."""
@@ -150,6 +148,52 @@ def content_of(file: Path) -> bytes:
     return file.read_bytes() if file.is_file() else b""
 
 
+# ── time and chance ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Surroundings:
+    """The clock and the random names of `lib.sync`: both are simulated, so that equal faults leave equal worlds.
+
+    A sleep lets the other process finish, and then only moves the clock. Each process draws its own names.
+    """
+
+    def __init__(self) -> None:
+        self.peer: Peer | None = None
+        self._ahead = 0.0
+        self.begin("")
+
+    def begin(self, process: str) -> None:
+        """Draw the names of another process, or of another fault."""
+        self._process, self._drawn = process, itertools.count()
+
+    def simulate(self, patch: pytest.MonkeyPatch) -> None:
+        """Replace the clock and the source of random names."""
+        sleep, monotonic = time.sleep, time.monotonic
+
+        def sleep_simulated(seconds: float) -> None:
+            if not _is_called_by_sync(2):
+                sleep(seconds)
+                return
+            if self.peer is not None:
+                self.peer.go_on()
+            self._ahead += HASTE * seconds
+
+        patch.setattr(time, "sleep", sleep_simulated)
+        patch.setattr(time, "monotonic", lambda: monotonic() + self._ahead * _is_called_by_sync(2))
+        patch.setattr(secrets, "token_hex", self._token)
+        patch.setattr(random, "SystemRandom", lambda: random.Random(self._token(8)))
+
+    def _token(self, size: int = 32) -> str:
+        return hashlib.sha256(f"{self._process} {next(self._drawn)}".encode()).hexdigest()[: 2 * size]
+
+
+SURROUNDINGS = Surroundings()
+
+
+def _is_called_by_sync(depth: int) -> bool:
+    return sys._getframe(depth).f_code.co_filename.startswith(SYNC)
+
+
 # ── the injector ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -164,32 +208,23 @@ class Call:
     words: tuple[str, ...] = ()
     half: Callable[[], object] | None = None
 
-    def lose(self) -> Any:
-        """Make the call, then fail as if the answer was lost."""
-        answer = self.act()
-        if hasattr(answer, "close"):
-            answer.close()
-        return self.fail()
-
 
 class FaultInjector:
-    """Wraps all external calls of a publication; counts those that the kind of fault applies to, breaks number `at`."""
+    """Wraps all external calls of a publication; counts those that the kind of fault applies to, breaks number `at`.
+
+    `late` is the file for the pushes that are in progress when the client gives up. With `from_refusal` calls are
+    counted from the first failed push: those of the roll back.
+    """
 
     def __init__(
-        self,
-        kind: Kind,
-        at: int,
-        *,
-        from_refusal: bool = False,
-        peer: Peer | None = None,
-        ids: str = OURS,
-        remote: DvcRemote | None = None,
+        self, kind: Kind, at: int, *, late: Path, from_refusal: bool = False, remote: DvcRemote | None = None
     ) -> None:
-        self.kind, self.at, self.peer, self._ids, self._remote = kind, at, peer, ids, remote
-        self.counting = not from_refusal
+        self.kind, self.at, self._late, self._remote = kind, at, late, remote
+        self.counting = not from_refusal and not kind.holds
         self.counted: list[str] = []
         self.broken: Call | None = None
-        self.late: list[tuple[tuple[str, ...], dict[str, Any]]] = []
+        self._held = False
+        self._locks: list[RunLock] = []
         self._lock = threading.Lock()
 
     @property
@@ -199,48 +234,65 @@ class FaultInjector:
 
     def intercept(self, call: Call) -> Any:
         """Make a call, or break it."""
+        kind = self.kind
+        if kind.holds and not self._held and creates_a_branch(call):
+            self._held = True
+            return _hold_back(self, call)
         with self._lock:
-            counts = self.counting and (call.boundary == WIRE) == self.kind.on_the_wire and self.kind.applies(call)
+            counts = self.counting and (call.boundary == WIRE) == kind.on_the_wire and kind.applies(call)
             if counts:
                 self.counted.append(f"{call.boundary}: {call.name}")
             first = self.broken is None and counts and len(self.counted) == self.at
             if first:
                 self.broken = call
-        return self.kind.strike(self, call, first=first) if self.broken is not None else call.act()
+        if self.broken is None:
+            return call.act()
+        return (kind.first if first else kind.later)(self, call)
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
         """Wrap every external call within the block."""
         import dvc.repo
         import dvc_data.hashfile.hash
-        import git
         from dvc.exceptions import DvcException
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(publish_module, "CONCURRENT_UPLOADS", 1)
-            patch.setattr(journal, "new_intent_id", lambda: self._ids + secrets.token_hex(4))
             run = commands.run_command
             for module in list(sys.modules.values()):
                 if getattr(module, "__name__", "").startswith("lib") and getattr(module, "run_command", None) is run:
                     patch.setattr(module, "run_command", functools.partial(self._git, run))
-            patch.setattr(remotes_module, "open_objects", functools.partial(self._open_objects, open_objects))
+            patch.setattr(remotes_module, "open_store", lambda repo: _Store(open_store(repo), self))
             self._wrap(patch, dvc_data.hashfile.hash, "hash_file", "dvc", _no_space)
-            for name in ("__init__", *PUBLIC_OF_DVC):
-                self._wrap(patch, dvc.repo.Repo, name, "dvc", lambda: DvcException("no space left on device"))
-            self._wrap(patch, git.Repo, "__init__", "gitpython", lambda: git.exc.InvalidGitRepositoryError("cut"))
+            self._wrap(patch, dvc.repo.Repo, "__init__", "dvc", lambda: DvcException("no space left on device"))
             for owner, names in LOCAL_WRITES:
                 for name in names:
                     self._wrap(patch, owner, name, "local", _no_space)
-            self._wait_for_the_peer(patch)
+            begin = RunLock.__init__
+
+            def begin_and_note(lock: RunLock, *given: Any, **options: Any) -> None:
+                self._locks.append(lock)
+                begin(lock, *given, **options)
+
+            patch.setattr(RunLock, "__init__", begin_and_note)
             with self._remote.requests(self._decide) if self._remote else contextlib.nullcontext():
-                yield
+                try:
+                    yield
+                except Died:
+                    for lock in self._locks:  # the system closes the files of a dead process
+                        lock._end()
+                    raise
+
+    def send_later(self, words: Sequence[str], options: Mapping[str, Any]) -> None:
+        """Write down a push that is in progress when the client gives up."""
+        self._late.write_text(json.dumps([list(words), str(options["cwd"]), dict(options.get("env") or {})]))
 
     def deliver(self) -> None:
-        """Make the pushes arrive that were in progress when the client gave up."""
-        while self.late:
-            words, options = self.late.pop()
-            environment = {**os.environ, **(options.get("env") or {})}
-            subprocess.run(words, cwd=options["cwd"], env=environment, capture_output=True)
+        """Make the push arrive that was in progress when the client gave up."""
+        if self._late.exists():
+            words, cwd, environment = json.loads(self._late.read_text(encoding="utf-8"))
+            self._late.unlink()
+            subprocess.run(words, cwd=cwd, env={**os.environ, **environment}, capture_output=True)
 
     def _git(self, run: Callable[..., Completed], command: Sequence[str | Path], **options: Any) -> Completed:
         words = tuple(str(word) for word in command)
@@ -248,7 +300,7 @@ class FaultInjector:
         def act() -> Completed:
             answer = run(command, **{**options, "check": False})
             if words[1] == "push" and answer.status != 0:
-                self.counting = True  # the refusal from which the calls of a rollback are counted
+                self.counting = True
             return checked(answer)
 
         def checked(answer: Completed) -> Completed:
@@ -261,18 +313,13 @@ class FaultInjector:
                 self.counting = True
             return checked(Completed(128, "", "fatal: unable to access the remote: Connection reset by peer"))
 
-        def keep_for_later() -> None:
-            self.late.append((words, options))
-
         name = " ".join(word for word in words[1:] if not word.startswith("--"))[:90]
-        return self.intercept(Call("git", name, act, fail, words, keep_for_later))  # type: ignore[no-any-return]
+        half = functools.partial(self.send_later, words, options)
+        return self.intercept(Call("git", name, act, fail, words, half))  # type: ignore[no-any-return]
 
     def _decide(self, request: str) -> str | None:
         """Return the fault for a request that has reached the store."""
         return self.intercept(Call(WIRE, request[:90], lambda: None, lambda: "cut", (request,)))  # type: ignore[no-any-return]
-
-    def _open_objects(self, opener: Callable[[Any], Any], repo: object) -> object:
-        return _Store(opener(repo), self)
 
     def _wrap(
         self, patch: pytest.MonkeyPatch, owner: Any, name: str, boundary: str, error: Callable[[], Exception]
@@ -282,29 +329,17 @@ class FaultInjector:
 
         @functools.wraps(real)
         def wrapper(*args: Any, **options: Any) -> Any:
-            if not sys._getframe(1).f_code.co_filename.startswith(SYNC) or not _writes(name, args, options):
+            if not _is_called_by_sync(2) or not _writes(name, args, options):
                 return real(*args, **options)
 
             def act() -> Any:
                 return real(*args, **options)
 
             shown = [Path(arg).name for arg in args[:2] if isinstance(arg, (str, Path))]
-            half = functools.partial(_write_half, name, args) if name in HALVES else None
+            half = functools.partial(_write_half, args) if name in HALVES else None
             return self.intercept(Call(boundary, f"{name} {' '.join(shown)}", act, _raising(error), half=half))
 
         patch.setattr(owner, name, wrapper)
-
-    def _wait_for_the_peer(self, patch: pytest.MonkeyPatch) -> None:
-        """Replace each sleep of `lib.sync` by the rest of the peer's work."""
-        real = time.sleep
-
-        def sleep(seconds: float) -> None:
-            if not sys._getframe(1).f_code.co_filename.startswith(SYNC):
-                real(seconds)
-            elif self.peer is not None:
-                self.peer.go_on()
-
-        patch.setattr(time, "sleep", sleep)
 
 
 class _Store:
@@ -315,42 +350,43 @@ class _Store:
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._store, name)
-        if not callable(value):
+        if not callable(value) or name == "path_of":
             return value
 
         def wrapper(*args: Any, **options: Any) -> Any:
-            shown = str(args[0])[:6] if args and isinstance(args[0], str) else ""
-            act = functools.partial(value, *args, **options)
-            return self._injector.intercept(Call("store", f"{name} {shown}", act, _raising(_no_answer)))
+            shown = args[0].removeprefix("files/md5/")[:50] if args and isinstance(args[0], str) else ""
+            call = Call("store", f"{name} {shown}", lambda: value(*args, **options), _raising(_no_answer))
+            if name == "create":
+                source, identity = args[1:3]
+                content = source.read_bytes()
+                lie = StoredCopy(identity, len(content), hashlib.md5(content).hexdigest())
+                call = Call(call.boundary, call.name, call.act, call.fail, half=lambda: lie)
+            return self._injector.intercept(call)
 
         return wrapper
 
 
-WIRE = "wire"
-PUBLIC_OF_DVC = ("add", "push", "pull", "fetch", "gc", "close")
 LOCAL_WRITES: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (
         Path,
         ("write_text", "write_bytes", "replace", "rename", "unlink", "open", "mkdir", "rmdir", "chmod", "touch",
          "symlink_to", "hardlink_to"),
     ),
-    (os, ("fsync", "replace", "rename", "unlink", "remove", "link", "symlink", "makedirs", "mkdir", "write")),
+    (os, ("fsync", "replace", "rename", "unlink", "remove", "link", "symlink", "makedirs", "mkdir", "write", "utime",
+          "fchmod")),
     (shutil, ("copyfile", "copy", "copy2", "copytree", "move", "rmtree")),
 )  # fmt: skip
-HALVES = ("write_text", "write_bytes", "copyfile")
+HALVES = ("write_text", "write_bytes")
 
 
 def _writes(name: str, args: Sequence[Any], options: dict[str, Any]) -> bool:
     return name != "open" or any(letter in (options.get("mode") or (*args, "r")[1]) for letter in "wax+")
 
 
-def _write_half(name: str, args: Sequence[Any]) -> None:
+def _write_half(args: Sequence[Any]) -> None:
     """Leave the first half of a write."""
-    if name == "copyfile":
-        content, target = Path(args[0]).read_bytes(), Path(args[1])
-    else:
-        content, target = (args[1].encode() if isinstance(args[1], str) else args[1]), args[0]
-    with open(target, "wb") as file:  # noqa: PTH123  Path's own methods are wrapped
+    content = args[1].encode() if isinstance(args[1], str) else args[1]
+    with open(args[0], "wb") as file:  # noqa: PTH123  Path's own methods are wrapped
         file.write(content[: len(content) // 2])
 
 
@@ -371,37 +407,42 @@ def _raising(error: Callable[[], Exception]) -> Callable[[], NoReturn]:
 
 # ── the kinds of fault ────────────────────────────────────────────────────────────────────────────────────────────────
 
+Strike = Callable[[FaultInjector, Call], Any]
+"""What a fault does to a call: returns the answer, or raises the error."""
+
+
+def _make(_injector: FaultInjector, call: Call) -> Any:
+    return call.act()
+
 
 @dataclass(frozen=True)
 class Kind:
-    """What happens to the Nth call, and to those after it.
-
-    `kills` runs the publication in a child process and kills it. `dies` raises `Died` at this and each later call,
-    which leaves the same remotes.
-    """
+    """What happens to call number N (`first`), and to those after it (`later`)."""
 
     name: str
-    strike: Strike
+    first: Strike
+    later: Strike = _make
     applies: Callable[[Call], bool] = lambda _call: True
     kills: bool = False
+    """Whether the publication runs in a child process, which is killed."""
     dies: bool = False
+    """Whether `Died` is raised at this and each later call, which leaves the same remotes."""
     on_the_wire: bool = False
     """Whether HTTP requests are counted and broken, instead of operations."""
     arrives: str = ""
     """When a push in progress arrives: `before` or `after` the recovery."""
+    holds: bool = False
+    """Whether the commit push is in progress when the client gives up; calls are counted from then on."""
+    repeats: bool = False
+    """Whether failed pushes are repeated; else the first failure counts."""
+    harmless: bool = False
+    """Whether the publication must succeed."""
+    skips_recovery: bool = False
+    """Whether a retry comes before any recovery."""
 
 
-class Strike:
-    """What a kind of fault does to call number N (`first`) or to a later one."""
-
-    def __init__(
-        self, first: Callable[[FaultInjector, Call], Any], later: Callable[[FaultInjector, Call], Any] | None = None
-    ) -> None:
-        self._first, self._later = first, later or (lambda _injector, call: call.act())
-
-    def __call__(self, injector: FaultInjector, call: Call, *, first: bool) -> Any:
-        """Break the call, or make it."""
-        return (self._first if first else self._later)(injector, call)
+class Died(BaseException):
+    """The process has died: nothing that it would do from now on happens."""
 
 
 def _kill_now(call: Call) -> NoReturn:
@@ -426,10 +467,6 @@ def _kill_midway(_injector: FaultInjector, call: Call) -> NoReturn:
     _kill_now(call)
 
 
-class Died(BaseException):
-    """The process has died: nothing that it would do from now on happens."""
-
-
 def _stop(_injector: FaultInjector, _call: Call) -> NoReturn:
     raise Died
 
@@ -443,15 +480,33 @@ def _fail_at_this_boundary(injector: FaultInjector, call: Call) -> Any:
     return call.fail() if call.boundary == injector.broken.boundary else call.act()
 
 
+def _lose(_injector: FaultInjector, call: Call) -> Any:
+    """Make the call, then fail as if the answer was lost."""
+    answer = call.act()
+    if hasattr(answer, "close"):
+        answer.close()
+    return call.fail()
+
+
 def _hold_back(_injector: FaultInjector, call: Call) -> Any:
     assert call.half is not None
     call.half()
     return call.fail()
 
 
-def _let_the_peer_finish(injector: FaultInjector, call: Call) -> Any:
-    assert injector.peer is not None
-    injector.peer.go_on()
+def _deliver(injector: FaultInjector, call: Call) -> Any:
+    injector.deliver()
+    return call.act()
+
+
+def _lie(_injector: FaultInjector, call: Call) -> Any:
+    assert call.half is not None
+    return call.half()
+
+
+def _let_the_peer_finish(_injector: FaultInjector, call: Call) -> Any:
+    assert SURROUNDINGS.peer is not None
+    SURROUNDINGS.peer.go_on()
     return call.act()
 
 
@@ -460,23 +515,54 @@ def is_push(call: Call) -> bool:
     return call.words[1:2] == ("push",)
 
 
-ONCE = Kind("fails once", Strike(_fail))
-ON = Kind("fails from then on", Strike(_fail, _fail))
-BOUNDARY = Kind("fails with all calls of its sort", Strike(_fail, _fail_at_this_boundary))
-LOST = Kind("happens and its answer is lost", Strike(lambda _injector, call: call.lose()))
-LATE = Kind("arrives before the recovery", Strike(_hold_back), is_push, arrives="before")
-VERY_LATE = Kind("arrives after the recovery", Strike(_hold_back), is_push, arrives="after")
-LIES = Kind(
-    "reports success without an effect", Strike(lambda _injector, _call: None),
-    lambda call: call.boundary == "store" and call.name.startswith("upload"),
-)  # fmt: skip
-MEANWHILE = Kind("the peer finishes right before it", Strike(_let_the_peer_finish))
-DIES = Kind("dies right before", Strike(_stop, _stop), dies=True)
-KILLED_BEFORE = Kind("killed right before", Strike(_kill_before), kills=True)
-KILLED_AFTER = Kind("killed right after", Strike(_kill_after), kills=True)
-KILLED_MIDWAY = Kind(
-    "killed midway", Strike(_kill_midway), lambda call: call.boundary == "local" and call.half is not None, kills=True
+def creates_a_branch(call: Call) -> bool:
+    """Return whether the call is the commit push of a run."""
+    return _updates(call, ":refs/heads/kaggle-train-")
+
+
+def moves_a_checkpoint(call: Call) -> bool:
+    """Return whether the call publishes a checkpoint."""
+    return _updates(call, ":refs/heads/kaggle-checkpoint-")
+
+
+def _updates(call: Call, ref: str) -> bool:
+    return is_push(call) and any(ref in word for word in call.words if word[0] not in "-:")
+
+
+def is_deletion(call: Call) -> bool:
+    """Return whether the call deletes a copy on the DVC remote."""
+    return call.name.startswith("delete ")
+
+
+def stores_an_object(call: Call) -> bool:
+    """Return whether the call stores a copy under an object's path."""
+    return call.boundary == "store" and call.name.startswith("create ") and "kaggle-training" not in call.name
+
+
+ONCE = Kind("fails once", _fail)
+ON = Kind("fails from then on", _fail, _fail)
+BOUNDARY = Kind("fails with all calls of its sort", _fail, _fail_at_this_boundary)
+LOST = Kind("happens and its answer is lost", _lose)
+LOST_PUSH = Kind("a push happens and its answer is lost", _lose, applies=is_push, harmless=True)
+REPEATED = Kind("a push fails and is repeated", _fail, applies=is_push, harmless=True, repeats=True)
+LATE = Kind("a push arrives before the recovery", _hold_back, applies=is_push, arrives="before")
+LATE_AND_REPEATED = Kind(
+    "a push is repeated and arrives late", _hold_back, applies=is_push, arrives="before", harmless=True, repeats=True
 )
+VERY_LATE = Kind("a push arrives after the recovery", _hold_back, applies=is_push, arrives="after")
+DELAYED = Kind("the commit push arrives right before it", _deliver, holds=True)
+LIES = Kind("reports success without an effect", _lie, applies=stores_an_object)
+MEANWHILE = Kind("the peer finishes right before it", _let_the_peer_finish, harmless=True)
+DIES = Kind("dies right before", _stop, _stop, dies=True)
+KILLED_BEFORE = Kind("killed right before", _kill_before, kills=True)
+KILLED_AFTER = Kind("killed right after", _kill_after, kills=True)
+KILLED_AND_RETRIED = Kind("killed right after, and retried at once", _kill_after, kills=True, skips_recovery=True)
+KILLED_MIDWAY = Kind(
+    "killed midway", _kill_midway, applies=lambda call: call.boundary == "local" and call.half is not None, kills=True
+)
+KILLED_AT_A_PUSH = Kind(
+    "killed while a push is sent", _kill_midway, applies=is_push, kills=True, arrives="after"
+)  # fmt: skip
 
 
 # ── processes ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -484,6 +570,9 @@ KILLED_MIDWAY = Kind(
 
 def start(action: Callable[[], object], report: Path) -> int:
     """Run an action in a child process and return its id; it exits with 0, or with 1 after an error."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("lock of "):
+            thread.join(10)  # its lock was released
     # s3fs keeps its idle threads for the process's life once another test has used it; they hold nothing used here
     idle = ("fsspecIO", "asyncio_")
     others = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
@@ -496,11 +585,13 @@ def start(action: Callable[[], object], report: Path) -> int:
     try:
         os.setsid()
         os.environ[MARK] = str(report)
+        SURROUNDINGS.begin(report.name)
         output = os.open(report, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (1, 2):
             os.dup2(output, stream)
         sys.stdout = sys.stderr = os.fdopen(os.dup(output), "w")
         action()
+        sys.stdout.flush()
         status = 0
     except BaseException:  # noqa: BLE001  the parent reads it
         os.write(2, traceback.format_exc().encode())
@@ -555,144 +646,11 @@ class Peer:
         return end(self._pid, self._report)
 
 
-def publish_and_pause(clone: Path, pause: Callable[[], None]) -> None:
-    """Publish the same content under another name, and pause right before the commit push."""
-    with FaultInjector(replace(ONCE, strike=_pausing(pause), applies=creates_a_branch), 1, ids=THEIRS).installed():
-        publish(clone, OTHER)
+def pausing(pause: Callable[[], None], applies: Callable[[Call], bool]) -> Kind:
+    """Return the kind that pauses right before the call."""
 
-
-def recover_and_pause(clone: Path, pause: Callable[[], None]) -> None:
-    """Recover dead publications, and pause right before the first object is deleted."""
-    kind = replace(ONCE, strike=_pausing(pause), applies=lambda call: call.name.startswith("delete "))
-    with FaultInjector(kind, 1).installed():
-        recover(clone, older_than=0, say=str)
-
-
-def _pausing(pause: Callable[[], None]) -> Strike:
-    def strike(_injector: FaultInjector, call: Call) -> Any:
+    def pause_first(_injector: FaultInjector, call: Call) -> Any:
         pause()
         return call.act()
 
-    return Strike(strike)
-
-
-def creates_a_branch(call: Call) -> bool:
-    """Return whether the call is the commit push of a run."""
-    created = (word for word in call.words if word[0] not in "-:")
-    return is_push(call) and any(f":refs/heads/{kind}-" in word for word in created for kind in KINDS)
-
-
-# ── scenarios ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """What the remotes contain, which other process is active, what is done, and whether its branch is refused."""
-
-    name: str
-    prepare: Callable[[Stores, DvcRemote], object] = lambda _stores, _remote: None
-    peer: Callable[[Path, Callable[[], None]], object] | None = None
-    refused: bool = False
-    """Whether the branch is refused; calls are then counted from the refusal: those of the rollback."""
-    recovers: bool = False
-    """Whether faults hit the recovery of a dead publication, instead of a publication."""
-    whole: bool = False
-    """Whether calls are counted from the first one, although the branch is refused."""
-    cold: bool = False
-    """Whether the clone has never contacted the remotes: its mirror of them under `.git` must be created first."""
-    branch: str = BRANCH
-    """The branch that is published."""
-    supersedes: tuple[str, ...] = ()
-    """The branches that it replaces."""
-    holds: bool = False
-    """Whether the session holds its run meanwhile."""
-
-    def publishing(self, clone: Path) -> Callable[[], Published]:
-        """Return a function that publishes the run of a clone as this scenario does."""
-        hold = RunLock(clone, HELD, Credentials(), say=str) if self.holds else None
-
-        def publish_it() -> Published:
-            try:
-                return publish(clone, self.branch, *self.supersedes, hold=hold)
-            finally:
-                if hold is not None:
-                    hold.release()
-
-        return publish_it
-
-
-def one_object_is_stored_already(stores: Stores, remote: DvcRemote) -> None:
-    """Store an unrelated copy of one of the two objects, which no branch names."""
-    content = (stores.clone / WEIGHTS[0]).read_bytes()
-    remote.put(object_name(md5_of(content)), content)
-
-
-def the_same_is_published(stores: Stores, _remote: DvcRemote) -> None:
-    """Publish the same content from another clone."""
-    publish(stores.folder / "peer", OTHER)
-
-
-def another_died_before_its_push(stores: Stores, remote: DvcRemote) -> None:
-    """Declare and upload the same objects from another clone, and kill it right before its commit push."""
-    _die_before_the_push(stores, remote, stores.folder / "peer", OTHER, THEIRS)
-
-
-def we_died_before_our_push(stores: Stores, remote: DvcRemote) -> None:
-    """Declare and upload the objects from the clone itself, and kill it right before its commit push."""
-    _die_before_the_push(stores, remote, stores.clone, BRANCH, OURS)
-
-
-def a_checkpoint_is_published(stores: Stores, _remote: DvcRemote) -> None:
-    """Publish an older checkpoint from another clone; its best weights are still the best."""
-    peer = stores.folder / "peer"
-    (peer / WEIGHTS[1]).write_bytes(b"older")
-    publish(peer, CHECKPOINT, CHECKPOINT)
-
-
-def we_died_before_cleaning_up(stores: Stores, remote: DvcRemote) -> None:
-    """Replace the checkpoint, and kill the process before it deletes the objects that only the checkpoint names."""
-    a_checkpoint_is_published(stores, remote)
-    _die(stores, remote, lambda call: call.name.startswith("delete "), OURS, FINISHING.publishing(stores.clone))
-
-
-def _die_before_the_push(stores: Stores, remote: DvcRemote, clone: Path, branch: str, ids: str) -> None:
-    _die(stores, remote, creates_a_branch, ids, lambda: publish(clone, branch))
-
-
-def _die(
-    stores: Stores, remote: DvcRemote, before: Callable[[Call], bool], ids: str, publish_it: Callable[[], object]
-) -> None:
-    kind = KILLED_BEFORE if remote.survives_forks else DIES
-
-    def run() -> None:
-        with FaultInjector(replace(kind, applies=before), 1, ids=ids).installed():
-            publish_it()
-
-    if not remote.survives_forks:
-        with pytest.raises(Died):
-            run()
-        return
-    report = stores.folder / "died.txt"
-    assert end(start(run, report), report) == -signal.SIGKILL, report.read_text(encoding="utf-8")
-
-
-ALONE = Scenario("alone")
-COLD = Scenario("alone, for the first time", cold=True)
-STRANGER = Scenario("an object is stored already", one_object_is_stored_already)
-PUBLISHED = Scenario("the same is published", the_same_is_published)
-DEAD = Scenario("another died", another_died_before_its_push)
-CONCURRENT = Scenario("another publishes", peer=publish_and_pause)
-ROLLING_BACK = Scenario("another is rolled back", another_died_before_its_push, recover_and_pause)
-FINISHING = Scenario("a checkpoint ends", a_checkpoint_is_published, supersedes=(CHECKPOINT,))
-MOVING = replace(FINISHING, name="a checkpoint moves", branch=CHECKPOINT)
-HOLDING = replace(MOVING, name="a checkpoint of a held run moves", holds=True)
-WANTED = replace(MOVING, name="a checkpoint moves and another publishes the old one", peer=publish_and_pause)
-
-
-def refused(scenario: Scenario, *, whole: bool = False) -> Scenario:
-    """Return the scenario with a refused branch; the calls of the rollback are counted, or with `whole` all calls."""
-    return replace(scenario, name=f"{scenario.name}, refused", refused=True, whole=whole)
-
-
-RECOVERY = Scenario("recovery", we_died_before_our_push, recovers=True)
-CLEANING_UP = replace(FINISHING, name="recovery of a clean-up", prepare=we_died_before_cleaning_up, recovers=True)
+    return Kind("pauses", pause_first, applies=applies)

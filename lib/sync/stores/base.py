@@ -4,8 +4,8 @@ An identity names one stored copy for ever, and is known before the copy exists:
 writes it down, and `create` stores the copy under it. To add a kind of store, write one class with these methods:
 
 - `address()` returns the same text on every machine that uses this store, and another one for every other store.
-- `limits()` returns why nothing may be deleted under objects' paths; empty where the store offers what that needs (a
-  conditional create, and identities that it keeps). Tried on the store once, then remembered.
+- `limits(probe)` returns why nothing may be deleted under objects' paths; empty where the store offers what that needs
+  (a conditional create, and identities that it keeps). Tried once with a flat file of that name, then remembered.
 - `new_identities(count)` returns identities that no copy has.
 - `create(path, source, identity, progress)` stores the file as a copy with that identity, and returns the copy when it
   is complete. An interrupted copy is not visible under the path. May be repeated with the same identity: there is one
@@ -33,7 +33,7 @@ Each class has a module of its own, which is listed in `KINDS` and returns the c
 database from `open_remote(odb)`. A class whose paths hold one copy each may inherit from `OneCopyStore`.
 `tests/sync/test_stores.py` tests every kind against this contract: a new kind needs one more fixture.
 
-Cannot: decide what may be deleted; `lib/sync/rollback.py` does.
+Cannot: decide what may be deleted; `lib/sync/remotes.py` does.
 """
 
 from __future__ import annotations
@@ -51,7 +51,6 @@ from lib.errors import DvcPushError, RunError, SyncError
 
 FLAT = "kaggle-training-"
 """Prefix of the flat files that this project stores beside DVC's objects."""
-PROBE = f"{FLAT}probe-"
 """Prefix of the flat files that try a store; only a session that was killed leaves one."""
 NOTICE = b"Kaggle Training needs this file; only its name counts. `python -m lib check` explains it.\n"
 """Content of a flat file whose name is the information."""
@@ -85,7 +84,7 @@ class Store(Protocol):
     def address(self) -> str:
         """Return what names this store on every machine."""
 
-    def limits(self) -> str:
+    def limits(self, probe: str) -> str:
         """Return why nothing may be deleted under objects' paths; empty if it may."""
 
     def path_of(self, oid: str) -> str:
@@ -139,11 +138,11 @@ class OneCopyStore(Store):
         self._lack = ""  # what `create` has found to be missing
         self._tried = False
 
-    def limits(self) -> str:
+    def limits(self, probe: str) -> str:
         """Store a small file twice and delete it; return what the store lacks."""
         if not self._tried:
             try:
-                kept = self._try_out()
+                kept = self._try_out(f"{probe}{secrets.token_hex(4)}.txt")
             except OSError as error:
                 raise DvcPushError(
                     f"{self.name}: a small file cannot be stored and deleted there ({error}).",
@@ -153,9 +152,8 @@ class OneCopyStore(Store):
             self._tried = True
         return self._lack and f"{self.name} {self._lack}, so that no object is ever deleted there."
 
-    def _try_out(self) -> bool:
+    def _try_out(self, path: str) -> bool:
         """Return whether the store keeps an identity and refuses to overwrite."""
-        path = f"{PROBE}{secrets.token_hex(8)}"
         first, second = self.new_identities(2)
         try:
             with tempfile.NamedTemporaryFile() as file:
