@@ -379,7 +379,9 @@ class World:
             assert f"refs/heads/{outcome.branch}" in heads, f"it reports a publication that is not there:\n{self}"
         elif isinstance(outcome, RunError) and "everything is rolled back" in str(outcome):
             assert actor.run is not None
-            assert f"refs/heads/{actor.run.branch}" not in heads, f"it reports a rollback, but the branch is there:\n{self}"
+            assert f"refs/heads/{actor.run.branch}" not in heads, (
+                f"it reports a rollback, but the branch is there:\n{self}"
+            )
         elif isinstance(outcome, BaseException) and not isinstance(outcome, RunError | Died):
             raise outcome
 
