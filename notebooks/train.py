@@ -99,8 +99,8 @@ print(configure_dvc(root, session.scratch, credentials))
 
 # %% [markdown]
 # ## 4/10: Configure Git with GitHub token
-# Unfinished publications of other runs are rolled back or finished. If an earlier session of this experiment left a
-# checkpoint, training resumes from it.
+# The run of this experiment is taken; if another session holds it, that one is asked whether it lives. If an earlier
+# session left a checkpoint, training resumes from it.
 
 # %%
 step("4/10: Configure Git with GitHub token")

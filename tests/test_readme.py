@@ -9,7 +9,6 @@ import subprocess
 import sys
 from itertools import count
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from conftest import ROOT, Stores, run_git
@@ -19,7 +18,10 @@ from lib import errors
 from lib.cli.app import app
 from lib.experiment.load import flat, load_experiment, read_value
 from lib.remotes.credentials import make_credentials
-from lib.sync.intent import State
+from lib.sync.lock import CHECKPOINTS
+from lib.sync.record import ASKS, PROTOCOL, RUNS, DeclaredCopy, RunRecord
+from lib.sync.refs import EARLIER
+from lib.sync.remotes import CHECKPOINT, REPOSITORY
 
 USERS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", *(
     path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").glob("*.md"))
@@ -163,13 +165,24 @@ def test_the_example_of_secrets_json_has_the_right_form() -> None:
     assert make_credentials(json.loads(example), "docs/setup.md").github_token
 
 
-def test_the_page_of_the_protocol_has_its_steps_and_states() -> None:
-    """docs/sync-protocol.md has the steps of the docstring of lib.sync, in order, and every state of an intent."""
-    steps = re.findall(r"^\d+\. +(\w+)", lib.sync.__doc__ or "", re.MULTILINE)
-    assert steps
-    assert re.findall(r"^\d+\. \*\*(\w+)\*\*", PAGES["docs/sync-protocol.md"], re.MULTILINE) == steps
-    words = section("docs/sync-protocol.md", "## Vocabulary")
-    assert [state for state in get_args(State) if f"| `{state}` |" not in words] == []
+def test_the_page_of_the_protocol_names_its_refs_files_and_fields() -> None:
+    """docs/sync-protocol.md has every prefix that the code uses, every field of `run.json`, and one diagram."""
+    tables = section("docs/sync-protocol.md", "## Refs and files")
+    places = [RUNS, ASKS, CHECKPOINTS, REPOSITORY, CHECKPOINT, "refs/kaggle/repository-"]
+    assert [place for place in places if f"\n| `{place}<" not in tables] == []
+    fields = tables.partition("| Field |")[2]
+    assert set(re.findall(r"`(\w+)`", fields)) == RunRecord.model_fields.keys() | DeclaredCopy.model_fields.keys()
+    assert f"| `protocol` | {PROTOCOL};" in fields
+    earlier = section("docs/sync-protocol.md", "## Migration from protocol 1")
+    assert [place for place in EARLIER if f"`{place.removeprefix('refs/heads/')}" not in earlier] == []
+    assert len(blocks("docs/sync-protocol.md", language="mermaid")) == 1
+
+
+def test_the_page_of_the_protocol_names_what_the_package_offers() -> None:
+    """Each name of its table is one that `lib.sync` exports, and every function that changes a remote has its row."""
+    named = set(re.findall(r"`(\w+)(?:\(\))?`", section("docs/sync-protocol.md", "## Functions")))
+    assert named <= set(lib.sync.__all__)
+    assert named >= {"sync_outputs", "recover", "check", "rehearse", "RunLock", "CheckpointPublisher"}
 
 
 @pytest.mark.parametrize("command", [["-m", "lib"], ["render.py"], *(["-m", "lib", name] for name in app.commands)])
@@ -193,7 +206,7 @@ def test_every_command_has_a_help_text(command: list[str]) -> None:
 def test_recover_reports_that_nothing_is_left(stores: Stores) -> None:
     """`python -m lib recover` works in any clone."""
     done = subprocess.run(
-        [sys.executable, "-m", "lib", "recover", "--older-than", "0"],
+        [sys.executable, "-m", "lib", "recover"],
         cwd=stores.clone, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

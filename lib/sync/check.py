@@ -3,10 +3,11 @@
 Guarantees: checks every branch and tag with its whole history, every run's ref, every checkpoint with its files, and
 every object on the DVC remote with its content: a folder's files are read, Drive and S3 are asked for the MD5 (S3 knows
 none for a copy that was sent in parts or encrypted by a key service). Runs may continue meanwhile: a branch that moves
-is skipped, and what seems missing or unnamed is looked up once more before it is reported.
+is skipped, and what seems missing, unnamed or waste is looked up once more before it is reported.
 
 Cannot: see an object that is replaced during the check, judge a branch whose objects are on another DVC remote, or know
-what another repository on the same one names; there, objects that no ref of this one names are skipped.
+what another repository on the same one names, or another version of this project; where there is one, objects that no
+ref names are skipped. A folder's checkpoint files are compared by size.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from typing import Literal
 
 from lib.remotes.credentials import Credentials
 from lib.sync.lock import CHECKPOINTS, short
-from lib.sync.record import StoredObject
+from lib.sync.record import RUNS, StoredObject
 from lib.sync.refs import EARLIER, SeenRun
 from lib.sync.remotes import EVERYTHING, Remotes, named_by, open_remotes
 from lib.sync.stores.base import StoredCopy, mismatch
 
-Kind = Literal["missing", "damaged", "unnamed", "twins", "unfinished", "unreadable", "foreign", "elsewhere"]
-REMARKS: tuple[Kind, ...] = ("twins", "foreign", "elsewhere", "unfinished")
-"""What is reported although nothing is wrong: two correct copies, a shared DVC remote, a branch with another one, and a
-run that may be alive."""
+Kind = Literal["missing", "damaged", "unnamed", "twins", "waste", "unfinished", "unreadable", "foreign", "elsewhere"]
+REMARKS: tuple[Kind, ...] = ("twins", "waste", "unfinished", "foreign", "elsewhere")
+"""What is reported although nothing is wrong: several copies, files of dead sessions, runs that may be alive, a shared
+DVC remote, and branches with another one."""
 Stored = Mapping[str, Sequence[StoredCopy]]
 
 
@@ -71,60 +72,75 @@ def check(root: Path, credentials: Credentials | None = None) -> Checked:
     Raises `SyncError` if a remote cannot be read.
     """
     with open_remotes(root, credentials or Credentials()) as remotes:
-        stored = remotes.store.survey()
+        refs, store = remotes.refs, remotes.store
+        stored = store.survey()
         # refs are read after the survey: each object that it saw is by now declared by a run, named by a newer branch,
         # or rolled back
-        runs = remotes.refs.read_runs()
-        heads = remotes.refs.list_refs(*EVERYTHING, remotes.refs.identity_ref, *(f"{place}*" for place in EARLIER))
-        identity = heads.pop(remotes.refs.identity_ref, "")
-        earlier = [ref for ref in heads if ref.startswith(EARLIER)]
-        published = remotes.refs.published_objects(*EVERYTHING)
-        named = remotes.refs.named_objects(*EVERYTHING)
+        runs = refs.read_runs()
+        heads = refs.list_refs(*EVERYTHING, refs.identity_ref, *(f"{place}*" for place in EARLIER))
+        identity = short(heads.pop(refs.identity_ref, ""))
+        published, named = refs.published_objects(*EVERYTHING), refs.named_objects(*EVERYTHING)
+        elsewhere = _elsewhere(remotes)
         listings = {oid for oid in named if oid.endswith(".dir") and oid in stored}
         damaged = {oid for oid in listings if any(mismatch(oid, -1, copy) for copy in stored[oid])}
         parts = {oid: remotes.parts_of(oid) for oid in listings - damaged}
-        named = named.union(*parts.values())
-        for run in runs.values():
-            named |= {copy.oid for copy in run.record.declared} if run.record else set()
-        foreign = remotes.repositories() - {short(identity)}
-        # a damaged listing may name any object, so that no object is certainly unnamed
-        unnamed = set() if foreign or damaged or earlier else stored.keys() - named
-        wanted = {item.oid for outputs in published.values() for item in outputs.values()}.union(*parts.values())
-        doubtful = unnamed | (wanted - stored.keys())
-        stored = {oid: copies for oid, copies in stored.items() if oid not in doubtful} | remotes.store.look(doubtful)
-        elsewhere = _elsewhere(remotes)
-        after = remotes.refs.list_refs(*EVERYTHING)
-        published = {ref: items for ref, items in published.items() if heads.get(ref) == after.get(ref)}
+        named = named.union(*parts.values(), *(_declared_by(run) for run in runs.values()))
+        others = sorted(remotes.repositories() - {identity})
+        unreadable = [ref for ref in heads if ref.startswith(EARLIER)]
+        unreadable += [f"{RUNS}{name}" for name, run in runs.items() if run.record is None]
+        # these may name any object, so that no object is certainly unnamed
+        unnamed = set() if others or unreadable or damaged else stored.keys() - named
         here = {ref: items for ref, items in published.items() if ref not in elsewhere}
-        findings = [
-            *(Finding("foreign", f"{remotes.store.name} is shared with the repository {other}", FOREIGN)
-              for other in sorted(foreign)),
+        wanted = {item.oid for items in here.values() for item in items.values()}
+        wanted = wanted.union(*(parts.get(oid, ()) for oid in wanted))
+        doubtful = unnamed | (wanted - stored.keys())
+        stored = {oid: copies for oid, copies in stored.items() if oid not in doubtful} | store.look(doubtful)
+        after = refs.list_refs(*EVERYTHING)
+        moved = {ref for ref in published if heads.get(ref) != after.get(ref)}
+        findings = (
+            *(Finding("foreign", f"{store.name} is shared with the repository {other}", FOREIGN) for other in others),
+            *(Finding("unreadable", f"{ref} was written by another version of this project", UPDATE)
+              for ref in unreadable),
             *(Finding("elsewhere", f"{ref} has its objects on {elsewhere[ref]}, which was not checked", ELSEWHERE)
-              for ref in sorted(elsewhere.keys() & published.keys())),
-            *_check_branches(here, parts, stored),
-            *_check_checkpoints(remotes),
+              for ref in sorted(published.keys() & elsewhere.keys() - moved)
+              if published[ref] or ref.startswith(CHECKPOINTS)),
+            *_check_branches({ref: items for ref, items in here.items() if ref not in moved}, parts, stored),
+            *_check_checkpoints(remotes, elsewhere),
+            *_check_waste(remotes, identity),
             *_check_objects(unnamed, stored),
-            *_check_runs(runs.values(), earlier),
-        ]  # fmt: skip
-        return Checked(len(published), len(stored), len(runs), tuple(findings))
+            *_check_runs(runs.values()),
+        )  # fmt: skip
+        return Checked(len(published), len(stored), len(runs), findings)
 
 
+CONFIG = ".dvc/config"
 FOREIGN = (
     "on a folder or S3, the objects of a publication that is rolled back stay there. If no other repository uses this "
     "DVC remote any more, delete the files kaggle-training-repository-* of the others in its folder"
 )
+UPDATE = "run `python -m lib recover` of that version; if it is of no use any more, delete the ref"
 ELSEWHERE = "check it from a clone whose HEAD uses that DVC remote"
 PUSH = "push it from a clone that has it (`dvc push`)"
+REPLACE = "if a clone has it, delete the damaged copy on the DVC remote, then push it from there (`dvc push`)"
+RETRAIN = "resuming is not possible: train with -p session.resume never, which replaces this checkpoint"
+RECOVER = "run `python -m lib recover`"
+UNNAMED = (
+    "delete it by hand, but only if no other repository uses this DVC remote, and no clone has a commit that names it "
+    "and is not pushed yet"
+)
+
+
+def _declared_by(run: SeenRun) -> set[str]:
+    return {copy.oid for copy in run.record.declared} if run.record else set()
 
 
 def _elsewhere(remotes: Remotes) -> dict[str, str]:
     """Return {ref: address} of the refs whose commit configures another default DVC remote than HEAD's."""
-    texts = remotes.refs.read_files_of_all("refs/heads/*", ".dvc/config") | remotes.refs.read_files_of_all(
-        "refs/tags/*", ".dvc/config"
-    )
-    here = _default_remote(remotes.refs.read_texts(remotes.refs.head(), [".dvc/config"]).get(".dvc/config", ""))
-    found = {ref: _default_remote(files.get(".dvc/config", "")) for ref, files in texts.items()}
-    return {ref: remotes.redact(address) for ref, address in found.items() if address and address != here}
+    refs = remotes.refs
+    here = _default_remote(refs.read_texts(refs.head(), [CONFIG]).get(CONFIG, ""))
+    found = {ref: _default_remote(files[CONFIG]) for ref, files in refs.read_files_of_all(EVERYTHING, CONFIG).items()
+             if files}  # fmt: skip
+    return {ref: remotes.redact(address) for ref, address in found.items() if address not in ("", here)}
 
 
 def _default_remote(text: str) -> str:
@@ -133,9 +149,10 @@ def _default_remote(text: str) -> str:
     try:
         config.read_string(text)
         name = config.get("core", "remote")
-        return next(config.get(part, "url") for part in config.sections() if f'remote "{name}"' in part)
+        remote = next(config[part] for part in config.sections() if f'remote "{name}"' in part)
     except (configparser.Error, StopIteration):
         return ""
+    return " at ".join(remote[key] for key in ("url", "endpointurl") if key in remote)
 
 
 def _check_branches(
@@ -150,35 +167,39 @@ def _check_branches(
                     yield Finding("missing", f"{ref}: {path} needs {wanted.oid}, which is not there", PUSH)
                 for copy in stored.get(wanted.oid, ()):
                     if wrong := mismatch(wanted.oid, wanted.size, copy):
-                        yield Finding("damaged", f"{ref}: {path} needs {wanted.oid}, and a copy of it {wrong}", PUSH)
+                        yield Finding("damaged", f"{ref}: {path} needs {wanted.oid}, and a copy of it {wrong}", REPLACE)
 
 
-def _check_checkpoints(remotes: Remotes) -> Iterator[Finding]:
+def _check_checkpoints(remotes: Remotes, elsewhere: Collection[str]) -> Iterator[Finding]:
     """Find checkpoints whose files are missing or damaged; one that moves meanwhile is skipped."""
-    for ref, texts in remotes.refs.read_files_of_all(f"{CHECKPOINTS}*", "*/checkpoint.json").items():
-        entries = [entry for text in texts.values() for entry in named_by(text)]
-        copies = {entry["name"]: remotes.store.verify(entry["name"], entry["id"]) for entry in entries}
-        if all(copies.values()) or texts != remotes.refs.read_files_of_all(ref + "*", "*/checkpoint.json").get(ref):
-            continue
-        for name in sorted(name for name, copy in copies.items() if copy is None):
-            yield Finding("missing", f"{ref} needs {name}, which is not there", "start the training over")
+    record = "*/checkpoint.json"
+    for ref, texts in remotes.refs.read_files_of_all(f"{CHECKPOINTS}*", record).items():
+        found = []
+        for file in (file for text in texts.values() for file in named_by(text) if ref not in elsewhere):
+            copy = remotes.store.verify(file["name"], file["id"])
+            if wrong := mismatch(file["md5"], file["size"], copy) if copy else "is not there":
+                found.append(Finding("damaged" if copy else "missing", f"{ref}: {file['name']} {wrong}", RETRAIN))
+        if found and remotes.refs.read_files_of_all(f"{ref}*", record).get(ref) == texts:
+            yield from found
+
+
+def _check_waste(remotes: Remotes, identity: str) -> Iterator[Finding]:
+    for file in remotes.waste(identity):
+        if file.name in remotes.store.flat(file.name):  # else its session has just deleted it
+            yield Finding("waste", f"{file.name} is of a session that has ended, and no checkpoint names it", RECOVER)
 
 
 def _check_objects(unnamed: Collection[str], stored: Stored) -> Iterator[Finding]:
     for oid, copies in sorted(stored.items()):
         if oid in unnamed:
             size = sum(copy.size for copy in copies)
-            remedy = "if no other repository uses this DVC remote, delete it by hand"
-            yield Finding("unnamed", f"{oid} ({size} bytes) is named by no commit and no run", remedy)
+            yield Finding("unnamed", f"{oid} ({size} bytes) is named by no commit and no run", UNNAMED)
         if len(copies) > 1:
-            yield Finding("twins", f"{oid} is stored {len(copies)} times", "nothing: every copy is correct")
+            yield Finding("twins", f"{oid} is stored {len(copies)} times", "nothing: each publication has its own copy")
 
 
-def _check_runs(runs: Collection[SeenRun], earlier: Sequence[str]) -> Iterator[Finding]:
-    for ref in [*earlier, *(f"refs/runs/{run.name}" for run in runs if run.record is None)]:
-        remedy = "run `python -m lib recover` of that version; if it is of no use any more, delete the ref"
-        yield Finding("unreadable", f"{ref} was written by another version of this project", remedy)
+def _check_runs(runs: Collection[SeenRun]) -> Iterator[Finding]:
     for run in runs:
         if run.record is not None and run.record.declared:
-            what = f"refs/runs/{run.name}: the session of {run.record.name} is publishing, or has died meanwhile"
-            yield Finding("unfinished", what, "run `python -m lib recover`, which asks whether it lives")
+            what = f"{RUNS}{run.name}: the session of {run.record.name} is publishing, or has died meanwhile"
+            yield Finding("unfinished", what, f"{RECOVER}, which asks whether it lives")

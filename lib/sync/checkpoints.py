@@ -42,11 +42,11 @@ class CheckpointPublisher:
 
     def _record(self) -> RunRecord:
         self._lock.take()
-        assert self._lock.record is not None, "the run is held"
-        return self._lock.record
+        return self._lock.held()
 
     def _read_head(self) -> None:
         refs, ref = self._remotes.refs, self._lock.checkpoint
+        self._waste |= self._named
         self._head, self._named = refs.list_refs(ref).get(ref), {}
         if self._head is not None:
             refs.bring(ref, self._head)

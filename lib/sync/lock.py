@@ -12,9 +12,11 @@ import atexit
 import contextlib
 import fcntl
 import math
+import os
 import secrets
 import threading
 import time
+from collections.abc import Iterable
 from typing import IO
 
 from lib.errors import GitPushError, RunHeldError, TakenOverError
@@ -99,10 +101,7 @@ class RunLock:
         `identity` is the repository's. Raises `RunHeldError` for a ref that this session can never take over.
         """
         self._check_is_ours(run, identity)
-        done = (silent or self._is_dead_here(run)) and self._take(run, identity)
-        if not done:
-            self._unlock_file()
-        return done
+        return (silent or self._is_dead_here(run)) and self._take(run, identity)
 
     @property
     def _pause(self) -> float:
@@ -118,6 +117,7 @@ class RunLock:
         self._stop_asking.set()
         if self._asking is not None and self._asking.is_alive():
             self._asking.join()
+        self._stop_asking.clear()
 
     def _try(self) -> bool:  # noqa: PLR0911  one return for each state of the ref
         """Take the run unless another session may still be alive; return whether it is held."""
@@ -127,6 +127,8 @@ class RunLock:
         identity = seen.get(self.refs.identity_ref)
         if self.ref not in seen:
             return self._take(None, identity)
+        if identity is None:  # a listing is not atomic: one push may have created both refs meanwhile
+            identity = self.refs.list_refs(self.refs.identity_ref).get(self.refs.identity_ref)
         run = self.refs.read_runs(self.name).get(self.name)
         if run is None:
             return False  # released at this moment
@@ -140,8 +142,8 @@ class RunLock:
         if self._ask in seen:
             self._asked = min(self._asked, time.monotonic())
         else:
-            with contextlib.suppress(GitPushError):  # another session asks at the same moment
-                self.refs.push(RefUpdate(self._ask, None, self.refs.write_question()))
+            self._asked = math.inf  # a question that was answered does not count for the next one
+            ask(self.refs, [self._ask])
         if time.monotonic() - self._asked < run.lease:
             return False
         self._say(f"{self.ref} was not answered within its lease: its session is dead, and this one takes over.")
@@ -150,7 +152,6 @@ class RunLock:
     def _forget(self) -> None:
         """Forget what was seen of another session, so that it is asked again."""
         self._seen, self._asked, self._holder_lives = None, math.inf, False
-        self._unlock_file()
 
     def _check_is_ours(self, run: SeenRun, identity: str | None) -> None:
         """Raise `RunHeldError` for a ref that this session can never take over."""
@@ -183,16 +184,17 @@ class RunLock:
             undo=old.record.declared if old and old.record else (),
         )
         if self._lock_file() and self._file is not None:  # else a session of this clone hangs, or has just begun
-            self._file.truncate(0)
-            self._file.write(record.session)
+            self._file.write(self._mark(record.session))
             self._file.flush()
         self._commit, self._tried = old.commit if old else None, []
         try:
             self.push(record, *updates)
         except (TakenOverError, RefMovedError):
             self._taken_over = False
-            self._unlock_file()
             return False
+        finally:
+            if self.record is None:
+                self._unlock_file()
         self._seen, self._asked, self._ended = None, math.inf, threading.Event()
         threading.Thread(target=self._answer, args=(self._ended,), name=f"lock of {self.name}", daemon=True).start()
         atexit.register(self.release)
@@ -214,8 +216,14 @@ class RunLock:
 
     def _unlock_file(self) -> None:
         if self._file is not None:
+            fcntl.flock(self._file, fcntl.LOCK_UN)  # closing is not enough if a worker process has inherited the file
             self._file.close()
             self._file = None
+
+    def _mark(self, session: str) -> str:
+        """Return the line of a session in the lock file; in a copy of the clone it counts for nothing."""
+        assert self._file is not None
+        return f"{session} {os.fstat(self._file.fileno()).st_ino}\n"
 
     def _is_dead_here(self, run: SeenRun) -> bool:
         """Return whether the holder was a session of this clone whose process has ended."""
@@ -224,7 +232,10 @@ class RunLock:
         assert self._file is not None
         assert run.record is not None
         self._file.seek(0)
-        return self._file.read() == run.record.session
+        is_dead = self._mark(run.record.session) in self._file.read()
+        if not is_dead:
+            self._unlock_file()
+        return is_dead
 
     # ── holding ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -236,6 +247,13 @@ class RunLock:
                 state="this session changes nothing more on the remotes; its files stay on this machine.",
                 remedy="let the other session finish.",
             )
+
+    def held(self) -> RunRecord:
+        """Return what the run's ref holds, which must have been taken. Raises `TakenOverError` if it is not ours."""
+        record = self.record
+        self.confirm()
+        assert record is not None, "the run is held"
+        return record
 
     def reread(self) -> None:
         """Read the run's ref from the remote; raise `TakenOverError` unless it is ours."""
@@ -282,8 +300,10 @@ class RunLock:
             return True
         leased = [update for update in updates if update.old != ANY]
         found = self.refs.list_refs(*(update.ref for update in leased)) if leased else {}
-        if commit is None and any(update.new and found.get(update.ref) == update.new for update in leased):
-            return True
+        if commit is None:  # deleted by this push if what it creates is there, or else, if all that it deletes is gone
+            created = [update for update in leased if update.new]
+            if (created or new is None) and all(found.get(update.ref) == update.new for update in created or leased):
+                return True
         if commit != self._commit and commit not in self._tried:
             self._lose()
             self.confirm()
@@ -328,6 +348,23 @@ class RunLock:
         self._ended.set()
         atexit.unregister(self.release)
         self._unlock_file()
+
+
+def ask(refs: Refs, questions: Iterable[str]) -> None:
+    """Create these refs, which ask runs whether they live, in one push. Raises `GitPushError` if the host refuses."""
+    left, question = set(questions), refs.write_question()
+    for pause in pauses():
+        try:
+            refs.push(*(RefUpdate(ref, None, question) for ref in sorted(left)))
+        except GitPushError:
+            left -= refs.list_refs(*left).keys()  # another session asks at the same moment
+            if left and pause is None:
+                raise
+        else:
+            return
+        if not left:
+            return
+        time.sleep(pause or 0)
 
 
 def short(identity: str) -> str:

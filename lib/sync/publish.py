@@ -22,7 +22,7 @@ from lib.progress import Bar, file_size
 from lib.remotes.credentials import Credentials
 from lib.sync.lock import RunLock
 from lib.sync.publication import Publication, Published, Say
-from lib.sync.record import LEASE, DeclaredCopy, RunRecord, StoredObject
+from lib.sync.record import LEASE, DeclaredCopy, StoredObject
 from lib.sync.recover import Recovery
 from lib.sync.refs import RefMovedError, RefUpdate
 from lib.sync.remotes import Remotes, open_remotes
@@ -135,12 +135,7 @@ class _Publishing:
         """Take the run, and delete what earlier attempts left."""
         self.lock.take()
         self.remotes.roll_back(self.lock, self.say)
-        self._repository = self._record().repository
-
-    def _record(self) -> RunRecord:
-        self.lock.confirm()
-        assert self.lock.record is not None, "the run is held"
-        return self.lock.record
+        self._repository = self.lock.held().repository
 
     def _declare(self, sources: Sequence[Source]) -> None:
         """Write the identities of the copies into the run's ref, before they exist."""
@@ -155,7 +150,7 @@ class _Publishing:
             item.oid: DeclaredCopy(oid=item.oid, size=item.size, identity=identity, store=address)
             for item, identity in zip(items.values(), identities, strict=True)
         }
-        self.lock.push(self._record().but(publishing=tuple(self._declared.values())))
+        self.lock.push(self.lock.held().but(publishing=tuple(self._declared.values())))
 
     def _upload(self, sources: Sequence[Source]) -> dict[str, StoredCopy]:
         """Store every object and return the copy of each that this publication relies on.
@@ -243,7 +238,7 @@ class _Publishing:
     def _commit(self) -> None:
         """Make the branch visible: create it, and delete the checkpoint and the run's ref, in one atomic push."""
         refs, checkpoint = self.remotes.refs, self.lock.checkpoint
-        record = self._record()
+        record = self.lock.held()
         after = record.but(publishing=()) if record.undo else None
         while True:
             old = None if self.run.keeps_checkpoint else refs.list_refs(checkpoint).get(checkpoint)

@@ -7,16 +7,18 @@ Cannot: recover a run of another repository or of another version of this projec
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Collection
 from pathlib import Path
 
 from lib.errors import RunError, RunHeldError, SyncError
 from lib.remotes.credentials import Credentials
+from lib.sync import lock as locks
 from lib.sync.lock import RunLock, short
 from lib.sync.publication import Say
 from lib.sync.record import ASKS
-from lib.sync.refs import ANY, EARLIER, RefUpdate, SeenRun
+from lib.sync.refs import EARLIER, SeenRun
 from lib.sync.remotes import Remotes, open_remotes
 
 
@@ -25,16 +27,16 @@ def recover(
 ) -> int:
     """Roll back every publication whose session is dead, and return the number of runs that are left.
 
-    Asks every run whether it lives, and waits for the answers, at most for the longest lease or for `patience` seconds;
-    with a patience of 0 nobody is asked, and only dead sessions of this clone are recovered. After trying all, raises
-    the first error.
+    Asks every run whether it lives, and waits one lease for its answer, or at most `patience` seconds; with a patience
+    of 0 nobody is asked, and only dead sessions of this clone are recovered. After trying all, raises the first error.
     """
     credentials = credentials or Credentials()
     with open_remotes(root, credentials) as remotes:
         recovery = Recovery(remotes, say)
-        began = time.monotonic()
+        end, names = time.monotonic() + (math.inf if patience is None else patience), None
         try:
-            while recovery.look(ask=patience != 0) and recovery.waits(began, patience):
+            while recovery.look(names, ask=patience != 0) and time.monotonic() < end:
+                names = list(recovery.left)  # whoever begins later is alive
                 time.sleep(recovery.pause)
             for ref in remotes.refs.list_refs(*(f"{place}*" for place in EARLIER)):
                 say(
@@ -63,6 +65,8 @@ class Recovery:
         self._asked: dict[str, float] = {}
         """{run: the monotonic time at which its ref was seen first together with a question}."""
         self._told: set[str] = set()
+        self._silent: set[str] = set()
+        """The runs that have not answered within their lease: one try decides."""
         self.left: dict[str, SeenRun] = {}
         """The runs that are still there and may be dead, or that can never be recovered here."""
         self.error: Exception | None = None
@@ -71,11 +75,11 @@ class Recovery:
         """The repository's identity."""
 
     def look(self, names: Collection[str] | None = None, *, ask: bool = True) -> bool:
-        """Read all runs, or those of these names, and recover the dead ones; return whether some may still be dead."""
+        """Read all runs, or those of these names, and recover the dead ones; return whether to wait for answers."""
         refs = self._remotes.refs
-        asked = refs.list_refs(f"{ASKS}*", refs.identity_ref)  # before the runs: both have been seen together then
-        self.identity = asked.get(refs.identity_ref)
+        asked = refs.list_refs(f"{ASKS}*")  # before the runs: both have been seen together then
         runs = {name: run for name, run in refs.read_runs().items() if names is None or name in names}
+        self.identity = refs.list_refs(refs.identity_ref).get(refs.identity_ref)  # it may be as new as the first run
         self.left, waiting = {}, []
         for name, run in runs.items():
             if self._first.setdefault(name, run.commit) != run.commit:
@@ -85,17 +89,8 @@ class Recovery:
                 waiting += [name] * (name not in self._told)
         unasked = [f"{ASKS}{name}" for name in waiting if f"{ASKS}{name}" not in asked]
         if ask and unasked:
-            question = refs.write_question()
-            refs.push(*(RefUpdate(ref, ANY, question) for ref in unasked))
-        return bool(waiting)
-
-    def waits(self, began: float, patience: float | None) -> bool:
-        """Return whether an answer may still come, which is waited for until `patience` seconds after `began`."""
-        now = time.monotonic()
-        if patience is not None:
-            return now - began < patience
-        left = [(self._asked.get(name, now), run) for name, run in self.left.items() if name not in self._told]
-        return any(now < asked + run.lease + 2 * self.pause for asked, run in left)
+            locks.ask(refs, unasked)
+        return not self._silent.issuperset(waiting)
 
     @property
     def pause(self) -> float:
@@ -105,14 +100,17 @@ class Recovery:
     def _recover(self, run: SeenRun, is_asked: bool) -> bool:
         """Recover a run whose session is dead; return False if it may be alive or cannot be recovered here."""
         now = time.monotonic()
-        if is_asked:
-            self._asked.setdefault(run.name, now)
+        since = self._asked.setdefault(run.name, now) if is_asked else now
+        if now - since >= run.lease:
+            self._silent.add(run.name)
         name = run.record.name if run.record else run.name
-        lock = RunLock(self._remotes.refs, run.name, full_name=name, say=self._say)
+        lock = RunLock(self._remotes.refs, run.name, full_name=name, lease=run.lease, say=self._say)
         try:
-            if not lock.seize(run, self.identity, silent=now - self._asked.get(run.name, now) >= run.lease):
+            if not lock.seize(run, self.identity, silent=run.name in self._silent):
                 return False
             self._remotes.roll_back(lock, self._say, last=True)
+            if lock.record is not None:  # it lists copies that only another clone can delete
+                return False
         except RunHeldError as error:
             if run.name not in self._told:
                 self._told.add(run.name)

@@ -32,10 +32,11 @@ EARLIER = ("refs/intents/", "refs/heads/kaggle-intents/", "refs/heads/kaggle-run
 BLOBS = "64k"  # `.dvc` files are smaller; larger blobs (images, weights) stay on the remote
 PUSH_TIMEOUT = 10 * MINUTE
 PASSES = re.compile(
-    r"cannot lock ref '[^']*': unable to (resolve reference|create)|returned error: (429|5\d\d)|rate limit",
+    r"cannot lock ref '[^']*': unable to (resolve reference|create)|returned error: (403|429|5\d\d)|rate limit",
     re.IGNORECASE,
 )
-"""Messages after which reading is repeated: another process holds a lock, or the host is overloaded."""
+"""Messages after which reading is repeated: another process holds a lock, or the host is overloaded. Git does not show
+the text of a 403: it may be a rate limit."""
 PAUSES = (0.1, 0.5, 2.0, 5.0, 15.0)  # seconds
 
 
@@ -100,8 +101,7 @@ class Refs:
                 remedy="use a repository with SHA-1 object names (`git init --object-format=sha1`).",
             )
         self.private = Path(git_dir) / "kaggle-sync"
-        address = self.url.rstrip("/").removesuffix(".git")
-        self.identity_ref = f"refs/kaggle/repository-{hashlib.sha256(address.encode()).hexdigest()[:16]}"
+        self.identity_ref = f"refs/kaggle/repository-{hashlib.sha256(_place(self.url).encode()).hexdigest()[:16]}"
         """Names the repository. The address is in the name, since `git push --mirror` copies every ref."""
         # one mirror per address: the refs of an old remote prove nothing about a new one
         self._mirror = self.private / f"mirror-{hashlib.sha256(self._url.encode()).hexdigest()[:12]}.git"
@@ -237,10 +237,11 @@ class Refs:
                 cwd=self._mirror, timeout=10 * MINUTE,
             )  # fmt: skip
 
-    def read_files_of_all(self, refs: str, *patterns: str) -> dict[str, dict[str, str]]:
+    def read_files_of_all(self, refs: str | tuple[str, ...], *patterns: str) -> dict[str, dict[str, str]]:
         """Return {ref: {path: text}} for every matching ref, in one request if the files are small."""
-        with self._fetched(refs):
-            found = {ref: self._tree(ref, *patterns) for ref in self._mirrored(refs)}
+        wanted = (refs,) if isinstance(refs, str) else refs
+        with self._fetched(*wanted):
+            found = {ref: self._tree(ref, *patterns) for ref in self._mirrored(*wanted)}
             texts = self._blobs(blob for files in found.values() for blob in files.values())
         return {ref: {path: texts[blob] for path, blob in files.items()} for ref, files in found.items()}
 
@@ -334,7 +335,7 @@ class Refs:
         """Fetch a commit, which the remote's `ref` names, into the clone; no local ref is written."""
         if self._git("cat-file", "-e", f"{commit}^{{commit}}", check=False).status:
             words = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance", "--refmap=")
-            self._remote("fetch", *words, "origin", ref, timeout=10 * MINUTE)
+            self._remote("fetch", *words, "--no-recurse-submodules", "origin", ref, timeout=10 * MINUTE)
 
     def read_texts(self, commit: str, paths: Iterable[str]) -> dict[str, str]:
         """Return {path: text} of those of the files at `paths` that a commit of the clone has."""
@@ -374,15 +375,8 @@ class Refs:
 
         After an error either all updates have happened or none; only the remote knows which.
         """
-        words = [
-            "push",
-            "--atomic",
-            "--no-verify",
-            "--no-signed",
-            "--no-follow-tags",
-            "--recurse-submodules=no",
-            "--quiet",
-        ]
+        words = ["-c", "core.hooksPath=/dev/null"]  # hooks run also when the clone's own refs follow the push
+        words += ["push", "--atomic", "--no-signed", "--no-follow-tags", "--recurse-submodules=no", "--quiet"]
         words += [f"--force-with-lease={update.ref}:{update.old or ''}" for update in updates if update.old != ANY]
         words += ["origin"] + [f"{update.new or ''}:{update.ref}" for update in updates]
         try:
@@ -394,6 +388,13 @@ class Refs:
             raise GitPushError(f"Git push failed: {self.url} rejected {refs}:\n{message}", remedy=remedy) from error
         except CommandError as error:
             raise GitPushError(f"Git push failed: {error.what}", remedy=error.remedy) from error
+
+
+def _place(url: str) -> str:
+    """Return the host and path of an address: a repository has one identity over HTTPS and SSH."""
+    bare = re.sub(r"^\w+://([^/@]*@)?", "", url)
+    short = re.fullmatch(r"(?:[^/@:]+@)?([^/@:]+):(?!\d+/)(.+)", bare)  # git@host:path
+    return (f"{short[1]}/{short[2]}" if short else bare).rstrip("/").removesuffix(".git")
 
 
 def _outputs(path: str, text: str) -> Iterator[tuple[str, StoredObject]]:
@@ -416,10 +417,13 @@ def _signature(date: str) -> dict[str, str]:
 
 
 _CAUSES: Iterable[tuple[str, str]] = (
-    (r"stale info|fetch first", "another process moved the same ref; run sync_outputs() again."),
     (
         r"Authentication failed|could not read Username|Invalid username|HTTP Basic: Access denied|\b401\b",
         "check that GITHUB_TOKEN in secrets.json is right and not expired, and has the `repo` scope.",
+    ),
+    (
+        r"rate limit|\b429\b|RPC failed; HTTP 403",
+        "the Git host limits requests; start fewer sessions at a time, and run sync_outputs() again in some minutes.",
     ),
     (
         r"Permission .* denied|Write access|\b403\b|read-only|not allowed to push",
@@ -427,10 +431,20 @@ _CAUSES: Iterable[tuple[str, str]] = (
     ),
     (r"workflow", "give GITHUB_TOKEN the `workflow` scope: the branch holds workflow files."),
     (
-        r"non-fast-forward|denyNonFastForwards|deletion prohibited|denyDeletes|cannot delete",
-        "allow force pushes and deletions of kaggle-intents/* and kaggle-checkpoint-* in the host's branch rules.",
+        r"hidden ref|funny refname",
+        "use a Git host that accepts refs/runs/*, refs/asks/* and refs/kaggle/*, not only branches and tags.",
     ),
-    (r"protected|GH006|hook declined|rule violations", "allow new branches named kaggle-* in the host's branch rules."),
+    (
+        r"non-fast-forward|denyNonFastForwards|deletion prohibited|denyDeletes|cannot delete",
+        "allow deletions of kaggle-* branches, and forced updates of refs/runs/*, in the host's branch rules.",
+    ),
+    (
+        r"protected|GH006|hook declined|rule violations",
+        (
+            "allow new branches named kaggle-* in the host's branch rules, and the refs refs/runs/*, refs/asks/* and "
+            "refs/kaggle/*."
+        ),
+    ),
     (
         r"Repository not found|\b404\b",
         "check the repository's address, and that GITHUB_TOKEN may read it: a host reports a hidden one as missing.",
@@ -439,6 +453,13 @@ _CAUSES: Iterable[tuple[str, str]] = (
     (
         r"does not support .*atomic",
         "use a Git host that supports atomic pushes (GitHub, GitLab, Gitea and plain Git do).",
+    ),
+    (
+        r"stale info|cannot lock ref",
+        (
+            "run sync_outputs() again, since another process may have moved the ref; if that does not help, the name "
+            "is too long, another ref is named like a folder of this one, or a lock file was left on the host."
+        ),
     ),
     (
         r"Could not resolve|unable to access|Connection|timed out|does not appear to be a git repository",

@@ -1,9 +1,9 @@
 """Try on both remotes what a publication will need, before anything costs time; leave nothing behind.
 
-Guarantees: a run's ref is taken and released, and a branch with a commit of a run's own kind is created, moved and
-deleted, because `git push --dry-run` runs no server-side hooks and does not check write permission. On the DVC remote
-an object is declared, stored, verified by its identity and deleted. A rehearsal that dies leaves a run's ref, which is
-recovered like any other, and a branch, which the next rehearsal deletes.
+Guarantees: a run's ref and a question to it are created and deleted, and a branch with a commit of a run's own kind is
+created, moved and deleted, because `git push --dry-run` runs no server-side hooks and does not check write permission.
+On the DVC remote an object is declared, stored, verified by its identity and deleted. A rehearsal that dies leaves a
+run's ref, which is recovered like any other, and a branch, which the next rehearsal deletes.
 Cannot: promise that the same is still allowed hours later.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,9 +22,10 @@ from lib.remotes.credentials import Credentials
 from lib.sync.checkpoints import md5_of
 from lib.sync.lock import RunLock
 from lib.sync.publication import Say
-from lib.sync.record import RUNS, DeclaredCopy
-from lib.sync.refs import RefUpdate
+from lib.sync.record import ASKS, RUNS, DeclaredCopy, RunRecord
+from lib.sync.refs import ANY, RefUpdate
 from lib.sync.remotes import Remotes, file_of, open_remotes
+from lib.sync.stores.base import mismatch
 
 BRANCHES = "kaggle-train-rehearsal-"
 """Prefix of the throw-away branches: it begins like published ones, so that the host's rules for those apply."""
@@ -52,113 +53,131 @@ def rehearse(
     with open_remotes(root, credentials or Credentials()) as remotes, tempfile.TemporaryDirectory() as place:
         source = Path(place) / "object"
         source.write_bytes(secrets.token_bytes(32))
-        lock = RunLock(remotes.refs, f"{BRANCHES}{secrets.token_hex(8)}", say=say)
-        dvc: str | RunError | None = None
+        rehearsal = _Rehearsal(remotes, source, say)
+        git = rehearsal.run()
+        if rehearsal.error is None:
+            rehearsal.attempt(lambda: rehearsal.look(wanted))
+        return Rehearsed(git, rehearsal.error or rehearsal.line, rehearsal.room, rehearsal.missing)
+
+
+class _Rehearsal:
+    """One call of `rehearse`: the steps of a publication and of its rollback, in four pushes."""
+
+    def __init__(self, remotes: Remotes, source: Path, say: Say) -> None:
+        self._remotes, self._refs, self._store, self._source = remotes, remotes.refs, remotes.store, source
+        self._lock = RunLock(remotes.refs, f"{BRANCHES}{secrets.token_hex(8)}", say=say)
+        self._branch = f"refs/heads/{self._lock.name}"
+        self._copies: tuple[DeclaredCopy, ...] = ()
+        """The copy that may exist."""
+        self.line = f"{self._store.name}: can be read; writing was not tried, since the Git remote rejects pushes"
+        self.error: RunError | None = None
+        """The first error of the DVC remote."""
+        self.room: int | None = None
+        self.missing: tuple[str, ...] = ()
+
+    def run(self) -> str | GitPushError:
+        """Take a run, publish an object and a branch, and roll both back; return the Git remote's result."""
+        lock, branch = self._lock, self._branch
         try:
             lock.take()
-            dvc = _publish_nothing(remotes, lock, source)
-            git: str | GitPushError = f"{remotes.refs.url}: branches and {RUNS}* can be created, moved and deleted"
+            record = lock.held()
+            self._delete_old_branches()
+            first, second = self._make_commits()
+            self.attempt(lambda: self._declare(record))
+            question = RefUpdate(f"{ASKS}{lock.name}", ANY, self._refs.write_question())
+            lock.push(record.but(publishing=self._copies), RefUpdate(branch, None, first), question)
+            self.attempt(self._create)
+            lock.push(record.but(undo=self._copies), RefUpdate(branch, first, second))
+            self.attempt(self._delete)
+            lock.push(self._left(record), RefUpdate(branch, second, None))
         except GitPushError as error:
-            git = error
+            self.attempt(self._remotes.repositories)
+            self._clean_up()
+            return error
         finally:
             lock.release()
-        dvc = dvc or _try_reading(remotes)
-        if isinstance(dvc, RunError):
-            return Rehearsed(git, dvc, None)
-        there = remotes.store.look(wanted)
-        return Rehearsed(git, dvc, remotes.store.room(), tuple(oid for oid in wanted if oid not in there))
+        return f"{self._refs.url}: branches, {RUNS}* and {ASKS}* can be created, moved and deleted"
 
-
-def _publish_nothing(remotes: Remotes, lock: RunLock, source: Path) -> str | RunError:
-    """Declare, store, verify and delete an object while a branch is created, moved and deleted.
-
-    Returns the DVC remote's result; raises `GitPushError` for the Git remote's.
-    """
-    refs, store, record = remotes.refs, remotes.store, lock.record
-    assert record is not None, "the run is held"
-    branch, oid = f"refs/heads/{lock.name}", md5_of(source)
-    first, second = _make_commits(remotes, source)
-    dvc: str | RunError
-    copies: tuple[DeclaredCopy, ...] = ()
-    try:
-        remotes.claim(record.repository)
-        identity = store.new_identities(1)[0]
-        copies = (DeclaredCopy(oid=oid, size=source.stat().st_size, identity=identity, store=store.address()),)
-        dvc = ""
-    except (RunError, OSError) as error:
-        dvc = _as_error(remotes, error)
-    try:
-        lock.push(record.but(publishing=copies), RefUpdate(branch, None, first))
-        if copies:
-            probe = file_of(record, lock.name, 0, "probe")
-            dvc = _try_object(remotes, copies[0], source, record.repository, probe)
-        lock.push(record.but(undo=copies), RefUpdate(branch, first, second))
-        if copies and _delete(remotes, copies[0]):
-            copies = ()
-        lock.push(record.but(undo=copies) if copies else None, RefUpdate(branch, second, None))
-    except GitPushError:
-        for commit in (first, second):
-            with contextlib.suppress(GitPushError):  # the first error is the one to raise
-                refs.push(RefUpdate(branch, commit, None))
-        raise
-    return dvc
-
-
-def _try_object(remotes: Remotes, copy: DeclaredCopy, source: Path, repository: str, probe: str) -> str | RunError:
-    """Store an object and ask for it; return the line to show, or what is wrong."""
-    store, path = remotes.store, remotes.store.path_of(copy.oid)
-    try:
-        kept = store.limits(probe)
-        store.create(path, source, copy.identity)
-        if not kept and store.verify(path, copy.identity) is None:
-            raise DvcPushError(
-                f"{store.name}: an object that was just stored is not there.",
-                remedy="check the remote's address, and that nothing else deletes its files.",
+    def attempt(self, step: Callable[[], object]) -> None:
+        """Run a step on the DVC remote and keep its error: the Git remote is tried all the same."""
+        try:
+            step()
+        except RunError as error:
+            self.error = self.error or error
+        except OSError as error:
+            self.error = self.error or DvcPushError(
+                f"{self._store.name} cannot be used ({type(error).__name__}: {error}).",
+                remedy="let this account read, write and delete files there, free some space, and run the same again.",
             )
-        others = ", ".join(sorted(remotes.repositories() - {repository}))
-    except (RunError, OSError) as error:
-        return _as_error(remotes, error)
-    shared = f"another repository publishes there too ({others})" if others else ""
-    return "; ".join(filter(None, (f"{store.name}: files can be created and deleted", kept, shared)))
 
+    # ── the DVC remote ─────────────────────────────────────────────────────────────────────────────────────────────
 
-def _delete(remotes: Remotes, copy: DeclaredCopy) -> bool:
-    """Delete the object; return whether it is certainly gone."""
-    path = remotes.store.path_of(copy.oid)
-    try:
-        remotes.store.delete(path, copy.identity)
-        return remotes.store.verify(path, copy.identity) is None
-    except (RunError, OSError):
-        return False
+    def _declare(self, record: RunRecord) -> None:
+        """Prepare a copy, unless nothing could delete it: `limits` has then tried a file with a name of its own."""
+        store, limits = self._store, self._store.limits(file_of(record, self._lock.name, 0, "probe"))
+        self._remotes.claim(record.repository)
+        others = ", ".join(sorted(self._remotes.repositories() - {record.repository}))
+        if not limits:
+            oid, size, (identity,) = md5_of(self._source), self._source.stat().st_size, store.new_identities(1)
+            self._copies = (DeclaredCopy(oid=oid, size=size, identity=identity, store=store.address()),)
+        shared = f"another repository publishes there too ({others})" if others else ""
+        self.line = "; ".join(filter(None, (f"{store.name}: files can be created and deleted", limits, shared)))
 
+    def _create(self) -> None:
+        for copy in self._copies:
+            path = self._store.path_of(copy.oid)
+            self._store.create(path, self._source, copy.identity)
+            there = self._store.verify(path, copy.identity)
+            if fault := mismatch(copy.oid, copy.size, there) if there else "is not there":
+                raise DvcPushError(
+                    f"{self._store.name}: an object that was just stored {fault}.",
+                    remedy="check the remote's address, and that nothing else changes its files.",
+                )
 
-def _as_error(remotes: Remotes, error: BaseException) -> RunError:
-    if isinstance(error, RunError):
-        return error
-    return DvcPushError(
-        f"{remotes.store.name} is not writable ({type(error).__name__}: {error}).",
-        remedy="make it writable, free some space on it, and run the same again.",
-    )
+    def _delete(self) -> None:
+        for copy in self._copies:
+            path = self._store.path_of(copy.oid)
+            self._store.delete(path, copy.identity)
+            if self._store.verify(path, copy.identity) is not None:
+                raise DvcPushError(
+                    f"{self._store.name}: an object was deleted and is still there.",
+                    remedy="let this account delete files there: publishing rolls back what has failed.",
+                )
+        self._copies = ()
 
+    def look(self, wanted: Sequence[str]) -> None:
+        """Ask which of the objects `wanted` are missing, and how much room is left."""
+        there = self._store.look(wanted)
+        self.missing = tuple(oid for oid in wanted if oid not in there)
+        self.room = self._store.room()
 
-def _try_reading(remotes: Remotes) -> str | RunError:
-    """Check only that the DVC remote can be read: without a run's ref nothing may be written to it."""
-    try:
-        remotes.repositories()
-    except (RunError, OSError) as error:
-        return _as_error(remotes, error)
-    return f"{remotes.store.name}: can be read; writing was not tried, since the Git remote rejects pushes"
+    # ── the Git remote ─────────────────────────────────────────────────────────────────────────────────────────────
 
+    def _delete_old_branches(self) -> None:
+        """Delete the branches of rehearsals that have died: their runs' refs are gone."""
+        listed = self._refs.list_refs(f"refs/heads/{BRANCHES}*", f"{RUNS}{BRANCHES}*")
+        for ref, commit in listed.items():
+            name = ref.removeprefix("refs/heads/")
+            if name != ref and f"{RUNS}{name}" not in listed:
+                with contextlib.suppress(GitPushError):  # another rehearsal deletes it right now
+                    self._refs.push(RefUpdate(ref, commit, None))
 
-def _make_commits(remotes: Remotes, source: Path) -> tuple[str, str]:
-    """Make two commits as checkpoints are, each on top of the one before; delete branches of dead rehearsals."""
-    refs = remotes.refs
-    listed = refs.list_refs(f"refs/heads/{BRANCHES}*", f"{RUNS}{BRANCHES}*")
-    for ref, commit in listed.items():
-        name = ref.removeprefix("refs/heads/")
-        if name != ref and f"{RUNS}{name}" not in listed:
-            with contextlib.suppress(GitPushError):  # another rehearsal deletes it right now
-                refs.push(RefUpdate(ref, commit, None))
-    files, date = {"artifacts/rehearsal.bin": source}, datetime.now(UTC).isoformat()
-    first = refs.build_commit(refs.head(), files, "Rehearsal of a publication [skip ci]\n", date)
-    return first, refs.build_commit(refs.head(), files, "Rehearsal, moved [skip ci]\n", date, parent=first)
+    def _make_commits(self) -> tuple[str, str]:
+        """Make two commits as checkpoints are, each on top of the one before."""
+        files, date = {"artifacts/rehearsal.bin": self._source}, datetime.now(UTC).isoformat()
+        head = self._refs.head()
+        first = self._refs.build_commit(head, files, "Rehearsal of a publication [skip ci]\n", date)
+        return first, self._refs.build_commit(head, files, "Rehearsal, moved [skip ci]\n", date, parent=first)
+
+    def _left(self, record: RunRecord) -> RunRecord | None:
+        """Return the record to leave: it lists what could not be deleted, and is None without that."""
+        return record.but(publishing=(), undo=self._copies) if self._copies else None
+
+    def _clean_up(self) -> None:
+        """Delete what there is after an error of the Git remote; what cannot be deleted stays in the run's ref."""
+        if self._lock.record is not None:
+            self.attempt(self._delete)
+            with contextlib.suppress(GitPushError):  # the first error is the one shown
+                self._lock.push(self._left(self._lock.record))
+            with contextlib.suppress(GitPushError):
+                self._refs.push(RefUpdate(self._branch, ANY, None))

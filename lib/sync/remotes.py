@@ -37,10 +37,11 @@ def open_remotes(root: Path, credentials: Credentials) -> Iterator[Remotes]:
 
     with contextlib.ExitStack() as stack:
         try:
+            refs = Refs(root, credentials)  # first: its error for a repository that DVC cannot open is the clear one
             repo = stack.enter_context(Repo(str(root)))
             store = open_store(repo)
             stack.callback(_close, store)
-            remotes = Remotes(repo, Refs(root, credentials), store, credentials.redact)
+            remotes = Remotes(repo, refs, store, credentials.redact)
         except (CommandError, DvcException, OSError) as error:
             cause = error.what if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
             raise SyncError(
@@ -90,9 +91,9 @@ class Remotes:
             return ""
         if len(self.repositories()) > 1:
             return f"{self.store.name} is shared with another repository ({REPOSITORY}*)"
-        record = lock.record if lock else None
+        assert lock is not None, "where a path holds one copy, the holder alone deletes it"
         # if this process dies, its probe is swept like a file of a checkpoint
-        return self.store.limits(file_of(record, lock.name, 0, "probe")) if lock and record else self.store.limits()
+        return self.store.limits(file_of(lock.held(), lock.name, 0, "probe"))
 
     def repositories(self) -> set[str]:
         """Return the identities of the repositories that publish to the DVC remote."""
@@ -105,8 +106,7 @@ class Remotes:
 
         Raises `TakenOverError` if the run is another session's: that session has the list.
         """
-        record = lock.record
-        assert record is not None, "the run is held"
+        record = lock.held()
         if record.publishing:
             record = record.but(publishing=(), undo=record.declared)
             lock.push(record)  # from here on a commit push that was sent earlier is rejected
@@ -182,17 +182,23 @@ class Remotes:
 
     def sweep(self, repository: str, run: str | None = None) -> None:
         """Delete the checkpoint files of this repository's runs, or of one, that no checkpoint will ever name again."""
+        for file in self.waste(repository, run):
+            for copy in file.copies:
+                self.store.delete(file.name, copy.identity)
+
+    def waste(self, repository: str, run: str | None = None) -> list[CheckpointFile]:
+        """Return the checkpoint files of this repository's runs, or of one, that no checkpoint will ever name again."""
         found = self.checkpoint_files(repository, run)
         if not found:
-            return
+            return []
         holders = self.refs.read_runs(run or "")  # after the listing
         named = self.named_files(run or "")  # after the holders
-        for file in found:
+
+        def is_held(file: CheckpointFile) -> bool:
             holder = holders.get(file.run)
-            is_held = holder is not None and (holder.record is None or holder.record.session == file.session)
-            if file.name not in named and not is_held:
-                for copy in file.copies:
-                    self.store.delete(file.name, copy.identity)
+            return holder is not None and (holder.record is None or holder.record.session == file.session)
+
+        return [file for file in found if file.name not in named and not is_held(file)]
 
     def checkpoint_files(self, repository: str, run: str | None = None) -> list[CheckpointFile]:
         """Return the checkpoint files of a repository's runs, or of one run, that are listed on the DVC remote."""

@@ -37,6 +37,8 @@ Right = Literal["read", "write", "workflow"]
 RIGHTS: tuple[Right, ...] = ("read", "write", "workflow")
 
 Kind = Literal[
+    "403",
+    "rate limit",  # 403, and a text that says why
     "429",
     "500",
     "502",
@@ -322,7 +324,9 @@ class _Handler(LoopbackHandler):
         if kind == "cut" or host._closing.is_set():
             self.hang_up()
             return
-        if kind in ("429", "500", "502", "503"):
+        if kind == "rate limit":
+            answer = _text_answer(403, "You have exceeded a secondary rate limit. Please wait a few minutes.")
+        elif kind in ("403", "429", "500", "502", "503"):
             answer = html_answer(int(kind))
         else:
             answer = self._answer(request, token, parts.query, body)

@@ -464,10 +464,10 @@ class TestContract:
     def test_a_good_store_has_no_limits(self, backend: Backend, store: Store) -> None:
         """The trial leaves nothing, and is made once."""
         before = store.flat(FLAT)
-        assert store.limits() == ""
+        assert store.limits("kaggle-training-probe") == ""
         assert store.flat(FLAT) == before
         with backend.cut_uploads():
-            assert store.limits() == ""
+            assert store.limits("kaggle-training-probe") == ""
 
 
 # ── folder ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -523,7 +523,7 @@ class TestFolder:
             made = send(store, blob, first)
             assert made.identity not in (first, second)
             assert store.create(blob.key, blob.path, second) is None
-            assert "hard links" in store.limits()
+            assert "hard links" in store.limits("kaggle-training-probe")
         for identity in (first, second):
             store.delete(blob.key, identity)
         assert store.find(blob.key) == [StoredCopy(made.identity, blob.size)]
@@ -536,20 +536,20 @@ class TestFolder:
         with failing("link", errno.ENOSPC), pytest.raises(OSError, match="No space"):
             send(store, blob)
         assert store.find(blob.key) == []
-        assert store.limits() == ""
+        assert store.limits("kaggle-training-probe") == ""
 
     def test_a_folder_without_times_is_reported(self, folder: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
         """The trial sees that the identity was not kept, and removes its file."""
         monkeypatch.setattr(os, "utime", lambda *_words: None)
         (store,) = folder.opened
-        assert "modification times" in store.limits()
+        assert "modification times" in store.limits("kaggle-training-probe")
         assert store.flat(FLAT) == {}
 
     @pytest.mark.parametrize(("function", "code"), [("unlink", errno.EPERM), ("fsync", errno.ENOSPC)])
     def test_a_folder_that_refuses_the_trial_names_a_remedy(self, folder: Backend, function: str, code: int) -> None:
         """Whoever can store and not delete cannot roll back."""
         with failing(function, code), pytest.raises(DvcPushError, match="stored and deleted") as caught:
-            folder.opened[0].limits()
+            folder.opened[0].limits("kaggle-training-probe")
         assert "let this account write" in caught.value.remedy
 
     def test_machines_that_name_a_folder_at_the_same_moment_agree(self, folder: Backend, tmp_path: Path) -> None:
@@ -704,7 +704,7 @@ class TestDrive:
         own_drive.trash(own_drive.root_id)
         store = open_store(drive_repo)
         with pytest.raises(DvcPushError, match="in the trash") as caught:
-            store.limits()
+            store.limits("kaggle-training-probe")
         assert "restore it" in caught.value.remedy
         store.close()
 
@@ -1088,7 +1088,7 @@ class TestS3:
     ) -> None:
         """The trial leaves nothing; later a look comes before each upload, so that a known copy is not overwritten."""
         bucket.s3.conditions = conditions
-        assert reason in bucket.store.limits()
+        assert reason in bucket.store.limits("kaggle-training-probe")
         assert bucket.files == {}
         assert bucket.versions()[0] == []
         blob, (first, second) = make(), bucket.store.new_identities(2)
@@ -1110,7 +1110,7 @@ class TestS3:
     def test_a_store_that_refuses_deletions_names_a_remedy(self, bucket: Bucket) -> None:
         """The bucket locks its objects, or the keys may not delete."""
         with faulty(bucket.s3, "^DELETE", "denied"), pytest.raises(DvcPushError, match="AccessDenied") as caught:
-            bucket.store.limits()
+            bucket.store.limits("kaggle-training-probe")
         assert "delete its objects" in caught.value.remedy
 
     def test_other_content_than_the_name_says_is_refused(self, bucket: Bucket, make: Make) -> None:

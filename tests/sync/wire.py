@@ -86,6 +86,12 @@ def when(fits: Callable[[list[str]], object], fault: str) -> Fault:
     return lambda words: fault if fits(words) else ""
 
 
+def once(fits: Callable[[list[str]], object], fault: str) -> Fault:
+    """Return the fault for the first command that fits, and none for others."""
+    left = [fault]
+    return lambda words: left.pop() if left and fits(words) else ""
+
+
 def at_each_copy(patch: pytest.MonkeyPatch, act: Callable[[int, Path], object]) -> None:
     """Call `act` for each file that is written to a folder, when it is complete and before it is visible.
 
@@ -95,7 +101,7 @@ def at_each_copy(patch: pytest.MonkeyPatch, act: Callable[[int, Path], object]) 
 
     def fsync(descriptor: int) -> None:
         path = Path(f"/proc/self/fd/{descriptor}").readlink()
-        if path.suffix == ".part":
+        if path.suffix == ".part" and "-probe-" not in path.name and "-repository-" not in path.name:
             seen.append(str(path))
             act(len(seen), path)
         real(descriptor)
@@ -129,4 +135,4 @@ def assert_branches_are_complete(stores: Stores) -> None:
             wanted = next(line.split("md5: ")[1] for line in text.splitlines() if "md5: " in line)
             path = stores.object_path(wanted)
             assert path.is_file(), f"{ref} names {name}, whose object is not there"
-            assert md5_of(path.read_bytes()) == wanted
+            assert md5_of(path.read_bytes()) == wanted.removesuffix(".dir")

@@ -33,7 +33,7 @@ Each class has a module of its own, which is listed in `KINDS` and returns the c
 database from `open_remote(odb)`. A class whose paths hold one copy each may inherit from `OneCopyStore`.
 `tests/sync/test_stores.py` tests every kind against this contract: a new kind needs one more fixture.
 
-Cannot: decide what may be deleted; `lib/sync/rollback.py` does.
+Cannot: decide what may be deleted; `lib/sync/remotes.py` does.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ from lib.errors import DvcPushError, RunError, SyncError
 
 FLAT = "kaggle-training-"
 """Prefix of the flat files that this project stores beside DVC's objects."""
+"""Prefix of the flat files that try a store; only a session that was killed leaves one."""
 NOTICE = b"Kaggle Training needs this file; only its name counts. `python -m lib check` explains it.\n"
 """Content of a flat file whose name is the information."""
 
@@ -83,7 +84,7 @@ class Store(Protocol):
     def address(self) -> str:
         """Return what names this store on every machine."""
 
-    def limits(self, probe: str = f"{FLAT}probe") -> str:
+    def limits(self, probe: str) -> str:
         """Return why nothing may be deleted under objects' paths; empty if it may."""
 
     def path_of(self, oid: str) -> str:
@@ -137,7 +138,7 @@ class OneCopyStore(Store):
         self._lack = ""  # what `create` has found to be missing
         self._tried = False
 
-    def limits(self, probe: str = f"{FLAT}probe") -> str:
+    def limits(self, probe: str) -> str:
         """Store a small file twice and delete it; return what the store lacks."""
         if not self._tried:
             try:

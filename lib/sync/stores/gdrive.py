@@ -86,7 +86,7 @@ class DriveObjects:
         """Return the id of the root folder and the path in it."""
         return f"gdrive://{self._home}"
 
-    def limits(self, probe: str = "") -> str:  # noqa: ARG002
+    def limits(self, probe: str) -> str:  # noqa: ARG002
         """Return nothing: Drive has what deleting needs. Raises `DvcPushError` if the root folder is in the trash."""
         if self._in_trash:
             raise DvcPushError(
