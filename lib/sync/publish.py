@@ -296,12 +296,12 @@ class _Publishing:
             else:
                 return False
         # our ref is gone: by our commit push, or because another session has taken the run over, with its list
-        if self._pushed:
-            return self.remotes.refs.list_refs(self._head).get(self._head) == self.commit
-        if self.remotes.store.keeps_twins:
+        if self._pushed and self.remotes.refs.list_refs(self._head).get(self._head) == self.commit:
+            return True
+        if self.remotes.store.keeps_twins and not self._pushed:
             self.remotes.delete(self._declared.values(), None, self.say)
-        else:
-            self.remotes.kept = "the session that has taken the run over may rely on it"
+        elif self._declared:
+            self.remotes.kept = "the session that has taken the run over deletes it or relies on it"
         return False
 
     def _is_fenced(self) -> bool:

@@ -32,6 +32,7 @@ from lib.errors import DvcPushError, GitPushError, TakenOverError
 from lib.remotes.credentials import Credentials
 from lib.sync import CheckpointPublisher, Published, Refs, RunLock, check, fetch_file, open_remotes, recover, rehearse
 from lib.sync.refs import RefUpdate
+from lib.sync.rehearse import BRANCHES
 from lib.sync.stores.folder import FolderObjects
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of DVC's own
@@ -375,9 +376,11 @@ def test_a_session_that_was_taken_over_moves_nothing(stores: Stores) -> None:
 
 def test_a_branch_whose_name_ends_like_the_checkpoints_is_untouched(stores: Stores) -> None:
     """`git ls-remote` also lists refs whose names only end in the requested one."""
-    backups = [f"refs/heads/backup/{ref}" for ref in (K, "refs/runs/detection-exp001", "refs/asks/detection-exp001")]
+    names = (K, "refs/runs/detection-exp001", "refs/asks/detection-exp001", f"refs/heads/{BRANCHES}0")
+    backups = [f"refs/heads/backup/{name}" for name in names]
     for backup in backups:
         run_git("push", "--quiet", "origin", f"HEAD:{backup}", cwd=stores.clone)
+    rehearse(stores.clone, say=str)
     with training(stores.clone) as session:
         session.save(1)
         session.finish()
