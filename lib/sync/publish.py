@@ -20,9 +20,10 @@ from typing import NoReturn, Self
 from lib.errors import DvcPushError, GitPushError, InDoubt, RunError, RunHeldError, SyncError, TakenOverError
 from lib.progress import Bar, file_size
 from lib.remotes.credentials import Credentials
+from lib.remotes.repository import StoredObject
 from lib.sync.lock import RunLock
 from lib.sync.publication import Publication, Published, Say
-from lib.sync.record import LEASE, DeclaredCopy, StoredObject
+from lib.sync.record import LEASE, DeclaredCopy
 from lib.sync.recover import Recovery
 from lib.sync.refs import RefMovedError, RefUpdate
 from lib.sync.remotes import Remotes, open_remotes

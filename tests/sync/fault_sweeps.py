@@ -430,7 +430,7 @@ def sweep(
         if switch:
             switch(patch)
         if not kind.repeats:
-            patch.setattr("lib.sync.refs.PAUSES", ())
+            patch.setattr("lib.remotes.repository.PAUSES", ())
         patch.setattr(sys, "stderr", io.StringIO())  # progress bars
         worlds = functools.partial(World, stores, scenario, remote)
         where = f"[{scenario.name}; {kind.name}] "

@@ -41,6 +41,7 @@ from publications import (
 
 from lib.errors import GitPushError, RunHeldError, TakenOverError
 from lib.process import Completed, run_command
+from lib.remotes import repository as repository_module
 from lib.remotes.credentials import Credentials
 from lib.sync import Refs, RunLock, open_remotes, read_run, recover
 from lib.sync import lock as lock_module
@@ -83,7 +84,7 @@ def _quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Repeat a push that is meant to fail only twice, without long pauses."""
-    monkeypatch.setattr(refs_module, "PAUSES", (0.01, 0.02))
+    monkeypatch.setattr(repository_module, "PAUSES", (0.01, 0.02))
 
 
 def hang(held: RunLock) -> None:
@@ -466,7 +467,7 @@ def test_a_session_whose_take_arrived_late_is_dead_when_it_has_ended(
     """It reported that the host did not answer; the next session of this clone takes over at once."""
     first = lock(stores.clone, lease=600.0)
     with monkeypatch.context() as patch:
-        patch.setattr(refs_module, "PAUSES", ())
+        patch.setattr(repository_module, "PAUSES", ())
         late = lose_answer(patch, happens=False)
         with pytest.raises(GitPushError, match="was lost"):
             first.take()
@@ -572,7 +573,7 @@ def test_a_push_that_arrives_late_cannot_do_harm(
     held = lock(stores.clone, lease=LEASE if next_one == "take over" else LONG)
     held.take()
     with monkeypatch.context() as patch:
-        patch.setattr(refs_module, "PAUSES", ())
+        patch.setattr(repository_module, "PAUSES", ())
         sent = lose_answer(patch, happens=False)
         with pytest.raises(GitPushError, match="was lost"):
             move_checkpoint(held, stores)
@@ -613,7 +614,7 @@ def hosted(stores: Stores) -> Iterator[tuple[GitHost, RunLock]]:
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 12))])
 def test_an_overloaded_host_is_waited_out(stores: Stores, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """It refuses requests at random, and the answers of some pushes are lost; the run's life ends as without."""
-    monkeypatch.setattr(refs_module, "PAUSES", (0.01,) * 12)
+    monkeypatch.setattr(repository_module, "PAUSES", (0.01,) * 12)
     chance = random.Random(seed)
 
     def fault(line: str) -> Kind | None:
@@ -644,7 +645,7 @@ def test_a_push_that_a_host_executes_late_changes_nothing(stores: Stores, monkey
         host.silence = 8.0
         host.add_fault(f"POST .*git-receive-pack .*{HEAD}", "silent")
         with monkeypatch.context() as patch:
-            patch.setattr(refs_module, "PAUSES", ())
+            patch.setattr(repository_module, "PAUSES", ())
             patch.setattr(refs_module, "PUSH_TIMEOUT", 4.0)
             with pytest.raises(GitPushError, match="no answer"):
                 move_checkpoint(held, stores)
@@ -1000,7 +1001,7 @@ def commands(stores: Stores, lock: Make, monkeypatch: pytest.MonkeyPatch) -> int
         return run(*words, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(refs_module, "run_command", counted)
+        patch.setattr(repository_module, "run_command", counted)
         patch.setattr(lock_module, "POLL", 600.0)  # its looks would count
         held = lock(stores.clone, lease=6000.0)
         held.take()
