@@ -27,11 +27,12 @@ from lib.remotes.credentials import Credentials, without_user
 NOTHING = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"  # the empty tree, which every repository has
 BLOBS = "64k"  # `.dvc` files are smaller; larger blobs (images, weights) stay on the remote
 PASSES = re.compile(
-    r"cannot lock ref '[^']*': unable to (resolve reference|create)|returned error: (403|429|5\d\d)|rate limit",
+    r"cannot lock ref '[^']*': unable to (resolve reference|create)|returned error: (403|429|5\d\d)|rate limit|"
+    r"early EOF|unexpected disconnect|Connection (reset|timed out)|Recv failure|Empty reply|hung up unexpectedly",
     re.IGNORECASE,
 )
-"""Messages after which reading is repeated: another process holds a lock, or the host is overloaded. Git does not show
-the text of a 403: it may be a rate limit."""
+"""Messages after which reading is repeated: a lock is held, the host is overloaded, or the connection was cut. Git does
+not show the text of a 403: it may be a rate limit."""
 PAUSES = (0.1, 0.5, 2.0, 5.0, 15.0)  # seconds
 
 

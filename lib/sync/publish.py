@@ -73,6 +73,7 @@ class _Publishing:
         self._step = "preparing"
         self._declared: dict[str, DeclaredCopy] = {}
         self._pushed = False
+        """Whether a commit push was sent and may still happen: until the run's ref is moved again."""
         self._objects: dict[str, StoredObject] = {}
         """The object of each path in `run.objects`."""
 
@@ -264,7 +265,7 @@ class _Publishing:
         try:
             published = self._roll_back_remotes()
         except Exception as second:  # noqa: BLE001  the first error is the one shown
-            if self._pushed and not self._is_fenced():
+            if self._pushed:
                 self._raise_doubt(error, second)
             published, failure = False, self._summary(second)
         if published:
@@ -291,6 +292,9 @@ class _Publishing:
         """
         if self.lock.record is not None:
             try:
+                if self._pushed:
+                    self.lock.push(self.lock.held())
+                    self._pushed = False
                 self.remotes.roll_back(self.lock, self.say, last=self.run.hold is None)
             except TakenOverError:
                 pass
@@ -304,10 +308,6 @@ class _Publishing:
         elif self._declared:
             self.remotes.kept = "the session that has taken the run over deletes it or relies on it"
         return False
-
-    def _is_fenced(self) -> bool:
-        """Return whether the run's ref was moved since the commit push, so that this can no longer happen."""
-        return self.lock.record is not None and not self.lock.record.publishing
 
     def _clean_up(self) -> None:
         """Delete the files of the run's last checkpoint; on failure `recover` does."""

@@ -35,7 +35,7 @@ class Wire:
 
     def run_command(self, command: Sequence[str | Path], **options: Any) -> Completed:
         """Run a command with the current fault."""
-        words = [str(word) for word in command if word != "--git-dir=."]
+        words = [str(word) for word in command if word not in ("-c", "core.hooksPath=/dev/null", "--git-dir=.")]
         if words[1] not in ("push", "ls-remote", "fetch"):
             return run_command(command, **options)
         if created := created_branch(words):
