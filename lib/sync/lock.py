@@ -20,9 +20,10 @@ from collections.abc import Iterable
 from typing import IO
 
 from lib.errors import GitPushError, RunHeldError, TakenOverError
+from lib.remotes.repository import pauses
 from lib.sync.publication import Say
 from lib.sync.record import ASKS, LEASE, RUNS, RunRecord, short_name
-from lib.sync.refs import ANY, RefMovedError, Refs, RefUpdate, SeenRun, pauses
+from lib.sync.refs import ANY, RefMovedError, Refs, RefUpdate, SeenRun
 
 POLL = 60.0  # seconds between two looks for a question; a tenth of a shorter lease
 CHECKPOINTS = "refs/heads/kaggle-checkpoint-"

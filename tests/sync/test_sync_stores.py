@@ -120,7 +120,7 @@ def remote(
     request: pytest.FixtureRequest, stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Remote]:
     """Yield each kind of DVC remote, as configured in the clone of `stores` and in every later clone."""
-    monkeypatch.setattr("lib.sync.refs.PAUSES", (0.01, 0.02))
+    monkeypatch.setattr("lib.remotes.repository.PAUSES", (0.01, 0.02))
     with request.param(tmp_path) as remote:
         remote.connect(stores.clone)
         run_git("commit", "--quiet", "--all", "--message=the remote", cwd=stores.clone)
@@ -393,7 +393,7 @@ class TestDrive:
     @pytest.fixture
     def drive(self, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> Iterator[DriveEmulator]:
         """Yield a Drive as the DVC remote of the clone."""
-        monkeypatch.setattr("lib.sync.refs.PAUSES", (0.01, 0.02))
+        monkeypatch.setattr("lib.remotes.repository.PAUSES", (0.01, 0.02))
         with DriveEmulator() as drive, drive_client(drive, retries=1):
             drive_emulator.configure_clone(stores.clone, drive, stores.folder / "credentials")
             yield drive
@@ -460,7 +460,7 @@ class TestRevoked:
     @pytest.fixture
     def drive(self, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> Iterator[DriveEmulator]:
         """Yield a Drive as the DVC remote of the clone."""
-        monkeypatch.setattr("lib.sync.refs.PAUSES", (0.01, 0.02))
+        monkeypatch.setattr("lib.remotes.repository.PAUSES", (0.01, 0.02))
         with DriveEmulator() as drive, drive_client(drive, retries=1):
             drive_emulator.configure_clone(stores.clone, drive, stores.folder / "credentials")
             yield drive
