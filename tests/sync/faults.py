@@ -230,7 +230,7 @@ class FaultInjector:
         self.counting = not from_refusal and not kind.holds
         self.counted: list[str] = []
         self.broken: Call | None = None
-        self._late: list[tuple[tuple[str, ...], dict[str, Any]]] = []
+        self._late: list[tuple[Sequence[str | Path], dict[str, Any]]] = []
         self._has_held = False
         self._locks: list[RunLock] = []
         self._lock = threading.Lock()
@@ -294,7 +294,9 @@ class FaultInjector:
             subprocess.run(words, cwd=options["cwd"], env=environment, capture_output=True)
 
     def _git(self, run: Callable[..., Completed], command: Sequence[str | Path], **options: Any) -> Completed:
-        words = tuple(str(word) for word in command if word != "--git-dir=.")
+        words = [str(word) for word in command]
+        while words[1].startswith("-"):  # options of git itself
+            del words[1 : 3 if words[1] == "-c" else 2]
 
         def act() -> Completed:
             return checked(run(command, **{**options, "check": False}))
@@ -309,11 +311,11 @@ class FaultInjector:
             return answer
 
         def send_later() -> Completed:
-            self._late.append((words, options))
+            self._late.append((command, options))
             return fail()
 
         name = " ".join(word for word in words[1:] if not word.startswith("--"))[:90]
-        return self.intercept(Call("git", name, act, fail, words, send_later))  # type: ignore[no-any-return]
+        return self.intercept(Call("git", name, act, fail, tuple(words), send_later))  # type: ignore[no-any-return]
 
     def _decide(self, request: str) -> str | None:
         """Return the fault for a request that has reached the store."""

@@ -8,30 +8,23 @@ which the clients repeat by themselves. The checks after each fault are the same
 from __future__ import annotations
 
 import contextlib
-import http.client as http_client
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache, partial
-from typing import Any
 
 import pytest
 from conftest import Stores
 from fault_sweeps import Sweeps, assert_no_findings, gather, in_memory, sweep
-from faults import (
+from faults import DIES, LIES, LOST, ON, ONCE, Call, DvcRemote, Kind, creates_a_branch, is_deletion
+from scenarios import (
     ALONE,
     DEAD,
-    DIES,
-    LIES,
-    LOST,
-    MOVING,
-    ON,
-    ONCE,
+    INTERRUPTED,
     RECOVERY,
+    RECOVERY_OF_A_CHECKPOINT,
+    SESSION,
     STRANGER,
-    Call,
-    DvcRemote,
-    Kind,
+    TAKING_OVER,
     Scenario,
     refused,
 )
@@ -47,18 +40,10 @@ from store_faults import (
     DIES_BEFORE_A_REQUEST,
     NO_ANSWER,
     NO_ANSWERS,
-    TWIN,
     drive_remote,
     s3_remote,
 )
-from switches import Switch, does_not_verify, ignores_identities
-
-from lib.errors import SyncError
-from lib.sync.intent import StoredObject
-from lib.sync.remotes import Remotes
-from lib.sync.stores import gdrive as drive_module
-from lib.sync.stores.gdrive import DriveObjects
-from lib.sync.stores.s3 import S3Objects
+from switches import Switch, declares_nothing, deletes_every_copy, does_not_verify, leaves_parts
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of DVC's own
 
@@ -90,14 +75,15 @@ BOTH = ("drive", "s3")
 OPERATIONS = [
     *rows(BOTH, ALONE, ONCE),
     *rows(["drive"], ALONE, ON, LOST),
-    *rows(["s3"], ALONE, at_the_store(ON)),
+    *rows(["s3"], ALONE, at_the_store(ON), LIES),
     *rows(BOTH, ALONE, at_the_store(LOST)),
     *rows(BOTH, refused(ALONE), ONCE, LOST),
     *rows(BOTH, refused(STRANGER), at_the_store(ONCE)),
     *rows(BOTH, DEAD, *map(at_the_store, (ON, LOST, DIES))),
     *rows(BOTH, RECOVERY, *map(at_the_store, (ONCE, ON, LOST))),
-    *rows(["drive"], TWIN, at_the_store(LOST)),
-    *rows(BOTH, MOVING, *map(at_the_store, (ONCE, LOST))),
+    *rows(BOTH, RECOVERY_OF_A_CHECKPOINT, *map(at_the_store, (ONCE, LOST))),
+    *rows(BOTH, SESSION, *map(at_the_store, (ONCE, LOST, DIES))),
+    *rows(BOTH, TAKING_OVER, at_the_store(ONCE)),
 ]
 REQUESTS = [
     *rows(BOTH, ALONE, CUT_MIDWAY, BUSY_ON, NO_ANSWER, NO_ANSWERS, DIES_AFTER_A_REQUEST),
@@ -105,6 +91,7 @@ REQUESTS = [
     *rows(["s3"], ALONE, DENIED_ON_S3, CUT),
     *rows(BOTH, refused(ALONE), NO_ANSWER, CUT_ON),
     *rows(BOTH, RECOVERY, NO_ANSWER),
+    *rows(BOTH, INTERRUPTED, NO_ANSWER, DIES_AFTER_A_REQUEST),
     *rows(["drive"], RECOVERY, DENIED_ON_DRIVE),
     *rows(["s3"], RECOVERY, DENIED_ON_S3),
     *rows(["s3 in one request"], ALONE, NO_ANSWER, DENIED_ON_S3),
@@ -152,80 +139,17 @@ def test_a_fault_at_any_request_to_a_store_ends_in_all_or_nothing(
         assert_no_findings(stores, scenario, kind, sweeps, remote=remote)
 
 
-# ── with one rule switched off ────────────────────────────────────────────────────────────────────────────────────────
-
-
-def treats_every_copy_as_its_own(patch: pytest.MonkeyPatch) -> None:
-    """Delete an unrelated twin too."""
-    find = Remotes._new_copies
-
-    def find_all(remotes: Remotes, items: Sequence[StoredObject]) -> list[tuple[str, str]]:
-        return find(remotes, [replace(item, before=()) for item in items])
-
-    patch.setattr(Remotes, "_new_copies", find_all)
-
-
-def restarts_interrupted_uploads(patch: pytest.MonkeyPatch) -> None:
-    """Start a new session for an upload to Drive when an answer is lost."""
-    upload = DriveObjects.upload
-
-    def upload_twice(store: DriveObjects, *given: Any) -> None:
-        with pytest.MonkeyPatch.context() as inner:
-            inner.setattr(drive_module, "PAUSES", ())
-            inner.setattr("httplib2.Http._conn_request", send_once)
-            try:
-                upload(store, *given)
-            except SyncError:
-                upload(store, *given)
-
-    patch.setattr(DriveObjects, "upload", upload_twice)
-
-
-def send_once(http: Any, connection: Any, address: str, method: str, body: Any, headers: Any) -> tuple[Any, bytes]:
-    """Send a request as httplib2 does, but without its retry."""
-    import httplib2
-
-    if connection.sock is None:
-        connection.connect()
-    try:
-        connection.request(method, address, body, headers)
-        response = connection.getresponse()
-        content = response.read()
-    except (OSError, http_client.HTTPException):
-        connection.close()
-        raise
-    return httplib2.Response(response), content
-
-
-def leaves_parts(patch: pytest.MonkeyPatch) -> None:
-    """Leave the parts of a dead run's upload on S3."""
-    patch.setattr(S3Objects, "discard", lambda *_: None)
-
-
-def leaves_its_test_write(patch: pytest.MonkeyPatch) -> None:
-    """Leave the test write on the store after a failure."""
-    unmark = S3Objects.unmark
-
-    def unmark_unless_recovering(store: S3Objects, name: str) -> None:
-        if sys._getframe(1).f_code.co_name != "recover":
-            unmark(store, name)
-
-    patch.setattr(S3Objects, "unmark", unmark_unless_recovering)
-
-
 def sends_an_object(call: Call) -> bool:
     """Return whether the request contains a piece of a model."""
     return call.name.startswith("PUT") and "kaggle-training" not in call.words[0]
 
 
 RULES: list[tuple[Switch, str, Scenario, Kind]] = [
-    (does_not_verify, "drive", ALONE, LIES),
+    (declares_nothing, "drive", ALONE, replace(DIES, applies=creates_a_branch)),
+    (deletes_every_copy, "drive", refused(STRANGER), replace(ONCE, applies=is_deletion)),
+    (deletes_every_copy, "s3", refused(STRANGER), replace(ONCE, applies=is_deletion)),
     (does_not_verify, "s3", ALONE, LIES),
-    (ignores_identities, "drive", TWIN, at_the_store(ONCE)),
-    (treats_every_copy_as_its_own, "drive", TWIN, at_the_store(ONCE)),
-    (restarts_interrupted_uploads, "drive", ALONE, replace(NO_ANSWER, applies=sends_an_object)),
     (leaves_parts, "s3", ALONE, replace(DIES_AFTER_A_REQUEST, applies=sends_an_object)),
-    (leaves_its_test_write, "s3", ALONE, DIES_AFTER_A_REQUEST),
 ]
 
 
