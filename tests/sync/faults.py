@@ -230,7 +230,7 @@ class FaultInjector:
         self.counting = not from_refusal and not kind.holds
         self.counted: list[str] = []
         self.broken: Call | None = None
-        self._late: list[tuple[tuple[str, ...], dict[str, Any]]] = []
+        self._late: list[tuple[Sequence[str | Path], dict[str, Any]]] = []
         self._has_held = False
         self._locks: list[RunLock] = []
         self._lock = threading.Lock()
@@ -267,7 +267,8 @@ class FaultInjector:
                     patch.setattr(module, "run_command", functools.partial(self._git, run))
             patch.setattr(remotes_module, "open_store", lambda repo: _Store(open_store(repo), self))
             self._wrap(patch, dvc_data.hashfile.hash, "hash_file", "dvc", _no_space)
-            self._wrap(patch, dvc.repo.Repo, "__init__", "dvc", lambda: DvcException("no space left on device"))
+            not_opened = functools.partial(_raise, DvcException, "no space left on device")
+            self._wrap(patch, dvc.repo.Repo, "__init__", "dvc", not_opened)
             for owner, names in LOCAL_WRITES:
                 for name in names:
                     self._wrap(patch, owner, name, "local", _no_space)
@@ -294,7 +295,9 @@ class FaultInjector:
             subprocess.run(words, cwd=options["cwd"], env=environment, capture_output=True)
 
     def _git(self, run: Callable[..., Completed], command: Sequence[str | Path], **options: Any) -> Completed:
-        words = tuple(str(word) for word in command if word != "--git-dir=.")
+        words = [str(word) for word in command]
+        while words[1].startswith("-"):  # options of git itself
+            del words[1 : 3 if words[1] == "-c" else 2]
 
         def act() -> Completed:
             return checked(run(command, **{**options, "check": False}))
@@ -309,18 +312,18 @@ class FaultInjector:
             return answer
 
         def send_later() -> Completed:
-            self._late.append((words, options))
+            self._late.append((command, options))
             return fail()
 
         name = " ".join(word for word in words[1:] if not word.startswith("--"))[:90]
-        return self.intercept(Call("git", name, act, fail, words, send_later))  # type: ignore[no-any-return]
+        return self.intercept(Call("git", name, act, fail, tuple(words), send_later))  # type: ignore[no-any-return]
 
     def _decide(self, request: str) -> str | None:
         """Return the fault for a request that has reached the store."""
         return self.intercept(Call(WIRE, request[:90], lambda: None, lambda: "cut", (request,)))  # type: ignore[no-any-return]
 
     def _wrap(
-        self, patch: pytest.MonkeyPatch, owner: Any, name: str, boundary: str, error: Callable[[], Exception]
+        self, patch: pytest.MonkeyPatch, owner: Any, name: str, boundary: str, fail: Callable[[], NoReturn]
     ) -> None:  # fmt: skip
         """Wrap a function of a library where `lib.sync` calls it; other callers get the real function."""
         real = getattr(owner, name)
@@ -331,7 +334,7 @@ class FaultInjector:
                 return real(*args, **options)
             shown = [Path(arg).name for arg in args[:2] if isinstance(arg, (str, Path))]
             act = functools.partial(real, *args, **options)
-            return self.intercept(Call(boundary, f"{name} {' '.join(shown)}", act, _raising(error)))
+            return self.intercept(Call(boundary, f"{name} {' '.join(shown)}", act, fail))
 
         patch.setattr(owner, name, wrapper)
 
@@ -355,7 +358,7 @@ class _Store:
 
             shown = args[0].removeprefix("files/md5/")[:50] if args and isinstance(args[0], str) else ""
             act = functools.partial(value, *args, **options)
-            return self._injector.intercept(Call("store", f"{name} {shown}", act, _raising(_no_answer), half=lie))
+            return self._injector.intercept(Call("store", f"{name} {shown}", act, _no_answer, half=lie))
 
         return wrapper
 
@@ -371,19 +374,12 @@ def _writes(name: str, args: Sequence[Any], options: dict[str, Any]) -> bool:
     return name != "open" or any(letter in (options.get("mode") or (*args, "r")[1]) for letter in "wax+")
 
 
-def _no_space() -> OSError:
-    return OSError(errno.ENOSPC, "No space left on device")
+def _raise(error: type[Exception], *about: object) -> NoReturn:
+    raise error(*about)
 
 
-def _no_answer() -> OSError:
-    return OSError(errno.ECONNRESET, "Connection reset by peer")
-
-
-def _raising(error: Callable[[], Exception]) -> Callable[[], NoReturn]:
-    def fail() -> NoReturn:
-        raise error()
-
-    return fail
+_no_space = functools.partial(_raise, OSError, errno.ENOSPC, "No space left on device")
+_no_answer = functools.partial(_raise, OSError, errno.ECONNRESET, "Connection reset by peer")
 
 
 # ── the kinds of fault ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -422,20 +418,18 @@ class Died(BaseException):
     """The process has died: nothing that it would do from now on happens."""
 
 
-def _die(_injector: FaultInjector, _call: Call) -> NoReturn:
-    raise Died
+def _dying(act: Callable[[Call], object]) -> Strike:
+    """Return the strike after which the process is dead."""
+
+    def act_and_die(_injector: FaultInjector, call: Call) -> NoReturn:
+        with contextlib.suppress(Exception):
+            act(call)
+        raise Died
+
+    return act_and_die
 
 
-def _act_and_die(_injector: FaultInjector, call: Call) -> NoReturn:
-    with contextlib.suppress(Exception):
-        call.act()
-    raise Died
-
-
-def _do_half_and_die(_injector: FaultInjector, call: Call) -> NoReturn:
-    with contextlib.suppress(Exception):
-        call.half()
-    raise Died
+_die = _dying(lambda _call: None)
 
 
 def _fail(_injector: FaultInjector, call: Call) -> Any:
@@ -514,9 +508,13 @@ DELAYED = Kind("the commit push arrives right before it", _deliver, holds=True)
 LIES = Kind("reports success without an effect", _do_half, applies=stores_an_object)
 MEANWHILE = Kind("the peer finishes right before it", _let_the_peer_finish, harmless=True)
 DIES = Kind("dies right before", _die, _die)
-DIES_AFTER = Kind("dies right after", _act_and_die, _die)
-DIES_AND_RETRIES = Kind("dies right after, and retries at once", _act_and_die, _die, skips_recovery=True)
-DIES_AT_A_PUSH = Kind("dies at a push, which arrives later", _do_half_and_die, _die, applies=is_push, arrives="after")
+DIES_AFTER = Kind("dies right after", _dying(lambda call: call.act()), _die)
+DIES_AND_RETRIES = Kind(
+    "dies right after, and retries at once", _dying(lambda call: call.act()), _die, skips_recovery=True
+)
+DIES_AT_A_PUSH = Kind(
+    "dies at a push, which arrives later", _dying(lambda call: call.half()), _die, applies=is_push, arrives="after"
+)
 
 
 def pausing(pause: Callable[[], None], applies: Callable[[Call], bool]) -> Kind:

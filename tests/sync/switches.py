@@ -16,6 +16,8 @@ from lib.sync.record import RunRecord
 from lib.sync.refs import Refs, RefUpdate, SeenRun
 from lib.sync.remotes import Remotes
 from lib.sync.stores.folder import FolderObjects
+from lib.sync.stores.gdrive import DriveObjects
+from lib.sync.stores.s3 import S3Objects
 
 Switch = Callable[[pytest.MonkeyPatch], None]
 
@@ -89,6 +91,23 @@ def keeps_nothing(patch: pytest.MonkeyPatch) -> None:
 def overwrites(patch: pytest.MonkeyPatch) -> None:
     """Replace the copy that a folder has under an object's path."""
     patch.setattr(FolderObjects, "_show", lambda _store, part, target: part.replace(target))
+
+
+def deletes_every_copy(patch: pytest.MonkeyPatch) -> None:
+    """Delete whatever is stored under an object's path, whoever has stored it."""
+    for store in (DriveObjects, S3Objects):
+        delete: Callable[[Any, str, str], None] = store.delete
+
+        def delete_all(store: Any, path: str, _identity: str, delete: Any = delete) -> None:
+            for copy in store.find(path):
+                delete(store, path, copy.identity)
+
+        patch.setattr(store, "delete", delete_all)
+
+
+def leaves_parts(patch: pytest.MonkeyPatch) -> None:
+    """Leave the parts of a dead run's upload on S3."""
+    patch.setattr(S3Objects, "_abort", lambda *_: None)
 
 
 def relies_on_others(patch: pytest.MonkeyPatch) -> None:
