@@ -21,8 +21,9 @@ from typing import Literal
 
 from lib.errors import SyncError
 from lib.remotes.credentials import Credentials
+from lib.remotes.repository import StoredObject
 from lib.sync.lock import CHECKPOINTS, short
-from lib.sync.record import RUNS, StoredObject
+from lib.sync.record import RUNS
 from lib.sync.refs import EARLIER, SeenRun
 from lib.sync.remotes import EVERYTHING, Remotes, named_by, open_remotes
 from lib.sync.stores.base import StoredCopy, mismatch

@@ -351,7 +351,7 @@ def test_runs_that_continue_during_a_check_cause_no_findings(
     published: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Refs, objects and files that change between any two reads of the check are no damage."""
-    monkeypatch.setattr("lib.sync.refs.PAUSES", (0.01,))
+    monkeypatch.setattr("lib.remotes.repository.PAUSES", (0.01,))
     run_elsewhere(published, 1)
     clone = published.clone_again()
     reads = 0

@@ -39,10 +39,10 @@ from publications import (
 
 from lib.errors import CredentialsError, GitPushError, InDoubt, RemoteError, RunError
 from lib.process import MINUTE, Completed, run_command
+from lib.remotes import repository as repository_module
 from lib.remotes.clone import configure_git
 from lib.remotes.credentials import Credentials
 from lib.sync import CheckpointPublisher, Published, Refs, RunLock, check, open_remotes, recover, rehearse
-from lib.sync import refs as refs_module
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of DVC's own
 
@@ -95,7 +95,7 @@ class Hosted:
 @pytest.fixture
 def hosted(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hosted]:
     """Yield both remotes, with the Git remote on a host that accepts one token with all rights."""
-    monkeypatch.setattr(refs_module, "PAUSES", PAUSES)
+    monkeypatch.setattr(repository_module, "PAUSES", PAUSES)
     with GitHost(stores.folder / "hosted") as host:
         host.add_repository(NAME, stores.origin)
         host.add_token(TOKEN)
@@ -114,7 +114,7 @@ def limit(monkeypatch: pytest.MonkeyPatch) -> Limit:
                 options["timeout"] = min(options["timeout"], seconds)
             return run_command(command, **options)
 
-        monkeypatch.setattr(refs_module, "run_command", run_shortly)
+        monkeypatch.setattr(repository_module, "run_command", run_shortly)
 
     return set_limit
 
@@ -758,7 +758,7 @@ def test_a_commit_push_that_arrives_after_its_rollback_is_rejected(
 ) -> None:
     """The client has given up and rolled back when the host processes the push: there is no branch."""
     before = models_of(hosted.clone)
-    monkeypatch.setattr(refs_module, "PAUSES", ())
+    monkeypatch.setattr(repository_module, "PAUSES", ())
     hosted.host.add_fault(COMMIT_PUSH, "silent")
     hosted.host.silence = 3
     limit(1, f":{HEAD}")
@@ -826,7 +826,7 @@ def test_an_overloaded_host_is_waited_for_at_any_request(
     hosted: Hosted, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     """One request of five is refused for a moment: a rehearsal, a run with checkpoints, and its publication succeed."""
-    monkeypatch.setattr(refs_module, "PAUSES", (0.01,) * 20)
+    monkeypatch.setattr(repository_module, "PAUSES", (0.01,) * 20)
     kinds: list[Kind] = ["rate limit", "429", "500", "502", "503"]
     chance = random.Random(seed)
     credentials = Credentials(TOKEN)

@@ -30,7 +30,7 @@ DIED = 9
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Repeat a refused push at once."""
-    monkeypatch.setattr("lib.sync.refs.PAUSES", (0.01, 0.02))
+    monkeypatch.setattr("lib.remotes.repository.PAUSES", (0.01, 0.02))
 
 
 def clear(stores: Stores) -> bool:

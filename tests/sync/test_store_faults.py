@@ -35,6 +35,7 @@ from faults import (
     Scenario,
     refused,
 )
+from lib.sync.intent import StoredObject
 from store_faults import (
     BUSY,
     BUSY_ON,
@@ -54,7 +55,6 @@ from store_faults import (
 from switches import Switch, does_not_verify, ignores_identities
 
 from lib.errors import SyncError
-from lib.sync.intent import StoredObject
 from lib.sync.remotes import Remotes
 from lib.sync.stores import gdrive as drive_module
 from lib.sync.stores.gdrive import DriveObjects

@@ -314,6 +314,23 @@ def test_an_incomplete_upload_is_not_published(stores: Stores, monkeypatch: pyte
         publish(stores.clone)
 
 
+def test_a_copy_that_vanishes_before_the_commit_stops_the_publication(stores: Stores) -> None:
+    """It was there before, and is not ours: each copy is asked for once more."""
+    path = first_object(stores)
+    path.parent.mkdir(parents=True)
+    shutil.copyfile(stores.clone / WEIGHTS[0], path)
+
+    def vanish(line: str) -> None:
+        if line.startswith("Phase 3"):
+            path.unlink()
+
+    with pytest.raises(DvcPushError, match="is not there"):
+        publish(stores.clone, say=vanish)
+    assert (stores.refs(), stores.objects()) == ({}, {})
+    publish(stores.clone)
+    assert_published(stores, stores.clone)
+
+
 def write_again(file: Path) -> None:
     """Write other bytes of the same number into a file, within the resolution of its time."""
     before = file.stat()

@@ -1,111 +1,129 @@
-"""Break every external call of a publication, a rollback and a recovery, with every kind of fault; see `faults.py`."""
+"""Break every external call of a publication, a session, a roll back and a recovery; see `faults.py`."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from conftest import WEIGHTS, Stores
 from fault_sweeps import Sweeps, World, assert_no_findings, gather, in_memory, prepare, sweep
 from faults import (
-    ALONE,
     BOUNDARY,
-    CLEANING_UP,
+    DELAYED,
+    DIES,
+    DIES_AFTER,
+    DIES_AND_RETRIES,
+    DIES_AT_A_PUSH,
+    LATE,
+    LATE_AND_REPEATED,
+    LIES,
+    LOST,
+    LOST_PUSH,
+    MEANWHILE,
+    ON,
+    ONCE,
+    REPEATED,
+    VERY_LATE,
+    DvcRemote,
+    Kind,
+    creates_a_branch,
+    is_deletion,
+    is_push,
+    moves_a_checkpoint,
+    stores_an_object,
+)
+from publications import CHECKPOINT
+from scenarios import (
+    ALONE,
     COLD,
     CONCURRENT,
     DEAD,
-    FINISHING,
-    HOLDING,
-    KILLED_AFTER,
-    KILLED_BEFORE,
-    KILLED_MIDWAY,
-    LATE,
-    LIES,
-    LOST,
-    MEANWHILE,
-    MOVING,
-    ON,
-    ONCE,
+    INTERRUPTED,
     PUBLISHED,
+    PUBLISHED_MEANWHILE,
     RECOVERY,
+    RECOVERY_MEANWHILE,
+    RECOVERY_OF_A_CHECKPOINT,
+    RECOVERY_OF_A_SESSION,
+    RESUMING,
     ROLLING_BACK,
+    SESSION,
+    STORED_MEANWHILE,
     STRANGER,
-    VERY_LATE,
-    WANTED,
-    Call,
-    FolderRemote,
-    Kind,
+    SWEPT,
+    TAKEN_OVER,
+    TAKING_OVER,
     Scenario,
-    is_push,
     refused,
 )
 from switches import (
     Switch,
-    adopts_nothing,
-    does_not_listen,
-    does_not_probe_again,
+    declares_nothing,
+    deletes_before_the_fence,
+    deletes_old_files_first,
     does_not_verify,
-    ignores_branches,
-    ignores_identities,
-    ignores_other_intents,
+    drops_its_run_first,
+    inherits_nothing,
+    keeps_nothing,
+    lists_files_last,
+    overwrites,
+    pushes_branches_alone,
+    reads_nothing_after_a_failure,
+    relies_on_others,
+    sweeps_files_of_the_living,
+    sweeps_named_files,
 )
-
-from lib.sync import lease as lease_module
-from lib.sync.intent import StoredObject
-from lib.sync.refs import Refs, RefUpdate
-from lib.sync.remotes import EVERYTHING, Remotes
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of DVC's own
 
 Pairs = tuple[tuple[Scenario, tuple[Kind, ...]], ...]
 
-# parts of slow sweeps that are worth their few seconds in each run
-READING = replace(ONCE, name="fails once to read", applies=lambda call: call.words[1:2] == ("cat-file",))
-LOSING = replace(LOST, name="loses its answer to a push", applies=is_push)
-MIRRORING = replace(ONCE, name="fails once to mirror", applies=lambda call: call.words[1:2] in (("init",), ("config",)))
-
+AT_A_PUSH, AT_A_CREATE = (replace(MEANWHILE, applies=each) for each in (is_push, stores_an_object))
 PUBLICATIONS: Pairs = (
-    (COLD, (ONCE, ON, LOST, MIRRORING)),
-    (ALONE, (ONCE, BOUNDARY)),
-    (STRANGER, (ON, LOST)),
+    (COLD, (ONCE, ON, LOST)),
+    (ALONE, (ONCE, BOUNDARY, REPEATED, LOST_PUSH, LIES)),
+    (STRANGER, (ON, LOST, LIES)),
     (PUBLISHED, (ON,)),
     (DEAD, (ON, LOST)),
     (CONCURRENT, (ON, BOUNDARY, LOST)),
-    (ROLLING_BACK, (ONCE, BOUNDARY, READING)),
-    (FINISHING, (ONCE, LOST)),
-    (MOVING, (LOSING,)),
-    (HOLDING, (ONCE, ON, LOST)),
+    (ROLLING_BACK, (ONCE, BOUNDARY)),
+    (SESSION, (ONCE, ON, LOST, REPEATED, LOST_PUSH)),
+    (INTERRUPTED, (ONCE, LOST)),
+    (TAKING_OVER, (ONCE, ON, LOST)),
+    (RESUMING, (ONCE,)),
+    (refused(SESSION, CHECKPOINT, whole=True), (ONCE,)),
 )
 ROLLBACKS: Pairs = (
     (refused(ALONE), (ONCE, ON, BOUNDARY, LOST)),
-    (refused(STRANGER), (ONCE,)),
-    (refused(PUBLISHED), (ONCE,)),
     (refused(DEAD), (ONCE, LOST)),
     (refused(CONCURRENT), (ONCE, BOUNDARY)),
-    (refused(ROLLING_BACK), (ONCE,)),
-    (refused(FINISHING), (ONCE,)),
-    (refused(MOVING), (ONCE, LOST)),
+    *((refused(scenario), (ONCE,)) for scenario in (STRANGER, PUBLISHED, ROLLING_BACK, SESSION, TAKING_OVER)),
     (RECOVERY, (ONCE, ON, BOUNDARY, LOST)),
-    (CLEANING_UP, (ONCE, ON, LOST)),
+    (RECOVERY_OF_A_SESSION, (ONCE, LOST)),
+    (RECOVERY_OF_A_CHECKPOINT, (ONCE, LOST)),
 )
-DELAYS: Pairs = tuple((scenario, (LATE, VERY_LATE)) for scenario in (ALONE, DEAD, CONCURRENT, MOVING, refused(ALONE)))
-MEANWHILES: Pairs = tuple(
-    (scenario, (MEANWHILE,))
-    for scenario in (CONCURRENT, ROLLING_BACK, WANTED, refused(CONCURRENT), refused(ROLLING_BACK, whole=True))
+DELAYS: Pairs = (
+    *((scenario, (LATE, LATE_AND_REPEATED, VERY_LATE, DELAYED, DIES_AT_A_PUSH)) for scenario in (ALONE, SESSION, DEAD)),
+    *((scenario, (LATE, VERY_LATE)) for scenario in (INTERRUPTED, TAKING_OVER, CONCURRENT, refused(ALONE))),
 )
-KILLS: Pairs = (
-    (COLD, (KILLED_BEFORE, KILLED_AFTER, KILLED_MIDWAY)),
-    *(
-        (scenario, (KILLED_AFTER,))
-        for scenario in (STRANGER, DEAD, CONCURRENT, ROLLING_BACK, FINISHING, MOVING, HOLDING)
-    ),
-    *((refused(scenario), (KILLED_AFTER,)) for scenario in (ALONE, STRANGER, DEAD, CONCURRENT)),
-    (RECOVERY, (KILLED_AFTER,)),
-    (CLEANING_UP, (KILLED_AFTER,)),
+MEANWHILES: Pairs = (
+    *((scenario, (AT_A_PUSH, MEANWHILE)) for scenario in (TAKEN_OVER, SWEPT)),
+    *((refused(scenario, whole=True), (AT_A_CREATE,)) for scenario in (STORED_MEANWHILE, PUBLISHED_MEANWHILE)),
+    *((scenario, (MEANWHILE,)) for scenario in (CONCURRENT, ROLLING_BACK, PUBLISHED_MEANWHILE, RECOVERY_MEANWHILE)),
+    *((scenario, (MEANWHILE,)) for scenario in (refused(CONCURRENT), refused(ROLLING_BACK, whole=True))),
 )
-QUICK = {(ALONE, ONCE), (refused(ALONE), ONCE), (ALONE, LATE), (ALONE, VERY_LATE), (ALONE, LIES),
-         (ROLLING_BACK, READING), (COLD, MIRRORING), (MOVING, LOSING)}  # fmt: skip
+DEATHS: Pairs = (
+    *((scenario, (DIES_AFTER,)) for scenario in (COLD, STRANGER, DEAD, CONCURRENT, ROLLING_BACK, TAKING_OVER)),
+    *((scenario, (DIES_AFTER, DIES_AND_RETRIES)) for scenario in (ALONE, SESSION, INTERRUPTED)),
+    *((refused(scenario), (DIES_AFTER,)) for scenario in (ALONE, STRANGER, DEAD, CONCURRENT)),
+    *((each, (DIES_AFTER,)) for each in (RECOVERY, RECOVERY_OF_A_SESSION, RECOVERY_OF_A_CHECKPOINT)),
+)
+QUICK = {
+    (ALONE, ONCE), (refused(ALONE), ONCE), (RECOVERY, ONCE), (ALONE, LIES), (TAKEN_OVER, AT_A_PUSH), (SWEPT, AT_A_PUSH),
+    *((scenario, kind) for scenario in (ALONE, SESSION) for kind in (REPEATED, LOST_PUSH, LATE, VERY_LATE, DELAYED)),
+    *((scenario, DIES_AT_A_PUSH) for scenario in (ALONE, SESSION)),
+    *((refused(scenario, whole=True), AT_A_CREATE) for scenario in (STORED_MEANWHILE, PUBLISHED_MEANWHILE)),
+}  # fmt: skip
 """The sweeps that fit into two minutes; all others are slow."""
 
 
@@ -135,7 +153,7 @@ def test_a_fault_at_any_call_of_a_publication_ends_in_all_or_nothing(
 def test_a_fault_at_any_call_of_a_rollback_ends_in_all_or_nothing(
     stores: Stores, sweeps: Sweeps, scenario: Scenario, kind: Kind
 ) -> None:
-    """The branch is refused, or the machine has died before its commit push; then a call of the rollback fails too."""
+    """The branch is refused, or the machine has died before its commit push; then a call of the roll back fails too."""
     assert_no_findings(stores, scenario, kind, sweeps)
 
 
@@ -143,41 +161,33 @@ def test_a_fault_at_any_call_of_a_rollback_ends_in_all_or_nothing(
 def test_a_fault_that_delays_a_push_ends_in_all_or_nothing(
     stores: Stores, sweeps: Sweeps, scenario: Scenario, kind: Kind
 ) -> None:
-    """The client gives the push up, but it arrives: before the recovery, or after it."""
-    assert_no_findings(stores, scenario, kind, sweeps)
-
-
-@each(((ALONE, (LIES,)), (STRANGER, (LIES,))))
-def test_a_fault_of_a_store_that_reports_success_and_stores_nothing_is_found_before_the_commit_push(
-    stores: Stores, sweeps: Sweeps, scenario: Scenario, kind: Kind
-) -> None:
-    """An upload returns without an error and without an effect."""
+    """The client gives the push up, but it arrives: between two calls of the roll back, before or after a recovery."""
     assert_no_findings(stores, scenario, kind, sweeps)
 
 
 @each(MEANWHILES)
-def test_a_peer_that_finishes_right_before_any_call_leaves_both_publications_complete(
+def test_what_others_do_right_before_any_call_leaves_both_publications_complete(
     stores: Stores, sweeps: Sweeps, scenario: Scenario, kind: Kind
 ) -> None:
-    """Another run of the same content ends its publication, or its rollback, between any two calls of this one."""
+    """Others end a publication or a roll back, take the run over, sweep, or store the same content with plain DVC."""
     assert_no_findings(stores, scenario, kind, sweeps)
 
 
-@each(KILLS)
-def test_a_fault_that_kills_the_process_at_any_call_ends_in_all_or_nothing(
+@each(DEATHS)
+def test_a_fault_that_ends_the_process_at_any_call_ends_in_all_or_nothing(
     stores: Stores, sweeps: Sweeps, scenario: Scenario, kind: Kind
 ) -> None:
-    """SIGKILL right before each call, right after it, or in the middle of a write; its subprocesses die as well."""
+    """The machine dies right after a call; then another clone recovers, or the same one starts again."""
     assert_no_findings(stores, scenario, kind, sweeps)
 
 
 def test_worlds_that_a_retry_could_tell_apart_have_different_digests(stores: Stores) -> None:
-    """A lock, half an upload or a changed file make a difference; a loose object, a time or a random name does not."""
-    remote = FolderRemote(stores)
+    """A lock, half an upload or a changed file make a difference; a loose object or a time does not."""
+    remote = DvcRemote(stores)
     prepare(stores, ALONE, remote)
     seen = {World(stores, ALONE, remote).digest()}
     for path in (
-        "origin.git/refs/intents/x.lock", "clone/.git/index.lock", "clone/.git/objects/ab/tmp_obj_x", "storage/.x.tmp",
+        "origin.git/refs/runs/x.lock", "clone/.git/index.lock", "clone/.git/objects/ab/tmp_obj_x", "storage/.x.part",
         "clone/.git/kaggle-sync/index-1", "clone/left.dvc",
     ):  # fmt: skip
         world = World(stores, ALONE, remote)
@@ -195,76 +205,23 @@ def test_worlds_that_a_retry_could_tell_apart_have_different_digests(stores: Sto
     assert world.digest() == same
 
 
-# ── with one rule switched off ────────────────────────────────────────────────────────────────────────────────────────
-
-
-def reads_branches_first(patch: pytest.MonkeyPatch) -> None:
-    """Read the intents last: a publication that commits between the two reads is seen in neither."""
-    enter, named = lease_module.Lease.__enter__, Refs.named_objects
-    seen: dict[int, set[str]] = {}
-
-    def read_early(lease: lease_module.Lease) -> lease_module.Lease:
-        entered = enter(lease)
-        if lease._record.state == "aborting":
-            seen[id(lease._refs)] = named(lease._refs, *EVERYTHING)
-        return entered
-
-    def read_once(refs: Refs, *patterns: str) -> set[str]:
-        return seen.pop(id(refs)) if id(refs) in seen else named(refs, *patterns)
-
-    patch.setattr(lease_module.Lease, "__enter__", read_early)
-    patch.setattr(Refs, "named_objects", read_once)
-
-
-def deletes_its_intent_first(patch: pytest.MonkeyPatch) -> None:
-    """Delete the intent before the objects."""
-    recover = Remotes.recover
-
-    def recover_then_delete(remotes: Remotes, seen: Any) -> bool:
-        waiting: list[StoredObject] = []
-        with pytest.MonkeyPatch.context() as inner:
-            inner.setattr(Remotes, "_delete_new", lambda _remotes, to_delete, *_: waiting.extend(to_delete))
-            done = recover(remotes, seen)
-        for item in waiting:
-            for identity in set(remotes.objects.look([item.oid]).get(item.oid, {})) - set(item.before):
-                remotes.objects.delete(item.oid, identity)
-        return done
-
-    patch.setattr(Remotes, "recover", recover_then_delete)
-
-
-def pushes_without_fence(patch: pytest.MonkeyPatch) -> None:
-    """Create the branch even if the intent has changed."""
-    push = Refs.push
-
-    def push_one_by_one(refs: Refs, *updates: RefUpdate) -> None:
-        for update in updates:
-            push(refs, update)
-
-    patch.setattr(Refs, "push", push_one_by_one)
-
-
 AT_A_FETCH = replace(MEANWHILE, applies=lambda call: call.words[1:2] == ("fetch",))
-
-
-def is_deletion(call: Call) -> bool:
-    """Return whether the call deletes a copy on the DVC remote."""
-    return call.name.startswith("delete ")
-
-
-AT_A_DELETION = replace(MEANWHILE, applies=is_deletion)
 RULES = [
-    (adopts_nothing, DEAD, replace(ON, applies=is_push)),
-    (ignores_branches, refused(CONCURRENT), MEANWHILE),
-    (ignores_other_intents, refused(CONCURRENT), LIES),
-    (ignores_other_intents, WANTED, AT_A_DELETION),
-    (reads_branches_first, refused(CONCURRENT), AT_A_FETCH),
-    (ignores_identities, refused(ROLLING_BACK, whole=True), AT_A_FETCH),
-    (deletes_its_intent_first, refused(ALONE), replace(ON, applies=is_deletion)),
-    (pushes_without_fence, ALONE, VERY_LATE),
+    (pushes_branches_alone, ALONE, replace(VERY_LATE, applies=creates_a_branch)),
+    (pushes_branches_alone, SESSION, replace(VERY_LATE, applies=moves_a_checkpoint)),
+    (declares_nothing, ALONE, replace(DIES, applies=creates_a_branch)),
+    (inherits_nothing, RECOVERY, ONCE),
+    (deletes_before_the_fence, ALONE, DELAYED),
+    (drops_its_run_first, refused(ALONE), replace(ON, applies=is_deletion)),
+    (reads_nothing_after_a_failure, ALONE, LOST_PUSH),
+    (keeps_nothing, refused(PUBLISHED_MEANWHILE, whole=True), AT_A_CREATE),
+    (overwrites, refused(STORED_MEANWHILE, whole=True), AT_A_CREATE),
+    (relies_on_others, ROLLING_BACK, replace(MEANWHILE, applies=creates_a_branch)),
     (does_not_verify, ALONE, LIES),
-    (does_not_listen, ROLLING_BACK, replace(ONCE, applies=is_push)),
-    (does_not_probe_again, ROLLING_BACK, AT_A_FETCH),
+    (deletes_old_files_first, SESSION, replace(DIES, applies=moves_a_checkpoint)),
+    (sweeps_named_files, RECOVERY_OF_A_CHECKPOINT, ONCE),
+    (sweeps_files_of_the_living, SWEPT, replace(MEANWHILE, applies=moves_a_checkpoint)),
+    (lists_files_last, RECOVERY_MEANWHILE, AT_A_FETCH),
 ]
 
 
@@ -272,7 +229,8 @@ RULES = [
     ("switch", "scenario", "kind"), RULES, ids=[f"{rule[0].__name__}-{rule[1].name}" for rule in RULES]
 )
 def test_a_fault_sweep_finds_a_transaction_that(stores: Stores, switch: Switch, scenario: Scenario, kind: Kind) -> None:
-    """With one rule of the protocol switched off, the sweep finds a broken promise."""
+    """With one rule of the protocol switched off, the sweep finds a broken promise; without the switch, it does not."""
     sweeps = Sweeps()
     sweep(stores, scenario, kind, sweeps, until_found=True, switch=switch)
+    print(sweeps.findings)
     assert sweeps.findings

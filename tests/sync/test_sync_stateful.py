@@ -43,6 +43,7 @@ from hypothesis.stateful import (
 from publications import STAMP, md5_of
 
 from lib.errors import DvcPushError, GitPushError, RunError
+from lib.remotes import repository as repository_module
 from lib.remotes.credentials import Credentials
 from lib.sync import (
     Checked,
@@ -57,7 +58,6 @@ from lib.sync import (
 )
 from lib.sync import lock as lock_module
 from lib.sync import publish as publish_module
-from lib.sync import refs as refs_module
 from lib.sync.refs import Refs, RefUpdate, SeenRun
 from lib.sync.remotes import Remotes
 from lib.sync.stores.folder import FolderObjects
@@ -541,7 +541,7 @@ def stopping_at_requests(world: World) -> Iterator[None]:  # noqa: C901  a wrapp
         patch.setattr(lock_module, "secrets", SimpleNamespace(token_hex=new_session))
         patch.setattr(lock_module, "atexit", SimpleNamespace(register=id, unregister=id))
         patch.setattr(publish_module, "ThreadPoolExecutor", pool)
-        patch.setattr(refs_module, "PAUSES", ())
+        patch.setattr(repository_module, "PAUSES", ())
         patch.setattr(FolderObjects, "limits", lambda _: "")
         patch.setattr(RunLock, "_answer", lambda *_: None)  # its looks are steps of the test
         patch.setattr(RunLock, "_lock_file", lock_file)
@@ -587,7 +587,7 @@ class Interleavings(RuleBasedStateMachine):
     @initialize(letter=st.sampled_from("-abc"), pauses=st.sampled_from([(), (0.0,)]))
     def a_stranger_was_here(self, letter: str, pauses: tuple[float, ...]) -> None:
         """Store a stranger's object, or none; a failed push is repeated that often."""
-        refs_module.PAUSES = pauses
+        repository_module.PAUSES = pauses
         self.world.store_strange_object(letter)
 
     @rule(

@@ -13,7 +13,7 @@ from publications import lock_of, md5_of, publish
 
 from lib.errors import RunError
 from lib.process import CommandTimedOut, Completed, run_command
-from lib.sync import refs as refs_module
+from lib.remotes import repository as repository_module
 
 Fault = Callable[[list[str]], str]
 
@@ -30,12 +30,12 @@ class Wire:
         self.before_commit: dict[str, Callable[[], object]] = {}
         """{branch: what happens just before the first push that creates it}."""
         self.commands: list[list[str]] = []
-        patch.setattr(refs_module, "run_command", self.run_command)
-        patch.setattr(refs_module, "PAUSES", (0.01, 0.02))
+        patch.setattr(repository_module, "run_command", self.run_command)
+        patch.setattr(repository_module, "PAUSES", (0.01, 0.02))
 
     def run_command(self, command: Sequence[str | Path], **options: Any) -> Completed:
         """Run a command with the current fault."""
-        words = [str(word) for word in command if word != "--git-dir=."]
+        words = [str(word) for word in command if word not in ("-c", "core.hooksPath=/dev/null", "--git-dir=.")]
         if words[1] not in ("push", "ls-remote", "fetch"):
             return run_command(command, **options)
         if created := created_branch(words):
