@@ -545,22 +545,20 @@ HOOKS = ("pre-commit", "commit-msg", "pre-push", "post-index-change", "reference
 
 
 def add_submodule(clone: Path) -> None:
-    """Commit a submodule whose own host is gone, and push it."""
+    """Commit a submodule whose own host is gone, at a commit that was never pushed there; the commit is not pushed."""
     module = clone.parent / "module"
     run_git("init", "--quiet", module, cwd=clone)
     run_git("commit", "--quiet", "--allow-empty", "--message=module", cwd=module)
     run_git("-c", "protocol.file.allow=always", "submodule", "--quiet", "add", module, "vendor", cwd=clone)
-    run_git("commit", "--quiet", "--message=submodule", cwd=clone)
-    run_git("push", "--quiet", "origin", "HEAD:main", cwd=clone)
-    shutil.rmtree(module)
-    run_git("config", "submodule.vendor.url", "http://127.0.0.1:1/module", cwd=clone)
     run_git("commit", "--quiet", "--allow-empty", "--message=vendor", cwd=clone / "vendor")
+    run_git("commit", "--quiet", "--all", "--message=submodule", cwd=clone)
+    shutil.rmtree(module)
 
 
 def test_submodules_signatures_and_hooks_of_a_clone_change_nothing(stores: Stores) -> None:
     """A rehearsal, a checkpoint, a second session that goes on from it, and the publication."""
     add_submodule(stores.clone)
-    clones = [stores.clone, stores.clone_again()]
+    clones = [stores.clone_again(), stores.clone]
     for clone in clones:
         write_run(clone)
         for name, value in SETTINGS.items():
@@ -597,13 +595,13 @@ def test_a_repository_whose_head_names_no_branch_works(stores: Stores) -> None:
 
 
 @pytest.mark.parametrize("action", [rehearse, recover, check, publish])
-def test_a_repository_with_sha256_names_is_one_clear_error(tmp_path: Path, action: Callable[[Path], object]) -> None:
-    """DVC cannot open it."""
-    origin, clone = tmp_path / "origin.git", tmp_path / "clone"
+def test_a_repository_with_sha256_names_is_one_clear_error(stores: Stores, action: Callable[[Path], object]) -> None:
+    """Nothing is tried in it."""
+    origin, clone = stores.folder / "sha256.git", stores.folder / "sha256"
     for words in (["--bare", origin], [clone]):
-        run_git("init", "--quiet", "--object-format=sha256", *words, cwd=tmp_path)
+        run_git("init", "--quiet", "--object-format=sha256", *words, cwd=stores.folder)
     run_git("remote", "add", "origin", origin, cwd=clone)
-    (clone / ".dvc").mkdir()
+    shutil.copytree(stores.clone / ".dvc", clone / ".dvc")
     with pytest.raises(GitPushError, match="sha256 object names") as caught:
         action(clone)
     assert "--object-format=sha1" in caught.value.remedy
