@@ -282,9 +282,7 @@ class World:
         """Check that nothing is left half-done; return whether our branch is there."""
         seen = self.look()
         seen.check_branches()
-        # a question to a session that has ended meanwhile stays; the next session deletes it
-        asks = () if self.scenario.peer else ("refs/asks/",)
-        if left := [ref for ref in seen.refs if ref.startswith(("refs/runs/", *asks))]:
+        if left := [ref for ref in seen.refs if ref.startswith(("refs/runs/", "refs/asks/"))]:
             raise HalfState(f"after recovery {left} are left")
         published, holds = self.is_published(seen), self.scenario.holds or self.scenario.peer is not None
         ours = {HEAD} if published else set()
