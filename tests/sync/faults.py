@@ -44,7 +44,7 @@ from lib.sync import publish as publish_module
 from lib.sync import remotes as remotes_module
 from lib.sync.stores.base import StoredCopy, open_store
 
-SYNC = str(ROOT / "lib" / "sync")
+SYNC = (str(ROOT / "lib/sync"), str(ROOT / "lib/remotes/repository.py"))
 HASTE = 60  # simulated seconds that a sleep of one second takes: two pauses of an asker make a lease
 WIRE = "wire"
 

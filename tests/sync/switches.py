@@ -55,14 +55,15 @@ def inherits_nothing(patch: pytest.MonkeyPatch) -> None:
 
 def deletes_before_the_fence(patch: pytest.MonkeyPatch) -> None:
     """Roll back without moving the run's ref first."""
-    roll_back = Remotes.roll_back
+    roll_back = publish_module._Publishing._roll_back_remotes
 
-    def delete_first(remotes: Remotes, lock: RunLock, say: Say, *, last: bool = False) -> None:
+    def delete_first(publishing: publish_module._Publishing) -> bool:
+        lock, remotes = publishing.lock, publishing.remotes
         if lock.record is not None:
-            remotes.delete(lock.record.declared, lock, say)
-        roll_back(remotes, lock, say, last=last)
+            remotes.delete(lock.record.declared, lock, str)
+        return roll_back(publishing)
 
-    patch.setattr(Remotes, "roll_back", delete_first)
+    patch.setattr(publish_module._Publishing, "_roll_back_remotes", delete_first)
 
 
 def drops_its_run_first(patch: pytest.MonkeyPatch) -> None:

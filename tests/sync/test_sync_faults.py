@@ -181,8 +181,7 @@ RULES = [
 def test_a_fault_sweep_finds_a_transaction_that(
     stores: Stores, switch: switches.Switch, scenario: s.Scenario, kind: f.Kind
 ) -> None:
-    """With one rule of the protocol switched off, the sweep finds a broken promise; without the switch, it does not."""
+    """With one rule of the protocol switched off, the sweep finds a broken promise."""
     sweeps = Sweeps()
     sweep(stores, scenario, kind, sweeps, until_found=True, switch=switch)
-    print(sweeps.findings)
     assert sweeps.findings
