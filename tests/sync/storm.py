@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import json
 import os
 import random
 import shutil
@@ -33,7 +32,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from multiprocessing import get_context
 from multiprocessing.context import ForkServerProcess
@@ -44,6 +43,7 @@ sys.path[:0] = [str(Path(__file__).parents[1])]
 import conftest  # it completes the path
 import drive_emulator
 from conftest import RUN, WEIGHTS, Stores, run_git
+from publications import named_by
 from s3_emulator import S3Emulator
 
 from lib.errors import RunError, RunHeldError
@@ -61,7 +61,7 @@ PUBLISHERS = 3
 KILLS = 8  # in a round
 LEASES = (20.0, 2.5)  # seconds, in even and odd rounds
 LONGEST = 6.0  # seconds between two strikes
-MARKS = ("kaggle-training-store-", "kaggle-training-repository-")
+MARKS = ("kaggle-training-store", "kaggle-training-repository-")
 LOGGED = {
     "checkpoints": " checkpoint ",
     "takeovers": " takes over.",
@@ -164,7 +164,7 @@ class Storm:
         self._lease = LEASES[0]
         self._published: dict[str, str] = {}
         self._late: set[str] = set()
-        self._named = cache(self._read)
+        self._named = cache(partial(named_by, stores.origin))
 
     def run(self, kills: int) -> None:
         """Run rounds until that many processes were killed."""
@@ -256,7 +256,7 @@ class Storm:
         named: set[str] = set()
         for ref, commit in refs.items():
             assert ref.startswith(("refs/heads/kaggle-", "refs/asks/")), f"{ref} is left"
-            for path, md5 in self._named(commit).items() if ref.startswith("refs/heads/") else ():
+            for path, (md5, _) in self._named(commit).items() if ref.startswith("refs/heads/") else ():
                 named.add(path)
                 assert md5 in digests.get(path, ()), f"{ref} needs {path}, which is {digests.get(path, 'not there')}"
         unnamed = {path for path in stored.keys() - named - self._late if not path.startswith(MARKS)}
@@ -274,19 +274,6 @@ class Storm:
                 _, word, *words = line.split(" ")
                 if word == "published":
                     yield words[0], words[1]
-
-    def _read(self, commit: str) -> dict[str, str]:
-        """Return the stored files that a branch's commit names, with their MD5."""
-        found = {}
-        for name in run_git("ls-tree", "-r", "--name-only", commit, cwd=self.stores.origin).splitlines():
-            if name.endswith((".dvc", "/checkpoint.json")):
-                text = run_git("show", f"{commit}:{name}", cwd=self.stores.origin)
-                if name.endswith(".dvc"):
-                    oid = text.split("md5: ")[1].split()[0]
-                    found[f"files/md5/{oid[:2]}/{oid[2:]}"] = oid
-                else:
-                    found |= {file["name"]: file["md5"] for file in json.loads(text)["files"]}
-        return found
 
 
 def _commands(program: str) -> Iterator[str]:
