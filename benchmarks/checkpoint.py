@@ -32,6 +32,7 @@ import lib.remotes.credentials
 from lib.data.dataset import check_dataset
 from lib.experiment.load import load_experiment
 from lib.experiment.schema import Experiment
+from lib.remotes.clone import configure_dvc
 from lib.remotes.credentials import Credentials
 from lib.sandbox.dataset import draw_dataset
 from lib.session import Session
@@ -68,6 +69,7 @@ class Bench:
         experiment = self.experiment(minutes)
         output = io.StringIO()
         drive = Credentials(drive=drive_emulator.CANARIES)
+        configure_dvc(root, scratch, drive)
         session = Session(root, scratch / "curves", scratch, experiment, drive, commit="0" * 40)
         with contextlib.redirect_stdout(output):
             hold = hold_run(session)

@@ -28,11 +28,11 @@ PUBLISH = f"""
 import os, signal, sys
 from datetime import UTC, datetime
 from pathlib import Path
-import lib.sync.refs
+import lib.remotes.repository
 from lib.errors import SyncError
 from lib.sync import Publication, sync_outputs
 
-lib.sync.refs.PAUSES = ()  # a push that is refused for good is not repeated
+lib.remotes.repository.PAUSES = ()  # a push that is refused for good is not repeated
 
 files = ("{FOLDER}/best.pt", "{FOLDER}/last.pt")
 run = Publication(Path.cwd(), "{BRANCH}", "Trained\\n", "{FOLDER}", files, datetime.now(UTC))

@@ -19,6 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / folder) for folder in ("", "tests", "tests/emulators", "tests/sync")]
@@ -107,7 +108,6 @@ for _ in range(count):
         session = answer.headers["Location"]
     headers = {"Authorization": f"Bearer {token}", "Content-Range": f"bytes 0-{size - 1}/{size}"}
     urllib.request.urlopen(urllib.request.Request(session, data, headers, method="PUT")).read()
-urllib.request.urlopen(urllib.request.Request(f"{url}/drive/v2/about", headers=headers)).read()
 """
 
 
@@ -123,11 +123,20 @@ class Clocked(list[str]):
         self.times.append(time.perf_counter())
         super().append(line)
 
-    def sending(self, since: int) -> float:
-        """Return the seconds from the first byte of the weights to the request after their last byte."""
-        puts = [at for at in range(since, len(self)) if self[at].startswith("PUT /upload")]
-        sent = [at for at in puts if "kaggle-training-" not in self[at]]
-        return self.times[sent[-1] + 1] - self.times[sent[0]]
+    def first_put(self, since: int) -> float:
+        """Return the time at which the first byte of the weights was sent."""
+        return next(self.times[at] for at in range(since, len(self)) if self[at].startswith("PUT /upload"))
+
+
+class Arrivals(dict[str, Any]):
+    """The Drive's items, with the time at which the newest was complete."""
+
+    newest = 0.0
+
+    def __setitem__(self, key: str, item: object) -> None:
+        """Add an item whose last byte has arrived."""
+        super().__setitem__(key, item)
+        self.newest = time.perf_counter()
 
 
 def on_drive(folder: Path, size: int, latency: int, turns: int) -> list[Case]:
@@ -136,6 +145,7 @@ def on_drive(folder: Path, size: int, latency: int, turns: int) -> list[Case]:
     with DriveEmulator() as drive:
         drive.latency = latency / 1000
         requested = drive.requests = Clocked()
+        arrived = drive._items = Arrivals(drive._items)  # noqa: SLF001  the emulator has no view of this
         bench = Bench(folder / name, size)
         env = {"PYTHONPATH": str(drive_emulator.write_sitecustomize(folder / name / "site", drive))}
         requests: dict[str, list[float]] = {"ours": [], "other": []}
@@ -156,7 +166,7 @@ def on_drive(folder: Path, size: int, latency: int, turns: int) -> list[Case]:
             if side in requests:
                 requests[side].append(len(requested) - before)
             if side in sending:
-                sending[side].append(requested.sending(before))
+                sending[side].append(arrived.newest - requested.first_put(before))
             for file in [file for copies in drive.files().values() for file, _ in copies]:
                 drive._remove(file)  # noqa: SLF001  the emulator keeps everything in memory
             drive._sessions.clear()  # noqa: SLF001  and what was uploaded with it

@@ -159,7 +159,7 @@ class Session(_Section):
     """What to do with an earlier session's checkpoint of this experiment. auto: resume it, and stop if experiment, code
     or dataset differ; never: start over; always: resume it, whatever differs."""
     lease_minutes: float = Field(default=10.0, gt=0)
-    """A session that is silent for this long is dead: another one of the same experiment may take over."""
+    """A session that does not answer for this long is dead: another one of the same experiment takes over."""
     on_failure: Literal["publish", "keep"] = "publish"
     """When training fails half-way: publish its newest checkpoint, marked as failed, or keep it on the machine."""
 

@@ -1,8 +1,9 @@
 """Fetch a published model to the user's machine.
 
 Guarantees: a fetched folder holds everything that the run published in its artifacts' folder, each weights file with
-the hash in its `.dvc` file, or the folder does not exist; the local checkout, its index, HEAD, branches and files stay
-unchanged, and the dataset is not downloaded. An existing folder is verified and reused, without the network.
+the hash in its `.dvc` file, or the folder does not exist; each file of a checkpoint is whole or absent. The local
+checkout, its index, HEAD, branches and files stay unchanged, and the dataset is not downloaded. An existing folder of a
+run is verified and reused, without the network.
 """
 
 from __future__ import annotations

@@ -19,9 +19,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from lib.errors import SyncError
 from lib.remotes.credentials import Credentials
+from lib.remotes.repository import StoredObject
 from lib.sync.lock import CHECKPOINTS, short
-from lib.sync.record import RUNS, StoredObject
+from lib.sync.record import RUNS
 from lib.sync.refs import EARLIER, SeenRun
 from lib.sync.remotes import EVERYTHING, Remotes, named_by, open_remotes
 from lib.sync.stores.base import StoredCopy, mismatch
@@ -71,46 +73,58 @@ def check(root: Path, credentials: Credentials | None = None) -> Checked:
 
     Raises `SyncError` if a remote cannot be read.
     """
-    with open_remotes(root, credentials or Credentials()) as remotes:
-        refs, store = remotes.refs, remotes.store
-        stored = store.survey()
-        # refs are read after the survey: each object that it saw is by now declared by a run, named by a newer branch,
-        # or rolled back
-        runs = refs.read_runs()
-        heads = refs.list_refs(*EVERYTHING, refs.identity_ref, *(f"{place}*" for place in EARLIER))
-        identity = short(heads.pop(refs.identity_ref, ""))
-        published, named = refs.published_objects(*EVERYTHING), refs.named_objects(*EVERYTHING)
-        elsewhere = _elsewhere(remotes)
-        listings = {oid for oid in named if oid.endswith(".dir") and oid in stored}
-        damaged = {oid for oid in listings if any(mismatch(oid, -1, copy) for copy in stored[oid])}
-        parts = {oid: remotes.parts_of(oid) for oid in listings - damaged}
-        named = named.union(*parts.values(), *(_declared_by(run) for run in runs.values()))
-        others = sorted(remotes.repositories() - {identity})
-        unreadable = [ref for ref in heads if ref.startswith(EARLIER)]
-        unreadable += [f"{RUNS}{name}" for name, run in runs.items() if run.record is None]
-        # these may name any object, so that no object is certainly unnamed
-        unnamed = set() if others or unreadable or damaged else stored.keys() - named
-        here = {ref: items for ref, items in published.items() if ref not in elsewhere}
-        wanted = {item.oid for items in here.values() for item in items.values()}
-        wanted = wanted.union(*(parts.get(oid, ()) for oid in wanted))
-        doubtful = unnamed | (wanted - stored.keys())
-        stored = {oid: copies for oid, copies in stored.items() if oid not in doubtful} | store.look(doubtful)
-        after = refs.list_refs(*EVERYTHING)
-        moved = {ref for ref in published if heads.get(ref) != after.get(ref)}
-        findings = (
-            *(Finding("foreign", f"{store.name} is shared with the repository {other}", FOREIGN) for other in others),
-            *(Finding("unreadable", f"{ref} was written by another version of this project", UPDATE)
-              for ref in unreadable),
-            *(Finding("elsewhere", f"{ref} has its objects on {elsewhere[ref]}, which was not checked", ELSEWHERE)
-              for ref in sorted(published.keys() & elsewhere.keys() - moved)
-              if published[ref] or ref.startswith(CHECKPOINTS)),
-            *_check_branches({ref: items for ref, items in here.items() if ref not in moved}, parts, stored),
-            *_check_checkpoints(remotes, elsewhere),
-            *_check_waste(remotes, identity),
-            *_check_objects(unnamed, stored),
-            *_check_runs(runs.values()),
-        )  # fmt: skip
-        return Checked(len(published), len(stored), len(runs), findings)
+    credentials = credentials or Credentials()
+    with open_remotes(root, credentials) as remotes:
+        try:
+            return _check(remotes)
+        except OSError as error:
+            raise SyncError(
+                credentials.redact(f"checking stopped: {type(error).__name__}: {error}"),
+                state="nothing was changed.",
+                remedy="free some space if the disk is full, check the DVC remote, and run the same again.",
+            ) from error
+
+
+def _check(remotes: Remotes) -> Checked:
+    refs, store = remotes.refs, remotes.store
+    stored = store.survey()
+    # refs are read after the survey: each object that it saw is by now declared by a run, named by a newer branch,
+    # or rolled back
+    runs = refs.read_runs()
+    heads = refs.list_refs(*EVERYTHING, refs.identity_ref, *(f"{place}*" for place in EARLIER))
+    identity = short(heads.pop(refs.identity_ref, ""))
+    published, named = refs.published_objects(*EVERYTHING), refs.named_objects(*EVERYTHING)
+    elsewhere = _elsewhere(remotes)
+    listings = {oid for oid in named if oid.endswith(".dir") and oid in stored}
+    damaged = {oid for oid in listings if any(mismatch(oid, -1, copy) for copy in stored[oid])}
+    parts = {oid: remotes.parts_of(oid) for oid in listings - damaged}
+    named = named.union(*parts.values(), *(_declared_by(run) for run in runs.values()))
+    others = sorted(remotes.repositories() - {identity})
+    unreadable = [ref for ref in heads if ref.startswith(EARLIER)]
+    unreadable += [f"{RUNS}{name}" for name, run in runs.items() if run.record is None]
+    # these may name any object, so that no object is certainly unnamed
+    unnamed = set() if others or unreadable or damaged else stored.keys() - named
+    here = {ref: items for ref, items in published.items() if ref not in elsewhere}
+    wanted = {item.oid for items in here.values() for item in items.values()}
+    wanted = wanted.union(*(parts.get(oid, ()) for oid in wanted))
+    doubtful = unnamed | (wanted - stored.keys())
+    stored = {oid: copies for oid, copies in stored.items() if oid not in doubtful} | store.look(doubtful)
+    after = refs.list_refs(*EVERYTHING)
+    moved = {ref for ref in published if heads.get(ref) != after.get(ref)}
+    findings = (
+        *(Finding("foreign", f"{store.name} is shared with the repository {other}", FOREIGN) for other in others),
+        *(Finding("unreadable", f"{ref} was written by another version of this project", UPDATE)
+          for ref in unreadable),
+        *(Finding("elsewhere", f"{ref} has its objects on {elsewhere[ref]}, which was not checked", ELSEWHERE)
+          for ref in sorted(published.keys() & elsewhere.keys() - moved)
+          if published[ref] or ref.startswith(CHECKPOINTS)),
+        *_check_branches({ref: items for ref, items in here.items() if ref not in moved}, parts, stored),
+        *_check_checkpoints(remotes, elsewhere),
+        *_check_waste(remotes, identity),
+        *_check_objects(unnamed, stored),
+        *_check_runs(runs.values()),
+    )  # fmt: skip
+    return Checked(len(published), len(stored), len(runs), findings)
 
 
 CONFIG = ".dvc/config"

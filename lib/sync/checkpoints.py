@@ -18,7 +18,7 @@ from lib.sync.lock import RunLock
 from lib.sync.publication import Publication, Say
 from lib.sync.record import RunRecord
 from lib.sync.refs import RefMovedError, RefUpdate
-from lib.sync.remotes import Remotes, file_of, named_by
+from lib.sync.remotes import CHECKPOINT, Remotes, file_of, named_by
 from lib.sync.stores.base import mismatch
 from lib.sync.tree import build_commit
 
@@ -32,12 +32,14 @@ class CheckpointPublisher:
         self._head: str | None = None
         """The commit of the checkpoint branch, as last read or pushed."""
         self._named: dict[str, str] = {}
-        """{name: identity} of the files that the branch names."""
+        """{name: identity} of the files of ours that the branch names."""
         self._waste: dict[str, str] = {}
         """The same for files of ours that it does not name, or that a push in doubt may have let it name."""
-        record = self._record()
+        repository = self._record().repository
+        self._own = f"{CHECKPOINT}{repository}-{lock.name}-"
+        """The beginning of our files' names; a branch that a fork has copied names those of another repository."""
         remotes.roll_back(lock, say)
-        remotes.sweep(record.repository, lock.name)
+        remotes.sweep(repository, lock.name)
         self._read_head()
 
     def _record(self) -> RunRecord:
@@ -51,7 +53,8 @@ class CheckpointPublisher:
         if self._head is not None:
             refs.bring(ref, self._head)
             texts = refs.read_files(ref, "*/checkpoint.json", commit=self._head)
-            self._named = {file["name"]: file["id"] for text in texts.values() for file in named_by(text)}
+            named = {file["name"]: file["id"] for text in texts.values() for file in named_by(text)}
+            self._named = {name: identity for name, identity in named.items() if name.startswith(self._own)}
 
     def publish(self, run: Publication, record: Mapping[str, object]) -> int:
         """Upload the objects of `run` and move the checkpoint branch; return the uploaded bytes.

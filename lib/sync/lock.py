@@ -20,9 +20,10 @@ from collections.abc import Iterable
 from typing import IO
 
 from lib.errors import GitPushError, RunHeldError, TakenOverError
+from lib.remotes.repository import pauses
 from lib.sync.publication import Say
 from lib.sync.record import ASKS, LEASE, RUNS, RunRecord, short_name
-from lib.sync.refs import ANY, RefMovedError, Refs, RefUpdate, SeenRun, pauses
+from lib.sync.refs import ANY, RefMovedError, Refs, RefUpdate, SeenRun
 
 POLL = 60.0  # seconds between two looks for a question; a tenth of a shorter lease
 CHECKPOINTS = "refs/heads/kaggle-checkpoint-"
@@ -255,14 +256,18 @@ class RunLock:
         assert record is not None, "the run is held"
         return record
 
-    def reread(self) -> None:
-        """Read the run's ref from the remote; raise `TakenOverError` unless it is ours."""
+    def reread(self, *others: str) -> dict[str, str]:
+        """Read the run's ref and other refs from the remote; raise `TakenOverError` unless the run is ours.
+
+        Returns {ref: commit}.
+        """
         with self._pushing:
-            commit = self.refs.list_refs(self.ref).get(self.ref)
-            if commit not in self._tried:
+            seen = self.refs.list_refs(self.ref, *others)
+            if seen.get(self.ref) not in self._tried:
                 self._lose()
             self.confirm()
-            self._commit = commit
+            self._commit = seen[self.ref]
+            return seen
 
     def push(self, record: RunRecord | None, *updates: RefUpdate) -> None:
         """Move the run's ref to `record`, or delete it, together with the other updates; all or nothing.

@@ -20,9 +20,10 @@ from typing import NoReturn, Self
 from lib.errors import DvcPushError, GitPushError, InDoubt, RunError, RunHeldError, SyncError, TakenOverError
 from lib.progress import Bar, file_size
 from lib.remotes.credentials import Credentials
+from lib.remotes.repository import StoredObject
 from lib.sync.lock import RunLock
 from lib.sync.publication import Publication, Published, Say
-from lib.sync.record import LEASE, DeclaredCopy, StoredObject
+from lib.sync.record import LEASE, DeclaredCopy
 from lib.sync.recover import Recovery
 from lib.sync.refs import RefMovedError, RefUpdate
 from lib.sync.remotes import Remotes, open_remotes
@@ -72,6 +73,7 @@ class _Publishing:
         self._step = "preparing"
         self._declared: dict[str, DeclaredCopy] = {}
         self._pushed = False
+        """Whether a commit push was sent and may still happen: until the run's ref is moved again."""
         self._objects: dict[str, StoredObject] = {}
         """The object of each path in `run.objects`."""
 
@@ -237,12 +239,12 @@ class _Publishing:
 
     def _commit(self) -> None:
         """Make the branch visible: create it, and delete the checkpoint and the run's ref, in one atomic push."""
-        refs, checkpoint = self.remotes.refs, self.lock.checkpoint
-        record = self.lock.held()
+        checkpoint, record = self.lock.checkpoint, self.lock.held()
         after = record.but(publishing=()) if record.undo else None
         while True:
-            old = None if self.run.keeps_checkpoint else refs.list_refs(checkpoint).get(checkpoint)
-            gone = [RefUpdate(checkpoint, old, None)] if old else []
+            # a session that takes the run over from here on finds every copy that it has to delete
+            old = self.lock.reread(checkpoint).get(checkpoint)
+            gone = [RefUpdate(checkpoint, old, None)] if old and not self.run.keeps_checkpoint else []
             try:
                 self._pushed = True
                 self.lock.push(after, RefUpdate(self._head, None, self.commit), *gone)
@@ -263,7 +265,7 @@ class _Publishing:
         try:
             published = self._roll_back_remotes()
         except Exception as second:  # noqa: BLE001  the first error is the one shown
-            if self._pushed and not self._is_fenced():
+            if self._pushed:
                 self._raise_doubt(error, second)
             published, failure = False, self._summary(second)
         if published:
@@ -290,23 +292,22 @@ class _Publishing:
         """
         if self.lock.record is not None:
             try:
+                if self._pushed:
+                    self.lock.push(self.lock.held())
+                    self._pushed = False
                 self.remotes.roll_back(self.lock, self.say, last=self.run.hold is None)
             except TakenOverError:
                 pass
             else:
                 return False
         # our ref is gone: by our commit push, or because another session has taken the run over, with its list
-        if self._pushed:
-            return self.remotes.refs.list_refs(self._head).get(self._head) == self.commit
-        if self.remotes.store.keeps_twins:
+        if self._pushed and self.remotes.refs.list_refs(self._head).get(self._head) == self.commit:
+            return True
+        if self.remotes.store.keeps_twins and not self._pushed:
             self.remotes.delete(self._declared.values(), None, self.say)
-        else:
-            self.remotes.kept = "the session that has taken the run over may rely on it"
+        elif self._declared:
+            self.remotes.kept = "the session that has taken the run over deletes it or relies on it"
         return False
-
-    def _is_fenced(self) -> bool:
-        """Return whether the run's ref was moved since the commit push, so that this can no longer happen."""
-        return self.lock.record is not None and not self.lock.record.publishing
 
     def _clean_up(self) -> None:
         """Delete the files of the run's last checkpoint; on failure `recover` does."""

@@ -10,19 +10,12 @@ import secrets
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from lib.remotes.repository import StoredObject
+
 PROTOCOL = 2
 LEASE = 600.0  # seconds without an answer after which a run may be taken over
 LONGEST_NAME = 100  # bytes: it is a part of file names, which many file systems limit to 255 bytes
 RUNS, ASKS = "refs/runs/", "refs/asks/"
-
-
-class StoredObject(BaseModel):
-    """One object: its name on the DVC remote (hex MD5 of its content) and its size in bytes; -1 is unknown."""
-
-    model_config = ConfigDict(frozen=True)
-
-    oid: str
-    size: int
 
 
 class DeclaredCopy(StoredObject):

@@ -7,18 +7,19 @@ Cannot: recover a run of another repository or of another version of this projec
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Collection
 from pathlib import Path
 
-from lib.errors import RunError, RunHeldError, SyncError
+from lib.errors import GitPushError, RunError, RunHeldError, SyncError
 from lib.remotes.credentials import Credentials
 from lib.sync import lock as locks
 from lib.sync.lock import RunLock, short
 from lib.sync.publication import Say
 from lib.sync.record import ASKS
-from lib.sync.refs import EARLIER, SeenRun
+from lib.sync.refs import EARLIER, RefUpdate, SeenRun
 from lib.sync.remotes import Remotes, open_remotes
 
 
@@ -90,6 +91,10 @@ class Recovery:
         unasked = [f"{ASKS}{name}" for name in waiting if f"{ASKS}{name}" not in asked]
         if ask and unasked:
             locks.ask(refs, unasked)
+        orphans = [ref for ref in asked if ask and names is None and ref.removeprefix(ASKS) not in runs]
+        if orphans:
+            with contextlib.suppress(GitPushError):  # its asker may have deleted it
+                refs.push(*(RefUpdate(ref, asked[ref], None) for ref in orphans))
         return not self._silent.issuperset(waiting)
 
     @property

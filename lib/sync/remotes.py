@@ -37,11 +37,10 @@ def open_remotes(root: Path, credentials: Credentials) -> Iterator[Remotes]:
 
     with contextlib.ExitStack() as stack:
         try:
-            refs = Refs(root, credentials)  # first: its error for a repository that DVC cannot open is the clear one
             repo = stack.enter_context(Repo(str(root)))
             store = open_store(repo)
             stack.callback(_close, store)
-            remotes = Remotes(repo, refs, store, credentials.redact)
+            remotes = Remotes(repo, Refs(root, credentials), store, credentials.redact)
         except (CommandError, DvcException, OSError) as error:
             cause = error.what if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
             raise SyncError(

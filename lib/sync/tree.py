@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from lib.process import run_command
+from lib.remotes.repository import StoredObject
 from lib.sync.publication import Publication
-from lib.sync.record import StoredObject
 from lib.sync.refs import Refs
 
 RAW = "* -filter -text -ident -working-tree-encoding"

@@ -19,7 +19,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -34,22 +33,17 @@ from typing import Any, Self
 import pytest
 from conftest import ROOT, RUN, SWEEPS, WEIGHTS, Stores, run_git, write_run
 from faults import (
-    KILLED,
-    MANY,
     SURROUNDINGS,
     Copies,
     Died,
     DvcRemote,
     FaultInjector,
-    FolderRemote,
     Kind,
     Peer,
     content_of,
-    end,
-    start,
     walk,
 )
-from publications import BRANCH, OTHER, md5_of, object_name, publish, refuse
+from publications import OTHER, md5_of, object_name, publish, refuse
 from scenarios import BY_HAND, CHECKPOINT_HEAD, HEAD, Scenario
 from switches import Switch
 
@@ -58,9 +52,9 @@ from lib.remotes.credentials import Credentials
 from lib.sync import Refs, recover
 
 STRIDE = 3  # calls of a sweep between two that one commit breaks
-COUNTED = re.compile(r"^calls: (\d+)$", re.MULTILINE)  # in the output of a child process that did not reach its fault
+MANY = 600  # more calls than a scenario makes
 FLAT = re.compile(r"\.?kaggle-training-")
-MARKS = re.compile(r"\.?kaggle-training-(repository|store)-")  # files that name a repository or the store for good
+MARKS = re.compile(r"\.?kaggle-training-(repository-|store)")  # files that name a repository or the store for good
 
 
 class HalfState(AssertionError):
@@ -208,12 +202,12 @@ class World:
         remote.restore()
         SURROUNDINGS.begin("trial")
         self.scenario, self.stores, self.remote = scenario, stores, remote
-        self.rescuer, self.late = stores.folder / "rescuer", stores.folder / "late.json"
+        self.rescuer = stores.folder / "rescuer"
         self.models = {name: (self.stores.clone / name).read_bytes() for name in WEIGHTS}
         self.mine = {object_name(md5_of(content)): content for content in self.models.values()}
         seen = self.look()
         seen.check_branches()
-        self.kept = {copy for copy in seen.identities() - seen.declared() if not FLAT.match(copy[0])}
+        self._kept = {copy for copy in seen.identities() - seen.declared() if not FLAT.match(copy[0])}
         self.refs = {ref: commit for ref, commit in seen.refs.items() if ref.startswith("refs/heads/")}
         self.index = (self.stores.clone / ".git" / "index").read_bytes()
         self.peer: Peer | None = None
@@ -225,20 +219,31 @@ class World:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.end_peer()
+        if self.peer is not None:
+            self.peer.go_on()
+        SURROUNDINGS.peer = None
 
     def end_peer(self) -> None:
         """Let the other process finish, and check what it did."""
         if self.peer is None:
             return
-        status, self.peer, SURROUNDINGS.peer = self.peer.finish(), None, None
-        seen, report = self.look(), (self.stores.folder / "peer.txt").read_text(encoding="utf-8")
+        status, self.peer, SURROUNDINGS.peer = self.peer.go_on(), None, None
+        seen, report = self.look(), self._report()
         seen.check_branches()
         if status != 0:
             raise WrongReport(f"the other process failed: {report[-1500:]}")
         moved = re.search(r"^checkpoint (\w+)$", report, re.MULTILINE)
         if moved and seen.refs.get(CHECKPOINT_HEAD) != moved[1]:
             raise HalfState("the checkpoint of the session that has taken the run over was moved")
+
+    def _report(self) -> str:
+        """Return what the other process has printed."""
+        report = self.stores.folder / "peer.txt"
+        return report.read_text(encoding="utf-8") if report.exists() else ""
+
+    def kept(self) -> set[tuple[str, str]]:
+        """Return the copies that others have stored, before the fault or meanwhile."""
+        return self._kept | set(re.findall(r"^stored (\S+) (\S+)$", self._report(), re.MULTILINE))
 
     def look(self) -> Snapshot:
         """Return the current state of both remotes."""
@@ -292,7 +297,7 @@ class World:
             raise HalfState("the checkpoint is gone, and the run is not published")
         if published and self.scenario.ends_checkpoint and not self.scenario.is_lost and CHECKPOINT_HEAD in seen.refs:
             raise HalfState("the run is published, and its checkpoint is left")
-        if lost := self.kept - seen.identities():
+        if lost := self.kept() - seen.identities():
             raise HalfState(f"copies that were stored before are lost: {sorted(lost)}")
         unnamed = self._unnamed(seen)
         if self.scenario.is_lost:  # what it stored too late may be what another publication relies on
@@ -303,11 +308,11 @@ class World:
 
     def _unnamed(self, seen: Snapshot) -> set[tuple[str, str]]:
         named = seen.check_branches()
-        return {copy for copy in seen.identities() - self.kept if copy[0] not in named}
+        return {copy for copy in seen.identities() - self.kept() if copy[0] not in named}
 
     def check_no_twins(self) -> None:
         """Check that no new object is stored twice."""
-        new = [name for name, _ in self.look().identities() - self.kept]
+        new = [name for name, _ in self.look().identities() - self.kept()]
         if twins := {name for name in new if new.count(name) > 1}:
             raise WrongReport(f"stored more than once: {sorted(twins)}")
 
@@ -358,13 +363,11 @@ def prepare(stores: Stores, scenario: Scenario, remote: DvcRemote) -> None:
         remote.connect(clone)
     publish(stores.folder / "warm")  # loads every library before the first fork
     run_git("update-ref", "-d", HEAD, cwd=stores.origin)
-    remote.clear()
+    remote.clear(cold=scenario.cold)
     clones = [stores.folder / "rescuer", stores.folder / "peer", stores.clone]
     if scenario.cold:
         clones.pop()
         run_git("update-ref", "-d", Refs(stores.clone, Credentials()).identity_ref, cwd=stores.origin)
-        for mark in stores.storage.glob("kaggle-training-*"):
-            mark.unlink()
     for clone in clones:
         recover(clone, say=str)
     for name in ("rescuer", "peer", "clone", "warm"):
@@ -420,14 +423,14 @@ def sweep(
     `switch` turns a rule of the protocol off after everything is prepared; `until_found` stops at the first finding.
     The DVC remote is the folder of `stores` unless `remote` is given.
     """
-    remote = remote or FolderRemote(stores)
+    remote = remote or DvcRemote(stores)
     with pytest.MonkeyPatch.context() as patch:
         SURROUNDINGS.simulate(patch)
         prepare(stores, scenario, remote)
         if switch:
             switch(patch)
         if not kind.repeats:
-            patch.setattr("lib.sync.refs.PAUSES", ())
+            patch.setattr("lib.remotes.repository.PAUSES", ())
         patch.setattr(sys, "stderr", io.StringIO())  # progress bars
         worlds = functools.partial(World, stores, scenario, remote)
         where = f"[{scenario.name}; {kind.name}] "
@@ -446,7 +449,7 @@ def _sweep(worlds: Callable[[], World], kind: Kind, sweeps: Sweeps, where: str, 
                 sweeps.counts["half-states"] += isinstance(found, HalfState)
             sweeps.counts["retries"] += trial.retried
             if not trial.reached:
-                sweeps.counts["calls"] += trial.calls
+                sweeps.counts["calls"] += len(trial.injector.counted)
                 return
             sweeps.counts["points"] += 1
             if until_found and sweeps.findings:
@@ -466,27 +469,20 @@ class Trial:
         self.injector = FaultInjector(
             kind,
             at,
-            late=world.late,
             from_refusal=bool(scenario.refuses) and not scenario.whole,
             remote=world.remote if kind.on_the_wire else None,
         )
-        self.reached = self.retried = False
-        self._report = world.stores.folder / "child.txt"
+        self.retried = False
+
+    @property
+    def reached(self) -> bool:
+        """Return whether the fault has happened."""
+        return self.injector.broken is not None
 
     @property
     def call(self) -> str:
         """Return the call that was broken."""
-        if self.kind.kills:
-            return self._child_output().rpartition(KILLED)[2]
-        return self.injector.counted[self.injector.at - 1] if self.injector.reached else ""
-
-    @property
-    def calls(self) -> int:
-        """Return the number of calls of a run that did not reach its fault."""
-        return int(COUNTED.findall(self._child_output())[-1]) if self.kind.kills else len(self.injector.counted)
-
-    def _child_output(self) -> str:
-        return self._report.read_text(encoding="utf-8") if self._report.exists() else ""
+        return self.injector.counted[self.injector.at - 1] if self.reached else ""
 
     def run(self) -> None:
         """Run the scenario with its fault, recover, retry, and check after each."""
@@ -523,46 +519,27 @@ class Trial:
         self.injector.deliver()
         self.world.look().check_branches()
 
-    def _do(self) -> Exception | None:
+    def _do(self) -> BaseException | None:
         world, scenario = self.world, self.world.scenario
 
-        def act() -> None:
+        try:
             with self.injector.installed():
                 if scenario.recovers:
-                    recover(world.rescuer, say=str)
+                    recover(world.rescuer, patience=0 if scenario.peer else None, say=str)
                 else:
                     scenario.publish(world.stores.clone)
+        except (Exception, Died) as error:  # noqa: BLE001  `_check_outcome` checks its class
+            return error
+        return None
 
-        def act_and_count() -> None:
-            try:
-                act()
-            finally:
-                os.write(2, f"\ncalls: {len(self.injector.counted)}\n".encode())
-
-        if self.kind.kills:
-            status = end(start(act_and_count, self._report), self._report)
-            self.reached = status == -signal.SIGKILL
-            if not self.reached and status != int(scenario.fails):
-                raise WrongReport(f"without a fault: {self._child_output()[-2000:]}")
-            return None
-        error = None
-        try:
-            act()
-        except Died:
-            pass
-        except Exception as caught:  # noqa: BLE001  `_check_outcome` checks its class
-            error = caught
-        self.reached = self.injector.reached
-        return error
-
-    def _check_outcome(self, error: Exception | None, seen: Snapshot) -> None:
+    def _check_outcome(self, error: BaseException | None, seen: Snapshot) -> None:
         world, scenario, kind = self.world, self.world.scenario, self.kind
-        if error is not None:
+        if isinstance(error, Exception):
             expected = scenario.fails or scenario.is_lost or kind.holds
             if not expected and (kind.harmless or not self.reached):
                 raise WrongReport(f"nothing failed for good, but it raises {error!r}") from error
             world.check_error(error, seen)
-        elif kind.kills or kind.dies or scenario.recovers:
+        elif error is not None or scenario.recovers:
             pass
         elif not world.is_published(seen):
             raise WrongReport("the call succeeds, but there is no branch")

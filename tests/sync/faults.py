@@ -4,8 +4,9 @@
 and durable local writes. It numbers the calls and breaks one of them; `fault_sweeps.py` runs a scenario with one kind
 of fault for every N and checks both remotes and the clone after each. `scenarios.py` defines the scenarios.
 
-The Git remote is always a real one. The DVC remote is a `DvcRemote`: a folder here, Drive and S3 in `store_faults.py`,
-where the HTTP requests below the operations can be broken too. Time is simulated: a lease passes within a moment.
+The Git remote is always a real one. The DVC remote is a folder here, Drive or S3 in `store_faults.py`, where the HTTP
+requests below the operations can be broken too. Time is simulated: a lease passes within a moment. A process dies by
+an exception at each later call, which leaves the remotes as SIGKILL does.
 
 Cannot break: what never leaves Python (memory), a write inside git, or the order of two concurrent uploads. Uploads run
 one after the other here, so that a number means the same call in each run.
@@ -18,12 +19,11 @@ import errno
 import functools
 import hashlib
 import itertools
-import json
+import multiprocessing
 import os
 import random
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -32,10 +32,10 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import pytest
-from conftest import ROOT, Stores, processes_with
+from conftest import ROOT, Stores
 
 from lib import process as commands
 from lib.process import CommandFailed, Completed
@@ -45,9 +45,6 @@ from lib.sync import remotes as remotes_module
 from lib.sync.stores.base import StoredCopy, open_store
 
 SYNC = str(ROOT / "lib" / "sync")
-MARK = "FAULT_SWEEP"  # in the environment of each subprocess of a process that is killed
-KILLED = "\nkilled at "
-MANY = 600  # more calls than a scenario makes
 HASTE = 60  # simulated seconds that a sleep of one second takes: two pauses of an asker make a lease
 WIRE = "wire"
 
@@ -60,23 +57,37 @@ Decide = Callable[[str], str | None]
 """Returns the fault for a request that has arrived: None, or a kind of fault of the emulator."""
 
 
-class DvcRemote(Protocol):
-    """A DVC remote as a test sees it, without the code under test."""
+class DvcRemote:
+    """A DVC remote as a test sees it, without the code under test: a folder, which is saved together with the clones.
 
-    survives_forks: bool
-    """Whether a child process may use it. If so, a process dies by SIGKILL, else by an exception at each later call."""
+    Other kinds override every method.
+    """
+
+    def __init__(self, stores: Stores) -> None:
+        self._folder = stores.storage
 
     def connect(self, clone: Path) -> None:
         """Configure a new clone to use the remote."""
 
     def copies(self) -> Copies:
         """Return every stored copy, also those that no reader can see."""
+        found = {}
+        for path in self._folder.rglob("*"):
+            if path.is_file():
+                found[path.relative_to(self._folder).as_posix()] = {identity_of(path): path.read_bytes()}
+        return found
 
     def put(self, path: str, content: bytes) -> None:
         """Store one more copy, as an unrelated client would."""
+        file = self._folder / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
 
-    def clear(self) -> None:
-        """Delete every object."""
+    def clear(self, *, cold: bool = False) -> None:
+        """Delete every object; if `cold`, everything."""
+        shutil.rmtree(self._folder / "files")
+        for mark in self._folder.iterdir() if cold else ():
+            mark.unlink()
 
     def keep(self) -> None:
         """Save the content for `restore`."""
@@ -86,55 +97,17 @@ class DvcRemote(Protocol):
 
     def full_state(self) -> object:
         """Return the whole content, hidden parts too, without times and random names."""
-
-    def requests(self, decide: Decide, /) -> contextlib.AbstractContextManager[None]:
-        """Call `decide` for every request within the block."""
-
-
-class FolderRemote:
-    """A folder. It is saved and restored together with the clones."""
-
-    survives_forks = True
-
-    def __init__(self, stores: Stores) -> None:
-        self._folder = stores.storage
-
-    def connect(self, clone: Path) -> None:
-        """Do nothing: the address is committed."""
-
-    def copies(self) -> Copies:
-        """Return every file of the folder, temporary ones too."""
-        found = {}
-        for path in self._folder.rglob("*"):
-            if path.is_file():
-                second, fraction = divmod(path.stat().st_mtime_ns, 10**9)
-                identity = f"{second}.{fraction:09d}" if fraction else str(second)
-                found[path.relative_to(self._folder).as_posix()] = {identity: path.read_bytes()}
-        return found
-
-    def put(self, path: str, content: bytes) -> None:
-        """Write a file."""
-        file = self._folder / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content)
-
-    def clear(self) -> None:
-        """Delete DVC's folder; files that name the store and the repository stay."""
-        shutil.rmtree(self._folder / "files")
-
-    def keep(self) -> None:
-        """Do nothing: the folder is copied with the clones."""
-
-    def restore(self) -> None:
-        """Do nothing: the folder is restored with the clones."""
-
-    def full_state(self) -> object:
-        """Return every file and folder, empty folders too."""
         return sorted((path, file.lstat().st_mode, content_of(file)) for path, file in walk(self._folder))
 
     def requests(self, _decide: Decide, /) -> contextlib.AbstractContextManager[None]:
-        """Do nothing: a folder has no requests."""
+        """Call `decide` for every request within the block; a folder has none."""
         return contextlib.nullcontext()
+
+
+def identity_of(file: Path) -> str:
+    """Return the identity of a copy in a folder."""
+    second, fraction = divmod(file.stat().st_mtime_ns, 10**9)
+    return f"{second}.{fraction:09d}" if fraction else str(second)
 
 
 def walk(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -148,7 +121,7 @@ def content_of(file: Path) -> bytes:
     return file.read_bytes() if file.is_file() else b""
 
 
-# ── time and chance ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── time, chance and other processes ──────────────────────────────────────────────────────────────────────────────────
 
 
 class Surroundings:
@@ -171,7 +144,7 @@ class Surroundings:
         sleep, monotonic = time.sleep, time.monotonic
 
         def sleep_simulated(seconds: float) -> None:
-            if not _is_called_by_sync(2):
+            if not _is_called_by_sync():
                 sleep(seconds)
                 return
             if self.peer is not None:
@@ -179,7 +152,7 @@ class Surroundings:
             self._ahead += HASTE * seconds
 
         patch.setattr(time, "sleep", sleep_simulated)
-        patch.setattr(time, "monotonic", lambda: monotonic() + self._ahead * _is_called_by_sync(2))
+        patch.setattr(time, "monotonic", lambda: monotonic() + self._ahead * _is_called_by_sync())
         patch.setattr(secrets, "token_hex", self._token)
         patch.setattr(random, "SystemRandom", lambda: random.Random(self._token(8)))
 
@@ -190,8 +163,45 @@ class Surroundings:
 SURROUNDINGS = Surroundings()
 
 
-def _is_called_by_sync(depth: int) -> bool:
-    return sys._getframe(depth).f_code.co_filename.startswith(SYNC)
+def _is_called_by_sync() -> bool:
+    """Return whether the caller of the caller is a module of `lib.sync`."""
+    return sys._getframe(2).f_code.co_filename.startswith(SYNC)
+
+
+class Peer:
+    """Another clone's process, paused in the middle of its work until `go_on`, which returns when it has ended."""
+
+    def __init__(self, work: Callable[[Callable[[], None]], object], report: Path) -> None:
+        for thread in threading.enumerate():
+            if thread.name.startswith("lock of "):
+                thread.join(10)  # its lock was released, and threads do not survive a fork
+        context = multiprocessing.get_context("fork")
+        paused, self._go = context.Event(), context.Event()
+        self._report = report
+
+        def pause() -> None:
+            paused.set()
+            self._go.wait()
+
+        def run() -> None:
+            SURROUNDINGS.begin("peer")
+            with report.open("w") as output, contextlib.redirect_stdout(output):
+                try:
+                    work(pause)
+                except BaseException:
+                    traceback.print_exc(file=output)
+                    raise
+
+        self._process = context.Process(target=run)
+        self._process.start()
+        while not paused.wait(0.2):
+            assert self._process.is_alive(), report.read_text(encoding="utf-8")
+
+    def go_on(self) -> int:
+        """Run the process to its end and return its exit status."""
+        self._go.set()
+        self._process.join()
+        return self._process.exitcode or 0
 
 
 # ── the injector ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -199,45 +209,38 @@ def _is_called_by_sync(depth: int) -> bool:
 
 @dataclass(frozen=True)
 class Call:
-    """One external call: how to make it, how its failure looks, and how to make half of it, if it can be half done."""
+    """One external call: how to make it, how its failure looks, and how to do it by half, if that is possible."""
 
     boundary: str
     name: str
     act: Callable[[], Any]
     fail: Callable[[], Any]
     words: tuple[str, ...] = ()
-    half: Callable[[], object] | None = None
+    half: Callable[[], Any] = lambda: None
 
 
 class FaultInjector:
     """Wraps all external calls of a publication; counts those that the kind of fault applies to, breaks number `at`.
 
-    `late` is the file for the pushes that are in progress when the client gives up. With `from_refusal` calls are
-    counted from the first failed push: those of the roll back.
+    With `from_refusal` calls are counted from the first failed push: those of the roll back.
     """
 
-    def __init__(
-        self, kind: Kind, at: int, *, late: Path, from_refusal: bool = False, remote: DvcRemote | None = None
-    ) -> None:
-        self.kind, self.at, self._late, self._remote = kind, at, late, remote
+    def __init__(self, kind: Kind, at: int, *, from_refusal: bool = False, remote: DvcRemote | None = None) -> None:
+        self.kind, self.at, self._remote = kind, at, remote
         self.counting = not from_refusal and not kind.holds
         self.counted: list[str] = []
         self.broken: Call | None = None
-        self._held = False
+        self._late: list[tuple[Sequence[str | Path], dict[str, Any]]] = []
+        self._has_held = False
         self._locks: list[RunLock] = []
         self._lock = threading.Lock()
-
-    @property
-    def reached(self) -> bool:
-        """Return whether the fault has happened."""
-        return self.broken is not None
 
     def intercept(self, call: Call) -> Any:
         """Make a call, or break it."""
         kind = self.kind
-        if kind.holds and not self._held and creates_a_branch(call):
-            self._held = True
-            return _hold_back(self, call)
+        if kind.holds and not self._has_held and creates_a_branch(call):
+            self._has_held = True
+            return _do_half(self, call)
         with self._lock:
             counts = self.counting and (call.boundary == WIRE) == kind.on_the_wire and kind.applies(call)
             if counts:
@@ -264,7 +267,8 @@ class FaultInjector:
                     patch.setattr(module, "run_command", functools.partial(self._git, run))
             patch.setattr(remotes_module, "open_store", lambda repo: _Store(open_store(repo), self))
             self._wrap(patch, dvc_data.hashfile.hash, "hash_file", "dvc", _no_space)
-            self._wrap(patch, dvc.repo.Repo, "__init__", "dvc", lambda: DvcException("no space left on device"))
+            not_opened = functools.partial(_raise, DvcException, "no space left on device")
+            self._wrap(patch, dvc.repo.Repo, "__init__", "dvc", not_opened)
             for owner, names in LOCAL_WRITES:
                 for name in names:
                     self._wrap(patch, owner, name, "local", _no_space)
@@ -283,61 +287,54 @@ class FaultInjector:
                         lock._end()
                     raise
 
-    def send_later(self, words: Sequence[str], options: Mapping[str, Any]) -> None:
-        """Write down a push that is in progress when the client gives up."""
-        self._late.write_text(json.dumps([list(words), str(options["cwd"]), dict(options.get("env") or {})]))
-
     def deliver(self) -> None:
-        """Make the push arrive that was in progress when the client gave up."""
-        if self._late.exists():
-            words, cwd, environment = json.loads(self._late.read_text(encoding="utf-8"))
-            self._late.unlink()
-            subprocess.run(words, cwd=cwd, env={**os.environ, **environment}, capture_output=True)
+        """Make the pushes arrive that were in progress when the client gave up."""
+        while self._late:
+            words, options = self._late.pop()
+            environment = {**os.environ, **(options.get("env") or {})}
+            subprocess.run(words, cwd=options["cwd"], env=environment, capture_output=True)
 
     def _git(self, run: Callable[..., Completed], command: Sequence[str | Path], **options: Any) -> Completed:
-        words = tuple(str(word) for word in command)
+        words = [str(word) for word in command]
+        while words[1].startswith("-"):  # options of git itself
+            del words[1 : 3 if words[1] == "-c" else 2]
 
         def act() -> Completed:
-            answer = run(command, **{**options, "check": False})
-            if words[1] == "push" and answer.status != 0:
-                self.counting = True
-            return checked(answer)
+            return checked(run(command, **{**options, "check": False}))
+
+        def fail() -> Completed:
+            return checked(Completed(128, "", "fatal: unable to access the remote: Connection reset by peer"))
 
         def checked(answer: Completed) -> Completed:
+            self.counting = self.counting or (words[1] == "push" and answer.status != 0)
             if answer.status != 0 and options.get("check", True):
                 raise CommandFailed(" ".join(words[:3]), answer)
             return answer
 
-        def fail() -> Completed:
-            if words[1] == "push":
-                self.counting = True
-            return checked(Completed(128, "", "fatal: unable to access the remote: Connection reset by peer"))
+        def send_later() -> Completed:
+            self._late.append((command, options))
+            return fail()
 
         name = " ".join(word for word in words[1:] if not word.startswith("--"))[:90]
-        half = functools.partial(self.send_later, words, options)
-        return self.intercept(Call("git", name, act, fail, words, half))  # type: ignore[no-any-return]
+        return self.intercept(Call("git", name, act, fail, tuple(words), send_later))  # type: ignore[no-any-return]
 
     def _decide(self, request: str) -> str | None:
         """Return the fault for a request that has reached the store."""
         return self.intercept(Call(WIRE, request[:90], lambda: None, lambda: "cut", (request,)))  # type: ignore[no-any-return]
 
     def _wrap(
-        self, patch: pytest.MonkeyPatch, owner: Any, name: str, boundary: str, error: Callable[[], Exception]
+        self, patch: pytest.MonkeyPatch, owner: Any, name: str, boundary: str, fail: Callable[[], NoReturn]
     ) -> None:  # fmt: skip
         """Wrap a function of a library where `lib.sync` calls it; other callers get the real function."""
         real = getattr(owner, name)
 
         @functools.wraps(real)
         def wrapper(*args: Any, **options: Any) -> Any:
-            if not _is_called_by_sync(2) or not _writes(name, args, options):
+            if not _is_called_by_sync() or not _writes(name, args, options):
                 return real(*args, **options)
-
-            def act() -> Any:
-                return real(*args, **options)
-
             shown = [Path(arg).name for arg in args[:2] if isinstance(arg, (str, Path))]
-            half = functools.partial(_write_half, args) if name in HALVES else None
-            return self.intercept(Call(boundary, f"{name} {' '.join(shown)}", act, _raising(error), half=half))
+            act = functools.partial(real, *args, **options)
+            return self.intercept(Call(boundary, f"{name} {' '.join(shown)}", act, fail))
 
         patch.setattr(owner, name, wrapper)
 
@@ -354,55 +351,35 @@ class _Store:
             return value
 
         def wrapper(*args: Any, **options: Any) -> Any:
-            shown = args[0].removeprefix("files/md5/")[:50] if args and isinstance(args[0], str) else ""
-            call = Call("store", f"{name} {shown}", lambda: value(*args, **options), _raising(_no_answer))
-            if name == "create":
-                source, identity = args[1:3]
+            def lie() -> StoredCopy:
+                _, source, identity, *_ = args
                 content = source.read_bytes()
-                lie = StoredCopy(identity, len(content), hashlib.md5(content).hexdigest())
-                call = Call(call.boundary, call.name, call.act, call.fail, half=lambda: lie)
-            return self._injector.intercept(call)
+                return StoredCopy(identity, len(content), hashlib.md5(content).hexdigest())
+
+            shown = args[0].removeprefix("files/md5/")[:50] if args and isinstance(args[0], str) else ""
+            act = functools.partial(value, *args, **options)
+            return self._injector.intercept(Call("store", f"{name} {shown}", act, _no_answer, half=lie))
 
         return wrapper
 
 
 LOCAL_WRITES: tuple[tuple[Any, tuple[str, ...]], ...] = (
-    (
-        Path,
-        ("write_text", "write_bytes", "replace", "rename", "unlink", "open", "mkdir", "rmdir", "chmod", "touch",
-         "symlink_to", "hardlink_to"),
-    ),
-    (os, ("fsync", "replace", "rename", "unlink", "remove", "link", "symlink", "makedirs", "mkdir", "write", "utime",
-          "fchmod")),
+    (Path, ("write_text", "write_bytes", "replace", "rename", "unlink", "open", "mkdir", "rmdir", "chmod", "touch")),
+    (os, ("fsync", "replace", "rename", "unlink", "remove", "link", "makedirs", "mkdir", "write", "utime", "fchmod")),
     (shutil, ("copyfile", "copy", "copy2", "copytree", "move", "rmtree")),
-)  # fmt: skip
-HALVES = ("write_text", "write_bytes")
+)
 
 
 def _writes(name: str, args: Sequence[Any], options: dict[str, Any]) -> bool:
     return name != "open" or any(letter in (options.get("mode") or (*args, "r")[1]) for letter in "wax+")
 
 
-def _write_half(args: Sequence[Any]) -> None:
-    """Leave the first half of a write."""
-    content = args[1].encode() if isinstance(args[1], str) else args[1]
-    with open(args[0], "wb") as file:  # noqa: PTH123  Path's own methods are wrapped
-        file.write(content[: len(content) // 2])
+def _raise(error: type[Exception], *about: object) -> NoReturn:
+    raise error(*about)
 
 
-def _no_space() -> OSError:
-    return OSError(errno.ENOSPC, "No space left on device")
-
-
-def _no_answer() -> OSError:
-    return OSError(errno.ECONNRESET, "Connection reset by peer")
-
-
-def _raising(error: Callable[[], Exception]) -> Callable[[], NoReturn]:
-    def fail() -> NoReturn:
-        raise error()
-
-    return fail
+_no_space = functools.partial(_raise, OSError, errno.ENOSPC, "No space left on device")
+_no_answer = functools.partial(_raise, OSError, errno.ECONNRESET, "Connection reset by peer")
 
 
 # ── the kinds of fault ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -423,10 +400,6 @@ class Kind:
     first: Strike
     later: Strike = _make
     applies: Callable[[Call], bool] = lambda _call: True
-    kills: bool = False
-    """Whether the publication runs in a child process, which is killed."""
-    dies: bool = False
-    """Whether `Died` is raised at this and each later call, which leaves the same remotes."""
     on_the_wire: bool = False
     """Whether HTTP requests are counted and broken, instead of operations."""
     arrives: str = ""
@@ -445,30 +418,18 @@ class Died(BaseException):
     """The process has died: nothing that it would do from now on happens."""
 
 
-def _kill_now(call: Call) -> NoReturn:
-    os.write(2, f"{KILLED}{call.boundary}: {call.name}".encode())
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError("SIGKILL was survived")
+def _dying(act: Callable[[Call], object]) -> Strike:
+    """Return the strike after which the process is dead."""
+
+    def act_and_die(_injector: FaultInjector, call: Call) -> NoReturn:
+        with contextlib.suppress(Exception):
+            act(call)
+        raise Died
+
+    return act_and_die
 
 
-def _kill_before(_injector: FaultInjector, call: Call) -> NoReturn:
-    _kill_now(call)
-
-
-def _kill_after(_injector: FaultInjector, call: Call) -> NoReturn:
-    with contextlib.suppress(Exception):
-        call.act()
-    _kill_now(call)
-
-
-def _kill_midway(_injector: FaultInjector, call: Call) -> NoReturn:
-    assert call.half is not None
-    call.half()
-    _kill_now(call)
-
-
-def _stop(_injector: FaultInjector, _call: Call) -> NoReturn:
-    raise Died
+_die = _dying(lambda _call: None)
 
 
 def _fail(_injector: FaultInjector, call: Call) -> Any:
@@ -488,20 +449,13 @@ def _lose(_injector: FaultInjector, call: Call) -> Any:
     return call.fail()
 
 
-def _hold_back(_injector: FaultInjector, call: Call) -> Any:
-    assert call.half is not None
-    call.half()
-    return call.fail()
+def _do_half(_injector: FaultInjector, call: Call) -> Any:
+    return call.half()
 
 
 def _deliver(injector: FaultInjector, call: Call) -> Any:
     injector.deliver()
     return call.act()
-
-
-def _lie(_injector: FaultInjector, call: Call) -> Any:
-    assert call.half is not None
-    return call.half()
 
 
 def _let_the_peer_finish(_injector: FaultInjector, call: Call) -> Any:
@@ -545,105 +499,22 @@ BOUNDARY = Kind("fails with all calls of its sort", _fail, _fail_at_this_boundar
 LOST = Kind("happens and its answer is lost", _lose)
 LOST_PUSH = Kind("a push happens and its answer is lost", _lose, applies=is_push, harmless=True)
 REPEATED = Kind("a push fails and is repeated", _fail, applies=is_push, harmless=True, repeats=True)
-LATE = Kind("a push arrives before the recovery", _hold_back, applies=is_push, arrives="before")
+LATE = Kind("a push arrives before the recovery", _do_half, applies=is_push, arrives="before")
 LATE_AND_REPEATED = Kind(
-    "a push is repeated and arrives late", _hold_back, applies=is_push, arrives="before", harmless=True, repeats=True
+    "a push is repeated and arrives late", _do_half, applies=is_push, arrives="before", harmless=True, repeats=True
 )
-VERY_LATE = Kind("a push arrives after the recovery", _hold_back, applies=is_push, arrives="after")
+VERY_LATE = Kind("a push arrives after the recovery", _do_half, applies=is_push, arrives="after")
 DELAYED = Kind("the commit push arrives right before it", _deliver, holds=True)
-LIES = Kind("reports success without an effect", _lie, applies=stores_an_object)
+LIES = Kind("reports success without an effect", _do_half, applies=stores_an_object)
 MEANWHILE = Kind("the peer finishes right before it", _let_the_peer_finish, harmless=True)
-DIES = Kind("dies right before", _stop, _stop, dies=True)
-KILLED_BEFORE = Kind("killed right before", _kill_before, kills=True)
-KILLED_AFTER = Kind("killed right after", _kill_after, kills=True)
-KILLED_AND_RETRIED = Kind("killed right after, and retried at once", _kill_after, kills=True, skips_recovery=True)
-KILLED_MIDWAY = Kind(
-    "killed midway", _kill_midway, applies=lambda call: call.boundary == "local" and call.half is not None, kills=True
+DIES = Kind("dies right before", _die, _die)
+DIES_AFTER = Kind("dies right after", _dying(lambda call: call.act()), _die)
+DIES_AND_RETRIES = Kind(
+    "dies right after, and retries at once", _dying(lambda call: call.act()), _die, skips_recovery=True
 )
-KILLED_AT_A_PUSH = Kind(
-    "killed while a push is sent", _kill_midway, applies=is_push, kills=True, arrives="after"
-)  # fmt: skip
-
-
-# ── processes ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def start(action: Callable[[], object], report: Path) -> int:
-    """Run an action in a child process and return its id; it exits with 0, or with 1 after an error."""
-    for thread in threading.enumerate():
-        if thread.name.startswith("lock of "):
-            thread.join(10)  # its lock was released
-    # s3fs keeps its idle threads for the process's life once another test has used it; they hold nothing used here
-    idle = ("fsspecIO", "asyncio_")
-    others = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
-    alive = [name for name in others if not name.startswith(idle)]
-    assert not alive, f"threads do not survive a fork: {alive}"
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        os.setsid()
-        os.environ[MARK] = str(report)
-        SURROUNDINGS.begin(report.name)
-        output = os.open(report, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        for stream in (1, 2):
-            os.dup2(output, stream)
-        sys.stdout = sys.stderr = os.fdopen(os.dup(output), "w")
-        action()
-        sys.stdout.flush()
-        status = 0
-    except BaseException:  # noqa: BLE001  the parent reads it
-        os.write(2, traceback.format_exc().encode())
-    finally:
-        os._exit(status)
-
-
-def end(pid: int, report: Path) -> int:
-    """Return the exit status of a child process (negative: its signal), after killing all that it started."""
-    _, status = os.waitpid(pid, 0)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
-    mark = f"{MARK}={report}".encode()
-    while left := processes_with(mark):
-        for number in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(number, signal.SIGKILL)
-        time.sleep(0.005)
-    return os.waitstatus_to_exitcode(status)
-
-
-class Peer:
-    """Another clone's process, paused in the middle of its work until `go_on`, which returns when it has ended."""
-
-    def __init__(self, work: Callable[[Callable[[], None]], object], report: Path) -> None:
-        ready, self._ready = os.pipe()
-        self._go, go = os.pipe()
-        self._report = report
-
-        def pause() -> None:
-            os.write(self._ready, b"1")
-            os.read(self._go, 1)
-
-        self._pid = start(lambda: work(pause), report)
-        os.close(self._ready)
-        os.close(self._go)
-        self._ready, self._go = ready, go
-        assert os.read(ready, 1) == b"1", report.read_text(encoding="utf-8")
-
-    def go_on(self) -> None:
-        """Run the process to its end."""
-        with contextlib.suppress(BrokenPipeError):
-            os.write(self._go, b"1")
-        while os.read(self._ready, 1):
-            pass
-
-    def finish(self) -> int:
-        """Run the process to its end and return its exit status."""
-        self.go_on()
-        for descriptor in (self._ready, self._go):
-            os.close(descriptor)
-        return end(self._pid, self._report)
+DIES_AT_A_PUSH = Kind(
+    "dies at a push, which arrives later", _dying(lambda call: call.half()), _die, applies=is_push, arrives="after"
+)
 
 
 def pausing(pause: Callable[[], None], applies: Callable[[Call], bool]) -> Kind:

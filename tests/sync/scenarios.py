@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,22 +12,31 @@ import pytest
 from conftest import RUN, WEIGHTS, Stores, run_git
 from faults import (
     DIES,
-    KILLED_BEFORE,
     Call,
     Died,
     DvcRemote,
     FaultInjector,
     creates_a_branch,
-    end,
+    identity_of,
     is_deletion,
     moves_a_checkpoint,
     pausing,
-    start,
 )
-from publications import BRANCH, CHECKPOINT, OTHER, checkpoints, lock_of, md5_of, object_name, publication, publish
+from publications import (
+    BRANCH,
+    CHECKPOINT,
+    OTHER,
+    checkpoints,
+    lock_of,
+    md5_of,
+    object_name,
+    objects_of,
+    publication,
+    publish,
+)
 
 from lib.errors import SyncError
-from lib.sync import Published, recover
+from lib.sync import Published, RunLock, recover
 
 HEAD, CHECKPOINT_HEAD = f"refs/heads/{BRANCH}", f"refs/heads/{CHECKPOINT}"
 BY_HAND = "refs/heads/by-hand"
@@ -92,7 +100,7 @@ def train(clone: Path, branch: str = "", *, checkpoints: int, interrupted: bool 
         lock.release()
 
 
-def publish_checkpoints(clone: Path, lock: object, count: int) -> None:
+def publish_checkpoints(clone: Path, lock: RunLock, count: int) -> None:
     """Publish checkpoints as a training does: its errors are reported and the next checkpoint is tried."""
     folder = clone.with_name(f"{clone.name}-checkpoint")
     shutil.copytree(clone / RUN, folder, dirs_exist_ok=True)
@@ -119,14 +127,14 @@ def the_same_is_published(stores: Stores, _remote: DvcRemote) -> None:
     publish(stores.folder / "peer", OTHER)
 
 
-def another_died_before_its_push(stores: Stores, remote: DvcRemote) -> None:
+def another_died_before_its_push(stores: Stores, _remote: DvcRemote) -> None:
     """Declare and store the same objects from another clone, and kill it right before its commit push."""
-    _die(stores, remote, creates_a_branch, lambda: publish(stores.folder / "peer", OTHER))
+    _die(creates_a_branch, lambda: publish(stores.folder / "peer", OTHER))
 
 
-def we_died_before_our_push(stores: Stores, remote: DvcRemote) -> None:
+def we_died_before_our_push(stores: Stores, _remote: DvcRemote) -> None:
     """Declare and store the objects from the clone itself, and kill it right before its commit push."""
-    _die(stores, remote, creates_a_branch, lambda: publish(stores.clone))
+    _die(creates_a_branch, lambda: publish(stores.clone))
 
 
 def a_session_was_interrupted(stores: Stores, _remote: DvcRemote) -> None:
@@ -134,30 +142,20 @@ def a_session_was_interrupted(stores: Stores, _remote: DvcRemote) -> None:
     train(stores.folder / "peer", checkpoints=1)
 
 
-def a_session_died_before_its_push(stores: Stores, remote: DvcRemote) -> None:
+def a_session_died_before_its_push(stores: Stores, _remote: DvcRemote) -> None:
     """Publish checkpoints from another clone, and kill it right before the commit push of its finished run."""
-    _die(stores, remote, creates_a_branch, lambda: train(stores.folder / "peer", OTHER, checkpoints=1))
+    _die(creates_a_branch, lambda: train(stores.folder / "peer", OTHER, checkpoints=1))
 
 
-def a_session_died_at_a_checkpoint(stores: Stores, remote: DvcRemote) -> None:
+def a_session_died_at_a_checkpoint(stores: Stores, _remote: DvcRemote) -> None:
     """Publish a checkpoint from another clone, and kill its next session right before it moves the branch."""
-    a_session_was_interrupted(stores, remote)
-    _die(stores, remote, moves_a_checkpoint, lambda: train(stores.folder / "peer", OTHER, checkpoints=1))
+    a_session_was_interrupted(stores, _remote)
+    _die(moves_a_checkpoint, lambda: train(stores.folder / "peer", OTHER, checkpoints=1))
 
 
-def _die(stores: Stores, remote: DvcRemote, before: Callable[[Call], bool], work: Callable[[], object]) -> None:
-    kind = KILLED_BEFORE if remote.survives_forks else DIES
-
-    def run() -> None:
-        with FaultInjector(replace(kind, applies=before), 1, late=stores.folder / "late.json").installed():
-            work()
-
-    if not remote.survives_forks:
-        with pytest.raises(Died):
-            run()
-        return
-    report = stores.folder / "died.txt"
-    assert end(start(run, report), report) == -signal.SIGKILL, report.read_text(encoding="utf-8")
+def _die(before: Callable[[Call], bool], work: Callable[[], object]) -> None:
+    with pytest.raises(Died), FaultInjector(replace(DIES, applies=before), 1).installed():
+        work()
 
 
 # ── what another clone does ───────────────────────────────────────────────────────────────────────────────────────────
@@ -165,19 +163,19 @@ def _die(stores: Stores, remote: DvcRemote, before: Callable[[Call], bool], work
 
 def publish_and_pause(clone: Path, pause: Callable[[], None]) -> None:
     """Publish the same content under another name, and pause right before the commit push."""
-    with _pausing_at(creates_a_branch, clone, pause):
+    with _pausing_at(creates_a_branch, pause):
         publish(clone, OTHER)
 
 
 def recover_and_pause(clone: Path, pause: Callable[[], None]) -> None:
     """Recover dead publications, and pause right before the first object is deleted."""
-    with _pausing_at(is_deletion, clone, pause):
+    with _pausing_at(is_deletion, pause):
         recover(clone, say=str)
 
 
 def checkpoint_and_pause(clone: Path, pause: Callable[[], None]) -> None:
     """Train until interrupted, and pause right before the checkpoint branch is moved."""
-    with _pausing_at(moves_a_checkpoint, clone, pause):
+    with _pausing_at(moves_a_checkpoint, pause):
         train(clone, checkpoints=1)
 
 
@@ -196,16 +194,25 @@ def pause_and_take_over(clone: Path, pause: Callable[[], None]) -> None:
         print("checkpoint", run_git("ls-remote", "origin", CHECKPOINT_HEAD, cwd=clone).split()[0])
 
 
-def pause_and_publish_by_hand(clone: Path, pause: Callable[[], None]) -> None:
-    """Publish the same content as DVC's commands do: copies that are there are used, and a branch names them."""
+def pause_and_store(clone: Path, pause: Callable[[], None]) -> None:
+    """Store the same content as `dvc push` does where it is not there, and print the copies."""
     pause()
-    storage = clone.parent / "storage"
-    for name in WEIGHTS:
-        content = (clone / name).read_bytes()
-        target = storage / object_name(md5_of(content))
+    for path, content in objects_of(clone).items():
+        target = clone.parent / "storage" / path
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
+            print("stored", path, identity_of(target))
+
+
+def pause_and_publish_by_hand(clone: Path, pause: Callable[[], None]) -> None:
+    """Publish the same content as DVC's commands do: copies that are there are used, and a branch names them.
+
+    Prints the copies that were stored.
+    """
+    pause_and_store(clone, pause)
+    for name in WEIGHTS:
+        content = (clone / name).read_bytes()
         path = Path(name)
         text = f"outs:\n- md5: {md5_of(content)}\n  size: {len(content)}\n  hash: md5\n  path: {path.name}\n"
         (clone / f"{name}.dvc").write_text(text, encoding="utf-8")
@@ -215,8 +222,8 @@ def pause_and_publish_by_hand(clone: Path, pause: Callable[[], None]) -> None:
 
 
 @contextlib.contextmanager
-def _pausing_at(applies: Callable[[Call], bool], clone: Path, pause: Callable[[], None]) -> object:
-    with FaultInjector(pausing(pause, applies), 1, late=clone.with_name("never.json")).installed():
+def _pausing_at(applies: Callable[[Call], bool], pause: Callable[[], None]) -> Iterator[None]:
+    with FaultInjector(pausing(pause, applies), 1).installed():
         yield
 
 
@@ -229,14 +236,15 @@ PUBLISHED = Scenario("the same is published", the_same_is_published)
 DEAD = Scenario("another died", another_died_before_its_push)
 CONCURRENT = Scenario("another publishes", peer=publish_and_pause)
 ROLLING_BACK = Scenario("another is rolled back", another_died_before_its_push, recover_and_pause)
-BY_A_PERSON = Scenario("a person publishes", peer=pause_and_publish_by_hand)
+STORED_MEANWHILE = Scenario("a person stores the same", peer=pause_and_store)
+PUBLISHED_MEANWHILE = Scenario("a person publishes the same", peer=pause_and_publish_by_hand)
 
 SESSION = Scenario("a session", holds=True)
 INTERRUPTED = Scenario("an interrupted session", a_session_was_interrupted, holds=True, interrupted=True)
 TAKING_OVER = Scenario("a session takes over", a_session_died_before_its_push, holds=True)
 RESUMING = Scenario("a session takes over a checkpoint", a_session_died_at_a_checkpoint, holds=True)
 TAKEN_OVER = Scenario("a session is taken over", peer=pause_and_take_over, holds=True, is_lost=True)
-SWEPT = Scenario("others sweep", a_session_died_at_a_checkpoint, pause_and_recover, holds=True)
+SWEPT = Scenario("others sweep", a_session_was_interrupted, pause_and_recover, holds=True, interrupted=True)
 
 RECOVERY = Scenario("recovery", we_died_before_our_push, recovers=True)
 RECOVERY_OF_A_SESSION = Scenario("recovery of a session", a_session_died_before_its_push, recovers=True)

@@ -17,24 +17,10 @@ from typing import Any
 
 import drive_emulator
 import pytest
-from conftest import WEIGHTS, Stores, run_git
+from conftest import Stores, run_git
 from drive_emulator import DriveEmulator
-from faults import (
-    WIRE,
-    Call,
-    Copies,
-    Decide,
-    Died,
-    DvcRemote,
-    FaultInjector,
-    Kind,
-    Scenario,
-    Strike,
-    creates_a_branch,
-    is_push,
-    one_object_is_stored_already,
-)
-from publications import drive_client, md5_of, object_name, publish
+from faults import WIRE, Call, Copies, Decide, Died, DvcRemote, FaultInjector, Kind
+from publications import drive_client
 from s3_emulator import S3Emulator
 
 from lib.sync.stores import gdrive as drive_module
@@ -45,10 +31,8 @@ PIECE = 2000  # bytes: a model of 5000 makes two whole pieces and a rest
 UNFINISHED = "is not finished"
 
 
-class DriveRemote:
+class DriveRemote(DvcRemote):
     """The emulated Drive. A copy's file id is never used again; folders do not count as content."""
-
-    survives_forks = False
 
     def __init__(self, drive: DriveEmulator, stores: Stores) -> None:
         self._drive, self._credentials = drive, stores.folder / "credentials"
@@ -66,7 +50,7 @@ class DriveRemote:
         """Store one more file."""
         self._drive.put(path, content)
 
-    def clear(self) -> None:
+    def clear(self, *, cold: bool = False) -> None:  # noqa: ARG002
         """Delete everything except the root folder."""
         root = self._drive.root_id
         self._drive._items = {root: self._drive._items[root]}
@@ -87,12 +71,6 @@ class DriveRemote:
         uploads = [(str(each.body["title"]), each.size, bytes(each.data)) for each in drive._sessions.values()]
         return sorted(items), sorted(uploads)
 
-    def trash(self, path: str, *, away: bool) -> None:
-        """Move every file at the path to the trash, or back out of it."""
-        for item in self._drive._items.values():
-            if self._drive._path(item) == path:
-                item.trashed = away
-
     @contextlib.contextmanager
     def requests(self, decide: Decide, /) -> Iterator[None]:
         """Call `decide` for every request within the block."""
@@ -101,10 +79,8 @@ class DriveRemote:
             yield
 
 
-class S3Remote:
+class S3Remote(DvcRemote):
     """A bucket of moto's, read in memory: a request of the test's own would be counted among the others."""
-
-    survives_forks = False
 
     def __init__(self, s3: S3Emulator) -> None:
         self._s3 = s3
@@ -124,8 +100,7 @@ class S3Remote:
         bucket = self._bucket
         found = {
             key.removeprefix("dvc/"): {
-                f"{item.last_modified.isoformat()} {getattr(item, 'version_id', '')}": getattr(item, "value", b"")
-                for item in bucket.keys.getlist(key)
+                _identity(item): getattr(item, "value", b"") for item in bucket.keys.getlist(key)
             }
             for key in list(bucket.keys)
         }
@@ -150,7 +125,7 @@ class S3Remote:
         """Store an object as another client would."""
         self._s3.client().put_object(Bucket=BUCKET, Key=f"dvc/{path}", Body=content)
 
-    def clear(self) -> None:
+    def clear(self, *, cold: bool = False) -> None:  # noqa: ARG002
         """Empty the bucket."""
         self._fill({}, {})
 
@@ -179,6 +154,12 @@ class S3Remote:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(self._s3, "_take_fault", decide)
             yield
+
+
+def _identity(item: Any) -> str:
+    """Return the mark of a version, or what tells a stranger's from others."""
+    mark = getattr(item, "metadata", {}).get("copy")
+    return str(mark or f"{item.last_modified.isoformat()} {getattr(item, 'version_id', '')}")
 
 
 @contextlib.contextmanager
@@ -231,27 +212,21 @@ def _commit_the_address(stores: Stores) -> None:
 def _on_the_wire(name: str, fault: str, *, on: bool = False) -> Kind:
     """Return the kind that gives the Nth request, or all requests from then on, a fault of the emulators."""
 
-    def first(_injector: FaultInjector, _call: Call) -> str:
-        return fault
-
     def later(_injector: FaultInjector, call: Call) -> Any:
-        return fault if call.boundary == WIRE else call.act()
+        return fault if on and call.boundary == WIRE else call.act()
 
-    return Kind(name, Strike(first, later if on else None), on_the_wire=True)
+    return Kind(name, lambda _injector, _call: fault, later, on_the_wire=True)
 
 
-def _die_with(fault: str) -> Strike:
-    """Return the strike that ends the process at a request: it gets no further answer and makes no further call."""
-
-    def first(_injector: FaultInjector, _call: Call) -> str:
-        return fault
+def _dies_with(name: str, fault: str) -> Kind:
+    """Return the kind that ends the process at a request: it gets no further answer and makes no further call."""
 
     def later(_injector: FaultInjector, call: Call) -> str:
         if call.boundary == WIRE:
             return "cut"
         raise Died
 
-    return Strike(first, later)
+    return Kind(name, lambda _injector, _call: fault, later, on_the_wire=True)
 
 
 BUSY = _on_the_wire("a request is answered 503", "unavailable")
@@ -263,36 +238,5 @@ NO_ANSWER = _on_the_wire("a request is done and its answer is lost", "lost answe
 NO_ANSWERS = _on_the_wire("requests are done and answers are lost from then on", "lost answer", on=True)
 DENIED_ON_DRIVE = _on_the_wire("a request is denied", "quota")
 DENIED_ON_S3 = _on_the_wire("a request is denied", "full")
-DIES_BEFORE_A_REQUEST = Kind("dies before a request", _die_with("cut"), dies=True, on_the_wire=True)
-DIES_AFTER_A_REQUEST = Kind("dies after a request", _die_with("lost answer"), dies=True, on_the_wire=True)
-
-
-# ── scenarios ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def a_twin_was_left(stores: Stores, remote: DvcRemote) -> None:
-    """Kill a run that has stored a second copy of an object, while an unrelated copy of it was in the trash."""
-    assert isinstance(remote, DriveRemote)
-    path = object_name(md5_of((stores.clone / WEIGHTS[0]).read_bytes()))
-    one_object_is_stored_already(stores, remote)
-    dead = False
-
-    def put_away(_injector: FaultInjector, call: Call) -> Any:
-        remote.trash(path, away=True)
-        return call.act()
-
-    def take_out_and_die(_injector: FaultInjector, call: Call) -> Any:
-        nonlocal dead
-        dead = dead or creates_a_branch(call)
-        if dead:
-            remote.trash(path, away=False)
-            raise Died
-        return call.act()
-
-    kind = Kind("…", Strike(put_away, take_out_and_die), is_push)  # the first push declares the copies stored before
-    with pytest.raises(Died), FaultInjector(kind, 1).installed():
-        publish(stores.clone)
-    assert len(remote.copies()[path]) == 2
-
-
-TWIN = Scenario("a twin was left", a_twin_was_left, recovers=True)
+DIES_BEFORE_A_REQUEST = _dies_with("dies before a request", "cut")
+DIES_AFTER_A_REQUEST = _dies_with("dies after a request", "lost answer")

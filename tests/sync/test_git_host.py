@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -38,10 +39,10 @@ from publications import (
 
 from lib.errors import CredentialsError, GitPushError, InDoubt, RemoteError, RunError
 from lib.process import MINUTE, Completed, run_command
+from lib.remotes import repository as repository_module
 from lib.remotes.clone import configure_git
 from lib.remotes.credentials import Credentials
 from lib.sync import CheckpointPublisher, Published, Refs, RunLock, check, open_remotes, recover, rehearse
-from lib.sync import refs as refs_module
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of DVC's own
 
@@ -94,7 +95,7 @@ class Hosted:
 @pytest.fixture
 def hosted(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hosted]:
     """Yield both remotes, with the Git remote on a host that accepts one token with all rights."""
-    monkeypatch.setattr(refs_module, "PAUSES", PAUSES)
+    monkeypatch.setattr(repository_module, "PAUSES", PAUSES)
     with GitHost(stores.folder / "hosted") as host:
         host.add_repository(NAME, stores.origin)
         host.add_token(TOKEN)
@@ -113,7 +114,7 @@ def limit(monkeypatch: pytest.MonkeyPatch) -> Limit:
                 options["timeout"] = min(options["timeout"], seconds)
             return run_command(command, **options)
 
-        monkeypatch.setattr(refs_module, "run_command", run_shortly)
+        monkeypatch.setattr(repository_module, "run_command", run_shortly)
 
     return set_limit
 
@@ -544,22 +545,20 @@ HOOKS = ("pre-commit", "commit-msg", "pre-push", "post-index-change", "reference
 
 
 def add_submodule(clone: Path) -> None:
-    """Commit a submodule whose own host is gone, and push it."""
+    """Commit a submodule whose own host is gone, at a commit that was never pushed there; the commit is not pushed."""
     module = clone.parent / "module"
     run_git("init", "--quiet", module, cwd=clone)
     run_git("commit", "--quiet", "--allow-empty", "--message=module", cwd=module)
     run_git("-c", "protocol.file.allow=always", "submodule", "--quiet", "add", module, "vendor", cwd=clone)
-    run_git("commit", "--quiet", "--message=submodule", cwd=clone)
-    run_git("push", "--quiet", "origin", "HEAD:main", cwd=clone)
-    shutil.rmtree(module)
-    run_git("config", "submodule.vendor.url", "http://127.0.0.1:1/module", cwd=clone)
     run_git("commit", "--quiet", "--allow-empty", "--message=vendor", cwd=clone / "vendor")
+    run_git("commit", "--quiet", "--all", "--message=submodule", cwd=clone)
+    shutil.rmtree(module)
 
 
 def test_submodules_signatures_and_hooks_of_a_clone_change_nothing(stores: Stores) -> None:
     """A rehearsal, a checkpoint, a second session that goes on from it, and the publication."""
     add_submodule(stores.clone)
-    clones = [stores.clone, stores.clone_again()]
+    clones = [stores.clone_again(), stores.clone]
     for clone in clones:
         write_run(clone)
         for name, value in SETTINGS.items():
@@ -596,13 +595,13 @@ def test_a_repository_whose_head_names_no_branch_works(stores: Stores) -> None:
 
 
 @pytest.mark.parametrize("action", [rehearse, recover, check, publish])
-def test_a_repository_with_sha256_names_is_one_clear_error(tmp_path: Path, action: Callable[[Path], object]) -> None:
-    """DVC cannot open it."""
-    origin, clone = tmp_path / "origin.git", tmp_path / "clone"
+def test_a_repository_with_sha256_names_is_one_clear_error(stores: Stores, action: Callable[[Path], object]) -> None:
+    """Nothing is tried in it."""
+    origin, clone = stores.folder / "sha256.git", stores.folder / "sha256"
     for words in (["--bare", origin], [clone]):
-        run_git("init", "--quiet", "--object-format=sha256", *words, cwd=tmp_path)
+        run_git("init", "--quiet", "--object-format=sha256", *words, cwd=stores.folder)
     run_git("remote", "add", "origin", origin, cwd=clone)
-    (clone / ".dvc").mkdir()
+    shutil.copytree(stores.clone / ".dvc", clone / ".dvc")
     with pytest.raises(GitPushError, match="sha256 object names") as caught:
         action(clone)
     assert "--object-format=sha1" in caught.value.remedy
@@ -627,13 +626,12 @@ def test_a_lost_answer_to_the_declaration_is_resolved_by_reading_the_remote(host
     assert_published(hosted)
 
 
-@pytest.mark.parametrize("kind", ["lost answer", "cut answer"])
-def test_a_lost_answer_to_any_push_of_a_rehearsal_is_resolved_by_reading_the_remote(hosted: Hosted, kind: Kind) -> None:
+def test_a_lost_answer_to_any_push_of_a_rehearsal_is_resolved_by_reading_the_remote(hosted: Hosted) -> None:
     """Also to the last one: the run's ref is gone, and no other session has taken it over."""
     lines: list[str] = []
     for number in range(5):
         hosted.host.requests.clear()
-        hosted.host.add_fault("POST .*git-receive-pack", kind, after=number)
+        hosted.host.add_fault("POST .*git-receive-pack", "lost answer", after=number)
         found = rehearse(hosted.clone, Credentials(TOKEN), say=lines.append)
         assert (type(found.git), type(found.dvc)) == (str, str), number
         assert (hosted.stores.refs(), hosted.stores.objects(), lines) == ({}, {}, [])
@@ -689,6 +687,13 @@ def test_an_overloaded_host_is_waited_for(hosted: Hosted, moment: str, kind: Kin
     hosted.host.add_fault(MOMENTS[moment], kind, 2)
     hosted.publish()
     assert_published(hosted)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_host_that_goes_on_limiting_requests_is_an_error(hosted: Hosted, moment: str) -> None:
+    """The remedy is to wait, not another token: git does not show the text of a 403 to a push."""
+    hosted.host.add_fault(MOMENTS[moment], "rate limit", FOR_EVER)
+    assert "the Git host limits requests" in assert_refused(hosted, TOKEN, r"\b403\b").remedy
 
 
 @pytest.mark.parametrize("kind", ["503", "cut"])
@@ -753,7 +758,7 @@ def test_a_commit_push_that_arrives_after_its_rollback_is_rejected(
 ) -> None:
     """The client has given up and rolled back when the host processes the push: there is no branch."""
     before = models_of(hosted.clone)
-    monkeypatch.setattr(refs_module, "PAUSES", ())
+    monkeypatch.setattr(repository_module, "PAUSES", ())
     hosted.host.add_fault(COMMIT_PUSH, "silent")
     hosted.host.silence = 3
     limit(1, f":{HEAD}")
@@ -813,6 +818,30 @@ def test_a_fault_of_any_request_publishes_all_or_nothing(hosted: Hosted, kind: K
         # reset the remotes for the next request
         run_git("update-ref", "-d", HEAD, cwd=hosted.stores.origin)
         shutil.rmtree(hosted.stores.storage / "files", ignore_errors=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_an_overloaded_host_is_waited_for_at_any_request(
+    hosted: Hosted, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """One request of five is refused for a moment: a rehearsal, a run with checkpoints, and its publication succeed."""
+    monkeypatch.setattr(repository_module, "PAUSES", (0.01,) * 20)
+    kinds: list[Kind] = ["rate limit", "429", "500", "502", "503"]
+    chance = random.Random(seed)
+    credentials = Credentials(TOKEN)
+    for number in sorted(chance.sample(range(300), 60)):
+        hosted.host.add_fault("", chance.choice(kinds), after=number)
+    assert isinstance(rehearse(hosted.clone, credentials, say=str).git, str)
+    lock = RunLock(Refs(hosted.clone, credentials), "detection-exp001", say=str)
+    with open_remotes(hosted.clone, credentials) as remotes:
+        publisher = CheckpointPublisher(remotes, lock, str)
+        for epoch in range(3):
+            publish_checkpoint(publisher, hosted.clone, epoch)
+        publish(hosted.clone, hold=lock, credentials=credentials)
+    assert_published(hosted)
+    assert sum(request.status not in (200, 401) for request in hosted.host.requests) > 5
+    assert check(hosted.clone, credentials).findings == ()
 
 
 def test_a_redirect_to_another_host_does_not_send_the_token_there(hosted: Hosted) -> None:

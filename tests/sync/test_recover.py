@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -347,21 +347,21 @@ def leave_locks(mirror: Path) -> None:
         (mirror / name).touch()
 
 
-DAMAGES = {
+def cut_objects(mirror: Path, size: int = 9) -> None:
+    """Leave objects that were not written to the end, or not at all."""
+    for path in [path for path in (mirror / "objects").rglob("*") if path.is_file()]:
+        path.chmod(0o644)
+        os.truncate(path, size)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
     "locks": leave_locks,
     "no HEAD": lambda mirror: (mirror / "HEAD").write_text(""),
     "no objects": lambda mirror: shutil.rmtree(mirror / "objects"),
-    "objects gone": lambda mirror: [path.unlink() for path in (mirror / "objects").rglob("*") if path.is_file()],
-    "objects cut": lambda mirror: [os.truncate(path, 9) for path in _writable(mirror / "objects")],
+    "objects empty": lambda mirror: cut_objects(mirror, 0),
+    "objects cut": cut_objects,
     "half made": lambda mirror: mirror.rename(mirror.with_suffix(".part")),
 }
-
-
-def _writable(folder: Path) -> list[Path]:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    for path in files:
-        path.chmod(0o644)
-    return files
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

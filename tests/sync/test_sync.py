@@ -278,6 +278,7 @@ def test_a_dvc_remote_that_fills_up_during_a_copy_leaves_nothing(
 
     def fill_up(number: int, path: Path) -> None:
         if number == 2:
+            assert len(stores.objects()) == 2
             os.truncate(path, 2500)
             raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -312,6 +313,23 @@ def test_an_incomplete_upload_is_not_published(stores: Stores, monkeypatch: pyte
     at_each_copy(monkeypatch, cut)
     with nothing_changes(stores), pytest.raises(DvcPushError, match="4 bytes instead of 5000"):
         publish(stores.clone)
+
+
+def test_a_copy_that_vanishes_before_the_commit_stops_the_publication(stores: Stores) -> None:
+    """It was there before, and is not ours: each copy is asked for once more."""
+    path = first_object(stores)
+    path.parent.mkdir(parents=True)
+    shutil.copyfile(stores.clone / WEIGHTS[0], path)
+
+    def vanish(line: str) -> None:
+        if line.startswith("Phase 3"):
+            path.unlink()
+
+    with pytest.raises(DvcPushError, match="is not there"):
+        publish(stores.clone, say=vanish)
+    assert (stores.refs(), stores.objects()) == ({}, {})
+    publish(stores.clone)
+    assert_published(stores, stores.clone)
 
 
 def write_again(file: Path) -> None:

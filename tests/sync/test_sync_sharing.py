@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import WEIGHTS, Stores, run_git, write_run
+from conftest import RUN, WEIGHTS, Stores, run_git, write_run
 from git_host_emulator import GitHost
 from publications import (
     BRANCH,
@@ -17,6 +17,7 @@ from publications import (
     lock_of,
     md5_of,
     objects_of,
+    publication,
     publish,
     publish_checkpoint,
     refuse,
@@ -225,12 +226,12 @@ def test_a_relative_path_reaches_the_folder(stores: Stores) -> None:
     """DVC reads it from the folder of its configuration; a checkpoint comes from a folder elsewhere."""
     configure(stores.clone, "../../storage")
     snapshot = stores.folder / "deep" / "down" / "snapshot"
+    shutil.copytree(stores.clone / RUN, snapshot)
     lock = lock_of(stores.clone)
     lock.take()
     with checkpoints(stores.clone, lock) as publisher:
-        publish_checkpoint(publisher, stores.clone)
-        assert len(stores.objects()) == 2
-        assert not snapshot.exists()
+        publisher.publish(replace(publication(stores.clone, CHECKPOINT), source=snapshot), {"epoch": 1})
+    assert len(stores.objects()) == 2
     publish(stores.clone, hold=lock)
     assert stores.objects() == objects_of(stores.clone)
     assert check(stores.clone).is_healthy
@@ -257,6 +258,7 @@ def test_copies_on_another_dvc_remote_stay_declared(stores: Stores, wire: Wire) 
     ref = leave_a_run(wire, stores.clone, BRANCH)
     old = stores.clone_again()
     configure(stores.clone, stores.folder / "new")
+    write_run(stores.clone, seed=1)
     lines: list[str] = []
     publish(stores.clone, say=lines.append)
     assert any("another DVC remote" in line for line in lines)
@@ -274,7 +276,7 @@ def test_a_dvc_remote_that_is_not_writable_is_found_before_the_first_upload(stor
     with pytest.raises(DvcPushError) as caught:
         publish(stores.clone)
     assert "/proc/kaggle" in caught.value.what
-    assert "make it writable" in caught.value.remedy
+    assert "the folder is writable" in caught.value.remedy
     assert "everything is rolled back" in caught.value.state
     assert stores.refs() == {}
 

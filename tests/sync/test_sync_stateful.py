@@ -35,11 +35,11 @@ from publications import STAMP, md5_of, named_by
 
 from lib import sync
 from lib.errors import DvcPushError, GitPushError, RunError
+from lib.remotes import repository as repository_module
 from lib.remotes.credentials import Credentials
 from lib.sync import CheckpointPublisher, Publication, Published, RunLock
 from lib.sync import lock as lock_module
 from lib.sync import publish as publish_module
-from lib.sync import refs as refs_module
 from lib.sync.refs import Refs, RefUpdate, SeenRun
 from lib.sync.remotes import Remotes
 from lib.sync.stores.folder import FolderObjects
@@ -505,7 +505,7 @@ def stopping_at_requests(world: World) -> Iterator[None]:  # noqa: C901  a wrapp
         patch.setattr(lock_module, "secrets", SimpleNamespace(token_hex=new_session))
         patch.setattr(lock_module, "atexit", SimpleNamespace(register=id, unregister=id))
         patch.setattr(publish_module, "ThreadPoolExecutor", pool)
-        patch.setattr(refs_module, "PAUSES", ())
+        patch.setattr(repository_module, "PAUSES", ())
         patch.setattr(FolderObjects, "limits", lambda *_: "")
         patch.setattr(RunLock, "_answer", lambda *_: None)  # its looks are steps of the test
         patch.setattr(RunLock, "_lock_file", lock_file)
@@ -551,7 +551,7 @@ class Interleavings(stateful.RuleBasedStateMachine):
     @stateful.initialize(letter=st.sampled_from("-abc"), pauses=st.sampled_from([(), (0.0,)]))
     def a_stranger_was_here(self, letter: str, pauses: tuple[float, ...]) -> None:
         """Store a stranger's object, or none; a failed push is repeated that often."""
-        pytest.MonkeyPatch().setattr(refs_module, "PAUSES", pauses)
+        pytest.MonkeyPatch().setattr(repository_module, "PAUSES", pauses)
         self.world.store_strange_object(letter)
 
     @stateful.rule(
@@ -645,6 +645,13 @@ def test_no_order_of_requests_deaths_and_faults_breaks_a_promise(world: World, e
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+def test_a_publication_that_waits_for_a_dead_one_repeats_a_recovery_that_failed(world: World) -> None:
+    """It would wait for its own session, which holds the dead run's ref since the failure and has ended."""
+    world.play("commit three, die three, publish one ab, run_to one named_objects, step one refused, for_a_while one")
+    assert isinstance(world.actors["one"].outcome, Published), str(world)
+    world.finish()
 
 
 # ── with a rule switched off ──────────────────────────────────────────────────────────────────────────────────────────

@@ -13,7 +13,7 @@ from publications import lock_of, md5_of, publish
 
 from lib.errors import RunError
 from lib.process import CommandTimedOut, Completed, run_command
-from lib.sync import refs as refs_module
+from lib.remotes import repository as repository_module
 
 Fault = Callable[[list[str]], str]
 
@@ -30,14 +30,16 @@ class Wire:
         self.before_commit: dict[str, Callable[[], object]] = {}
         """{branch: what happens just before the first push that creates it}."""
         self.commands: list[list[str]] = []
-        patch.setattr(refs_module, "run_command", self.run_command)
-        patch.setattr(refs_module, "PAUSES", (0.01, 0.02))
+        patch.setattr(repository_module, "run_command", self.run_command)
+        patch.setattr(repository_module, "PAUSES", (0.01, 0.02))
 
     def run_command(self, command: Sequence[str | Path], **options: Any) -> Completed:
         """Run a command with the current fault."""
-        words = [str(word) for word in command if word != "--git-dir=."]
-        if words[1] not in ("push", "ls-remote", "fetch"):
+        words = [str(word) for word in command]
+        begin = next((at for at, word in enumerate(words) if word in ("push", "ls-remote", "fetch")), 0)
+        if not begin:
             return run_command(command, **options)
+        words[1:begin] = []  # options of git itself
         if created := created_branch(words):
             self.before_commit.pop(created, lambda: None)()
         self.commands.append(words)
@@ -101,7 +103,7 @@ def at_each_copy(patch: pytest.MonkeyPatch, act: Callable[[int, Path], object]) 
 
     def fsync(descriptor: int) -> None:
         path = Path(f"/proc/self/fd/{descriptor}").readlink()
-        if path.suffix == ".part" and "-probe-" not in path.name and "-repository-" not in path.name:
+        if path.suffix == ".part" and "-probe." not in path.name and "-repository-" not in path.name:
             seen.append(str(path))
             act(len(seen), path)
         real(descriptor)

@@ -45,7 +45,7 @@ DATASET = "0123456789abcdef0123456789abcdef.dir"
 def machine(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> Stores:
     """Return remotes and a clone with a dataset; an uploader there looks for checkpoints many times a second."""
     monkeypatch.setattr(checkpoints, "LOOK", 0.02)
-    monkeypatch.setattr("lib.sync.refs.PAUSES", (0.01,))
+    monkeypatch.setattr("lib.remotes.repository.PAUSES", (0.01,))
     pointer = stores.clone / f"{EXPERIMENT.dataset}.dvc"
     pointer.parent.mkdir()
     pointer.write_text(f"outs:\n- md5: {DATASET}\n  path: detection\n", encoding="utf-8")

@@ -1,0 +1,363 @@
+"""Read the refs of the Git remote, and the files in their commits.
+
+Guarantees: reading writes only to a private repository inside the clone's `.git`, a cache that is made anew when it is
+damaged; the user's refs, index, HEAD and work tree are never touched. Only commands that may contact the remote receive
+the token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import random
+import re
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from lib.errors import CommandError, GitPushError
+from lib.process import MINUTE, Completed, run_command
+from lib.remotes.credentials import Credentials, without_user
+
+NOTHING = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"  # the empty tree, which every repository has
+BLOBS = "64k"  # `.dvc` files are smaller; larger blobs (images, weights) stay on the remote
+PASSES = re.compile(
+    r"cannot lock ref '[^']*': unable to (resolve reference|create)|returned error: (403|429|5\d\d)|rate limit|"
+    r"early EOF|unexpected disconnect|Connection (reset|timed out)|Recv failure|Empty reply|hung up unexpectedly",
+    re.IGNORECASE,
+)
+"""Messages after which reading is repeated: a lock is held, the host is overloaded, or the connection was cut. Git does
+not show the text of a 403: it may be a rate limit."""
+PAUSES: tuple[float, ...] = (0.1, 0.5, 2.0, 5.0, 15.0)  # seconds
+
+
+def pauses() -> Iterator[float | None]:
+    """Yield the pause in seconds after each attempt, random so that sessions do not repeat in step; None at the end."""
+    yield from (random.uniform(pause / 2, pause) for pause in PAUSES)
+    yield None
+
+
+class StoredObject(BaseModel):
+    """One object: its name on the DVC remote (hex MD5 of its content) and its size in bytes; -1 is unknown."""
+
+    model_config = ConfigDict(frozen=True)
+
+    oid: str
+    size: int
+
+
+class Repository:
+    """The remote `origin` of the clone at `root`."""
+
+    def __init__(self, root: Path, credentials: Credentials) -> None:
+        self.root = root
+        self._redact = credentials.redact
+        self._url = self._git("remote", "get-url", "origin").output.strip()
+        self._environment = credentials.git_environment(self._url)
+        self.url = without_user(self._url)
+        words = ("rev-parse", "--path-format=absolute", "--git-common-dir", "--show-object-format")
+        git_dir, object_format = self._git(*words).output.splitlines()
+        if object_format != "sha1":
+            raise GitPushError(
+                f"{self.url} is a Git repository with {object_format} object names, which DVC cannot open.",
+                remedy="use a repository with SHA-1 object names (`git init --object-format=sha1`).",
+            )
+        self.private = Path(git_dir) / "kaggle-sync"
+        # one mirror per address: the refs of an old remote prove nothing about a new one
+        self._mirror = self.private / f"mirror-{hashlib.sha256(self._url.encode()).hexdigest()[:12]}.git"
+
+    def _git(
+        self,
+        *words: str,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: float = 2 * MINUTE,
+        text: str | None = None,
+        check: bool = True,
+    ) -> Completed:
+        # without a mirror that Git can open, it would find the user's repository around it and fetch into that one
+        where = [] if cwd in (None, self.root) else ["--git-dir=."]
+        return run_command(
+            ["git", *where, *words],
+            cwd=cwd or self.root, env=env, timeout=timeout, text=text, check=check, redact=self._redact,
+        )  # fmt: skip
+
+    def _remote(
+        self,
+        *words: str,
+        cwd: Path | None = None,
+        timeout: float = 2 * MINUTE,
+        text: str | None = None,
+    ) -> Completed:
+        """Run a command that may read from the remote; only such commands and pushes receive the token.
+
+        Repeats the command while the host is overloaded. Raises `GitPushError`.
+        """
+        for pause in pauses():
+            try:
+                return self._git(*words, cwd=cwd, env=self._environment, timeout=timeout, text=text)
+            except CommandError as error:
+                if pause is None or not PASSES.search(error.what):
+                    raise GitPushError(
+                        f"the Git remote {self.url} does not answer: {error.what}",
+                        remedy=remedy_for(
+                            error.what, "check the network and GITHUB_TOKEN, then run sync_outputs() again."
+                        ),
+                    ) from error
+            time.sleep(pause)
+        raise AssertionError
+
+    def list_refs(self, *patterns: str) -> dict[str, str]:
+        """Return {full ref name: commit} for the refs on the remote whose full name matches; all without a pattern."""
+        lines = self._remote("ls-remote", "origin", *patterns).output.splitlines()
+        refs = {ref: commit for commit, _, ref in (line.partition("\t") for line in lines)}
+        # Git also lists refs/heads/backup/refs/heads/x for refs/heads/x: it compares the end of a name
+        return {ref: refs[ref] for ref in refs if not patterns or any(fnmatchcase(ref, each) for each in patterns)}
+
+    def _files_at(self, names: Mapping[str, str]) -> dict[str, str]:
+        """Return {key: text} of those of the files, given as `commit:path`, that exist."""
+        # asked first: a read that fails must raise; taken for a missing file, it would hide a run
+        asked = "".join(f"{name}\n" for name in names.values())
+        answers = self._remote("cat-file", "--batch-check=%(objectname)", cwd=self._mirror, text=asked).output
+        named = zip(names, answers.splitlines(), strict=True)
+        blobs = {key: answer for key, answer in named if not answer.endswith(" missing")}
+        texts = self._blobs(blobs.values())
+        return {key: texts[blob] for key, blob in blobs.items()}
+
+    def head(self) -> str:
+        """Return the clone's HEAD commit."""
+        return self._git("rev-parse", "HEAD").output.strip()
+
+    def named_objects(self, *patterns: str) -> set[str]:
+        """Return every object (hex MD5, `.dir` included) that a `.dvc` or `dvc.lock` file of a reachable commit names.
+
+        `patterns` are the refs that count, for instance `refs/heads/*`. History counts too: if a later commit removes
+        the `.dvc` files of a publication, its objects are still named.
+        """
+        globs = [f"--glob={pattern}" for pattern in patterns]
+        # -m compares a merge with each of its parents: a file that only the merge contains is found too
+        pointers = ("*.dvc", "**/dvc.lock", "dvc.lock")
+        shown = ("--format=", "--raw", "-m", "--root", "--no-abbrev", "--no-renames")
+        with self._fetched(*patterns):
+            raw = self._git("log", *shown, *globs, "--", *pointers, cwd=self._mirror).output
+            blobs = {line.split()[3] for line in raw.splitlines() if line.startswith(":")} - {"0" * 40}
+            texts = self._blobs(blobs).values()
+        return {oid for text in texts for oid in re.findall(r"\bmd5:\s*['\"]?([0-9a-f]{32}(?:\.dir)?)", text)}
+
+    def published_objects(self, *patterns: str) -> dict[str, dict[str, StoredObject]]:
+        """Return {ref: {path: object}}: what the `.dvc` files in the commit of each matching ref name.
+
+        Paths are those in the repository. A `.dvc` file that is not in DVC's format is skipped: DVC could not pull it
+        either.
+        """
+        with self._fetched(*patterns):
+            found = self._trees(self._mirrored(*patterns), "*.dvc")
+            texts = self._blobs(blob for pointers_of in found.values() for blob in pointers_of.values())
+        return {
+            ref: {name: item for path, blob in pointers_of.items() for name, item in _outputs(path, texts[blob])}
+            for ref, pointers_of in found.items()
+        }
+
+    def read_files(self, ref: str, *patterns: str, commit: str = "") -> dict[str, str]:
+        """Return {path: text} of the matching files in the commit at `ref`, or in `commit` from its history.
+
+        `patterns` are globs whose * also matches slashes. Raises `GitPushError` if the remote does not answer or has no
+        such commit.
+        """
+        with self._fetched(ref):
+            found = self._trees([commit or ref], *patterns).get(commit or ref)
+            if found is None:
+                raise GitPushError(f"{self.url} has no commit {commit or ref}.", remedy="run the same command again.")
+            texts = self._blobs(found.values())
+        return {path: texts[blob] for path, blob in found.items()}
+
+    def write_files(self, ref: str, folder: str, target: Path) -> None:
+        """Write the files below `folder` in the commit at `ref` into the folder `target`, byte for byte.
+
+        Raises `GitPushError` if the remote does not answer.
+        """
+        with self._fetched(ref):
+            # the index describes files that an earlier call wrote into another folder
+            (self._mirror / "index").unlink(missing_ok=True)
+            self._remote(
+                "-c", "core.autocrlf=false", f"--work-tree={target}", "read-tree", "--reset", "-u", f"{ref}:{folder}",
+                cwd=self._mirror, timeout=10 * MINUTE,
+            )  # fmt: skip
+
+    def read_files_of_all(self, refs: str | tuple[str, ...], *patterns: str) -> dict[str, dict[str, str]]:
+        """Return {ref: {path: text}} for every matching ref, in one request if the files are small."""
+        wanted = (refs,) if isinstance(refs, str) else refs
+        with self._fetched(*wanted):
+            found = self._trees(self._mirrored(*wanted), *patterns)
+            texts = self._blobs(blob for files in found.values() for blob in files.values())
+        return {ref: {path: texts[blob] for path, blob in files.items()} for ref, files in found.items()}
+
+    def _mirrored(self, *patterns: str) -> list[str]:
+        """Return the refs of the mirror whose full name matches."""
+        refs = self._git("for-each-ref", "--format=%(refname)", cwd=self._mirror).output.split()
+        # with patterns, Git would leave out refs/heads/a/b for refs/heads/*
+        return [ref for ref in refs if any(fnmatchcase(ref, each) for each in patterns)]
+
+    def _trees(self, commits: Sequence[str], *patterns: str) -> dict[str, dict[str, str]]:
+        """Return {commit: {path: blob name}} of the matching files in each commit that exists, by two subprocesses."""
+        asked = "".join(f"{commit}^{{tree}}\n" for commit in commits)
+        answers = self._remote("cat-file", "--batch-check=%(objectname)", cwd=self._mirror, text=asked).output
+        trees = {
+            commit: tree
+            for commit, tree in zip(commits, answers.splitlines(), strict=True)
+            if not tree.endswith(" missing")
+        }
+        # ls-tree lists one tree; the difference to the empty one is the same list, for many
+        pairs = "".join(f"{NOTHING} {tree}\n" for tree in set(trees.values()))
+        words = ("diff-tree", "--stdin", "-r", "-z", "--no-renames")
+        output = self._remote(*words, "--", *patterns, cwd=self._mirror, text=pairs).output
+        _, *parts = re.split(rf"{NOTHING} ([0-9a-f]{{40}})\n", output)
+        found = {}
+        for tree, listed in zip(parts[::2], parts[1::2], strict=True):
+            about, paths = listed.split("\0")[:-1:2], listed.split("\0")[1::2]
+            found[tree] = {path: each.split()[3] for each, path in zip(about, paths, strict=True)}
+        return {commit: found.get(tree, {}) for commit, tree in trees.items()}
+
+    def _blobs(self, names: Iterable[str], repository: Path | None = None) -> dict[str, str]:
+        """Return {blob name: text}, read from `repository` (default: the mirror) by one subprocess.
+
+        Blobs that the mirror lacks come from the remote.
+        """
+        wanted = sorted(set(names))
+        if not wanted:
+            return {}
+        output = self._remote(
+            "cat-file", "--batch", cwd=repository or self._mirror, text="\n".join(wanted) + "\n"
+        ).output
+        _, *parts = re.split(r"^([0-9a-f]{40,64}) blob \d+\n", output, flags=re.MULTILINE)
+        return {name: text.removesuffix("\n") for name, text in zip(parts[::2], parts[1::2], strict=True)}
+
+    @contextlib.contextmanager
+    def _fetched(self, *patterns: str) -> Iterator[None]:
+        """Fetch the remote's refs of these patterns into the mirror, and keep them unchanged within the context.
+
+        Locked against other processes of this clone: an older fetch of theirs could remove refs that ours has read.
+        """
+        self.private.mkdir(parents=True, exist_ok=True)
+        with (self.private / "mirror.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                self._fetch(patterns)
+            except GitPushError:
+                # the mirror is only a cache: a damaged one, or a lock that a killed process left in it, is made anew
+                shutil.rmtree(self._mirror, ignore_errors=True)
+                self._fetch(patterns)
+            try:
+                yield
+            except (CommandError, GitPushError):
+                shutil.rmtree(self._mirror, ignore_errors=True)  # the next call finds no damaged one
+                raise
+
+    def _fetch(self, patterns: Iterable[str]) -> None:
+        if not self._mirror.exists():
+            self._make_mirror()
+        self._remote(
+            "fetch", "--quiet", "--prune", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance",
+            f"--filter=blob:limit={BLOBS}", "origin", *(f"+{pattern}:{pattern}" for pattern in patterns),
+            cwd=self._mirror, timeout=10 * MINUTE,
+        )  # fmt: skip
+
+    def _make_mirror(self) -> None:
+        """Create the mirror under another name, then rename it: an incomplete mirror would be used for ever."""
+        part = self._mirror.with_suffix(".part")
+        shutil.rmtree(part, ignore_errors=True)
+        self._git("init", "--quiet", "--bare", str(part))
+        # a partial clone: blobs that the filter left out can be fetched later, one by one
+        for key, value in (("url", self._url), ("promisor", "true"), ("partialclonefilter", f"blob:limit={BLOBS}")):
+            self._git("config", f"remote.origin.{key}", value, cwd=part)
+        part.rename(self._mirror)
+
+    def read_texts(self, commit: str, paths: Iterable[str]) -> dict[str, str]:
+        """Return {path: text} of those of the files at `paths` that a commit of the clone has."""
+        listed = self._git("--literal-pathspecs", "ls-tree", "-z", "--full-tree", commit, "--", *paths).output
+        entries = (entry.partition("\t") for entry in listed.split("\0") if entry)
+        blobs = {path: about.split()[2] for about, _, path in entries}
+        texts = self._blobs(blobs.values(), self.root)
+        return {path: texts[blob] for path, blob in blobs.items()}
+
+    def bring(self, ref: str, commit: str) -> None:
+        """Fetch a commit, which the remote's `ref` names, into the clone; no local ref is written."""
+        if self._git("cat-file", "-e", f"{commit}^{{commit}}", check=False).status:
+            words = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance", "--refmap=")
+            self._remote("fetch", *words, "--no-recurse-submodules", "origin", ref, timeout=10 * MINUTE)
+
+
+def _outputs(path: str, text: str) -> Iterator[tuple[str, StoredObject]]:
+    """Yield each output of a `.dvc` file: its path in the repository and its object; a size of -1 is unknown."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        outs = YAML(typ="safe", pure=True).load(text)["outs"]
+        for out in outs:
+            yield str(Path(path).parent / out["path"]), StoredObject(oid=str(out["md5"]), size=int(out.get("size", -1)))
+    except (YAMLError, ValueError, KeyError, TypeError):
+        return
+
+
+_CAUSES: Iterable[tuple[str, str]] = (
+    (
+        r"Authentication failed|could not read Username|Invalid username|HTTP Basic: Access denied|\b401\b",
+        "check that GITHUB_TOKEN in secrets.json is right and not expired, and has the `repo` scope.",
+    ),
+    (
+        r"rate limit|\b429\b|RPC failed; HTTP 403",
+        "the Git host limits requests; start fewer sessions at a time, and run sync_outputs() again in some minutes.",
+    ),
+    (
+        r"Permission .* denied|Write access|\b403\b|read-only|not allowed to push",
+        "give GITHUB_TOKEN write permission for this repository (scope `repo`; fine-grained: Contents, write).",
+    ),
+    (r"workflow", "give GITHUB_TOKEN the `workflow` scope: the branch holds workflow files."),
+    (
+        r"hidden ref|funny refname",
+        "use a Git host that accepts refs/runs/*, refs/asks/* and refs/kaggle/*, not only branches and tags.",
+    ),
+    (
+        r"non-fast-forward|denyNonFastForwards|deletion prohibited|denyDeletes|cannot delete",
+        "allow deletions of kaggle-* branches, and forced updates of refs/runs/*, in the host's branch rules.",
+    ),
+    (
+        r"protected|GH006|hook declined|rule violations",
+        (
+            "allow new branches named kaggle-* in the host's branch rules, and the refs refs/runs/*, refs/asks/* and "
+            "refs/kaggle/*."
+        ),
+    ),
+    (
+        r"Repository not found|\b404\b",
+        "check the repository's address, and that GITHUB_TOKEN may read it: a host reports a hidden one as missing.",
+    ),
+    (r"\b(429|50[0-9])\b|Internal Server Error", "the Git host is failing; run sync_outputs() again in some minutes."),
+    (
+        r"does not support .*atomic",
+        "use a Git host that supports atomic pushes (GitHub, GitLab, Gitea and plain Git do).",
+    ),
+    (
+        r"stale info|cannot lock ref",
+        (
+            "run sync_outputs() again, since another process may have moved the ref; if that does not help, the name "
+            "is too long, another ref is named like a folder of this one, or a lock file was left on the host."
+        ),
+    ),
+    (
+        r"Could not resolve|unable to access|Connection|timed out|does not appear to be a git repository",
+        "check the network and the repository's address, then run sync_outputs() again.",
+    ),
+)
+
+
+def remedy_for(message: str, otherwise: str) -> str:
+    """Return the remedy that fits the host's message; addresses and ref names in the message are ignored."""
+    bare = re.sub(r"\w+://\S+|\S*kaggle-\S+|refs/\S+", "", message)
+    return next((remedy for pattern, remedy in _CAUSES if re.search(pattern, bare, re.IGNORECASE)), otherwise)
