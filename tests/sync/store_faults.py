@@ -158,7 +158,7 @@ class S3Remote(DvcRemote):
 
 def _identity(item: Any) -> str:
     """Return the mark of a version, or what tells a stranger's from others."""
-    mark = getattr(item, "metadata", {}).get("copy")
+    mark = next((value for name, value in getattr(item, "metadata", {}).items() if name.endswith("-copy")), "")
     return str(mark or f"{item.last_modified.isoformat()} {getattr(item, 'version_id', '')}")
 
 
