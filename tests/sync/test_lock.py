@@ -228,7 +228,7 @@ def outcome_of(session: RunLock) -> str:
 
 
 REFUSED = f"another session is training {NAME} and is alive."
-ROUNDS = pytest.mark.parametrize("rounds", [2, pytest.param(50, marks=pytest.mark.slow)])
+ROUNDS = pytest.mark.parametrize("rounds", [2, pytest.param(20, marks=pytest.mark.slow)])
 
 
 @ROUNDS
@@ -611,7 +611,7 @@ def hosted(stores: Stores) -> Iterator[tuple[GitHost, RunLock]]:
         held.release()
 
 
-@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 12))])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 5))])
 def test_an_overloaded_host_is_waited_out(stores: Stores, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """It refuses requests at random, and the answers of some pushes are lost; the run's life ends as without."""
     monkeypatch.setattr(repository_module, "PAUSES", (0.01,) * 12)

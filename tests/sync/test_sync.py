@@ -27,9 +27,9 @@ from publications import (
     publish,
     refuse,
 )
-from wire import Fault, Wire, assert_branches_are_complete, at_each_copy, created_branch, when
+from wire import Wire, assert_branches_are_complete, at_each_copy, created_branch, when
 
-from lib.errors import DvcPushError, GitPushError, InDoubt, RunError, SyncError
+from lib.errors import DvcPushError, GitPushError, InDoubt, SyncError
 from lib.process import run_command
 from lib.sync import Publication, Published, check, recover, sync_outputs
 
@@ -468,74 +468,6 @@ def test_a_clone_whose_origin_moved_reads_the_new_one(stores: Stores) -> None:
     publish(stores.clone, OTHER)
     assert f"refs/heads/{OTHER}" not in stores.refs()
     assert HEAD not in Stores(stores.folder, moved, stores.storage, stores.clone).refs()
-
-
-# ── every fault at every step ─────────────────────────────────────────────────────────────────────────────────────────
-
-
-def publish_with_a_fault(stores: Stores, wire: Wire, step: int, fault: Fault) -> None:
-    """Publish another run with a fault; what is reported must be true, and recovery must end in all or nothing."""
-    write_run(stores.clone, seed=step)
-    branch, objects = f"kaggle-train-{step}", stores.objects()
-    wire.commands, wire.fault, error = [], fault, None
-    try:
-        publish(stores.clone, branch)
-    except RunError as caught:
-        error = str(caught)
-    wire.heal()
-    assert_branches_are_complete(stores)
-    published = f"refs/heads/{branch}" in stores.refs()
-    assert published or error
-    if error and "everything is rolled back" in error:
-        assert not published
-        assert stores.objects() == objects
-    if error:
-        assert recover(stores.clone, patience=0, say=str) == 0
-    if f"refs/heads/{branch}" in stores.refs():
-        assert_published(stores, stores.clone, branch)
-    else:
-        assert (stores.runs(), stores.objects()) == ([], objects)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("lasting", [False, True], ids=["once", "from-then-on"])
-@pytest.mark.parametrize("kind", ["refused", "lost"])
-def test_a_fault_at_any_command_to_the_git_remote_ends_in_all_or_nothing(
-    stores: Stores, wire: Wire, kind: str, lasting: bool
-) -> None:
-    """The first command fails, then the second, …, until the publication completes before its fault."""
-    for step in range(1, 30):
-        reached: list[bool] = []
-
-        def fault(_words: list[str], at: int = step, reached: list[bool] = reached) -> str:
-            reached.append(len(wire.commands) >= at)
-            return kind if len(wire.commands) == at or (lasting and reached[-1]) else ""
-
-        publish_with_a_fault(stores, wire, step, fault)
-        if not any(reached):
-            assert step > 5
-            return
-    pytest.fail("a publication sends more than 29 commands to the Git remote")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["refused", "lost"])
-def test_a_fault_at_any_command_of_a_rollback_ends_in_all_or_nothing(stores: Stores, wire: Wire, kind: str) -> None:
-    """The branch is refused, and then one command of the rollback fails, too."""
-    for step in range(1, 30):
-        after: list[bool] = []
-
-        def fault(words: list[str], at: int = step, after: list[bool] = after) -> str:
-            if created_branch(words):
-                return "refused"
-            after.append(any(map(created_branch, wire.commands)))
-            return kind if sum(after) == at and after[-1] else ""
-
-        publish_with_a_fault(stores, wire, step, fault)
-        if sum(after) < step:
-            assert step > 4
-            return
-    pytest.fail("a rollback sends more than 29 commands to the Git remote")
 
 
 # ── lost answers ──────────────────────────────────────────────────────────────────────────────────────────────────────
