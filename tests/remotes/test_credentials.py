@@ -480,7 +480,7 @@ def test_the_token_is_never_an_argument_nor_in_the_clone(
     recorder = tmp_path / "bin" / "git"
     recorder.parent.mkdir()
     recorder.write_text(
-        f'#!/bin/sh\necho "ARGUMENTS $*" >> {log}\necho "TOKEN $1 ${GIT_TOKEN}" >> {log}\n'
+        f'#!/bin/sh\necho "ARGUMENTS $*" >> {log}\necho "TOKEN $* ${GIT_TOKEN}" >> {log}\n'
         f'exec {shutil.which("git")} "$@"\n',
         encoding="utf-8",
     )
@@ -500,7 +500,8 @@ def test_the_token_is_never_an_argument_nor_in_the_clone(
             speak()
         shown.append(str(caught.value))
     lines = log.read_text(encoding="utf-8").splitlines()
-    given = {line.split()[1] for line in lines if line.startswith("TOKEN") and SECRETS["GITHUB_TOKEN"] in line}
+    shown_with = [line.split()[1:] for line in lines if line.startswith("TOKEN") and SECRETS["GITHUB_TOKEN"] in line]
+    given = {next(word for word in words if word[0] != "-" and "=" not in word) for words in shown_with}
     assert given == {"ls-remote", "fetch", "push"}
     files = [path.read_text("latin-1") for path in clone.rglob("*") if path.is_file()]
     for form in (HEADER, SECRETS["GITHUB_TOKEN"]):
