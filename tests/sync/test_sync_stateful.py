@@ -377,7 +377,7 @@ class World:
             known = [path.parent.name + path.name for path in (*self.strangers, *self.may_stay)]
             for found in outcome.findings:
                 is_known = found.kind == "unnamed" and any(oid in found.what for oid in known)
-                assert found.kind == "unfinished" or is_known, f"it reports that {found.what}:\n{self}"
+                assert is_known or not found.is_wrong, f"it reports that {found.what}:\n{self}"
         elif isinstance(outcome, Published):
             assert f"refs/heads/{outcome.branch}" in heads, f"it reports a publication that is not there:\n{self}"
         elif isinstance(outcome, RunError) and "everything is rolled back" in str(outcome):
