@@ -33,7 +33,7 @@ PASSES = re.compile(
 )
 """Messages after which reading is repeated: a lock is held, the host is overloaded, or the connection was cut. Git does
 not show the text of a 403: it may be a rate limit."""
-PAUSES = (0.1, 0.5, 2.0, 5.0, 15.0)  # seconds
+PAUSES: tuple[float, ...] = (0.1, 0.5, 2.0, 5.0, 15.0)  # seconds
 
 
 def pauses() -> Iterator[float | None]:

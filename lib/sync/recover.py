@@ -124,6 +124,10 @@ class Recovery:
         except (RunError, OSError) as error:
             self.error = self.error or error
             self._told.add(run.name)
+            # its ref may be ours now, of a session that has ended: the next look takes it over at once
+            self._first.pop(run.name, None)
+            self._asked.pop(run.name, None)
+            self._silent.discard(run.name)
             return False
         finally:
             lock.release()

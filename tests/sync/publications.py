@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -120,6 +121,19 @@ def objects_of(clone: Path) -> dict[str, bytes]:
 def models_of(clone: Path) -> dict[str, bytes]:
     """Return the trained models of a clone."""
     return {name: (clone / name).read_bytes() for name in WEIGHTS}
+
+
+def named_by(repository: Path, commit: str) -> dict[str, tuple[str, str]]:
+    """Return the files of the DVC remote that a commit names: their MD5 and, for a checkpoint, their identity."""
+    found = {}
+    for name in run_git("ls-tree", "-r", "--name-only", commit, cwd=repository).splitlines():
+        if name.endswith(".dvc"):
+            md5 = run_git("show", f"{commit}:{name}", cwd=repository).split("md5: ")[1].split()[0]
+            found[object_name(md5)] = (md5, "")
+        elif name.endswith("/checkpoint.json"):
+            files = json.loads(run_git("show", f"{commit}:{name}", cwd=repository))["files"]
+            found |= {file["name"]: (file["md5"], file["id"]) for file in files}
+    return found
 
 
 # ── checks ────────────────────────────────────────────────────────────────────────────────────────────────────────────

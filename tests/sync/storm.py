@@ -12,7 +12,7 @@ nothing is left, and plain git and a listing of the store must show:
 - every publication that was reported as done.
 
 Every second round has short leases and suspends processes for longer. A session that was taken over alive may then
-leave an object that no branch names, which the protocol does not promise to find; these are counted and deleted.
+leave an object that no branch names, which the protocol does not promise to find; these are counted.
 A failure prints the seed, which repeats the random choices and not the moments, and keeps the folder.
 """
 
@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import json
 import os
 import random
 import shutil
@@ -33,7 +32,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from multiprocessing import get_context
 from multiprocessing.context import ForkServerProcess
@@ -44,6 +43,7 @@ sys.path[:0] = [str(Path(__file__).parents[1])]
 import conftest  # it completes the path
 import drive_emulator
 from conftest import RUN, WEIGHTS, Stores, run_git
+from publications import named_by
 from s3_emulator import S3Emulator
 
 from lib.errors import RunError, RunHeldError
@@ -55,13 +55,13 @@ for module in ("dvc.repo", "dvc.utils.serialize", "dvc_data.hashfile.hash", "lib
 
 CREDENTIALS = Credentials(drive=drive_emulator.CANARIES, source="the storm")
 RUNS = ("exp1", "exp2", "exp3", "exp4")
-CONTENTS = ("ab", "bc", "ca", "ba", "dd")
-"""The two files of a publication, as letters; different experiments share some."""
+SHARED = 3
+"""The number of contents of the first file, which different experiments share; the second is a new one each time."""
 PUBLISHERS = 3
 KILLS = 8  # in a round
 LEASES = (20.0, 2.5)  # seconds, in even and odd rounds
 LONGEST = 6.0  # seconds between two strikes
-MARKS = ("kaggle-training-store-", "kaggle-training-repository-")
+MARKS = ("kaggle-training-store", "kaggle-training-repository-")
 LOGGED = {
     "checkpoints": " checkpoint ",
     "takeovers": " takes over.",
@@ -115,25 +115,23 @@ class Worker:
             with open_remotes(self.clone, CREDENTIALS) as remotes:
                 publisher = CheckpointPublisher(remotes, lock, self.note)
                 for epoch in range(choose.randint(0, 3)):
-                    publication = self._write(f"kaggle-checkpoint-{run}", choose.choice(CONTENTS), None)
+                    publication = self._write(f"kaggle-checkpoint-{run}", choose, None)
                     publisher.publish(publication, {"epoch": epoch})
                     self.note(f"{run} checkpoint {epoch}")
                 publisher.end()
             if choose.random() < 0.7:
                 branch = f"kaggle-train-{run}-{time.time_ns()}"
-                published = sync_outputs(
-                    self._write(branch, choose.choice(CONTENTS), lock), CREDENTIALS, say=self.note, progress=False
-                )
+                published = sync_outputs(self._write(branch, choose, lock), CREDENTIALS, say=self.note, progress=False)
                 self.note(f"published {branch} {published.commit}")
         finally:
             lock.release()
 
-    def _write(self, branch: str, content: str, hold: RunLock | None) -> Publication:
+    def _write(self, branch: str, choose: random.Random, hold: RunLock | None) -> Publication:
         source = self.clone / RUN if hold else self.clone.with_suffix(".copy")  # a checkpoint is copied before
-        for path, letter in zip(WEIGHTS, content, strict=True):
+        for path, number in zip(WEIGHTS, (choose.randrange(SHARED), choose.getrandbits(64)), strict=True):
             file = source / Path(path).relative_to(RUN)
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(letter.encode() * 5000)
+            file.write_bytes(random.Random(number).randbytes(5000))
         return Publication(self.clone, branch, "Training\n", RUN, WEIGHTS, datetime.now(UTC), hold=hold, source=source)
 
     def recover(self) -> None:
@@ -165,7 +163,8 @@ class Storm:
         """{clone of a suspended process: when it continues}."""
         self._lease = LEASES[0]
         self._published: dict[str, str] = {}
-        self._named = cache(self._read)
+        self._late: set[str] = set()
+        self._named = cache(partial(named_by, stores.origin))
 
     def run(self, kills: int) -> None:
         """Run rounds until that many processes were killed."""
@@ -181,8 +180,8 @@ class Storm:
     def line(self) -> str:
         """Return what has happened, in one line."""
         logs = "".join(log.read_text() for log in self.stores.folder.glob("*.log"))
-        counts = {what: self.count[what] for what in ("kills", "suspensions", "rounds", "late objects")}
-        counts |= {"publications": len(self._published), **{what: logs.count(words) for what, words in LOGGED.items()}}
+        counts = {**self.count, "publications": len(self._published), "late objects": len(self._late)}
+        counts |= {what: logs.count(words) for what, words in LOGGED.items()}
         return ", ".join(f"{number} {what}" for what, number in counts.items())
 
     def _start(self, clone: Path) -> None:
@@ -254,21 +253,16 @@ class Storm:
         """Check both remotes by plain git and a listing."""
         refs, stored = self.stores.refs(), self._listing()
         digests = {path: {hashlib.md5(data).hexdigest() for data in copies} for path, copies in stored.items()}
-        named: Counter[str] = Counter()
+        named: set[str] = set()
         for ref, commit in refs.items():
             assert ref.startswith(("refs/heads/kaggle-", "refs/asks/")), f"{ref} is left"
-            for path, md5 in self._named(commit).items() if ref.startswith("refs/heads/") else ():
-                named[path] += 1
+            for path, (md5, _) in self._named(commit).items() if ref.startswith("refs/heads/") else ():
+                named.add(path)
                 assert md5 in digests.get(path, ()), f"{ref} needs {path}, which is {digests.get(path, 'not there')}"
-        for path, copies in stored.items():
-            if path.startswith(MARKS):
-                continue
-            if path in named and len(copies) <= named[path]:
-                continue
-            if self._lease == LEASES[1] and path.startswith("files/"):
-                self.count["late objects"] += 1
-                continue
-            raise AssertionError(f"{path}: {len(copies)} copies, named by {named[path]} branches")
+        unnamed = {path for path in stored.keys() - named - self._late if not path.startswith(MARKS)}
+        if self._lease == LEASES[1]:
+            self._late |= {path for path in unnamed if path.startswith("files/")}
+        assert unnamed <= self._late, f"no branch names {unnamed - self._late}"
         self._published |= dict(self._reported())
         for branch, commit in self._published.items():
             assert refs.get(f"refs/heads/{branch}") == commit, f"{branch} was reported as published at {commit}"
@@ -280,19 +274,6 @@ class Storm:
                 _, word, *words = line.split(" ")
                 if word == "published":
                     yield words[0], words[1]
-
-    def _read(self, commit: str) -> dict[str, str]:
-        """Return the stored files that a branch's commit names, with their MD5."""
-        found = {}
-        for name in run_git("ls-tree", "-r", "--name-only", commit, cwd=self.stores.origin).splitlines():
-            if name.endswith((".dvc", "/checkpoint.json")):
-                text = run_git("show", f"{commit}:{name}", cwd=self.stores.origin)
-                if name.endswith(".dvc"):
-                    oid = text.split("md5: ")[1].split()[0]
-                    found[f"files/md5/{oid[:2]}/{oid[2:]}"] = oid
-                else:
-                    found |= {file["name"]: file["md5"] for file in json.loads(text)["files"]}
-        return found
 
 
 def _commands(program: str) -> Iterator[str]:

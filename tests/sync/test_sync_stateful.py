@@ -15,7 +15,6 @@ SYNC_EXAMPLES=1000 searches longer.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import threading
@@ -31,31 +30,14 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 from conftest import RUN, WEIGHTS, Stores, run_git
-from hypothesis import HealthCheck, Phase, settings
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
-from publications import STAMP, md5_of
+from hypothesis import HealthCheck, Phase, settings, stateful
+from publications import STAMP, md5_of, named_by
 
+from lib import sync
 from lib.errors import DvcPushError, GitPushError, RunError
 from lib.remotes import repository as repository_module
 from lib.remotes.credentials import Credentials
-from lib.sync import (
-    Checked,
-    CheckpointPublisher,
-    Publication,
-    Published,
-    RunLock,
-    check,
-    open_remotes,
-    recover,
-    sync_outputs,
-)
+from lib.sync import CheckpointPublisher, Publication, Published, RunLock
 from lib.sync import lock as lock_module
 from lib.sync import publish as publish_module
 from lib.sync.refs import Refs, RefUpdate, SeenRun
@@ -72,7 +54,6 @@ RUNS = ("exp1", "exp2")
 Switch = Callable[[pytest.MonkeyPatch], None]
 FAULTS = ("refused", "lost", "late")
 """A request fails, loses its answer, or is a push that fails and arrives much later."""
-MARK = "kaggle-training-store-0"
 
 answer: Callable[..., None] = RunLock._answer
 
@@ -192,7 +173,7 @@ class World:
         """Objects that a session stored after it was taken over."""
         self.log: list[str] = []
         self._branches = 0
-        self.named = cache(self._named)
+        self._named = cache(partial(named_by, stores.origin))
 
     def begin(self) -> None:
         """Reset everything but the clones."""
@@ -200,7 +181,6 @@ class World:
             run_git("update-ref", "-d", ref, cwd=self.stores.origin)
         shutil.rmtree(self.stores.storage)
         self.stores.storage.mkdir()
-        (self.stores.storage / MARK).touch()
         self.late, self.strangers, self.log = [], {}, []
         self.may_stay = set()
         for actor in self.actors.values():
@@ -229,15 +209,15 @@ class World:
         """Begin to publish the actor's files, once more if it has tried before."""
         run = self.actors[name].run
         assert run is not None
-        self.begin_call(name, f"publishes {run.branch}", lambda _: sync_outputs(run, say=str, progress=False))
+        self.begin_call(name, f"publishes {run.branch}", lambda _: sync.sync_outputs(run, say=str, progress=False))
 
     def recover(self, name: str) -> None:
         """Begin to recover dead sessions."""
-        self.begin_call(name, "recovers", lambda actor: recover(actor.clone, say=str))
+        self.begin_call(name, "recovers", lambda actor: sync.recover(actor.clone, say=str))
 
     def look(self, name: str) -> None:
         """Begin to check both remotes."""
-        self.begin_call(name, "checks", lambda actor: check(actor.clone))
+        self.begin_call(name, "checks", lambda actor: sync.check(actor.clone))
 
     def _write(self, name: str, content: str) -> None:
         actor = self.actors[name]
@@ -393,7 +373,7 @@ class World:
             return
         self.log.append(f"{actor.name} ends: {type(actor.outcome).__name__}")
         outcome, heads = actor.outcome, self.stores.refs()
-        if isinstance(outcome, Checked):
+        if isinstance(outcome, sync.Checked):
             known = [path.parent.name + path.name for path in (*self.strangers, *self.may_stay)]
             for found in outcome.findings:
                 is_known = found.kind == "unnamed" and any(oid in found.what for oid in known)
@@ -401,35 +381,19 @@ class World:
         elif isinstance(outcome, Published):
             assert f"refs/heads/{outcome.branch}" in heads, f"it reports a publication that is not there:\n{self}"
         elif isinstance(outcome, RunError) and "everything is rolled back" in str(outcome):
-            assert actor.run is not None
-            assert f"refs/heads/{actor.run.branch}" not in heads, (
-                f"it reports a rollback, but the branch is there:\n{self}"
-            )
+            there = actor.run is not None and f"refs/heads/{actor.run.branch}" in heads
+            assert not there, f"it reports a rollback, but the branch is there:\n{self}"
         elif isinstance(outcome, BaseException) and not isinstance(outcome, RunError | Died):
             raise outcome
 
-    def _named(self, commit: str) -> dict[Path, tuple[str, str]]:
-        """Return the stored files that a branch's commit names, with their MD5 and, for a checkpoint's, their time."""
-        found = {}
-        for name in run_git("ls-tree", "-r", "--name-only", commit, cwd=self.stores.origin).splitlines():
-            if name.endswith((".dvc", "/checkpoint.json")):
-                text = run_git("show", f"{commit}:{name}", cwd=self.stores.origin)
-                if name.endswith(".dvc"):
-                    oid = text.split("md5: ")[1].split()[0]
-                    found[self.stores.object_path(oid)] = (oid, "")
-                else:
-                    files = json.loads(text)["files"]
-                    found |= {self.stores.storage / file["name"]: (file["md5"], file["id"]) for file in files}
-        return found
-
-    def all_named(self) -> dict[Path, tuple[str, str]]:
-        """Return the stored files that all branches name."""
+    def named(self) -> dict[Path, tuple[str, str]]:
+        """Return the stored files that branches name, with their MD5 and, for a checkpoint's, their identity."""
         heads = (commit for ref, commit in self.stores.refs().items() if ref.startswith("refs/heads/"))
-        return {path: what for commit in heads for path, what in self.named(commit).items()}
+        return {self.stores.storage / path: what for commit in heads for path, what in self._named(commit).items()}
 
     def check(self) -> None:
         """Check the promises that hold at any moment."""
-        for path, (oid, second) in self.all_named().items():
+        for path, (oid, second) in self.named().items():
             assert path.is_file(), f"a visible branch lacks {path.name}:\n{self}"
             assert md5_of(path.read_bytes()) == oid, f"{path.name} is damaged:\n{self}"
             assert second in ("", f"{path.stat().st_mtime:.0f}"), f"{path.name} is another copy:\n{self}"
@@ -441,7 +405,7 @@ class World:
         """Check the promises that hold after recovery."""
         self.check()
         assert self.stores.runs() == [], f"a run's ref is left:\n{self}"
-        allowed = {*self.all_named(), *self.strangers, *self.may_stay}
+        allowed = {*self.named(), *self.strangers, *self.may_stay}
         left = {self.stores.storage / name for name in self.stores.objects()} - allowed
         assert not left, f"nothing names {left}:\n{self}"
 
@@ -460,7 +424,7 @@ def _train(run: str, checkpoints: str, content: str, actor: Actor) -> object:
     assert publication is not None
     lock.take()
     try:
-        with open_remotes(actor.clone, Credentials()) as remotes, suppress(RunError):
+        with sync.open_remotes(actor.clone, Credentials()) as remotes, suppress(RunError):
             publisher = CheckpointPublisher(remotes, lock, str)
             for letter in checkpoints:
                 _write_weights(copy, letter + "c")
@@ -470,9 +434,9 @@ def _train(run: str, checkpoints: str, content: str, actor: Actor) -> object:
         if content:
             held = Publication(actor.clone, publication.branch, "Training\n", RUN, WEIGHTS, STAMP, hold=lock)
             try:
-                return sync_outputs(held, say=str, progress=False)
+                return sync.sync_outputs(held, say=str, progress=False)
             except RunError:
-                return sync_outputs(held, say=str, progress=False)
+                return sync.sync_outputs(held, say=str, progress=False)
     finally:
         lock.release()
     return None
@@ -542,7 +506,7 @@ def stopping_at_requests(world: World) -> Iterator[None]:  # noqa: C901  a wrapp
         patch.setattr(lock_module, "atexit", SimpleNamespace(register=id, unregister=id))
         patch.setattr(publish_module, "ThreadPoolExecutor", pool)
         patch.setattr(repository_module, "PAUSES", ())
-        patch.setattr(FolderObjects, "limits", lambda _: "")
+        patch.setattr(FolderObjects, "limits", lambda *_: "")
         patch.setattr(RunLock, "_answer", lambda *_: None)  # its looks are steps of the test
         patch.setattr(RunLock, "_lock_file", lock_file)
         patch.setattr(SeenRun, "lease", property(lease))
@@ -575,7 +539,7 @@ def world(stores: Stores) -> Iterator[World]:
 # ── at random ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Interleavings(RuleBasedStateMachine):
+class Interleavings(stateful.RuleBasedStateMachine):
     """Random steps of all actors, in random order."""
 
     world: World
@@ -584,13 +548,13 @@ class Interleavings(RuleBasedStateMachine):
         super().__init__()
         self.world.begin()
 
-    @initialize(letter=st.sampled_from("-abc"), pauses=st.sampled_from([(), (0.0,)]))
+    @stateful.initialize(letter=st.sampled_from("-abc"), pauses=st.sampled_from([(), (0.0,)]))
     def a_stranger_was_here(self, letter: str, pauses: tuple[float, ...]) -> None:
         """Store a stranger's object, or none; a failed push is repeated that often."""
-        repository_module.PAUSES = pauses
+        pytest.MonkeyPatch().setattr(repository_module, "PAUSES", pauses)
         self.world.store_strange_object(letter)
 
-    @rule(
+    @stateful.rule(
         first=st.sampled_from(ACTORS),
         second=st.sampled_from(ACTORS),
         call=st.sampled_from(["publish", "publish", "train", "train", "train", "retry", "recover", "check"]),
@@ -621,8 +585,8 @@ class Interleavings(RuleBasedStateMachine):
                     self.world.step(name)
                     self.world.check()
 
-    @precondition(lambda self: self.world.working())
-    @rule(what=st.sampled_from(["die", "suspend", "wake", "answer", *FAULTS]), turn=st.integers(0, 2))
+    @stateful.precondition(lambda self: self.world.working())
+    @stateful.rule(what=st.sampled_from(["die", "suspend", "wake", "answer", *FAULTS]), turn=st.integers(0, 2))
     def something_happens(self, what: str, turn: int) -> None:
         """Kill, suspend or wake an actor, let it look for a question, or make a request of it with a fault."""
         names = self.world.working()
@@ -632,13 +596,13 @@ class Interleavings(RuleBasedStateMachine):
         else:
             getattr(self.world, what)(name)
 
-    @precondition(lambda self: self.world.late)
-    @rule()
+    @stateful.precondition(lambda self: self.world.late)
+    @stateful.rule()
     def a_late_push_arrives(self) -> None:
         """Make a delayed push arrive."""
         self.world.arrive()
 
-    @invariant()
+    @stateful.invariant()
     def promises_hold(self) -> None:
         """Check the promises that hold at any moment."""
         self.world.check()
@@ -669,7 +633,7 @@ def test_no_order_of_requests_deaths_and_faults_breaks_a_promise(world: World, e
         pass
 
     Search.world = world
-    run_state_machine_as_test(
+    stateful.run_state_machine_as_test(
         Search,
         settings=settings(
             max_examples=examples,
@@ -681,6 +645,13 @@ def test_no_order_of_requests_deaths_and_faults_breaks_a_promise(world: World, e
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+def test_a_publication_that_waits_for_a_dead_one_repeats_a_recovery_that_failed(world: World) -> None:
+    """It would wait for its own session, which holds the dead run's ref since the failure and has ended."""
+    world.play("commit three, die three, publish one ab, run_to one named_objects, step one refused, for_a_while one")
+    assert isinstance(world.actors["one"].outcome, Published), str(world)
+    world.finish()
 
 
 # ── with a rule switched off ──────────────────────────────────────────────────────────────────────────────────────────
