@@ -108,7 +108,7 @@ class S3Remote(DvcRemote):
             # an upload without a part stores nothing, costs nothing, and is visible only in a listing of uploads
             if upload.parts:
                 content = b"".join(part.value for part in upload.parts.values())
-                found[f"{upload.key_name} {UNFINISHED}"] = {name: content}
+                found[f"{upload.key_name.removeprefix('dvc/')} {UNFINISHED}"] = {name: content}
         return found
 
     def full_state(self) -> object:

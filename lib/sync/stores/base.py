@@ -156,11 +156,9 @@ class OneCopyStore(Store):
         """Return whether the store keeps an identity and refuses to overwrite."""
         first, second = self.new_identities(2)
         try:
-            with tempfile.NamedTemporaryFile() as file:
-                file.write(NOTICE)
-                file.flush()
-                made = self.create(path, Path(file.name), first)
-                refused = self.create(path, Path(file.name), second) is None
+            with notice() as file:
+                made = self.create(path, file, first)
+                refused = self.create(path, file, second) is None
         finally:
             for _ in range(2):  # if the second was not refused, a bucket with versions has both
                 for copy in self.find(path):
@@ -218,6 +216,15 @@ def open_store(repo: Any) -> Store:  # noqa: ANN401  dvc.repo.Repo
     # imported lazily: each kind pulls in its own client library
     store: Store = import_module(f"lib.sync.stores.{KINDS[kind]}").open_remote(odb)
     return store
+
+
+@contextlib.contextmanager
+def notice() -> Iterator[Path]:
+    """Yield a file with the content of a flat file whose name is the information."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(NOTICE)
+        file.flush()
+        yield Path(file.name)
 
 
 def absent(store: Store, path: str, identity: str) -> FileNotFoundError:

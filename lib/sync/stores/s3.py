@@ -85,6 +85,8 @@ class S3Objects(OneCopyStore):
                 with contextlib.suppress(Exception):  # the first error is the one raised
                     copies = self.find(path)
                 if copies and copies[0].identity == identity:
+                    with contextlib.suppress(Exception):  # it was complete, and its note may not be deleted yet
+                        self._abort(path, identity)
                     return replace(copies[0], md5=md5)
                 if copies and (isinstance(error, FileExistsError) or _code(error) in _TAKEN):
                     return None
