@@ -187,8 +187,12 @@ class _Publishing:
             copies = [] if store.keeps_twins else store.find(path)
             if not copies and (copy := store.create(path, source.path, identity, progress)):
                 break
-            if copies and not self._is_declared_by_others(copies[0]):
-                copy = copies[0]
+            # looked at once more: the run that declared it may have ended between the two reads, and taken it along
+            if (
+                copies
+                and not self._is_declared_by_others(copies[0])
+                and (copy := store.verify(path, copies[0].identity))
+            ):
                 break
             if time.monotonic() > deadline:
                 raise DvcPushError(
