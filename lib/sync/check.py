@@ -191,7 +191,7 @@ def _check_checkpoints(remotes: Remotes, elsewhere: Collection[str]) -> Iterator
         found = []
         for file in (file for text in texts.values() for file in named_by(text) if ref not in elsewhere):
             copy = remotes.store.verify(file["name"], file["id"])
-            if wrong := mismatch(file["md5"], file["size"], copy) if copy else "is not there":
+            if wrong := mismatch(file["md5"], file["size"], copy):
                 found.append(Finding("damaged" if copy else "missing", f"{ref}: {file['name']} {wrong}", RETRAIN))
         if found and remotes.refs.read_files_of_all(f"{ref}*", record).get(ref) == texts:
             yield from found

@@ -226,7 +226,7 @@ class _Publishing:
         return bool(names)
 
     def _check_copy(self, item: StoredObject, copy: StoredCopy | None) -> None:
-        fault = mismatch(item.oid, item.size, copy) if copy else "is not there"
+        fault = mismatch(item.oid, item.size, copy)
         if fault:
             raise DvcPushError(
                 f"{self.remotes.store.name} has no correct copy of {item.oid}: its copy {fault}.",

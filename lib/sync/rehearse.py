@@ -127,8 +127,7 @@ class _Rehearsal:
         for copy in self._copies:
             path = self._store.path_of(copy.oid)
             self._store.create(path, self._source, copy.identity)
-            there = self._store.verify(path, copy.identity)
-            if fault := mismatch(copy.oid, copy.size, there) if there else "is not there":
+            if fault := mismatch(copy.oid, copy.size, self._store.verify(path, copy.identity)):
                 raise DvcPushError(
                     f"{self._store.name}: an object that was just stored {fault}.",
                     remedy="check the remote's address, and that nothing else changes its files.",

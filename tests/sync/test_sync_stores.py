@@ -387,16 +387,17 @@ def test_large_files_are_copied_to_a_folder_and_never_held_in_memory(stores: Sto
     assert_large_files_are_read_little(stores.clone, {}, 2)
 
 
+@pytest.fixture
+def drive(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> Iterator[DriveEmulator]:
+    """Yield a Drive as the DVC remote of the clone."""
+    monkeypatch.setattr("lib.remotes.repository.PAUSES", (0.01, 0.02))
+    with DriveEmulator() as drive, drive_client(drive, retries=1):
+        drive_emulator.configure_clone(stores.clone, drive, stores.folder / "credentials")
+        yield drive
+
+
 class TestDrive:
     """Claims on Drive alone: what it costs, and listings that lag."""
-
-    @pytest.fixture
-    def drive(self, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> Iterator[DriveEmulator]:
-        """Yield a Drive as the DVC remote of the clone."""
-        monkeypatch.setattr("lib.remotes.repository.PAUSES", (0.01, 0.02))
-        with DriveEmulator() as drive, drive_client(drive, retries=1):
-            drive_emulator.configure_clone(stores.clone, drive, stores.folder / "credentials")
-            yield drive
 
     @pytest.fixture
     def held(self, stores: Stores, drive: DriveEmulator) -> Iterator[tuple[RunLock, CheckpointPublisher]]:
@@ -456,14 +457,6 @@ class TestDrive:
 
 class TestRevoked:
     """Claims on Drive alone: the user revokes the permission."""
-
-    @pytest.fixture
-    def drive(self, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> Iterator[DriveEmulator]:
-        """Yield a Drive as the DVC remote of the clone."""
-        monkeypatch.setattr("lib.remotes.repository.PAUSES", (0.01, 0.02))
-        with DriveEmulator() as drive, drive_client(drive, retries=1):
-            drive_emulator.configure_clone(stores.clone, drive, stores.folder / "credentials")
-            yield drive
 
     def test_before_a_publication_nothing_is_started(self, stores: Stores, drive: DriveEmulator) -> None:
         """There is no object, branch or .dvc file; the error explains how to create new credentials."""

@@ -60,7 +60,7 @@ class Wire:
         return counted
 
     def cut_at_the_commit(self, kind: str = "refused") -> None:
-        """Give this fault to the commit push, and answer no command from then on."""
+        """Break the commit push with this fault, and answer no command from then on."""
         cut: list[bool] = []
 
         def fault(words: list[str]) -> str:

@@ -232,12 +232,14 @@ def absent(store: Store, path: str, identity: str) -> FileNotFoundError:
     return FileNotFoundError(f"{store.name}: {path} is not there (copy {identity})")
 
 
-def mismatch(oid: str, size: int, copy: StoredCopy) -> str | None:
-    """Return how a copy differs from the object; None if it does not.
+def mismatch(oid: str, size: int, copy: StoredCopy | None) -> str | None:
+    """Return how a copy, which may be missing, differs from the object; None if it does not.
 
     A size below 0 is unknown and not compared. The size of a directory listing is not compared either: DVC records the
     size of the directory's files together.
     """
+    if copy is None:
+        return "is not there"
     if 0 <= size != copy.size and not oid.endswith(".dir"):
         return f"has {copy.size} bytes instead of {size}"
     if copy.md5 is not None and copy.md5 != oid.removesuffix(".dir"):
