@@ -35,7 +35,7 @@ from lib.data.splits import SPLITS, find_images, is_image, list_files
 from lib.errors import DatasetError, RemoteError
 from lib.experiment.load import read_yaml
 from lib.experiment.schema import Experiment
-from lib.remotes.pull import pull_objects
+from lib.remotes.pull import find_pointer, pull_objects
 from lib.session import Session
 
 INPUTS = Path("/kaggle/input")
@@ -74,28 +74,40 @@ class Dataset:
 
 @dataclass(frozen=True)
 class DvcFile:
-    """The content of a dataset's `.dvc` file: DVC's hash of the folder, its size in bytes and its number of files."""
+    """A dataset's `.dvc` file: DVC's hash of the folder, its size in bytes, its number of files, and the text."""
 
     md5: str
     size: int | None
     files: int | None
+    text: str
 
 
 def read_pointer(root: Path, experiment: Experiment) -> DvcFile:
-    """Read the `.dvc` file of the experiment's dataset in the clone at `root`. Raises `DatasetError`."""
+    """Return the `.dvc` file of the experiment's dataset in the clone at `root`. Raises `DatasetError`.
+
+    For an output of a pipeline this is what `dvc.lock` says.
+    """
+    from ruamel.yaml import YAML
+
     target = root / f"{experiment.dataset}.dvc"
-    if not target.is_file():
+    text = target.read_text(encoding="utf-8") if target.is_file() else find_pointer(root, experiment.dataset)
+    if not text:
         raise DatasetError(
             f"dataset is {experiment.dataset!r}, and the commit has no {experiment.dataset}.dvc.",
             state="nothing was pulled or trained.",
             remedy=f"run `dvc add {experiment.dataset} && dvc push`, commit {target.name}, push and render again.",
         )
+    found = read_yaml(target, DatasetError) if target.is_file() else YAML(typ="safe", pure=True).load(text)
     try:
-        out = read_yaml(target, DatasetError)["outs"][0]
-        return DvcFile(str(out["md5"]), out.get("size"), out.get("nfiles"))
+        out = found["outs"][0]
+        return DvcFile(str(out["md5"]), out.get("size"), out.get("nfiles"), text)
     except (KeyError, IndexError, TypeError, AttributeError):
+        if "version_id" in text:
+            remedy = "`dvc remote add -d` a remote without version_aware, then `dvc push` and commit."
+            raise DatasetError(f"{target}: its files are on a version_aware DVC remote.", remedy=remedy) from None
+        command = f"dvc update {target.name}" if "\ndeps:" in f"\n{text}" else f"dvc add {experiment.dataset}"
         raise DatasetError(
-            f"{target}: it holds no hash of a folder.", remedy=f"run `dvc add {experiment.dataset}` and commit it."
+            f"{target}: it holds no hash of a folder.", remedy=f"run `{command}` and commit it."
         ) from None
 
 
@@ -108,10 +120,11 @@ def pull_dataset(session: Session, *, inputs: Path = INPUTS) -> Dataset:
     experiment, scratch = session.experiment, session.scratch
     pointer, name = read_pointer(session.root, experiment), f"{experiment.dataset}.dvc"
     try:
-        texts = {name: (session.root / name).read_text(encoding="utf-8")}
         mirrors = sorted({found.parent.parent for pattern in MIRRORS for found in inputs.glob(pattern)})
         title = f"Pulling {experiment.dataset}"
-        place = pull_objects(session.root, scratch / "dataset", texts, session.credentials, title, mirrors)
+        place = pull_objects(
+            session.root, scratch / "dataset", {name: pointer.text}, session.credentials, title, mirrors
+        )
     except RemoteError as error:
         raise DatasetError(
             f"`dvc pull {name}` failed: {error.what}",

@@ -159,7 +159,7 @@ class Repository:
             found = self._trees(self._mirrored(*patterns), "*.dvc")
             texts = self._blobs(blob for pointers_of in found.values() for blob in pointers_of.values())
         return {
-            ref: {name: item for path, blob in pointers_of.items() for name, item in _outputs(path, texts[blob])}
+            ref: {name: item for path, blob in pointers_of.items() for name, item in outputs_of(path, texts[blob])}
             for ref, pointers_of in found.items()
         }
 
@@ -292,7 +292,7 @@ class Repository:
             self._remote("fetch", *words, "--no-recurse-submodules", "origin", ref, timeout=10 * MINUTE)
 
 
-def _outputs(path: str, text: str) -> Iterator[tuple[str, StoredObject]]:
+def outputs_of(path: str, text: str) -> Iterator[tuple[str, StoredObject]]:
     """Yield each output of a `.dvc` file: its path in the repository and its object; a size of -1 is unknown."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError

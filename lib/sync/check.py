@@ -21,7 +21,8 @@ from typing import Literal
 
 from lib.errors import SyncError
 from lib.remotes.credentials import Credentials
-from lib.remotes.repository import StoredObject
+from lib.remotes.pull import find_missing
+from lib.remotes.repository import StoredObject, outputs_of
 from lib.sync.lock import CHECKPOINTS, short
 from lib.sync.record import RUNS
 from lib.sync.refs import EARLIER, SeenRun
@@ -118,7 +119,8 @@ def _check(remotes: Remotes) -> Checked:
         *(Finding("elsewhere", f"{ref} has its objects on {elsewhere[ref]}, which was not checked", ELSEWHERE)
           for ref in sorted(published.keys() & elsewhere.keys() - moved)
           if published[ref] or ref.startswith(CHECKPOINTS)),
-        *_check_branches({ref: items for ref, items in here.items() if ref not in moved}, parts, stored),
+        *_check_branches({ref: items for ref, items in here.items() if ref not in moved}, parts, stored,
+                         _Elsewhere(remotes, stored, here)),
         *_check_checkpoints(remotes, elsewhere),
         *_check_waste(remotes, identity),
         *_check_objects(unnamed, stored),
@@ -169,11 +171,35 @@ def _default_remote(text: str) -> str:
     return " at ".join(remote[key] for key in ("url", "endpointurl") if key in remote)
 
 
+class _Elsewhere:
+    """Where DVC finds what the default remote lacks: an output's own remote, the layout of DVC 2, or an import."""
+
+    def __init__(self, remotes: Remotes, stored: Stored, published: Mapping[str, Mapping[str, StoredObject]]) -> None:
+        self._remotes = remotes
+        lacks = any(item.oid not in stored for items in published.values() for item in items.values())
+        self._texts = remotes.refs.read_files_of_all(EVERYTHING, "*.dvc") if lacks else {}
+        self._asked: dict[tuple[str, str], dict[str, str]] = {}
+
+    def remedy(self, ref: str, path: str) -> str:
+        """Return what to do for an output that the default remote lacks; empty if `dvc pull` brings it."""
+        for name, text in self._texts[ref].items():
+            if path in dict(outputs_of(name, text)):
+                if (name, text) not in self._asked:  # most branches have the same files
+                    self._asked[name, text] = find_missing(self._remotes.refs.root, {name: text}, self._remotes.redact)
+                return self._asked[name, text].get(path, "")
+        return ""
+
+
 def _check_branches(
-    published: Mapping[str, Mapping[str, StoredObject]], parts: Mapping[str, set[str]], stored: Stored
-) -> Iterator[Finding]:
+    published: Mapping[str, Mapping[str, StoredObject]], parts: Mapping[str, set[str]], stored: Stored,
+    elsewhere: _Elsewhere,
+) -> Iterator[Finding]:  # fmt: skip
     for ref, items in published.items():
         for path, item in sorted(items.items()):
+            if item.oid not in stored:
+                if remedy := elsewhere.remedy(ref, path):
+                    yield Finding("missing", f"{ref}: {path} needs {item.oid}, which is not there", remedy)
+                continue
             # a directory listing contains no sizes: its files can be checked only for presence and MD5
             files = [StoredObject(oid=oid, size=-1) for oid in sorted(parts.get(item.oid, ()))]
             for wanted in (item, *files):

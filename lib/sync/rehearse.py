@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,14 +39,10 @@ class Rehearsed:
     dvc: str | RunError
     room: int | None
     """Bytes that can still be stored on the DVC remote; None if it does not report this."""
-    missing: tuple[str, ...] = ()
-    """The wanted objects that are not on the DVC remote."""
 
 
-def rehearse(
-    root: Path, credentials: Credentials | None = None, *, wanted: Sequence[str] = (), say: Say = print
-) -> Rehearsed:
-    """Run a publication without content, and check whether the objects `wanted` (hex MD5) are on the DVC remote.
+def rehearse(root: Path, credentials: Credentials | None = None, *, say: Say = print) -> Rehearsed:
+    """Run a publication without content, and ask how much room is left.
 
     Raises `SyncError` if one of the remotes cannot be opened at all.
     """
@@ -56,8 +52,8 @@ def rehearse(
         rehearsal = _Rehearsal(remotes, source, say)
         git = rehearsal.run()
         if rehearsal.error is None:
-            rehearsal.attempt(lambda: rehearsal.look(wanted))
-        return Rehearsed(git, rehearsal.error or rehearsal.line, rehearsal.room, rehearsal.missing)
+            rehearsal.attempt(rehearsal.look)
+        return Rehearsed(git, rehearsal.error or rehearsal.line, rehearsal.room)
 
 
 class _Rehearsal:
@@ -73,7 +69,6 @@ class _Rehearsal:
         self.error: RunError | None = None
         """The first error of the DVC remote."""
         self.room: int | None = None
-        self.missing: tuple[str, ...] = ()
 
     def run(self) -> str | GitPushError:
         """Take a run, publish an object and a branch, and roll both back; return the Git remote's result."""
@@ -144,10 +139,8 @@ class _Rehearsal:
                 )
         self._copies = ()
 
-    def look(self, wanted: Sequence[str]) -> None:
-        """Ask which of the objects `wanted` are missing, and how much room is left."""
-        there = self._store.look(wanted)
-        self.missing = tuple(oid for oid in wanted if oid not in there)
+    def look(self) -> None:
+        """Ask how much room is left."""
         self.room = self._store.room()
 
     # ── the Git remote ─────────────────────────────────────────────────────────────────────────────────────────────

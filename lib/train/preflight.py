@@ -25,8 +25,9 @@ from lib.kaggle.host import SESSION, find_host
 from lib.process import run_command
 from lib.progress import file_size
 from lib.remotes.accounts import check_drive, check_github, check_wandb
-from lib.remotes.clone import find_dvc_remote, find_git_remote, set_up_copy
+from lib.remotes.clone import dvc_remote_kinds, find_git_remote, set_up_copy
 from lib.remotes.credentials import Credentials
+from lib.remotes.pull import find_missing
 from lib.session import HOUR, Session
 from lib.tables import as_text, make_table
 from lib.train.launch import prepare_library
@@ -75,6 +76,7 @@ def preflight(session: Session) -> list[Line]:
         ("GPU", _check_gpus, "error"),
         ("batch", _check_batch, "error"),
         ("remotes", _check_remotes, "error"),
+        ("dataset", _check_dataset, "error"),
         ("Drive account", _check_drive, "error"),
         ("Git account", _check_github, "warning"),  # the API's answer is only a hint; the rehearsal is the proof
         ("W&B", _check_wandb, "warning"),  # missing curves must never stop a training
@@ -249,8 +251,7 @@ def _check_remotes(session: Session) -> Iterator[Line]:
     from lib.sync import rehearse
 
     notes: list[str] = []
-    pointer = read_pointer(session.root, session.experiment)
-    found = rehearse(session.root, session.credentials, wanted=[pointer.md5], say=notes.append)
+    found = rehearse(session.root, session.credentials, say=notes.append)
     for name, result in (("Git remote", found.git), ("DVC remote", found.dvc)):
         yield _wrong(name, result) if isinstance(result, RunError) else Line(name, "ok", result)
     needed = planned_upload(session.experiment)
@@ -259,20 +260,23 @@ def _check_remotes(session: Session) -> Iterator[Line]:
             "DVC remote", "error", f"{file_size(found.room)} left, and a publication sends about {file_size(needed)}",
             "free space there (on Drive the trash counts too) and run again",
         )  # fmt: skip
-    if not isinstance(found.dvc, RunError):
-        name, size = session.experiment.dataset, "an unknown size" if pointer.size is None else file_size(pointer.size)
-        text = f"{name}: {size} in {pointer.files} files; its listing {pointer.md5} is"
-        if found.missing:
-            remedy = f"run `dvc push {name}.dvc` in a clone that has it, and check the remote's address"
-            yield Line("dataset", "error", f"{text} not on the DVC remote", remedy)
-        else:
-            yield Line("dataset", "ok", f"{text} on the DVC remote")
     for note in notes:
         yield Line("remotes", "warning", note.removesuffix("."), "nothing, if you know of it")
 
 
+def _check_dataset(session: Session) -> Iterator[Line]:
+    pointer, name = read_pointer(session.root, session.experiment), session.experiment.dataset
+    size = "an unknown size" if pointer.size is None else file_size(pointer.size)
+    text = f"{name}: {size} in {pointer.files} files; its listing {pointer.md5} is"
+    missing = find_missing(session.root, {f"{name}.dvc": pointer.text}, session.credentials.redact)
+    if missing:
+        yield Line("dataset", "error", f"{text} not on the DVC remote", "; ".join(missing.values()))
+    else:
+        yield Line("dataset", "ok", f"{text} where DVC pulls it from")
+
+
 def _check_drive(session: Session) -> Iterator[Line]:
-    if find_dvc_remote(session.root).startswith("gdrive://"):
+    if "gdrive" in dvc_remote_kinds(session.root):
         yield Line("Drive account", "ok", str(check_drive(session.credentials)))
 
 

@@ -199,7 +199,14 @@ def open_store(repo: Any) -> Store:  # noqa: ANN401  dvc.repo.Repo
     from dvc.exceptions import DvcException
 
     try:
-        odb = repo.cloud.get_remote_odb()
+        remote = repo.cloud.get_remote()
+        if remote.fs.version_aware or remote.worktree:
+            raise SyncError(
+                f"the DVC remote {remote.name} is version_aware or a worktree: it stores no objects by their MD5.",
+                state="nothing was uploaded.",
+                remedy="name another default remote with `dvc remote add -d storage URL`, and commit .dvc/config.",
+            )
+        odb = remote.odb
     except DvcException as error:
         raise SyncError(
             f"the DVC remote cannot be opened: {error}.",

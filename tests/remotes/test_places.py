@@ -1,0 +1,197 @@
+"""DVC alone decides where an object is: what `dvc pull` brings, our pull brings, and preflight and `check` accept."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Stores, run_git
+
+from lib.data.dataset import read_pointer
+from lib.experiment.load import load_experiment
+from lib.remotes.clone import set_up_copy
+from lib.remotes.credentials import Credentials
+from lib.remotes.pull import find_missing, pull_objects
+from lib.sync import check, rehearse
+
+SMALL = load_experiment(ROOT / "experiments/000_det_sandbox.yaml")
+DATA = SMALL.dataset
+
+
+def dvc(*words: str | Path, cwd: Path) -> None:
+    """Run a DVC command that must succeed."""
+    subprocess.run([sys.executable, "-m", "dvc", *map(str, words)], cwd=cwd, check=True, capture_output=True)
+
+
+def write_data(folder: Path) -> None:
+    """Write a small dataset; only its files' names and bytes matter here."""
+    folder.mkdir(parents=True)
+    for name in ("data.yaml", "image.png"):
+        (folder / name).write_text(f"{name}\n")
+
+
+def write_config(clone: Path, text: str) -> None:
+    """Replace the committed configuration of DVC."""
+    (clone / ".dvc/config").write_text(f"[core]\n    remote = storage\n{text}", encoding="utf-8")
+
+
+def section(name: str, **settings: object) -> str:
+    """Return the section of a DVC remote."""
+    lines = "".join(f"    {key} = {value}\n" for key, value in settings.items())
+    return f"['remote \"{name}\"']\n{lines}"
+
+
+def add(stores: Stores) -> None:
+    """Track the dataset and push it."""
+    write_data(stores.clone / DATA)
+    dvc("add", DATA, cwd=stores.clone)
+    dvc("push", cwd=stores.clone)
+
+
+def plain(stores: Stores) -> Path:
+    """Track the dataset with the DVC of today."""
+    add(stores)
+    return stores.storage
+
+
+def legacy(stores: Stores) -> Path:
+    """Track the dataset as DVC 2 does: no folder `files/md5`, and no `hash` in the `.dvc` file."""
+    add(stores)
+    for folder in (stores.storage / "files/md5").iterdir():
+        folder.rename(stores.storage / folder.name)
+    shutil.rmtree(stores.storage / "files")
+    file = stores.clone / f"{DATA}.dvc"
+    file.write_text(file.read_text().replace("  hash: md5\n", ""))
+    return stores.storage
+
+
+def own_remote(stores: Stores) -> Path:
+    """Name another remote in the `.dvc` file."""
+    place = stores.folder / "datasets"
+    write_config(stores.clone, section("storage", url=stores.storage) + section("datasets", url=place))
+    write_data(stores.clone / DATA)
+    dvc("add", DATA, cwd=stores.clone)
+    file = stores.clone / f"{DATA}.dvc"
+    file.write_text(file.read_text() + "  remote: datasets\n")
+    dvc("push", cwd=stores.clone)
+    return place
+
+
+def chained(stores: Stores) -> Path:
+    """Name the default remote by another one's address."""
+    base = section("base", url=stores.storage)
+    write_config(stores.clone, base + section("storage", url="remote://base/models"))
+    add(stores)
+    return stores.storage / "models"
+
+
+def relative(stores: Stores) -> Path:
+    """Give the remote a path relative to `.dvc`."""
+    write_config(stores.clone, section("storage", url="../../storage"))
+    add(stores)
+    return stores.storage
+
+
+def other_case(stores: Stores) -> Path:
+    """Write the remote's name in capitals in one place."""
+    write_config(stores.clone, section("storage", url=stores.storage))
+    file = stores.clone / ".dvc/config"
+    file.write_text(file.read_text().replace("remote = storage", "remote = Storage"))
+    add(stores)
+    return stores.storage
+
+
+def users_own(stores: Stores) -> Path:
+    """Keep the address in the user's configuration for all repositories."""
+    write_config(stores.clone, "")
+    file = Path(os.environ["DVC_GLOBAL_CONFIG_DIR"]) / "config"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(section("storage", url=stores.storage))
+    add(stores)
+    return stores.storage
+
+
+def local(stores: Stores) -> Path:
+    """Replace the committed address in `.dvc/config.local`, by a relative path."""
+    write_config(stores.clone, section("storage", url="/nowhere"))
+    (stores.clone / ".dvc/config.local").write_text(section("storage", url="../../storage"))
+    add(stores)
+    return stores.storage
+
+
+def imported(stores: Stores) -> Path:
+    """Import the dataset from another repository, which has a DVC remote of its own."""
+    source, place = stores.folder / "source", stores.folder / "source-storage"
+    run_git("init", "--quiet", source, cwd=stores.folder)
+    dvc("init", cwd=source)
+    dvc("remote", "add", "-d", "there", place, cwd=source)
+    write_data(source / "set")
+    dvc("add", "set", cwd=source)
+    dvc("push", cwd=source)
+    run_git("add", "--all", cwd=source)
+    run_git("commit", "--quiet", "--message=set", cwd=source)
+    (stores.clone / DATA).parent.mkdir(parents=True)
+    dvc("import", source, "set", "-o", DATA, cwd=stores.clone)
+    shutil.rmtree(source / ".dvc/cache")
+    return place
+
+
+def pipeline(stores: Stores) -> Path:
+    """Make the dataset by a stage of `dvc.yaml`."""
+    write_data(stores.clone / "raw")
+    (stores.clone / DATA).parent.mkdir(parents=True)
+    dvc("stage", "add", "--run", "-n", "make", "-d", "raw", "-o", DATA, f"cp -r raw {DATA}", cwd=stores.clone)
+    dvc("push", cwd=stores.clone)
+    return stores.storage
+
+
+CASES: tuple[Callable[[Stores], Path], ...] = (
+    plain, legacy, own_remote, chained, relative, other_case, users_own, local, imported, pipeline,
+)  # fmt: skip
+
+
+@pytest.fixture
+def _own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", str(tmp_path / "global"))
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
+
+
+@pytest.mark.usefixtures("_own_settings")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_what_dvc_pulls_is_found_and_pulled_and_what_it_does_not_is_reported(
+    stores: Stores, case: Callable[[Stores], Path]
+) -> None:
+    """From a private copy, too; for a lost object the remedy is one that helps."""
+    place = case(stores)
+    run_git("add", "--all", cwd=stores.clone)
+    run_git("commit", "--quiet", "--message=dataset", cwd=stores.clone)
+    run_git("push", "--quiet", "origin", "HEAD:main", cwd=stores.clone)
+    fresh = stores.clone_again()
+    if case is local:
+        shutil.copy(stores.clone / ".dvc/config.local", fresh / ".dvc")
+    dvc("pull", DATA, cwd=fresh)
+    shutil.rmtree(fresh / DATA)
+    shutil.rmtree(fresh / ".dvc/cache")
+    with set_up_copy(fresh, Credentials()) as (copy, scratch):
+        pointers = {f"{DATA}.dvc": read_pointer(copy, SMALL).text}
+        assert find_missing(copy, pointers, str) == {}
+        assert not [found for found in check(copy).findings if found.is_wrong]
+        assert rehearse(copy, say=str).room
+        pull_objects(copy, scratch / "place", pointers, Credentials(), "Pulling")
+        assert (scratch / "place" / DATA / "image.png").read_text() == "image.png\n"
+        assert not (copy.parent / "storage").exists()
+        shutil.rmtree(place)
+        shutil.rmtree(scratch / "dvc-cache")
+        stores.storage.mkdir(exist_ok=True)
+        (remedy,) = find_missing(copy, pointers, str).values()
+        assert ("it was imported" in remedy) == (case is imported)
+        assert f"dvc push {DATA}" in remedy or case is imported
+        wrong = [found for found in check(copy).findings if found.is_wrong]
+        assert ([found.remedy for found in wrong] == [remedy]) == (
+            case is not pipeline
+        )  # no branch names a `.dvc` file
