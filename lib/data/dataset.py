@@ -35,7 +35,8 @@ from lib.data.splits import SPLITS, find_images, is_image, list_files
 from lib.errors import DatasetError, RemoteError
 from lib.experiment.load import read_yaml
 from lib.experiment.schema import Experiment
-from lib.remotes.pull import find_pointer, pull_objects
+from lib.remotes.places import find_pointer
+from lib.remotes.pull import pull_objects
 from lib.session import Session
 
 INPUTS = Path("/kaggle/input")

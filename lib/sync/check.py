@@ -21,7 +21,7 @@ from typing import Literal
 
 from lib.errors import SyncError
 from lib.remotes.credentials import Credentials
-from lib.remotes.pull import find_missing
+from lib.remotes.places import find_missing
 from lib.remotes.repository import StoredObject, outputs_of
 from lib.sync.lock import CHECKPOINTS, short
 from lib.sync.record import RUNS

@@ -27,7 +27,7 @@ from lib.progress import file_size
 from lib.remotes.accounts import check_drive, check_github, check_wandb
 from lib.remotes.clone import dvc_remote_kinds, find_git_remote, set_up_copy
 from lib.remotes.credentials import Credentials
-from lib.remotes.pull import find_missing
+from lib.remotes.places import find_missing
 from lib.session import HOUR, Session
 from lib.tables import as_text, make_table
 from lib.train.launch import prepare_library

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, Stores, run_git
+from dvc.repo.open_repo import clean_repos
 
 from lib.data.dataset import read_pointer
 from lib.experiment.load import load_experiment
 from lib.remotes.clone import set_up_copy
 from lib.remotes.credentials import Credentials
-from lib.remotes.pull import find_missing, pull_objects
+from lib.remotes.places import find_missing
+from lib.remotes.pull import pull_objects
 from lib.sync import check, rehearse
 
 SMALL = load_experiment(ROOT / "experiments/000_det_sandbox.yaml")
@@ -187,6 +189,7 @@ def test_what_dvc_pulls_is_found_and_pulled_and_what_it_does_not_is_reported(
         assert not (copy.parent / "storage").exists()
         shutil.rmtree(place)
         shutil.rmtree(scratch / "dvc-cache")
+        clean_repos()  # DVC keeps the clones of imports, with a cache of theirs, as long as the process lives
         stores.storage.mkdir(exist_ok=True)
         (remedy,) = find_missing(copy, pointers, str).values()
         assert ("it was imported" in remedy) == (case is imported)

@@ -1,4 +1,4 @@
-"""A whole run in a repository as users have them: an old DVC remote, LFS, ignore rules, and chained relative remotes."""
+"""A whole run in a repository of a user: an old DVC remote, LFS, ignore rules, a chained and a relative remote."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_run_in_an_old_repository_is_published_and_a_stranger_pulls_it(tmp_pat
     origin, mine, commit = make_old(sandbox)
     table = lib(mine, "preflight", "experiments/000_det_sandbox.yaml")
     assert "ok       dataset" in table
-    given = {"repository": origin, "commit": commit, "image_size": 64}
+    given = {"repository": origin, "commit": commit, "training.image_size": 64}
     words = [word for name, value in given.items() for word in ("-p", name, str(value))]
     run = render("detection", sandbox, *words, epochs=1)
     assert run.status == 0, run.output[-5000:]
