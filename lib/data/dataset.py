@@ -103,13 +103,14 @@ def read_pointer(root: Path, experiment: Experiment) -> DvcFile:
         out = found["outs"][0]
         return DvcFile(str(out["md5"]), out.get("size"), out.get("nfiles"), text)
     except (KeyError, IndexError, TypeError, AttributeError):
+        name = experiment.dataset
         if "version_id" in text:
-            remedy = "`dvc remote add -d` a remote without version_aware, then `dvc push` and commit."
+            again = f"`dvc remove {name}.dvc`, `dvc add {name}`"  # DVC keeps the list of versions otherwise
+            remedy = f"`dvc remote add -d` a remote without version_aware, then {again}, `dvc push`, and commit."
             raise DatasetError(f"{target}: its files are on a version_aware DVC remote.", remedy=remedy) from None
-        command = f"dvc update {target.name}" if "\ndeps:" in f"\n{text}" else f"dvc add {experiment.dataset}"
-        raise DatasetError(
-            f"{target}: it holds no hash of a folder.", remedy=f"run `{command}` and commit it."
-        ) from None
+        command = f"dvc update {name}.dvc" if "\ndeps:" in f"\n{text}" else f"dvc add {name}"
+        remedy = f"run `{command}` and commit it."
+        raise DatasetError(f"{target}: it holds no hash of a folder.", remedy=remedy) from None
 
 
 def pull_dataset(session: Session, *, inputs: Path = INPUTS) -> Dataset:

@@ -3,11 +3,13 @@
 Guarantees: checks every branch and tag with its whole history, every run's ref, every checkpoint with its files, and
 every object on the DVC remote with its content: a folder's files are read, Drive and S3 are asked for the MD5 (S3 knows
 none for a copy that was sent in parts or encrypted by a key service). Runs may continue meanwhile: a branch that moves
-is skipped, and what seems missing, unnamed or waste is looked up once more before it is reported.
+is skipped, and what seems missing, unnamed or waste is looked up once more before it is reported. An output that the
+default DVC remote lacks is missing only if `dvc pull` would not find it either.
 
-Cannot: see an object that is replaced during the check, judge a branch whose objects are on another DVC remote, or know
-what another repository on the same one names, or another version of this project; where there is one, objects that no
-ref names are skipped. A folder's checkpoint files are compared by size.
+Cannot: see an object that is replaced during the check, judge a branch with another default DVC remote, read the files
+that only an output's own remote, the layout of DVC 2 or an import's source has, or know what another repository on the
+same DVC remote names, or another version of this project; where there is one, objects that no ref names are skipped. A
+folder's checkpoint files are compared by size.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from lib.errors import SyncError
 from lib.remotes.credentials import Credentials
@@ -162,13 +165,18 @@ def _elsewhere(remotes: Remotes) -> dict[str, str]:
 def _default_remote(text: str) -> str:
     """Return the address of the default remote in the text of a `.dvc/config`; empty without one."""
     config = configparser.RawConfigParser(strict=False)
+
+    def place(name: str) -> str:
+        remote = next(config[part] for part in config.sections() if f'remote "{name}"'.lower() in part.lower())
+        address = " at ".join(remote[key] for key in ("url", "endpointurl") if key in remote)
+        base = urlsplit(remote.get("url", ""))  # remote://base/folder
+        return f"{address}, {base.netloc} is {place(base.netloc)}" if base.scheme == "remote" else address
+
     try:
         config.read_string(text)
-        name = config.get("core", "remote")
-        remote = next(config[part] for part in config.sections() if f'remote "{name}"' in part)
-    except (configparser.Error, StopIteration):
+        return place(config.get("core", "remote"))
+    except (configparser.Error, StopIteration, RecursionError):
         return ""
-    return " at ".join(remote[key] for key in ("url", "endpointurl") if key in remote)
 
 
 class _Elsewhere:

@@ -14,8 +14,9 @@ from conftest import ROOT, Stores, run_git
 from dvc.repo.open_repo import clean_repos
 
 from lib.data.dataset import read_pointer
+from lib.errors import CredentialsError, DatasetError, SyncError
 from lib.experiment.load import load_experiment
-from lib.remotes.clone import set_up_copy
+from lib.remotes.clone import configure_dvc, dvc_remote_kinds, find_dvc_remote, set_up_copy
 from lib.remotes.credentials import Credentials
 from lib.remotes.places import find_missing
 from lib.remotes.pull import pull_objects
@@ -198,3 +199,76 @@ def test_what_dvc_pulls_is_found_and_pulled_and_what_it_does_not_is_reported(
         assert ([found.remedy for found in wrong] == [remedy]) == (
             case is not pipeline
         )  # no branch names a `.dvc` file
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"), [("gdrive://folder", "gdrive"), ("s3://bucket/place", "s3"), ("/somewhere", "local")]
+)
+def test_a_chained_remote_is_of_the_kind_of_its_base(stores: Stores, url: str, kind: str) -> None:
+    """The address `remote://base/models` does not show where it leads."""
+    write_config(stores.clone, section("base", url=url) + section("storage", url="remote://base/models"))
+    assert dvc_remote_kinds(stores.clone) == {kind}
+    assert find_dvc_remote(stores.clone) == f"{url}/models"
+
+
+def test_every_s3_remote_that_is_used_gets_the_keys(
+    stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A remote that only a `.dvc` file names is one of them; the default is a folder."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "of the machine")
+    own = section("storage", url=stores.storage) + section("datasets", url="s3://bucket/datasets")
+    write_config(stores.clone, own)
+    configure_dvc(stores.clone, tmp_path, Credentials(s3={"AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": "key"}))
+    assert os.environ["AWS_ACCESS_KEY_ID"] == "AKIA"
+
+
+def test_a_chained_drive_without_an_account_is_refused_before_dvc_waits_for_a_browser(
+    stores: Stores, tmp_path: Path
+) -> None:
+    """The remote's own address begins with `remote://`."""
+    base = section("base", url="gdrive://folder")
+    write_config(stores.clone, base + section("storage", url="remote://base/models"))
+    with pytest.raises(CredentialsError):
+        configure_dvc(stores.clone, tmp_path, Credentials())
+
+
+def test_a_version_aware_default_remote_is_named_before_anything_is_uploaded(stores: Stores) -> None:
+    """DVC itself only says that '<command>' is unsupported."""
+    write_config(stores.clone, section("storage", url="s3://bucket/place", version_aware="true"))
+    with pytest.raises(SyncError, match="storage is version_aware") as caught:
+        rehearse(stores.clone, say=str)
+    assert "dvc remote add -d" in caught.value.remedy
+
+
+def test_a_dataset_without_a_hash_gets_a_remedy_that_dvc_accepts(stores: Stores) -> None:
+    """`dvc add` refuses an import that was not downloaded, and a cloud-versioned folder has hashes of files only."""
+    file = stores.clone / f"{DATA}.dvc"
+    file.parent.mkdir(parents=True)
+    for text, remedy in (
+        ("deps:\n- path: set\nouts:\n- path: detection\n", f"dvc update {DATA}.dvc"),
+        (
+            "outs:\n- path: detection\n  files:\n  - relpath: a\n    version_id: x\n",
+            f"dvc remove {DATA}.dvc",
+        ),
+        ("outs:\n- path: detection\n", f"dvc add {DATA}"),
+    ):
+        file.write_text(text)
+        with pytest.raises(DatasetError) as caught:
+            read_pointer(stores.clone, SMALL)
+        assert remedy in caught.value.remedy
+
+
+def test_a_branch_whose_chained_remote_has_another_base_is_elsewhere(stores: Stores) -> None:
+    """Its objects are not called missing: the same `remote://base/models` leads to another place there."""
+    chained(stores)
+    run_git("add", "--all", cwd=stores.clone)
+    run_git("commit", "--quiet", "--message=dataset", cwd=stores.clone)
+    run_git("push", "--quiet", "origin", "HEAD:main", cwd=stores.clone)
+    run_git("checkout", "--quiet", "-b", "moved", cwd=stores.clone)
+    config = stores.clone / ".dvc/config"
+    config.write_text(config.read_text().replace("/storage\n", "/elsewhere\n"))
+    run_git("commit", "--quiet", "--all", "--message=moved", cwd=stores.clone)
+    run_git("push", "--quiet", "origin", "moved", cwd=stores.clone)
+    (finding,) = check(stores.clone_again()).findings
+    assert (finding.kind, "refs/heads/moved" in finding.what) == ("elsewhere", True)
