@@ -33,9 +33,11 @@ from lib.kaggle.notebook import (
     read_notebook,
     read_sources,
     source,
+    text_parameters,
     ways_to_kaggle,
     write_rendered,
 )
+from lib.remotes.credentials import without_user
 
 PROJECT = Path(__file__).resolve().parent
 BY_OPTION = {"module": "the argument MODULE", "experiment": "--experiment", "accelerator": "--accelerator"}
@@ -97,9 +99,10 @@ def main(
     if data is not None and not run:
         raise RenderError("--data is for --run only.", remedy="add --run, or track the dataset with DVC for Kaggle.")
     accelerator = "none" if run else accelerator
-    given = {name: read_value(name, text) for name, text in parameter}
     notebook = read_notebook(read_sources(PROJECT))
-    unknown_or_reserved(given, notebook)
+    unknown_or_reserved(dict(parameter), notebook)
+    texts = text_parameters(notebook)
+    given = {name: text if name in texts else read_value(name, text) for name, text in parameter}
     changed = {name: value for name, value in given.items() if name in KEYS}
     file = experiment or (about.small(PROJECT) if run else PROJECT / about.baseline)
     chosen = load_experiment(file, changed, module=about.name)
@@ -118,6 +121,7 @@ def main(
         values |= source(PROJECT, allow_dirty=allow_dirty)
     values |= baked
     repository = str(values["repository"])
+    values["repository"] = repository = without_user(repository) if repository.startswith("http") else repository
     folder = output or PROJECT / "build" / about.name
     user = _pushing_user(kaggle_user, repository) if push else kaggle_user or configured_user()
     kernel = None if run else kernel_metadata(about, accelerator, user, secrets_dataset)

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from lib.errors import RunError, SandboxError
+from lib.process import clean_environment
 from lib.remotes.credentials import Credentials, load_credentials
 
 
@@ -68,6 +69,7 @@ PARAMETERS = click.option(
 
 def run_command_line(command: click.Command) -> None:
     """Run a command; print an error of this project as its message, without a traceback, and exit with 1."""
+    clean_environment()
     try:
         command(complete_var="_LIB_COMPLETE")  # the default name would contain the spaces of `python -m lib`
     except RunError as error:

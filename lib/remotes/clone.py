@@ -129,7 +129,7 @@ def configure_git(root: Path, credentials: Credentials) -> str:
     environment = credentials.git_environment(url)
     try:
         run_command(
-            ["git", "ls-remote", "--exit-code", "origin", "HEAD"],
+            ["git", "ls-remote", "origin", "HEAD"],  # its HEAD may name a branch that is not there
             cwd=root, env=environment, timeout=120, redact=credentials.redact,
         )  # fmt: skip
     except CommandError as error:

@@ -22,6 +22,7 @@ from urllib.parse import quote, urlsplit
 
 from lib.errors import CredentialsError
 from lib.files import replacing
+from lib.process import git_settings
 
 DRIVE_FIELDS = ("access_token", "refresh_token", "client_id", "client_secret", "token_expiry")
 SERVICE_FIELDS = ("type", "client_email", "client_id", "private_key_id", "private_key")
@@ -107,12 +108,7 @@ class Credentials:
             (f"credential.{host}.helper", GIT_HELPER),
             (f"http.{host}/.extraHeader", ""),  # a header left by a CI checkout would add a second account
         )
-        numbered = {
-            f"GIT_CONFIG_{word}_{number}": text
-            for number, setting in enumerate(settings)
-            for word, text in zip(("KEY", "VALUE"), setting, strict=True)
-        }
-        return {"GIT_CONFIG_COUNT": str(len(settings)), **numbered, GIT_TOKEN: self.github_token}
+        return {**git_settings(settings), GIT_TOKEN: self.github_token}
 
     def drive_content(self) -> dict[str, Any]:
         """Return the mapping that Google's client reads: a service account's key, or the five fields completed to ten.
