@@ -114,7 +114,7 @@ class CommandFailed(CommandError):
     """A command exited with a status other than 0."""
 
     def __init__(self, command: str, answer: Completed) -> None:
-        self.answer = answer
+        self.command, self.answer = command, answer
         output = (answer.errors.strip() or answer.output.strip() or "it printed nothing")[-4000:]
         super().__init__(f"`{command}` failed with status {answer.status}:\n{output}")
 

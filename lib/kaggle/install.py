@@ -30,6 +30,7 @@ from pathlib import Path
 from lib.errors import CommandError, InstallError  # standard library only, too
 from lib.process import CommandFailed, CommandTimedOut, run_command
 from lib.progress import showing
+from lib.remotes.credentials import Credentials
 
 HARDWARE = ("torch", "torchvision", "numpy")
 HANGS_ON_THEM = ("nvidia-", "triton", "cuda-")
@@ -275,7 +276,7 @@ def run_installer(command: list[str], cwd: Path) -> str:
     """Run uv or pip and return its standard output. Raises `InstallError`."""
     shown = f"`{' '.join(Path(word).name for word in command[:3])} …`"
     try:
-        return run_command(command, cwd=cwd, timeout=TIMEOUT).output
+        return run_command(command, cwd=cwd, timeout=TIMEOUT, redact=Credentials().redact).output
     except CommandTimedOut:
         what = f"{shown} took longer than {TIMEOUT} s."
     except CommandFailed as failed:

@@ -159,11 +159,15 @@ def kernel_metadata(about: Module, accelerator: str, user: str, dataset: str) ->
     }
 
 
+def account_file() -> Path:
+    """Return the path of the kaggle client's kaggle.json."""
+    return Path(os.environ.get("KAGGLE_CONFIG_DIR", Path.home() / ".kaggle")) / "kaggle.json"
+
+
 def configured_user() -> str:
     """Return the user name in the kaggle client's configuration, empty if unknown; the key is not used."""
-    file = Path(os.environ.get("KAGGLE_CONFIG_DIR", Path.home() / ".kaggle")) / "kaggle.json"
     try:
-        return str(json.loads(file.read_text(encoding="utf-8-sig"))["username"])
+        return str(json.loads(account_file().read_text(encoding="utf-8-sig"))["username"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 
@@ -227,7 +231,7 @@ def source(project: Path, *, allow_dirty: bool) -> dict[str, str]:
             f"{project} is a Git repository with SHA-256 object names, which DVC cannot open.",
             remedy="use a repository with SHA-1 object names (`git init --object-format=sha1`).",
         )
-    url = find_git_remote(project, Credentials())
+    url = find_git_remote(project)
     if not allow_dirty:
         if changed := git("status", "--porcelain").splitlines():
             raise RenderError(

@@ -36,7 +36,7 @@ def rerun(
     Without a `folder`, it is `build/BRANCH` of the checkout. Raises `BranchError` if the branch is missing or its
     record unreadable, `RenderError` if its notebook cannot be used, `GitPushError` if the Git remote does not answer.
     """
-    url = find_git_remote(root, credentials)
+    url = find_git_remote(root)
     refs = Refs(root, credentials)
     run = read_published(refs, branch)
     record = run.record
