@@ -21,6 +21,7 @@ import click
 from lib.cli.options import KAGGLE_USER, SECRETS_DATASET, run_command_line
 from lib.errors import RenderError, did_you_mean
 from lib.experiment.load import SHORTCUTS, by_key, load_experiment, read_value
+from lib.experiment.matrix import require_own_name
 from lib.experiment.modules import find_module
 from lib.experiment.schema import KEYS, Experiment
 from lib.kaggle.notebook import (
@@ -106,6 +107,7 @@ def main(
     changed = {name: value for name, value in given.items() if name in KEYS}
     file = experiment or (about.small(PROJECT) if run else PROJECT / about.baseline)
     chosen = load_experiment(file, changed, module=about.name)
+    require_own_name(chosen, file, PROJECT / "experiments")
     baked = {name: value for name, value in given.items() if name not in changed}
     # validate shortcuts against the experiment now: a bad value must fail before the GPU starts
     load_experiment(chosen.model_dump(), by_key({name: baked[name] for name in SHORTCUTS if name in baked}))

@@ -20,7 +20,7 @@ from lib.errors import RenderError
 from lib.experiment.load import SHORTCUTS, load_experiment
 from lib.experiment.modules import MODULES
 from lib.experiment.schema import KEYS, Experiment
-from lib.kaggle.notebook import parameters, public_url, read_notebook, read_sources
+from lib.kaggle.notebook import parameters, public_url, read_notebook, read_sources, source
 
 SOURCES = read_sources(ROOT)
 NOTEBOOK = SOURCES["notebooks/train.py"]
@@ -237,6 +237,56 @@ def test_bad_input_is_one_clear_error(project: Path, tmp_path: Path, words: tupl
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_names_that_make_the_same_branches_are_refused(project: Path, tmp_path: Path) -> None:
+    """Another file's name that differs in punctuation or case only, or not at all; a copy elsewhere is a variant."""
+    text = (project / "experiments/001_det_baseline.yaml").read_text()
+    name = "exp001_yolo11s_baseline"
+    assert f"name: {name}\n" in text
+    variant = tmp_path / "variant.yaml"
+    variant.write_text(text)
+    output = ("--output", str(tmp_path), "--allow-dirty")
+    done = run_render(project, "detection", "--experiment", str(variant), *output)
+    assert done.returncode == 0, done.stderr
+    other = project / "experiments/999_det_other.yaml"
+    try:
+        for new in ("exp001_yolo11s_baseline", "Exp001-yolo11s.baseline"):
+            other.write_text(text.replace(name, new))
+            done = run_render(project, "detection", *output)
+            assert done.returncode == 1
+            assert f"and {new} of {other} have the same branches" in done.stderr
+            assert "give one of them a name that differs in letters or digits" in done.stderr
+        other.write_text("not: [an, experiment")
+        assert run_render(project, "detection", *output).returncode == 0
+    finally:
+        other.unlink()
+    renamed = run_render(project, "detection", *output, "-p", "name", "exp001.yolo11s.baseline")
+    assert "have the same branches" in renamed.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("commit", "1234567"), ("commit", "5e12345"), ("working", "12"), ("secrets", "[1, 2]"), ("working", "null")],
+)
+def test_a_parameter_that_is_a_text_stays_one(project: Path, tmp_path: Path, name: str, text: str) -> None:
+    """A commit of digits is no number, and a folder is no list."""
+    given = ("-p", "repository", "https://me:ghp_1@example.com/me/name.git", "-p", "commit", "0123", "-p", name, text)
+    done = run_render(project, "detection", "--output", str(tmp_path), *given)
+    assert done.returncode == 0, done.stderr
+    baked = parameters_of(tmp_path / "train_module_1_detection.ipynb")
+    assert baked[name] == text
+    assert baked["repository"] == "https://example.com/me/name.git"
+
+
+def test_a_repository_with_sha256_names_is_refused(tmp_path: Path) -> None:
+    """DVC cannot open it: one clear error, before a run."""
+    run_git("init", "--quiet", "--object-format=sha256", "clone", cwd=tmp_path)
+    run_git("commit", "--quiet", "--allow-empty", "--message=1", cwd=tmp_path / "clone")
+    with pytest.raises(RenderError, match="SHA-256 object names"):
+        source(tmp_path / "clone", allow_dirty=True)
+    with pytest.raises(RenderError, match="no Git checkout with a commit"):
+        source(tmp_path, allow_dirty=True)
 
 
 def test_an_unknown_module_is_refused(project: Path) -> None:

@@ -191,7 +191,8 @@ class Experiment(_Section):
     """One complete training, as its YAML describes it."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$")
-    """The folder in `artifacts/{module}/`; in branch names in lower case with dashes."""
+    """The folder in `artifacts/{module}/`; in branch names in lower case with dashes, so that names must differ in
+    letters or digits."""
     module: ModuleName
     """The kind of model to train."""
     description: str = ""
