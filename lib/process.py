@@ -342,6 +342,31 @@ def die_with(parent: int) -> None:
         sys.exit(1)
 
 
+_REMOVERS: dict[int, subprocess.Popen[str]] = {}
+"""The helper that removes files when a process ends, by the id of that process: a fork has none of its own yet."""
+
+
+def remove_at_end(path: Path) -> None:
+    """Have a file removed when this process has ended, in whatever way: a killed process cannot do it itself."""
+    helper = _REMOVERS.get(os.getpid())
+    if helper is None:
+        # reads the paths until this process, which holds the pipe open, is gone
+        script = 'while read -r file; do set -- "$@" "$file"; done; rm -f -- "$@"'
+        helper = _REMOVERS[os.getpid()] = subprocess.Popen(
+            ["sh", "-c", script, "sh"], cwd="/", env={"PATH": os.environ.get("PATH", os.defpath)}, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+    assert helper.stdin is not None
+    helper.stdin.write(f"{path.absolute()}\n")
+    helper.stdin.flush()
+
+
+def remove_now() -> None:
+    """Remove the files of `remove_at_end`."""
+    if helper := _REMOVERS.pop(os.getpid(), None):
+        helper.communicate()
+
+
 def end_group(process: subprocess.Popen[Any]) -> None:
     """Stop a process group, leader and children: SIGTERM first, so that git removes its lock files, then SIGKILL."""
     for number in (signal.SIGTERM, signal.SIGKILL):

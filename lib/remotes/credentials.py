@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from lib.errors import CredentialsError
 from lib.files import replacing
-from lib.process import git_settings
+from lib.process import git_settings, remove_at_end
 from lib.remotes.redaction import redactor
 
 DRIVE_FIELDS = ("access_token", "refresh_token", "client_id", "client_secret", "token_expiry")
@@ -126,8 +126,13 @@ class Credentials:
         }
 
     def write_drive_file(self, path: Path) -> None:
-        """Write the Drive account to a private file (mode 600). Raises `CredentialsError` without a Drive account."""
-        write_private(path, json.dumps(self.drive_content()))
+        """Write the Drive account to a private file (mode 600), which is removed when this process ends.
+
+        Raises `CredentialsError` without a Drive account.
+        """
+        content = self.drive_content()
+        remove_at_end(path)
+        write_private(path, json.dumps(content))
 
 
 def write_private(path: Path, text: str) -> None:

@@ -19,6 +19,7 @@ from lib.cli.app import app
 from lib.errors import ExperimentError
 from lib.experiment.authoring import SCHEMA_LINE, explain, new_experiment, schema, show_explained
 from lib.experiment.load import MATRIX, load_experiment, read_value, read_yaml
+from lib.experiment.matrix import require_own_name
 from lib.experiment.modules import MODULES
 from lib.experiment.schema import ALWAYS, KEYS, ultralytics_arguments
 
@@ -311,3 +312,33 @@ def test_an_experiment_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
     file.write_text(BASELINE.read_text(encoding="utf-8"), encoding="utf-8-sig")
     assert load_experiment(file) == load_experiment(BASELINE)
     assert [each.key for each in explain(file)] == list(KEYS)
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "refused"),
+    [
+        ("exp001_yolo11s_baseline", "experiments/999_det_x.yaml", True),
+        ("Exp001-yolo11s.baseline", "experiments/999_det_x.yaml", True),
+        ("Exp001-yolo11s.baseline", "x.yaml", True),
+        ("exp001_yolo11s_baseline", "x.yaml", False),  # a variant of the same experiment
+        ("exp001_yolo11s_baseline_2", "experiments/999_det_x.yaml", False),
+    ],
+)
+def test_an_experiment_shares_its_branches_with_no_other(project: Path, name: str, place: str, refused: bool) -> None:
+    """Names that differ in case and punctuation only would share branch, hold and checkpoint."""
+    (project / "experiments/000_broken.yaml").write_text("not: [an, experiment")
+    file = project / place
+    file.write_text(BASELINE.read_text().replace("name: exp001_yolo11s_baseline", f"name: {name}"))
+    caught = ""
+    try:
+        require_own_name(load_experiment(file), file, project / "experiments")
+    except ExperimentError as error:
+        caught = str(error)
+    assert ("001_det_baseline.yaml have the same branches (kaggle-train-detection-exp001-" in caught) == refused
+    assert bool(caught) == refused
+
+
+def test_the_experiments_of_the_project_share_no_branches() -> None:
+    """Each has a name of its own."""
+    for file in EXPERIMENTS:
+        require_own_name(load_experiment(file), file, ROOT / "experiments")

@@ -74,7 +74,7 @@ def train_epoch(stores: Stores, epoch: int, *, finished: bool = False) -> None:
 
 @pytest.mark.parametrize("resume", ["auto", "never", "always"])
 def test_the_checkpoint_of_an_experiment_with_the_same_branches_is_not_touched(machine: Stores, resume: str) -> None:
-    """`lr_0.01` and `lr_0-01` share the branch; the second stops in step 4, and never replaces the first's checkpoint."""
+    """`lr_0.01` and `lr_0-01` share the branch: the second stops in step 4, whatever `session.resume` is."""
     mine, other = (
         load_experiment(EXPERIMENT.model_dump(), {"name": name, "session.resume": resume})
         for name in ("lr_0.01", "lr_0-01")
