@@ -304,6 +304,8 @@ def test_a_head_that_names_a_branch_which_is_not_there_is_no_hindrance(
     run_git("branch", "--move", "main", text, cwd=session.stores.origin)
     run_git("symbolic-ref", "HEAD", "refs/heads/nowhere", cwd=session.stores.origin)
     newest = run_git("rev-parse", "HEAD", cwd=session.stores.clone)
+    if text == "main":
+        run_git("branch", "another", f"{newest}~1", cwd=session.stores.origin)
     session.run(newest)
     session.run("")
     assert run_git("rev-parse", "HEAD", cwd=session.clone) == newest
