@@ -58,7 +58,7 @@ class Repository:
         self.root = root
         self._redact = credentials.redact
         # not redacted: a login in the address is a part of it
-        self._url = run_command(["git", "remote", "get-url", "origin"], cwd=root).output.strip()
+        self._url = run_command(["git", "remote", "get-url", "origin"], cwd=root, timeout=MINUTE).output.strip()
         self._environment = credentials.git_environment(self._url)
         self.url = without_user(self._url)
         words = ("rev-parse", "--path-format=absolute", "--git-common-dir", "--show-object-format")
