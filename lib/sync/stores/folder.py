@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lib.sync.stores.base import FLAT, OneCopyStore, Progress, StoredCopy, absent
+from lib.sync.stores.base import FLAT, Progress, Store, StoredCopy
 
 YEARS = range(1_009_843_200, 1_640_995_200, 2)  # 2002 to 2022, the even seconds: FAT keeps no odd ones
 BLOCK = 2**20
@@ -29,7 +29,7 @@ _STORE = f"{FLAT}store"
 _PART = re.compile(r"\.(.+)\.(\d+)\.part")
 
 
-class FolderObjects(OneCopyStore):
+class FolderObjects(Store):
     """A folder. The identity of a copy is its modification time: a random second of the past, set before it is visible.
 
     DVC, `cp -p` and rsync keep that time. Every other writer sets the present one, so that its copy is never taken for
@@ -112,7 +112,7 @@ class FolderObjects(OneCopyStore):
     def read(self, path: str, identity: str, target: Path, progress: Progress = int) -> None:
         """Copy the file, if it is that copy."""
         if self.verify(path, identity) is None:
-            raise absent(self, path, identity)
+            raise FileNotFoundError(f"{self.name}: {path} is not there (copy {identity})")
         shutil.copyfile(self._folder / path, target)
         progress(target.stat().st_size)
 
@@ -146,11 +146,6 @@ class FolderObjects(OneCopyStore):
     def _part(self, path: str, identity: str) -> Path:
         target = self._folder / path
         return target.with_name(f".{target.name}.{identity}.part")
-
-
-def open_remote(odb: Any) -> FolderObjects:  # noqa: ANN401  DVC's object database
-    """Open the remote that DVC has configured."""
-    return FolderObjects(odb)
 
 
 def _copy(status: os.stat_result) -> StoredCopy:
