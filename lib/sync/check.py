@@ -19,13 +19,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from lib.errors import SyncError
 from lib.remotes.credentials import Credentials
 from lib.remotes.repository import StoredObject
 from lib.sync.lock import CHECKPOINTS, short
 from lib.sync.record import RUNS
 from lib.sync.refs import EARLIER, SeenRun
-from lib.sync.remotes import EVERYTHING, Remotes, named_by, open_remotes
+from lib.sync.remotes import EVERYTHING, Remotes, as_sync_errors, named_by, open_remotes
 from lib.sync.stores.base import StoredCopy, mismatch
 
 Kind = Literal["missing", "damaged", "unnamed", "twins", "waste", "unfinished", "unreadable", "foreign", "elsewhere"]
@@ -74,15 +73,8 @@ def check(root: Path, credentials: Credentials | None = None) -> Checked:
     Raises `SyncError` if a remote cannot be read.
     """
     credentials = credentials or Credentials()
-    with open_remotes(root, credentials) as remotes:
-        try:
-            return _check(remotes)
-        except OSError as error:
-            raise SyncError(
-                credentials.redact(f"checking stopped: {type(error).__name__}: {error}"),
-                state="nothing was changed.",
-                remedy="free some space if the disk is full, check the DVC remote, and run the same again.",
-            ) from error
+    with open_remotes(root, credentials) as remotes, as_sync_errors("checking", credentials.redact):
+        return _check(remotes)
 
 
 def _check(remotes: Remotes) -> Checked:

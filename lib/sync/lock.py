@@ -17,10 +17,10 @@ import secrets
 import threading
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import IO
 
-from lib.errors import GitPushError, RunHeldError, TakenOverError
-from lib.remotes.repository import pauses
+from lib.errors import RunHeldError, TakenOverError
 from lib.sync.publication import Say
 from lib.sync.record import ASKS, LEASE, RUNS, RunRecord, short_name
 from lib.sync.refs import ANY, RefMovedError, Refs, RefUpdate, SeenRun
@@ -56,7 +56,8 @@ class RunLock:
         """The commit at which the run's ref of another session was seen first."""
         self._asked = math.inf
         """The monotonic time at which it was first seen together with a question."""
-        self._holder_lives = False
+        self.holder_lives = False
+        """Whether the ref of another session has moved since it was seen first."""
         self._stop_asking = threading.Event()
         self._asking: threading.Thread | None = None
 
@@ -83,8 +84,8 @@ class RunLock:
         self.confirm()
         reported = False
         while not self._try():
-            if self._holder_lives:
-                self._forget()
+            if self.holder_lives:
+                self._seen, self._asked, self.holder_lives = None, math.inf, False  # it is asked again the next time
                 raise RunHeldError(
                     f"another session is training {self._full_name} and is alive.",
                     state="nothing was trained here; the other session continues.",
@@ -96,20 +97,29 @@ class RunLock:
                 self._say(f"Another session holds {self.name}; asking whether it lives, for at most its lease …")
             time.sleep(self._pause)
 
-    def seize(self, run: SeenRun, identity: str | None, *, silent: bool) -> bool:
-        """Take over a run that did not answer (`silent`), or whose process in this clone is dead; return whether done.
+    def seize(self, run: SeenRun, identity: str | None, *, is_asked: bool) -> bool:
+        """Take over a run whose session is dead; return whether done.
 
-        `identity` is the repository's. Raises `RunHeldError` for a ref that this session can never take over.
+        It is dead if its process in this clone has ended, or if its ref has not moved for one lease since it was seen
+        first together with a question (`is_asked`). `identity` is the repository's. Raises `RunHeldError` for a ref
+        that this session can never take over.
         """
         self._check_is_ours(run, identity)
-        return (silent or self._is_dead_here(run)) and self._take(run, identity)
+        if self._is_dead_here(run):
+            return self._take(run, identity)
+        self.holder_lives = self._seen not in (None, run.commit)
+        if self.holder_lives:
+            return False
+        # a question that was answered does not count for the next one
+        self._seen, self._asked = run.commit, min(self._asked, time.monotonic()) if is_asked else math.inf
+        return time.monotonic() - self._asked >= run.lease and self._take(run, identity)
 
     @property
     def _pause(self) -> float:
         return min(5.0, self._lease / 20)
 
     def _wait(self) -> None:
-        while not self._holder_lives and not self._stop_asking.wait(self._pause):
+        while not self.holder_lives and not self._stop_asking.wait(self._pause):
             with contextlib.suppress(Exception):  # a failed read is repeated after the pause
                 if self._try():
                     return
@@ -120,7 +130,7 @@ class RunLock:
             self._asking.join()
         self._stop_asking.clear()
 
-    def _try(self) -> bool:  # noqa: PLR0911  one return for each state of the ref
+    def _try(self) -> bool:
         """Take the run unless another session may still be alive; return whether it is held."""
         if self.record is not None:
             return True
@@ -133,26 +143,11 @@ class RunLock:
         run = self.refs.read_runs(self.name).get(self.name)
         if run is None:
             return False  # released at this moment
-        self._check_is_ours(run, identity)
-        if self._is_dead_here(run):
-            return self._take(run, identity)
-        if self._seen not in (None, run.commit):
-            self._holder_lives = True
-            return False
-        self._seen = run.commit
-        if self._ask in seen:
-            self._asked = min(self._asked, time.monotonic())
-        else:
-            self._asked = math.inf  # a question that was answered does not count for the next one
+        if self.seize(run, identity, is_asked=self._ask in seen):
+            self._say(f"{self.ref}: its session is dead, and this one takes over.")
+        elif not self.holder_lives and self._ask not in seen:
             ask(self.refs, [self._ask])
-        if time.monotonic() - self._asked < run.lease:
-            return False
-        self._say(f"{self.ref} was not answered within its lease: its session is dead, and this one takes over.")
-        return self._take(run, identity)
-
-    def _forget(self) -> None:
-        """Forget what was seen of another session, so that it is asked again."""
-        self._seen, self._asked, self._holder_lives = None, math.inf, False
+        return self.record is not None
 
     def _check_is_ours(self, run: SeenRun, identity: str | None) -> None:
         """Raise `RunHeldError` for a ref that this session can never take over."""
@@ -283,19 +278,14 @@ class RunLock:
                 updates = (*updates, RefUpdate(self._ask, ANY, None))
             new = self.refs.write_record(record) if record else None
             self._tried += [new] if new else []  # before the push: it may happen although its answer is lost
-            for pause in pauses():
-                try:
-                    self.refs.push(RefUpdate(self.ref, self._commit, new), *updates)
-                except GitPushError:
-                    if self._has_happened(new, updates):
-                        break
-                    if pause is None:
-                        raise
-                    time.sleep(pause)
-                else:
-                    break
+            self.refs.push_patiently(
+                lambda: (RefUpdate(self.ref, self._commit, new), *updates), lambda: self._has_happened(new, updates)
+            )
             self._commit, self.record = new, record
             if record is None:
+                if self._file is not None:  # its lines name sessions that no ref names any more
+                    with contextlib.suppress(OSError):
+                        Path(self._file.name).unlink()
                 self._end()
 
     def _has_happened(self, new: str | None, updates: tuple[RefUpdate, ...]) -> bool:
@@ -357,19 +347,11 @@ class RunLock:
 
 def ask(refs: Refs, questions: Iterable[str]) -> None:
     """Create these refs, which ask runs whether they live, in one push. Raises `GitPushError` if the host refuses."""
-    left, question = set(questions), refs.write_question()
-    for pause in pauses():
-        try:
-            refs.push(*(RefUpdate(ref, None, question) for ref in sorted(left)))
-        except GitPushError:
-            left -= refs.list_refs(*left).keys()  # another session asks at the same moment
-            if left and pause is None:
-                raise
-        else:
-            return
-        if not left:
-            return
-        time.sleep(pause or 0)
+    wanted, question = set(questions), refs.write_question()
+    refs.push_patiently(
+        lambda: (RefUpdate(ref, ANY, question) for ref in sorted(wanted)),
+        lambda: wanted <= refs.list_refs(*wanted).keys(),  # another session asks at the same moment
+    )
 
 
 def short(identity: str) -> str:

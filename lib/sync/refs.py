@@ -8,18 +8,18 @@ remote again.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import secrets
-import threading
-from collections.abc import Mapping
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from lib.errors import CommandError, GitPushError
 from lib.process import MINUTE, CommandFailed
 from lib.remotes.credentials import Credentials
-from lib.remotes.repository import Repository, remedy_for
+from lib.remotes.repository import Repository, pauses, remedy_for
 from lib.sync.record import LEASE, RUNS, RunRecord, read_run
 
 EARLIER = ("refs/intents/", "refs/heads/kaggle-intents/", "refs/heads/kaggle-runs/")
@@ -74,15 +74,13 @@ class Refs(Repository):
     def read_runs(self, name: str = "") -> dict[str, SeenRun]:
         """Return {name: run} for every run's ref, or for one, in one request."""
         with self._fetched(f"{RUNS}{name}*"):  # an exact name that is not there would be an error
-            shown = "--format=%(objectname) %(refname)"
-            lines = self._git("for-each-ref", shown, f"{RUNS}{name}*", cwd=self._mirror).output.splitlines()
-            found = {ref.removeprefix(RUNS): commit for commit, _, ref in (line.partition(" ") for line in lines)}
-            texts = self._files_at({commit: f"{commit}:run.json" for commit in found.values()})
-        return {
-            run: SeenRun(run, commit, read_run(texts.get(commit, "")))
-            for run, commit in found.items()
-            if name in ("", run)
-        }
+            commits = self._mirrored(f"{RUNS}{name}*")
+            files = self._read_all(commits, "run.json")
+        seen = (
+            SeenRun(ref.removeprefix(RUNS), commit, read_run(files.get(ref, {}).get("run.json", "")))
+            for ref, commit in commits.items()
+        )
+        return {run.name: run for run in seen if name in ("", run.name)}
 
     def write_record(self, record: RunRecord) -> str:
         """Write the record as a commit of its own and return the commit; no ref names it yet."""
@@ -109,20 +107,15 @@ class Refs(Repository):
         Its parent is `parent`, or `base`. The files' bytes are stored as they are. `date` (ISO 8601) is the only part
         of the commit that is not content: the same files make the same commit.
         """
-        index = self.private / f"index-{os.getpid()}-{threading.get_ident()}"
-        self.private.mkdir(parents=True, exist_ok=True)
-        index.unlink(missing_ok=True)
-        own = {"GIT_INDEX_FILE": str(index)}
         listed = "".join(f"{_quoted(str(file))}\n" for file in files.values())
-        try:
+        with tempfile.TemporaryDirectory(prefix="kaggle-training-") as place:
+            own = {"GIT_INDEX_FILE": f"{place}/index"}
             self._git("read-tree", base, env=own)
             blobs = self._git("hash-object", "-w", "--no-filters", "--stdin-paths", text=listed).output.split()
             entries = "".join(f"100644 {blob}\t{path}\0" for path, blob in zip(files, blobs, strict=True))
             # --replace: a file of the base may have the name of one of our folders, or the other way round
             self._git("update-index", "--add", "--replace", "-z", "--index-info", env=own, text=entries)
             tree = self._git("write-tree", env=own).output.strip()
-        finally:
-            index.unlink(missing_ok=True)
         words = ("commit-tree", tree, "-p", parent or base)
         return self._git(*words, env=_signature(date), text=message).output.strip()
 
@@ -144,6 +137,20 @@ class Refs(Repository):
             raise GitPushError(f"Git push failed: {self.url} rejected {refs}:\n{message}", remedy=remedy) from error
         except CommandError as error:
             raise GitPushError(f"Git push failed: {error.what}", remedy=error.remedy) from error
+
+    def push_patiently(self, updates: Callable[[], Iterable[RefUpdate]], has_happened: Callable[[], bool]) -> None:
+        """Push, and repeat a failed push a few times unless the remote shows that it has happened."""
+        for pause in pauses():
+            try:
+                self.push(*updates())
+            except GitPushError:
+                if has_happened():
+                    return
+                if pause is None:
+                    raise
+            else:
+                return
+            time.sleep(pause)
 
 
 def _place(url: str) -> str:

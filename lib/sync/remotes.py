@@ -32,22 +32,14 @@ REPOSITORY, CHECKPOINT = f"{FLAT}repository-", f"{FLAT}checkpoint-"
 @contextlib.contextmanager
 def open_remotes(root: Path, credentials: Credentials) -> Iterator[Remotes]:
     """Yield the `Remotes` of the clone at `root`, with both remotes open. Raises `SyncError` if that fails."""
-    from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
     with contextlib.ExitStack() as stack:
-        try:
+        with as_sync_errors(f"opening {root} and its remotes", credentials.redact):
             repo = stack.enter_context(Repo(str(root)))
             store = open_store(repo)
             stack.callback(_close, store)
             remotes = Remotes(repo, Refs(root, credentials), store, credentials.redact)
-        except (CommandError, DvcException, OSError) as error:
-            cause = error.what if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
-            raise SyncError(
-                credentials.redact(f"{root} cannot be published from: {cause}"),
-                state="nothing was changed.",
-                remedy="run the command in a clone that Git and DVC can open, and free some space if the disk is full.",
-            ) from error
         yield remotes
 
 
@@ -55,6 +47,23 @@ def _close(store: Store) -> None:
     # a failure to close must neither hide an earlier error nor make a success doubtful
     with contextlib.suppress(Exception):
         store.close()
+
+
+@contextlib.contextmanager
+def as_sync_errors(doing: str, redact: Callable[[str], str], state: str = "nothing was changed.") -> Iterator[None]:
+    """Raise errors of this machine, of Git and of DVC within the block as `SyncError`."""
+    from dvc.exceptions import DvcException
+
+    try:
+        yield
+    except (CommandError, DvcException, OSError) as error:
+        cause = error.what if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
+        raise SyncError(
+            redact(f"{doing} stopped: {cause}"),
+            state=state,
+            remedy="use a clone that Git and DVC can open, free some space if the disk is full, check the DVC remote, "
+            "and run the same again.",
+        ) from error
 
 
 class CheckpointFile(NamedTuple):

@@ -177,7 +177,11 @@ def open_store(repo: Any) -> Store:  # noqa: ANN401  dvc.repo.Repo
             remedy="use a DVC remote of one of these kinds.",
         )
     # imported lazily: each kind pulls in its own client library
-    store: Store = pkgutil.resolve_name(f"lib.sync.stores.{KINDS[kind]}")(odb)
+    try:
+        store: Store = pkgutil.resolve_name(f"lib.sync.stores.{KINDS[kind]}")(odb)
+    except DvcPushError as error:
+        error.state = "nothing was uploaded or changed."
+        raise
     return store
 
 
