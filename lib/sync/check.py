@@ -1,13 +1,10 @@
 """Check both remotes and report what is wrong with them, without writing or deleting anything.
 
 Guarantees: checks every branch and tag with its whole history, every run's ref, every checkpoint with its files, and
-every object on the DVC remote with its content: a folder's files are read, Drive and S3 are asked for the MD5 (S3 knows
-none for a copy that was sent in parts or encrypted by a key service). Runs may continue meanwhile: a branch that moves
-is skipped, and what seems missing, unnamed or waste is looked up once more before it is reported.
-
+every object on the DVC remote with its content, as far as the store reports an MD5. Runs may continue meanwhile: a
+branch that moves is skipped, and what seems missing, unnamed or waste is looked up once more before it is reported.
 Cannot: see an object that is replaced during the check, judge a branch whose objects are on another DVC remote, or know
-what another repository on the same one names, or another version of this project; where there is one, objects that no
-ref names are skipped. A folder's checkpoint files are compared by size.
+what another repository or version of this project names: where there is one, objects that no ref names are skipped.
 """
 
 from __future__ import annotations
@@ -23,7 +20,7 @@ from lib.remotes.credentials import Credentials
 from lib.remotes.repository import StoredObject
 from lib.sync.lock import CHECKPOINTS, short
 from lib.sync.record import RUNS
-from lib.sync.refs import EARLIER, SeenRun
+from lib.sync.refs import EARLIER
 from lib.sync.remotes import EVERYTHING, Remotes, as_sync_errors, named_by, open_remotes
 from lib.sync.stores.base import StoredCopy, mismatch
 
@@ -90,7 +87,7 @@ def _check(remotes: Remotes) -> Checked:
     listings = {oid for oid in named if oid.endswith(".dir") and oid in stored}
     damaged = {oid for oid in listings if any(mismatch(oid, -1, copy) for copy in stored[oid])}
     parts = {oid: remotes.parts_of(oid) for oid in listings - damaged}
-    named = named.union(*parts.values(), *(_declared_by(run) for run in runs.values()))
+    named = named.union(*parts.values(), (copy.oid for run in runs.values() for copy in run.declared))
     others = sorted(remotes.repositories() - {identity})
     unreadable = [ref for ref in heads if ref.startswith(EARLIER)]
     unreadable += [f"{RUNS}{name}" for name, run in runs.items() if run.record is None]
@@ -112,9 +109,13 @@ def _check(remotes: Remotes) -> Checked:
           if published[ref] or ref.startswith(CHECKPOINTS)),
         *_check_branches({ref: items for ref, items in here.items() if ref not in moved}, parts, stored),
         *_check_checkpoints(remotes, elsewhere),
-        *_check_waste(remotes, identity),
+        *(Finding("waste", f"{file.name} is of a session that has ended, and no checkpoint names it", RECOVER)
+          for file in remotes.waste(identity)
+          if file.name in store.flat(file.name)),  # else its session has just deleted it
         *_check_objects(unnamed, stored),
-        *_check_runs(runs.values()),
+        *(Finding("unfinished", f"{RUNS}{name}: the session of {run.record.name} is publishing, or has died meanwhile",
+                  f"{RECOVER}, which asks whether it lives")
+          for name, run in runs.items() if run.record and run.declared),
     )  # fmt: skip
     return Checked(len(published), len(stored), len(runs), findings)
 
@@ -134,10 +135,6 @@ UNNAMED = (
     "delete it by hand, but only if no other repository uses this DVC remote, and no clone has a commit that names it "
     "and is not pushed yet"
 )
-
-
-def _declared_by(run: SeenRun) -> set[str]:
-    return {copy.oid for copy in run.record.declared} if run.record else set()
 
 
 def _elsewhere(remotes: Remotes) -> dict[str, str]:
@@ -189,12 +186,6 @@ def _check_checkpoints(remotes: Remotes, elsewhere: Collection[str]) -> Iterator
             yield from found
 
 
-def _check_waste(remotes: Remotes, identity: str) -> Iterator[Finding]:
-    for file in remotes.waste(identity):
-        if file.name in remotes.store.flat(file.name):  # else its session has just deleted it
-            yield Finding("waste", f"{file.name} is of a session that has ended, and no checkpoint names it", RECOVER)
-
-
 def _check_objects(unnamed: Collection[str], stored: Stored) -> Iterator[Finding]:
     for oid, copies in sorted(stored.items()):
         if oid in unnamed:
@@ -202,10 +193,3 @@ def _check_objects(unnamed: Collection[str], stored: Stored) -> Iterator[Finding
             yield Finding("unnamed", f"{oid} ({size} bytes) is named by no commit and no run", UNNAMED)
         if len(copies) > 1:
             yield Finding("twins", f"{oid} is stored {len(copies)} times", "nothing: each publication has its own copy")
-
-
-def _check_runs(runs: Collection[SeenRun]) -> Iterator[Finding]:
-    for run in runs:
-        if run.record is not None and run.record.declared:
-            what = f"{RUNS}{run.name}: the session of {run.record.name} is publishing, or has died meanwhile"
-            yield Finding("unfinished", what, f"{RECOVER}, which asks whether it lives")

@@ -138,8 +138,7 @@ class RunLock:
         identity = seen.get(self.refs.identity_ref)
         if self.ref not in seen:
             return self._take(None, identity)
-        if identity is None:  # a listing is not atomic: one push may have created both refs meanwhile
-            identity = self.refs.list_refs(self.refs.identity_ref).get(self.refs.identity_ref)
+        identity = identity or self.refs.identity()  # a listing is not atomic: one push may have created both refs
         run = self.refs.read_runs(self.name).get(self.name)
         if run is None:
             return False  # released at this moment
@@ -177,7 +176,7 @@ class RunLock:
             repository=short(identity),
             session=secrets.token_hex(8),
             lease=self._lease,
-            undo=old.record.declared if old and old.record else (),
+            undo=old.declared if old else (),
         )
         if self._lock_file() and self._file is not None:  # else a session of this clone hangs, or has just begun
             self._file.write(self._mark(record.session))

@@ -215,11 +215,10 @@ class _Publishing:
 
     def _is_declared_by_others(self, copy: StoredCopy) -> bool:
         """Return whether another run of this repository may still delete the copy; that run is recovered if dead."""
-        runs = self.remotes.refs.read_runs()
         names = [
-            run.name
-            for run in runs.values()
-            if run.name != self.lock.name and run.record and copy.identity in {c.identity for c in run.record.declared}
+            name
+            for name, run in self.remotes.refs.read_runs().items()
+            if name != self.lock.name and copy.identity in (declared.identity for declared in run.declared)
         ]
         if names:
             self._recovery.look(names)

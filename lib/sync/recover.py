@@ -69,7 +69,7 @@ class Recovery:
         refs = self._remotes.refs
         asked = refs.list_refs(f"{ASKS}*")  # before the runs: both have been seen together then
         runs = {name: run for name, run in refs.read_runs().items() if names is None or name in names}
-        self.identity = refs.list_refs(refs.identity_ref).get(refs.identity_ref)  # it may be as new as the first run
+        self.identity = refs.identity()  # it may be as new as the first run
         self.left, waiting = {}, []
         for name, run in runs.items():
             full_name = run.record.name if run.record else name

@@ -1,8 +1,7 @@
 """Read the refs of runs, and update several refs of the Git remote together or not at all.
 
 Guarantees: `push` updates every ref that it names, each only from the given value, or none; hooks and settings of the
-clone have no part in it. Cannot: know whether a push whose answer was lost has happened; the caller must read the
-remote again.
+clone have no part in it. Cannot: know whether a push whose answer was lost has happened; the caller reads the remote.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from lib.errors import CommandError, GitPushError
 from lib.process import MINUTE, CommandFailed
 from lib.remotes.credentials import Credentials
 from lib.remotes.repository import Repository, pauses, remedy_for
-from lib.sync.record import LEASE, RUNS, RunRecord, read_run
+from lib.sync.record import LEASE, RUNS, DeclaredCopy, RunRecord, read_run
 
 EARLIER = ("refs/intents/", "refs/heads/kaggle-intents/", "refs/heads/kaggle-runs/")
 """Prefixes of the refs of the protocol's first edition: they are left alone and reported."""
@@ -45,6 +44,11 @@ class SeenRun:
     name: str
     commit: str
     record: RunRecord | None
+
+    @property
+    def declared(self) -> tuple[DeclaredCopy, ...]:
+        """Return every copy that it may have stored, as far as this version can read."""
+        return self.record.declared if self.record else ()
 
     @property
     def lease(self) -> float:
@@ -82,6 +86,10 @@ class Refs(Repository):
         )
         return {run.name: run for run in seen if name in ("", run.name)}
 
+    def identity(self) -> str | None:
+        """Return the repository's identity; None if it has none yet."""
+        return self.list_refs(self.identity_ref).get(self.identity_ref)
+
     def write_record(self, record: RunRecord) -> str:
         """Write the record as a commit of its own and return the commit; no ref names it yet."""
         return self._write_file("run.json", record.to_json(), f"{record.name} [skip ci]\n")
@@ -97,15 +105,14 @@ class Refs(Repository):
     def _write_file(self, name: str, text: str, message: str) -> str:
         blob = self._git("hash-object", "-w", "--stdin", text=text).output.strip()
         tree = self._git("mktree", text=f"100644 blob {blob}\t{name}\n").output.strip()
-        return self._git("commit-tree", tree, env=_signature("1970-01-01T00:00:00Z"), text=message).output.strip()
+        return self._commit_tree(tree, message, "1970-01-01T00:00:00Z")
 
     def build_commit(
         self, base: str, files: Mapping[str, Path], message: str, date: str, *, parent: str | None = None
     ) -> str:
         """Build the commit `base` plus `files` ({path: file with its content}) in a private index, and return it.
 
-        Its parent is `parent`, or `base`. The files' bytes are stored as they are. `date` (ISO 8601) is the only part
-        of the commit that is not content: the same files make the same commit.
+        Its parent is `parent`, or `base`. The files' bytes are stored as they are. `date` is ISO 8601.
         """
         listed = "".join(f"{_quoted(str(file))}\n" for file in files.values())
         with tempfile.TemporaryDirectory(prefix="kaggle-training-") as place:
@@ -116,14 +123,16 @@ class Refs(Repository):
             # --replace: a file of the base may have the name of one of our folders, or the other way round
             self._git("update-index", "--add", "--replace", "-z", "--index-info", env=own, text=entries)
             tree = self._git("write-tree", env=own).output.strip()
-        words = ("commit-tree", tree, "-p", parent or base)
-        return self._git(*words, env=_signature(date), text=message).output.strip()
+        return self._commit_tree(tree, message, date, "-p", parent or base)
+
+    def _commit_tree(self, tree: str, message: str, date: str, *words: str) -> str:
+        who = {"NAME": "Kaggle Training", "EMAIL": "kaggle-training@users.noreply.github.com", "DATE": date}
+        # the same on every machine: the same files make the same commit
+        env = {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in who.items()}
+        return self._git("commit-tree", tree, *words, env=env, text=message).output.strip()
 
     def push(self, *updates: RefUpdate) -> None:
-        """Push all updates atomically, each only from its `old`. Raises `GitPushError`.
-
-        After an error either all updates have happened or none; only the remote knows which.
-        """
+        """Push all updates atomically, each only from its `old`; after a `GitPushError` all may have happened."""
         words = ["-c", "core.hooksPath=/dev/null"]  # hooks run also when the clone's own refs follow the push
         words += ["push", "--atomic", "--no-signed", "--no-follow-tags", "--recurse-submodules=no", "--quiet"]
         words += [f"--force-with-lease={update.ref}:{update.old or ''}" for update in updates if update.old != ANY]
@@ -158,12 +167,6 @@ def _place(url: str) -> str:
     bare = re.sub(r"^\w+://([^/@]*@)?", "", url)
     short = re.fullmatch(r"(?:[^/@:]+@)?([^/@:]+):(?!\d+/)(.+)", bare)  # git@host:path
     return (f"{short[1]}/{short[2]}" if short else bare).rstrip("/").removesuffix(".git")
-
-
-def _signature(date: str) -> dict[str, str]:
-    """Return author and committer of the transaction's commits, which are the same on every machine."""
-    who = {"NAME": "Kaggle Training", "EMAIL": "kaggle-training@users.noreply.github.com", "DATE": date}
-    return {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in who.items()}
 
 
 def _quoted(path: str) -> str:
