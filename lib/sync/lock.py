@@ -1,9 +1,8 @@
 """Hold a run: its ref on the Git remote is the lock and the journal of the session that trains it.
 
-Guarantees: every push of a run is a compare-and-swap of its ref, so that a session which was taken over can publish
-nothing more. The holder pushes nothing to say that it lives: another session asks by creating a second ref, and the
-holder answers with its next push. Cannot: know at once whether a silent holder on another machine is dead; an asker
-waits one lease, timed by its own clock alone.
+Guarantees: every push of a run is a compare-and-swap of its ref, so that a session which was taken over publishes
+nothing more. The holder pushes only to answer a question, which another session asks by creating a second ref.
+Cannot: know at once whether a silent holder on another machine is dead; an asker waits one lease by its own clock.
 """
 
 from __future__ import annotations
@@ -64,10 +63,7 @@ class RunLock:
     # ── taking ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def watch(self) -> bool:
-        """Take the run if it is free or its session is dead, else ask and wait in the background until `take`.
-
-        Returns whether it is held.
-        """
+        """Take the run if that is possible at once, else ask in the background until `take`; return whether held."""
         held = self._try()
         if not held:
             self._asking = threading.Thread(target=self._wait, name=f"asking {self.name}", daemon=True)
@@ -77,8 +73,7 @@ class RunLock:
     def take(self) -> None:
         """Take the run, after asking its holder and waiting one lease for the answer.
 
-        Raises `RunHeldError` if the holder answers, and `TakenOverError` if another session has taken the run over from
-        this one.
+        Raises `RunHeldError` if the holder answers, and `TakenOverError` if this session was taken over.
         """
         self._stop_watching()
         self.confirm()
@@ -101,8 +96,7 @@ class RunLock:
         """Take over a run whose session is dead; return whether done.
 
         It is dead if its process in this clone has ended, or if its ref has not moved for one lease since it was seen
-        first together with a question (`is_asked`). `identity` is the repository's. Raises `RunHeldError` for a ref
-        that this session can never take over.
+        first together with a question (`is_asked`). Raises `RunHeldError` for a ref that can never be taken over.
         """
         self._check_is_ours(run, identity)
         if self._is_dead_here(run):
@@ -251,10 +245,7 @@ class RunLock:
         return record
 
     def reread(self, *others: str) -> dict[str, str]:
-        """Read the run's ref and other refs from the remote; raise `TakenOverError` unless the run is ours.
-
-        Returns {ref: commit}.
-        """
+        """Return {ref: commit} of the run's ref and of others; raise `TakenOverError` unless the run is ours."""
         with self._pushing:
             seen = self.refs.list_refs(self.ref, *others)
             if seen.get(self.ref) not in self._tried:
@@ -311,13 +302,7 @@ class RunLock:
         """Look for a question until the lock ends, and answer it by moving the run's ref."""
         while not ended.wait(min(POLL, self._lease / 10)):
             with contextlib.suppress(Exception), self._pushing:  # a failed look is repeated after the pause
-                if ended.is_set() or self.record is None:
-                    return
-                seen = self.refs.list_refs(self.ref, self._ask)
-                if seen.get(self.ref) not in self._tried:
-                    self._lose()
-                    return
-                if self._ask in seen:
+                if self.record is not None and self._ask in self.reread(self._ask):
                     self.push(self.record, RefUpdate(self._ask, ANY, None))
 
     def _lose(self) -> None:
@@ -327,10 +312,7 @@ class RunLock:
         self._end()
 
     def release(self) -> None:
-        """Release the run; if the remote cannot be reached, others take it over after they have asked.
-
-        Copies that must still be deleted stay in the run's ref.
-        """
+        """Release the run, unless its ref lists copies that must still be deleted; on failure others take it over."""
         self._stop_watching()
         with contextlib.suppress(Exception), self._pushing:
             if self.record is not None and not self.record.declared:
