@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lib.errors import DvcPushError, RunError
+from lib.files import replacing
 from lib.sync.lock import RunLock
 from lib.sync.publication import Publication, Say
 from lib.sync.record import RunRecord
@@ -119,15 +120,10 @@ def fetch_file(remotes: Remotes, file: Mapping[str, Any], target: Path) -> None:
 
     Raises `FileNotFoundError` if it is gone since the branch has moved, and `DvcPushError` if it has other content.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.part")
-    try:
+    with replacing(target) as part:
         remotes.store.read(file["name"], file["id"], part)
         if md5_of(part) != file["md5"]:
             raise DvcPushError(f"{remotes.store.name}: {file['name']} has other content.", remedy="try again.")
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def md5_of(path: Path) -> str:

@@ -16,6 +16,7 @@ import random
 import re
 import secrets
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,7 @@ _PART = re.compile(r"\.(.+)\.(\d+)\.part")
 class FolderObjects(Store):
     """A folder. The identity of a copy is its modification time: a random second of the past, set before it is visible.
 
-    DVC, `cp -p` and rsync keep that time. Every other writer sets the present one, so that its copy is never taken for
-    one of ours.
+    DVC, `cp -p` and rsync keep that time; the copy of any other writer has the present one, and is never ours.
     """
 
     loses = "does not keep modification times"
@@ -44,17 +44,18 @@ class FolderObjects(Store):
         self._address = ""
 
     def address(self) -> str:
-        """Return the text of the folder's own mark, which is created if missing: machines may mount it elsewhere."""
+        """Return the text of the folder's own mark, since machines may mount it elsewhere; create it if missing."""
         if not self._address:
             mark = self._folder / _STORE
             if not mark.exists():
-                _make_folder(self._folder)
-                part = self._folder / f".{_STORE}.{secrets.token_hex(8)}"
-                part.write_text(secrets.token_hex(8), encoding="utf-8")
-                self._show(part, mark)  # never half-written, and one of two machines wins
-                part.unlink(missing_ok=True)
-                _fsync_folder(self._folder)
+                with tempfile.NamedTemporaryFile() as file, contextlib.suppress(FileNotFoundError):
+                    file.write(secrets.token_hex(8).encode())
+                    file.flush()
+                    # never half-written, and one of two machines wins, which may delete the other's part
+                    self.create(_STORE, Path(file.name), self.new_identities(1)[0])
             self._address = f"folder {mark.read_text(encoding='utf-8')}"
+            for part in self._folder.glob(f".{_STORE}.*"):  # left by a process that was killed
+                part.unlink(missing_ok=True)
         return self._address
 
     def new_identities(self, count: int) -> list[str]:
