@@ -178,7 +178,7 @@ def _check_checkpoints(remotes: Remotes, elsewhere: Collection[str]) -> Iterator
     record = "*/checkpoint.json"
     for ref, texts in remotes.refs.read_files_of_all(f"{CHECKPOINTS}*", record).items():
         found = []
-        for file in (file for text in texts.values() for file in named_by(text) if ref not in elsewhere):
+        for file in named_by(texts) if ref not in elsewhere else ():
             copy = remotes.store.verify(file["name"], file["id"])
             if wrong := mismatch(file["md5"], file["size"], copy):
                 found.append(Finding("damaged" if copy else "missing", f"{ref}: {file['name']} {wrong}", RETRAIN))

@@ -70,8 +70,8 @@ class RunLock:
             self._asking.start()
         return held
 
-    def take(self) -> None:
-        """Take the run, after asking its holder and waiting one lease for the answer.
+    def take(self) -> RunRecord:
+        """Take the run, after asking its holder and waiting one lease for the answer, and return its record.
 
         Raises `RunHeldError` if the holder answers, and `TakenOverError` if this session was taken over.
         """
@@ -91,6 +91,7 @@ class RunLock:
                 reported = True
                 self._say(f"Another session holds {self.name}; asking whether it lives, for at most its lease …")
             time.sleep(self._pause)
+        return self.held()
 
     def seize(self, run: SeenRun, identity: str | None, *, is_asked: bool) -> bool:
         """Take over a run whose session is dead; return whether done.

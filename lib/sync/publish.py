@@ -1,9 +1,8 @@
 """Publish a run's objects and branch; roll everything back if a step fails. docs/sync-protocol.md is the protocol.
 
 Guarantees: the first error is the one raised, and a repeated call publishes once. Copies are declared in the run's ref
-before they are stored, so that an owner whose upload failed and another machine that finds a dead machine's run delete
-the same, by the same code. Cannot: know whether the commit push happened if its answer was lost and the Git remote
-cannot be read; then nothing is deleted (`InDoubt`).
+before they are stored, so that their owner and any other machine roll back the same. Cannot: know whether the commit
+push happened if its answer was lost and the Git remote cannot be read; then nothing is deleted (`InDoubt`).
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from types import FrameType
 
@@ -68,6 +67,8 @@ class _Publishing:
         self._commit = self._repository = ""
         self._objects: dict[str, StoredObject] = {}
         """The object of each path in `run.objects`."""
+        self._sources: dict[str, Source] = {}
+        """The file of each object."""
         self._declared: dict[str, DeclaredCopy] = {}
         self._stopped = threading.Event()
         self._pushed = False
@@ -79,20 +80,18 @@ class _Publishing:
         try:
             self._check_files()
             self._begin("DVC add", "Phase 1: DVC add (track models)")
-            sources = hash_objects(run)
-            self._objects = {name: item for name, (item, *_) in zip(run.objects, sources, strict=True)}
+            found = hash_objects(run)
+            self._objects = {name: source.item for name, source in zip(run.objects, found, strict=True)}
+            self._sources = {source.item.oid: source for source in found}
             self._begin("reading the Git remote")
             if published := self._find_published():
                 return published
-            self.lock.take()
-            self._repository = self.lock.held().repository
+            self._repository = self.lock.take().repository
             self.remotes.roll_back(self.lock, self.say)  # what earlier attempts left
-            size = file_size(sum(source.item.size for source in sources))
-            self._begin("DVC push", f"Phase 2: DVC push ({size} to {store.name})")
-            self._declare(sources)
-            stored = self._upload(sources)
-            ours = (item for oid, item in self._declared.items() if stored[oid].identity == item.identity)
-            uploaded = sum(item.size for item in ours)
+            self._begin("DVC push", f"Phase 2: DVC push ({file_size(self._size())} to {store.name})")
+            self._declare()
+            stored = self._upload()
+            uploaded = sum(item.size for oid, item in self._declared.items() if stored[oid].identity == item.identity)
             self._begin("Git staging", "Phase 3: Git staging (artifacts + .dvc files)")
             self._commit = build_commit(self.remotes.refs, run, self._objects)
             self._verify(stored)
@@ -131,45 +130,44 @@ class _Publishing:
         self.say(f"{self.run.branch} is published already, with all of this run; there is nothing to do.")
         return Published(self.run.branch, commit, 0, before=True)
 
-    def _declare(self, sources: Sequence[Source]) -> None:
+    def _size(self) -> int:
+        return sum(source.item.size for source in self._sources.values())
+
+    def _declare(self) -> None:
         """Write the identities of the copies into the run's ref, before they exist."""
         store, record = self.remotes.store, self.lock.held()
         if not store.keeps_twins:
             self.remotes.claim(record.repository)
             if kept := self.remotes.kept_because(self.lock):
                 self.say(f"Note: {kept}. If this publication fails, its objects stay there.")
-        items = {source.item.oid: source.item for source in sources}
-        identities, address = store.new_identities(len(items)), store.address()
+        identities, address = store.new_identities(len(self._sources)), store.address()
         self._declared = {
-            item.oid: DeclaredCopy(oid=item.oid, size=item.size, identity=identity, store=address)
-            for item, identity in zip(items.values(), identities, strict=True)
+            oid: DeclaredCopy(oid=oid, size=source.item.size, identity=identity, store=address)
+            for (oid, source), identity in zip(self._sources.items(), identities, strict=True)
         }
         self.lock.push(record.but(publishing=tuple(self._declared.values())))
 
-    def _upload(self, sources: Sequence[Source]) -> dict[str, StoredCopy]:
+    def _upload(self) -> dict[str, StoredCopy]:
         """Store every object and return the copy of each that this publication relies on.
 
         Where a path holds one copy, objects are stored one after another in order of name: publications that wait for
         each other's objects in any other order could wait for ever.
         """
-        unique = {source.item.oid: source for source in sources}
-        order = [unique[oid] for oid in sorted(unique)]
         workers = CONCURRENT_UPLOADS if self.remotes.store.keeps_twins else 1
-        bar = counting("  uploading", sum(source.item.size for source in order))
         with (
-            bar if self._shows_progress else contextlib.nullcontext(int) as add,
+            counting("  uploading", self._size()) if self._shows_progress else contextlib.nullcontext(int) as add,
             ThreadPoolExecutor(workers, thread_name_prefix="upload") as pool,
         ):
-            jobs = {pool.submit(self._store, source, add): source.item.oid for source in order}
+            jobs = {oid: pool.submit(self._store, self._sources[oid], add) for oid in sorted(self._sources)}
             try:
-                for job in as_completed(jobs):
+                for job in as_completed(jobs.values()):
                     job.result()
                     self.lock.confirm()
             except BaseException:
                 self._stopped.set()
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
-        return {oid: job.result() for job, oid in jobs.items()}
+        return {oid: job.result() for oid, job in jobs.items()}
 
     def _store(self, source: Source, add: Progress) -> StoredCopy:
         """Store an object, or wait for a copy that can be relied on."""
@@ -235,10 +233,8 @@ class _Publishing:
     def _verify(self, stored: dict[str, StoredCopy]) -> None:
         """Ask for every copy once more, by its identity, where a path holds one copy: another may have replaced it."""
         store = self.remotes.store
-        if store.keeps_twins:
-            return
-        for item in {item.oid: item for item in self._objects.values()}.values():
-            self._check_copy(item, store.verify(store.path_of(item.oid), stored[item.oid].identity))
+        for oid, source in self._sources.items() if not store.keeps_twins else ():
+            self._check_copy(source.item, store.verify(store.path_of(oid), stored[oid].identity))
 
     def _push(self) -> None:
         """Make the branch visible: create it, and delete the checkpoint and the run's ref, in one atomic push."""
