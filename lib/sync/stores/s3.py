@@ -78,7 +78,9 @@ class S3Objects(Store):
             size, md5 = source.stat().st_size, _md5(path, source)
             try:
                 if size <= WHOLE:
-                    self._put(path, source, identity, md5, progress)
+                    digest = base64.b64encode(bytes.fromhex(md5)).decode()
+                    with _ReportedFile(source, progress) as file:
+                        self._show("put_object", path, Body=file, ContentMD5=digest, Metadata={"copy": identity})
                 else:
                     self._put_parts(path, source, identity, md5, progress)
             except Exception as error:
@@ -94,11 +96,6 @@ class S3Objects(Store):
                     return None
                 raise
         return StoredCopy(identity, size, md5)
-
-    def _put(self, path: str, source: Path, identity: str, md5: str, progress: Progress) -> None:
-        digest = base64.b64encode(bytes.fromhex(md5)).decode()
-        with _ReportedFile(source, progress) as file:
-            self._show("put_object", path, Body=file, ContentMD5=digest, Metadata={"copy": identity})
 
     def _put_parts(self, path: str, source: Path, identity: str, md5: str, progress: Progress) -> None:
         self._abort(path, identity)  # of an earlier call
@@ -119,9 +116,7 @@ class S3Objects(Store):
             self._show("complete_multipart_upload", path, MultipartUpload={"Parts": parts}, **upload)
         except BaseException as error:
             try:
-                with contextlib.suppress(FileNotFoundError):  # the object is complete, only the answer was lost
-                    self._ask("abort_multipart_upload", path, **upload)
-                self._remove(_note(path, identity), identity)
+                self._abort(path, identity, upload["UploadId"])
             except Exception as second:  # noqa: BLE001  the first error is the one raised; `delete` tries again
                 error.add_note(f"its parts could not be deleted: {type(second).__name__}")
             raise
@@ -161,13 +156,15 @@ class S3Objects(Store):
             if copy.identity == identity:
                 self._ask("delete_object", path, **version)
 
-    def _abort(self, path: str, identity: str) -> None:
-        """Delete the parts of an unfinished upload, by the id in its note, and the note."""
-        note = self._head(_note(path, identity))
-        if note:
+    def _abort(self, path: str, identity: str, upload: str = "") -> None:
+        """Delete the parts of an unfinished upload, by its id or the one in its note, and the note."""
+        note = _note(path, identity)
+        if not upload and (head := self._head(note)):
+            upload = head["Metadata"]["upload"]
+        if upload:
             with contextlib.suppress(FileNotFoundError):  # the upload has ended
-                self._ask("abort_multipart_upload", path, UploadId=note["Metadata"]["upload"])
-            self._remove(_note(path, identity), identity)
+                self._ask("abort_multipart_upload", path, UploadId=upload)
+            self._remove(note, identity)
 
     def read(self, path: str, identity: str, target: Path, progress: Progress = int) -> None:
         """Download the object part by part, if it is that copy."""
@@ -205,9 +202,8 @@ class S3Objects(Store):
     def survey(self) -> dict[str, list[StoredCopy]]:
         """Return every object, by listing the bucket below the remote's path, which does not show the marks.
 
-        An ETag equal to the object's name proves its content. One that contains `-` belongs to a copy sent in parts,
-        whose MD5 is unknown. Any other may belong to an encrypted copy, which a listing does not show: only such an
-        object costs an extra request.
+        An ETag that contains `-` belongs to a copy sent in parts, whose MD5 is unknown. Any other that is not the
+        object's name may belong to an encrypted copy: only such an object costs an extra request.
         """
         found: dict[str, list[StoredCopy]] = {}
         with self._push_errors():
