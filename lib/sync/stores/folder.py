@@ -16,12 +16,11 @@ import random
 import re
 import secrets
 import shutil
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lib.sync.stores.base import FLAT, Progress, Store, StoredCopy
+from lib.sync.stores.base import FLAT, Progress, Store, StoredCopy, file_with
 
 YEARS = range(1_009_843_200, 1_640_995_200, 2)  # 2002 to 2022, the even seconds: FAT keeps no odd ones
 BLOCK = 2**20
@@ -48,11 +47,9 @@ class FolderObjects(Store):
         if not self._address:
             mark = self._folder / _STORE
             if not mark.exists():
-                with tempfile.NamedTemporaryFile() as file, contextlib.suppress(FileNotFoundError):
-                    file.write(secrets.token_hex(8).encode())
-                    file.flush()
-                    # never half-written, and one of two machines wins, which may delete the other's part
-                    self.create(_STORE, Path(file.name), self.new_identities(1)[0])
+                # never half-written, and one of two machines wins, which may delete the other's part
+                with file_with(secrets.token_hex(8).encode()) as file, contextlib.suppress(FileNotFoundError):
+                    self.create(_STORE, file, self.new_identities(1)[0])
             self._address = f"folder {mark.read_text(encoding='utf-8')}"
             for part in self._folder.glob(f".{_STORE}.*"):  # left by a process that was killed
                 part.unlink(missing_ok=True)
