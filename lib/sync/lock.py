@@ -37,7 +37,7 @@ class RunLock:
 
     def __init__(self, refs: Refs, name: str, *, full_name: str = "", lease: float = LEASE, say: Say = print) -> None:
         self.refs, self.name, self._full_name = refs, short_name(name), full_name or name
-        self._lease, self._say = lease, say
+        self._lease, self._pause, self._say = lease, min(5.0, lease / 20), say
         self.ref, self._ask = f"{RUNS}{self.name}", f"{ASKS}{self.name}"
         self.checkpoint = f"{CHECKPOINTS}{self.name}"
         """The ref of the run's checkpoint branch, which only the holder moves."""
@@ -108,10 +108,6 @@ class RunLock:
         # a question that was answered does not count for the next one
         self._seen, self._asked = run.commit, min(self._asked, time.monotonic()) if is_asked else math.inf
         return time.monotonic() - self._asked >= run.lease and self._take(run, identity)
-
-    @property
-    def _pause(self) -> float:
-        return min(5.0, self._lease / 20)
 
     def _wait(self) -> None:
         while not self.holder_lives and not self._stop_asking.wait(self._pause):

@@ -38,7 +38,7 @@ def recover(
         end, names = time.monotonic() + (math.inf if patience is None else patience), None
         while recovery.look(names, ask=patience != 0) and time.monotonic() < end:
             names = list(recovery.left)  # whoever begins later is alive
-            time.sleep(recovery.pause)
+            time.sleep(min([5.0, *(run.lease / 20 for run in recovery.left.values())]))
         for ref in remotes.refs.list_refs(*(f"{place}*" for place in EARLIER)):
             say(f"{ref} was written by an earlier version of this project and is left alone; its `recover` ends it.")
         if recovery.identity is not None:
@@ -86,11 +86,6 @@ class Recovery:
             with contextlib.suppress(GitPushError):  # its asker may have deleted it
                 refs.push(*(RefUpdate(ref, asked[ref], None) for ref in orphans))
         return bool(waiting)
-
-    @property
-    def pause(self) -> float:
-        """Return the seconds between two looks."""
-        return min([5.0, *(run.lease / 20 for run in self.left.values())])
 
     def _recover(self, lock: RunLock, run: SeenRun, *, is_asked: bool) -> bool:
         """Recover a run whose session is dead; return False if it may be alive or cannot be recovered here."""

@@ -51,27 +51,23 @@ def build_commit(
 
     Its parent is `parent`, or HEAD. `objects` holds the object at each path of which the commit gets a `.dvc` file.
     """
+    from dvc.utils.serialize import dumps_yaml
+
     base = refs.head()
     files = {name: path for name, path in run.files().items() if name not in run.objects}
     rules = _Rules(refs, base, files, [run.folder, *objects])
     rules.append(f"{run.folder}/.gitattributes", RAW)
     rules.unhide(list(objects))
-    for name in objects:
+    for name, item in objects.items():  # as `dvc add` does
         path = PurePosixPath(name)
-        rules.append(f"{path.parent}/.gitignore", f"/{path.name}")  # as `dvc add` does
-    texts = rules.changed | {f"{name}.dvc": _dvc_file(name, item) for name, item in objects.items()}
+        rules.append(f"{path.parent}/.gitignore", f"/{path.name}")
+        output = {"md5": item.oid, "size": item.size, "hash": "md5", "path": path.name}
+        rules.changed[f"{name}.dvc"] = dumps_yaml({"outs": [output]})
     with tempfile.TemporaryDirectory(prefix="kaggle-training-") as place:
-        for number, (name, text) in enumerate(texts.items()):
+        for number, (name, text) in enumerate(rules.changed.items()):
             files[name] = Path(place) / str(number)
             files[name].write_text(text, encoding="utf-8")
         return refs.build_commit(base, files, run.message, run.stamp.isoformat(), parent=parent)
-
-
-def _dvc_file(name: str, item: StoredObject) -> str:
-    from dvc.utils.serialize import dumps_yaml
-
-    output = {"md5": item.oid, "size": item.size, "hash": "md5", "path": PurePosixPath(name).name}
-    return str(dumps_yaml({"outs": [output]}))
 
 
 class _Rules:
