@@ -21,7 +21,7 @@ from lib.sync.lock import CHECKPOINTS, RunLock
 from lib.sync.publication import Say
 from lib.sync.record import DeclaredCopy, RunRecord
 from lib.sync.refs import Refs
-from lib.sync.stores.base import FLAT, NOTICE, Store, StoredCopy, file_with, open_store
+from lib.sync.stores.base import FLAT, Store, StoredCopy, notice, open_store
 
 EVERYTHING = ("refs/heads/*", "refs/tags/*", "refs/exps/*", "refs/pull/*/head", "refs/merge-requests/*/head")
 """Refs that name objects: those of runs, of people, of `dvc exp push`, and of pull requests of GitHub and GitLab."""
@@ -87,7 +87,7 @@ class Remotes:
         """Mark the DVC remote as one that this repository publishes to; the mark needs no identity."""
         name = f"{REPOSITORY}{repository}"
         if name not in self.store.flat(name):
-            with file_with(NOTICE) as file:
+            with notice() as file:
                 self.store.create(name, file, self.store.new_identities(1)[0])
 
     def kept_because(self, lock: RunLock | None) -> str:

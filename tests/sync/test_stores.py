@@ -560,9 +560,9 @@ class TestFolder:
             assert len({*pool.map(lambda store: store.address(), stores)}) == 1
 
     def test_the_part_of_a_name_that_a_killed_process_left_is_deleted(self, folder: Backend, tmp_path: Path) -> None:
-        """No listing shows it, so that the next machine that reads the name deletes it."""
+        """No listing shows it, so that every process that closes the store deletes it."""
         name = folder.opened[0].address()
-        part = tmp_path / "storage" / f".{FLAT}store.1234567890.part"
+        part = tmp_path / "storage" / f".{FLAT}store.0123456789abcdef"
         part.write_text("", encoding="utf-8")
         with opened(folder.clone) as store:
             assert store.address() == name

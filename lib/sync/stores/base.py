@@ -85,7 +85,7 @@ class Store(Protocol):
         """Return whether the store keeps an identity and refuses to overwrite."""
         first, second = self.new_identities(2)
         try:
-            with file_with(NOTICE) as file:
+            with notice() as file:
                 made = self.create(path, file, first)
                 refused = self.create(path, file, second) is None
         finally:
@@ -186,10 +186,10 @@ def open_store(repo: Any) -> Store:  # noqa: ANN401  dvc.repo.Repo
 
 
 @contextlib.contextmanager
-def file_with(content: bytes) -> Iterator[Path]:
-    """Yield a temporary file with this content."""
+def notice() -> Iterator[Path]:
+    """Yield a file with the content of a flat file whose name is the information."""
     with tempfile.NamedTemporaryFile() as file:
-        file.write(content)
+        file.write(NOTICE)
         file.flush()
         yield Path(file.name)
 

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lib.sync.stores.base import FLAT, Progress, Store, StoredCopy, file_with
+from lib.sync.stores.base import FLAT, Progress, Store, StoredCopy
 
 YEARS = range(1_009_843_200, 1_640_995_200, 2)  # 2002 to 2022, the even seconds: FAT keeps no odd ones
 BLOCK = 2**20
@@ -47,13 +47,20 @@ class FolderObjects(Store):
         if not self._address:
             mark = self._folder / _STORE
             if not mark.exists():
-                # never half-written, and one of two machines wins, which may delete the other's part
-                with file_with(secrets.token_hex(8).encode()) as file, contextlib.suppress(FileNotFoundError):
-                    self.create(_STORE, file, self.new_identities(1)[0])
-            self._address = f"folder {mark.read_text(encoding='utf-8')}"
-            for part in self._folder.glob(f".{_STORE}.*"):  # left by a process that was killed
+                _make_folder(self._folder)
+                part = self._folder / f".{_STORE}.{secrets.token_hex(8)}"
+                part.write_text(secrets.token_hex(8), encoding="utf-8")
+                with contextlib.suppress(FileNotFoundError):  # another machine was faster, and has closed the store
+                    self._show(part, mark)  # never half-written
                 part.unlink(missing_ok=True)
+                _fsync_folder(self._folder)
+            self._address = f"folder {mark.read_text(encoding='utf-8')}"
         return self._address
+
+    def close(self) -> None:
+        """Delete what killed processes have left of the folder's mark."""
+        for part in self._folder.glob(f".{_STORE}.*") if (self._folder / _STORE).exists() else ():
+            part.unlink(missing_ok=True)
 
     def new_identities(self, count: int) -> list[str]:
         """Return random even seconds."""
