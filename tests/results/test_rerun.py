@@ -53,7 +53,7 @@ class Published:
 
     def rerun(self, branch: str = BRANCH) -> Any:
         """Render the run again; return the notebook's parameters and the kernel's metadata."""
-        rendered, _ = rerun(self.clone, branch, Credentials(), self.stores.folder / "out", "somebody", "")
+        rendered, *_ = rerun(self.clone, branch, Credentials(), self.stores.folder / "out", "somebody", "")
         values: dict[str, Any] = {}
         for cell in nbformat.read(rendered.notebook, as_version=4).cells:
             if "parameters" in cell.metadata.get("tags", []):
