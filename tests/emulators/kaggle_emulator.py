@@ -325,9 +325,9 @@ class KaggleEmulator(LoopbackServer[Fault]):
                 {"metadata": {**about, **version, "ref": ref, "title": slug}, "blob": {**about, "source": "{}"}}
             )
         if name == "DeleteKernel":
-            for session in self.active():
-                if session in kernel.sessions:
-                    self._use(-session.hours)  # seen: the hours used went down
+            for active in self.active():
+                if active in kernel.sessions:
+                    self._use(-active.hours)  # read: the hours used went down
             _end(self.kernels.pop(ref), "deleted")
             self.changed.notify_all()
             return json_answer({})
