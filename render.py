@@ -61,7 +61,7 @@ BY_OPTION = {"module": "the argument MODULE", "experiment": "--experiment", "acc
     "--accelerator",
     type=click.Choice(list(KAGGLE_WORDS)),
     default="t4x2",
-    help="Kaggle's accelerator.",
+    help="Kaggle's accelerator; p100 is for other machines.",
 )
 @click.option("--output", type=Path, metavar="DIR", help="Folder of the files; default: build/MODULE.")
 @click.option("--push", is_flag=True, help="Push it to Kaggle with the kaggle client, which starts it there.")

@@ -47,6 +47,7 @@ SETTLING = 6  # questions for the newest version after a push without an answer
 DRAIN = 10.0  # seconds to wait for remaining log lines when a run has ended
 TAIL = 50  # last lines to show of the log if the run had already ended
 UNFOLLOWED = "nothing is followed."
+ABSENT = ("not found", "retrying")
 ENDS = {"complete": "complete", "error": "error", "cancelacknowledged": "cancelled"}
 """Final states of a run: the client's word and ours."""
 ACTIVE = {"queued": "queued", "running": "running", "cancelrequested": "being cancelled"}
@@ -149,7 +150,7 @@ def _message(failed: CommandFailed | CommandTimedOut) -> str:
 
 def _question(*words: str) -> Any:  # noqa: ANN401  JSON
     """Return the answer of `questions.py`; None for an object that is missing or that the key may not read."""
-    return json.loads(_ask(*words, program=QUESTIONS).output)
+    return json.loads(_ask(*words, program=QUESTIONS).output.splitlines()[-1])  # below warnings of the client's
 
 
 # ── before a push ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -334,10 +335,11 @@ def push_kernel(folder: Path, kernel: str, newest: int) -> tuple[int, str]:
 def _settle(kernel: str, newest: int, message: str) -> tuple[int, str]:
     """Return what `push_kernel` returns for a push without an answer, from the kernel's newest version on Kaggle."""
     address = f"https://www.kaggle.com/code/{kernel}"
+    print(f"Kaggle gave no answer to the push; asking for the newest version of {kernel} …", flush=True)
     has_answered = False
     for attempt in range(SETTLING):
         time.sleep(POLL if attempt else 0)
-        with contextlib.suppress(CommandFailed, CommandTimedOut):
+        with contextlib.suppress(CommandFailed, CommandTimedOut, KaggleError):
             found = _question("kernel", kernel)
             has_answered = True
             if found and found["newest"] > newest:
@@ -484,9 +486,9 @@ def _find_version(name: str) -> tuple[str, int, dict[str, Any]]:
             remedy="push it first (render.py MODULE --push), or name its owner with --kaggle-user.",
         )
     version = int(given or found["newest"])
-    if str(version) not in found["states"]:
+    if version > found["newest"]:
         raise KaggleError(
-            f"version {version} of {kernel} does not exist, or was saved without running it.",
+            f"version {version} of {kernel} does not exist.",
             state=UNFOLLOWED,
             remedy=f"name another one; the newest is {kernel}/{found['newest']}.",
         )
@@ -497,7 +499,7 @@ def _states(
     kernel: str, version: int, found: dict[str, Any], every: float, say: Callable[[str], None]
 ) -> Iterator[tuple[str, str]]:
     """Yield the state of a version and its reason, first of the answer `found`, then every `every` seconds."""
-    state, reason = found["states"][str(version)]
+    state, reason = found["states"].get(str(version), ABSENT)
     newest, missing = found["newest"], 0
     answered_at = now = time.monotonic()
     while True:
@@ -516,12 +518,13 @@ def _states(
             state, reason = "no answer", f"{_message(failed).splitlines()[0]}; retrying"
             continue
         answered_at = now
-        state, reason = found["states"].get(str(version), ("not found", "retrying"))
-        missing = missing + 1 if state == "not found" else 0
-        if missing > 1:  # the first may be an error of Kaggle's
+        state, reason = found["states"].get(str(version), ABSENT)
+        missing = missing + 1 if (state, reason) == ABSENT else 0
+        if missing > 1:  # the first may be an error of Kaggle's, or a version that was pushed just now
             raise KaggleError(
-                f"the kernel {kernel} was deleted while it was followed, which ended its run.",
-                state="its log is gone; `python -m lib status` shows the checkpoints that it uploaded.",
+                f"Kaggle has no run of version {version} of {kernel}: the kernel was deleted, which ended its runs, or "
+                "the version was saved without running it.",
+                state="the log is gone; `python -m lib status` shows the checkpoints that a run uploaded.",
                 remedy="push again: the run resumes from its newest checkpoint.",
             )
         if found["newest"] > newest:

@@ -27,7 +27,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -393,6 +393,10 @@ class _Handler(LoopbackHandler):
             self.send(self.service.answer(name, json.loads(body)))
 
     do_GET = do_POST = _handle  # noqa: N815  the names that http.server looks for
+
+    def send(self, answer: Answer, *, cut: bool = False) -> None:
+        """Send a response, which names a newer version of the client: that makes it print a warning."""
+        super().send(replace(answer, headers={**answer.headers, "X-Kaggle-APIVersion": "99.0"}), cut=cut)
 
     def _may_ask(self) -> bool:
         basic = base64.b64encode(f"{USER}:{KEY}".encode()).decode()

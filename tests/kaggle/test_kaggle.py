@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from click.testing import CliRunner
 from conftest import ROOT
 from kaggle_emulator import (
     KEY,
@@ -26,7 +27,8 @@ from kaggle_emulator import (
     Session,
 )
 
-from lib.errors import KaggleError
+from lib.cli.app import app
+from lib.errors import KaggleError, RunError
 from lib.experiment.modules import MODULES
 from lib.kaggle.kernel import (
     client_user,
@@ -235,7 +237,6 @@ def test_a_push_without_its_secrets_is_an_error(kaggle: KaggleEmulator, tmp_path
     [
         pytest.param(LOST, 0, "", id="accepted"),
         pytest.param(THROTTLED, 0, "did not accept", id="throttled"),
-        pytest.param(Fault(), 0, "did not accept", id="never arrived", marks=pytest.mark.slow),
         pytest.param(LOST, 99, "did not confirm", id="nobody knows", marks=pytest.mark.slow),
     ],
 )
@@ -286,7 +287,7 @@ def test_a_secrets_dataset_in_processing_is_waited_for(
 ) -> None:
     """A push says so and waits, since Kaggle would mount the old version or none; a failed version is an error."""
     monkeypatch.setattr("lib.kaggle.kernel.POLL", 0.1)
-    kaggle.datasets[SECRETS].states = ["BLOBS_RECEIVED", "BLOBS_RECEIVED", last]
+    kaggle.datasets[SECRETS].states = ["BLOBS_RECEIVED", last]
     lines: list[str] = []
     if last == "READY":
         assert require_pushable(KERNEL, SECRETS, say=lines.append) == 0
@@ -403,11 +404,21 @@ def test_a_failed_or_cancelled_run_is_an_error(kaggle: KaggleEmulator, end: Act,
     assert lines[-2] == "line 69"
 
 
-def test_a_missing_kernel_cannot_be_followed(kaggle: KaggleEmulator) -> None:
-    """A missing kernel is an error at the first request."""
-    with pytest.raises(KaggleError, match=f"there is no kernel {KERNEL}") as caught:
-        watch_kernel(KERNEL, every=60, say=print)
-    assert "push it first" in caught.value.remedy
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("experiments/001_det_baseline.yaml", f"there is no kernel {KERNEL}"),
+        ("a/b/c", "'a/b/c' is not the name of a kernel"),
+        ("experiments/001_det_baselin.yaml", "there is no such file"),
+        ("detecton", "module is 'detecton'"),
+    ],
+)
+def test_what_cannot_be_followed_is_one_error(kaggle: KaggleEmulator, name: str, expected: str) -> None:
+    """An experiment without a kernel, or a name of none, is an error at the first request at the latest."""
+    failed = CliRunner().invoke(app, ["watch", name]).exception
+    assert isinstance(failed, RunError)
+    assert expected in failed.what
+    assert failed.remedy
 
 
 def test_the_version_that_was_begun_with_is_followed(kaggle: KaggleEmulator) -> None:
@@ -453,7 +464,7 @@ def test_a_kernel_that_is_deleted_is_no_longer_followed(kaggle: KaggleEmulator) 
         if "running" in line:
             del kaggle.kernels[KERNEL]
 
-    with pytest.raises(KaggleError, match="was deleted while it was followed"):
+    with pytest.raises(KaggleError, match=r"no run of version 1 .* the kernel was deleted"):
         watch_kernel(KERNEL, every=0.1, say=say)
 
 
