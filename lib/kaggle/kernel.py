@@ -47,7 +47,7 @@ SETTLING = 6  # questions for the newest version after a push without an answer
 DRAIN = 10.0  # seconds to wait for remaining log lines when a run has ended
 TAIL = 50  # last lines to show of the log if the run had already ended
 UNFOLLOWED = "nothing is followed."
-ABSENT = ("not found", "retrying")
+UNKNOWN = ("not found", "retrying")
 ENDS = {"complete": "complete", "error": "error", "cancelacknowledged": "cancelled"}
 """Final states of a run: the client's word and ours."""
 ACTIVE = {"queued": "queued", "running": "running", "cancelrequested": "being cancelled"}
@@ -293,12 +293,12 @@ def push_rendered(folder: Path) -> None:
     newest = require_pushable(kernel, *metadata["dataset_sources"], say=lambda line: print(line, flush=True))
     if quota := gpu_quota():
         print(f"GPU:      {quota}", flush=True)
-    version, report = push_kernel(folder, kernel, newest)
-    print(f"{report}\nFollow it with: uv run python -m lib watch {kernel}/{version}")
+    pushed, report = push_kernel(folder, kernel, newest)
+    print(f"{report}\nFollow it with: uv run python -m lib watch {pushed}")
 
 
-def push_kernel(folder: Path, kernel: str, newest: int) -> tuple[int, str]:
-    """Push the notebook in a folder as the next version after `newest`; return the version and a report.
+def push_kernel(folder: Path, kernel: str, newest: int) -> tuple[str, str]:
+    """Push the notebook in a folder as the next version after `newest`; return OWNER/SLUG/VERSION and a report.
 
     Raises `KaggleError` if Kaggle refuses the push, if it is not known whether it was pushed, or if the run starts
     without the secrets dataset.
@@ -325,30 +325,30 @@ def push_kernel(folder: Path, kernel: str, newest: int) -> tuple[int, str]:
             remedy="stop it there, and push again when the dataset is ready and shared with the kernel's owner.",
         )
     notes = [line for line in lines if done[0] not in line]  # mostly warnings
-    if address.rstrip("/").rpartition("/")[2] != kernel.rpartition("/")[2]:
+    named = "/".join(address.rstrip("/").split("/")[-2:])
+    if named != kernel:
         notes.append(f"Kaggle runs it under another name than {kernel}: look for it there.")
-    version = int(done[1] or newest + 1)
-    report = [f"Pushed:   version {version} of {kernel}", f"Address:  {address}"]
-    return version, "\n".join([*report, *(f"Note:     {note}" for note in notes)])
+    version = done[1] or newest + 1
+    report = [f"Pushed:   version {version} of {named}", f"Address:  {address}"]
+    return f"{named}/{version}", "\n".join([*report, *(f"Note:     {note}" for note in notes)])
 
 
-def _settle(kernel: str, newest: int, message: str) -> tuple[int, str]:
+def _settle(kernel: str, newest: int, message: str) -> tuple[str, str]:
     """Return what `push_kernel` returns for a push without an answer, from the kernel's newest version on Kaggle."""
     address = f"https://www.kaggle.com/code/{kernel}"
     print(f"Kaggle gave no answer to the push; asking for the newest version of {kernel} …", flush=True)
-    has_answered = False
+    is_known = False
     for attempt in range(SETTLING):
         time.sleep(POLL if attempt else 0)
+        is_known = False  # the last answer counts: an accepted version may appear late
         with contextlib.suppress(CommandFailed, CommandTimedOut, KaggleError):
-            found = _question("kernel", kernel)
-            has_answered = True
-            if found and found["newest"] > newest:
-                note = (
-                    f"Kaggle's answer was lost ({message.splitlines()[0]}), but its newest version is the pushed one."
-                )
-                report = f"Pushed:   version {found['newest']} of {kernel}\nAddress:  {address}\nNote:     {note}"
-                return found["newest"], report
-    if not has_answered:
+            version = (_question("kernel", kernel, "newest") or {"newest": 0})["newest"]
+            is_known = True
+            if version > newest:
+                lost = f"Kaggle's answer was lost ({message.splitlines()[0]}); version {version} is new."
+                report = f"Pushed:   version {version} of {kernel}\nAddress:  {address}\nNote:     {lost}"
+                return f"{kernel}/{version}", report
+    if not is_known:
         raise KaggleError(
             f"Kaggle did not confirm the push of {kernel}: {message}",
             state="it is not known whether it was pushed: Kaggle does not report its versions either.",
@@ -358,7 +358,8 @@ def _settle(kernel: str, newest: int, message: str) -> tuple[int, str]:
     raise KaggleError(
         f"Kaggle did not accept the push of {kernel}: {message}",
         state=f"nothing was pushed: {still}.",
-        remedy="push again in some minutes; Kaggle limits how often that is possible.",
+        remedy="correct what the message names; if it names nothing, push again in some minutes: Kaggle limits how "
+        "often that is possible.",
     )
 
 
@@ -499,7 +500,7 @@ def _states(
     kernel: str, version: int, found: dict[str, Any], every: float, say: Callable[[str], None]
 ) -> Iterator[tuple[str, str]]:
     """Yield the state of a version and its reason, first of the answer `found`, then every `every` seconds."""
-    state, reason = found["states"].get(str(version), ABSENT)
+    state, reason = found["states"].get(str(version), UNKNOWN)
     newest, missing = found["newest"], 0
     answered_at = now = time.monotonic()
     while True:
@@ -518,8 +519,8 @@ def _states(
             state, reason = "no answer", f"{_message(failed).splitlines()[0]}; retrying"
             continue
         answered_at = now
-        state, reason = found["states"].get(str(version), ABSENT)
-        missing = missing + 1 if (state, reason) == ABSENT else 0
+        state, reason = found["states"].get(str(version), UNKNOWN)
+        missing = missing + 1 if (state, reason) == UNKNOWN else 0
         if missing > 1:  # the first may be an error of Kaggle's, or a version that was pushed just now
             raise KaggleError(
                 f"Kaggle has no run of version {version} of {kernel}: the kernel was deleted, which ended its runs, or "
