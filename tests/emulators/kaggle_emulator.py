@@ -105,7 +105,7 @@ class Session:
 
 
 class ProgramSession(Session):
-    """A session that runs a program, and ends as it does; killed from outside, with all that it has started."""
+    """A session that runs a program, and ends as it does; from outside, its process group is killed."""
 
     def __init__(
         self, command: Sequence[str | Path], *, env: Mapping[str, str] | None = None, gpu: bool = True
