@@ -1,15 +1,12 @@
 """Check both remotes and report what is wrong with them, without writing or deleting anything.
 
 Guarantees: checks every branch and tag with its whole history, every run's ref, every checkpoint with its files, and
-every object on the DVC remote with its content: a folder's files are read, Drive and S3 are asked for the MD5 (S3 knows
-none for a copy that was sent in parts or encrypted by a key service). Runs may continue meanwhile: a branch that moves
-is skipped, and what seems missing, unnamed or waste is looked up once more before it is reported. An output that the
-default DVC remote lacks is missing only if `dvc pull` would not find it either.
-
+every object on the DVC remote with its content, as far as the store reports an MD5. Runs may continue meanwhile: a
+branch that moves is skipped, and what seems missing, unnamed or waste is looked up once more before it is reported. An
+output that the default DVC remote lacks is missing only if `dvc pull` would not find it either.
 Cannot: see an object that is replaced during the check, judge a branch with another default DVC remote, read the files
-that only an output's own remote, the layout of DVC 2 or an import's source has, or know what another repository on the
-same DVC remote names, or another version of this project; where there is one, objects that no ref names are skipped. A
-folder's checkpoint files are compared by size.
+that only an output's own remote, the layout of DVC 2 or an import's source has, or know what another repository or
+version of this project names: where there is one, objects that no ref names are skipped.
 """
 
 from __future__ import annotations
@@ -22,14 +19,14 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from lib.errors import SyncError
+from lib.errors import RemoteError
 from lib.remotes.credentials import Credentials
 from lib.remotes.places import find_missing
 from lib.remotes.repository import StoredObject, outputs_of
 from lib.sync.lock import CHECKPOINTS, short
 from lib.sync.record import RUNS
-from lib.sync.refs import EARLIER, SeenRun
-from lib.sync.remotes import EVERYTHING, Remotes, named_by, open_remotes
+from lib.sync.refs import EARLIER
+from lib.sync.remotes import EVERYTHING, Remotes, as_sync_errors, named_by, open_remotes
 from lib.sync.stores.base import StoredCopy, mismatch
 
 Kind = Literal["missing", "damaged", "unnamed", "twins", "waste", "unfinished", "unreadable", "foreign", "elsewhere"]
@@ -78,15 +75,8 @@ def check(root: Path, credentials: Credentials | None = None) -> Checked:
     Raises `SyncError` if a remote cannot be read.
     """
     credentials = credentials or Credentials()
-    with open_remotes(root, credentials) as remotes:
-        try:
-            return _check(remotes)
-        except OSError as error:
-            raise SyncError(
-                credentials.redact(f"checking stopped: {type(error).__name__}: {error}"),
-                state="nothing was changed.",
-                remedy="free some space if the disk is full, check the DVC remote, and run the same again.",
-            ) from error
+    with open_remotes(root, credentials) as remotes, as_sync_errors("checking", credentials.redact):
+        return _check(remotes)
 
 
 def _check(remotes: Remotes) -> Checked:
@@ -102,7 +92,7 @@ def _check(remotes: Remotes) -> Checked:
     listings = {oid for oid in named if oid.endswith(".dir") and oid in stored}
     damaged = {oid for oid in listings if any(mismatch(oid, -1, copy) for copy in stored[oid])}
     parts = {oid: remotes.parts_of(oid) for oid in listings - damaged}
-    named = named.union(*parts.values(), *(_declared_by(run) for run in runs.values()))
+    named = named.union(*parts.values(), (copy.oid for run in runs.values() for copy in run.declared))
     others = sorted(remotes.repositories() - {identity})
     unreadable = [ref for ref in heads if ref.startswith(EARLIER)]
     unreadable += [f"{RUNS}{name}" for name, run in runs.items() if run.record is None]
@@ -125,9 +115,13 @@ def _check(remotes: Remotes) -> Checked:
         *_check_branches({ref: items for ref, items in here.items() if ref not in moved}, parts, stored,
                          _Elsewhere(remotes, stored, here)),
         *_check_checkpoints(remotes, elsewhere),
-        *_check_waste(remotes, identity),
+        *(Finding("waste", f"{file.name} is of a session that has ended, and no checkpoint names it", RECOVER)
+          for file in remotes.waste(identity)
+          if file.name in store.flat(file.name)),  # else its session has just deleted it
         *_check_objects(unnamed, stored),
-        *_check_runs(runs.values()),
+        *(Finding("unfinished", f"{RUNS}{name}: the session of {run.record.name} is publishing, or has died meanwhile",
+                  f"{RECOVER}, which asks whether it lives")
+          for name, run in runs.items() if run.record and run.declared),
     )  # fmt: skip
     return Checked(len(published), len(stored), len(runs), findings)
 
@@ -147,10 +141,6 @@ UNNAMED = (
     "delete it by hand, but only if no other repository uses this DVC remote, and no clone has a commit that names it "
     "and is not pushed yet"
 )
-
-
-def _declared_by(run: SeenRun) -> set[str]:
-    return {copy.oid for copy in run.record.declared} if run.record else set()
 
 
 def _elsewhere(remotes: Remotes) -> dict[str, str]:
@@ -190,12 +180,18 @@ class _Elsewhere:
 
     def remedy(self, ref: str, path: str) -> str:
         """Return what to do for an output that the default remote lacks; empty if `dvc pull` brings it."""
-        for name, text in self._texts[ref].items():
+        for name, text in self._texts.get(ref, {}).items():
             if path in dict(outputs_of(name, text)):
                 if (name, text) not in self._asked:  # most branches have the same files
-                    self._asked[name, text] = find_missing(self._remotes.refs.root, {name: text}, self._remotes.redact)
+                    self._asked[name, text] = self._ask(path, name, text)
                 return self._asked[name, text].get(path, "")
         return ""
+
+    def _ask(self, path: str, name: str, text: str) -> dict[str, str]:
+        try:
+            return find_missing(self._remotes.refs.root, {name: text}, self._remotes.redact)
+        except RemoteError as error:  # a place that cannot be asked does not end the check
+            return {path: f"{error.what} {error.remedy}".rstrip(".")}
 
 
 def _check_branches(
@@ -223,18 +219,12 @@ def _check_checkpoints(remotes: Remotes, elsewhere: Collection[str]) -> Iterator
     record = "*/checkpoint.json"
     for ref, texts in remotes.refs.read_files_of_all(f"{CHECKPOINTS}*", record).items():
         found = []
-        for file in (file for text in texts.values() for file in named_by(text) if ref not in elsewhere):
+        for file in named_by(texts) if ref not in elsewhere else ():
             copy = remotes.store.verify(file["name"], file["id"])
             if wrong := mismatch(file["md5"], file["size"], copy):
                 found.append(Finding("damaged" if copy else "missing", f"{ref}: {file['name']} {wrong}", RETRAIN))
         if found and remotes.refs.read_files_of_all(f"{ref}*", record).get(ref) == texts:
             yield from found
-
-
-def _check_waste(remotes: Remotes, identity: str) -> Iterator[Finding]:
-    for file in remotes.waste(identity):
-        if file.name in remotes.store.flat(file.name):  # else its session has just deleted it
-            yield Finding("waste", f"{file.name} is of a session that has ended, and no checkpoint names it", RECOVER)
 
 
 def _check_objects(unnamed: Collection[str], stored: Stored) -> Iterator[Finding]:
@@ -244,10 +234,3 @@ def _check_objects(unnamed: Collection[str], stored: Stored) -> Iterator[Finding
             yield Finding("unnamed", f"{oid} ({size} bytes) is named by no commit and no run", UNNAMED)
         if len(copies) > 1:
             yield Finding("twins", f"{oid} is stored {len(copies)} times", "nothing: each publication has its own copy")
-
-
-def _check_runs(runs: Collection[SeenRun]) -> Iterator[Finding]:
-    for run in runs:
-        if run.record is not None and run.record.declared:
-            what = f"{RUNS}{run.name}: the session of {run.record.name} is publishing, or has died meanwhile"
-            yield Finding("unfinished", what, f"{RECOVER}, which asks whether it lives")
