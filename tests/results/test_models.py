@@ -283,6 +283,49 @@ def test_predictions_equal_those_of_ultralytics(model: Model, tmp_path: Path) ->
         assert np.abs(np.asarray(drawn, dtype=int) - np.asarray(plain, dtype=int)).mean() > 5
 
 
+def variants(folder: Path) -> list[Path]:
+    """Write the same image in forms that training reads alike."""
+    draw(folder / "plain.png")
+    with Image.open(folder / "plain.png") as plain:
+        pixels = np.asarray(plain.convert("L"))
+    Image.fromarray(pixels).save(folder / "plain.png")
+    Image.fromarray(pixels.astype(np.uint16) * 257).save(folder / "deep.png")
+    Image.fromarray(pixels.astype(np.uint16) * 257).save(folder / "deep.tif")
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_90).save(folder / "turned.tif", exif=exif)
+    Image.fromarray(pixels).save(folder / "damaged.png", exif=exif.tobytes()[:-9])
+    Image.fromarray(np.dstack([pixels, pixels // 2])).save(folder / "alpha.png")
+    return sorted(folder.iterdir())
+
+
+def test_predictions_do_not_depend_on_depth_orientation_or_metadata(model: Model, tmp_path: Path) -> None:
+    """16 bits, an orientation, damaged EXIF data and an alpha channel are read, and drawn, as training reads them."""
+    (tmp_path / "in").mkdir()
+    images = variants(tmp_path / "in")
+    done = {
+        each.image.name: each for each in predict(model, [*images.values()], tmp_path, confidence=0.4, device="cpu")
+    }
+    plain = done["plain.png"]
+    assert plain.detections
+    for each in done.values():
+        assert str(each).partition(": ")[2] == str(plain).partition(": ")[2]
+        assert each.drawn is not None
+        assert plain.drawn is not None
+        assert each.drawn.read_bytes() == plain.drawn.read_bytes()
+
+
+def test_an_image_that_training_could_not_read_is_named(model: Model, tmp_path: Path) -> None:
+    """A TIFF of floating-point numbers, and half a BMP, are reported with the reason; the next image is predicted."""
+    Image.fromarray(np.ones((40, 40), np.float32)).save(tmp_path / "a.tif")
+    draw(tmp_path / "b.bmp")
+    (tmp_path / "b.bmp").write_bytes((tmp_path / "b.bmp").read_bytes()[:3000])
+    draw(tmp_path / "c.png")
+    done = list(predict(model, [tmp_path], tmp_path / "out", confidence=0.4, device="cpu"))
+    assert [each.problem for each in done] == ["it cannot be read (OpenCV cannot decode it)"] * 2 + [""]
+    assert done[2].detections
+
+
 def test_predict_accepts_folders_and_a_broken_image_does_not_stop_the_others(model: Model, user: Path) -> None:
     """Two images of the same name are both drawn; the broken one is reported, and the command exits with 1."""
     draw(user / "in/one/a.png")
