@@ -348,6 +348,9 @@ def _check_strays(inside: dict[str, None], images: Sequence[LabelledImage], find
             findings.add(Issue.UNUSED, name, "no split of data.yaml holds it")
     for name in inside:
         place, _, file = name.rpartition("/")
-        is_label = file.endswith(".txt") and (place in label_folders or "labels" in place.split("/"))
+        is_label = file.lower().endswith(".txt") and (place in label_folders or "labels" in place.split("/"))
         if is_label and name not in labels and file != "classes.txt":  # labelling tools leave this file there
-            findings.add(Issue.ORPHAN, name, "there is no image of this name")
+            text = (
+                "there is no image of this name" if file.endswith(".txt") else "only a label that ends in .txt is read"
+            )
+            findings.add(Issue.ORPHAN, name, text)

@@ -347,6 +347,10 @@ def repeat(drawn: Path) -> None:
         (reuse, "images/val/val_0000.jpg: the same as images/test/again.jpg"),
         (repeat, f"images/train/twice.jpg: the same as {IMAGE} (train)"),
         (lambda drawn: write(drawn / "labels/train/lost.txt", ""), "labels/train/lost.txt: there is no image"),
+        (
+            lambda drawn: write(drawn / "labels/train/train_0000.TXT", ""),
+            "labels/train/train_0000.TXT: only a label that",
+        ),
         (lambda drawn: write(drawn / "labels/old/lost.txt", ""), "labels/old/lost.txt: there is no image"),
         (
             lambda drawn: write(drawn / "more/images/a.png", png(20, 20)),
@@ -518,6 +522,16 @@ def test_an_image_that_opencv_cannot_decode_is_an_error(drawn: Path, name: str, 
     message = check(drawn)
     assert "images that cannot be read (1)" in message
     assert f"images/test/{name}: {reason}" in message
+
+
+@pytest.mark.parametrize(
+    "change_text", [lambda t: f"\ufeff{t}", lambda t: t.replace("\n", "\r\n")], ids=["BOM", "CRLF"]
+)
+def test_data_yaml_may_come_from_windows(drawn: Path, tmp_path: Path, change_text: Any) -> None:
+    """A byte-order mark and CRLF line ends change nothing."""
+    text = change_text((drawn / "data.yaml").read_text())
+    (drawn / "data.yaml").write_bytes(text.encode())
+    assert check_dataset(drawn, LOCALIZATION, tmp_path / "scratch", md5="0" * 32).names == {0: "container_id"}
 
 
 def test_an_impossible_date_in_data_yaml_is_an_error(drawn: Path) -> None:

@@ -275,6 +275,24 @@ def test_a_failed_split_does_not_affect_the_other(localization: Model, tmp_path:
 
 
 @pytest.mark.slow
+def test_an_image_damaged_after_the_check_is_left_out_by_name(localization: Model, tmp_path: Path) -> None:
+    """The test split is measured without it, and metrics.json and the error name it."""
+    folder = tmp_path / "data"
+    shutil.copytree(localization.dataset.folder, folder)
+    dataset = check_dataset(folder, localization.experiment, tmp_path / "scratch", md5="0" * 32)
+    (folder / "images/test/test-3.png").write_bytes(b"")
+    evaluated = localization.evaluate(localization.in_another_folder(tmp_path), dataset)
+    measured = evaluated.metrics.as_dict()
+    assert measured["missing"] == "test: left out images/test/test-3.png: it has no bytes"
+    assert (measured["test"]["images"], measured["test"]["corners"]["objects"]) == (11, 11)
+    assert measured["validation"] == localization.evaluated.metrics.as_dict()["validation"]
+    assert evaluated.missing is not None
+    predictions = json.loads((evaluated.folder / "predictions.json").read_text())
+    assert {"images/test/test-3.png"}.isdisjoint(item["file_name"] for item in predictions)
+    assert (evaluated.folder / "worst.png").is_file()
+
+
+@pytest.mark.slow
 def test_a_torn_results_csv_does_not_affect_the_metrics(localization: Model, tmp_path: Path) -> None:
     """The best epoch is unknown; best.pt is measured."""
     trained = localization.in_another_folder(tmp_path)

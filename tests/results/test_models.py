@@ -302,10 +302,8 @@ def variants(folder: Path) -> list[Path]:
 def test_predictions_do_not_depend_on_depth_orientation_or_metadata(model: Model, tmp_path: Path) -> None:
     """16 bits, an orientation, damaged EXIF data and an alpha channel are read, and drawn, as training reads them."""
     (tmp_path / "in").mkdir()
-    images = variants(tmp_path / "in")
-    done = {
-        each.image.name: each for each in predict(model, [*images.values()], tmp_path, confidence=0.4, device="cpu")
-    }
+    predicted = predict(model, variants(tmp_path / "in"), tmp_path, confidence=0.4, device="cpu")
+    done = {each.image.name: each for each in predicted}
     plain = done["plain.png"]
     assert plain.detections
     for each in done.values():
