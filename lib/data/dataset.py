@@ -146,7 +146,7 @@ def check_dataset(folder: Path, experiment: Experiment, scratch: Path, *, md5: s
         )
     values = read_yaml(tracked, DatasetError)
     findings, about = Findings(), experiment.about
-    names = _check_names(values, findings)
+    names = check_names(values, findings)
     shape = _check_keypoints(values, experiment, findings)
     channels = _check_channels(values, findings)
     inside = list_files(folder)
@@ -167,7 +167,7 @@ def check_dataset(folder: Path, experiment: Experiment, scratch: Path, *, md5: s
     files = {split: tuple(Path(image.path) for image in found) for split, found in splits.items()}
     links = _link(scratch / f"checked-{experiment.module}", images)
     keys: dict[str, Any] = {"path": str(folder), "names": names, "channels": channels}
-    if any(shape):
+    if shape[0]:
         keys |= {"kpt_shape": list(shape)}
         keys |= {key: values[key] for key in POSE_KEYS if about.keypoints and values.get(key)}
     data_file = scratch / f"data-{experiment.module}.yaml"
@@ -204,7 +204,7 @@ def leave_out_unreadable(dataset: Dataset, split: str) -> tuple[Dataset, list[st
 # ---------------------------------------------------------------------------------------------------- data.yaml
 
 
-def _check_names(values: dict[str, Any], findings: Findings) -> dict[int, str]:
+def check_names(values: dict[str, Any], findings: Findings) -> dict[int, str]:
     """Return {class number: name} as ultralytics reads it; empty, with a finding, if the classes are invalid."""
     names, number = values.get("names"), values.get("nc")
     count = _whole_number(number)
@@ -241,28 +241,31 @@ def _whole_number(value: object) -> int:
     return int(number) if number >= 1 and number % 1 == 0 else 0
 
 
+def keypoint_shape(values: dict[str, Any]) -> tuple[int, int]:
+    """Return the number of keypoints of a label line and the columns of each, from `kpt_shape`; none if invalid."""
+    match values.get("kpt_shape"):
+        case [int(count), 2 | 3 as columns] if count > 0 and not isinstance(count, bool):
+            return count, int(columns)
+    return 0, KEYPOINT
+
+
 def _check_keypoints(values: dict[str, Any], experiment: Experiment, findings: Findings) -> tuple[int, int]:
-    """Check the keypoint keys of `data.yaml`; return the number of keypoints of a label line and the columns of each.
+    """Check the keypoint keys of `data.yaml` and return the `keypoint_shape` that label lines have.
 
     Boxes may be trained from labels with keypoints, which `kpt_shape` then describes.
     """
-    about, wrong = experiment.about, []
+    about, found, wrong = experiment.about, keypoint_shape(values), list[str]()
     shape, order, sigmas = (values.get(key) for key in ("kpt_shape", "flip_idx", "kpt_oks_sigmas"))
-    match shape:
-        case [int(count), 2 | 3 as columns] if count > 0 and not isinstance(count, bool):
-            found = count, int(columns)
-        case _:
-            found = 0, 0
     if about.keypoints:
         needed = about.keypoints, KEYPOINT
         if found != needed:
             wrong.append(f"kpt_shape is {shape!r}: {about.name} needs {list(needed)}")
         found = needed
-    elif "kpt_shape" in values and (about.task == "segment" or not any(found)):
+    elif "kpt_shape" in values and (about.task == "segment" or not found[0]):
         # with an empty value training would end; of a polygon, ultralytics might take corners for keypoints
         usable = "" if about.task == "segment" else ", or write [number, 3] if label lines hold keypoints"
         wrong.append(f"kpt_shape is {shape!r}: {about.name} trains no keypoints; leave it out{usable}")
-        found = 0, 0
+        found = 0, KEYPOINT
     numbers = order if isinstance(order, list) and all(type(number) is int for number in order) else None
     if "flip_idx" in values and (numbers is None or (numbers and sorted(numbers) != list(range(found[0])))):
         wrong.append(f"flip_idx is {order!r}: it must name each of the {found[0]} keypoints once, or be left out")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from lib.data.dataset import check_names, keypoint_shape
 from lib.data.findings import Findings
 from lib.data.labels import CORNER_COLOURS, POLYGON, LabelledImage, box_around, read_objects
 from lib.data.reader import UnreadableImage, as_rgb, read_image
@@ -31,9 +32,7 @@ def draw_contact_sheet(dataset: Path, file: Path, *, per_split: int = 6) -> None
     if not (dataset / "data.yaml").is_file():
         raise _invalid(f"data.yaml not found in {dataset}.", "Name the folder of a dataset in YOLO format.")
     description, inside = read_yaml(dataset / "data.yaml", DatasetError), list_files(dataset)
-    names = description.get("names")
-    classes = dict(names) if isinstance(names, dict) else dict(enumerate(names if isinstance(names, list) else ()))
-    points = [int(value) for value in description.get("kpt_shape") or (0, 3)]
+    classes, points = check_names(description, Findings()), keypoint_shape(description)
     rows = {}
     for split in SPLITS:
         images = find_images(dataset, inside, description, split, Findings())

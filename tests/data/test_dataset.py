@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -428,6 +429,7 @@ def odd_names(folder: Path) -> None:
     shutil.copy(folder / "labels/train/train_0001.txt", folder / "labels/train/a_b.txt")
     write(folder / "images/train/a_b.png", png(64, 64))
     write(folder / "images/train/a_b.bmp", png(64, 48))
+    write(folder / os.fsdecode(b"images/train/\xff.png"), png(48, 64))
     (folder / "images/val/val_0000.jpg").rename(folder / "images/val/\u2028 #%.jpg")
     (folder / "labels/val/val_0000.txt").rename(folder / "labels/val/\u2028 #%.txt")
 

@@ -7,7 +7,7 @@ import os
 import pty
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -311,6 +311,20 @@ def test_predictions_do_not_depend_on_depth_orientation_or_metadata(model: Model
         assert each.drawn is not None
         assert plain.drawn is not None
         assert each.drawn.read_bytes() == plain.drawn.read_bytes()
+
+
+def test_a_model_of_grey_images_is_given_grey_images(model: Model, tmp_path: Path) -> None:
+    """The image is read with the number of channels that the model was trained with."""
+    from ultralytics.models import YOLO
+
+    image, grey = draw(tmp_path / "a.png"), replace(model, folder=tmp_path / "run")
+    grey.best.parent.mkdir(parents=True)
+    write_tiny_model(grey.best, channels=1)
+    (found,) = predict(grey, [image], tmp_path / "out", confidence=0.4, device="cpu")
+    yolo: Any = YOLO(str(grey.best))
+    (wanted,) = yolo.predict(str(image), imgsz=SIZE, conf=0.4, device="cpu", verbose=False)
+    assert [each.score for each in found.detections] == pytest.approx(wanted.boxes.conf.tolist(), abs=0.001)
+    assert found.detections
 
 
 def test_an_image_that_training_could_not_read_is_named(model: Model, tmp_path: Path) -> None:
