@@ -263,8 +263,10 @@ def _check_keypoints(values: dict[str, Any], experiment: Experiment, findings: F
         found = needed
     elif "kpt_shape" in values and (about.task == "segment" or not found[0]):
         # with an empty value training would end; of a polygon, ultralytics might take corners for keypoints
-        usable = "" if about.task == "segment" else ", or write [number, 3] if label lines hold keypoints"
-        wrong.append(f"kpt_shape is {shape!r}: {about.name} trains no keypoints; leave it out{usable}")
+        has = "has outlines and no keypoints; leave it out"
+        if about.task == "detect":
+            has = "trains no keypoints; leave it out, or write [number, 3] if label lines hold keypoints"
+        wrong.append(f"kpt_shape is {shape!r}: {about.name} {has}")
         found = 0, KEYPOINT
     numbers = order if isinstance(order, list) and all(type(number) is int for number in order) else None
     if "flip_idx" in values and (numbers is None or (numbers and sorted(numbers) != list(range(found[0])))):
