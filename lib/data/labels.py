@@ -110,16 +110,18 @@ def read_objects(label: str, *, polygons: bool = False, boxes: bool = False) -> 
     content = _read(label)
     rows = [] if isinstance(content, str) else [words[: BOX if boxes else None] for _, words in content]
     numbers = [[float(word) for word in words] for words in rows]
-    once = [row for row, again in zip(numbers, _repeated((label, row) for row in numbers), strict=True) if not again]
+    repeated = _repeated(((label, row) for row in numbers), polygons=polygons)
+    once = [row for row, again in zip(numbers, repeated, strict=True) if not again]
     return [[row[0], *box_around(row[1:])] if polygons else row for row in once]
 
 
-def _repeated(rows: Iterable[tuple[str, Sequence[float]]]) -> list[bool]:
+def _repeated(rows: Iterable[tuple[str, Sequence[float]]], *, polygons: bool) -> list[bool]:
     """Return which rows repeat an earlier one of their label file, in single precision as ultralytics reads them."""
     import numpy as np
 
     first: dict[tuple[str, bytes], int] = {}
-    keys = ((label, (np.array(row, dtype=np.float32) + 0).tobytes()) for label, row in rows)  # -0 is 0
+    zero = np.float32(-0.0 if polygons else 0)  # added to a row: of boxes, ultralytics takes -0 for 0
+    keys = ((label, (np.array(row, dtype=np.float32) + zero).tobytes()) for label, row in rows)
     return [first.setdefault(key, number) < number for number, key in enumerate(keys)]
 
 
@@ -244,8 +246,12 @@ def _check_rows(lines: list[_Line], rows: Table, form: LabelFormat, findings: Fi
 
     sound = ~(outside.any(axis=1) | flat.any(axis=1) | odd.any(axis=1))
     trained = None if form.poses or form.polygons else BOX
-    again = _repeated((line.image.label, [float(word) for word in line.words[:trained]]) for line in lines)
-    note(Issue.TWICE, np.array(again), lambda index: " ".join(lines[index].words[:BOX]))
+    shapes = ((line.image.label, [float(word) for word in line.words[:trained]]) for line in lines)
+    note(
+        Issue.TWICE,
+        np.array(_repeated(shapes, polygons=form.polygons)),
+        lambda index: " ".join(lines[index].words[:BOX]),
+    )
     sizes = np.array([(line.image.width, line.image.height) for line in lines], dtype=float)
     longer = sizes.max(axis=1)
     pixels = boxes[:, 2:] * sizes * (form.image_size / np.maximum(longer, 1))[:, None]

@@ -67,7 +67,7 @@ def read_image(path: str | Path, channels: int = COLOUR) -> Pixels:
         raise UnreadableImage("OpenCV cannot decode it" if data.size else "it has no bytes")
     if pixels.dtype == np.uint16:
         pixels = (pixels >> 8).astype(np.uint8)
-    pixels = np.atleast_3d(pixels)
+    pixels = np.ascontiguousarray(np.atleast_3d(pixels))
     if pixels.dtype != np.uint8:
         raise UnreadableImage(f"its pixels are of type {pixels.dtype}; only 8 and 16 bits can be trained on")
     if pixels.shape[2] != channels:

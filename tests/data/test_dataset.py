@@ -469,6 +469,19 @@ def test_training_reads_the_checked_files_alone(library: Any, tmp_path: Path, pl
     assert before == {path: path.read_bytes() for path in drawn.rglob("*") if path.is_file()}
 
 
+def test_a_jpeg_that_the_library_rewrites_stays_as_it_is(library: Any, drawn: Path, tmp_path: Path) -> None:
+    """The library saves a JPEG with bytes after its end again, at quality 100: in place of the link."""
+    content = (drawn / IMAGE).read_bytes() + b"camera"
+    write(drawn / IMAGE, content)
+    dataset = check_dataset(drawn, LOCALIZATION, tmp_path / "scratch", md5="0" * 32)
+    seen = library[0](str(dataset.data_file))
+    found = library[1](img_path=seen["train"], data=seen, task="pose", augment=False)
+    link = next(link for link, image in dataset.links.items() if image == drawn / IMAGE)
+    assert not link.is_symlink()
+    assert (drawn / IMAGE).read_bytes() == content
+    assert [dataset.links[Path(path)] for path in found.im_files] == list(dataset.files["train"])
+
+
 def test_a_second_check_replaces_the_links_of_the_first(drawn: Path, tmp_path: Path) -> None:
     """Step 6 may be run again after the dataset has changed."""
     check_dataset(drawn, LOCALIZATION, tmp_path / "scratch", md5="0" * 32)

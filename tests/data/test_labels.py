@@ -334,15 +334,12 @@ def test_a_polygon_that_ultralytics_drops_is_an_error_here(
 
 
 near = st.sampled_from(["0", "-0.0", "0.5", "0.500000001", "0.50001", "0.25", "2.5e-1"])
-close = st.lists(
-    st.tuples(st.sampled_from("01"), near, near, *[st.sampled_from(["0.5", "0.500000001"])] * 2), min_size=1
-)
+sides = st.sampled_from(["0.5", "0.500000001"])
+close = st.lists(st.tuples(st.sampled_from("01"), near, near, sides, sides), min_size=1)
 
 
 @many
-@given(
-    close, st.sampled_from(["boxes", "boxes of poses", "poses", "polygons"]), st.lists(near, min_size=12, max_size=12)
-)
+@given(close, st.sampled_from(["boxes", "boxes of poses", "poses", "polygons"]), st.lists(near, min_size=4, max_size=4))
 def test_an_object_counts_once_as_in_ultralytics(
     library: Any, tmp_path: Path, boxes: list[tuple[str, ...]], kind: str, rest: list[str]
 ) -> None:
@@ -353,7 +350,7 @@ def test_an_object_counts_once_as_in_ultralytics(
         Image.new("RGB", (64, 48)).save(tmp_path / "0.jpg")
     more = [*rest[:2], "2", *rest[2:], "2"] * 2 if kind.endswith("poses") else rest if kind == "polygons" else []
     lines = [" ".join([*box, *more]) for box in boxes]
-    lines += [" ".join([*boxes[0], *more[:-2], "0.25", *more[-1:]])] * bool(boxes and more)  # only the end differs
+    lines += [" ".join([*boxes[0], *more[:-2], "0.25", *more[-1:]])] * bool(more)  # only the end differs
     form = {
         "poses": POSE, "polygons": OUTLINES, "boxes": BOXES, "boxes of poses": POSE._replace(poses=False),
     }[kind]  # fmt: skip
@@ -363,6 +360,7 @@ def test_an_object_counts_once_as_in_ultralytics(
     keypoints = (4, 3) if kind.endswith("poses") else (0, 0)
     arguments = (str(tmp_path / "0.jpg"), str(tmp_path / "0.txt"), "", kind == "poses", 2, *keypoints, False)
     kept, rows, *_ = library.verify_image_label(arguments)
+    assert kept is not None or kind == "polygons"  # which may have no area
     if kept is not None:
         assert len(rows) == len(objects)
         assert kind == "polygons" or len(rows) == len(lines) - again  # a polygon without area is another issue

@@ -211,6 +211,7 @@ def test_an_image_is_read_as_ultralytics_reads_it(library: Any, tmp_path: Path, 
         assert size is not None
         assert (size.height, size.width, channels) == trained_on.shape
         assert np.array_equal(pixels, trained_on)
+        assert pixels.flags.c_contiguous  # OpenCV and torch take no other
 
 
 def test_a_damaged_orientation_is_read_as_opencv_reads_it(tmp_path: Path) -> None:
