@@ -56,7 +56,7 @@ def test_only_modules_that_run_a_model_import_ultralytics() -> None:
     """Only training, export, evaluation and prediction import ultralytics."""
     assert users_of("ultralytics") == {
         "train/launch.py", "train/weights.py", "train/trainer.py", "train/export.py", "results/evaluate.py",
-        "results/matching.py", "results/predict.py",
+        "results/predict.py",
     }  # fmt: skip
 
 

@@ -1,14 +1,15 @@
 """Fetch the dataset that the experiment names, and check that the experiment can train on it.
 
 Guarantees: the dataset has the hash that the commit's `.dvc` file records. It is stored outside the clone, because the
-whole clone becomes the run's output on Kaggle. The tracked `data.yaml` is never changed: training reads a copy with
-lists of absolute paths, all of them inside the dataset's folder, no matter on which machine `data.yaml` was written.
-One report lists every error that would stop training, everything that training would skip silently, and every image
-whose exact bytes are both trained on and evaluated on.
+whole clone becomes the run's output on Kaggle. Training reads nothing but what was checked: a folder of links to the
+images of the splits and their labels, and a `data.yaml` with the checked keys, no matter on which machine the tracked
+one was written. Arrays (`a.npy` beside `a.jpg`, which ultralytics reads in the image's place), label caches and other
+files of the dataset never reach it, and the dataset is never changed. One report lists every error that would stop
+training, everything that training would skip silently, and every image whose exact bytes are both trained on and
+evaluated on.
 
-Cannot: prove that every image decodes. As in ultralytics, each header is read, PNG checksums are verified and the
-end of each JPEG is checked; damage in the middle of a JPEG is not detected. Duplicates are found by equal bytes only:
-a re-encoded image counts as a different image.
+Cannot: detect damage with which an image still decodes (`reader.py`). Duplicates are found by equal bytes only: a
+re-encoded image counts as a different image.
 
 Google Drive serves thousands of small images slowly. An attached Kaggle dataset with a copy of the DVC remote (its
 folder `files/md5`) is therefore read first, as an additional DVC remote. The hash of each object is checked; objects
@@ -23,15 +24,17 @@ from __future__ import annotations
 import contextlib
 import os
 import posixpath
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lib.data.findings import Findings, Issue
 from lib.data.images import check_copies, check_images
 from lib.data.labels import KEYPOINT, LabelFormat, LabelledImage, check_labels, label_path
-from lib.data.splits import SPLITS, find_images, is_image, list_files
+from lib.data.reader import COLOUR, UnreadableImage, is_image, read_size
+from lib.data.splits import SPLITS, find_images, list_files
 from lib.errors import DatasetError, RemoteError
 from lib.experiment.load import read_yaml
 from lib.experiment.schema import Experiment
@@ -43,6 +46,9 @@ INPUTS = Path("/kaggle/input")
 MIRRORS = ("*/files/md5", "*/*/files/md5", "datasets/*/*/files/md5", "datasets/*/*/*/files/md5")
 """Glob patterns for a copy of a DVC remote, at the top of an attached dataset or in one of its folders."""
 
+POSE_KEYS = ("flip_idx", "kpt_names", "kpt_oks_sigmas")
+"""Keys of `data.yaml` that training reads for keypoints alone."""
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -50,8 +56,9 @@ class Dataset:
 
     `data_file` is the `data.yaml` that training reads; `md5` is DVC's hash of the folder; `counts` maps each split
     (`train`, `val`, `test`) to its number of images; `names` maps class numbers to class names; `warnings` holds report
-    lines for issues that do not stop training; `polygons` is true if the labels hold outlines instead of boxes; `files`
-    holds the images of each split, sorted by name.
+    lines for issues that do not stop training; `polygons` is true if the labels hold outlines instead of boxes, `boxes`
+    if only boxes are trained; `channels` is the number of channels that images are read with; `files` holds the images
+    of each split, sorted by name; `links` maps the links that training reads to them.
     """
 
     folder: Path
@@ -62,6 +69,9 @@ class Dataset:
     files: dict[str, tuple[Path, ...]] = field(default_factory=dict, repr=False)
     warnings: tuple[str, ...] = ()
     polygons: bool = False
+    boxes: bool = False
+    channels: int = COLOUR
+    links: dict[Path, Path] = field(default_factory=dict, repr=False)
 
     def describe(self) -> str:
         """Return a one-line summary of the dataset for the log."""
@@ -151,16 +161,17 @@ def check_dataset(folder: Path, experiment: Experiment, scratch: Path, *, md5: s
         )
     values = read_yaml(tracked, DatasetError)
     findings, about = Findings(), experiment.about
-    names = _check_names(values, findings)
-    keypoints = _check_keypoints(values, experiment, findings)
+    names = check_names(values, findings)
+    shape = _check_keypoints(values, experiment, findings)
+    channels = _check_channels(values, findings)
     inside = list_files(folder)
     splits = {split: find_images(folder, inside, values, split, findings) for split in SPLITS}
-    images = check_images([image for found in splits.values() for image in found], findings)
+    images = check_images([image for found in splits.values() for image in found], channels, findings)
     check_copies(images, findings)
     polygons = about.task == "segment"
-    form = LabelFormat(len(names), keypoints, bool(about.keypoints), experiment.training.image_size, polygons)
+    form = LabelFormat(len(names), shape[0], bool(about.keypoints), experiment.training.image_size, polygons, shape[1])
     check_labels(images, form, names, findings)
-    _check_strays(folder, inside, images, findings)
+    _check_strays(inside, images, findings)
     warnings = findings.lines(stops=False)
     if errors := findings.count(stops=True):
         lines = [f"{tracked}: the dataset has {errors} error{'s' * (errors > 1)}.", *findings.lines(stops=True)]
@@ -168,17 +179,47 @@ def check_dataset(folder: Path, experiment: Experiment, scratch: Path, *, md5: s
             "\n".join([*lines, *(["Warnings, which stop nothing:", *warnings] if warnings else [])]),
             remedy=f"correct the dataset, `dvc add {experiment.dataset}`, `dvc push`, commit and render again.",
         )
-    data_file = scratch / f"data-{experiment.module}.yaml"
     files = {split: tuple(Path(image.path) for image in found) for split, found in splits.items()}
-    _write_portable(data_file, folder, values, names, files)
+    links = _link(scratch / f"checked-{experiment.module}", images)
+    keys: dict[str, Any] = {"path": str(folder), "names": names, "channels": channels}
+    if shape[0]:
+        keys |= {"kpt_shape": list(shape)}
+        keys |= {key: values[key] for key in POSE_KEYS if about.keypoints and values.get(key)}
+    data_file = scratch / f"data-{experiment.module}.yaml"
     counts = {split: len(found) for split, found in files.items()}
-    return Dataset(folder, data_file, md5, counts, names, files, tuple(warnings), polygons)
+    dataset = Dataset(
+        folder, data_file, md5, counts, names, files, tuple(warnings), polygons=polygons,
+        boxes=about.task == "detect", channels=channels, links={link: image for image, link in links.items()},
+    )  # fmt: skip
+    for split in SPLITS:
+        keys[split] = str(_write_list(dataset, split))
+    _write_yaml(data_file, keys)
+    return dataset
+
+
+def leave_out_unreadable(dataset: Dataset, split: str) -> tuple[Dataset, list[str]]:
+    """Leave out images of a split that can no longer be read; return the dataset, and each image with the reason.
+
+    Otherwise one damaged file would cost the figures of all others.
+    """
+    problems = {}
+    for image in dataset.files[split]:
+        try:
+            read_size(image, dataset.channels)
+        except UnreadableImage as error:
+            problems[image] = f"{image.relative_to(dataset.folder).as_posix()}: {error}"
+    if problems:
+        left = tuple(image for image in dataset.files[split] if image not in problems)
+        files, counts = dataset.files | {split: left}, dataset.counts | {split: len(left)}
+        dataset = replace(dataset, files=files, counts=counts)
+        _write_list(dataset, split)
+    return dataset, list(problems.values())
 
 
 # ---------------------------------------------------------------------------------------------------- data.yaml
 
 
-def _check_names(values: dict[str, Any], findings: Findings) -> dict[int, str]:
+def check_names(values: dict[str, Any], findings: Findings) -> dict[int, str]:
     """Return {class number: name} as ultralytics reads it; empty, with a finding, if the classes are invalid."""
     names, number = values.get("names"), values.get("nc")
     count = _whole_number(number)
@@ -215,69 +256,121 @@ def _whole_number(value: object) -> int:
     return int(number) if number >= 1 and number % 1 == 0 else 0
 
 
-def _check_keypoints(values: dict[str, Any], experiment: Experiment, findings: Findings) -> int:
-    """Check the keypoint keys of `data.yaml` and return the number of keypoints a label line has."""
-    about, shape, order = experiment.about, values.get("kpt_shape"), values.get("flip_idx")
-    needed = about.keypoints
-    if about.task == "segment":
-        if shape:  # ultralytics would parse a polygon with the same number of columns as a box with keypoints
-            text = f"kpt_shape is {shape!r}: {about.name} has outlines and no keypoints; leave it out"
-            findings.add(Issue.DESCRIPTION, "data.yaml", text)
-        return 0
-    if not needed:  # only boxes are trained, but the labels may still contain keypoints
-        match shape:
-            case [int(count), 3] if count > 0:
-                return count
-        return 0
-    if shape != [needed, KEYPOINT]:
-        text = f"kpt_shape is {shape!r}: {about.name} needs [{needed}, {KEYPOINT}]"
+def keypoint_shape(values: dict[str, Any]) -> tuple[int, int]:
+    """Return the number of keypoints of a label line and the columns of each, from `kpt_shape`; none if invalid."""
+    match values.get("kpt_shape"):
+        case [int(count), 2 | 3 as columns] if count > 0 and not isinstance(count, bool):
+            return count, int(columns)
+    return 0, KEYPOINT
+
+
+def _check_keypoints(values: dict[str, Any], experiment: Experiment, findings: Findings) -> tuple[int, int]:
+    """Check the keypoint keys of `data.yaml` and return the `keypoint_shape` that label lines have.
+
+    Boxes may be trained from labels with keypoints, which `kpt_shape` then describes.
+    """
+    about, found, wrong = experiment.about, keypoint_shape(values), list[str]()
+    shape, order, sigmas = (values.get(key) for key in ("kpt_shape", "flip_idx", "kpt_oks_sigmas"))
+    if about.keypoints:
+        needed = about.keypoints, KEYPOINT
+        if found != needed:
+            wrong.append(f"kpt_shape is {shape!r}: {about.name} needs {list(needed)}")
+        found = needed
+    elif "kpt_shape" in values and (about.task == "segment" or not found[0]):
+        # with an empty value training would end; of a polygon, ultralytics might take corners for keypoints
+        has = "has outlines and no keypoints; leave it out"
+        if about.task == "detect":
+            has = "trains no keypoints; leave it out, or write [number, 3] if label lines hold keypoints"
+        wrong.append(f"kpt_shape is {shape!r}: {about.name} {has}")
+        found = 0, KEYPOINT
+    numbers = order if isinstance(order, list) and all(type(number) is int for number in order) else None
+    if "flip_idx" in values and (numbers is None or (numbers and sorted(numbers) != list(range(found[0])))):
+        wrong.append(f"flip_idx is {order!r}: it must name each of the {found[0]} keypoints once, or be left out")
+    if about.keypoints and sigmas is not None:
+        positive = isinstance(sigmas, list) and all(type(each) in {int, float} and each > 0 for each in sigmas)
+        if not positive or len(sigmas) != found[0]:
+            wrong.append(f"kpt_oks_sigmas is {sigmas!r}: it must be {found[0]} positive numbers")
+    for text in wrong:
         findings.add(Issue.DESCRIPTION, "data.yaml", text)
-    if order and not (isinstance(order, list) and sorted(map(str, order)) == sorted(map(str, range(needed)))):
-        text = f"flip_idx is {order!r}: it must name each of the {needed} keypoints once"
+    return found
+
+
+def _check_channels(values: dict[str, Any], findings: Findings) -> int:
+    """Return the number of channels that images are read with."""
+    given = values.get("channels", COLOUR)
+    if not (count := _whole_number(given)):
+        text = f"channels is {given!r}: it must be 3, 1 for grey images, or the number of an image's bands"
         findings.add(Issue.DESCRIPTION, "data.yaml", text)
-    return needed
+    return count or COLOUR
 
 
-# ---------------------------------------------------------------------------------------------------- paths
+# ---------------------------------------------------------------------------------------------------- training's copy
 
 
-def _write_portable(
-    data_file: Path, folder: Path, values: dict[str, Any], names: dict[int, str], files: dict[str, tuple[Path, ...]]
-) -> None:
-    """Write the `data.yaml` that training reads: the tracked values, with lists of absolute paths of this machine."""
-    portable = {key: value for key, value in values.items() if key not in {"download", "validation", "nc"}}
-    portable |= {"path": str(folder), "names": names}
-    data_file.parent.mkdir(parents=True, exist_ok=True)
-    for split, paths in files.items():
-        listed = data_file.with_name(f"{data_file.stem}-{split}.txt").resolve()
-        listed.write_text("".join(f"{path}\n" for path in paths), encoding="utf-8")
-        portable[split] = str(listed)
+def _link(top: Path, images: Sequence[LabelledImage]) -> dict[Path, Path]:
+    """Fill the folder `top` with links to the images and their labels; return each image's link.
+
+    A link has the image's path below the dataset, without characters that a list of paths cannot hold. No two links
+    differ in their extension alone, so that each has a label and room for an array (`.npy`) of its own.
+    """
+    shutil.rmtree(top, ignore_errors=True)
+    links: dict[Path, Path] = {}
+    taken = set()
+    for image in images:
+        path = Path(image.path)
+        if path in links:
+            continue
+        stem, dot, extension = "".join(c if c.isprintable() else "_" for c in image.name).rpartition(".")
+        while stem in taken:
+            stem += "_"
+        taken.add(stem)
+        # below a folder `images`, so that no folder above counts as the one that `label_path` replaces
+        links[path] = (top / "images" / f"{stem}{dot}{extension}").absolute()
+        for link, target in ((links[path], image.path), (Path(label_path(str(links[path]))), image.label)):
+            if os.path.isfile(target):  # noqa: PTH113  faster
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(target)
+    return links
+
+
+def _write_list(dataset: Dataset, split: str) -> Path:
+    """Write the list of a split's images that training reads."""
+    listed = dataset.data_file.with_name(f"{dataset.data_file.stem}-{split}.txt").resolve()
+    listed.parent.mkdir(parents=True, exist_ok=True)
+    links = {image: link for link, image in dataset.links.items()}
+    listed.write_text("".join(f"{links.get(image, image)}\n" for image in dataset.files[split]), encoding="utf-8")
+    return listed
+
+
+def _write_yaml(file: Path, values: dict[str, Any]) -> None:
     from ruamel.yaml import YAML
 
     yaml = YAML(typ="safe", pure=True)
     yaml.version = (1, 1)  # ultralytics parses YAML 1.1, where an unquoted class name `no` would become False
-    with data_file.open("w", encoding="utf-8") as file:
-        yaml.dump(portable, file)
+    with file.open("w", encoding="utf-8") as opened:
+        yaml.dump(values, opened)
 
 
 # ---------------------------------------------------------------------------------------------------- images
 
 
-def _check_strays(folder: Path, inside: dict[str, None], images: Sequence[LabelledImage], findings: Findings) -> None:
+def _check_strays(inside: dict[str, None], images: Sequence[LabelledImage], findings: Findings) -> None:
     """Report images that belong to no split, and label files without an image.
 
     A `.txt` file counts as a label file if an image's label would be in its folder, or below any folder `labels`.
     """
     used = {image.name for image in images}
     found = [name for name in inside if is_image(name)]
-    top = f"{folder}{os.sep}"
-    labels = {label_path(f"{top}{name}").removeprefix(top) for name in found}
+    labels = {label_path(name) for name in found}
     label_folders = {posixpath.dirname(label) for label in labels}
     for name in found:
         if name not in used:
             findings.add(Issue.UNUSED, name, "no split of data.yaml holds it")
     for name in inside:
         place, _, file = name.rpartition("/")
-        is_label = file.endswith(".txt") and (place in label_folders or "labels" in place.split("/"))
+        is_label = file.lower().endswith(".txt") and (place in label_folders or "labels" in place.split("/"))
         if is_label and name not in labels and file != "classes.txt":  # labelling tools leave this file there
-            findings.add(Issue.ORPHAN, name, "there is no image of this name")
+            text = (
+                "there is no image of this name" if file.endswith(".txt") else "only a label that ends in .txt is read"
+            )
+            findings.add(Issue.ORPHAN, name, text)

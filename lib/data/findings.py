@@ -22,7 +22,11 @@ class Issue(Enum):
     DESCRIPTION = True, "invalid keys of data.yaml", "correct each as described"
     SPLIT = True, "splits without images", "name a folder of images in the dataset, several, or a list of their paths"
     LISTED = True, "listed images that are not in the dataset", "add them, or remove them from the list"
-    IMAGE = True, "images that cannot be read", "replace or remove them: training would leave them out silently"
+    IMAGE = (
+        True,
+        "images that cannot be read",
+        "remove them, or save them again as JPEG or PNG: training would leave them out silently, or fail",
+    )
     LEAK = True, "images that are trained on and measured on", "keep each in one split: the metrics would be too good"
     UNLABELLED = True, "splits without any label", "put labels where ultralytics looks: images/… becomes labels/….txt"
     TEXT = True, "label files that are not UTF-8 text", "write them again"
@@ -40,6 +44,7 @@ class Issue(Enum):
     FOREIGN = False, "paths of another machine", "write them relative to data.yaml; the files were found as shown"
     REUSED = False, "images that are in both val and test", "the test adds nothing to the validation there"
     REPEATED = False, "images that a split holds more than once", "keep one of them"
+    SHARED = False, "images that share a label", "rename one of them and its label: each is trained with these objects"
     TRAILING = False, "JPEGs with bytes after their end", "save them again: ultralytics rewrites them when it trains"
     UNUSED = False, "images that are in no split", "remove them, or name their folder in data.yaml"
     ORPHAN = False, "labels without an image", "add the image, or remove the label"

@@ -1,7 +1,7 @@
-"""Check the images of a dataset by their headers, and find duplicates within and across splits.
+"""Check the images of a dataset, and find duplicates within and across splits.
 
-Guarantees: every image that ultralytics would skip or rewrite is reported; files with equal bytes are reported as
-duplicates. Cannot: detect damage in the middle of a JPEG, or a duplicate that was re-encoded.
+Guarantees: every image that ultralytics would skip, fail on or rewrite is reported; files with equal bytes are reported
+as duplicates. Cannot: detect a duplicate that was re-encoded.
 """
 
 from __future__ import annotations
@@ -17,64 +17,29 @@ from operator import attrgetter
 
 from lib.data.findings import Findings, Issue
 from lib.data.labels import LabelledImage, in_threads
-from lib.data.splits import FORMATS
+from lib.data.reader import Size, UnreadableImage, read_size
 
-SMALLEST_SIDE = 10  # pixels; ultralytics drops images with a shorter side
-END_OF_JPEG = b"\xff\xd9"
 TAIL = 4096  # bytes; the last bytes of two different compressed images almost always differ, even at equal file sizes
 
 
-def check_images(images: Sequence[LabelledImage], findings: Findings) -> list[LabelledImage]:
-    """Return the images with their sizes, and report those that ultralytics would skip or rewrite."""
+def check_images(images: Sequence[LabelledImage], channels: int, findings: Findings) -> list[LabelledImage]:
+    """Return the images with their sizes, and report those that ultralytics would skip, fail on or rewrite."""
     names = {image.path: image.name for image in images}
-    looked = dict(zip(names, in_threads(_look_at, names), strict=True))
-    for path, (_, _, kind, complaint) in looked.items():
-        if kind:
-            findings.add(kind, names[path], complaint)
-    return [image._replace(width=looked[image.path][0], height=looked[image.path][1]) for image in images]
+    sizes = dict(zip(names, in_threads(partial(_size_of, channels), names), strict=True))
+    for path, (size, problem) in sizes.items():
+        if problem:
+            findings.add(Issue.IMAGE, names[path], problem)
+        elif not size.complete:
+            findings.add(Issue.TRAILING, names[path], "its last bytes are not the end of a JPEG")
+    return [image._replace(width=size.width, height=size.height) for image in images for size, _ in [sizes[image.path]]]
 
 
-def _look_at(path: str) -> tuple[int, int, Issue | None, str]:
-    """Return an image's width and height as training sees them, the issue (None if there is none) and its text."""
+def _size_of(channels: int, path: str) -> tuple[Size, str]:
+    """Return an image's size and why it cannot be read; of the two one is empty."""
     try:
-        form, width, height, complete = _read_header(path)
-    except Exception as error:  # noqa: BLE001  Pillow's decoders raise many kinds of exception
-        return 0, 0, Issue.IMAGE, str(error) or type(error).__name__
-    if min(width, height) < SMALLEST_SIDE:
-        return width, height, Issue.IMAGE, f"{width} x {height} pixels: a side has fewer than {SMALLEST_SIDE}"
-    if form not in FORMATS | {"jpeg2000"}:
-        return width, height, Issue.IMAGE, f"{form} is a format that ultralytics does not read"
-    return width, height, None if complete else Issue.TRAILING, "its last bytes are not the end of a JPEG"
-
-
-def _read_header(path: str) -> tuple[str, int, int, bool]:
-    """Return an image's format, width, height and whether its end is complete; Pillow's exceptions pass through."""
-    from PIL import Image
-
-    with open(path, "rb") as file:  # noqa: PTH123  creating ten thousand Path objects is slow
-        size = file.seek(0, os.SEEK_END)
-        if not size:
-            raise ValueError("it has no bytes")
-        file.seek(max(0, size - len(END_OF_JPEG)))
-        ends = file.read() == END_OF_JPEG
-        file.seek(0)
-        try:
-            opened = Image.open(file)
-        except Image.DecompressionBombError:
-            raise
-        except Exception as error:  # ultralytics patches Pillow's `open`, and its version raises other errors
-            raise ValueError("it is not an image of a known format") from error
-        with opened as image:
-            form = str(image.format).lower()
-            # only for JPEG and MPO: `getexif` would decode a whole PNG
-            turned = form in {"jpeg", "mpo"} and image.getexif().get(0x0112) in {5, 6, 7, 8}
-            width, height = image.size[::-1] if turned else image.size
-            if form == "jpeg" and not ends:  # truncated or followed by extra bytes: only decoding can tell which
-                image.draft("L", (1, 1))
-                image.load()
-            else:
-                image.verify()
-    return form, width, height, ends or form != "jpeg"
+        return read_size(path, channels), ""
+    except UnreadableImage as error:
+        return Size(0, 0), str(error)
 
 
 def check_copies(images: Sequence[LabelledImage], findings: Findings) -> None:

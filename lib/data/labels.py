@@ -62,8 +62,9 @@ class LabelledImage(NamedTuple):
 class LabelFormat(NamedTuple):
     """The format that label lines must have.
 
-    `classes` is the number of classes (0 if unknown); `keypoints` is the number of keypoints per line; `poses` is true
-    if the keypoints are trained; `polygons` is true if a line holds an object's outline instead of its box.
+    `classes` is the number of classes (0 if unknown); `keypoints` is the number of keypoints per line, `dimensions` the
+    number of columns of each; `poses` is true if the keypoints are trained; `polygons` is true if a line holds an
+    object's outline instead of its box.
     """
 
     classes: int
@@ -71,6 +72,7 @@ class LabelFormat(NamedTuple):
     poses: bool
     image_size: int
     polygons: bool = False
+    dimensions: int = KEYPOINT
 
 
 class _Line(NamedTuple):
@@ -90,20 +92,37 @@ def in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
 
 
 def label_path(image: str) -> str:
-    """Return the path where ultralytics looks for an image's label: the last folder `images` becomes `labels`."""
-    head, found, tail = image.rpartition(f"{os.sep}images{os.sep}")
-    moved = f"{head}{os.sep}labels{os.sep}{tail}" if found else image
-    return moved.rpartition(".")[0] + ".txt"
+    """Return where ultralytics looks for an image's label: the last folder `images` becomes `labels`.
+
+    Of a path below the dataset the path below the dataset is returned, whatever the folders above are called.
+    """
+    head, found, tail = f"{os.sep}{image}".rpartition(f"{os.sep}images{os.sep}")
+    moved = f"{head}{os.sep}labels{os.sep}{tail}" if found else f"{os.sep}{image}"
+    return moved[1:].rpartition(".")[0] + ".txt"
 
 
-def read_objects(label: str, *, polygons: bool = False) -> list[list[float]]:
+def read_objects(label: str, *, polygons: bool = False, boxes: bool = False) -> list[list[float]]:
     """Return the objects of a checked label file, each as class, box, keypoints; an empty list if there is no file.
 
-    A polygon is returned as its bounding box. Duplicate lines count once, as in ultralytics.
+    A polygon is returned as its bounding box; with `boxes`, keypoints are left out. An object counts once, as in
+    ultralytics.
     """
     content = _read(label)
-    rows = [] if isinstance(content, str) else [tuple(float(word) for word in words) for _, words in content]
-    return [[row[0], *box_around(row[1:])] if polygons else list(row) for row in dict.fromkeys(rows)]
+    rows = [] if isinstance(content, str) else [words[: BOX if boxes else None] for _, words in content]
+    numbers = [[float(word) for word in words] for words in rows]
+    repeated = _repeated(((label, row) for row in numbers), polygons=polygons)
+    once = [row for row, again in zip(numbers, repeated, strict=True) if not again]
+    return [[row[0], *box_around(row[1:])] if polygons else row for row in once]
+
+
+def _repeated(rows: Iterable[tuple[str, Sequence[float]]], *, polygons: bool) -> list[bool]:
+    """Return which rows repeat an earlier one of their label file, in single precision as ultralytics reads them."""
+    import numpy as np
+
+    first: dict[tuple[str, bytes], int] = {}
+    zero = np.float32(-0.0 if polygons else 0)  # added to a row: of boxes, ultralytics takes -0 for 0
+    keys = ((label, (np.array(row, dtype=np.float32) + zero).tobytes()) for label, row in rows)
+    return [first.setdefault(key, number) < number for number, key in enumerate(keys)]
 
 
 def box_around(outline: Sequence[float]) -> list[float]:
@@ -114,7 +133,7 @@ def box_around(outline: Sequence[float]) -> list[float]:
 
 def check_labels(images: Sequence[LabelledImage], form: LabelFormat, names: dict[int, str], findings: Findings) -> None:
     """Read the labels of all images and report their issues."""
-    labelled = {image.label: image for image in reversed(images)}  # two images may share a label file
+    labelled = {image.label: image for image in reversed(images)}
     labelled = dict(sorted(labelled.items(), key=lambda item: item[1].label_name))
     lines, table = [], []
     filled = set()
@@ -130,6 +149,10 @@ def check_labels(images: Sequence[LabelledImage], form: LabelFormat, names: dict
             if values:
                 lines.append(line)
                 table.append(values)
+    for image in images:
+        first = labelled[image.label]
+        if image.label in filled and image.path != first.path:
+            findings.add(Issue.SHARED, image.name, f"{first.name} has the same label, {image.label_name}")
     if table:
         import numpy as np
 
@@ -152,8 +175,8 @@ def _read(label: str) -> list[tuple[int, list[str]]] | str:
 
 
 def _parse(line: _Line, form: LabelFormat, findings: Findings) -> list[float] | None:
-    """Return a line's class, box and keypoints (NaN if absent); None, with a finding, if the line is malformed."""
-    columns = BOX + KEYPOINT * form.keypoints
+    """Return a line's class, box and trained keypoints; None, with a finding, if the line is malformed."""
+    columns = BOX + form.dimensions * form.keypoints
     if form.polygons:
         if len(line.words) < POLYGON or len(line.words) % 2 == 0:
             text = f"{len(line.words)} columns, not {POLYGON} or more, an odd number"
@@ -164,7 +187,7 @@ def _parse(line: _Line, form: LabelFormat, findings: Findings) -> list[float] | 
         findings.add(Issue.COLUMNS, line.place, f"{len(line.words)} columns, not {either}{columns}")
         return None
     values = []
-    for word in line.words:
+    for word in line.words if form.poses or form.polygons else line.words[:BOX]:
         try:
             value = float(word)
         except ValueError:
@@ -175,7 +198,7 @@ def _parse(line: _Line, form: LabelFormat, findings: Findings) -> list[float] | 
         values.append(value)
     if form.polygons:
         return _around(line, values, findings)
-    return values + [math.nan] * (columns - len(values))
+    return values
 
 
 def _around(line: _Line, values: list[float], findings: Findings) -> list[float] | None:
@@ -194,14 +217,11 @@ def _around(line: _Line, values: list[float], findings: Findings) -> list[float]
 
 
 def _check_rows(lines: list[_Line], rows: Table, form: LabelFormat, findings: Findings) -> None:
-    """Report the issues of well-formed lines in one vectorized pass; each row of `rows` holds a line's numbers.
-
-    Comparisons with NaN are false, so an absent keypoint is never reported.
-    """
+    """Report the issues of well-formed lines in one vectorized pass; each row of `rows` holds a line's numbers."""
     import numpy as np
 
     numbers, boxes = rows[:, 0], rows[:, 1:BOX]
-    points = rows[:, BOX:].reshape(len(rows), form.keypoints, KEYPOINT)
+    points = rows[:, BOX:].reshape(len(rows), -1, KEYPOINT)
     places, visibility = points[:, :, :2], points[:, :, 2]
 
     def note(kind: Issue, wrong: Mask, describe: Callable[[int], str]) -> None:
@@ -213,7 +233,7 @@ def _check_rows(lines: list[_Line], rows: Table, form: LabelFormat, findings: Fi
 
     unknown = (numbers < 0) | (numbers % 1 != 0) | ((numbers >= form.classes) & (form.classes > 0))
     note(Issue.CLASS, unknown, lambda index: _short(lines[index].words[0]))
-    where = [1, 2, 3, 4, *(BOX + KEYPOINT * point + axis for point in range(form.keypoints) for axis in (0, 1))]
+    where = [1, 2, 3, 4, *(BOX + KEYPOINT * point + axis for point in range(points.shape[1]) for axis in (0, 1))]
     below = rows[:, where] < -ROUNDING
     below[:, 2:4] = False  # a negative side is reported as Issue.SIDE
     outside = below | (rows[:, where] > 1 + ROUNDING)
@@ -221,11 +241,17 @@ def _check_rows(lines: list[_Line], rows: Table, form: LabelFormat, findings: Fi
     flat = boxes[:, 2:] <= 0
     note(Issue.SIDE, flat.any(axis=1), first(flat, (3, 4)))
     odd = (visibility < 0) | (visibility > 2) | (visibility % 1 > 0)  # noqa: PLR2004  the three states
-    seen_columns = [BOX + KEYPOINT * point + 2 for point in range(form.keypoints)]
+    seen_columns = [BOX + KEYPOINT * point + 2 for point in range(points.shape[1])]
     note(Issue.VISIBILITY, odd.any(axis=1), first(odd, seen_columns))
 
     sound = ~(outside.any(axis=1) | flat.any(axis=1) | odd.any(axis=1))
-    note(Issue.TWICE, _repeated(lines, form), lambda index: " ".join(lines[index].words[:BOX]))
+    trained = None if form.poses or form.polygons else BOX
+    shapes = ((line.image.label, [float(word) for word in line.words[:trained]]) for line in lines)
+    note(
+        Issue.TWICE,
+        np.array(_repeated(shapes, polygons=form.polygons)),
+        lambda index: " ".join(lines[index].words[:BOX]),
+    )
     sizes = np.array([(line.image.width, line.image.height) for line in lines], dtype=float)
     longer = sizes.max(axis=1)
     pixels = boxes[:, 2:] * sizes * (form.image_size / np.maximum(longer, 1))[:, None]
@@ -245,20 +271,6 @@ def _check_rows(lines: list[_Line], rows: Table, form: LabelFormat, findings: Fi
         orders = _orders(places * shape)
         wrong = sound & labelled.all(axis=1) & np.array([bool(order) for order in orders])
         note(Issue.ORDER, wrong, lambda index: f"{orders[index]} ({int(wrong.sum())} of {len(rows)} objects)")
-
-
-def _repeated(lines: list[_Line], form: LabelFormat) -> NDArray[np.bool_]:
-    """Return which lines repeat an earlier line of their file in the part that is trained (class and shape).
-
-    They are compared in single precision, as in ultralytics.
-    """
-    import numpy as np
-
-    columns = None if form.poses or form.polygons else BOX
-    first: dict[tuple[str, bytes], int] = {}
-    trained = (np.array(line.words[:columns], dtype=float).astype(np.float32).tobytes() for line in lines)
-    keys = ((line.image.label, values) for line, values in zip(lines, trained, strict=True))
-    return np.array([first.setdefault(key, number) < number for number, key in enumerate(keys)])
 
 
 def _orders(corners: NDArray[np.float64]) -> list[str]:

@@ -13,10 +13,9 @@ from typing import Any
 
 from lib.data.findings import Findings, Issue
 from lib.data.labels import LabelledImage, label_path
+from lib.data.reader import is_image
 
 SPLITS = ("train", "val", "test")
-FORMATS = frozenset(("avif", "bmp", "dng", "heic", "heif", "jp2", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp"))
-"""File name extensions that ultralytics accepts as images; a file with any other extension is ignored."""
 
 
 def list_files(folder: Path) -> dict[str, None]:
@@ -59,8 +58,8 @@ def find_images(
             findings.add(Issue.SPLIT, "data.yaml", f"{split} is {place!r}: there is no image in it")
         names += images
     top = f"{folder}{os.sep}"
-    labels = [(name, label_path(f"{top}{name}")) for name in sorted(names)]
-    return [LabelledImage(split, f"{top}{name}", name, label, label.removeprefix(top)) for name, label in labels]
+    labels = [(name, label_path(name)) for name in sorted(names)]
+    return [LabelledImage(split, f"{top}{name}", name, f"{top}{label}", label) for name, label in labels]
 
 
 def _find_inside(inside: dict[str, None], base: str, given: str) -> str | None:
@@ -84,11 +83,6 @@ def _parts(path: str) -> list[str]:
 
 def _is_foreign(path: str) -> bool:
     return path.startswith("/") or path[1:3] in {":/", ":\\"}
-
-
-def is_image(name: str) -> bool:
-    """Return whether a file name has an extension that ultralytics accepts as an image."""
-    return name.rpartition(".")[2].lower() in FORMATS and "." in name
 
 
 def _read_list(folder: Path, inside: dict[str, None], name: str, findings: Findings) -> list[str]:

@@ -30,7 +30,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lib.data.dataset import Dataset
+from lib.data.dataset import Dataset, leave_out_unreadable
 from lib.errors import EvaluationError
 from lib.progress import Bar
 from lib.results.matching import compare, corner_errors, file_name
@@ -65,6 +65,10 @@ def evaluate(session: Session, dataset: Dataset, trained: Trained) -> Evaluated:
     folder.mkdir(parents=True)
     scratch = dataset.data_file.parent / "validation"
     measured, failed = dict[str, Any](), list[str]()
+    for split in ("val", "test"):
+        dataset, problems = leave_out_unreadable(dataset, split)
+        failed += [f"{split}: left out {problem}" for problem in problems]
+    print("".join(f"Warning: {problem}\n" for problem in failed), end="", flush=True)
     attempt = partial(_attempt, failed, (folder.parent, scratch, dataset.folder))
     validate = partial(_validate, session, dataset, trained)
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from lib.data.dataset import Dataset
 from lib.data.labels import KEYPOINT, label_path, read_objects
+from lib.data.reader import COLOUR, UnreadableImage, read_size
 
 SHOWN = 0.25  # the lowest score shown; ultralytics' own threshold for showing a prediction
 OVERLAP = 0.5  # IoU
@@ -73,6 +74,8 @@ class ImageMatches:
     image: Path
     matches: Sequence[Match]
     predicted: Sequence[Detection]
+    channels: int = COLOUR
+    """The number of channels that the image is read with."""
 
     @property
     def missed(self) -> int:
@@ -86,7 +89,10 @@ class ImageMatches:
 
 
 def compare(dataset: Dataset, predictions: Path) -> list[ImageMatches]:
-    """Match the predictions in `predictions.json` with the labels of the test split, for each of its images."""
+    """Match the predictions in `predictions.json` with the labels of the test split, for each of its images.
+
+    An image that can no longer be read is left out, with a warning: its labels have no size in pixels.
+    """
     predicted: dict[str, list[Detection]] = {}
     for item in json.loads(predictions.read_text(encoding="utf-8")):
         if item["score"] >= SHOWN:
@@ -94,12 +100,21 @@ def compare(dataset: Dataset, predictions: Path) -> list[ImageMatches]:
     compared = []
     for image in dataset.files["test"]:
         detections = sorted(predicted.get(file_name(dataset, image), []), key=lambda detection: -detection.score)
-        compared.append(ImageMatches(image, match(_labels(dataset, image), detections), detections))
+        try:
+            matches = match(_labels(dataset, image), detections)
+        except UnreadableImage as error:
+            print(f"Warning: {file_name(dataset, image)} cannot be read and is left out ({error}).", flush=True)
+            continue
+        compared.append(ImageMatches(image, matches, detections, dataset.channels))
     return compared
 
 
 def file_name(dataset: Dataset, image: Path) -> str:
-    """Return an image's path below the dataset, which is equal on every machine; its full path if it is elsewhere."""
+    """Return an image's path below the dataset, which is equal on every machine; its full path if it is elsewhere.
+
+    `image` may be the link that training reads.
+    """
+    image = dataset.links.get(image, image)
     inside = image.is_relative_to(dataset.folder)
     return image.relative_to(dataset.folder).as_posix() if inside else image.as_posix()
 
@@ -149,13 +164,10 @@ def _prediction(item: Mapping[str, Any]) -> Detection:
 
 
 def _labels(dataset: Dataset, image: Path) -> list[Detection]:
-    from PIL import Image
-    from ultralytics.data.utils import exif_size
-
-    with Image.open(image) as opened:
-        width, height = exif_size(opened)  # upright, as training reads it
+    width, height, _ = read_size(image, dataset.channels)
+    label = dataset.folder / label_path(file_name(dataset, image))
     labels = []
-    for category, x, y, w, h, *rest in read_objects(label_path(str(image)), polygons=dataset.polygons):
+    for category, x, y, w, h, *rest in read_objects(str(label), polygons=dataset.polygons, boxes=dataset.boxes):
         box = np.array([x - w / 2, y - h / 2, x + w / 2, y + h / 2]) * (width, height, width, height)
         corners = np.array(rest, dtype=float).reshape(-1, KEYPOINT) * (width, height, 1)
         labels.append(Detection(int(category), box, corners))

@@ -1,7 +1,8 @@
 """Predict with a published model on the user's images, and draw the predictions.
 
-Guarantees: no input image is overwritten; all input paths are checked before the first prediction; coordinates are
-pixels of the upright image. An image that cannot be decoded is reported and does not stop the others.
+Guarantees: no input image is overwritten; all input paths are checked before the first prediction; images are read as
+in training; coordinates are pixels of the upright image. An image that cannot be read is reported and does not stop the
+others.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from lib.data.labels import KEYPOINT
-from lib.data.splits import is_image
+from lib.data.reader import COLOUR, UnreadableImage, as_rgb, is_image, read_image
 from lib.errors import PredictionError
 from lib.results.fetch import Model
 from lib.results.matching import Detection
@@ -77,22 +78,22 @@ def predict(
                 remedy="leave --device out, or give cpu or the number of a GPU.",
             ) from None
         size = model.record.experiment["training"]["image_size"]
-        find = partial(YOLO(str(model.best)).predict, conf=confidence, imgsz=size, device=chosen, verbose=False)
+        network: Any = YOLO(str(model.best))
+        channels = network.model.yaml.get("channels", COLOUR)
+        find = partial(network.predict, conf=confidence, imgsz=size, device=chosen, verbose=False)
         for image, target in targets.items():
-            yield _predict(find, image, target)
+            yield _predict(find, image, target, channels)
 
 
-def _predict(find: Callable[..., Any], file: Path, target: Path) -> Predicted:
-    from PIL import Image, ImageOps
+def _predict(find: Callable[..., Any], file: Path, target: Path, channels: int) -> Predicted:
+    from PIL import Image
 
     try:
-        with Image.open(file) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGB")
-    except ImportError:  # the library makes Pillow import a plugin for phone images (HEIF)
-        return Predicted(file, problem="it cannot be read: this format is not supported")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # raised by Pillow
+        pixels = read_image(file, channels)
+    except UnreadableImage as error:
         return Predicted(file, problem=f"it cannot be read ({error})")
-    (result,) = find(image)
+    image = Image.fromarray(as_rgb(pixels))
+    (result,) = find(pixels)
     boxes = result.boxes
     points = result.keypoints.data.cpu().numpy() if result.keypoints is not None else [[]] * len(boxes)
     rows = zip(boxes.cls.tolist(), boxes.xyxy.cpu().numpy(), points, boxes.conf.tolist(), strict=True)

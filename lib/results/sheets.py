@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from lib.data.labels import CORNER_COLOURS
+from lib.data.reader import UnreadableImage, as_rgb, read_image
 from lib.results.matching import Detection, ImageMatches, Match, Points
 
 MOST = 12  # images per sheet
@@ -41,7 +42,7 @@ def draw_worst(compared: Sequence[ImageMatches], file: Path, *, corners: bool) -
 
 def _whole(one: ImageMatches, caption: str = "") -> Tile:
     labels = [match.label for match in one.matches]
-    return f"{caption}{one.image.name}", _draw_tile(one.image, labels, one.predicted)
+    return f"{caption}{one.image.name}", _draw_tile(one, labels, one.predicted)
 
 
 def _badness(match: Match) -> float:
@@ -55,10 +56,11 @@ def _close_up(match: Match, one: ImageMatches) -> Tile:
     middle, side = (box[:2] + box[2:]) / 2, max(96.0, 2 * float((box[2:] - box[:2]).max())) / 2
     off = "not found" if match.found is None else "no corner labelled"
     if match.found is not None and match.distances.size:
-        off = f"{match.distances.mean():.1f} px, {100 * match.relative:.0f} % of height"
+        share = "" if math.isnan(match.relative) else f", {100 * match.relative:.0f} % of height"
+        off = f"{match.distances.mean():.1f} px{share}"
     region = np.concatenate([middle - side, middle + side])
     predicted = [match.found] if match.found is not None else one.predicted
-    return f"{off}: {one.image.name}", _draw_tile(one.image, [match.label], predicted, region)
+    return f"{off}: {one.image.name}", _draw_tile(one, [match.label], predicted, region)
 
 
 def _draw_sheet(tiles: Sequence[Tile], title: str, file: Path) -> None:
@@ -85,13 +87,20 @@ def _fit(text: str, font: Any) -> str:  # noqa: ANN401  one of Pillow's fonts
 
 
 def _draw_tile(
-    file: Path, labels: Sequence[Detection], predicted: Sequence[Detection], region: Points | None = None
+    one: ImageMatches, labels: Sequence[Detection], predicted: Sequence[Detection], region: Points | None = None
 ) -> Any:  # noqa: ANN401  Pillow's image
-    """Draw the part `region` (left, top, right, bottom) of an image, or the whole image, enlarged to a tile."""
-    from PIL import Image, ImageOps
+    """Draw the part `region` (left, top, right, bottom) of an image, or the whole image, enlarged to a tile.
 
-    with Image.open(file) as opened:
-        image = ImageOps.exif_transpose(opened).convert("RGB")
+    The tile of an image that cannot be read holds the reason.
+    """
+    from PIL import Image, ImageDraw
+
+    try:
+        image = Image.fromarray(as_rgb(read_image(one.image, one.channels)))
+    except UnreadableImage as error:
+        image = Image.new("RGB", (CELL, CELL), PAPER)
+        ImageDraw.Draw(image).text((8, CELL // 2), f"it cannot be read:\n{error}", fill="white")
+        return image
     left, top, right, bottom = (0, 0, *image.size) if region is None else region.round().astype(int).tolist()
     scale = CELL / max(right - left, bottom - top)
     size = max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale))

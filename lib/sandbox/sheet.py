@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from lib.data.dataset import check_names, keypoint_shape
 from lib.data.findings import Findings
 from lib.data.labels import CORNER_COLOURS, POLYGON, LabelledImage, box_around, read_objects
+from lib.data.reader import UnreadableImage, as_rgb, read_image
 from lib.data.splits import SPLITS, find_images, list_files
 from lib.errors import DatasetError
 from lib.experiment.load import read_yaml
@@ -30,9 +32,7 @@ def draw_contact_sheet(dataset: Path, file: Path, *, per_split: int = 6) -> None
     if not (dataset / "data.yaml").is_file():
         raise _invalid(f"data.yaml not found in {dataset}.", "Name the folder of a dataset in YOLO format.")
     description, inside = read_yaml(dataset / "data.yaml", DatasetError), list_files(dataset)
-    names = description.get("names")
-    classes = dict(names) if isinstance(names, dict) else dict(enumerate(names if isinstance(names, list) else ()))
-    points = [int(value) for value in description.get("kpt_shape", (0, 3))]
+    classes, points = check_names(description, Findings()), keypoint_shape(description)
     rows = {}
     for split in SPLITS:
         images = find_images(dataset, inside, description, split, Findings())
@@ -51,10 +51,8 @@ def _invalid(what: str, remedy: str = "Mend the file, or take it out of the data
 
 def _draw_cell(labelled: LabelledImage, classes: Mapping[int, str], points: Sequence[int]) -> Image.Image:
     try:
-        with Image.open(labelled.path) as opened:
-            opened.draft("RGB", (2 * CELL, 2 * CELL))  # decodes a large JPEG at reduced size
-            image = ImageOps.exif_transpose(opened).convert("RGB")
-    except (OSError, ImportError) as error:  # once imported, ultralytics makes Pillow look for a HEIF decoder
+        image = Image.fromarray(as_rgb(read_image(labelled.path)))
+    except UnreadableImage as error:
         raise _invalid(f"{labelled.path} cannot be opened: {error}") from error
     image = ImageOps.contain(image, (CELL, CELL), Image.Resampling.LANCZOS)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 from conftest import ROOT, Stores, run_git
 from ruamel.yaml import YAML
 
-from lib.data.dataset import check_dataset, pull_dataset
+from lib.data.dataset import check_dataset, leave_out_unreadable, pull_dataset
+from lib.data.labels import label_path, read_objects
+from lib.data.reader import read_image
 from lib.errors import DatasetError
 from lib.experiment.load import load_experiment
 from lib.experiment.schema import Experiment
@@ -31,12 +34,17 @@ def drawn(tmp_path: Path) -> Path:
     return tmp_path / "drawn"
 
 
+EMPTY = object()
+"""A key of data.yaml without a value."""
+
+
 def change(folder: Path, **values: object) -> None:
     """Change keys of data.yaml; None removes one."""
     yaml = YAML(typ="safe", pure=True)
     content = yaml.load((folder / "data.yaml").read_text()) | values
     with (folder / "data.yaml").open("w") as file:
-        yaml.dump({key: value for key, value in content.items() if value is not None}, file)
+        kept = {key: value for key, value in content.items() if value is not None}
+        yaml.dump({key: None if value is EMPTY else value for key, value in kept.items()}, file)
 
 
 def check(folder: Path, experiment: Experiment = LOCALIZATION) -> str:
@@ -86,13 +94,40 @@ def test_a_missing_data_yaml_is_reported_as_the_requirements_word_it(tmp_path: P
         ({"kpt_shape": [5, 3]}, "kpt_shape is [5, 3]: localization needs [4, 3]"),
         ({"kpt_shape": [4, 2]}, "kpt_shape is [4, 2]: localization needs [4, 3]"),
         ({"kpt_shape": None}, "kpt_shape is None"),
+        ({"kpt_shape": [4.0, 3]}, "kpt_shape is [4.0, 3]"),
         ({"flip_idx": [0, 1, 2]}, "flip_idx is [0, 1, 2]"),
+        ({"flip_idx": ""}, "flip_idx is ''"),
+        ({"flip_idx": EMPTY}, "flip_idx is None: it must name each of the 4 keypoints once, or be left out"),
+        ({"flip_idx": ["1", "0", "3", "2"]}, "flip_idx is ['1', '0', '3', '2']"),
+        ({"kpt_oks_sigmas": [0.1, 0.1]}, "kpt_oks_sigmas is [0.1, 0.1]: it must be 4 positive numbers"),
+        ({"channels": EMPTY}, "channels is None"),
+        ({"channels": "rgb"}, "channels is 'rgb'"),
+        ({"channels": True}, "channels is True"),
     ],
 )
 def test_an_invalid_key_of_data_yaml_is_reported(drawn: Path, values: dict[str, object], expected: str) -> None:
     """The error names the key, its value and what is required."""
     change(drawn, **values)
     assert expected in check(drawn)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"kpt_shape": EMPTY}, "kpt_shape is None: detection trains no keypoints; leave it out"),
+        ({"kpt_shape": "(4, 3)"}, "kpt_shape is '(4, 3)': detection trains no keypoints"),
+        ({"kpt_shape": [4]}, "kpt_shape is [4]"),
+        ({"kpt_shape": [0, 3]}, "kpt_shape is [0, 3]"),
+        ({"kpt_shape": [4, 4]}, "kpt_shape is [4, 4]"),
+        ({"kpt_shape": 4}, "kpt_shape is 4"),
+        ({"flip_idx": ""}, "flip_idx is ''"),
+        ({"flip_idx": EMPTY}, "flip_idx is None"),
+    ],
+)
+def test_invalid_keys_of_poses_are_reported_for_boxes(drawn: Path, values: dict[str, object], expected: str) -> None:
+    """Training of boxes would end at keys that it seems not to need."""
+    change(drawn, **{"kpt_shape": [4, 3], **values})
+    assert expected in check(drawn, DETECTION)
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +209,7 @@ def test_ultralytics_finds_the_dataset_for_each_form_of_data_yaml(
     assert "download" not in seen
     for split in ("train", "val", "test"):
         found = read(img_path=seen[split], data=seen, task="pose", augment=False)
-        assert tuple(map(Path, found.im_files)) == dataset.files[split]
+        assert tuple(dataset.links[Path(path)] for path in found.im_files) == dataset.files[split]
         assert {Path(path).name for path in found.im_files} == {
             f"{split}_000{n}.jpg" for n in range(1 + (split == "train"))
         }
@@ -313,6 +348,10 @@ def repeat(drawn: Path) -> None:
         (reuse, "images/val/val_0000.jpg: the same as images/test/again.jpg"),
         (repeat, f"images/train/twice.jpg: the same as {IMAGE} (train)"),
         (lambda drawn: write(drawn / "labels/train/lost.txt", ""), "labels/train/lost.txt: there is no image"),
+        (
+            lambda drawn: write(drawn / "labels/train/train_0000.TXT", ""),
+            "labels/train/train_0000.TXT: only a label that",
+        ),
         (lambda drawn: write(drawn / "labels/old/lost.txt", ""), "labels/old/lost.txt: there is no image"),
         (
             lambda drawn: write(drawn / "more/images/a.png", png(20, 20)),
@@ -358,6 +397,190 @@ def test_a_list_with_a_wrong_entry_is_an_error(drawn: Path, content: str | bytes
     write(drawn / "train.txt", content)
     change(drawn, train="train.txt")
     assert expected in check(drawn)
+
+
+def test_keys_that_were_not_checked_do_not_reach_training(library: Any, drawn: Path, tmp_path: Path) -> None:
+    """Of the keys that the library knows, those that would change a training unseen are left out."""
+    other = {"bg_class_idx": 5, "complete": True, "masks_dir": "masks", "minival": "nowhere", "roboflow": {"a": 1}}
+    change(drawn, **other, kpt_oks_sigmas=[0.1] * 4, channels=3.0)
+    dataset = check_dataset(drawn, LOCALIZATION, tmp_path / "scratch", md5="0" * 32)
+    read = YAML(typ="safe", pure=True).load(dataset.data_file.read_text())
+    assert read.keys() == {
+        "path", "train", "val", "test", "names", "channels", "kpt_shape", "flip_idx", "kpt_oks_sigmas"
+    }  # fmt: skip
+    seen = library[0](str(dataset.data_file))
+    assert (seen["channels"], seen["kpt_shape"], seen["kpt_oks_sigmas"]) == (3, [4, 3], [0.1] * 4)
+
+
+def arrays(folder: Path) -> None:
+    """Leave the arrays and label caches of another training beside the images, newer than these."""
+    import numpy as np
+
+    for image in (folder / "images").rglob("*.jpg"):
+        np.save(image.with_suffix(".npy"), np.zeros((64, 64, 3), np.uint8))
+    for split in ("train", "val", "test"):
+        (folder / f"labels/{split}.cache").write_bytes(b"\x80pickle")
+
+
+def odd_names(folder: Path) -> None:
+    """Give images names that a list of paths cannot hold, or that differ in their extension alone."""
+    (folder / "images/train/train_0000.jpg").rename(folder / "images/train/./a\nb.JPG")
+    (folder / "labels/train/train_0000.txt").rename(folder / "labels/train/a\nb.txt")
+    shutil.copy(folder / "labels/train/train_0001.txt", folder / "labels/train/a_b.txt")
+    write(folder / "images/train/a_b.png", png(64, 64))
+    write(folder / "images/train/a_b.bmp", png(64, 48))
+    write(folder / os.fsdecode(b"images/train/\xff.png"), png(48, 64))
+    (folder / "images/val/val_0000.jpg").rename(folder / "images/val/\u2028 #%.jpg")
+    (folder / "labels/val/val_0000.txt").rename(folder / "labels/val/\u2028 #%.txt")
+
+
+def linked(folder: Path) -> None:
+    """Make links of all images."""
+    for image in list((folder / "images").rglob("*.jpg")):
+        (folder / "store").mkdir(exist_ok=True)
+        image.symlink_to(image.rename(folder / "store" / image.name))
+
+
+@pytest.mark.parametrize("spoil", [arrays, odd_names, linked, next_to_each_other])
+@pytest.mark.parametrize("place", ["scratch", "images/scratch"])
+def test_training_reads_the_checked_files_alone(library: Any, tmp_path: Path, place: str, spoil: Any) -> None:
+    """The real loader reads each checked image and its label, never a file beside them; the dataset stays unchanged."""
+    import numpy as np
+
+    drawn = tmp_path / place / "drawn"
+    draw_dataset(drawn, "localization", counts={"train": 2, "val": 1, "test": 1}, size=64)
+    spoil(drawn)
+    if spoil is next_to_each_other:
+        change(drawn, train="pictures/train", val="pictures/val", test="pictures/test")
+    before = {path: path.read_bytes() for path in drawn.rglob("*") if path.is_file()}
+    dataset = check_dataset(drawn, LOCALIZATION, tmp_path / place / "scratch", md5="0" * 32)
+    seen, arrays_of = library[0](str(dataset.data_file)), set()
+    for split, files in dataset.files.items():
+        found = library[1](img_path=seen[split], data=seen, task="pose", augment=False, imgsz=64)
+        assert sorted(dataset.links[Path(path)] for path in found.im_files) == sorted(files)
+        for number, link in enumerate(found.im_files):
+            pixels, _, _ = found.load_image(number)
+            image = dataset.links[Path(link)]
+            assert np.array_equal(pixels, read_image(image))
+            name = image.relative_to(drawn).as_posix()
+            assert len(found.labels[number]["cls"]) == len(read_objects(str(drawn / label_path(name))))
+            arrays_of.add(found.npy_files[number])
+    assert len(arrays_of) == sum(dataset.counts.values())
+    assert before == {path: path.read_bytes() for path in drawn.rglob("*") if path.is_file()}
+
+
+def test_a_jpeg_that_the_library_rewrites_stays_as_it_is(library: Any, drawn: Path, tmp_path: Path) -> None:
+    """The library saves a JPEG with bytes after its end again, at quality 100: in place of the link."""
+    content = (drawn / IMAGE).read_bytes() + b"camera"
+    write(drawn / IMAGE, content)
+    dataset = check_dataset(drawn, LOCALIZATION, tmp_path / "scratch", md5="0" * 32)
+    seen = library[0](str(dataset.data_file))
+    found = library[1](img_path=seen["train"], data=seen, task="pose", augment=False)
+    link = next(link for link, image in dataset.links.items() if image == drawn / IMAGE)
+    assert not link.is_symlink()
+    assert (drawn / IMAGE).read_bytes() == content
+    assert [dataset.links[Path(path)] for path in found.im_files] == list(dataset.files["train"])
+
+
+def test_a_second_check_replaces_the_links_of_the_first(drawn: Path, tmp_path: Path) -> None:
+    """Step 6 may be run again after the dataset has changed."""
+    check_dataset(drawn, LOCALIZATION, tmp_path / "scratch", md5="0" * 32)
+    (drawn / "images/train/train_0001.jpg").rename(drawn / "images/train/other.jpg")
+    (drawn / "labels/train/train_0001.txt").rename(drawn / "labels/train/other.txt")
+    dataset = check_dataset(drawn, LOCALIZATION, tmp_path / "scratch", md5="0" * 32)
+    links = [path for path in (tmp_path / "scratch").rglob("*") if path.is_symlink()]
+    assert {link.resolve() for link in links if link.suffix == ".jpg"} == set(drawn.rglob("*.jpg"))
+    assert all(link.exists() for link in links)
+    assert dataset.counts["train"] == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", None])
+def test_an_image_that_is_damaged_later_is_left_out_by_name(drawn: Path, tmp_path: Path, content: bytes | None) -> None:
+    """The split's other images stay; the list that the library reads holds them alone."""
+    shutil.copy(drawn / IMAGE, drawn / "images/val/more.jpg")
+    (drawn / IMAGE).write_bytes((drawn / "images/train/train_0001.jpg").read_bytes() + b" ")  # no copy of it
+    dataset = check_dataset(drawn, LOCALIZATION, tmp_path / "scratch", md5="0" * 32)
+    if content is None:
+        (drawn / "images/val/more.jpg").unlink()
+    else:
+        (drawn / "images/val/more.jpg").write_bytes(content)
+    left, problems = leave_out_unreadable(dataset, "val")
+    assert [problem.partition(":")[0] for problem in problems] == ["images/val/more.jpg"]
+    assert [path.name for path in left.files["val"]] == ["val_0000.jpg"]
+    assert (left.counts["val"], left.counts["train"]) == (1, 2)
+    listed = (tmp_path / "scratch/data-localization-val.txt").read_text().split()
+    assert [left.links[Path(path)] for path in listed] == list(left.files["val"])
+    assert leave_out_unreadable(dataset, "train") == (dataset, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.tif", "float32", "OpenCV cannot decode it (tiff, mode F"),
+        ("a.tif", "int32", "OpenCV cannot decode it (tiff, mode I"),
+        ("a.tif", "zstd", "OpenCV cannot decode it (tiff, mode L, zstd compression"),
+        ("a.bmp", "cut", "OpenCV cannot decode it (bmp"),
+        ("a.jp2", "cut", "OpenCV cannot decode it (jpeg2000"),
+        ("A.TIFF", "cut", "OpenCV cannot decode it (tiff"),
+    ],
+)
+def test_an_image_that_opencv_cannot_decode_is_an_error(drawn: Path, name: str, content: str, reason: str) -> None:
+    """Training would end at it in its first epoch: it is named before."""
+    from PIL import Image
+
+    image = Image.effect_noise((64, 48), 50)
+    mode = {"float32": "F", "int32": "I"}.get(content, "L")
+    file = drawn / "images/test" / name
+    image.convert(mode).save(file, **({"compression": "zstd"} if content == "zstd" else {}))
+    if content == "cut":
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    message = check(drawn)
+    assert "images that cannot be read (1)" in message
+    assert f"images/test/{name}: {reason}" in message
+
+
+@pytest.mark.parametrize(
+    "change_text", [lambda t: f"\ufeff{t}", lambda t: t.replace("\n", "\r\n")], ids=["BOM", "CRLF"]
+)
+def test_data_yaml_may_come_from_windows(drawn: Path, tmp_path: Path, change_text: Any) -> None:
+    """A byte-order mark and CRLF line ends change nothing."""
+    text = change_text((drawn / "data.yaml").read_text())
+    (drawn / "data.yaml").write_bytes(text.encode())
+    assert check_dataset(drawn, LOCALIZATION, tmp_path / "scratch", md5="0" * 32).names == {0: "container_id"}
+
+
+def test_an_impossible_date_in_data_yaml_is_an_error(drawn: Path) -> None:
+    """The error names the file and the date."""
+    with (drawn / "data.yaml").open("a") as file:
+        file.write("date: 2024-02-30\n")
+    assert "data.yaml: this is not YAML" in check(drawn)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "[2024-01-02]",
+        "[1.10]",
+        "[no]",
+        "[null]",
+        "{'0': 007}",
+        "[12:30]",
+        '["a\\nb"]',
+        "[n01440764]",
+        "['']",
+        "[' a|b $x ']",
+    ],
+)
+def test_class_names_of_any_type_are_those_that_training_uses(
+    library: Any, drawn: Path, tmp_path: Path, names: str
+) -> None:
+    """The names in the report are the model's; the library replaces codes of ImageNet by their names."""
+    text = (drawn / "data.yaml").read_text()
+    kept = [line for line in text.splitlines() if not line.startswith(("names", "  0:", "- "))]
+    (drawn / "data.yaml").write_text("\n".join([*kept, f"names: {names}"]))
+    dataset = check_dataset(drawn, LOCALIZATION, tmp_path / "scratch", md5="0" * 32)
+    seen = library[0](str(dataset.data_file))["names"]
+    assert seen == ({0: "tench"} if "n01440764" in names else dataset.names)
 
 
 def test_errors_and_warnings_of_all_kinds_make_one_report(drawn: Path) -> None:

@@ -149,6 +149,9 @@ def test_boxes_may_be_trained_from_labels_with_keypoints(tmp_path: Path) -> None
     assert find(tmp_path, f"{boxes}\n{RIGHT}", form=BOXES).examples[Issue.COLUMNS] == ["0.txt:2: 17 columns, not 5"]
     message = find(tmp_path, "0 .1 .1 .2 .1 .2 .2", form=both).examples[Issue.COLUMNS]
     assert message == ["0.txt:1: 7 columns, not 5 or 17"]
+    flat = both._replace(dimensions=2)
+    assert find(tmp_path, f"{boxes}\n1 0.5 0.5 0.4 0.2 0.3 0.4 0.7 0.4 0.7 0.6 0.3 0.6", form=flat).counts == {}
+    assert find(tmp_path, OTHER, form=flat).examples[Issue.COLUMNS] == ["0.txt:1: 17 columns, not 5 or 13"]
 
 
 def test_polygons_of_any_number_of_corners_are_valid(tmp_path: Path) -> None:
@@ -203,6 +206,22 @@ def test_labels_are_looked_for_where_ultralytics_does() -> None:
     assert label_path("/a/images/b/images/c/d.e.jpg") == "/a/images/b/labels/c/d.e.txt"
     assert label_path("/a/pictures/d.jpg") == "/a/pictures/d.txt"
     assert label_path("/images.jpg") == "/images.txt"
+    assert label_path("images/c/d.jpg") == "labels/c/d.txt"  # a path below the dataset
+    assert label_path("c/d.jpg") == "c/d.txt"
+
+
+def test_two_images_that_share_a_label_are_reported(tmp_path: Path) -> None:
+    """An image is trained with the objects of another one of its name; two images without objects share nothing."""
+    images = [
+        LabelledImage("train", str(tmp_path / name), name, str(tmp_path / f"{name[0]}.txt"), f"{name[0]}.txt")
+        for name in ("a.jpg", "a.png", "a.tif", "b.jpg", "b.png", "c.jpg", "c.jpg")
+    ]
+    (tmp_path / "a.txt").write_text(f"{RIGHT}\n{OTHER}")
+    (tmp_path / "b.txt").write_text("\n")
+    (tmp_path / "c.txt").write_text(RIGHT)
+    findings = Findings()
+    check_labels(images, POSE, NAMES, findings)
+    assert findings.examples[Issue.SHARED] == [f"a.{form}: a.jpg has the same label, a.txt" for form in ("png", "tif")]
 
 
 # ---------------------------------------------------------------------------------------------------- properties
@@ -314,9 +333,42 @@ def test_a_polygon_that_ultralytics_drops_is_an_error_here(
     assert errors or (kept is not None and len(rows) == len(outlines) > 0)
 
 
+near = st.sampled_from(["0", "-0.0", "0.5", "0.500000001", "0.50001", "0.25", "2.5e-1"])
+sides = st.sampled_from(["0.5", "0.500000001"])
+close = st.lists(st.tuples(st.sampled_from("01"), near, near, sides, sides), min_size=1)
+
+
+@many
+@given(close, st.sampled_from(["boxes", "boxes of poses", "poses", "polygons"]), st.lists(near, min_size=4, max_size=4))
+def test_an_object_counts_once_as_in_ultralytics(
+    library: Any, tmp_path: Path, boxes: list[tuple[str, ...]], kind: str, rest: list[str]
+) -> None:
+    """The check, evaluation and the library find the same number of objects among lines that hardly differ."""
+    from PIL import Image
+
+    if not (tmp_path / "0.jpg").exists():
+        Image.new("RGB", (64, 48)).save(tmp_path / "0.jpg")
+    more = [*rest[:2], "2", *rest[2:], "2"] * 2 if kind.endswith("poses") else rest if kind == "polygons" else []
+    lines = [" ".join([*box, *more]) for box in boxes]
+    lines += [" ".join([*boxes[0], *more[:-2], "0.25", *more[-1:]])] * bool(more)  # only the end differs
+    form = {
+        "poses": POSE, "polygons": OUTLINES, "boxes": BOXES, "boxes of poses": POSE._replace(poses=False),
+    }[kind]  # fmt: skip
+    (tmp_path / "0.txt").write_text("\n".join(lines))
+    again = find(tmp_path, "\n".join(lines), form=form).counts.get(Issue.TWICE, 0)
+    objects = read_objects(str(tmp_path / "0.txt"), polygons=kind == "polygons", boxes=kind.startswith("boxes"))
+    keypoints = (4, 3) if kind.endswith("poses") else (0, 0)
+    arguments = (str(tmp_path / "0.jpg"), str(tmp_path / "0.txt"), "", kind == "poses", 2, *keypoints, False)
+    kept, rows, *_ = library.verify_image_label(arguments)
+    assert kept is not None or kind == "polygons"  # which may have no area
+    if kept is not None:
+        assert len(rows) == len(objects)
+        assert kind == "polygons" or len(rows) == len(lines) - again  # a polygon without area is another issue
+
+
 def test_labels_and_images_are_named_as_in_ultralytics(library: Any) -> None:
     """The label paths and the image formats equal those of the installed library."""
-    from lib.data.splits import FORMATS
+    from lib.data.reader import FORMATS
 
     paths = ["/a/images/b/images/c/d.e.jpg", "/a/pictures/d.jpg", "/a/images/b.PNG", "/images.jpg"]
     assert [label_path(path) for path in paths] == library.img2label_paths(paths)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import re
@@ -22,7 +23,7 @@ from lib.results import evaluate as evaluation
 from lib.results.evaluate import Evaluated, evaluate
 from lib.results.matching import Detection, ImageMatches, Match, compare, corner_errors, iou, match
 from lib.results.record import Metrics
-from lib.results.sheets import draw_worst
+from lib.results.sheets import _badness, _close_up, draw_predictions, draw_worst
 from lib.session import Session
 from lib.train.launch import Trained
 
@@ -274,6 +275,24 @@ def test_a_failed_split_does_not_affect_the_other(localization: Model, tmp_path:
 
 
 @pytest.mark.slow
+def test_an_image_damaged_after_the_check_is_left_out_by_name(localization: Model, tmp_path: Path) -> None:
+    """The test split is measured without it, and metrics.json and the error name it."""
+    folder = tmp_path / "data"
+    shutil.copytree(localization.dataset.folder, folder)
+    dataset = check_dataset(folder, localization.experiment, tmp_path / "scratch", md5="0" * 32)
+    (folder / "images/test/test-3.png").write_bytes(b"")
+    evaluated = localization.evaluate(localization.in_another_folder(tmp_path), dataset)
+    measured = evaluated.metrics.as_dict()
+    assert measured["missing"] == "test: left out images/test/test-3.png: it has no bytes"
+    assert (measured["test"]["images"], measured["test"]["corners"]["objects"]) == (11, 11)
+    assert measured["validation"] == localization.evaluated.metrics.as_dict()["validation"]
+    assert evaluated.missing is not None
+    predictions = json.loads((evaluated.folder / "predictions.json").read_text())
+    assert {"images/test/test-3.png"}.isdisjoint(item["file_name"] for item in predictions)
+    assert (evaluated.folder / "worst.png").is_file()
+
+
+@pytest.mark.slow
 def test_a_torn_results_csv_does_not_affect_the_metrics(localization: Model, tmp_path: Path) -> None:
     """The best epoch is unknown; best.pt is measured."""
     trained = localization.in_another_folder(tmp_path)
@@ -407,3 +426,128 @@ def test_images_are_identified_by_their_path_and_read_upright(tmp_path: Path) ->
     assert boxes == [[5, 45, 45, 55], [10, 22.5, 90, 27.5]]
     draw_worst(compared, tmp_path / "worst.png", corners=False)
     assert (tmp_path / "worst.png").is_file()
+
+
+def tiny_dataset(folder: Path, files: dict[str, Any], label: str) -> Dataset:
+    """Write images by name, with the arguments of Pillow's `save` or as bytes, each with the label."""
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+        (folder / name).with_suffix(".txt").write_text(label)
+    paths = tuple(folder / name for name in files)
+    return Dataset(folder, folder / "data.yaml", "", {"test": len(paths)}, {0: "plate"}, {"test": paths})
+
+
+def saved(image: Any, form: str, **options: Any) -> bytes:
+    """Return an image in a format of Pillow."""
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def turning(orientation: int) -> Any:
+    """Return EXIF data with an orientation."""
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[274] = orientation
+    return exif
+
+
+def plate(depth: int = 8) -> Any:
+    """Return an image of 80 x 40 pixels that is dark on its left and bright on its right side."""
+    from PIL import Image
+
+    pixels = np.repeat(np.repeat(np.array([[40, 220]]), 40, axis=0), 40, axis=1)
+    return Image.fromarray(pixels.astype(np.uint8) if depth == 8 else (pixels * 257).astype(np.uint16))
+
+
+UPRIGHT = "0 0.5 0.25 1 0.5 0 0 2 1 0 2 1 0.5 2 0 0.5 2"
+"""The upper half of an image, and its corners."""
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP", "JPEG"])
+def test_objects_are_measured_in_pixels_of_the_image_that_training_reads(
+    tmp_path: Path, form: str, orientation: int
+) -> None:
+    """For each format and orientation, a label of the upper half lies in the upper half of the upright image."""
+    dataset = tiny_dataset(tmp_path, {"a": saved(plate().convert("RGB"), form, exif=turning(orientation))}, UPRIGHT)
+    (dataset.folder / "a").rename(tmp_path / f"a.{form.lower()}")
+    dataset = replace(dataset, files={"test": (tmp_path / f"a.{form.lower()}",)})
+    (tmp_path / "predictions.json").write_text("[]")
+    ((one,),) = (image.matches for image in compare(dataset, tmp_path / "predictions.json"))
+    width, height = (40, 80) if orientation in {6, 8} else (80, 40)
+    assert one.label.box.tolist() == [0, 0, width, height / 2]
+    assert one.label.corners[2, :2].tolist() == [width, height / 2]
+
+
+def test_sheets_show_images_as_training_reads_them(tmp_path: Path) -> None:
+    """Images of 16 bits, with damaged EXIF data or an orientation give the same sheets as their plain twins."""
+    bad_exif = turning(1).tobytes()[:-9]
+    variants = {
+        "plain": saved(plate().convert("RGB"), "PNG"),
+        "deep": saved(plate(16), "PNG"),
+        "damaged": saved(plate().convert("RGB"), "PNG", exif=bad_exif),
+        "turned": saved(plate().transpose(2).convert("RGB"), "PNG", exif=turning(6)),  # turned by 90 degrees
+    }
+    sheets = {}
+    for name, content in variants.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        dataset = tiny_dataset(folder, {"a.png": content}, UPRIGHT)
+        (folder / "predictions.json").write_text("[]")
+        compared = compare(dataset, folder / "predictions.json")
+        draw_worst(compared, folder / "worst.png", corners=True)
+        draw_predictions(compared, folder / "predictions.png")
+        sheets[name] = (folder / "worst.png").read_bytes(), (folder / "predictions.png").read_bytes()
+    assert len(set(sheets.values())) == 1
+
+
+def test_an_unreadable_image_costs_no_other_image_its_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is named and left out of the figures; if it is lost later, its tile holds the reason."""
+    content = saved(plate().convert("RGB"), "PNG")
+    dataset = tiny_dataset(tmp_path, {"a.png": content, "b.png": content[:99], "c.png": content}, UPRIGHT)
+    found = {
+        "category_id": 1,
+        "score": 0.9,
+        "bbox": [0, 0, 80, 20],
+        "keypoints": [0, 0, 1, 80, 0, 1, 80, 20, 1, 0, 20, 1],
+    }
+    predictions = [{**found, "file_name": name, "image_id": name[0]} for name in ("a.png", "c.png")]
+    (tmp_path / "predictions.json").write_text(json.dumps(predictions))
+    compared = compare(dataset, tmp_path / "predictions.json")
+    assert corner_errors(compared) == {
+        "objects": 2, "found": 2, "mean_px": 0.0, "median_px": 0.0, "p95_px": 0.0, "mean_relative": 0.0,
+    }  # fmt: skip
+    assert "b.png cannot be read" in capsys.readouterr().out
+    (tmp_path / "c.png").unlink()
+    draw_worst(compared, tmp_path / "worst.png", corners=True)
+    draw_predictions(compared, tmp_path / "predictions.png")
+    assert (tmp_path / "worst.png").is_file()
+    assert (tmp_path / "predictions.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("visible", "caption"),
+    [((2, 2, 2, 2), "3.0 px, 30 % of height"), ((2, 0, 0, 0), "3.0 px"), ((0, 0, 0, 0), "no corner labelled")],
+)
+def test_a_caption_names_what_could_be_measured(tmp_path: Path, visible: tuple[int, ...], caption: str) -> None:
+    """Without two corners of a side there is no height; without a corner there is no distance either."""
+    (tmp_path / "a.png").write_bytes(saved(plate(), "PNG"))
+    label = detection(0, 0)
+    label.corners[:, 2] = visible
+    one = Match(label, detection(0, 0, 0.9, shift=3.0))
+    assert _close_up(one, ImageMatches(tmp_path / "a.png", [one], []))[0] == f"{caption}: a.png"
+
+
+def test_cases_without_a_measure_come_after_the_measured_ones() -> None:
+    """An object whose corners are all unlabelled is not among the worst."""
+    unlabelled = detection(0, 0)
+    unlabelled.corners[:] = 0
+    matches = [
+        Match(unlabelled, detection(0, 0, 0.9)), Match(detection(0, 0), detection(0, 0, 0.9, shift=1.0)),
+        Match(detection(0, 0), detection(0, 0, 0.9, shift=3.0)), Match(detection(0, 0), None),
+    ]  # fmt: skip
+    assert sorted(matches, key=_badness) == matches

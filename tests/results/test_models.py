@@ -7,7 +7,7 @@ import os
 import pty
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -281,6 +281,61 @@ def test_predictions_equal_those_of_ultralytics(model: Model, tmp_path: Path) ->
     with Image.open(found.drawn) as drawn, Image.open(image) as plain:
         assert drawn.size == plain.size
         assert np.abs(np.asarray(drawn, dtype=int) - np.asarray(plain, dtype=int)).mean() > 5
+
+
+def variants(folder: Path) -> list[Path]:
+    """Write the same image in forms that training reads alike."""
+    draw(folder / "plain.png")
+    with Image.open(folder / "plain.png") as plain:
+        pixels = np.asarray(plain.convert("L"))
+    Image.fromarray(pixels).save(folder / "plain.png")
+    Image.fromarray(pixels.astype(np.uint16) * 257).save(folder / "deep.png")
+    Image.fromarray(pixels.astype(np.uint16) * 257).save(folder / "deep.tif")
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_90).save(folder / "turned.tif", exif=exif)
+    Image.fromarray(pixels).save(folder / "damaged.png", exif=exif.tobytes()[:-9])
+    Image.fromarray(np.dstack([pixels, pixels // 2])).save(folder / "alpha.png")
+    return sorted(folder.iterdir())
+
+
+def test_predictions_do_not_depend_on_depth_orientation_or_metadata(model: Model, tmp_path: Path) -> None:
+    """16 bits, an orientation, damaged EXIF data and an alpha channel are read, and drawn, as training reads them."""
+    (tmp_path / "in").mkdir()
+    predicted = predict(model, variants(tmp_path / "in"), tmp_path, confidence=0.4, device="cpu")
+    done = {each.image.name: each for each in predicted}
+    plain = done["plain.png"]
+    assert plain.detections
+    for each in done.values():
+        assert str(each).partition(": ")[2] == str(plain).partition(": ")[2]
+        assert each.drawn is not None
+        assert plain.drawn is not None
+        assert each.drawn.read_bytes() == plain.drawn.read_bytes()
+
+
+def test_a_model_of_grey_images_is_given_grey_images(model: Model, tmp_path: Path) -> None:
+    """The image is read with the number of channels that the model was trained with."""
+    from ultralytics.models import YOLO
+
+    image, grey = draw(tmp_path / "a.png"), replace(model, folder=tmp_path / "run")
+    grey.best.parent.mkdir(parents=True)
+    write_tiny_model(grey.best, channels=1)
+    (found,) = predict(grey, [image], tmp_path / "out", confidence=0.4, device="cpu")
+    yolo: Any = YOLO(str(grey.best))
+    (wanted,) = yolo.predict(str(image), imgsz=SIZE, conf=0.4, device="cpu", verbose=False)
+    assert [each.score for each in found.detections] == pytest.approx(wanted.boxes.conf.tolist(), abs=0.001)
+    assert found.detections
+
+
+def test_an_image_that_training_could_not_read_is_named(model: Model, tmp_path: Path) -> None:
+    """A TIFF of floating-point numbers, and half a BMP, are reported with the reason; the next image is predicted."""
+    Image.fromarray(np.ones((40, 40), np.float32)).save(tmp_path / "a.tif")
+    draw(tmp_path / "b.bmp")
+    (tmp_path / "b.bmp").write_bytes((tmp_path / "b.bmp").read_bytes()[:3000])
+    draw(tmp_path / "c.png")
+    done = list(predict(model, [tmp_path], tmp_path / "out", confidence=0.4, device="cpu"))
+    assert [each.problem for each in done] == ["it cannot be read (OpenCV cannot decode it)"] * 2 + [""]
+    assert done[2].detections
 
 
 def test_predict_accepts_folders_and_a_broken_image_does_not_stop_the_others(model: Model, user: Path) -> None:

@@ -342,6 +342,18 @@ def test_the_sheet_takes_any_size_and_format(tmp_path: Path, suffix: str) -> Non
         assert sheet.width <= 1600
 
 
+@pytest.mark.parametrize("keys", ["names: [2024-01-02]", "names: {'0': 7}", "nc: 1", "names: [a]\nkpt_shape: (4, 3)"])
+def test_the_sheet_reads_data_yaml_as_the_check_does(tmp_path: Path, keys: str) -> None:
+    """Class names of any type are text, and an invalid `kpt_shape` counts as none: the check reports it."""
+    (tmp_path / "images").mkdir()
+    Image.fromarray(np.full((64, 64), 40000, np.uint16)).save(tmp_path / "images" / "one.png")
+    (tmp_path / "images" / "one.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    (tmp_path / "data.yaml").write_text(f"train: images\nval: images\n{keys}\n")
+    draw_contact_sheet(tmp_path, tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.convert("RGB").getpixel((100, 110)) == (156, 156, 156)  # the high byte of 16 bits
+
+
 def test_a_folder_without_data_yaml_is_rejected(tmp_path: Path) -> None:
     """The error names what is missing, the state and the remedy."""
     with pytest.raises(DatasetError, match=r"data\.yaml not found") as caught:
