@@ -189,13 +189,13 @@ def make_stores(folder: Path) -> Stores:
     return stores
 
 
-def write_tiny_model(path: Path, *, seed: int = 0) -> Path:
+def write_tiny_model(path: Path, *, seed: int = 0, channels: int = 3) -> Path:
     """Write weights of an untrained model of four corners; the confidence of every prediction is about a half."""
     import torch
     from ultralytics.nn.tasks import PoseModel
 
     torch.manual_seed(seed)
-    model: Any = PoseModel("yolo11n-pose.yaml", nc=1, data_kpt_shape=(4, 3), verbose=False)
+    model: Any = PoseModel("yolo11n-pose.yaml", ch=channels, nc=1, data_kpt_shape=(4, 3), verbose=False)
     model.names, model.args = {0: "container_id"}, {"task": "pose"}
     for scores in model.model[-1].cv3:
         torch.nn.init.zeros_(scores[-1].bias)

@@ -23,7 +23,7 @@ from __future__ import annotations
 import contextlib
 import os
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from lib.data.images import check_copies, check_images
 from lib.data.labels import KEYPOINT, LabelFormat, LabelledImage, check_labels, label_path
 from lib.data.splits import SPLITS, find_images, is_image, list_files
 from lib.errors import DatasetError, RemoteError
+from lib.escape import visible
 from lib.experiment.load import read_yaml
 from lib.experiment.schema import Experiment
 from lib.remotes.pull import pull_objects
@@ -62,10 +63,10 @@ class Dataset:
     warnings: tuple[str, ...] = ()
     polygons: bool = False
 
-    def describe(self) -> str:
-        """Return a one-line summary of the dataset for the log."""
+    def describe(self, show: Callable[[object], str] = visible) -> str:
+        """Return a one-line summary of the dataset: for the log, or with class names as `show` writes them."""
         counts = ", ".join(f"{count} {split}" for split, count in self.counts.items())
-        return f"{counts} images; classes: {', '.join(self.names.values())}; MD5 {self.md5}"
+        return f"{counts} images; classes: {', '.join(map(show, self.names.values()))}; MD5 {self.md5}"
 
     def show_warnings(self) -> str:
         """Return the warnings of the check as lines for the log."""
