@@ -9,8 +9,10 @@ from lib.errors import RunError
 from lib.escape import code, markdown, visible
 from lib.tables import as_text, make_table
 
-NAMES = ["a|b", "a\nb", "`code`", "``", "<b>bold</b>", "a*b*c", "_x_", "[link](http://x)", "![i](x)", "&amp;", "\\", "$5$",
-         "# x", "~~gone~~", "1|`2|3`", "a`|b"]  # fmt: skip
+NAMES = [
+    "a|b", "a\nb", "`code`", "``", "<b>bold</b>", "a*b*c", "_x_", "[link](http://x)", "![i](x)", "&amp;", "\\", "$5$",
+    "# x", "~~gone~~", "1|`2|3`", "a`|b",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -10,7 +10,6 @@ is killed; whatever was trained is returned, however training ended.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import logging
 import os
@@ -32,6 +31,7 @@ from lib.process import MINUTE, found_from, run_side_by_side
 from lib.progress import is_watched
 from lib.session import Session
 from lib.train.failures import find_remedy
+from lib.train.plots import guarded_plots
 from lib.train.tracking import Tracking
 from lib.train.weights import StartingPoint
 
@@ -176,10 +176,10 @@ def train(
         error = _failure(experiment, outcome, batch_size, folder)
         if not last.is_file():
             raise error
-        with contextlib.suppress(Exception):  # a failed plot must not cost the checkpoint
-            from ultralytics.utils.plotting import plot_results
+        with guarded_plots():
+            from ultralytics.utils import plotting
 
-            plot_results(file=folder / "train" / "results.csv")  # the library does this at the end of a training
+            plotting.plot_results(file=folder / "train" / "results.csv")  # the library does this at a training's end
     return Trained(
         folder / "train", last.with_name("best.pt"), last, time.monotonic() - begun, state, outcome.reason, batch_size,
         device, error,

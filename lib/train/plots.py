@@ -16,13 +16,19 @@ from types import ModuleType
 from typing import Any
 
 from lib import escape
+from lib.escape import visible
 
 TITLES = {"plot": "the confusion matrix", "plot_labels": "labels.jpg", "plot_results": "results.png"}
 """The plots whose functions get the name of no image."""
 
 
+def print_warning(what: str, error: str) -> None:
+    """Print that a plot failed."""
+    print(f"Warning: {what} failed: {visible(error)}", flush=True)
+
+
 @contextlib.contextmanager
-def guarded_plots(warn: Callable[[str, str], object]) -> Iterator[None]:
+def guarded_plots(warn: Callable[[str, str], object] = print_warning) -> Iterator[None]:
     """Guard every plot of ultralytics in the block; call `warn` with the name and the error of each that fails."""
     import matplotlib as mpl
     from ultralytics.models import yolo  # noqa: F401  the modules that draw are loaded now

@@ -250,7 +250,7 @@ def main(plan_file: Path, guard: type[GuardedTrainer] = GuardedTrainer) -> None:
     status = 1
     LOGGER.setLevel(logging.WARNING if FIRST else logging.ERROR)
     try:
-        with guarded_plots(lambda what, error: print(f"Warning: {what} failed: {error}", flush=True)):
+        with guarded_plots():
             trainer = trainer_of(plan.task, guard)(plan)
             trainer.train()
         outcome = Outcome(state="interrupted" if trainer.interrupted else "finished", reason=trainer.interrupted)

@@ -15,10 +15,12 @@ NAMES = {0: "$\\frac$", 1: "_hidden", 2: "a\nb"}
 
 def draw_all(folder: Path, names: dict[int, str]) -> None:
     """Draw a plot of each kind as a training does."""
-    from ultralytics.models.yolo.detect import train, val
+    from ultralytics.models import yolo
     from ultralytics.utils import metrics
 
-    axis, curves = np.linspace(0, 1, 10), np.ones((len(names), 10))
+    train: Any = yolo.detect.train
+    val: Any = yolo.detect.val
+    axis, curves = np.linspace(0, 1, 1000), np.ones((len(names), 1000))
     metrics.plot_pr_curve(axis, list(curves), np.ones((len(names), 10)), folder / "PR.png", names)
     metrics.plot_mc_curve(axis, curves, folder / "F1.png", names, ylabel="F1")
     metrics.ConfusionMatrix(names=names).plot(save_dir=str(folder))
