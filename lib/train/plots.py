@@ -11,6 +11,7 @@ import contextlib
 import functools
 import sys
 from collections.abc import Callable, Iterator
+from copy import copy
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -67,7 +68,10 @@ def _guard(name: str, plot: Any, warn: Callable[[str, str], object]) -> Callable
 
 
 def _shown(value: Any) -> Any:  # noqa: ANN401
-    """Return class names by number as matplotlib draws them; any other value unchanged."""
+    """Return class names by number, or a matrix with its own, as matplotlib draws them; any other value unchanged."""
+    if isinstance(getattr(value, "names", None), dict):
+        value = copy(value)
+        value.names = _shown(value.names)
     if isinstance(value, dict) and value and all(isinstance(name, str) for name in value.values()):
         return {number: escape.plot(name) for number, name in value.items()}
     return value
