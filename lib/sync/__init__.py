@@ -21,22 +21,6 @@ from lib.sync.rehearse import Rehearsed, rehearse
 from lib.sync.remotes import open_remotes
 
 __all__ = [
-    "ASKS",
-    "CHECKPOINTS",
-    "RUNS",
-    "Checked",
-    "CheckpointPublisher",
-    "Publication",
-    "Published",
-    "Refs",
-    "Rehearsed",
-    "RunLock",
-    "check",
-    "fetch_file",
-    "open_remotes",
-    "read_run",
-    "recover",
-    "rehearse",
-    "short_name",
-    "sync_outputs",
-]
+    "ASKS", "CHECKPOINTS", "RUNS", "Checked", "CheckpointPublisher", "Publication", "Published", "Refs", "Rehearsed",
+    "RunLock", "check", "fetch_file", "open_remotes", "read_run", "recover", "rehearse", "short_name", "sync_outputs",
+]  # fmt: skip
