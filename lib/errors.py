@@ -10,6 +10,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator
 
+from lib.escape import visible
+
 
 class RunError(Exception):
     """An error that stopped the run.
@@ -26,7 +28,7 @@ class RunError(Exception):
 
     def __str__(self) -> str:
         parts = [self.what, self.state and f"State: {self.state}", self.remedy and f"What to do: {self.remedy}"]
-        return "\n".join(filter(None, parts))
+        return "\n".join(map(visible, "\n".join(filter(None, parts)).splitlines()))
 
 
 def did_you_mean(word: str, known: Iterable[str], otherwise: str, show: Callable[[str], str] = str) -> str:

@@ -1,7 +1,7 @@
 """Show tables as plain text, for a terminal, a log or a notebook.
 
-Guarantees: a cell is shown in full and as it is, wrapped where the table is too wide; the text has no colours, because
-a Kaggle log shows none.
+Guarantees: a cell is shown in full, its control characters as escapes, wrapped where the table is too wide; the text
+has no colours, because a Kaggle log shows none.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from lib.escape import visible
+
 WIDTH = 200  # characters; a notebook and a log have no width of their own
 
 
@@ -24,7 +26,8 @@ def make_table(headers: Iterable[str], rows: Iterable[Sequence[str]], *, title: 
         box=HEAVY_HEAD if ruled else None, pad_edge=ruled,
     )  # fmt: skip
     for row in rows:
-        table.add_row(*map(Text, row))  # not as markup: a cell may hold [brackets]
+        # not as markup: a cell may hold [brackets]
+        table.add_row(*(Text("\n".join(map(visible, cell.split("\n")))) for cell in row))
     return table
 
 

@@ -165,7 +165,7 @@ from lib.train.weights import fetch_weights
 
 hold.take()
 checkpoint = find_checkpoint(session)  # again: from now on no other session replaces it
-start = fetch_weights(session, fetch_checkpoint(session, checkpoint) if checkpoint else None)
+start = fetch_weights(session, fetch_checkpoint(session, checkpoint) if checkpoint else None, dataset)
 tracking = tracking.resumed(start.run_path)
 print(start.describe())
 

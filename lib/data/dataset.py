@@ -25,7 +25,7 @@ import contextlib
 import os
 import posixpath
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from lib.data.labels import KEYPOINT, LabelFormat, LabelledImage, check_labels, 
 from lib.data.reader import COLOUR, UnreadableImage, is_image, read_size
 from lib.data.splits import SPLITS, find_images, list_files
 from lib.errors import DatasetError, RemoteError
+from lib.escape import visible
 from lib.experiment.load import read_yaml
 from lib.experiment.schema import Experiment
 from lib.remotes.places import find_pointer
@@ -73,10 +74,10 @@ class Dataset:
     channels: int = COLOUR
     links: dict[Path, Path] = field(default_factory=dict, repr=False)
 
-    def describe(self) -> str:
-        """Return a one-line summary of the dataset for the log."""
+    def describe(self, show: Callable[[object], str] = visible) -> str:
+        """Return a one-line summary of the dataset: for the log, or with class names as `show` writes them."""
         counts = ", ".join(f"{count} {split}" for split, count in self.counts.items())
-        return f"{counts} images; classes: {', '.join(self.names.values())}; MD5 {self.md5}"
+        return f"{counts} images; classes: {', '.join(map(show, self.names.values()))}; MD5 {self.md5}"
 
     def show_warnings(self) -> str:
         """Return the warnings of the check as lines for the log."""

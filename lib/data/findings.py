@@ -10,6 +10,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
 
+from lib.escape import visible
+
 SMALLEST = 2
 """Pixels; ultralytics' augmentation drops a box with a side that is not longer than this."""
 
@@ -71,7 +73,7 @@ class Findings:
         """Count one issue and keep it as an example: its place (`file` or `file:line`) and the value found there."""
         self.counts[kind] += 1
         if self.counts[kind] <= EXAMPLES:
-            self.examples.setdefault(kind, []).append(f"{where}: {value}")
+            self.examples.setdefault(kind, []).append(visible(f"{where}: {value}"))
 
     def lines(self, *, stops: bool) -> list[str]:
         """Return the errors or the warnings as lines of text: a heading per kind, its examples indented below."""

@@ -183,8 +183,8 @@ class Wandb(_Section):
     """The W&B project of the run."""
     entity: str | None = None
     """The user or team that owns the project; null: the owner of the key."""
-    tags: Annotated[tuple[str, ...], Strict(False)] = ()
-    """Tags by which the run can be found."""
+    tags: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=64)], ...], Strict(False)] = ()
+    """Tags by which the run can be found, each of at most 64 characters."""
 
 
 class Experiment(_Section):

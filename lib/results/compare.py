@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import BranchError
+from lib.escape import visible
 from lib.experiment.load import flat
 from lib.files import replacing
 from lib.results.published import PublishedRun, list_runs, read_published
@@ -132,7 +133,7 @@ def draw_curves(runs: Sequence[RunSummary], image: Path) -> None:
     figure = Figure(figsize=(COLUMNS * PANEL[0], rows * PANEL[1] + 1), layout="constrained")
     for place, name in enumerate(sorted(names, key=lambda name: not name.startswith("metrics/")), 1):
         axes = figure.add_subplot(rows, COLUMNS, place)
-        axes.set_title(name, fontsize=9)
+        axes.set_title(visible(name), fontsize=9, parse_math=False)  # `$` starts a formula
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3)
         for number, run in enumerate(runs):

@@ -24,7 +24,7 @@ import os
 import re
 import shutil
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from typing import Any
 
 from lib.data.dataset import Dataset, leave_out_unreadable
 from lib.errors import EvaluationError
+from lib.escape import visible
 from lib.progress import Bar
 from lib.results.matching import compare, corner_errors, file_name
 from lib.results.record import SCHEMA, Metrics
@@ -39,6 +40,7 @@ from lib.results.sheets import draw_predictions, draw_worst
 from lib.session import Session
 from lib.train.curves import best_epoch, read_curves
 from lib.train.launch import Trained
+from lib.train.plots import guarded_plots
 
 HEADS = {"B": "box", "M": "mask", "P": "pose"}
 """The heads of ultralytics' networks by the letter that marks each in its metric names: `metrics/mAP50(B)`."""
@@ -65,11 +67,12 @@ def evaluate(session: Session, dataset: Dataset, trained: Trained) -> Evaluated:
     folder.mkdir(parents=True)
     scratch = dataset.data_file.parent / "validation"
     measured, failed = dict[str, Any](), list[str]()
+    note = partial(_note, failed, (folder.parent, scratch, dataset.folder))
+    attempt = partial(_attempt, note)
     for split in ("val", "test"):
         dataset, problems = leave_out_unreadable(dataset, split)
         failed += [f"{split}: left out {problem}" for problem in problems]
     print("".join(f"Warning: {problem}\n" for problem in failed), end="", flush=True)
-    attempt = partial(_attempt, failed, (folder.parent, scratch, dataset.folder))
     validate = partial(_validate, session, dataset, trained)
 
     def write() -> Metrics:
@@ -83,11 +86,8 @@ def evaluate(session: Session, dataset: Dataset, trained: Trained) -> Evaluated:
     with attempt("validation"):
         measured["validation"] = validate("val", scratch)
     shutil.rmtree(scratch, ignore_errors=True)
-    with attempt("the test"):
+    with attempt("the test"), guarded_plots(note):
         measured["test"] = validate("test", folder, plots=True)
-    if "validation" in measured and "test" not in measured:
-        with attempt("the test without plots"):
-            measured["test"] = validate("test", folder)
     if "test" in measured:
         if experiment.about.keypoints:
             with attempt("measuring corners"):
@@ -111,17 +111,22 @@ def evaluate(session: Session, dataset: Dataset, trained: Trained) -> Evaluated:
 
 
 @contextlib.contextmanager
-def _attempt(failed: list[str], places: Sequence[Path], what: str) -> Iterator[None]:
-    """Print a failure of the block and add it to `failed`, without the paths `places` of this machine."""
+def _attempt(note: Callable[[str, str], None], what: str) -> Iterator[None]:
+    """Print and note a failure of the block."""
     try:
         yield
     except Exception as error:  # noqa: BLE001  no failure here may keep the weights from being published
-        message = " ".join(f"{type(error).__name__}: {error}".split())
-        for place in places:
-            message = message.replace(f"{place}{os.sep}", "")
-        failed.append(f"{what}: {message}")
         traceback.print_exc()
-        print(f"Warning: {what} failed: {message}", flush=True)
+        note(what, f"{type(error).__name__}: {error}")
+
+
+def _note(failed: list[str], places: Sequence[Path], what: str, cause: str) -> None:
+    """Print a failure and add it to `failed`, without the paths `places` of this machine."""
+    message = visible(" ".join(cause.split()))
+    for place in places:
+        message = message.replace(f"{place}{os.sep}", "")
+    failed.append(f"{what}: {message}")
+    print(f"Warning: {what} failed: {message}", flush=True)
 
 
 def _validate(

@@ -17,6 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from lib.data.dataset import Dataset
+from lib.escape import code, markdown, visible
 from lib.experiment.schema import Experiment
 from lib.files import write_whole
 from lib.progress import duration
@@ -109,8 +110,8 @@ def _durations(steps: Sequence[tuple[str, float]]) -> dict[str, float]:
 
 
 def _model_card(session: Session, results: Results, record: RunRecord) -> str:
-    trained, metrics = results.trained, results.evaluated.metrics
-    remarks = [f"**{remark}**" for remark in _remarks(results)]
+    trained, metrics, address = results.trained, results.evaluated.metrics, results.tracking.address
+    remarks = [f"**{markdown(remark)}**" for remark in _remarks(results)]
     images = [f"### {title}\n\n![{title}]({path})" for path, title in _images(session.artifacts)]
     rows = [METRICS_HEADERS, ["---"] * len(METRICS_HEADERS), *metrics.rows()]
     exported = ", ".join(f"`{file.name}`" for file in results.exported.files)
@@ -119,13 +120,14 @@ def _model_card(session: Session, results: Results, record: RunRecord) -> str:
         results=results,
         description="\n\n".join([session.experiment.description, *remarks]),
         epochs="?" if metrics.epochs is None else metrics.epochs,
-        hardware=session.host.describe().partition(": ")[2],
+        hardware=markdown(session.host.describe().partition(": ")[2]),
         duration=duration(trained.seconds),
         best="" if metrics.best_epoch is None else f"; the best epoch is {metrics.best_epoch}",
         metrics="\n".join(f"| {' | '.join(cells)} |" for cells in rows),
         images="\n\n".join(images),
         exported=f", next to {exported}" if exported else "",
-        dataset=results.dataset.describe(),
+        dataset=results.dataset.describe(markdown),
+        wandb=address if address.startswith("http") else markdown(address),
         start=_start(session.experiment, results.start),
         libraries=", ".join(f"{name} {version}" for name, version in record.versions.items()),
     )
@@ -134,11 +136,11 @@ def _model_card(session: Session, results: Results, record: RunRecord) -> str:
 def _start(experiment: Experiment, start: StartingPoint) -> str:
     model, after = experiment.model, f", after epoch {start.epoch}" if start.epoch else ""
     if model.resume_from:
-        return f"`{model.resume_from}`{after or ': its weights'}"
+        return f"{code(model.resume_from)}{after or ': its weights'}"
     if after:
         return f"the checkpoint of an earlier session{after}"
     if isinstance(model.pretrained, str):
-        return f"the weights `{model.pretrained}`"
+        return f"the weights {code(model.pretrained)}"
     return "the architecture's published weights" if model.pretrained else "random weights"
 
 
@@ -199,7 +201,7 @@ def show_summary(session: Session, results: Results) -> None:
     experiment, folder, trained, end = session.experiment, session.artifacts, results.trained, time.time()
     how = {"finished": "is trained and", "interrupted": "is interrupted and", "failed": "has failed and is"}
     print(f"{experiment.about.title} ({experiment.name}) {how[trained.state]} published.\n")
-    for remark in _remarks(results):
+    for remark in map(visible, _remarks(results)):
         print(f"Warning: {remark[0].lower()}{remark[1:]}")
     show_metrics(results.evaluated)
     times = {**_durations([*session.steps, ("", end)]), "Together": end - session.steps[0][1]}

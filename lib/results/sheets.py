@@ -11,6 +11,7 @@ import numpy as np
 
 from lib.data.labels import CORNER_COLOURS
 from lib.data.reader import UnreadableImage, as_rgb, read_image
+from lib.escape import visible
 from lib.results.matching import Detection, ImageMatches, Match, Points
 
 MOST = 12  # images per sheet
@@ -74,7 +75,7 @@ def _draw_sheet(tiles: Sequence[Tile], title: str, file: Path) -> None:
     for index, (caption, image) in enumerate(tiles):
         left, top = index % columns * CELL, 2 * HEADER + index // columns * pitch
         sheet.paste(image, (left + (CELL - image.width) // 2, top + (CELL - image.height) // 2))
-        draw.text((left + 6, top + CELL + 5), _fit(caption, font), fill="white", font=font)
+        draw.text((left + 6, top + CELL + 5), _fit(visible(caption), font), fill="white", font=font)
     # quantized to stay small enough for Git; MAXCOVERAGE keeps the colour of a corner's few pixels
     sheet.quantize(256, Image.Quantize.MAXCOVERAGE).save(file, optimize=True)
 
@@ -136,7 +137,7 @@ def _draw_detections(
         for (x, y), fill in zip(corners, colours, strict=False):
             draw.circle((x, y), radius, fill=fill, outline="black")
         if is_guess:
-            name = f"{names[detection.category]} " if names and len(names) > 1 else ""
+            name = f"{visible(names[detection.category])} " if names and len(names) > 1 else ""
             label = f"{name}{detection.score:.2f}"
             wide, high = 8 * pen * len(label) + 4 * pen, 16 * pen
             x, y = min(max(0, x0), image.width - wide), min(max(high, y0), image.height)

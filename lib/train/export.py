@@ -71,8 +71,10 @@ def check_same(weights: str, made: str, image_size: int) -> None:
     """Raise `SystemExit` if two models return different predictions for the same image."""
     import torch
     from ultralytics.nn.autobackend import AutoBackend
+    from ultralytics.nn.tasks import load_checkpoint
 
-    noise = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    channels = int(load_checkpoint(weights)[0].yaml.get("channels", 3))  # 1 for grey images, more for several bands
+    noise = torch.rand(1, channels, image_size, image_size, generator=torch.Generator().manual_seed(0))
 
     def ask(file: str) -> torch.Tensor:
         answer: Any = AutoBackend(file, device=torch.device("cpu"), verbose=False).eval()(noise)

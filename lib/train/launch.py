@@ -10,7 +10,6 @@ is killed; whatever was trained is returned, however training ended.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import logging
 import os
@@ -31,6 +30,8 @@ from lib.experiment.schema import Experiment, ultralytics_arguments
 from lib.process import MINUTE, found_from, run_side_by_side
 from lib.progress import is_watched
 from lib.session import Session
+from lib.train.failures import find_remedy
+from lib.train.plots import guarded_plots
 from lib.train.tracking import Tracking
 from lib.train.weights import StartingPoint
 
@@ -175,10 +176,10 @@ def train(
         error = _failure(experiment, outcome, batch_size, folder)
         if not last.is_file():
             raise error
-        with contextlib.suppress(Exception):  # a failed plot must not cost the checkpoint
-            from ultralytics.utils.plotting import plot_results
+        with guarded_plots():
+            from ultralytics.utils import plotting
 
-            plot_results(file=folder / "train" / "results.csv")  # the library does this at the end of a training
+            plotting.plot_results(file=folder / "train" / "results.csv")  # the library does this at a training's end
     return Trained(
         folder / "train", last.with_name("best.pt"), last, time.monotonic() - begun, state, outcome.reason, batch_size,
         device, error,
@@ -186,16 +187,16 @@ def train(
 
 
 def _failure(experiment: Experiment, outcome: Outcome, batch_size: int, folder: Path) -> TrainingError:
-    what = f"training failed: {outcome.reason}"
-    remedy = "read the log above the error; a smaller batch_size and a single GPU are the first things to try."
+    what, remedy = f"training failed: {outcome.reason}", find_remedy(outcome.reason)
     if outcome.state == "memory":
+        where = "CUDA out" if "cuda" in outcome.reason.lower() else "Out"
         what = (
-            f"CUDA out of memory: training.batch_size is {batch_size}, training.image_size "
+            f"{where} of memory: training.batch_size is {batch_size}, training.image_size "
             f"{experiment.training.image_size}: {outcome.reason.splitlines()[0]}"
         )
         remedy = (
             "reduce training.batch_size, or set training.min_batch_size to let it be halved, or "
-            "hardware.multi_gpu: false, and render again."
+            "reduce training.image_size, and render again."
         )
     return TrainingError(what, state=f"what was trained until then is in {folder}.", remedy=remedy)
 
@@ -247,8 +248,7 @@ def _outcome(file: Path, status: int) -> Outcome:
     if file.is_file():
         return Outcome.model_validate_json(file.read_bytes())
     how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-    hint = "; the machine's own memory may be too small (reduce hardware.num_workers)" if status == -9 else ""  # noqa: PLR2004
-    return Outcome(state="killed", reason=f"a training process {how}{hint}")
+    return Outcome(state="killed", reason=f"a training process {how}")
 
 
 def keep_earlier(folder: Path) -> Path | None:

@@ -31,7 +31,7 @@ from lib.remotes.places import find_missing
 from lib.session import HOUR, Session
 from lib.tables import as_text, make_table
 from lib.train.launch import prepare_library
-from lib.train.weights import find_weights
+from lib.train.weights import find_weights, read_start
 
 State = Literal["ok", "warning", "error"]
 ACCELERATORS: Mapping[str, tuple[str, ...]] = {"t4x2": ("T4", "T4"), "p100": ("P100",), "none": ()}
@@ -303,7 +303,12 @@ def _check_weights(session: Session) -> Iterator[Line]:
     if found is None:
         yield Line("weights", "ok", "training starts from random weights")
     elif isinstance(found, Path):
-        yield Line("weights", "ok", f"{found} ({file_size(found.stat().st_size)})")
+        start = read_start(session, found)
+        text = f"{found} ({file_size(found.stat().st_size)}). {start.note}".removesuffix(". ")
+        if start.note and not start.epoch:
+            yield Line("weights", "warning", text, "nothing, if you know of it")
+        else:
+            yield Line("weights", "ok", text)
     else:
         request = urllib.request.Request(found, method="HEAD")  # noqa: S310  an https URL of ultralytics' own
         try:

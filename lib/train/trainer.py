@@ -34,7 +34,9 @@ from lib.experiment.modules import Task
 from lib.files import replacing
 from lib.process import die_with
 from lib.progress import REDRAWN, Bar, duration
+from lib.train.failures import is_memory
 from lib.train.launch import Outcome, WorkerPlan
+from lib.train.plots import guarded_plots
 from lib.train.tracking import Recorder
 
 FIRST = RANK in {-1, 0}
@@ -248,13 +250,14 @@ def main(plan_file: Path, guard: type[GuardedTrainer] = GuardedTrainer) -> None:
     status = 1
     LOGGER.setLevel(logging.WARNING if FIRST else logging.ERROR)
     try:
-        trainer = trainer_of(plan.task, guard)(plan)
-        trainer.train()
+        with guarded_plots():
+            trainer = trainer_of(plan.task, guard)(plan)
+            trainer.train()
         outcome = Outcome(state="interrupted" if trainer.interrupted else "finished", reason=trainer.interrupted)
         status = 0
     except Exception as error:  # noqa: BLE001  every failure becomes the outcome
-        memory = isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()
-        outcome = Outcome(state="memory" if memory else "failed", reason=f"{type(error).__name__}: {error}")
+        reason = f"{type(error).__name__}: {error}"
+        outcome = Outcome(state="memory" if is_memory(reason) else "failed", reason=reason)
         traceback.print_exc()
     plan.outcome(max(RANK, 0)).write_text(outcome.model_dump_json(), encoding="utf-8")
     sys.stdout.flush()

@@ -67,6 +67,17 @@ def test_an_exported_model_is_next_to_the_weights_and_predicts_the_same(
         check_same(str(other), str(file), SIZE)
 
 
+def test_a_model_of_grey_images_is_exported(tmp_path: Path) -> None:
+    """The self-test asks with the model's own number of channels."""
+    grey = write_tiny_model(tmp_path / "grey.pt", channels=1)
+    exported = export(session_for(tmp_path, "onnx"), trained(tmp_path, grey))
+    assert exported.missing is None
+    import onnxruntime
+
+    (given,) = onnxruntime.InferenceSession(exported.files[0]).get_inputs()
+    assert given.shape == [1, 1, SIZE, SIZE]
+
+
 def test_a_failed_export_is_missing_and_the_weights_are_kept(tmp_path: Path) -> None:
     """The format and the cause are reported; an older export of other weights is not mistaken for this one."""
     run = trained(tmp_path)
