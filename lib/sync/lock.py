@@ -20,7 +20,8 @@ from collections.abc import Iterable
 from typing import IO
 
 from lib.errors import GitPushError, RunHeldError, TakenOverError
-from lib.remotes.repository import pauses
+from lib.remotes import repository
+from lib.remotes.answers import Patience
 from lib.sync.publication import Say
 from lib.sync.record import ASKS, LEASE, RUNS, RunRecord, short_name
 from lib.sync.refs import ANY, RefMovedError, Refs, RefUpdate, SeenRun
@@ -283,17 +284,16 @@ class RunLock:
                 updates = (*updates, RefUpdate(self._ask, ANY, None))
             new = self.refs.write_record(record) if record else None
             self._tried += [new] if new else []  # before the push: it may happen although its answer is lost
-            for pause in pauses():
+            patience = Patience(repository.PAUSES)
+            while True:
                 try:
                     self.refs.push(RefUpdate(self.ref, self._commit, new), *updates)
-                except GitPushError:
+                    break
+                except GitPushError as error:
                     if self._has_happened(new, updates):
                         break
-                    if pause is None:
+                    if not patience.wait(error.patience):
                         raise
-                    time.sleep(pause)
-                else:
-                    break
             self._commit, self.record = new, record
             if record is None:
                 self._end()
@@ -357,19 +357,15 @@ class RunLock:
 
 def ask(refs: Refs, questions: Iterable[str]) -> None:
     """Create these refs, which ask runs whether they live, in one push. Raises `GitPushError` if the host refuses."""
-    left, question = set(questions), refs.write_question()
-    for pause in pauses():
+    left, question, patience = set(questions), refs.write_question(), Patience(repository.PAUSES)
+    while left:
         try:
             refs.push(*(RefUpdate(ref, None, question) for ref in sorted(left)))
-        except GitPushError:
+            left = set()
+        except GitPushError as error:
             left -= refs.list_refs(*left).keys()  # another session asks at the same moment
-            if left and pause is None:
+            if left and not patience.wait(error.patience):
                 raise
-        else:
-            return
-        if not left:
-            return
-        time.sleep(pause or 0)
 
 
 def short(identity: str) -> str:

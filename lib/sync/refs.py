@@ -19,7 +19,8 @@ from pathlib import Path
 from lib.errors import CommandError, GitPushError
 from lib.process import MINUTE, CommandFailed
 from lib.remotes.credentials import Credentials
-from lib.remotes.repository import Repository, remedy_for
+from lib.remotes.git_answers import BRIEFLY, because, explain
+from lib.remotes.repository import Repository
 from lib.sync.record import LEASE, RUNS, RunRecord, read_run
 
 EARLIER = ("refs/intents/", "refs/heads/kaggle-intents/", "refs/heads/kaggle-runs/")
@@ -140,8 +141,12 @@ class Refs(Repository):
         except CommandFailed as error:
             message = (error.answer.errors.strip() or error.answer.output.strip() or "no reason given")[-2000:]
             refs = ", ".join(update.ref for update in updates)
-            remedy = remedy_for(message, "read the host's answer above, fix its cause and run sync_outputs() again.")
-            raise GitPushError(f"Git push failed: {self.url} rejected {refs}:\n{message}", remedy=remedy) from error
+            answer = explain(message, BRIEFLY)
+            refused = GitPushError(
+                f"Git push failed{because(answer)}: {self.url} rejected {refs}:\n{message}", remedy=answer.remedy
+            )
+            refused.patience = answer.patience
+            raise refused from error
         except CommandError as error:
             raise GitPushError(f"Git push failed: {error.what}", remedy=error.remedy) from error
 

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import random
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from http import HTTPStatus
@@ -16,10 +14,11 @@ from typing import Any
 
 from lib.errors import DvcPushError
 from lib.process import limit_silence
+from lib.remotes.answers import patiently
 from lib.remotes.drive_errors import explain
 from lib.sync.stores.base import Progress, StoredCopy, absent, home_of, push_errors
 
-PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds before a request is repeated: Drive counts its limits by the minute
+PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)  # seconds before a request is repeated: Drive counts by the minute
 PIECE = 64 * 2**20  # bytes in one request; at most this much is sent again after a broken connection
 BLOCK = 2**16
 POOL = 100  # identities that one request returns
@@ -41,7 +40,8 @@ class DriveObjects:
       base folders, the folders in the base, and those that may contain an object. A search never has more than one
       parent: Drive's answers to `A in parents or B in parents` may silently leave out one of the two (rclone#9810).
       Only uploads use folder ids of earlier listings.
-    - It retries only 5xx and rate limits. Here dropped connections and 429 are retried too (`PAUSES`).
+    - It retries only 5xx and rate limits. Here dropped connections and 429 are retried too (`PAUSES`), and
+      `Retry-After` is obeyed.
     - It restarts an interrupted upload. Here the upload's session is asked how many bytes have arrived.
 
     Threads: an `httplib2.Http` serves one thread at a time, so that each thread has its own; the tokens are shared, and
@@ -339,14 +339,7 @@ class DriveObjects:
 
 def _patiently(act: Callable[[], Any]) -> Any:  # noqa: ANN401
     """Return the result of `act`, repeated after each of `PAUSES` while its error is transient."""
-    for pause in (*PAUSES, None):
-        try:
-            return act()
-        except Exception as error:
-            if pause is None or not explain(error).is_transient:
-                raise
-        time.sleep(pause * random.uniform(0.5, 1.0))  # jitter: not all machines at the same moment
-    raise AssertionError
+    return patiently(act, explain, PAUSES)
 
 
 def _drive_trouble(error: BaseException) -> tuple[str, str]:
