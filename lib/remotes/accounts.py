@@ -285,11 +285,11 @@ def _check_git(credentials: Credentials, url: str, seconds: float) -> Account:
 # ── W&B ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def check_wandb(credentials: Credentials, *, seconds: float = SECONDS) -> Account:
-    """Check the W&B key and return its account.
+def check_wandb(credentials: Credentials, entity: str | None = None, *, seconds: float = SECONDS) -> Account:
+    """Check the W&B key, and that its user may record runs in `entity`; return its account.
 
     The server is `WANDB_BASE_URL`, or the default of W&B's client. Raises `CredentialsError` when there is no key or
-    W&B rejects it, `RemoteError` when W&B cannot be reached.
+    W&B rejects it, `RemoteError` when W&B cannot be reached or `entity` is of somebody else.
     """
     if not credentials.wandb_api_key:
         raise CredentialsError(
@@ -302,6 +302,7 @@ def check_wandb(credentials: Credentials, *, seconds: float = SECONDS) -> Accoun
     try:
         viewer = wandb.Api(api_key=credentials.wandb_api_key, timeout=max(1, round(seconds))).viewer
         who, mail, teams = str(viewer.username), str(viewer.email or ""), ", ".join(viewer.teams)
+        own = {who, str(viewer.entity), *viewer.teams}
     except Exception as error:  # noqa: BLE001  a rejection and a timeout are one class; the response tells them apart
         what = credentials.redact(str(error.__cause__ or error))
         reply = getattr(error.__cause__, "response", None)  # the server's reply, if there was one
@@ -313,4 +314,11 @@ def check_wandb(credentials: Credentials, *, seconds: float = SECONDS) -> Accoun
                 "copy the key anew from your W&B user settings into secrets.json, or leave it out.",
             ) from None
         raise unreachable("W&B", what) from None
+    if entity and entity not in own:
+        raise RemoteError(
+            f"W&B: wandb.entity is {entity}, and {who} is no member of such a team.",
+            state="curves are recorded offline.",
+            remedy=f"name one of {', '.join(sorted(own - {'None'}))} as wandb.entity, or null for the account's own "
+            "default; or have the user invited to that team.",
+        )
     return Account("W&B", who, (mail, teams and f"teams: {teams}"))

@@ -19,9 +19,7 @@ import time
 from collections.abc import Iterable
 from typing import IO
 
-from lib.errors import GitPushError, RunHeldError, TakenOverError
-from lib.remotes import repository
-from lib.remotes.answers import Patience
+from lib.errors import CommandError, RunHeldError, SyncError, TakenOverError
 from lib.sync.publication import Say
 from lib.sync.record import ASKS, LEASE, RUNS, RunRecord, short_name
 from lib.sync.refs import ANY, RefMovedError, Refs, RefUpdate, SeenRun
@@ -68,7 +66,7 @@ class RunLock:
 
         Returns whether it is held.
         """
-        held = self._try()
+        held = self._try_here()
         if not held:
             self._asking = threading.Thread(target=self._wait, name=f"asking {self.name}", daemon=True)
             self._asking.start()
@@ -83,7 +81,7 @@ class RunLock:
         self._stop_watching()
         self.confirm()
         reported = False
-        while not self._try():
+        while not self._try_here():
             if self._holder_lives:
                 self._forget()
                 raise RunHeldError(
@@ -104,6 +102,13 @@ class RunLock:
         """
         self._check_is_ours(run, identity)
         return (silent or self._is_dead_here(run)) and self._take(run, identity)
+
+    def _try_here(self) -> bool:
+        """Try to take the run; raise errors of this machine as `SyncError`."""
+        try:
+            return self._try()
+        except (CommandError, OSError) as error:
+            raise of_this_machine(error, f"the run {self._full_name} cannot be held") from error
 
     @property
     def _pause(self) -> float:
@@ -284,16 +289,9 @@ class RunLock:
                 updates = (*updates, RefUpdate(self._ask, ANY, None))
             new = self.refs.write_record(record) if record else None
             self._tried += [new] if new else []  # before the push: it may happen although its answer is lost
-            patience = Patience(repository.PAUSES)
-            while True:
-                try:
-                    self.refs.push(RefUpdate(self.ref, self._commit, new), *updates)
-                    break
-                except GitPushError as error:
-                    if self._has_happened(new, updates):
-                        break
-                    if not patience.wait(error.patience):
-                        raise
+            self.refs.push_patiently(
+                lambda: (RefUpdate(self.ref, self._commit, new), *updates), lambda: self._has_happened(new, updates)
+            )
             self._commit, self.record = new, record
             if record is None:
                 self._end()
@@ -357,15 +355,21 @@ class RunLock:
 
 def ask(refs: Refs, questions: Iterable[str]) -> None:
     """Create these refs, which ask runs whether they live, in one push. Raises `GitPushError` if the host refuses."""
-    left, question, patience = set(questions), refs.write_question(), Patience(repository.PAUSES)
-    while left:
-        try:
-            refs.push(*(RefUpdate(ref, None, question) for ref in sorted(left)))
-            left = set()
-        except GitPushError as error:
-            left -= refs.list_refs(*left).keys()  # another session asks at the same moment
-            if left and not patience.wait(error.patience):
-                raise
+    wanted, question = set(questions), refs.write_question()
+    refs.push_patiently(
+        lambda: (RefUpdate(ref, ANY, question) for ref in sorted(wanted)),
+        lambda: wanted <= refs.list_refs(*wanted).keys(),  # another session asks at the same moment
+    )
+
+
+def of_this_machine(error: CommandError | OSError, what: str) -> SyncError:
+    """Return the error to raise for one of this machine that was met while reading or preparing Git objects."""
+    cause = error.what if isinstance(error, CommandError) else f"{type(error).__name__}: {error}"
+    return SyncError(
+        f"{what}: {cause}",
+        state="nothing was changed.",
+        remedy="use a clone that Git can open and write to, free some space if the disk is full, and run it again.",
+    )
 
 
 def short(identity: str) -> str:

@@ -12,12 +12,14 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from lib.errors import CommandError, GitPushError
 from lib.process import MINUTE, CommandFailed
+from lib.remotes import repository
+from lib.remotes.answers import Patience
 from lib.remotes.credentials import Credentials
 from lib.remotes.git_answers import BRIEFLY, because, explain
 from lib.remotes.repository import Repository
@@ -149,6 +151,18 @@ class Refs(Repository):
             raise refused from error
         except CommandError as error:
             raise GitPushError(f"Git push failed: {error.what}", remedy=error.remedy) from error
+
+    def push_patiently(self, updates: Callable[[], Iterable[RefUpdate]], has_happened: Callable[[], bool]) -> None:
+        """Push, and repeat a failed push while its error may pass, unless the remote shows that it has happened."""
+        patience = Patience(repository.PAUSES)
+        while True:
+            try:
+                return self.push(*updates())
+            except GitPushError as error:
+                if has_happened():
+                    return None
+                if not patience.wait(error.patience):
+                    raise
 
 
 def _place(url: str) -> str:

@@ -38,6 +38,11 @@ ACCELERATORS: Mapping[str, tuple[str, ...]] = {"t4x2": ("T4", "T4"), "p100": ("P
 WEIGHTS_SIZE = {"n": 6, "s": 20, "m": 42, "l": 54, "x": 118}
 """Size in MiB of a finished `.pt`, by the architecture's size; with its optimizer it is four times as large."""
 SMALL = 2**31  # bytes that must stay free beyond the estimated need; less causes a warning
+PUBLISHED = (
+    "test/worst.png", "test/predictions.json", "train/args.yaml", "train/results.csv", "README.md",
+    "train/weights/best.pt.dvc", "train/weights/.gitignore", ".gitattributes",
+)  # fmt: skip
+"""A file of each kind that a run commits, below its folder; the first one is of the kind of the largest."""
 LONGEST = 600  # characters of a finding in the error message; the table shows all of it
 TIMEOUT = 180.0  # seconds for torch's import and first kernel
 
@@ -250,17 +255,23 @@ def _check_remotes(session: Session) -> Iterator[Line]:
 
     notes: list[str] = []
     pointer = read_pointer(session.root, session.experiment)
-    found = rehearse(session.root, session.credentials, wanted=[pointer.md5], say=notes.append)
+    experiment = session.experiment
+    found = rehearse(
+        session.root, session.credentials,
+        names=[f"{experiment.artifacts}/{name}" for name in PUBLISHED],
+        title=f"{experiment.about.title}: {experiment.name}, rehearsal",
+        wanted=[pointer.md5], say=notes.append,
+    )  # fmt: skip
     for name, result in (("Git remote", found.git), ("DVC remote", found.dvc)):
         yield _wrong(name, result) if isinstance(result, RunError) else Line(name, "ok", result)
-    needed = planned_upload(session.experiment)
+    needed = planned_upload(experiment)
     if found.room is not None and found.room < needed:
         yield Line(
             "DVC remote", "error", f"{file_size(found.room)} left, and a publication sends about {file_size(needed)}",
             "free space there (on Drive the trash counts too) and run again",
         )  # fmt: skip
     if not isinstance(found.dvc, RunError):
-        name, size = session.experiment.dataset, "an unknown size" if pointer.size is None else file_size(pointer.size)
+        name, size = experiment.dataset, "an unknown size" if pointer.size is None else file_size(pointer.size)
         text = f"{name}: {size} in {pointer.files} files; its listing {pointer.md5} is"
         if found.missing:
             remedy = f"run `dvc push {name}.dvc` in a clone that has it, and check the remote's address"
@@ -288,7 +299,7 @@ def _check_wandb(session: Session) -> Iterator[Line]:
     elif not session.credentials.wandb_api_key:
         yield Line("W&B", "ok", "no WANDB_API_KEY: curves are recorded here, to be uploaded later")
     else:
-        yield Line("W&B", "ok", str(check_wandb(session.credentials)))
+        yield Line("W&B", "ok", str(check_wandb(session.credentials, session.experiment.wandb.entity)))
 
 
 # ── the weights ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -466,6 +466,19 @@ def test_a_wandb_key_is_shown_with_its_user(
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and wandb_emulator.KEY in path.read_text()]
 
 
+@pytest.mark.parametrize("entity", [None, "a-user", "a-team"])
+def test_a_wandb_entity_of_the_keys_user_is_accepted(service: WandbEmulator, entity: str | None) -> None:
+    """The user itself is one, and each of its teams."""
+    assert check_wandb(WITH_KEY, entity).who == "a-user"
+
+
+def test_a_wandb_entity_of_somebody_else_is_reported(service: WandbEmulator) -> None:
+    """The key is right: the entity must change, or the team's members."""
+    with pytest.raises(RemoteError, match=r"wandb\.entity is their-team") as caught:
+        check_wandb(WITH_KEY, "their-team")
+    assert "a-team, a-user" in caught.value.remedy
+
+
 @pytest.mark.parametrize("key", ["x" * 40, "too-short", wandb_emulator.KEY[:-1]])
 def test_a_rejected_wandb_key_is_reported_and_not_shown(service: WandbEmulator, key: str) -> None:
     """Either the client or the service rejects it."""
