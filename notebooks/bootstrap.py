@@ -9,6 +9,7 @@ it to the repository's host only. No message contains a part of secrets.json. A 
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,8 @@ class Bootstrap:
 
     progress_seconds = 10.0
     """The time between two lines of git's progress."""
+    pauses: tuple[float, ...] = (5.0, 20.0, 60.0)
+    """The longest pauses in seconds before a host that limits requests, or is failing, is asked again."""
 
     def __init__(self, module: str, working: str | Path, sandbox: str, *, kaggle: Path = Path("/kaggle")) -> None:
         """Create the working folder; if `working` is empty, Kaggle's, or a new one in the sandbox.
@@ -171,7 +174,7 @@ class Bootstrap:
             environment |= {f"GIT_CONFIG_{name}": value for name, value in setting.items()} | {"GIT_TOKEN": token}
         return environment
 
-    def _fetch(self, root: Path, environment: dict[str, str], *words: str) -> str:
+    def _fetch(self, root: Path, environment: dict[str, str], *words: str, tried: int = 0) -> str:
         """Fetch, printing the progress from time to time; return what went wrong, or an empty text."""
         command, messages, due = ["git", "fetch", "--progress", *words], [], time.monotonic() + self.progress_seconds
         with subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE, text=True) as process:
@@ -182,4 +185,9 @@ class Bootstrap:
                     due = time.monotonic() + self.progress_seconds
                     self.say(line.rstrip())
         wrong = "".join(messages) or f"git ended with status {process.returncode}"
+        is_limit = any(word in wrong for word in ("rate limit", "returned error: 429", "returned error: 5"))
+        if process.returncode and is_limit and tried < len(self.pauses):
+            self.say(f"{wrong.strip().splitlines()[-1]}: asking again in up to {self.pauses[tried]:.0f} s …")
+            time.sleep(random.uniform(self.pauses[tried] / 2, self.pauses[tried]))
+            return self._fetch(root, environment, *words, tried=tried + 1)
         return wrong if process.returncode else ""

@@ -272,9 +272,12 @@ def test_a_rehearsal_leaves_only_the_mark_on_drive(stores: Stores, drive: DriveE
     assert REPOSITORY in mark
 
 
-def test_a_rehearsal_finds_that_the_drive_folder_is_in_the_trash(stores: Stores, drive: DriveEmulator) -> None:
-    """Drive accepts uploads into it, which nobody would see."""
-    drive.trash(drive.root_id)
+@pytest.mark.parametrize("folder", ["", "files", "files/md5"])
+def test_a_rehearsal_finds_that_the_drive_folder_is_in_the_trash(
+    stores: Stores, drive: DriveEmulator, folder: str
+) -> None:
+    """Drive accepts uploads into it or into a new one of its name; nobody would see the objects that are there."""
+    drive.trash(drive.make_folder(folder) if folder else drive.root_id)
     with nothing_changes(stores):
         found = rehearse(stores.clone, DRIVE, say=str)
     assert isinstance(found.dvc, DvcPushError)

@@ -87,14 +87,24 @@ class DriveObjects:
         return f"gdrive://{self._home}"
 
     def limits(self, probe: str) -> str:  # noqa: ARG002
-        """Return nothing: Drive has what deleting needs. Raises `DvcPushError` if the root folder is in the trash."""
-        if self._in_trash:
+        """Return nothing: Drive has what deleting needs. Raises `DvcPushError` if the folder is in the trash."""
+        if self._in_trash or self._is_below_trash():
             raise DvcPushError(
                 f"{self.name}: the folder is in the trash of Google Drive.",
                 state="nothing was uploaded or changed.",
-                remedy="restore it there or name another folder in .dvc/config, and run again.",
+                remedy="restore it there (or delete it there for good, to begin anew), or name another folder in "
+                ".dvc/config, and run again.",
             )
         return ""
+
+    def _is_below_trash(self) -> bool:
+        """Return whether a folder of the path to the objects is missing, and in the trash."""
+        folders = self._find_path(self._base)
+        missing = next((path for path, ids in folders.items() if not ids), None)
+        if missing is None:
+            return False
+        parent, title = folders[missing[:-1]], missing[-1]
+        return any(item["title"] == title for each in parent for item in self._list(each, _named(title), trashed=True))
 
     def path_of(self, oid: str) -> str:
         """Return the path of an object below the remote's own folder."""
@@ -270,11 +280,10 @@ class DriveObjects:
         folders: dict[tuple[str, ...], list[str]] = {(): [self._root]}
         path: tuple[str, ...] = ()
         for title in titles:
-            quoted = title.replace("\\", "\\\\").replace("'", "\\'")
             items = [
                 item
                 for parent in folders[path]
-                for item in self._list(parent, f"mimeType='{_FOLDER}' and title='{quoted}'")
+                for item in self._list(parent, _named(title))
                 if item["title"] == title  # Drive's search ignores case
             ]
             path = (*path, title)
@@ -301,9 +310,9 @@ class DriveObjects:
     def _files_in(self, parents: Iterable[str]) -> Iterator[dict[str, Any]]:
         return (item for parent in parents for item in self._list(parent) if item["mimeType"] != _FOLDER)
 
-    def _list(self, parent: str, which: str = "") -> list[dict[str, Any]]:
-        """Return all items of a folder that are not in the trash, from all pages."""
-        query = f"'{parent}' in parents and trashed=false" + (f" and {which}" if which else "")
+    def _list(self, parent: str, which: str = "", *, trashed: bool = False) -> list[dict[str, Any]]:
+        """Return all items of a folder, those in the trash or those that are not, from all pages."""
+        query = f"'{parent}' in parents and trashed={str(trashed).lower()}" + (f" and {which}" if which else "")
         found: list[dict[str, Any]] = []
         page = None
         while True:
@@ -335,6 +344,12 @@ class DriveObjects:
 
     def _push_errors(self, state: str = "") -> AbstractContextManager[None]:
         return push_errors(self.name, _drive_trouble, state)
+
+
+def _named(title: str) -> str:
+    """Return the search for folders with this title, in any case."""
+    quoted = title.replace("\\", "\\\\").replace("'", "\\'")
+    return f"mimeType='{_FOLDER}' and title='{quoted}'"
 
 
 def _patiently(act: Callable[[], Any]) -> Any:  # noqa: ANN401
