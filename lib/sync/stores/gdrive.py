@@ -18,7 +18,7 @@ from lib.remotes.answers import patiently
 from lib.remotes.drive_errors import explain
 from lib.sync.stores.base import Progress, StoredCopy, absent, home_of, push_errors
 
-PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)  # seconds before a request is repeated: Drive counts by the minute
+PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds before a request is repeated: Drive counts its limits by the minute
 PIECE = 64 * 2**20  # bytes in one request; at most this much is sent again after a broken connection
 BLOCK = 2**16
 POOL = 100  # identities that one request returns
