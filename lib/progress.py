@@ -164,6 +164,27 @@ def showing(what: str, total: float | None = None, done: Callable[[], float] = l
         bar.end(ended)
 
 
+@contextlib.contextmanager
+def counting(what: str, total: float) -> Iterator[Callable[[int], object]]:
+    """Yield a function that threads call with the bytes of each step; the bar appears with the first byte."""
+    bar: Bar | None = None
+    done, lock, ended = 0, threading.Lock(), f"{what}: stopped"
+
+    def add(count: int) -> None:
+        nonlocal bar, done
+        with lock:
+            done += count
+            bar = bar or Bar(what, total, is_bytes=True)
+            bar.show(done)
+
+    try:
+        yield add
+        ended = ""
+    finally:
+        if bar is not None:
+            bar.end(ended)
+
+
 def file_size(count: float) -> str:
     """Return a number of bytes in MiB or GiB."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

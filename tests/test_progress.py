@@ -6,12 +6,14 @@ import os
 import pty
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
-from lib.progress import Bar, Lines, duration, say, showing
+from lib.progress import Bar, Lines, counting, duration, say, showing
 
 NEVER = float("inf")
 
@@ -89,6 +91,25 @@ def test_a_bar_of_failed_work_ends_as_stopped(capsys: pytest.CaptureFixture[str]
     with pytest.raises(OSError, match="full"), showing("Pulling", 100):
         raise OSError("full")
     assert lines_of(capsys.readouterr().out) == ["Pulling: stopped\n"]
+
+
+def failing(step: int) -> Iterator[int]:
+    """Yield one step, then fail."""
+    yield step
+    raise OSError("full")
+
+
+def test_a_bar_that_threads_feed_appears_with_the_first_byte(capsys: pytest.CaptureFixture[str]) -> None:
+    """Work that moves no byte shows no bar; failed work ends as stopped."""
+    with counting("Uploading", 100):
+        pass
+    assert capsys.readouterr().out == ""
+    with counting("Uploading", 100) as add, ThreadPoolExecutor(4) as pool:
+        list(pool.map(add, [20] * 5))
+    assert "Uploading: 0.0 MiB in " in lines_of(capsys.readouterr().out)[0]
+    with pytest.raises(OSError, match="full"), counting("Uploading", 100) as add:
+        list(map(add, failing(50)))
+    assert lines_of(capsys.readouterr().out) == ["Uploading: stopped\n"]
 
 
 @pytest.mark.parametrize(

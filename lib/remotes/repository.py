@@ -104,16 +104,6 @@ class Repository:
         # Git also lists refs/heads/backup/refs/heads/x for refs/heads/x: it compares the end of a name
         return {ref: refs[ref] for ref in refs if not patterns or any(fnmatchcase(ref, each) for each in patterns)}
 
-    def _files_at(self, names: Mapping[str, str]) -> dict[str, str]:
-        """Return {key: text} of those of the files, given as `commit:path`, that exist."""
-        # asked first: a read that fails must raise; taken for a missing file, it would hide a run
-        asked = "".join(f"{name}\n" for name in names.values())
-        answers = self._remote("cat-file", "--batch-check=%(objectname)", cwd=self._mirror, text=asked).output
-        named = zip(names, answers.splitlines(), strict=True)
-        blobs = {key: answer for key, answer in named if not answer.endswith(" missing")}
-        texts = self._blobs(blobs.values())
-        return {key: texts[blob] for key, blob in blobs.items()}
-
     def head(self) -> str:
         """Return the clone's HEAD commit."""
         return self._git("rev-parse", "HEAD").output.strip()
@@ -140,12 +130,9 @@ class Repository:
         Paths are those in the repository. A `.dvc` file that is not in DVC's format is skipped: DVC could not pull it
         either.
         """
-        with self._fetched(*patterns):
-            found = self._trees(self._mirrored(*patterns), "*.dvc")
-            texts = self._blobs(blob for pointers_of in found.values() for blob in pointers_of.values())
         return {
-            ref: {name: item for path, blob in pointers_of.items() for name, item in _outputs(path, texts[blob])}
-            for ref, pointers_of in found.items()
+            ref: {name: item for path, text in files.items() for name, item in _outputs(path, text)}
+            for ref, files in self.read_files_of_all(patterns, "*.dvc").items()
         }
 
     def read_files(self, ref: str, *patterns: str, commit: str = "") -> dict[str, str]:
@@ -155,11 +142,10 @@ class Repository:
         such commit.
         """
         with self._fetched(ref):
-            found = self._trees([commit or ref], *patterns).get(commit or ref)
-            if found is None:
+            found = self._read_all({ref: commit or ref}, *patterns)
+            if not found:
                 raise GitPushError(f"{self.url} has no commit {commit or ref}.", remedy="run the same command again.")
-            texts = self._blobs(found.values())
-        return {path: texts[blob] for path, blob in found.items()}
+        return found[ref]
 
     def write_files(self, ref: str, folder: str, target: Path) -> None:
         """Write the files below `folder` in the commit at `ref` into the folder `target`, byte for byte.
@@ -178,15 +164,24 @@ class Repository:
         """Return {ref: {path: text}} for every matching ref, in one request if the files are small."""
         wanted = (refs,) if isinstance(refs, str) else refs
         with self._fetched(*wanted):
-            found = self._trees(self._mirrored(*wanted), *patterns)
-            texts = self._blobs(blob for files in found.values() for blob in files.values())
-        return {ref: {path: texts[blob] for path, blob in files.items()} for ref, files in found.items()}
+            return self._read_all(self._mirrored(*wanted), *patterns)
 
-    def _mirrored(self, *patterns: str) -> list[str]:
-        """Return the refs of the mirror whose full name matches."""
-        refs = self._git("for-each-ref", "--format=%(refname)", cwd=self._mirror).output.split()
+    def _mirrored(self, *patterns: str) -> dict[str, str]:
+        """Return {ref: commit} for the refs of the mirror whose full name matches."""
+        lines = self._git("for-each-ref", "--format=%(refname) %(objectname)", cwd=self._mirror).output.splitlines()
+        refs = dict(line.split() for line in lines)
         # with patterns, Git would leave out refs/heads/a/b for refs/heads/*
-        return [ref for ref in refs if any(fnmatchcase(ref, each) for each in patterns)]
+        return {ref: refs[ref] for ref in refs if any(fnmatchcase(ref, each) for each in patterns)}
+
+    def _read_all(self, commits: Mapping[str, str], *patterns: str) -> dict[str, dict[str, str]]:
+        """Return {key: {path: text}} of the matching files in each commit of the mirror that exists."""
+        found = self._trees(list(commits.values()), *patterns)
+        texts = self._blobs(blob for files in found.values() for blob in files.values())
+        return {
+            key: {path: texts[blob] for path, blob in found[commit].items()}
+            for key, commit in commits.items()
+            if commit in found
+        }
 
     def _trees(self, commits: Sequence[str], *patterns: str) -> dict[str, dict[str, str]]:
         """Return {commit: {path: blob name}} of the matching files in each commit that exists, by two subprocesses."""

@@ -21,23 +21,7 @@ from lib.sync.rehearse import LARGEST, Rehearsed, rehearse
 from lib.sync.remotes import open_remotes
 
 __all__ = [
-    "ASKS",
-    "CHECKPOINTS",
-    "LARGEST",
-    "RUNS",
-    "Checked",
-    "CheckpointPublisher",
-    "Publication",
-    "Published",
-    "Refs",
-    "Rehearsed",
-    "RunLock",
-    "check",
-    "fetch_file",
-    "open_remotes",
-    "read_run",
-    "recover",
-    "rehearse",
-    "short_name",
+    "ASKS", "CHECKPOINTS", "LARGEST", "RUNS", "Checked", "CheckpointPublisher", "Publication", "Published", "Refs",
+    "Rehearsed", "RunLock", "check", "fetch_file", "open_remotes", "read_run", "recover", "rehearse", "short_name",
     "sync_outputs",
-]
+]  # fmt: skip

@@ -1,13 +1,10 @@
 """Check both remotes and report what is wrong with them, without writing or deleting anything.
 
 Guarantees: checks every branch and tag with its whole history, every run's ref, every checkpoint with its files, and
-every object on the DVC remote with its content: a folder's files are read, Drive and S3 are asked for the MD5 (S3 knows
-none for a copy that was sent in parts or encrypted by a key service). Runs may continue meanwhile: a branch that moves
-is skipped, and what seems missing, unnamed or waste is looked up once more before it is reported.
-
+every object on the DVC remote with its content, as far as the store reports an MD5. Runs may continue meanwhile: a
+branch that moves is skipped, and what seems missing, unnamed or waste is looked up once more before it is reported.
 Cannot: see an object that is replaced during the check, judge a branch whose objects are on another DVC remote, or know
-what another repository on the same one names, or another version of this project; where there is one, objects that no
-ref names are skipped. A folder's checkpoint files are compared by size.
+what another repository or version of this project names: where there is one, objects that no ref names are skipped.
 """
 
 from __future__ import annotations
@@ -19,13 +16,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from lib.errors import SyncError
 from lib.remotes.credentials import Credentials
 from lib.remotes.repository import StoredObject
 from lib.sync.lock import CHECKPOINTS, short
 from lib.sync.record import RUNS
-from lib.sync.refs import EARLIER, SeenRun
-from lib.sync.remotes import EVERYTHING, Remotes, named_by, open_remotes
+from lib.sync.refs import EARLIER
+from lib.sync.remotes import EVERYTHING, Remotes, as_sync_errors, named_by, open_remotes
 from lib.sync.stores.base import StoredCopy, mismatch
 
 Kind = Literal["missing", "damaged", "unnamed", "twins", "waste", "unfinished", "unreadable", "foreign", "elsewhere"]
@@ -74,15 +70,8 @@ def check(root: Path, credentials: Credentials | None = None) -> Checked:
     Raises `SyncError` if a remote cannot be read.
     """
     credentials = credentials or Credentials()
-    with open_remotes(root, credentials) as remotes:
-        try:
-            return _check(remotes)
-        except OSError as error:
-            raise SyncError(
-                credentials.redact(f"checking stopped: {type(error).__name__}: {error}"),
-                state="nothing was changed.",
-                remedy="free some space if the disk is full, check the DVC remote, and run the same again.",
-            ) from error
+    with open_remotes(root, credentials) as remotes, as_sync_errors("checking", credentials.redact):
+        return _check(remotes)
 
 
 def _check(remotes: Remotes) -> Checked:
@@ -98,7 +87,7 @@ def _check(remotes: Remotes) -> Checked:
     listings = {oid for oid in named if oid.endswith(".dir") and oid in stored}
     damaged = {oid for oid in listings if any(mismatch(oid, -1, copy) for copy in stored[oid])}
     parts = {oid: remotes.parts_of(oid) for oid in listings - damaged}
-    named = named.union(*parts.values(), *(_declared_by(run) for run in runs.values()))
+    named = named.union(*parts.values(), (copy.oid for run in runs.values() for copy in run.declared))
     others = sorted(remotes.repositories() - {identity})
     unreadable = [ref for ref in heads if ref.startswith(EARLIER)]
     unreadable += [f"{RUNS}{name}" for name, run in runs.items() if run.record is None]
@@ -120,9 +109,13 @@ def _check(remotes: Remotes) -> Checked:
           if published[ref] or ref.startswith(CHECKPOINTS)),
         *_check_branches({ref: items for ref, items in here.items() if ref not in moved}, parts, stored),
         *_check_checkpoints(remotes, elsewhere),
-        *_check_waste(remotes, identity),
+        *(Finding("waste", f"{file.name} is of a session that has ended, and no checkpoint names it", RECOVER)
+          for file in remotes.waste(identity)
+          if file.name in store.flat(file.name)),  # else its session has just deleted it
         *_check_objects(unnamed, stored),
-        *_check_runs(runs.values()),
+        *(Finding("unfinished", f"{RUNS}{name}: the session of {run.record.name} is publishing, or has died meanwhile",
+                  f"{RECOVER}, which asks whether it lives")
+          for name, run in runs.items() if run.record and run.declared),
     )  # fmt: skip
     return Checked(len(published), len(stored), len(runs), findings)
 
@@ -142,10 +135,6 @@ UNNAMED = (
     "delete it by hand, but only if no other repository uses this DVC remote, and no clone has a commit that names it "
     "and is not pushed yet"
 )
-
-
-def _declared_by(run: SeenRun) -> set[str]:
-    return {copy.oid for copy in run.record.declared} if run.record else set()
 
 
 def _elsewhere(remotes: Remotes) -> dict[str, str]:
@@ -189,18 +178,12 @@ def _check_checkpoints(remotes: Remotes, elsewhere: Collection[str]) -> Iterator
     record = "*/checkpoint.json"
     for ref, texts in remotes.refs.read_files_of_all(f"{CHECKPOINTS}*", record).items():
         found = []
-        for file in (file for text in texts.values() for file in named_by(text) if ref not in elsewhere):
+        for file in named_by(texts) if ref not in elsewhere else ():
             copy = remotes.store.verify(file["name"], file["id"])
             if wrong := mismatch(file["md5"], file["size"], copy):
                 found.append(Finding("damaged" if copy else "missing", f"{ref}: {file['name']} {wrong}", RETRAIN))
         if found and remotes.refs.read_files_of_all(f"{ref}*", record).get(ref) == texts:
             yield from found
-
-
-def _check_waste(remotes: Remotes, identity: str) -> Iterator[Finding]:
-    for file in remotes.waste(identity):
-        if file.name in remotes.store.flat(file.name):  # else its session has just deleted it
-            yield Finding("waste", f"{file.name} is of a session that has ended, and no checkpoint names it", RECOVER)
 
 
 def _check_objects(unnamed: Collection[str], stored: Stored) -> Iterator[Finding]:
@@ -210,10 +193,3 @@ def _check_objects(unnamed: Collection[str], stored: Stored) -> Iterator[Finding
             yield Finding("unnamed", f"{oid} ({size} bytes) is named by no commit and no run", UNNAMED)
         if len(copies) > 1:
             yield Finding("twins", f"{oid} is stored {len(copies)} times", "nothing: each publication has its own copy")
-
-
-def _check_runs(runs: Collection[SeenRun]) -> Iterator[Finding]:
-    for run in runs:
-        if run.record is not None and run.record.declared:
-            what = f"{RUNS}{run.name}: the session of {run.record.name} is publishing, or has died meanwhile"
-            yield Finding("unfinished", what, f"{RECOVER}, which asks whether it lives")

@@ -14,9 +14,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lib.errors import DvcPushError, RunError
+from lib.files import replacing
 from lib.sync.lock import RunLock
 from lib.sync.publication import Publication, Say
-from lib.sync.record import RunRecord
 from lib.sync.refs import RefMovedError, RefUpdate
 from lib.sync.remotes import CHECKPOINT, Remotes, file_of, named_by
 from lib.sync.stores.base import mismatch
@@ -35,16 +35,12 @@ class CheckpointPublisher:
         """{name: identity} of the files of ours that the branch names."""
         self._waste: dict[str, str] = {}
         """The same for files of ours that it does not name, or that a push in doubt may have let it name."""
-        repository = self._record().repository
+        repository = lock.take().repository
         self._own = f"{CHECKPOINT}{repository}-{lock.name}-"
         """The beginning of our files' names; a branch that a fork has copied names those of another repository."""
         remotes.roll_back(lock, say)
         remotes.sweep(repository, lock.name)
         self._read_head()
-
-    def _record(self) -> RunRecord:
-        self._lock.take()
-        return self._lock.held()
 
     def _read_head(self) -> None:
         refs, ref = self._remotes.refs, self._lock.checkpoint
@@ -53,8 +49,7 @@ class CheckpointPublisher:
         if self._head is not None:
             refs.bring(ref, self._head)
             texts = refs.read_files(ref, "*/checkpoint.json", commit=self._head)
-            named = {file["name"]: file["id"] for text in texts.values() for file in named_by(text)}
-            self._named = {name: identity for name, identity in named.items() if name.startswith(self._own)}
+            self._named = {file["name"]: file["id"] for file in named_by(texts) if file["name"].startswith(self._own)}
 
     def publish(self, run: Publication, record: Mapping[str, object]) -> int:
         """Upload the objects of `run` and move the checkpoint branch; return the uploaded bytes.
@@ -68,18 +63,17 @@ class CheckpointPublisher:
         while True:
             commit = build_commit(self._remotes.refs, run, {}, parent=self._head)
             try:
-                self._lock.push(self._record(), RefUpdate(self._lock.checkpoint, self._head, commit))
+                self._lock.push(self._lock.take(), RefUpdate(self._lock.checkpoint, self._head, commit))
                 break
             except RefMovedError:  # deleted by hand, or moved by a push of ours whose answer was lost
                 self._read_head()
-        new = {file["name"]: file["id"] for file in files}
         self._waste |= self._named
-        self._head, self._named = commit, new
+        self._head, self._named = commit, {file["name"]: file["id"] for file in files}
         self._delete_waste()
         return sum(file["size"] for file in files)
 
     def _upload(self, run: Publication) -> list[dict[str, Any]]:
-        store, record = self._remotes.store, self._record()
+        store, record = self._remotes.store, self._lock.take()
         self._attempts += 1
         files = []
         for path, identity in zip(run.objects, store.new_identities(len(run.objects)), strict=True):
@@ -109,7 +103,7 @@ class CheckpointPublisher:
     def end(self) -> None:
         """Delete what failed checkpoints have left; the last published checkpoint stays."""
         if self._waste:
-            self._lock.push(self._record())  # a push in doubt is rejected from here on
+            self._lock.push(self._lock.take())  # a push in doubt is rejected from here on
             self._read_head()
             self._delete_waste()
 
@@ -119,15 +113,10 @@ def fetch_file(remotes: Remotes, file: Mapping[str, Any], target: Path) -> None:
 
     Raises `FileNotFoundError` if it is gone since the branch has moved, and `DvcPushError` if it has other content.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.part")
-    try:
+    with replacing(target) as part:
         remotes.store.read(file["name"], file["id"], part)
         if md5_of(part) != file["md5"]:
             raise DvcPushError(f"{remotes.store.name}: {file['name']} has other content.", remedy="try again.")
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def md5_of(path: Path) -> str:

@@ -1,9 +1,8 @@
 """Hold a run: its ref on the Git remote is the lock and the journal of the session that trains it.
 
-Guarantees: every push of a run is a compare-and-swap of its ref, so that a session which was taken over can publish
-nothing more. The holder pushes nothing to say that it lives: another session asks by creating a second ref, and the
-holder answers with its next push. Cannot: know at once whether a silent holder on another machine is dead; an asker
-waits one lease, timed by its own clock alone.
+Guarantees: every push of a run is a compare-and-swap of its ref, so that a session which was taken over publishes
+nothing more. The holder pushes only to answer a question, which another session asks by creating a second ref.
+Cannot: know at once whether a silent holder on another machine is dead; an asker waits one lease by its own clock.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import secrets
 import threading
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import IO
 
 from lib.errors import CommandError, RunHeldError, SyncError, TakenOverError
@@ -37,7 +37,7 @@ class RunLock:
 
     def __init__(self, refs: Refs, name: str, *, full_name: str = "", lease: float = LEASE, say: Say = print) -> None:
         self.refs, self.name, self._full_name = refs, short_name(name), full_name or name
-        self._lease, self._say = lease, say
+        self._lease, self._pause, self._say = lease, min(5.0, lease / 20), say
         self.ref, self._ask = f"{RUNS}{self.name}", f"{ASKS}{self.name}"
         self.checkpoint = f"{CHECKPOINTS}{self.name}"
         """The ref of the run's checkpoint branch, which only the holder moves."""
@@ -55,35 +55,32 @@ class RunLock:
         """The commit at which the run's ref of another session was seen first."""
         self._asked = math.inf
         """The monotonic time at which it was first seen together with a question."""
-        self._holder_lives = False
+        self.holder_lives = False
+        """Whether the ref of another session has moved since it was seen first."""
         self._stop_asking = threading.Event()
         self._asking: threading.Thread | None = None
 
     # ── taking ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def watch(self) -> bool:
-        """Take the run if it is free or its session is dead, else ask and wait in the background until `take`.
-
-        Returns whether it is held.
-        """
+        """Take the run if that is possible at once, else ask in the background until `take`; return whether held."""
         held = self._try_here()
         if not held:
             self._asking = threading.Thread(target=self._wait, name=f"asking {self.name}", daemon=True)
             self._asking.start()
         return held
 
-    def take(self) -> None:
-        """Take the run, after asking its holder and waiting one lease for the answer.
+    def take(self) -> RunRecord:
+        """Take the run, after asking its holder and waiting one lease for the answer, and return its record.
 
-        Raises `RunHeldError` if the holder answers, and `TakenOverError` if another session has taken the run over from
-        this one.
+        Raises `RunHeldError` if the holder answers, and `TakenOverError` if this session was taken over.
         """
         self._stop_watching()
         self.confirm()
         reported = False
         while not self._try_here():
-            if self._holder_lives:
-                self._forget()
+            if self.holder_lives:
+                self._seen, self._asked, self.holder_lives = None, math.inf, False  # it is asked again the next time
                 raise RunHeldError(
                     f"another session is training {self._full_name} and is alive.",
                     state="nothing was trained here; the other session continues.",
@@ -94,14 +91,23 @@ class RunLock:
                 reported = True
                 self._say(f"Another session holds {self.name}; asking whether it lives, for at most its lease …")
             time.sleep(self._pause)
+        return self.held()
 
-    def seize(self, run: SeenRun, identity: str | None, *, silent: bool) -> bool:
-        """Take over a run that did not answer (`silent`), or whose process in this clone is dead; return whether done.
+    def seize(self, run: SeenRun, identity: str | None, *, is_asked: bool) -> bool:
+        """Take over a run whose session is dead; return whether done.
 
-        `identity` is the repository's. Raises `RunHeldError` for a ref that this session can never take over.
+        It is dead if its process in this clone has ended, or if its ref has not moved for one lease since it was seen
+        first together with a question (`is_asked`). Raises `RunHeldError` for a ref that can never be taken over.
         """
         self._check_is_ours(run, identity)
-        return (silent or self._is_dead_here(run)) and self._take(run, identity)
+        if self._is_dead_here(run):
+            return self._take(run, identity)
+        self.holder_lives = self._seen not in (None, run.commit)
+        if self.holder_lives:
+            return False
+        # a question that was answered does not count for the next one
+        self._seen, self._asked = run.commit, min(self._asked, time.monotonic()) if is_asked else math.inf
+        return time.monotonic() - self._asked >= run.lease and self._take(run, identity)
 
     def _try_here(self) -> bool:
         """Try to take the run; raise errors of this machine as `SyncError`."""
@@ -110,12 +116,8 @@ class RunLock:
         except (CommandError, OSError) as error:
             raise of_this_machine(error, f"the run {self._full_name} cannot be held") from error
 
-    @property
-    def _pause(self) -> float:
-        return min(5.0, self._lease / 20)
-
     def _wait(self) -> None:
-        while not self._holder_lives and not self._stop_asking.wait(self._pause):
+        while not self.holder_lives and not self._stop_asking.wait(self._pause):
             with contextlib.suppress(Exception):  # a failed read is repeated after the pause
                 if self._try():
                     return
@@ -126,7 +128,7 @@ class RunLock:
             self._asking.join()
         self._stop_asking.clear()
 
-    def _try(self) -> bool:  # noqa: PLR0911  one return for each state of the ref
+    def _try(self) -> bool:
         """Take the run unless another session may still be alive; return whether it is held."""
         if self.record is not None:
             return True
@@ -134,31 +136,15 @@ class RunLock:
         identity = seen.get(self.refs.identity_ref)
         if self.ref not in seen:
             return self._take(None, identity)
-        if identity is None:  # a listing is not atomic: one push may have created both refs meanwhile
-            identity = self.refs.list_refs(self.refs.identity_ref).get(self.refs.identity_ref)
+        identity = identity or self.refs.identity()  # a listing is not atomic: one push may have created both refs
         run = self.refs.read_runs(self.name).get(self.name)
         if run is None:
             return False  # released at this moment
-        self._check_is_ours(run, identity)
-        if self._is_dead_here(run):
-            return self._take(run, identity)
-        if self._seen not in (None, run.commit):
-            self._holder_lives = True
-            return False
-        self._seen = run.commit
-        if self._ask in seen:
-            self._asked = min(self._asked, time.monotonic())
-        else:
-            self._asked = math.inf  # a question that was answered does not count for the next one
+        if self.seize(run, identity, is_asked=self._ask in seen):
+            self._say(f"{self.ref}: its session is dead, and this one takes over.")
+        elif not self.holder_lives and self._ask not in seen:
             ask(self.refs, [self._ask])
-        if time.monotonic() - self._asked < run.lease:
-            return False
-        self._say(f"{self.ref} was not answered within its lease: its session is dead, and this one takes over.")
-        return self._take(run, identity)
-
-    def _forget(self) -> None:
-        """Forget what was seen of another session, so that it is asked again."""
-        self._seen, self._asked, self._holder_lives = None, math.inf, False
+        return self.record is not None
 
     def _check_is_ours(self, run: SeenRun, identity: str | None) -> None:
         """Raise `RunHeldError` for a ref that this session can never take over."""
@@ -188,7 +174,7 @@ class RunLock:
             repository=short(identity),
             session=secrets.token_hex(8),
             lease=self._lease,
-            undo=old.record.declared if old and old.record else (),
+            undo=old.declared if old else (),
         )
         if self._lock_file() and self._file is not None:  # else a session of this clone hangs, or has just begun
             self._file.write(self._mark(record.session))
@@ -263,10 +249,7 @@ class RunLock:
         return record
 
     def reread(self, *others: str) -> dict[str, str]:
-        """Read the run's ref and other refs from the remote; raise `TakenOverError` unless the run is ours.
-
-        Returns {ref: commit}.
-        """
+        """Return {ref: commit} of the run's ref and of others; raise `TakenOverError` unless the run is ours."""
         with self._pushing:
             seen = self.refs.list_refs(self.ref, *others)
             if seen.get(self.ref) not in self._tried:
@@ -294,6 +277,9 @@ class RunLock:
             )
             self._commit, self.record = new, record
             if record is None:
+                if self._file is not None:  # its lines name sessions that no ref names any more
+                    with contextlib.suppress(OSError):
+                        Path(self._file.name).unlink()
                 self._end()
 
     def _has_happened(self, new: str | None, updates: tuple[RefUpdate, ...]) -> bool:
@@ -320,13 +306,7 @@ class RunLock:
         """Look for a question until the lock ends, and answer it by moving the run's ref."""
         while not ended.wait(min(POLL, self._lease / 10)):
             with contextlib.suppress(Exception), self._pushing:  # a failed look is repeated after the pause
-                if ended.is_set() or self.record is None:
-                    return
-                seen = self.refs.list_refs(self.ref, self._ask)
-                if seen.get(self.ref) not in self._tried:
-                    self._lose()
-                    return
-                if self._ask in seen:
+                if self.record is not None and self._ask in self.reread(self._ask):
                     self.push(self.record, RefUpdate(self._ask, ANY, None))
 
     def _lose(self) -> None:
@@ -336,10 +316,7 @@ class RunLock:
         self._end()
 
     def release(self) -> None:
-        """Release the run; if the remote cannot be reached, others take it over after they have asked.
-
-        Copies that must still be deleted stay in the run's ref.
-        """
+        """Release the run, unless its ref lists copies that must still be deleted; on failure others take it over."""
         self._stop_watching()
         with contextlib.suppress(Exception), self._pushing:
             if self.record is not None and not self.record.declared:

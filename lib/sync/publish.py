@@ -1,9 +1,8 @@
 """Publish a run's objects and branch; roll everything back if a step fails. docs/sync-protocol.md is the protocol.
 
 Guarantees: the first error is the one raised, and a repeated call publishes once. Copies are declared in the run's ref
-before they are stored, so that an owner whose upload failed and another machine that finds a dead machine's run delete
-the same, by the same code. Cannot: know whether the commit push happened if its answer was lost and the Git remote
-cannot be read; then nothing is deleted (`InDoubt`).
+before they are stored, so that their owner and any other machine roll back the same. Cannot: know whether the commit
+push happened if its answer was lost and the Git remote cannot be read; then nothing is deleted (`InDoubt`).
 """
 
 from __future__ import annotations
@@ -12,13 +11,12 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from types import FrameType
-from typing import NoReturn, Self
 
 from lib.errors import DvcPushError, GitPushError, InDoubt, RunError, RunHeldError, SyncError, TakenOverError
-from lib.progress import Bar, file_size
+from lib.progress import counting, file_size
 from lib.remotes.credentials import Credentials
 from lib.remotes.repository import StoredObject
 from lib.sync.lock import RunLock
@@ -27,10 +25,11 @@ from lib.sync.record import LEASE, DeclaredCopy
 from lib.sync.recover import Recovery
 from lib.sync.refs import RefMovedError, RefUpdate
 from lib.sync.remotes import Remotes, open_remotes
-from lib.sync.stores.base import StoredCopy, mismatch
+from lib.sync.stores.base import Progress, StoredCopy, mismatch
 from lib.sync.tree import Source, build_commit, hash_objects
 
 CONCURRENT_UPLOADS = 4  # Drive accepts two or three new files a second
+SHORTEST_WAIT = 0.2  # seconds between two looks at a copy of another publication, at first
 LONGEST_WAIT = 2 * LEASE  # seconds for another publication of the same content: it has died or ended by then
 
 
@@ -39,20 +38,18 @@ def sync_outputs(
 ) -> Published:
     """Publish all of a run, or nothing of it; the model files stay in place in both cases.
 
-    `say` receives a line for each step; `progress` shows a bar of the uploaded bytes.
+    `say` receives a line for each step; `progress` shows a bar of the uploaded bytes. May be called again after any
+    failure, and publishes once.
 
-    May be called again after any failure, and publishes once. Raises `DvcPushError` or `GitPushError` if a remote
-    refused (everything is rolled back), `SyncError` if the cause is on this machine, `RunHeldError` if another session
-    publishes the same, and `InDoubt` if the answer to the commit push was lost and the Git remote cannot be read: then
-    nothing is deleted, and `recover()` or another call resolves the doubt. The first error is the one raised; its state
-    reports a rollback that failed as well.
+    Raises `DvcPushError` or `GitPushError` if a remote refused (everything is rolled back), `SyncError` if the cause is
+    on this machine, `RunHeldError` if another session publishes the same, and `InDoubt` if the answer to the commit
+    push was lost and the Git remote cannot be read: then nothing is deleted, and `recover()` or another call resolves
+    the doubt. The error's state reports a rollback that failed as well.
     """
-    credentials = credentials or Credentials()
-    with _signals_as_exceptions(), open_remotes(run.root, credentials) as remotes:
+    with _signals_as_exceptions(), open_remotes(run.root, credentials or Credentials()) as remotes:
         lock = run.hold or RunLock(remotes.refs, run.branch, say=say)
         try:
-            recovery = Recovery(remotes, say)
-            return _Publishing(remotes, lock, run, recovery, say, progress=progress).publish()
+            return _Publishing(remotes, lock, run, say, shows_progress=progress).publish()
         finally:
             if run.hold is None:
                 lock.release()
@@ -61,49 +58,49 @@ def sync_outputs(
 class _Publishing:
     """One call of `sync_outputs`."""
 
-    def __init__(
-        self, remotes: Remotes, lock: RunLock, run: Publication, recovery: Recovery, say: Say, *, progress: bool
-    ) -> None:
-        self.remotes, self.lock, self.run, self.say, self._shows_progress = remotes, lock, run, say, progress
-        self._recovery = recovery
-        self._repository = ""
-        self.commit = ""
-        self.uploaded = 0
+    def __init__(self, remotes: Remotes, lock: RunLock, run: Publication, say: Say, *, shows_progress: bool) -> None:
+        self.remotes, self.lock, self.run, self.say = remotes, lock, run, say
+        self._recovery = Recovery(remotes, say)
+        self._shows_progress = shows_progress
         self._head = f"refs/heads/{run.branch}"
         self._step = "preparing"
-        self._declared: dict[str, DeclaredCopy] = {}
-        self._pushed = False
-        """Whether a commit push was sent and may still happen: until the run's ref is moved again."""
+        self._commit = self._repository = ""
         self._objects: dict[str, StoredObject] = {}
         """The object of each path in `run.objects`."""
+        self._sources: dict[str, Source] = {}
+        """The file of each object."""
+        self._declared: dict[str, DeclaredCopy] = {}
+        self._stopped = threading.Event()
+        self._pushed = False
+        """Whether a commit push was sent and may still happen: until the run's ref is moved again."""
 
     def publish(self) -> Published:
         """Run the steps of the protocol; roll everything back if one of them fails."""
-        run = self.run
+        run, store, uploaded = self.run, self.remotes.store, 0
         try:
             self._check_files()
             self._begin("DVC add", "Phase 1: DVC add (track models)")
-            sources = hash_objects(run)
-            self._objects = {name: item for name, (item, *_) in zip(run.objects, sources, strict=True)}
+            found = hash_objects(run)
+            self._objects = {name: source.item for name, source in zip(run.objects, found, strict=True)}
+            self._sources = {source.item.oid: source for source in found}
             self._begin("reading the Git remote")
             if published := self._find_published():
                 return published
-            self._take()
-            size = file_size(sum(source.item.size for source in sources))
-            self._begin("DVC push", f"Phase 2: DVC push ({size} to {self.remotes.store.name})")
-            self._declare(sources)
-            stored = self._upload(sources)
-            ours = (item for oid, item in self._declared.items() if stored[oid].identity == item.identity)
-            self.uploaded = sum(item.size for item in ours)
+            self._repository = self.lock.take().repository
+            self.remotes.roll_back(self.lock, self.say)  # what earlier attempts left
+            self._begin("DVC push", f"Phase 2: DVC push ({file_size(self._size())} to {store.name})")
+            self._declare()
+            stored = self._upload()
+            uploaded = sum(item.size for oid, item in self._declared.items() if stored[oid].identity == item.identity)
             self._begin("Git staging", "Phase 3: Git staging (artifacts + .dvc files)")
-            self.commit = build_commit(self.remotes.refs, run, self._objects)
+            self._commit = build_commit(self.remotes.refs, run, self._objects)
             self._verify(stored)
             self._begin("Git push", f"Phase 4: Git push (create branch {run.branch})")
-            self._commit()
+            self._push()
         except BaseException as error:  # noqa: BLE001  raised again by _roll_back, unless only the answer was lost
             self._roll_back(error)
         self._clean_up()
-        return Published(run.branch, self.commit, self.uploaded)
+        return Published(run.branch, self._commit, uploaded)
 
     # ── the steps ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -133,76 +130,57 @@ class _Publishing:
         self.say(f"{self.run.branch} is published already, with all of this run; there is nothing to do.")
         return Published(self.run.branch, commit, 0, before=True)
 
-    def _take(self) -> None:
-        """Take the run, and delete what earlier attempts left."""
-        self.lock.take()
-        self.remotes.roll_back(self.lock, self.say)
-        self._repository = self.lock.held().repository
+    def _size(self) -> int:
+        return sum(source.item.size for source in self._sources.values())
 
-    def _declare(self, sources: Sequence[Source]) -> None:
+    def _declare(self) -> None:
         """Write the identities of the copies into the run's ref, before they exist."""
-        store = self.remotes.store
+        store, record = self.remotes.store, self.lock.held()
         if not store.keeps_twins:
-            self.remotes.claim(self._repository)
+            self.remotes.claim(record.repository)
             if kept := self.remotes.kept_because(self.lock):
                 self.say(f"Note: {kept}. If this publication fails, its objects stay there.")
-        items = {source.item.oid: source.item for source in sources}
-        identities, address = store.new_identities(len(items)), store.address()
+        identities, address = store.new_identities(len(self._sources)), store.address()
         self._declared = {
-            item.oid: DeclaredCopy(oid=item.oid, size=item.size, identity=identity, store=address)
-            for item, identity in zip(items.values(), identities, strict=True)
+            oid: DeclaredCopy(oid=oid, size=source.item.size, identity=identity, store=address)
+            for (oid, source), identity in zip(self._sources.items(), identities, strict=True)
         }
-        self.lock.push(self.lock.held().but(publishing=tuple(self._declared.values())))
+        self.lock.push(record.but(publishing=tuple(self._declared.values())))
 
-    def _upload(self, sources: Sequence[Source]) -> dict[str, StoredCopy]:
+    def _upload(self) -> dict[str, StoredCopy]:
         """Store every object and return the copy of each that this publication relies on.
 
         Where a path holds one copy, objects are stored one after another in order of name: publications that wait for
         each other's objects in any other order could wait for ever.
         """
-        unique = {source.item.oid: source for source in sources}
-        order = [unique[oid] for oid in sorted(unique)]
         workers = CONCURRENT_UPLOADS if self.remotes.store.keeps_twins else 1
         with (
-            _Progress(sum(source.item.size for source in order), shown=self._shows_progress) as progress,
+            counting("  uploading", self._size()) if self._shows_progress else contextlib.nullcontext(int) as add,
             ThreadPoolExecutor(workers, thread_name_prefix="upload") as pool,
         ):
-            jobs = {pool.submit(self._store, source, progress): source.item.oid for source in order}
+            jobs = {oid: pool.submit(self._store, self._sources[oid], add) for oid in sorted(self._sources)}
             try:
-                for job in as_completed(jobs):
+                for job in as_completed(jobs.values()):
                     job.result()
                     self.lock.confirm()
             except BaseException:
-                progress.stop()
+                self._stopped.set()
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
-        return {oid: job.result() for job, oid in jobs.items()}
+        return {oid: job.result() for oid, job in jobs.items()}
 
-    def _store(self, source: Source, progress: _Progress) -> StoredCopy:
-        store, item = self.remotes.store, source.item
-        path, identity = store.path_of(item.oid), self._declared[item.oid].identity
-        deadline, pause, reported = time.monotonic() + LONGEST_WAIT, 0.2, False
-        while True:
-            progress.check()
-            copies = [] if store.keeps_twins else store.find(path)
-            if not copies and (copy := store.create(path, source.path, identity, progress)):
-                break
-            # looked at once more: the run that declared it may have ended between the two reads, and taken it along
-            if (
-                copies
-                and not self._is_declared_by_others(copies[0])
-                and (copy := store.verify(path, copies[0].identity))
-            ):
-                break
+    def _store(self, source: Source, add: Progress) -> StoredCopy:
+        """Store an object, or wait for a copy that can be relied on."""
+        item, deadline, pause = source.item, time.monotonic() + LONGEST_WAIT, SHORTEST_WAIT
+        while (copy := self._try_to_store(source, add)) is None:
             if time.monotonic() > deadline:
                 raise DvcPushError(
                     f"another publication has been storing {item.oid} for {LONGEST_WAIT:.0f} s.",
                     remedy="run `python -m lib recover`, then sync_outputs() again.",
                 )
-            if copies and not reported:
-                reported = True
+            if pause == SHORTEST_WAIT:
                 self.say("Another run is publishing an object of the same content; waiting for it.")
-            time.sleep(pause if copies else 0)
+            time.sleep(pause)
             pause = min(2 * pause, 10)
         after = source.path.stat()
         if (after.st_mtime_ns, after.st_size) != (source.written, item.size):
@@ -213,13 +191,32 @@ class _Publishing:
         self._check_copy(item, copy)
         return copy
 
+    def _try_to_store(self, source: Source, add: Progress) -> StoredCopy | None:
+        """Return our copy of an object, or the one that is there; None if another run may still delete that one."""
+
+        def progress(count: int) -> None:
+            if self._stopped.is_set():
+                raise SyncError("the upload was stopped, since another upload failed.")
+            if count:
+                add(count)
+
+        progress(0)
+        store, oid = self.remotes.store, source.item.oid
+        path = store.path_of(oid)
+        copies = [] if store.keeps_twins else store.find(path)
+        if not copies:
+            return store.create(path, source.path, self._declared[oid].identity, progress)
+        if self._is_declared_by_others(copies[0]):
+            return None
+        # looked at once more: the run that declared it may have ended between the two reads, and taken it along
+        return store.verify(path, copies[0].identity)
+
     def _is_declared_by_others(self, copy: StoredCopy) -> bool:
         """Return whether another run of this repository may still delete the copy; that run is recovered if dead."""
-        runs = self.remotes.refs.read_runs()
         names = [
-            run.name
-            for run in runs.values()
-            if run.name != self.lock.name and run.record and copy.identity in {c.identity for c in run.record.declared}
+            name
+            for name, run in self.remotes.refs.read_runs().items()
+            if name != self.lock.name and copy.identity in (declared.identity for declared in run.declared)
         ]
         if names:
             self._recovery.look(names)
@@ -236,12 +233,10 @@ class _Publishing:
     def _verify(self, stored: dict[str, StoredCopy]) -> None:
         """Ask for every copy once more, by its identity, where a path holds one copy: another may have replaced it."""
         store = self.remotes.store
-        if store.keeps_twins:
-            return
-        for item in {item.oid: item for item in self._objects.values()}.values():
-            self._check_copy(item, store.verify(store.path_of(item.oid), stored[item.oid].identity))
+        for oid, source in self._sources.items() if not store.keeps_twins else ():
+            self._check_copy(source.item, store.verify(store.path_of(oid), stored[oid].identity))
 
-    def _commit(self) -> None:
+    def _push(self) -> None:
         """Make the branch visible: create it, and delete the checkpoint and the run's ref, in one atomic push."""
         checkpoint, record = self.lock.checkpoint, self.lock.held()
         after = record.but(publishing=()) if record.undo else None
@@ -251,12 +246,21 @@ class _Publishing:
             gone = [RefUpdate(checkpoint, old, None)] if old and not self.run.keeps_checkpoint else []
             try:
                 self._pushed = True
-                self.lock.push(after, RefUpdate(self._head, None, self.commit), *gone)
+                self.lock.push(after, RefUpdate(self._head, None, self._commit), *gone)
             except RefMovedError as error:
                 if error.ref != checkpoint:
                     raise
             else:
                 return
+
+    def _clean_up(self) -> None:
+        """Delete the files of the run's last checkpoint; on failure `recover` does."""
+        if self.run.hold is None:
+            return  # a publication without a run has no checkpoint
+        try:
+            self.remotes.sweep(self._repository, self.lock.name)
+        except (RunError, OSError) as error:
+            self.say(f"Warning: published, but not cleaned up: {self._summary(error)}. A later run does this.")
 
     # ── rolling back ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -265,29 +269,35 @@ class _Publishing:
 
         Returns only if there is nothing to roll back: the commit push had happened, and only its answer was lost.
         """
-        failure = ""
+        models, published = ", ".join(self.run.objects), False
         try:
             published = self._roll_back_remotes()
-        except Exception as second:  # noqa: BLE001  the first error is the one shown
-            if self._pushed:
-                self._raise_doubt(error, second)
-            published, failure = False, self._summary(second)
-        if published:
-            if isinstance(error, Exception):
-                return
-            self.say(f"{self.run.branch} is published.")
-            raise error
-        models = ", ".join(self.run.objects)
-        if failure:
-            state = (
-                f"the run is not published, and its rollback could not be finished: {failure}. "
-                f"The models are in place: {models}. `python -m lib recover` finishes the rollback."
-            )
-        else:
             kept = self.remotes.kept
             objects = f"but what was uploaded stays, since {kept}" if kept else "no new object"
             state = f"everything is rolled back: no branch, {objects}, no .dvc file. The models are in place: {models}."
-        raise _with_state(error, self._step, state, self.remotes.redact) from error
+        except Exception as second:  # noqa: BLE001  the first error is the one shown
+            if self._pushed:
+                remedy = f"{second.remedy} " if isinstance(second, GitPushError) and second.remedy else ""
+                raise InDoubt(
+                    f"the last push ended in an error, and {self.remotes.refs.url} can be neither read nor rolled back:"
+                    f" {self.run.branch} may or may not be published.\n{self._summary(error)}\n{self._summary(second)}",
+                    state="everything is kept: the models here, the objects on the DVC remote, and the run's ref "
+                    f"{self.lock.ref} on the Git remote if the run was not published.",
+                    remedy=f"{remedy}When the Git remote answers, publish again, or run `python -m lib recover`.",
+                ) from error
+            state = (
+                f"the run is not published, and its rollback could not be finished: {self._summary(second)}. "
+                f"The models are in place: {models}. `python -m lib recover` finishes the rollback."
+            )
+        if published and isinstance(error, Exception):
+            return
+        if published:
+            state = f"{self.run.branch} is published."
+            self.say(state)
+        if isinstance(error, Exception):
+            raise self._explained(error, state)
+        error.add_note(state)
+        raise error
 
     def _roll_back_remotes(self) -> bool:
         """Move the run's ref, which rejects a late commit push, and delete what was stored.
@@ -305,7 +315,7 @@ class _Publishing:
             else:
                 return False
         # our ref is gone: by our commit push, or because another session has taken the run over, with its list
-        if self._pushed and self.remotes.refs.list_refs(self._head).get(self._head) == self.commit:
+        if self._pushed and self.remotes.refs.list_refs(self._head).get(self._head) == self._commit:
             return True
         if self.remotes.store.keeps_twins and not self._pushed:
             self.remotes.delete(self._declared.values(), None, self.say)
@@ -313,83 +323,26 @@ class _Publishing:
             self.remotes.kept = "the session that has taken the run over deletes it or relies on it"
         return False
 
-    def _clean_up(self) -> None:
-        """Delete the files of the run's last checkpoint; on failure `recover` does."""
-        if self.run.hold is None:
-            return  # a publication without a run has no checkpoint
-        try:
-            self.remotes.sweep(self._repository, self.lock.name)
-        except (RunError, OSError) as error:
-            self.say(f"Warning: published, but not cleaned up: {self._summary(error)}. A later run does this.")
-
-    def _raise_doubt(self, error: BaseException, second: Exception) -> NoReturn:
-        remedy = second.remedy if isinstance(second, GitPushError) else ""
-        raise InDoubt(
-            f"the last push ended in an error, and {self.remotes.refs.url} can be neither read nor rolled back: "
-            f"{self.run.branch} may or may not be published.\n{self._summary(error)}\n{self._summary(second)}",
-            state="everything is kept: the models here, the objects on the DVC remote, and the run's ref "
-            f"{self.lock.ref} on the Git remote if the run was not published.",
-            remedy=f"{remedy} When the Git remote answers, publish again, or run `python -m lib recover`.".lstrip(),
-        ) from error
+    def _explained(self, error: Exception, state: str) -> RunError:
+        """Return the error to raise: the first one, with the step that failed and the state after the rollback."""
+        if isinstance(error, (SyncError, RunHeldError)):
+            shown: RunError = error
+        else:
+            kind = DvcPushError if self._step == "DVC push" else SyncError
+            shown = kind(error.what, remedy=error.remedy) if isinstance(error, RunError) else kind(self._summary(error))
+            shown.__cause__ = error
+        if not isinstance(shown, GitPushError):  # its message already names what was pushed
+            shown.what = f"{self._step} failed: {shown.what}"
+        if isinstance(shown, DvcPushError):
+            otherwise = "check that the Drive credentials are valid and the folder is writable, then publish again."
+        else:
+            otherwise = "fix the cause named above and run sync_outputs() again."
+        shown.state, shown.remedy = state, shown.remedy or otherwise
+        return shown
 
     def _summary(self, error: BaseException) -> str:
         what = error.what if isinstance(error, RunError) else str(error)
         return self.remotes.redact(f"{type(error).__name__}: {what}")
-
-
-def _with_state(error: BaseException, step: str, state: str, redact: Callable[[str], str]) -> BaseException:
-    """Return the error to raise: the first error, with the step that failed and the state after the rollback."""
-    if not isinstance(error, Exception):
-        error.add_note(state)
-        return error
-    kind: type[RunError] = DvcPushError if step == "DVC push" else SyncError
-    what, remedy = redact(f"{type(error).__name__}: {error}"), ""
-    if isinstance(error, RunError):
-        kind = type(error) if isinstance(error, (SyncError, RunHeldError)) else kind
-        if isinstance(error, GitPushError):
-            kind = TakenOverError if isinstance(error, TakenOverError) else GitPushError
-        what, remedy = error.what, error.remedy
-    if kind is DvcPushError:
-        remedy = remedy or "check that the Drive credentials are valid and the folder is writable, then publish again."
-    if not issubclass(kind, GitPushError):  # its message already names what was pushed
-        what = f"{step} failed: {what}"
-    return kind(what, state=state, remedy=remedy or "fix the cause named above and run sync_outputs() again.")
-
-
-class _Progress:
-    """Progress bar (bytes, rate, time left) of all uploads together; also stops the uploads in progress."""
-
-    def __init__(self, total: int, *, shown: bool) -> None:
-        self._bar: Bar | None = None
-        self._total = total if shown else 0
-        self._done = 0
-        self._lock = threading.Lock()
-        self._stopped = threading.Event()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.end("  uploading: stopped" if kind else "")
-
-    def check(self) -> None:
-        """Raise `SyncError` if the uploads were stopped."""
-        if self._stopped.is_set():
-            raise SyncError("the upload was stopped, since another upload failed.")
-
-    def __call__(self, count: int) -> None:
-        self.check()
-        with self._lock:
-            self._done += count
-            if self._total and self._bar is None:  # not before the first byte: everything may be stored already
-                self._bar = Bar("  uploading", self._total, is_bytes=True)
-            if self._bar is not None:
-                self._bar.show(self._done)
-
-    def stop(self) -> None:
-        """Stop every upload: its next progress call raises `SyncError`."""
-        self._stopped.set()
 
 
 @contextlib.contextmanager

@@ -23,31 +23,22 @@ class DeclaredCopy(StoredObject):
 
     identity: str
     store: str
-    """The address of the store that it is on."""
 
 
 class RunRecord(BaseModel):
-    """The content of `run.json`.
-
-    `nonce` makes every written record a different commit: observers see the ref move, and two writers never produce
-    the same commit.
-    """
+    """The content of `run.json`; docs/sync-protocol.md explains its fields."""
 
     model_config = ConfigDict(frozen=True)
 
     protocol: int = PROTOCOL
     name: str
-    """The run's full name; a ref's name is shorter."""
     repository: str
     session: str
-    """Random; it belongs to one taking of the ref."""
     lease: float = LEASE
-    """Seconds for which others wait for an answer."""
     publishing: tuple[DeclaredCopy, ...] = ()
-    """Copies of this session: they are kept if it publishes, and deleted if it does not."""
     undo: tuple[DeclaredCopy, ...] = ()
-    """Copies of publications that ended without being published: they are to be deleted."""
     nonce: str = ""
+    """Makes every written record a different commit: the ref moves, and two writers never make the same commit."""
 
     def but(self, **values: object) -> RunRecord:
         """Return the record with other values."""

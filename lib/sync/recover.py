@@ -13,14 +13,14 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
-from lib.errors import GitPushError, RunError, RunHeldError, SyncError
+from lib.errors import GitPushError, RunError, RunHeldError
 from lib.remotes.credentials import Credentials
 from lib.sync import lock as locks
 from lib.sync.lock import RunLock, short
 from lib.sync.publication import Say
 from lib.sync.record import ASKS
 from lib.sync.refs import EARLIER, RefUpdate, SeenRun
-from lib.sync.remotes import Remotes, open_remotes
+from lib.sync.remotes import Remotes, as_sync_errors, open_remotes
 
 
 def recover(
@@ -32,27 +32,19 @@ def recover(
     of 0 nobody is asked, and only dead sessions of this clone are recovered. After trying all, raises the first error.
     """
     credentials = credentials or Credentials()
-    with open_remotes(root, credentials) as remotes:
+    state = "each publication that is not recovered yet has a ref refs/runs/* on the Git remote."
+    with open_remotes(root, credentials) as remotes, as_sync_errors("recovering", credentials.redact, state):
         recovery = Recovery(remotes, say)
         end, names = time.monotonic() + (math.inf if patience is None else patience), None
-        try:
-            while recovery.look(names, ask=patience != 0) and time.monotonic() < end:
-                names = list(recovery.left)  # whoever begins later is alive
-                time.sleep(recovery.pause)
-            for ref in remotes.refs.list_refs(*(f"{place}*" for place in EARLIER)):
-                say(
-                    f"{ref} was written by an earlier version of this project and is left alone; its `recover` ends it."
-                )
-            if recovery.identity is not None:
-                remotes.sweep(short(recovery.identity))
-            if recovery.error is not None:
-                raise recovery.error
-        except OSError as error:
-            raise SyncError(
-                credentials.redact(f"recovering stopped: {type(error).__name__}: {error}"),
-                state="each publication that is not recovered yet has a ref refs/runs/* on the Git remote.",
-                remedy="free some space if the disk is full, check the DVC remote, and run the same again.",
-            ) from error
+        while recovery.look(names, ask=patience != 0) and time.monotonic() < end:
+            names = list(recovery.left)  # whoever begins later is alive
+            time.sleep(min([5.0, *(run.lease / 20 for run in recovery.left.values())]))
+        for ref in remotes.refs.list_refs(*(f"{place}*" for place in EARLIER)):
+            say(f"{ref} was written by an earlier version of this project and is left alone; its `recover` ends it.")
+        if recovery.identity is not None:
+            remotes.sweep(short(recovery.identity))
+        if recovery.error is not None:
+            raise recovery.error
         return len(recovery.left)
 
 
@@ -61,13 +53,10 @@ class Recovery:
 
     def __init__(self, remotes: Remotes, say: Say) -> None:
         self._remotes, self._say = remotes, say
-        self._first: dict[str, str] = {}
-        """{run: the commit at which its ref was seen first}."""
-        self._asked: dict[str, float] = {}
-        """{run: the monotonic time at which its ref was seen first together with a question}."""
+        self._locks: dict[str, RunLock] = {}
+        """{run: its lock}, which knows since when the run has been silent."""
         self._told: set[str] = set()
-        self._silent: set[str] = set()
-        """The runs that have not answered within their lease: one try decides."""
+        """The runs that cannot be recovered here: nobody waits for them."""
         self.left: dict[str, SeenRun] = {}
         """The runs that are still there and may be dead, or that can never be recovered here."""
         self.error: Exception | None = None
@@ -80,41 +69,32 @@ class Recovery:
         refs = self._remotes.refs
         asked = refs.list_refs(f"{ASKS}*")  # before the runs: both have been seen together then
         runs = {name: run for name, run in refs.read_runs().items() if names is None or name in names}
-        self.identity = refs.list_refs(refs.identity_ref).get(refs.identity_ref)  # it may be as new as the first run
+        self.identity = refs.identity()  # it may be as new as the first run
         self.left, waiting = {}, []
         for name, run in runs.items():
-            if self._first.setdefault(name, run.commit) != run.commit:
-                self.left[name] = run  # it lives
-            elif not self._recover(run, f"{ASKS}{name}" in asked):
+            full_name = run.record.name if run.record else name
+            new = RunLock(refs, name, full_name=full_name, lease=run.lease, say=self._say)
+            lock = self._locks.setdefault(name, new)
+            if not self._recover(lock, run, is_asked=f"{ASKS}{name}" in asked):
                 self.left[name] = run
-                waiting += [name] * (name not in self._told)
-        unasked = [f"{ASKS}{name}" for name in waiting if f"{ASKS}{name}" not in asked]
+                waiting += [f"{ASKS}{name}"] * (name not in self._told and not lock.holder_lives)
+        unasked = [question for question in waiting if question not in asked]
         if ask and unasked:
             locks.ask(refs, unasked)
         orphans = [ref for ref in asked if ask and names is None and ref.removeprefix(ASKS) not in runs]
         if orphans:
             with contextlib.suppress(GitPushError):  # its asker may have deleted it
                 refs.push(*(RefUpdate(ref, asked[ref], None) for ref in orphans))
-        return not self._silent.issuperset(waiting)
+        return bool(waiting)
 
-    @property
-    def pause(self) -> float:
-        """Return the seconds between two looks."""
-        return min([5.0, *(run.lease / 20 for run in self.left.values())])
-
-    def _recover(self, run: SeenRun, is_asked: bool) -> bool:
+    def _recover(self, lock: RunLock, run: SeenRun, *, is_asked: bool) -> bool:
         """Recover a run whose session is dead; return False if it may be alive or cannot be recovered here."""
-        now = time.monotonic()
-        since = self._asked.setdefault(run.name, now) if is_asked else now
-        if now - since >= run.lease:
-            self._silent.add(run.name)
-        name = run.record.name if run.record else run.name
-        lock = RunLock(self._remotes.refs, run.name, full_name=name, lease=run.lease, say=self._say)
         try:
-            if not lock.seize(run, self.identity, silent=run.name in self._silent):
+            if not lock.seize(run, self.identity, is_asked=is_asked):
                 return False
             self._remotes.roll_back(lock, self._say, last=True)
             if lock.record is not None:  # it lists copies that only another clone can delete
+                self._told.add(run.name)
                 return False
         except RunHeldError as error:
             if run.name not in self._told:
@@ -125,9 +105,7 @@ class Recovery:
             self.error = self.error or error
             self._told.add(run.name)
             # its ref may be ours now, of a session that has ended: the next look takes it over at once
-            self._first.pop(run.name, None)
-            self._asked.pop(run.name, None)
-            self._silent.discard(run.name)
+            del self._locks[run.name]
             return False
         finally:
             lock.release()

@@ -1,17 +1,15 @@
 """Read the refs of runs, and update several refs of the Git remote together or not at all.
 
 Guarantees: `push` updates every ref that it names, each only from the given value, or none; hooks and settings of the
-clone have no part in it. Cannot: know whether a push whose answer was lost has happened; the caller must read the
-remote again.
+clone have no part in it. Cannot: know whether a push whose answer was lost has happened; the caller reads the remote.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import secrets
-import threading
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +21,7 @@ from lib.remotes.answers import Patience
 from lib.remotes.credentials import Credentials
 from lib.remotes.git_answers import BRIEFLY, because, explain
 from lib.remotes.repository import Repository
-from lib.sync.record import LEASE, RUNS, RunRecord, read_run
+from lib.sync.record import LEASE, RUNS, DeclaredCopy, RunRecord, read_run
 
 EARLIER = ("refs/intents/", "refs/heads/kaggle-intents/", "refs/heads/kaggle-runs/")
 """Prefixes of the refs of the protocol's first edition: they are left alone and reported."""
@@ -48,6 +46,11 @@ class SeenRun:
     name: str
     commit: str
     record: RunRecord | None
+
+    @property
+    def declared(self) -> tuple[DeclaredCopy, ...]:
+        """Return every copy that it may have stored, as far as this version can read."""
+        return self.record.declared if self.record else ()
 
     @property
     def lease(self) -> float:
@@ -77,15 +80,17 @@ class Refs(Repository):
     def read_runs(self, name: str = "") -> dict[str, SeenRun]:
         """Return {name: run} for every run's ref, or for one, in one request."""
         with self._fetched(f"{RUNS}{name}*"):  # an exact name that is not there would be an error
-            shown = "--format=%(objectname) %(refname)"
-            lines = self._git("for-each-ref", shown, f"{RUNS}{name}*", cwd=self._mirror).output.splitlines()
-            found = {ref.removeprefix(RUNS): commit for commit, _, ref in (line.partition(" ") for line in lines)}
-            texts = self._files_at({commit: f"{commit}:run.json" for commit in found.values()})
-        return {
-            run: SeenRun(run, commit, read_run(texts.get(commit, "")))
-            for run, commit in found.items()
-            if name in ("", run)
-        }
+            commits = self._mirrored(f"{RUNS}{name}*")
+            files = self._read_all(commits, "run.json")
+        seen = (
+            SeenRun(ref.removeprefix(RUNS), commit, read_run(files.get(ref, {}).get("run.json", "")))
+            for ref, commit in commits.items()
+        )
+        return {run.name: run for run in seen if name in ("", run.name)}
+
+    def identity(self) -> str | None:
+        """Return the repository's identity; None if it has none yet."""
+        return self.list_refs(self.identity_ref).get(self.identity_ref)
 
     def write_record(self, record: RunRecord) -> str:
         """Write the record as a commit of its own and return the commit; no ref names it yet."""
@@ -102,38 +107,34 @@ class Refs(Repository):
     def _write_file(self, name: str, text: str, message: str) -> str:
         blob = self._git("hash-object", "-w", "--stdin", text=text).output.strip()
         tree = self._git("mktree", text=f"100644 blob {blob}\t{name}\n").output.strip()
-        return self._git("commit-tree", tree, env=_signature("1970-01-01T00:00:00Z"), text=message).output.strip()
+        return self._commit_tree(tree, message, "1970-01-01T00:00:00Z")
 
     def build_commit(
         self, base: str, files: Mapping[str, Path], message: str, date: str, *, parent: str | None = None
     ) -> str:
         """Build the commit `base` plus `files` ({path: file with its content}) in a private index, and return it.
 
-        Its parent is `parent`, or `base`. The files' bytes are stored as they are. `date` (ISO 8601) is the only part
-        of the commit that is not content: the same files make the same commit.
+        Its parent is `parent`, or `base`. The files' bytes are stored as they are. `date` is ISO 8601.
         """
-        index = self.private / f"index-{os.getpid()}-{threading.get_ident()}"
-        self.private.mkdir(parents=True, exist_ok=True)
-        index.unlink(missing_ok=True)
-        own = {"GIT_INDEX_FILE": str(index)}
         listed = "".join(f"{_quoted(str(file))}\n" for file in files.values())
-        try:
+        with tempfile.TemporaryDirectory(prefix="kaggle-training-") as place:
+            own = {"GIT_INDEX_FILE": f"{place}/index"}
             self._git("read-tree", base, env=own)
             blobs = self._git("hash-object", "-w", "--no-filters", "--stdin-paths", text=listed).output.split()
             entries = "".join(f"100644 {blob}\t{path}\0" for path, blob in zip(files, blobs, strict=True))
             # --replace: a file of the base may have the name of one of our folders, or the other way round
             self._git("update-index", "--add", "--replace", "-z", "--index-info", env=own, text=entries)
             tree = self._git("write-tree", env=own).output.strip()
-        finally:
-            index.unlink(missing_ok=True)
-        words = ("commit-tree", tree, "-p", parent or base)
-        return self._git(*words, env=_signature(date), text=message).output.strip()
+        return self._commit_tree(tree, message, date, "-p", parent or base)
+
+    def _commit_tree(self, tree: str, message: str, date: str, *words: str) -> str:
+        who = {"NAME": "Kaggle Training", "EMAIL": "kaggle-training@users.noreply.github.com", "DATE": date}
+        # the same on every machine: the same files make the same commit
+        env = {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in who.items()}
+        return self._git("commit-tree", tree, *words, env=env, text=message).output.strip()
 
     def push(self, *updates: RefUpdate) -> None:
-        """Push all updates atomically, each only from its `old`. Raises `GitPushError`.
-
-        After an error either all updates have happened or none; only the remote knows which.
-        """
+        """Push all updates atomically, each only from its `old`; after a `GitPushError` all may have happened."""
         words = ["-c", "core.hooksPath=/dev/null"]  # hooks run also when the clone's own refs follow the push
         words += ["push", "--atomic", "--no-signed", "--no-follow-tags", "--recurse-submodules=no", "--quiet"]
         words += [f"--force-with-lease={update.ref}:{update.old or ''}" for update in updates if update.old != ANY]
@@ -170,12 +171,6 @@ def _place(url: str) -> str:
     bare = re.sub(r"^\w+://([^/@]*@)?", "", url)
     short = re.fullmatch(r"(?:[^/@:]+@)?([^/@:]+):(?!\d+/)(.+)", bare)  # git@host:path
     return (f"{short[1]}/{short[2]}" if short else bare).rstrip("/").removesuffix(".git")
-
-
-def _signature(date: str) -> dict[str, str]:
-    """Return author and committer of the transaction's commits, which are the same on every machine."""
-    who = {"NAME": "Kaggle Training", "EMAIL": "kaggle-training@users.noreply.github.com", "DATE": date}
-    return {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in who.items()}
 
 
 def _quoted(path: str) -> str:

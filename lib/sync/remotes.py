@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,22 +32,14 @@ REPOSITORY, CHECKPOINT = f"{FLAT}repository-", f"{FLAT}checkpoint-"
 @contextlib.contextmanager
 def open_remotes(root: Path, credentials: Credentials) -> Iterator[Remotes]:
     """Yield the `Remotes` of the clone at `root`, with both remotes open. Raises `SyncError` if that fails."""
-    from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
     with contextlib.ExitStack() as stack:
-        try:
+        with as_sync_errors(f"opening {root} and its remotes", credentials.redact):
             repo = stack.enter_context(Repo(str(root)))
             store = open_store(repo)
             stack.callback(_close, store)
             remotes = Remotes(repo, Refs(root, credentials), store, credentials.redact)
-        except (CommandError, DvcException, OSError) as error:
-            cause = error.what if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
-            raise SyncError(
-                credentials.redact(f"{root} cannot be published from: {cause}"),
-                state="nothing was changed.",
-                remedy="run the command in a clone that Git and DVC can open, and free some space if the disk is full.",
-            ) from error
         yield remotes
 
 
@@ -55,6 +47,23 @@ def _close(store: Store) -> None:
     # a failure to close must neither hide an earlier error nor make a success doubtful
     with contextlib.suppress(Exception):
         store.close()
+
+
+@contextlib.contextmanager
+def as_sync_errors(doing: str, redact: Callable[[str], str], state: str = "nothing was changed.") -> Iterator[None]:
+    """Raise errors of this machine, of Git and of DVC within the block as `SyncError`."""
+    from dvc.exceptions import DvcException
+
+    try:
+        yield
+    except (CommandError, DvcException, OSError) as error:
+        cause = error.what if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
+        raise SyncError(
+            redact(f"{doing} stopped: {cause}"),
+            state=state,
+            remedy="use a clone that Git and DVC can open, free some space if the disk is full, check the DVC remote, "
+            "and run the same again.",
+        ) from error
 
 
 class CheckpointFile(NamedTuple):
@@ -180,41 +189,42 @@ class Remotes:
 
     # ── files of checkpoints ───────────────────────────────────────────────────────────────────────────────────────
 
-    def sweep(self, repository: str, run: str | None = None) -> None:
+    def sweep(self, repository: str, run: str = "") -> None:
         """Delete the checkpoint files of this repository's runs, or of one, that no checkpoint will ever name again."""
         for file in self.waste(repository, run):
             for copy in file.copies:
                 self.store.delete(file.name, copy.identity)
 
-    def waste(self, repository: str, run: str | None = None) -> list[CheckpointFile]:
+    def waste(self, repository: str, run: str = "") -> list[CheckpointFile]:
         """Return the checkpoint files of this repository's runs, or of one, that no checkpoint will ever name again."""
         found = self.checkpoint_files(repository, run)
         if not found:
             return []
-        holders = self.refs.read_runs(run or "")  # after the listing
-        named = self.named_files(run or "")  # after the holders
+        holders = self.refs.read_runs(run)  # after the listing
+        named = self.named_files(run)  # after the holders
+        held = {(name, holder.record.session) for name, holder in holders.items() if holder.record}
+        unknown = {name for name, holder in holders.items() if not holder.record}  # another version holds these
+        return [
+            file
+            for file in found
+            if file.name not in named and file.run not in unknown and (file.run, file.session) not in held
+        ]
 
-        def is_held(file: CheckpointFile) -> bool:
-            holder = holders.get(file.run)
-            return holder is not None and (holder.record is None or holder.record.session == file.session)
-
-        return [file for file in found if file.name not in named and not is_held(file)]
-
-    def checkpoint_files(self, repository: str, run: str | None = None) -> list[CheckpointFile]:
+    def checkpoint_files(self, repository: str, run: str = "") -> list[CheckpointFile]:
         """Return the checkpoint files of a repository's runs, or of one run, that are listed on the DVC remote."""
         begin = f"{CHECKPOINT}{repository}-"
         parts = re.compile(rf"{re.escape(begin)}(.+)-([0-9a-f]{{16}})-\d+-\w+\.\w+")
         found = []
         for name, copies in self.store.flat(begin + (f"{run}-" if run else "")).items():
             match = parts.fullmatch(name)
-            if match and run in (None, match[1]):
+            if match and run in ("", match[1]):
                 found.append(CheckpointFile(name, match[1], match[2], copies))
         return found
 
     def named_files(self, run: str = "") -> set[str]:
         """Return the names of the files that checkpoint branches name now."""
         texts = self.refs.read_files_of_all(f"{CHECKPOINTS}{run}*", "*/checkpoint.json")
-        return {file["name"] for files in texts.values() for text in files.values() for file in named_by(text)}
+        return {file["name"] for files in texts.values() for file in named_by(files)}
 
 
 def file_of(record: RunRecord, run: str, number: int, name: str) -> str:
@@ -222,9 +232,10 @@ def file_of(record: RunRecord, run: str, number: int, name: str) -> str:
     return f"{CHECKPOINT}{record.repository}-{run}-{record.session}-{number}-{name}"
 
 
-def named_by(text: str) -> list[dict[str, Any]]:
-    """Return the entries of `files` in the text of a `checkpoint.json`; earlier versions have none."""
-    try:
-        return list(json.loads(text).get("files", ()))
-    except (ValueError, AttributeError):
-        return []
+def named_by(texts: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return the entries of `files` in the texts of these `checkpoint.json`; earlier versions have none."""
+    found: list[dict[str, Any]] = []
+    for text in texts.values():
+        with contextlib.suppress(ValueError, AttributeError):  # a file of the user's with the same name
+            found += json.loads(text).get("files", ())
+    return found

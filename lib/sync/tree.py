@@ -1,8 +1,7 @@
 """Build a publication's commit from the bytes on disk, whatever rules the repository has for its own files.
 
-Guarantees: every small file is in the commit byte for byte, in a stranger's `git clone` as well: no clean filter (Git
-LFS), line-end conversion, ignore rule or hook of the repository applies. `dvc pull` in that clone brings every object,
-even below paths that the repository ignores. The clone's work tree, index and HEAD are only read.
+Guarantees: every small file is in the commit byte for byte, in a stranger's `git clone` as well; `dvc pull` in that
+clone brings every object, even below paths that the repository ignores. The clone's own files are only read.
 """
 
 from __future__ import annotations
@@ -52,27 +51,23 @@ def build_commit(
 
     Its parent is `parent`, or HEAD. `objects` holds the object at each path of which the commit gets a `.dvc` file.
     """
+    from dvc.utils.serialize import dumps_yaml
+
     base = refs.head()
     files = {name: path for name, path in run.files().items() if name not in run.objects}
     rules = _Rules(refs, base, files, [run.folder, *objects])
     rules.append(f"{run.folder}/.gitattributes", RAW)
     rules.unhide(list(objects))
-    for name in objects:
+    for name, item in objects.items():  # as `dvc add` does
         path = PurePosixPath(name)
-        rules.append(f"{path.parent}/.gitignore", f"/{path.name}")  # as `dvc add` does
-    texts = rules.changed | {f"{name}.dvc": _dvc_file(name, item) for name, item in objects.items()}
+        rules.append(f"{path.parent}/.gitignore", f"/{path.name}")
+        output = {"md5": item.oid, "size": item.size, "hash": "md5", "path": path.name}
+        rules.changed[f"{name}.dvc"] = dumps_yaml({"outs": [output]})
     with tempfile.TemporaryDirectory(prefix="kaggle-training-") as place:
-        for number, (name, text) in enumerate(texts.items()):
+        for number, (name, text) in enumerate(rules.changed.items()):
             files[name] = Path(place) / str(number)
             files[name].write_text(text, encoding="utf-8")
         return refs.build_commit(base, files, run.message, run.stamp.isoformat(), parent=parent)
-
-
-def _dvc_file(name: str, item: StoredObject) -> str:
-    from dvc.utils.serialize import dumps_yaml
-
-    output = {"md5": item.oid, "size": item.size, "hash": "md5", "path": PurePosixPath(name).name}
-    return str(dumps_yaml({"outs": [output]}))
 
 
 class _Rules:
@@ -106,6 +101,9 @@ class _Rules:
 
     def _hidden(self, paths: Sequence[str], kind: str) -> list[str]:
         """Return the paths that the files named `kind` hide in a clone."""
+        from dvc.fs import LocalFileSystem
+        from dvc.ignore import DvcIgnoreFilter
+
         texts = {name: text for name, text in self._texts.items() if PurePosixPath(name).name == kind}
         if not texts:
             return []
@@ -114,23 +112,14 @@ class _Rules:
             for name, text in texts.items():
                 (root / name).parent.mkdir(parents=True, exist_ok=True)
                 (root / name).write_text(text, encoding="utf-8")
-            return list(_ignored_by_git(root, paths) if kind == ".gitignore" else _ignored_by_dvc(root, paths))
-
-
-def _ignored_by_git(root: Path, paths: Sequence[str]) -> Iterator[str]:
-    run_command(["git", "init", "--quiet", "--template=", root])
-    # the user's own excludes file is not in a stranger's clone
-    words = ["git", "-c", "core.excludesFile=", "check-ignore", "--no-index", "-z", "--stdin"]
-    shown = run_command(words, cwd=root, text="".join(f"{path}\0" for path in paths), check=False).output
-    yield from (path for path in shown.split("\0") if path)
-
-
-def _ignored_by_dvc(root: Path, paths: Sequence[str]) -> Iterator[str]:
-    from dvc.fs import LocalFileSystem
-    from dvc.ignore import DvcIgnoreFilter
-
-    ignore = DvcIgnoreFilter(LocalFileSystem(), str(root))
-    yield from (path for path in paths if ignore.is_ignored_file(str(root / path)))
+            if kind == ".dvcignore":
+                ignore = DvcIgnoreFilter(LocalFileSystem(), place)
+                return [path for path in paths if ignore.is_ignored_file(str(root / path))]
+            run_command(["git", "init", "--quiet", "--template=", root])
+            # the user's own excludes file is not in a stranger's clone
+            words = ["git", "-c", "core.excludesFile=", "check-ignore", "--no-index", "-z", "--stdin"]
+            shown = run_command(words, cwd=root, text="".join(f"{path}\0" for path in paths), check=False).output
+            return shown.split("\0")[:-1]
 
 
 def _parents(path: str) -> list[str]:

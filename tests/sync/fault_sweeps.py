@@ -329,10 +329,10 @@ class World:
           result. Files with other names among them (a lock, half an object) count.
         - The session in the file of a run that has ended, and where a run's ref was that the mirror keeps until the
           next fetch: both are random.
-        - Times, and the ids of processes. `DVC_SITE_CACHE_DIR`, which all faults share as all clones of a machine do.
+        - Times. `DVC_SITE_CACHE_DIR`, which all faults share as all clones of a machine do.
         """
         files = [
-            (re.sub(r"/index-\d+-\d+", "/index", path), _content(content_of(file), path), file.lstat().st_mode)
+            (path, _content(content_of(file), path), file.lstat().st_mode)
             for path, file in (*walk(self.stores.origin), *walk(self.stores.clone))
             if not NAMED_BY_CONTENT.search(path)
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -65,7 +66,8 @@ def take_over(clone: Path, name: str = "detection-exp001") -> RunLock:
     run = refs.read_runs()[name]
     assert run.record is not None
     lock = RunLock(refs, name, full_name=run.record.name, lease=run.record.lease, say=str)
-    assert lock.seize(run, refs.list_refs(refs.identity_ref)[refs.identity_ref], silent=True)
+    lock._asked = -math.inf  # one lease has passed since it was asked
+    assert lock.seize(run, refs.list_refs(refs.identity_ref)[refs.identity_ref], is_asked=True)
     return lock
 
 

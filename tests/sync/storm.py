@@ -207,6 +207,7 @@ class Storm:
                 0.1, 0.25 * LEASES[0] if self._lease == LEASES[0] else 3 * self._lease
             )
         else:
+            self._send(clone, signal.SIGKILL)
             self._kill(clone)
             self.count["kills"] += 1
 
@@ -226,8 +227,9 @@ class Storm:
         os.kill(process.pid, number)
 
     def _kill(self, clone: Path) -> None:
-        self._send(clone, signal.SIGKILL)
-        self._processes.pop(clone).join()
+        process = self._processes.pop(clone)
+        process.kill()
+        process.join()
         self._stopped.pop(clone, None)
 
     def close(self) -> None:
@@ -317,6 +319,8 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=500)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     given = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM):  # else its processes would go on for ever
+        signal.signal(number, lambda *_: sys.exit("stopped"))
     folder, began, found = Path(tempfile.mkdtemp(prefix="storm-")), time.monotonic(), 1
     for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"):
         os.environ[name] = os.devnull

@@ -159,9 +159,9 @@ def _sweep_with(
 ) -> None:  # fmt: skip
     sweep = Remotes.sweep
 
-    def prepare_and_sweep(remotes: Remotes, repository: str, run: str | None = None) -> Any:
+    def prepare_and_sweep(remotes: Remotes, repository: str, run: str = "") -> Any:
         with pytest.MonkeyPatch.context() as inner:
-            prepare(inner, remotes, run or "")
+            prepare(inner, remotes, run)
             sweep(remotes, repository, run)
 
     patch.setattr(Remotes, "sweep", prepare_and_sweep)

@@ -43,7 +43,7 @@ from lib.errors import GitPushError, RunHeldError, TakenOverError
 from lib.process import Completed, run_command
 from lib.remotes import repository as repository_module
 from lib.remotes.credentials import Credentials
-from lib.sync import Refs, RunLock, open_remotes, read_run, recover
+from lib.sync import Refs, RunLock, open_remotes, read_run, recover, rehearse
 from lib.sync import lock as lock_module
 from lib.sync import refs as refs_module
 from lib.sync.record import DeclaredCopy, RunRecord
@@ -451,6 +451,18 @@ def test_a_living_session_is_not_taken_for_dead_in_a_copy_of_its_clone(stores: S
         copy = stores.folder / "copy"
         shutil.copytree(stores.clone, copy)
         assert not lock(copy).watch()
+
+
+def test_runs_that_have_ended_leave_no_file_in_the_clone(stores: Stores, lock: Make) -> None:
+    """Neither their lock files nor private indexes stay, also of a rehearsal, whose run has a name of its own."""
+    held = lock(stores.clone)
+    held.take()
+    with checkpoints(stores.clone, held) as publisher:
+        publish_checkpoint(publisher, stores.clone)
+    rehearse(stores.clone, say=str)
+    assert [path.name for path in (held.refs.private / "runs").iterdir()] == [NAME]
+    held.release()
+    assert [path for path in held.refs.private.rglob("*") if path.name.startswith("index") or path.name == NAME] == []
 
 
 def test_a_stopped_session_of_the_same_clone_is_taken_over_after_its_lease(stores: Stores, lock: Make) -> None:

@@ -559,6 +559,15 @@ class TestFolder:
             stores = [stack.enter_context(opened(folder.clone)) for _ in range(8)]
             assert len({*pool.map(lambda store: store.address(), stores)}) == 1
 
+    def test_the_part_of_a_name_that_a_killed_process_left_is_deleted(self, folder: Backend, tmp_path: Path) -> None:
+        """No listing shows it, so that every process that closes the store deletes it."""
+        name = folder.opened[0].address()
+        part = tmp_path / "storage" / f".{FLAT}store.0123456789abcdef"
+        part.write_text("", encoding="utf-8")
+        with opened(folder.clone) as store:
+            assert store.address() == name
+        assert not part.exists()
+
     def test_the_free_space_is_that_of_the_disk(self, folder: Backend, tmp_path: Path) -> None:
         """The folder need not exist yet."""
         room = folder.opened[0].room()

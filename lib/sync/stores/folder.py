@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lib.sync.stores.base import FLAT, OneCopyStore, Progress, StoredCopy, absent
+from lib.sync.stores.base import FLAT, Progress, Store, StoredCopy
 
 YEARS = range(1_009_843_200, 1_640_995_200, 2)  # 2002 to 2022, the even seconds: FAT keeps no odd ones
 BLOCK = 2**20
@@ -29,11 +29,10 @@ _STORE = f"{FLAT}store"
 _PART = re.compile(r"\.(.+)\.(\d+)\.part")
 
 
-class FolderObjects(OneCopyStore):
+class FolderObjects(Store):
     """A folder. The identity of a copy is its modification time: a random second of the past, set before it is visible.
 
-    DVC, `cp -p` and rsync keep that time. Every other writer sets the present one, so that its copy is never taken for
-    one of ours.
+    DVC, `cp -p` and rsync keep that time; the copy of any other writer has the present one, and is never ours.
     """
 
     loses = "does not keep modification times"
@@ -44,18 +43,24 @@ class FolderObjects(OneCopyStore):
         self._address = ""
 
     def address(self) -> str:
-        """Return the text of the folder's own mark, which is created if missing: machines may mount it elsewhere."""
+        """Return the text of the folder's own mark, since machines may mount it elsewhere; create it if missing."""
         if not self._address:
             mark = self._folder / _STORE
             if not mark.exists():
                 _make_folder(self._folder)
                 part = self._folder / f".{_STORE}.{secrets.token_hex(8)}"
                 part.write_text(secrets.token_hex(8), encoding="utf-8")
-                self._show(part, mark)  # never half-written, and one of two machines wins
+                with contextlib.suppress(FileNotFoundError):  # another machine was faster, and has closed the store
+                    self._show(part, mark)  # never half-written
                 part.unlink(missing_ok=True)
                 _fsync_folder(self._folder)
             self._address = f"folder {mark.read_text(encoding='utf-8')}"
         return self._address
+
+    def close(self) -> None:
+        """Delete what killed processes have left of the folder's mark."""
+        for part in self._folder.glob(f".{_STORE}.*") if (self._folder / _STORE).exists() else ():
+            part.unlink(missing_ok=True)
 
     def new_identities(self, count: int) -> list[str]:
         """Return random even seconds."""
@@ -112,7 +117,7 @@ class FolderObjects(OneCopyStore):
     def read(self, path: str, identity: str, target: Path, progress: Progress = int) -> None:
         """Copy the file, if it is that copy."""
         if self.verify(path, identity) is None:
-            raise absent(self, path, identity)
+            raise FileNotFoundError(f"{self.name}: {path} is not there (copy {identity})")
         shutil.copyfile(self._folder / path, target)
         progress(target.stat().st_size)
 
@@ -146,11 +151,6 @@ class FolderObjects(OneCopyStore):
     def _part(self, path: str, identity: str) -> Path:
         target = self._folder / path
         return target.with_name(f".{target.name}.{identity}.part")
-
-
-def open_remote(odb: Any) -> FolderObjects:  # noqa: ANN401  DVC's object database
-    """Open the remote that DVC has configured."""
-    return FolderObjects(odb)
 
 
 def _copy(status: os.stat_result) -> StoredCopy:

@@ -1,6 +1,9 @@
 """Store files on S3, or on a service with the same protocol, through DVC's own client.
 
-`S3Objects` documents what is guaranteed and what is not.
+Guarantees: one path has one copy, since every request that makes a copy visible carries `If-None-Match: *`; where the
+store does not know this header, a look comes first, and `limits` reports it.
+Cannot: compare the mark and delete in one request; another client may replace the copy in between. Time limits are
+those of DVC's configuration (`read_timeout`, `connect_timeout`); the defaults of s3fs are 15 s and 5 s.
 """
 
 from __future__ import annotations
@@ -13,14 +16,17 @@ import io
 import re
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from lib.errors import causes
-from lib.sync.stores.base import OneCopyStore, Progress, StoredCopy, absent, push_errors
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError
+from botocore.exceptions import ConnectionError as NoConnection
+from fsspec.asyn import sync
+
+from lib.errors import DvcPushError, RunError, causes
+from lib.sync.stores.base import Progress, Store, StoredCopy
 
 WHOLE = 2**30  # bytes up to which a file is sent in one request, so that no part of it is ever visible
 PART = 64 * 2**20  # bytes of each part of a larger file; a part is held in memory
@@ -31,30 +37,26 @@ _NEXT = ("NextContinuationToken", "NextKeyMarker", "NextVersionIdMarker")
 _NOTE = re.compile(r"(.+)\.([0-9a-f]{16})\.upload")
 
 
-class S3Objects(OneCopyStore):
+class S3Objects(Store):
     """An S3 bucket, through the client that DVC has set up; the client's cache of listings is never read.
 
     Identity: a random mark in the object's metadata. A copy without one (DVC sets none) is named by its version or by
-    its time and ETag. One path has one copy: every request that makes a copy visible carries `If-None-Match: *`. Where
-    the store does not know this header, a look comes first, and `limits` reports it.
+    its time and ETag.
 
     Versions: only the newest version is a copy, and none under a delete marker, as for DVC. A deletion removes every
     version that has the mark and no other; if listing versions is not allowed or not offered (R2), only the newest.
 
-    Uploads: a file of up to `WHOLE` bytes is one request. It is there or not, an interrupted request leaves nothing, S3
-    checks the MD5 on arrival, and the ETag is the MD5. A larger file is sent in parts; until it is complete, a note
-    next to the object contains the upload's id, so that any machine can delete the parts of a dead upload. A look does
-    not know the MD5 of a copy that was sent in parts or is encrypted by a key service.
-
-    Cannot: compare the mark and delete in one request; another client may replace the copy in between. Time limits are
-    those of DVC's configuration (`read_timeout`, `connect_timeout`); the defaults of s3fs are 15 s and 5 s.
+    Uploads: a file of up to `WHOLE` bytes is one request, whose MD5 S3 checks on arrival. A larger file is sent in
+    parts; until it is complete, a note next to the object contains the upload's id, so that any machine can delete the
+    parts of a dead upload. A look does not know the MD5 of a copy that was sent in parts or is encrypted by a key
+    service.
     """
 
     loses = "overwrites files (it ignores `If-None-Match`)"
 
     def __init__(self, odb: Any) -> None:  # noqa: ANN401  DVC's object database
         super().__init__(odb, f"s3://{odb.path}")
-        with self._push_errors(state="nothing was uploaded or changed."):
+        with self._push_errors():
             self._s3 = odb.fs.fs  # connects
         # botocore retries by itself and rewinds the file first; s3fs would continue where the file stopped
         self._s3.retries = 1
@@ -76,7 +78,9 @@ class S3Objects(OneCopyStore):
             size, md5 = source.stat().st_size, _md5(path, source)
             try:
                 if size <= WHOLE:
-                    self._put(path, source, identity, md5, progress)
+                    digest = base64.b64encode(bytes.fromhex(md5)).decode()
+                    with _ReportedFile(source, progress) as file:
+                        self._show("put_object", path, Body=file, ContentMD5=digest, Metadata={"copy": identity})
                 else:
                     self._put_parts(path, source, identity, md5, progress)
             except Exception as error:
@@ -92,11 +96,6 @@ class S3Objects(OneCopyStore):
                     return None
                 raise
         return StoredCopy(identity, size, md5)
-
-    def _put(self, path: str, source: Path, identity: str, md5: str, progress: Progress) -> None:
-        digest = base64.b64encode(bytes.fromhex(md5)).decode()
-        with _ReportedFile(source, progress) as file:
-            self._show("put_object", path, Body=file, ContentMD5=digest, Metadata={"copy": identity})
 
     def _put_parts(self, path: str, source: Path, identity: str, md5: str, progress: Progress) -> None:
         self._abort(path, identity)  # of an earlier call
@@ -117,9 +116,7 @@ class S3Objects(OneCopyStore):
             self._show("complete_multipart_upload", path, MultipartUpload={"Parts": parts}, **upload)
         except BaseException as error:
             try:
-                with contextlib.suppress(FileNotFoundError):  # the object is complete, only the answer was lost
-                    self._ask("abort_multipart_upload", path, **upload)
-                self._remove(_note(path, identity), identity)
+                self._abort(path, identity, upload["UploadId"])
             except Exception as second:  # noqa: BLE001  the first error is the one raised; `delete` tries again
                 error.add_note(f"its parts could not be deleted: {type(second).__name__}")
             raise
@@ -159,13 +156,15 @@ class S3Objects(OneCopyStore):
             if copy.identity == identity:
                 self._ask("delete_object", path, **version)
 
-    def _abort(self, path: str, identity: str) -> None:
-        """Delete the parts of an unfinished upload, by the id in its note, and the note."""
-        note = self._head(_note(path, identity))
-        if note:
+    def _abort(self, path: str, identity: str, upload: str = "") -> None:
+        """Delete the parts of an unfinished upload, by its id or the one in its note, and the note."""
+        note = _note(path, identity)
+        if not upload and (head := self._head(note)):
+            upload = head["Metadata"]["upload"]
+        if upload:
             with contextlib.suppress(FileNotFoundError):  # the upload has ended
-                self._ask("abort_multipart_upload", path, UploadId=note["Metadata"]["upload"])
-            self._remove(_note(path, identity), identity)
+                self._ask("abort_multipart_upload", path, UploadId=upload)
+            self._remove(note, identity)
 
     def read(self, path: str, identity: str, target: Path, progress: Progress = int) -> None:
         """Download the object part by part, if it is that copy."""
@@ -176,11 +175,9 @@ class S3Objects(OneCopyStore):
                     for begin in range(0, head["ContentLength"], PART):
                         progress(file.write(self._read_part(path, begin, head["ETag"])))
                 return
-        raise absent(self, path, identity)
+        raise FileNotFoundError(f"{self.name}: {path} is not there (copy {identity})")
 
     def _read_part(self, path: str, begin: int, etag: str) -> bytes:
-        from fsspec.asyn import sync
-
         for others in reversed(range(TRIES)):
             try:
                 answer = self._ask("get_object", path, Range=f"bytes={begin}-{begin + PART - 1}", IfMatch=etag)
@@ -205,9 +202,8 @@ class S3Objects(OneCopyStore):
     def survey(self) -> dict[str, list[StoredCopy]]:
         """Return every object, by listing the bucket below the remote's path, which does not show the marks.
 
-        An ETag equal to the object's name proves its content. One that contains `-` belongs to a copy sent in parts,
-        whose MD5 is unknown. Any other may belong to an encrypted copy, which a listing does not show: only such an
-        object costs an extra request.
+        An ETag that contains `-` belongs to a copy sent in parts, whose MD5 is unknown. Any other that is not the
+        object's name may belong to an encrypted copy: only such an object costs an extra request.
         """
         found: dict[str, list[StoredCopy]] = {}
         with self._push_errors():
@@ -272,8 +268,16 @@ class S3Objects(OneCopyStore):
             if (newest is None or version != _version(newest)) and (head := self._head(path, **version)):
                 yield _copy(head), version
 
-    def _push_errors(self, state: str = "") -> AbstractContextManager[None]:
-        return push_errors(self.name, _explain, state)
+    @contextlib.contextmanager
+    def _push_errors(self) -> Iterator[None]:
+        """Raise the client's errors as `DvcPushError`; a `RunError` (of `progress`) passes unchanged."""
+        try:
+            yield
+        except RunError:
+            raise
+        except Exception as error:
+            what, remedy = _explain(error)
+            raise DvcPushError(f"{self.name}: {what}", remedy=f"{remedy}, then run sync_outputs() again.") from error
 
 
 def _note(path: str, identity: str) -> str:
@@ -304,8 +308,6 @@ def _copy(head: Mapping[str, Any]) -> StoredCopy:
 
 def _code(error: BaseException) -> str:
     """Return the code of a refusal; empty if the error is another one."""
-    from botocore.exceptions import ClientError
-
     refusals = (cause for cause in causes(error) if isinstance(cause, ClientError))
     return next((str(refusal.response.get("Error", {}).get("Code", "")) for refusal in refusals), "")
 
@@ -343,30 +345,15 @@ _S3_REMEDIES = (  # (pattern of the refusal's error code, remedy)
 
 def _explain(error: BaseException) -> tuple[str, str]:
     """Return what went wrong with S3, and the remedy."""
-    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError
-    from botocore.exceptions import ConnectionError as NoConnection
-
-    what, remedy = f"{type(error).__name__}: {error}", "check the file and the bucket named above"
     for cause in causes(error):
         if isinstance(cause, ClientError):
-            refusal = cause.response.get("Error", {})
-            code = _code(error)
-            what = f"S3 refused {cause.operation_name}: {refusal.get('Message') or 'no reason given'} ({code})."
-            fitting = (text for pattern, text in _S3_REMEDIES if re.search(pattern, code))
-            remedy = next(fitting, "fix the cause named above")
-            break
+            code, why = _code(error), cause.response.get("Error", {}).get("Message") or "no reason given"
+            fitting = (remedy for pattern, remedy in _S3_REMEDIES if re.search(pattern, code))
+            return f"S3 refused {cause.operation_name}: {why} ({code}).", next(fitting, "fix the cause named above")
         if isinstance(cause, NoCredentialsError):
-            what, remedy = "no S3 keys were found.", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-            break
+            return "no S3 keys were found.", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         if isinstance(cause, (HTTPClientError, NoConnection)):
-            what, remedy = f"the connection to S3 broke ({cause}).", "check that internet is on"
-            break
+            return f"the connection to S3 broke ({cause}).", "check that internet is on"
         if isinstance(cause, BotoCoreError):
-            what, remedy = f"{type(cause).__name__}: {cause}", "check the remote's settings in .dvc/config"
-            break
-    return what, f"{remedy}, then run sync_outputs() again."
-
-
-def open_remote(odb: Any) -> S3Objects:  # noqa: ANN401  DVC's object database
-    """Open the remote that DVC has configured."""
-    return S3Objects(odb)
+            return f"{type(cause).__name__}: {cause}", "check the remote's settings in .dvc/config"
+    return f"{type(error).__name__}: {error}", "check the file and the bucket named above"
