@@ -23,12 +23,12 @@ from lib.errors import RenderError, did_you_mean
 from lib.experiment.load import SHORTCUTS, by_key, load_experiment, read_value
 from lib.experiment.modules import find_module
 from lib.experiment.schema import KEYS, Experiment
+from lib.kaggle.kernel import kernel_metadata, push_rendered, pushing_user, refuse_retired
 from lib.kaggle.notebook import (
     KAGGLE_WORDS,
     bake,
     configured_user,
     execute,
-    kernel_metadata,
     parameters,
     read_notebook,
     read_sources,
@@ -61,7 +61,7 @@ BY_OPTION = {"module": "the argument MODULE", "experiment": "--experiment", "acc
     "--accelerator",
     type=click.Choice(list(KAGGLE_WORDS)),
     default="t4x2",
-    help="Kaggle's accelerator.",
+    help="Kaggle's accelerator; p100 is for other machines.",
 )
 @click.option("--output", type=Path, metavar="DIR", help="Folder of the files; default: build/MODULE.")
 @click.option("--push", is_flag=True, help="Push it to Kaggle with the kaggle client, which starts it there.")
@@ -97,6 +97,7 @@ def main(
     if data is not None and not run:
         raise RenderError("--data is for --run only.", remedy="add --run, or track the dataset with DVC for Kaggle.")
     accelerator = "none" if run else accelerator
+    refuse_retired(accelerator, push=push)
     given = {name: read_value(name, text) for name, text in parameter}
     notebook = read_notebook(read_sources(PROJECT))
     unknown_or_reserved(given, notebook)
@@ -119,22 +120,16 @@ def main(
     values |= baked
     repository = str(values["repository"])
     folder = output or PROJECT / "build" / about.name
-    user = _pushing_user(kaggle_user, repository) if push else kaggle_user or configured_user()
-    kernel = None if run else kernel_metadata(about, accelerator, user, secrets_dataset)
+    user = pushing_user(kaggle_user, repository) if push else kaggle_user or configured_user()
+    kernel = None if run else kernel_metadata(about, chosen.key, accelerator, user, secrets_dataset)
     rendered = write_rendered(folder, about, bake(notebook, values), kernel)
     print(rendered, flush=True)
     if run:
         print(f"\nThe executed notebook: {execute(rendered.notebook, PROJECT)}")
         return
     print(f"Trains:   {chosen.name} at commit {values['commit']} of {repository}")
-    if kernel and push:
-        from lib.kaggle.kernel import gpu_quota, push_kernel, require_private
-
-        require_private(kernel["id"], *kernel["dataset_sources"])
-        if quota := gpu_quota():
-            print(f"GPU:      {quota}", flush=True)
-        print(push_kernel(folder))
-        print(f"Follow it with: uv run python -m lib watch {about.name}")
+    if push:
+        push_rendered(folder)
     else:
         print(ways_to_kaggle(rendered, user))
 
@@ -162,23 +157,6 @@ def _sandbox(folder: Path, chosen: Experiment, data: Path | None) -> dict[str, s
     made = make_sandbox(PROJECT, folder, chosen, data)
     print(f"Dataset:  {made.sheet}")
     return {"repository": str(made.origin), "commit": made.commit}
-
-
-# ── push to Kaggle ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _pushing_user(given: str, repository: str) -> str:
-    """Return the owner of the kernel. Raises `RenderError` if Kaggle cannot clone `repository`."""
-    from lib.kaggle.kernel import client_user
-
-    if not repository.startswith(("https://", "http://")):
-        raise RenderError(
-            f"Kaggle cannot clone {repository}.",
-            state="nothing was written or pushed.",
-            remedy="push the repository to a host that Kaggle reaches by https, as `origin`.",
-        )
-    own = client_user()
-    return given or own
 
 
 if __name__ == "__main__":

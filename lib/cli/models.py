@@ -95,13 +95,22 @@ def compare_command(project: Project, *, branches: tuple[str, ...], output: Path
 @click.command("rerun")
 @click.argument("branch", shell_complete=complete_branch)
 @click.option("--output", type=Path, metavar="DIR", help="Folder of the files; default: build/BRANCH.")
+@click.option("--accelerator", type=click.Choice(["t4x2", "p100", "none"]), help="Default: that of the run.")
+@click.option("--push", is_flag=True, help="Push it to Kaggle, where it starts.")
 @KAGGLE_USER
 @SECRETS_DATASET
 @PROJECT
 def rerun_command(
-    project: Project, *, branch: str, output: Path | None, kaggle_user: str, secrets_dataset: str
+    project: Project,
+    *,
+    branch: str,
+    output: Path | None,
+    accelerator: str | None,
+    push: bool,
+    kaggle_user: str,
+    secrets_dataset: str,
 ) -> None:
-    """Render a published run again.
+    """Render a published run again; with --push, start it on Kaggle.
 
     Uses the notebook, commit, dataset and experiment that BRANCH records; the result is ready for Kaggle.
 
@@ -109,13 +118,19 @@ def rerun_command(
     Example:
         uv run python -m lib rerun kaggle-train-detection-exp001-yolo11s-baseline-20251223-143000
     """
-    from lib.kaggle.notebook import configured_user, ways_to_kaggle
+    from lib.kaggle.kernel import push_rendered
+    from lib.kaggle.notebook import ways_to_kaggle
     from lib.results.rerun import rerun
 
-    user = kaggle_user or configured_user()
-    rendered, record = rerun(project.root, branch, project.credentials, output, user, secrets_dataset)
+    rendered, record, user = rerun(
+        project.root, branch, project.credentials, output, kaggle_user, secrets_dataset,
+        accelerator=accelerator or "", push=push,
+    )  # fmt: skip
     print(f"{rendered}\nTrains:   the experiment of {record.branch}, at commit {record.commit}")
     if record.resumed_from:
         print(f"Needs:    {record.resumed_from}, from which that run resumed")
     print(f"Versions: {', '.join(f'{name} {version}' for name, version in record.versions.items())}")
-    print(ways_to_kaggle(rendered, user))
+    if push:
+        push_rendered(rendered.notebook.parent)
+    else:
+        print(ways_to_kaggle(rendered, user))

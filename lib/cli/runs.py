@@ -7,29 +7,34 @@ from pathlib import Path
 
 import click
 
-from lib.cli.options import KAGGLE_USER, PARAMETERS, PROJECT, Project
+from lib.cli.options import KAGGLE_USER, PARAMETERS, PROJECT, Project, pass_project
 
 
 @click.command()
-@click.argument("module")
+@click.argument("experiment")
 @KAGGLE_USER
 @click.option("--every", type=float, metavar="SECONDS", default=20.0, help="Time between two requests for its state.")
-def watch(*, module: str, kaggle_user: str, every: float) -> None:
-    """Follow the newest run of a module on Kaggle to its end.
+@pass_project
+def watch(project: Project, *, experiment: str, kaggle_user: str, every: float) -> None:
+    """Follow a run on Kaggle to its end.
 
-    Shows its state and log; exits with 1 if the run failed or was cancelled.
+    EXPERIMENT is a YAML file, a module (its baseline), or a kernel, OWNER/SLUG or OWNER/SLUG/VERSION; without a version
+    it is the newest one. Shows its state and log; exits with 1 if the run failed or was cancelled.
 
     \b
     Example:
         uv run python -m lib watch detection
     """
+    from lib.experiment.load import load_experiment
     from lib.experiment.modules import find_module
-    from lib.kaggle.kernel import client_user, watch_kernel
-    from lib.kaggle.notebook import configured_user, kernel_metadata
+    from lib.kaggle.kernel import client_user, kernel_name, watch_kernel
+    from lib.kaggle.notebook import configured_user
 
-    user = kaggle_user or configured_user() or client_user()
-    kernel = kernel_metadata(find_module(module), "none", user, "")["id"]
-    print(f"Following {kernel}: https://www.kaggle.com/code/{kernel}", flush=True)
+    kernel = experiment
+    is_file = experiment.endswith((".yaml", ".yml"))
+    if is_file or "/" not in experiment:
+        file = Path(experiment) if is_file else project.root / find_module(experiment).baseline
+        kernel = kernel_name(load_experiment(file).key, kaggle_user or configured_user() or client_user())
     branch = watch_kernel(kernel, every=every, say=lambda line: print(line, flush=True))
     if branch is None:
         print("The run is complete; its log names no published branch.")

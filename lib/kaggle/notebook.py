@@ -129,25 +129,6 @@ def one_cell(notebook: Any, about: Module) -> str:  # noqa: ANN401
     return "\n\n".join(parts) + "\n"
 
 
-def kernel_metadata(about: Module, accelerator: str, user: str, dataset: str) -> dict[str, Any]:
-    """Return the metadata for `kaggle kernels push`: a private kernel with internet, GPU and the secrets dataset."""
-    title = f"Train Module {about.number} {about.name.capitalize()}"
-    slug = title.lower().replace(" ", "-")  # Kaggle derives the same slug from the title
-    owner = user or "INSERT_KAGGLE_USERNAME_HERE"
-    return {
-        "id": f"{owner}/{slug}",
-        "title": title,
-        "code_file": f"{about.notebook}.ipynb",
-        "language": "python",
-        "kernel_type": "notebook",
-        "is_private": True,
-        "enable_gpu": accelerator != "none",
-        "enable_internet": True,
-        "machine_shape": KAGGLE_WORDS[accelerator][1],
-        "dataset_sources": [dataset or f"{owner}/kaggle-training-secrets"],
-    }
-
-
 def configured_user() -> str:
     """Return the user name in the kaggle client's configuration, empty if unknown; the key is not used."""
     file = Path(os.environ.get("KAGGLE_CONFIG_DIR", Path.home() / ".kaggle")) / "kaggle.json"

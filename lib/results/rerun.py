@@ -9,11 +9,13 @@ from pathlib import Path
 
 from lib.errors import RenderError
 from lib.experiment.modules import find_module
+from lib.experiment.schema import Experiment
+from lib.kaggle.kernel import kernel_metadata, pushing_user, refuse_retired
 from lib.kaggle.notebook import (
     SOURCES,
     Rendered,
     bake,
-    kernel_metadata,
+    configured_user,
     parameters,
     public_url,
     read_notebook,
@@ -29,12 +31,14 @@ BAKED = ("module", "experiment", "repository", "commit", "accelerator")
 
 
 def rerun(
-    root: Path, branch: str, credentials: Credentials, folder: Path | None, user: str, dataset: str
-) -> tuple[Rendered, RunRecord]:
-    """Render the run that published `branch` into `folder`, ready for Kaggle; return it with the run's record.
+    root: Path, branch: str, credentials: Credentials, folder: Path | None, user: str, dataset: str,
+    *, accelerator: str = "", push: bool = False,
+) -> tuple[Rendered, RunRecord, str]:  # fmt: skip
+    """Render the run that published `branch` into `folder`; return it with the run's record and the kernel's owner.
 
-    Without a `folder`, it is `build/BRANCH` of the checkout. Raises `BranchError` if the branch is missing or its
-    record unreadable, `RenderError` if its notebook cannot be used, `GitPushError` if the Git remote does not answer.
+    Without a `folder`, it is `build/BRANCH` of the checkout; without an `accelerator`, that of the run. Raises
+    `BranchError` if the branch is missing or its record unreadable, `RenderError` if its notebook cannot be used, or
+    with `push` if Kaggle cannot run it, `GitPushError` if the Git remote does not answer.
     """
     url = find_git_remote(root, credentials)
     refs = Refs(root, credentials)
@@ -49,8 +53,12 @@ def rerun(
             f"{SOURCES[0]} of commit {record.commit[:12]} is missing or has no parameter {', '.join(lacking)}.",
             remedy=f"check that commit out and render the experiment of {branch}'s run.json by hand.",
         )
-    accelerator = record.machine.accelerator
-    values = (about.name, record.experiment, public_url(url), record.commit, accelerator)
-    kernel = kernel_metadata(about, accelerator, user, dataset)
+    accelerator = accelerator or record.machine.accelerator
+    refuse_retired(accelerator, push=push)
+    repository = public_url(url)
+    user = pushing_user(user, repository) if push else user or configured_user()
+    values = (about.name, record.experiment, repository, record.commit, accelerator)
+    key = Experiment.model_construct(**record.experiment).key  # an old experiment may not be valid any more
+    kernel = kernel_metadata(about, key, accelerator, user, dataset)
     baked = bake(notebook, dict(zip(BAKED, values, strict=True)))
-    return write_rendered(folder or root / "build" / record.branch, about, baked, kernel), record
+    return write_rendered(folder or root / "build" / record.branch, about, baked, kernel), record, user

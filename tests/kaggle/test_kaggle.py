@@ -11,15 +11,38 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from click.testing import CliRunner
 from conftest import ROOT
-from kaggle_emulator import KEY, TOKEN, USER, Act, Dataset, KaggleEmulator, Kernel
+from kaggle_emulator import (
+    KEY,
+    LOST,
+    THROTTLED,
+    TOKEN,
+    USER,
+    Act,
+    Dataset,
+    Fault,
+    KaggleEmulator,
+    Kernel,
+    Session,
+)
 
-from lib.errors import KaggleError
+from lib.cli.app import app
+from lib.errors import KaggleError, RunError
 from lib.experiment.modules import MODULES
-from lib.kaggle.kernel import client_user, gpu_quota, push_kernel, require_private, watch_kernel
-from lib.kaggle.notebook import kernel_metadata
+from lib.kaggle.kernel import (
+    client_user,
+    gpu_quota,
+    kernel_metadata,
+    kernel_name,
+    kernel_title,
+    push_kernel,
+    require_pushable,
+    watch_kernel,
+)
 
-KERNEL = f"{USER}/train-module-1-detection"
+KEY_OF_EXPERIMENT = "detection-exp001-yolo11s-baseline"
+KERNEL = f"{USER}/train-{KEY_OF_EXPERIMENT}"
 SECRETS = f"{USER}/kaggle-training-secrets"
 BRANCH = "kaggle-train-detection-exp001-yolo11s-baseline-20260102-030405"
 COMMIT = "0123456789" * 4
@@ -51,7 +74,7 @@ def run_python(*words: str) -> subprocess.CompletedProcess[str]:
 
 def write_folder(folder: Path, **changed: object) -> Path:
     """Write the smallest folder that can be pushed."""
-    metadata = kernel_metadata(MODULES["detection"], "t4x2", USER, "") | changed
+    metadata = kernel_metadata(MODULES["detection"], KEY_OF_EXPERIMENT, "t4x2", USER, "") | changed
     (folder / "kernel-metadata.json").write_text(json.dumps(metadata))
     (folder / str(metadata["code_file"])).write_text(nbformat.writes(nbformat.v4.new_notebook()))
     return folder
@@ -59,9 +82,9 @@ def write_folder(folder: Path, **changed: object) -> Path:
 
 def follow(kaggle: KaggleEmulator, *acts: Act) -> tuple[str | None, list[str]]:
     """Follow a run of these acts; return the branch and the printed lines."""
-    kaggle.kernels[KERNEL] = Kernel(run=acts)
+    kaggle.kernels[KERNEL] = Kernel(sessions=[Session(*acts)])
     lines: list[str] = []
-    return watch_kernel(KERNEL, every=0.5, say=lines.append), lines
+    return watch_kernel(KERNEL, every=0.5, say=lines.append), lines[1:]
 
 
 def without_times(expected: list[str]) -> list[str]:
@@ -89,7 +112,7 @@ def test_one_command_renders_and_pushes(kaggle: KaggleEmulator, tmp_path: Path) 
     assert nbformat.reads(pushed["text"], as_version=4) == rendered
     assert f"Address:  https://www.kaggle.com/code/{KERNEL}" in done.stdout
     assert "GPU:      21.50h of 30.00h left" in done.stdout
-    assert "python -m lib watch detection" in done.stdout
+    assert f"python -m lib watch {KERNEL}/1" in done.stdout
     assert KEY not in done.stdout + done.stderr
 
 
@@ -122,7 +145,7 @@ def test_a_key_that_kaggle_rejects_is_one_error(
     """A rejected key is an error before anything is pushed, and is not shown."""
     use_account(kaggle, tmp_path, monkeypatch, KAGGLE_USERNAME=USER, KAGGLE_KEY="revoked0" * 4)
     with pytest.raises(KaggleError, match="rejects the one it has") as caught:
-        require_private(KERNEL, SECRETS)
+        require_pushable(KERNEL, SECRETS, say=print)
     assert "revoked0" not in str(caught.value)
 
 
@@ -146,7 +169,7 @@ def test_a_token_in_an_error_of_the_client_is_redacted(
     """The client's HTTP library quotes an invalid header, like a token with a line break."""
     use_account(kaggle, tmp_path, monkeypatch, KAGGLE_API_TOKEN=f"{TOKEN}\r\n")
     with pytest.raises(Exception, match=r"\*\*\*") as caught:
-        require_private(KERNEL, SECRETS)
+        require_pushable(KERNEL, SECRETS, say=print)
     assert TOKEN not in str(caught.value)
 
 
@@ -154,7 +177,7 @@ def test_a_public_kernel_is_not_overwritten(kaggle: KaggleEmulator) -> None:
     """A push over a public kernel is an error: its log would be public."""
     kaggle.kernels[KERNEL] = Kernel(is_private=False)
     with pytest.raises(KaggleError, match=f"the kernel {KERNEL} exists and is public"):
-        require_private(KERNEL, SECRETS)
+        require_pushable(KERNEL, SECRETS, say=print)
 
 
 @pytest.mark.parametrize(
@@ -172,30 +195,32 @@ def test_an_unusable_secrets_dataset_is_rejected(
     kaggle.kernels[KERNEL] = Kernel()
     kaggle.datasets = {} if dataset is None else {SECRETS: dataset}
     with pytest.raises(KaggleError, match=expected) as caught:
-        require_private(KERNEL, SECRETS)
+        require_pushable(KERNEL, SECRETS, say=print)
     assert caught.value.state == "nothing was pushed."
 
 
 def test_an_invalid_dataset_name_is_rejected(kaggle: KaggleEmulator) -> None:
     """An invalid name is an error before Kaggle is contacted."""
     with pytest.raises(KaggleError, match="--secrets-dataset 'secrets' is not the name"):
-        require_private(KERNEL, "secrets")
+        require_pushable(KERNEL, "secrets", say=print)
     assert kaggle.requests == []
 
 
 @pytest.mark.slow
 def test_a_failing_kaggle_is_not_taken_for_a_missing_kernel(kaggle: KaggleEmulator) -> None:
     """If Kaggle does not report whether the kernel is private, nothing is pushed."""
-    kaggle.add_fault("GetKernel", 503)
-    with pytest.raises(KaggleError, match=f"does not report whether {KERNEL} is private"):
-        require_private(KERNEL, SECRETS)
+    kaggle.add_fault("GetKernel", Fault(503))
+    with pytest.raises(KaggleError, match=f"does not report the state of {KERNEL}"):
+        require_pushable(KERNEL, SECRETS, say=print)
 
 
 def test_a_rejected_push_is_an_error_although_the_client_exits_with_0(kaggle: KaggleEmulator, tmp_path: Path) -> None:
-    """The error quotes Kaggle's message."""
-    kaggle.push_error = "Maximum batch GPU session count of 2 reached."
-    with pytest.raises(KaggleError, match=r"refused the push .* Maximum batch GPU session count of 2 reached"):
-        push_kernel(write_folder(tmp_path))
+    """The error quotes Kaggle's message; that all sessions are in use has a remedy of its own."""
+    kaggle.kernels = {f"{USER}/other-{number}": Kernel(sessions=[Session(Act("RUNNING"))]) for number in range(2)}
+    expected = r"refused the push .* Maximum batch GPU session count of 2 reached"
+    with pytest.raises(KaggleError, match=expected) as caught:
+        push_kernel(write_folder(tmp_path), KERNEL, 0)
+    assert "wait until one of your sessions has ended" in caught.value.remedy
 
 
 @pytest.mark.slow
@@ -203,24 +228,111 @@ def test_a_push_without_its_secrets_is_an_error(kaggle: KaggleEmulator, tmp_path
     """A kernel that runs without its secrets is an error, which names where to stop it."""
     kaggle.unusable = [SECRETS]
     with pytest.raises(KaggleError, match="did not attach the secrets dataset") as caught:
-        push_kernel(write_folder(tmp_path))
+        push_kernel(write_folder(tmp_path), KERNEL, 0)
     assert f"https://www.kaggle.com/code/{KERNEL}" in caught.value.state
 
 
+@pytest.mark.parametrize(
+    ("fault", "silent", "expected"),
+    [
+        pytest.param(LOST, False, "", id="accepted"),
+        pytest.param(THROTTLED, False, "did not accept", id="throttled"),
+        pytest.param(THROTTLED, True, "did not confirm", id="nobody knows", marks=pytest.mark.slow),
+    ],
+)
+def test_a_push_without_an_answer_is_settled_by_the_newest_version(
+    kaggle: KaggleEmulator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Fault,
+    *,
+    silent: bool,
+    expected: str,
+) -> None:
+    """A version that is newer than the one before is the pushed one; if the last question fails, too, nobody knows."""
+    monkeypatch.setattr("lib.kaggle.kernel.POLL", 0.1)
+    monkeypatch.setattr("lib.kaggle.kernel.SETTLING", 2)
+    kaggle.kernels[KERNEL] = Kernel()
+    kaggle.add_fault("SaveKernel", fault)
+    kaggle.add_fault("GetKernel$", Fault(503), times=99 if silent else 0, after=1)
+    if not expected:
+        pushed, report = push_kernel(write_folder(tmp_path), KERNEL, 1)
+        assert (pushed, "Kaggle's answer was lost" in report) == (f"{KERNEL}/2", True)
+        return
+    with pytest.raises(KaggleError, match=f"{expected} the push") as caught:
+        push_kernel(write_folder(tmp_path), KERNEL, 1)
+    assert ("its newest version is still 1" in caught.value.state) != silent
+    assert ("not known whether" in caught.value.state) == silent
+
+
+@pytest.mark.parametrize(
+    ("states", "refused"),
+    [
+        (["COMPLETE", "QUEUED", "COMPLETE"], "version 2 of .* is queued"),
+        pytest.param(["CANCEL_REQUESTED"], "version 1 of .* is being cancelled", marks=pytest.mark.slow),
+        (["COMPLETE", None, "ERROR", "CANCEL_ACKNOWLEDGED"], ""),
+    ],
+)
+def test_a_kernel_with_an_active_version_is_not_pushed(
+    kaggle: KaggleEmulator, states: list[str | None], refused: str
+) -> None:
+    """Also if it is not the newest; the error names the address, and how to follow and to stop it."""
+    kaggle.kernels[KERNEL] = Kernel(sessions=[Session(Act(state)) if state else None for state in states])
+    if not refused:
+        assert require_pushable(KERNEL, SECRETS, say=print) == len(states)
+        return
+    with pytest.raises(KaggleError, match=refused) as caught:
+        require_pushable(KERNEL, SECRETS, say=print)
+    for named in (f"https://www.kaggle.com/code/{KERNEL}", f"lib watch {KERNEL}/", f"kaggle kernels delete {KERNEL}"):
+        assert named in caught.value.remedy
+
+
+@pytest.mark.parametrize("last", ["READY", pytest.param("FAILED", marks=pytest.mark.slow)])
+def test_a_secrets_dataset_in_processing_is_waited_for(
+    kaggle: KaggleEmulator, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    """A push says so and waits, since Kaggle would mount the old version or none; a failed version is an error."""
+    monkeypatch.setattr("lib.kaggle.kernel.POLL", 0.1)
+    kaggle.datasets[SECRETS].states = ["BLOBS_RECEIVED", last]
+    lines: list[str] = []
+    if last == "READY":
+        assert require_pushable(KERNEL, SECRETS, say=lines.append) == 0
+    else:
+        with pytest.raises(KaggleError, match=f"dataset {SECRETS} is not ready: Kaggle reports 'failed'"):
+            require_pushable(KERNEL, SECRETS, say=lines.append)
+    (said,) = lines
+    assert "still processing" in said
+
+
 @pytest.mark.slow
-def test_a_push_whose_reply_is_lost_is_not_reported_as_rejected(kaggle: KaggleEmulator, tmp_path: Path) -> None:
-    """The kernel may run: a second push would be a second run."""
-    kaggle.add_fault("SaveKernel")
-    with pytest.raises(KaggleError, match="did not confirm the push") as caught:
-        push_kernel(write_folder(tmp_path))
-    assert "not known whether" in caught.value.state
+def test_a_dataset_that_stays_in_processing_is_refused(kaggle: KaggleEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The push waits a few minutes at most."""
+    monkeypatch.setattr("lib.kaggle.kernel.PROCESSING", 0.0)
+    kaggle.datasets[SECRETS].states = ["REPROCESSING"]
+    with pytest.raises(KaggleError, match="is not ready: Kaggle reports 'reprocessing'") as caught:
+        require_pushable(KERNEL, SECRETS, say=print)
+    assert caught.value.state == "nothing was pushed."
+
+
+@pytest.mark.parametrize("push", [False, True])
+def test_the_retired_p100_is_rendered_with_a_warning_and_never_pushed(
+    kaggle: KaggleEmulator, tmp_path: Path, *, push: bool
+) -> None:
+    """Both say that a push would run on T4 x2; a refused push writes nothing and asks Kaggle nothing."""
+    words = ["render.py", "detection", "--accelerator", "p100", "--output", str(tmp_path / "out"), *GIVEN]
+    done = run_python(*words, *(["--push"] if push else []))
+    assert done.returncode == push, done.stderr
+    assert "Kaggle has retired the P100: a push would run on T4 x2." in (done.stderr if push else done.stdout)
+    assert (tmp_path / "out").exists() != push
+    assert kaggle.requests == []
 
 
 @pytest.mark.slow
 def test_warnings_of_the_client_are_shown(kaggle: KaggleEmulator, tmp_path: Path) -> None:
     """A changed slug, a retired GPU and the name that Kaggle chose are shown."""
-    kaggle.slug = "another-name"
-    pushed = str(push_kernel(write_folder(tmp_path, title="Another Name", machine_shape="NvidiaTeslaP100")))
+    folder = write_folder(tmp_path, title="Another Name", machine_shape="NvidiaTeslaP100")
+    name, pushed = push_kernel(folder, KERNEL, 0)
+    assert name == f"{USER}/another-name/1"
     assert "title does not resolve to the specified id" in pushed
     assert "is retired" in pushed
     assert f"under another name than {KERNEL}" in pushed
@@ -233,13 +345,25 @@ def test_an_unknown_quota_is_left_out(kaggle: KaggleEmulator) -> None:
     assert gpu_quota() == ""
 
 
-@pytest.mark.parametrize("module", sorted(MODULES))
-def test_the_id_is_the_slug_of_the_title(module: str) -> None:
-    """Kaggle derives a new kernel's slug from its title: with another id it would not be found again."""
+@pytest.mark.parametrize(
+    ("key", "title"),
+    [
+        (KEY_OF_EXPERIMENT, "Train detection exp001 yolo11s baseline"),
+        ("a-1", "Train a 1"),
+        ("localization-" + "x" * 31, "Train localization " + "x" * 31),  # 50 characters
+        ("localization-" + "x" * 32, "Train localization " + "x" * 22 + " f3ff8dfd"),
+        ("localization-" + "x" * 33, "Train localization " + "x" * 22 + " 3141d770"),
+        ("localization-" + "x" * 21 + "-" + "y" * 20, "Train localization " + "x" * 21 + " a2a76bc1"),
+    ],
+)
+def test_the_title_of_an_experiment_is_its_own_and_makes_the_slug(key: str, title: str) -> None:
+    """Kaggle derives a kernel's slug from its title of 5 to 50 characters; a cut title ends in a hash of the key."""
     from slugify import slugify
 
-    metadata = kernel_metadata(MODULES[module], "t4x2", USER, "")
-    assert metadata["id"] == f"{USER}/{slugify(metadata['title'])}"
+    assert kernel_title(key) == title
+    assert 5 <= len(title) <= 50
+    metadata = kernel_metadata(MODULES["detection"], key, "t4x2", USER, "")
+    assert metadata["id"] == kernel_name(key, USER) == f"{USER}/{slugify(title)}"
 
 
 # ── following ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -247,22 +371,22 @@ def test_the_id_is_the_slug_of_the_title(module: str) -> None:
 
 def test_a_run_is_followed_to_its_end(kaggle: KaggleEmulator) -> None:
     """States, and each line of the log once, are shown despite a cut stream and a failed request."""
-    kaggle.kernels[KERNEL] = Kernel(
-        run=[
-            Act("QUEUED"),
-            Act("RUNNING", "step 1\n  5%\r 50%\r100%\nstep 2\n"),
-            Act("COMPLETE", f"Branch:    {BRANCH}\n"),
-        ]
-    )
+    acts = [
+        Act("QUEUED"),
+        Act("RUNNING", "step 1\n  5%\r 50%\r100%\nstep 2\n"),
+        Act("COMPLETE", f"Branch:    {BRANCH}\n"),
+    ]
+    kaggle.kernels[KERNEL] = Kernel(sessions=[Session(Act("ERROR", "an older run\n")), Session(*acts)])
     kaggle.stream_cuts = 1
-    kaggle.add_fault("GetKernelSessionStatus", 502)
+    kaggle.add_fault("GetKernelSessionStatus", Fault(502), after=1)
     done = run_python("-m", "lib", "watch", "detection", "--every", "1.5")
     assert done.returncode == 0, done.stderr
     first, *lines, published, fetch = done.stdout.splitlines()
     assert first.endswith(f"https://www.kaggle.com/code/{KERNEL}")
-    trouble, *lines = without_times(lines)
+    queued, trouble, *lines = without_times(lines)
+    assert queued == "queued"
     assert trouble.startswith("no answer: the service has trouble")
-    assert lines == ["queued", "running", "step 1", "100%", "step 2", f"Branch:    {BRANCH}", "complete"]
+    assert lines == ["running", "step 1", "100%", "step 2", f"Branch:    {BRANCH}", "complete"]
     assert published == f"The run is complete, and published as {BRANCH}."
     assert fetch == f"Download it with: python -m lib fetch {BRANCH}"
     assert kaggle.requests.count("LogStream") >= 2
@@ -277,20 +401,78 @@ def test_a_run_is_followed_to_its_end(kaggle: KaggleEmulator) -> None:
 )
 def test_a_failed_or_cancelled_run_is_an_error(kaggle: KaggleEmulator, end: Act, expected: str) -> None:
     """The error has Kaggle's reason; of a run that had already ended, the tail of the log is shown."""
-    kaggle.kernels[KERNEL] = Kernel(run=[Act(end.state, "".join(f"line {n}\n" for n in range(70)), end.reason)])
+    acts = [Act(end.state, "".join(f"line {n}\n" for n in range(70)), end.reason)]
+    kaggle.kernels[KERNEL] = Kernel(sessions=[Session(*acts)])
     lines: list[str] = []
     with pytest.raises(KaggleError, match=f"ended as: {expected}") as caught:
         watch_kernel(KERNEL, every=0.1, say=lines.append)
     assert end.reason in caught.value.what
-    assert lines[:2] == ["The last 50 of 70 lines of its log:", "line 20"]
+    assert lines[1:3] == ["The last 50 of 70 lines of its log:", "line 20"]
     assert lines[-2] == "line 69"
 
 
-def test_a_missing_kernel_cannot_be_followed(kaggle: KaggleEmulator) -> None:
-    """A missing kernel is an error at the first request."""
-    with pytest.raises(KaggleError, match=f"there is no kernel {KERNEL}") as caught:
-        watch_kernel(KERNEL, every=60, say=print)
-    assert "push it first" in caught.value.remedy
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("experiments/001_det_baseline.yaml", f"there is no kernel {KERNEL}"),
+        ("a/b/c", "'a/b/c' is not the name of a kernel"),
+        ("experiments/001_det_baselin.yaml", "there is no such file"),
+        ("detecton", "module is 'detecton'"),
+    ],
+)
+def test_what_cannot_be_followed_is_one_error(kaggle: KaggleEmulator, name: str, expected: str) -> None:
+    """An experiment without a kernel, or a name of none, is an error at the first request at the latest."""
+    failed = CliRunner().invoke(app, ["watch", name]).exception
+    assert isinstance(failed, RunError)
+    assert expected in failed.what
+    assert failed.remedy
+
+
+def test_the_version_that_was_begun_with_is_followed(kaggle: KaggleEmulator) -> None:
+    """A version that is pushed meanwhile is named, and neither its states nor its log are shown."""
+    older = Session(Act("RUNNING", "old\n"), Act("RUNNING"), Act("COMPLETE"))
+    kaggle.kernels[KERNEL] = Kernel(sessions=[older])
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        if "running" in line:
+            kaggle.kernels[KERNEL].sessions.append(Session(Act("RUNNING", "new\n"), Act("ERROR")))
+
+    assert watch_kernel(KERNEL, every=0.5, say=say) is None
+    told = ["running", "old", "Version 2 was pushed meanwhile; this follows version 1.", "complete"]
+    assert sorted(without_times(lines[1:])) == sorted(told)
+    assert lines[-1].endswith("complete")
+
+
+@pytest.mark.slow
+def test_an_older_version_can_be_followed(kaggle: KaggleEmulator) -> None:
+    """Its state and log are shown, not those of the newest."""
+    kaggle.kernels[KERNEL] = Kernel(sessions=[Session(Act("COMPLETE", "old\n")), Session(Act("ERROR", "new\n"))])
+    lines: list[str] = []
+    watch_kernel(f"{KERNEL}/1", every=0.1, say=lines.append)
+    assert without_times(lines[1:]) == ["old", "complete"]
+
+
+@pytest.mark.slow
+def test_a_missing_version_is_an_error(kaggle: KaggleEmulator) -> None:
+    """The error names the newest one."""
+    kaggle.kernels[KERNEL] = Kernel()
+    with pytest.raises(KaggleError, match=r"version 7 of .* does not exist") as caught:
+        watch_kernel(f"{KERNEL}/7", every=60, say=print)
+    assert f"{KERNEL}/1" in caught.value.remedy
+
+
+def test_a_kernel_that_is_deleted_is_no_longer_followed(kaggle: KaggleEmulator) -> None:
+    """Deletion ends the run, for which nobody needs to wait half an hour."""
+    kaggle.kernels[KERNEL] = Kernel(sessions=[Session(Act("RUNNING"))])
+
+    def say(line: str) -> None:
+        if "running" in line:
+            del kaggle.kernels[KERNEL]
+
+    with pytest.raises(KaggleError, match=r"no run of version 1 .* the kernel was deleted"):
+        watch_kernel(KERNEL, every=0.1, say=say)
 
 
 @pytest.mark.slow
@@ -306,7 +488,7 @@ def test_a_log_that_only_the_stream_returned_is_complete(kaggle: KaggleEmulator)
 def test_following_ends_if_kaggle_does_not_answer(kaggle: KaggleEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """After `PATIENCE` seconds without a reply the run is no longer followed, and continues."""
     monkeypatch.setattr("lib.kaggle.kernel.PATIENCE", 1.0)
-    kaggle.add_fault("GetKernelSessionStatus", times=99)
+    kaggle.add_fault("GetKernelSessionStatus", Fault(), times=99, after=1)
     with pytest.raises(KaggleError, match="does not answer") as caught:
         follow(kaggle, Act("RUNNING"))
     assert "continues" in caught.value.state

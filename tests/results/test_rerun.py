@@ -11,8 +11,12 @@ from typing import Any
 
 import nbformat
 import pytest
+from click.testing import CliRunner
 from conftest import ROOT, RUN, Stores, run_git, write_run
+from git_host_emulator import GitHost
+from kaggle_emulator import USER, Dataset, KaggleEmulator
 
+from lib.cli.app import app
 from lib.errors import BranchError, RenderError
 from lib.experiment.load import load_experiment
 from lib.kaggle.notebook import read_sources
@@ -53,7 +57,7 @@ class Published:
 
     def rerun(self, branch: str = BRANCH) -> Any:
         """Render the run again; return the notebook's parameters and the kernel's metadata."""
-        rendered, _ = rerun(self.clone, branch, Credentials(), self.stores.folder / "out", "somebody", "")
+        rendered, *_ = rerun(self.clone, branch, Credentials(), self.stores.folder / "out", "somebody", "")
         values: dict[str, Any] = {}
         for cell in nbformat.read(rendered.notebook, as_version=4).cells:
             if "parameters" in cell.metadata.get("tags", []):
@@ -103,11 +107,47 @@ def test_the_notebook_commit_and_experiment_are_those_of_the_run(published: Publ
 
 
 @pytest.mark.parametrize(("gpu", "wanted"), [([], "none"), ([{"name": "Tesla P100-PCIE-16GB", "memory": 16}], "p100")])
-def test_the_accelerator_is_that_of_the_run(published: Published, gpu: list[dict[str, Any]], wanted: str) -> None:
-    """It is `none` for a run without a GPU."""
+def test_the_accelerator_is_that_of_the_run(
+    published: Published, capsys: pytest.CaptureFixture[str], gpu: list[dict[str, Any]], wanted: str
+) -> None:
+    """It is `none` for a run without a GPU; for a P100, which Kaggle has retired, a warning says so."""
     branch = BRANCH.replace("2025", "2026")
     published.publish({**record(published.commit), "branch": branch, "machine": {"gpus": gpu}}, branch)
     assert published.rerun(branch)[0]["accelerator"] == wanted
+    assert ("a push would run on T4 x2" in capsys.readouterr().out) == (wanted == "p100")
+
+
+def test_a_rerun_is_pushed_by_the_same_command(
+    published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It becomes a version of the experiment's kernel; that of a P100 run is refused until another GPU is given."""
+    branch = BRANCH.replace("2025", "2026")
+    gpu = {"gpus": [{"name": "Tesla P100-PCIE-16GB", "memory": 16}]}
+    published.publish({**record(published.commit), "branch": branch, "machine": gpu}, branch)
+    for name in ("render.py", "uv.lock"):
+        (published.clone / name).touch()
+    (tmp_path / "hosted/owner").mkdir(parents=True)
+    (tmp_path / "hosted/owner/name.git").symlink_to(published.stores.origin)
+    monkeypatch.chdir(published.clone)
+    with GitHost(tmp_path / "hosted") as host, KaggleEmulator() as kaggle:
+        host.public.add("owner/name")
+        run_git("remote", "set-url", "origin", f"{host.url}/owner/name.git", cwd=published.clone)
+        kaggle.datasets[f"{USER}/kaggle-training-secrets"] = Dataset()
+        environment = kaggle.environment(tmp_path) | {"no_proxy": "127.0.0.1"}
+        command = ["rerun", branch, "--push", "--output", str(tmp_path / "out")]
+        refused = CliRunner().invoke(app, command, env=environment)
+        assert isinstance(refused.exception, RenderError)
+        assert "--accelerator t4x2" in refused.exception.remedy
+        assert not kaggle.requests
+        done = CliRunner().invoke(app, [*command, "--accelerator", "t4x2"], env=environment)
+        assert done.exit_code == 0, done.output
+        (pushed,) = kaggle.pushes
+    assert (pushed["slug"], pushed["machineShape"]) == (
+        f"{USER}/train-detection-exp001-yolo11s-baseline",
+        "NvidiaTeslaT4",
+    )
+    assert published.commit in pushed["text"]
+    assert f"watch {pushed['slug']}/1" in done.output
 
 
 def test_an_unknown_branch_is_reported_with_suggestions(published: Published) -> None:
