@@ -51,7 +51,7 @@ class Patience:
         `longest` and `after` are `Answer.patience` and `Answer.after`.
         """
         pause = next(self._pauses, None)
-        if pause is None or pause > longest or after > LONGEST:
+        if pause is None or not pause <= longest > 0 or after > LONGEST:
             return False
         time.sleep(max(random.uniform(pause / 2, pause), after))
         return True

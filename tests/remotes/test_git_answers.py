@@ -105,5 +105,6 @@ def test_the_time_that_a_service_names_is_waited_for_unless_it_is_too_long(slept
     assert Patience((1.0,)).wait(LONG, seconds_of("61"))
     assert slept == [61.0]
     assert not Patience((1.0,)).wait(LONG, LONGEST + 1)
+    assert not Patience((0.0,)).wait(LASTS)
     assert seconds_of("Fri, 27 Nov 2026 10:00:00 GMT") == seconds_of(None) == 0
     assert Answer("", "", 1.0).is_transient
