@@ -21,6 +21,7 @@ import click
 from lib.cli.options import KAGGLE_USER, SECRETS_DATASET, run_command_line
 from lib.errors import RenderError, did_you_mean
 from lib.experiment.load import SHORTCUTS, by_key, load_experiment, read_value
+from lib.experiment.matrix import require_own_name
 from lib.experiment.modules import find_module
 from lib.experiment.schema import KEYS, Experiment
 from lib.kaggle.kernel import kernel_metadata, push_rendered, pushing_user, refuse_retired
@@ -33,9 +34,11 @@ from lib.kaggle.notebook import (
     read_notebook,
     read_sources,
     source,
+    text_parameters,
     ways_to_kaggle,
     write_rendered,
 )
+from lib.remotes.credentials import without_user
 
 PROJECT = Path(__file__).resolve().parent
 BY_OPTION = {"module": "the argument MODULE", "experiment": "--experiment", "accelerator": "--accelerator"}
@@ -98,12 +101,14 @@ def main(
         raise RenderError("--data is for --run only.", remedy="add --run, or track the dataset with DVC for Kaggle.")
     accelerator = "none" if run else accelerator
     refuse_retired(accelerator, push=push)
-    given = {name: read_value(name, text) for name, text in parameter}
     notebook = read_notebook(read_sources(PROJECT))
-    unknown_or_reserved(given, notebook)
+    unknown_or_reserved(dict(parameter), notebook)
+    texts = text_parameters(notebook)
+    given = {name: text if name in texts else read_value(name, text) for name, text in parameter}
     changed = {name: value for name, value in given.items() if name in KEYS}
     file = experiment or (about.small(PROJECT) if run else PROJECT / about.baseline)
     chosen = load_experiment(file, changed, module=about.name)
+    require_own_name(chosen, file, PROJECT / "experiments")
     baked = {name: value for name, value in given.items() if name not in changed}
     # validate shortcuts against the experiment now: a bad value must fail before the GPU starts
     load_experiment(chosen.model_dump(), by_key({name: baked[name] for name in SHORTCUTS if name in baked}))
@@ -119,6 +124,7 @@ def main(
         values |= source(PROJECT, allow_dirty=allow_dirty)
     values |= baked
     repository = str(values["repository"])
+    values["repository"] = repository = without_user(repository) if repository.startswith("http") else repository
     folder = output or PROJECT / "build" / about.name
     user = pushing_user(kaggle_user, repository) if push else kaggle_user or configured_user()
     kernel = None if run else kernel_metadata(about, chosen.key, accelerator, user, secrets_dataset)

@@ -1,8 +1,9 @@
 """`run.log`: everything that a run printed and the error that stopped it, without credentials.
 
 Guarantees: standard output and standard error go to the notebook and to the file, redacted in both. An error that ends
-a cell is written to the file too. A progress bar is reduced to occasional lines (`lib/progress.py`): always in the
-file, and on the screen if the output is not watched. Cannot: capture the output of worker processes.
+a cell is written to the file too, and its traceback is redacted in both. A progress bar is reduced to occasional lines
+(`lib/progress.py`): always in the file, and on the screen if the output is not watched. Cannot: capture the output of
+worker processes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import shutil
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -37,6 +38,9 @@ class RunLog:
         self._shell = find_shell()
         if self._shell is not None:
             self._shell.events.register("post_run_cell", self._on_cell)
+            # a notebook shows an error past the standard streams
+            self._show_error = self._shell._showtraceback  # noqa: SLF001  IPython has no public way
+            self._shell._showtraceback = self._show_redacted  # noqa: SLF001
 
     def also_in(self, folder: Path) -> None:
         """Copy the log to the artifacts in `folder` when the run ends, if the folder exists by then."""
@@ -52,6 +56,7 @@ class RunLog:
         sys.stdout, sys.stderr = self._streams
         sys.excepthook = self._hook
         if self._shell is not None:
+            self._shell._showtraceback = self._show_error  # noqa: SLF001
             with contextlib.suppress(ValueError):
                 self._shell.events.unregister("post_run_cell", self._on_cell)
         self._copy()
@@ -79,6 +84,9 @@ class RunLog:
         if error is not None:
             self._report(error)
 
+    def _show_redacted(self, kind: type[BaseException], error: object, lines: Sequence[str]) -> None:
+        self._show_error(kind, self._redact(str(error)), [self._redact(line) for line in lines])
+
     def _on_exception(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         self._report(error)
         self._hook(kind, error, trace)
@@ -89,6 +97,15 @@ class RunLog:
         self._copy()
         if self._handler is not None:
             self._handler(error)
+
+
+def redact_tracebacks(redact: Callable[[str], str]) -> None:
+    """Redact the traceback of an error that ends this process."""
+
+    def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        print(redact("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
+
+    sys.excepthook = show
 
 
 class _Tee:

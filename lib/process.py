@@ -1,10 +1,9 @@
-"""Run subprocesses: the only module that starts other programs.
+"""Run subprocesses: the only module of lib that starts other programs; standard library only.
 
-The exception is `lib/kaggle/install.py`, which runs before this package's dependencies are installed.
-
-Guarantees: no command prompts at a terminal, and each is ended together with its children. `run_command` has a time
-limit and redacts the output before it returns it; `FollowedCommand` redacts each line. Cannot: roll back what a command
-did before it was stopped; limit or redact what `LoggedCommand` and `run_side_by_side` print.
+Guarantees: no command prompts at a terminal, and each is ended together with its children. Every program gets the
+environment of `make_environment`, in which each setting of the tools that a run uses is there for a named reason.
+`run_command` has a time limit and redacts the output before it returns it; `FollowedCommand` redacts each line. Cannot:
+roll back what a command did before it was stopped; limit or redact what `LoggedCommand` and `run_side_by_side` print.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import codecs
 import contextlib
 import ctypes
 import os
+import re
 import select
 import signal
 import socket
@@ -31,6 +31,68 @@ from lib.errors import CommandError
 MINUTE = 60.0
 SILENCE = 2 * MINUTE  # without a received byte, after which a connection is dropped
 LONG = 200  # characters of an argument that an error message shows
+
+DECIDED = ("UV_", "PIP_", "GIT_", "DVC_", "PYTHON", "WANDB_", "CUDA_", "TORCHELASTIC_")
+"""Prefixes of the variables that set the tools of a run: those that `KEPT` does not name are dropped. Other variables
+are the machine's (paths, proxies, certificates, accounts, threads) and pass, unless `DROPPED` names them."""
+KEPT: Mapping[str, str] = {
+    # uv and pip: how packages are reached and where they are kept; which ones is decided by uv.lock and its hashes
+    r"UV_(DEFAULT_INDEX|(EXTRA_)?INDEX\w*|FIND_LINKS|INSECURE_HOST|KEYRING_PROVIDER|CONFIG_FILE)": "a mirror",
+    r"UV_(HTTP_\w+|REQUEST_TIMEOUT|NATIVE_TLS|SYSTEM_CERTS|OFFLINE|CONCURRENT_\w+)": "the network",
+    r"UV_(CACHE_DIR|NO_CACHE|LINK_MODE|TOOL_DIR|PYTHON_INSTALL_DIR)": "folders",
+    r"PIP_((EXTRA_)?INDEX_URL|FIND_LINKS|NO_INDEX|TRUSTED_HOST|(CLIENT_)?CERT|CONFIG_FILE|KEYRING_\w+)": "a mirror",
+    r"PIP_(PROXY|(DEFAULT_)?TIMEOUT|RETRIES|CACHE_DIR|NO_CACHE_DIR|DISABLE_PIP_VERSION_CHECK)": "the network, folders",
+    r"PIP_(BREAK_SYSTEM_PACKAGES|ROOT_USER_ACTION)": "an image whose Python pip may change",
+    # Git: the user's settings and ways to sign in; never a repository (GIT_DIR …) or a trace, which prints keys
+    r"GIT_CONFIG_(GLOBAL|SYSTEM|NOSYSTEM|COUNT|(KEY|VALUE)_\d+)": "the user's settings",
+    r"GIT_(AUTHOR|COMMITTER)_(NAME|EMAIL)": "the user's name",
+    r"GIT_(ASKPASS|SSH|SSH_COMMAND|SSH_VARIANT|SSL_\w+|PROXY_\w+|HTTP_\w+|ALLOW_PROTOCOL)": "the way to the host",
+    r"GIT_(EXEC_PATH|TEMPLATE_DIR)": "a Git that is installed in another place than it was built for",
+    r"DVC_(NO_ANALYTICS|SITE_CACHE_DIR|GLOBAL_CONFIG_DIR|SYSTEM_CONFIG_DIR)": "folders of settings and caches",
+    r"PYTHON(PATH|HOME)": "the packages of step 2, and this Python's own place",
+    r"PYTHON(DONTWRITEBYTECODE|PYCACHEPREFIX|UNBUFFERED|FAULTHANDLER)": "no effect on a result",
+    # W&B: account and folders; the run's id, project, entity and mode are given in code
+    r"WANDB_(API_KEY|BASE_URL|IDENTITY_TOKEN_FILE|INSECURE_DISABLE_SSL|X_EXTRA_HTTP_HEADERS)": "the account",
+    r"WANDB_(CONFIG_DIR|CACHE_DIR|DATA_DIR|ERROR_REPORTING)": "folders, and what this project sets itself",
+    r"CUDA_(VISIBLE_DEVICES|DEVICE_ORDER|HOME|PATH|CACHE_PATH|MPS_\w+)": "the GPUs of this run, and folders",
+}
+"""The settings that pass, as patterns of whole names, each with its reason."""
+DROPPED = (
+    "FORCE_COLOR", "CLICOLOR_FORCE", "LANGUAGE",  # output is parsed: no colours, and English
+    "VIRTUAL_ENV",  # uv would take it for the Python to install into
+    "RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",  # another run's
+)  # fmt: skip
+GIVEN = {"GIT_TERMINAL_PROMPT": "0", "NO_COLOR": "1", "LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "utf-8"}
+"""What every program gets: it does not ask, and writes English in UTF-8 without colours."""
+_PASSES = re.compile("|".join(KEPT))
+
+
+def _is_dropped(name: str) -> bool:
+    return name in DROPPED or (name.startswith(DECIDED) and name not in GIVEN and not _PASSES.fullmatch(name))
+
+
+def make_environment(added: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the environment of a subprocess: what passes of this process's own, `GIVEN`, and `added`."""
+    passed = {name: value for name, value in os.environ.items() if not _is_dropped(name)}
+    return {**passed, **GIVEN, **(added or {})}
+
+
+def clean_environment() -> None:
+    """Drop the settings that no subprocess gets from this process too, where libraries read them and start programs."""
+    for name in filter(_is_dropped, list(os.environ)):
+        del os.environ[name]
+
+
+def git_settings(settings: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Return the variables that add settings to those which this process's environment gives to Git."""
+    count = os.environ.get("GIT_CONFIG_COUNT", "")
+    first = int(count) if count.isdecimal() else 0
+    numbered = {
+        f"GIT_CONFIG_{word}_{number}": text
+        for number, setting in enumerate(settings, first)
+        for word, text in zip(("KEY", "VALUE"), setting, strict=True)
+    }
+    return {**numbered, "GIT_CONFIG_COUNT": str(first + len(settings))}
 
 
 def limit_silence() -> None:
@@ -52,7 +114,7 @@ class CommandFailed(CommandError):
     """A command exited with a status other than 0."""
 
     def __init__(self, command: str, answer: Completed) -> None:
-        self.answer = answer
+        self.command, self.answer = command, answer
         output = (answer.errors.strip() or answer.output.strip() or "it printed nothing")[-4000:]
         super().__init__(f"`{command}` failed with status {answer.status}:\n{output}")
 
@@ -79,9 +141,9 @@ def run_command(
 ) -> Completed:
     """Run a program and return its exit status and redacted output.
 
-    `env` is added to this process's environment for this one command; pass credentials in it. `text` is the standard
-    input; without it, the standard input is empty. With `check`, raises `CommandFailed` on a status other than 0.
-    Raises `CommandTimedOut` at the time limit, and `CommandError` when the program cannot be started.
+    `env` is added to the environment of `make_environment` for this one command; pass credentials in it. `text` is the
+    standard input; without it, the standard input is empty. With `check`, raises `CommandFailed` on a status other than
+    0. Raises `CommandTimedOut` at the time limit, and `CommandError` when the program cannot be started.
     """
     words = [str(word) for word in command]
     # redact before shortening: a truncated credential would not be recognised and would leak
@@ -136,7 +198,7 @@ def _start(
         return subprocess.Popen(
             words,
             cwd=cwd,
-            env={**os.environ, "GIT_TERMINAL_PROMPT": "0", **(env or {})},
+            env=make_environment(env),
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
@@ -278,6 +340,31 @@ def die_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, prctl(2)
     if os.getppid() != parent:
         sys.exit(1)
+
+
+_REMOVERS: dict[int, subprocess.Popen[str]] = {}
+"""The helper that removes files when a process ends, by the id of that process: a fork has none of its own yet."""
+
+
+def remove_at_end(path: Path) -> None:
+    """Have a file removed when this process has ended, in whatever way: a killed process cannot do it itself."""
+    helper = _REMOVERS.get(os.getpid())
+    if helper is None:
+        # reads the paths until this process, which holds the pipe open, is gone
+        script = 'while read -r file; do set -- "$@" "$file"; done; rm -f -- "$@"'
+        helper = _REMOVERS[os.getpid()] = subprocess.Popen(
+            ["sh", "-c", script, "sh"], cwd="/", env={"PATH": os.environ.get("PATH", os.defpath)}, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+    assert helper.stdin is not None
+    helper.stdin.write(f"{path.absolute()}\n")
+    helper.stdin.flush()
+
+
+def remove_now() -> None:
+    """Remove the files of `remove_at_end`."""
+    if helper := _REMOVERS.pop(os.getpid(), None):
+        helper.communicate()
 
 
 def end_group(process: subprocess.Popen[Any]) -> None:

@@ -10,6 +10,7 @@ it to the repository's host only. No message contains a part of secrets.json. A 
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,15 @@ class Bootstrap:
     """The time between two lines of git's progress."""
     pauses: tuple[float, ...] = (5.0, 20.0, 60.0)
     """The longest pauses in seconds before a host that limits requests, or is failing, is asked again."""
+    kept = (
+        r"GIT_CONFIG_(GLOBAL|SYSTEM|NOSYSTEM|COUNT|(KEY|VALUE)_\d+)",
+        r"GIT_(AUTHOR|COMMITTER)_(NAME|EMAIL)",
+        r"GIT_(ASKPASS|SSH|SSH_COMMAND|SSH_VARIANT|SSL_\w+|PROXY_\w+|HTTP_\w+|ALLOW_PROTOCOL)",
+        r"GIT_(EXEC_PATH|TEMPLATE_DIR)",
+        r"PYTHON(PATH|HOME)",
+        r"PYTHON(DONTWRITEBYTECODE|PYCACHEPREFIX|UNBUFFERED|FAULTHANDLER)",
+    )
+    """The settings of Git and Python that pass to programs, as `KEPT` in lib/process.py, which has the reasons."""
 
     def __init__(self, module: str, working: str | Path, sandbox: str, *, kaggle: Path = Path("/kaggle")) -> None:
         """Create the working folder; if `working` is empty, Kaggle's, or a new one in the sandbox.
@@ -48,6 +58,7 @@ class Bootstrap:
         self.scratch = kaggle / "tmp" / "kaggle-training" if self._on_kaggle else self.working / "scratch"
         self.working.mkdir(parents=True, exist_ok=True)
         self._log_is_open = False
+        self._secrets: Path | None = None
 
     def step(self, title: str) -> None:
         """Record the start of a step and print its title with the time since the run's start."""
@@ -69,9 +80,10 @@ class Bootstrap:
                 f"accelerator is {accelerator!r}; it may be {', '.join(wanted)}.",
                 "correct the parameter and run again.",
             )
-        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        has_driver = shutil.which(query[0])
-        gpus = subprocess.run(query, capture_output=True, text=True).stdout.splitlines() if has_driver else []
+        query, gpus = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], []
+        if shutil.which(query[0]):
+            done = subprocess.run(query, env=self._environment(), capture_output=True, text=True)
+            gpus = done.stdout.splitlines()
         self.say(f"GPUs: {', '.join(gpus) or 'none'}")
         if not self._on_kaggle:
             return
@@ -91,7 +103,7 @@ class Bootstrap:
                 "make this notebook with render.py, or set the parameter repository to a Git URL.",
             )
         command = [sys.executable, "-m", "lib", "sandbox", self._module, "--folder", str(self._sandbox), "--json"]
-        made = subprocess.run(command, cwd=self._project, capture_output=True, text=True)
+        made = subprocess.run(command, cwd=self._project, env=self._environment(), capture_output=True, text=True)
         if made.returncode:
             self._stop(made.stderr, "as it says above.")
         described = json.loads(made.stdout.splitlines()[-1])
@@ -103,7 +115,13 @@ class Bootstrap:
         An empty `commit` is the newest of the default branch. Returns the clone's folder and the commit.
         """
         root = self.working / repository.rstrip("/").rpartition("/")[2].removesuffix(".git")
-        environment = self._git_environment(repository, secrets)
+        if re.match(r"https?://[^/]*@", repository):  # it would be in .git/config, run.log and run.json
+            self._stop(
+                "The address of the repository contains a user name or a token.",
+                "leave it out of the parameter repository; GITHUB_TOKEN belongs in secrets.json.",
+            )
+        self._secrets = self._find_secrets(secrets)
+        environment = self._git_environment(repository)
 
         def git(*words: str) -> subprocess.CompletedProcess[str]:
             command = ["git", *words]
@@ -113,16 +131,25 @@ class Bootstrap:
         git("init", "--quiet")  # keeps what an earlier run of the session left
         git("remote", "remove", "origin")
         git("remote", "add", "origin", repository)
+        wanted = commit or "FETCH_HEAD"
         wrong = self._fetch(root, environment, "--depth=1", "origin", commit or "HEAD")
-        if wrong:  # the host may not serve single commits
+        if wrong:  # the host may not serve single commits, or its HEAD may name a branch that is not there
             wrong = self._fetch(root, environment, "origin")
-        checked_out = git("checkout", "--quiet", "--detach", commit or "FETCH_HEAD")
+            names = git("for-each-ref", "--format=%(refname:lstrip=3)", "refs/remotes/origin").stdout.split()
+            usual = [name for name in ("main", "master") if name in names] or names
+            if not commit and (usual != names or len(names) == 1):
+                wanted = f"refs/remotes/origin/{usual[0]}"
+                self.say(f"The repository's HEAD names no branch; taking {usual[0]}.")
+        checked_out = git("checkout", "--quiet", "--detach", wanted)
         if wrong or checked_out.returncode:
-            self._stop(
-                f"{repository} at {commit or 'its newest commit'} cannot be cloned:\n{wrong or checked_out.stderr}",
-                "check the address, that internet is on in the notebook's settings, that the commit is pushed, and, "
-                "for a private repository, GITHUB_TOKEN in secrets.json.",
-            )
+            cause = wrong or checked_out.stderr
+            remedy = "use a repository with SHA-1 object names: DVC cannot open another."
+            if "mismatched algorithms" not in cause:
+                remedy = (
+                    "check the address, that internet is on in the notebook's settings, that the commit is pushed, "
+                    "and, for a private repository, GITHUB_TOKEN in secrets.json."
+                )
+            self._stop(f"{repository} at {commit or 'its newest commit'} cannot be cloned:\n{cause}", remedy)
         commit = git("rev-parse", "HEAD").stdout.strip()
         os.chdir(root)
         sys.path.insert(0, str(root))
@@ -133,10 +160,12 @@ class Bootstrap:
         """Load the credentials; from now on run.log receives everything that is printed, without credentials."""
         from lib.errors import RunError
         from lib.log import RunLog
+        from lib.process import clean_environment
         from lib.remotes.credentials import load_credentials
 
+        clean_environment()
         try:
-            credentials = load_credentials(secrets)
+            credentials = load_credentials(str(self._secrets or secrets))
         except RunError as error:  # run.log is not redacted yet; the error contains no value
             self._stop(error.what, error.remedy)
         log = RunLog(self.working / "run.log", credentials.redact)
@@ -152,26 +181,44 @@ class Bootstrap:
         self._log(message)
         raise SystemExit(message)
 
-    def _git_environment(self, repository: str, secrets: str) -> dict[str, str]:
+    def _find_secrets(self, secrets: str) -> Path | None:
+        """Return the run's secrets.json, the first of those attached unless it is named; say so if there are more."""
+        inputs = self._kaggle / "input"
+        mounts = ("secrets.json", "*/secrets.json", "datasets/*/*/secrets.json")  # as in lib/remotes/credentials.py
+        found = [Path(secrets)] if secrets else [file for mount in mounts for file in sorted(inputs.glob(mount))]
+        if found[1:]:
+            others = ", ".join(map(str, found[1:]))
+            self.say(f"Using {found[0]}, not {others}; the parameter secrets can name another one.")
+        return found[0] if found else None
+
+    def _environment(self) -> dict[str, str]:
+        """Return what a program gets of this process's environment; the rule is that of lib/process.py."""
+        kept, decided = re.compile("|".join(self.kept)), ("GIT_", "PYTHON")
+        passed = {name for name in os.environ if not name.startswith(decided) or kept.fullmatch(name)}
+        return {name: os.environ[name] for name in passed} | {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C.UTF-8"}
+
+    def _git_environment(self, repository: str) -> dict[str, str]:
         """Return the environment of git; it contains the token if there is one and `repository` is an http(s) URL."""
-        inputs, token = self._kaggle / "input", os.environ.get("GITHUB_TOKEN", "")
-        mounted = [*inputs.glob("*/secrets.json"), *inputs.glob("datasets/*/*/secrets.json")]
-        for file in [Path(secrets)] if secrets else mounted:
+        file, token = self._secrets, os.environ.get("GITHUB_TOKEN", "")
+        if file is not None:
             try:
-                token = json.loads(file.read_text(encoding="utf-8")).get("GITHUB_TOKEN", token)
+                token = json.loads(file.read_text(encoding="utf-8-sig")).get("GITHUB_TOKEN", token)
             except (OSError, ValueError, AttributeError) as error:  # its text may contain the file's
                 kind = type(error).__name__
                 self._stop(f"{file} cannot be read as a JSON object ({kind}).", "correct it, or the parameter secrets.")
-        environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
+        environment = self._environment()
         # stop a transfer that stays below so many bytes a second for so many seconds
         environment |= {"GIT_HTTP_LOW_SPEED_LIMIT": "1000", "GIT_HTTP_LOW_SPEED_TIME": "120"}
         if token and repository.startswith("http"):
             # git sends a helper's answer to this host only; a header would follow a redirect
             helper = '!f() { test "$1" = get && printf "username=x-access-token\\npassword=%s\\n" "$GIT_TOKEN"; }; f'
             key = f"credential.{'/'.join(repository.split('/')[:3])}.helper"
+            count = environment.get("GIT_CONFIG_COUNT", "")
+            first = int(count) if count.isdecimal() else 0  # the machine's own settings stay
             # first an empty helper, which disables the machine's own: one of them might store the token
-            setting = {"COUNT": "2", "KEY_0": "credential.helper", "VALUE_0": "", "KEY_1": key, "VALUE_1": helper}
-            environment |= {f"GIT_CONFIG_{name}": value for name, value in setting.items()} | {"GIT_TOKEN": token}
+            for number, (name, value) in enumerate((("credential.helper", ""), (key, helper)), first):
+                environment |= {f"GIT_CONFIG_KEY_{number}": name, f"GIT_CONFIG_VALUE_{number}": value}
+            environment |= {"GIT_CONFIG_COUNT": str(first + 2), "GIT_TOKEN": token}
         return environment
 
     def _fetch(self, root: Path, environment: dict[str, str], *words: str, tried: int = 0) -> str:

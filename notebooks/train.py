@@ -222,9 +222,11 @@ log.on_error(None)
 
 # %%
 step("10/10: Cleanup (clear GPU cache)")
+from lib.process import remove_now
 from lib.train.launch import free_gpu_memory
 
 print(free_gpu_memory())
+remove_now()  # the credentials' file; after an error it stays until the kernel ends, so that a step can be repeated
 
 # %% [markdown]
 # ## Results

@@ -17,12 +17,17 @@ from git_host_emulator import GitHost, Kind
 from test_git_host import NAME, TOKEN, WRONG, places_of
 
 from lib.kaggle.notebook import bake, read_notebook, read_sources
+from lib.process import KEPT
+from lib.remotes.clone import configure_git
+from lib.remotes.credentials import Credentials, load_credentials
 
 
 @pytest.fixture(autouse=True)
 def _folder_and_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run each test in its own folder; `clone` changes the folder and the import path, which are restored."""
+    """Run each test in its own folder; `clone` and `open_log` change folder, import path and environment: restore."""
     monkeypatch.chdir(tmp_path)
+    for name in os.environ:
+        monkeypatch.setenv(name, os.environ[name])
     monkeypatch.setattr(sys, "path", [*sys.path])
 
 
@@ -297,6 +302,87 @@ def test_secrets_that_are_no_json_object_stop_the_run_and_are_not_shown(tmp_path
             stopping()
         assert TOKEN not in str(stopped.value)
         assert str(stopped.value) in (tmp_path / "working/run.log").read_text()
+
+
+@pytest.mark.parametrize("text", ["main", "trunk"])
+def test_a_head_that_names_a_branch_which_is_not_there_is_no_hindrance(
+    session: Session, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    """A commit is cloned as ever; without one, `main` or the only branch is taken, and printed."""
+    run_git("branch", "--move", "main", text, cwd=session.stores.origin)
+    run_git("symbolic-ref", "HEAD", "refs/heads/nowhere", cwd=session.stores.origin)
+    newest = run_git("rev-parse", "HEAD", cwd=session.stores.clone)
+    if text == "main":
+        run_git("branch", "another", f"{newest}~1", cwd=session.stores.origin)
+    session.run(newest)
+    session.run("")
+    assert run_git("rev-parse", "HEAD", cwd=session.clone) == newest
+    assert f"The repository's HEAD names no branch; taking {text}." in capsys.readouterr().out
+    credentials = Credentials(github_token=TOKEN)
+    assert "with GITHUB_TOKEN" in configure_git(session.clone, credentials)
+
+
+def test_a_repository_with_sha256_names_is_one_clear_error(tmp_path: Path) -> None:
+    """The remedy is another repository, and not a token or the network."""
+    run_git("init", "--quiet", "--object-format=sha256", "origin", cwd=tmp_path)
+    run_git("commit", "--quiet", "--allow-empty", "--message=1", cwd=tmp_path / "origin")
+    with pytest.raises(SystemExit) as stopped:
+        boot(tmp_path).clone(str(tmp_path / "origin"), "", "")
+    assert str(stopped.value).endswith("What to do: use a repository with SHA-1 object names: DVC cannot open another.")
+
+
+@pytest.mark.parametrize("address", ["https://ghp_1@example.com/me/name.git", "https://me:ghp_1@example.com/me/name"])
+def test_an_address_with_a_token_stops_the_run_without_showing_it(tmp_path: Path, address: str) -> None:
+    """It would be left in .git/config below the working folder, which Kaggle publishes with the run's output."""
+    with pytest.raises(SystemExit, match=r"belongs in secrets\.json") as stopped:
+        boot(tmp_path).clone(address, "", "")
+    assert "ghp_1" not in str(stopped.value) + (tmp_path / "working/run.log").read_text()
+
+
+def test_the_settings_of_the_machine_reach_git_beside_the_token(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Settings given by GIT_CONFIG_COUNT hold; a repository that a hook or shell names is not touched."""
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    address = session.host.address(NAME)
+    alias = address.replace(NAME, f"elsewhere/{NAME}")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", f"url.{address}.insteadOf")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", alias)
+    monkeypatch.setenv("GIT_DIR", str(session.stores.clone / ".git"))
+    monkeypatch.setenv("GIT_OBJECT_DIRECTORY", str(session.folder / "nowhere"))
+    session.folder.mkdir()
+    (session.folder / "secrets.json").write_text(json.dumps({"GITHUB_TOKEN": TOKEN}), encoding="utf-8-sig")
+    root, commit = boot(session.folder).clone(alias, "", str(session.folder / "secrets.json"))
+    monkeypatch.delenv("GIT_DIR")
+    monkeypatch.delenv("GIT_OBJECT_DIRECTORY")
+    assert run_git("rev-parse", "HEAD", cwd=root) == commit == run_git("rev-parse", "HEAD", cwd=session.stores.clone)
+    assert run_git("remote", "get-url", "origin", cwd=session.stores.clone) == str(session.stores.origin)
+
+
+def test_what_passes_to_programs_is_decided_as_in_the_project() -> None:
+    """Both lists have the same patterns of Git and Python."""
+    assert list(Bootstrap.kept) == [pattern for pattern in KEPT if pattern.startswith(("GIT", "PYTHON"))]
+
+
+def test_of_two_attached_secrets_one_is_used_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Step 1 and the rest of the run take the same file, with the token of no other."""
+    start, log = boot(tmp_path, on_kaggle=True), None
+    for mount in ("b", "a", "datasets/me/a"):
+        file = tmp_path / "kaggle/input" / mount / "secrets.json"
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps({"GITHUB_TOKEN": f"token-of-{mount}"}))
+    run_git("init", "--quiet", "origin", cwd=tmp_path)
+    run_git("commit", "--quiet", "--allow-empty", "--message=1", cwd=tmp_path / "origin")
+    start.clone(str(tmp_path / "origin"), "", "")
+    try:
+        credentials, log = start.open_log("")
+    finally:
+        if log is not None:
+            log.close()
+    assert credentials.github_token == load_credentials(inputs=tmp_path / "kaggle/input").github_token == "token-of-a"
+    inputs = tmp_path / "kaggle/input"
+    said = f"Using {inputs}/a/secrets.json, not {inputs}/b/secrets.json, {inputs}/datasets/me/a/secrets.json; "
+    assert said in capsys.readouterr().out
 
 
 # ── in the notebook ───────────────────────────────────────────────────────────────────────────────────────────────────

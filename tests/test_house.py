@@ -60,9 +60,10 @@ def test_only_modules_that_run_a_model_import_ultralytics() -> None:
     }  # fmt: skip
 
 
-def test_only_process_and_install_start_processes() -> None:
-    """Only `lib/process.py` and the installation start other programs."""
-    assert users_of("subprocess") == {"process.py", "kaggle/install.py"}
+def test_only_one_module_starts_processes() -> None:
+    """Only `lib/process.py` starts other programs: it decides what they get of the environment."""
+    assert users_of("subprocess") == {"process.py"}
+    assert users_of("git") == set()  # GitPython starts git with the whole environment
 
 
 def test_only_the_sweep_engine_imports_ray() -> None:

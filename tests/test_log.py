@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 from conftest import ROOT
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
 from lib.log import RunLog
 
@@ -79,3 +83,35 @@ def test_the_error_that_ends_a_script_is_logged_and_copied(tmp_path: Path) -> No
         message = (place / "run.log").read_text()
         assert "ValueError: no ***" in message
         assert "Traceback" in message
+
+
+def test_the_error_that_a_notebook_shows_is_redacted(tmp_path: Path) -> None:
+    """A kernel sends an error and its traceback past the standard streams; a notebook can become public."""
+    start = f"""
+from pathlib import Path
+from lib.log import RunLog
+token = "{TOKEN[:9]}" + "{TOKEN[9:]}"
+log = RunLog(Path({str(tmp_path)!r}) / "run.log", lambda text: text.replace(token, "***"))"""
+    cells = [start, "raise ValueError(f'no {token}')"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    with pytest.raises(CellExecutionError):
+        NotebookClient(notebook, resources={"metadata": {"path": str(ROOT)}}).execute()
+    (error,) = notebook.cells[1].outputs
+    assert (error.ename, error.evalue) == ("ValueError", "no ***")
+    assert error.traceback
+    assert TOKEN not in json.dumps(notebook) + (tmp_path / "run.log").read_text()
+
+
+def test_the_error_that_ends_a_command_is_redacted(tmp_path: Path) -> None:
+    """An error that nobody foresaw is shown with its traceback, and without the keys of secrets.json."""
+    (tmp_path / "secrets.json").write_text(json.dumps({"GITHUB_TOKEN": TOKEN}))
+    script = (
+        "import click\nfrom lib.cli.options import PROJECT, run_command_line\n"
+        "@click.command\n@PROJECT\n"
+        "def main(project): raise ValueError(f'no {project.credentials.github_token}')\nrun_command_line(main)"
+    )
+    command = [sys.executable, "-c", script, "--secrets", str(tmp_path / "secrets.json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.endswith("ValueError: no ***\n")
+    assert TOKEN not in done.stderr

@@ -17,7 +17,16 @@ from conftest import ROOT
 
 from lib import process as process_module
 from lib.errors import CommandError
-from lib.process import CommandFailed, CommandTimedOut, FollowedCommand, run_command, run_side_by_side
+from lib.process import (
+    CommandFailed,
+    CommandTimedOut,
+    FollowedCommand,
+    clean_environment,
+    git_settings,
+    make_environment,
+    run_command,
+    run_side_by_side,
+)
 
 SECRET = "hunter2-hunter2"
 
@@ -101,6 +110,57 @@ def test_the_environment_is_extended_for_one_command(monkeypatch: pytest.MonkeyP
     answer = run_command(["sh", "-c", "echo $STAYS $ADDED"], env={"ADDED": "added"})
     assert answer.output == "stays added\n"
     assert "ADDED" not in os.environ
+
+
+OTHERS = {  # settings of an image, a shell, a hook or another run, which change what our programs do
+    "UV_CONSTRAINT", "UV_OVERRIDE", "UV_BUILD_CONSTRAINT", "UV_EXCLUDE_NEWER", "UV_PYTHON", "UV_SYSTEM_PYTHON",
+    "PIP_TARGET", "PIP_USER", "PIP_CONSTRAINT", "PIP_REQUIRE_VIRTUALENV", "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE",
+    "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE", "GIT_TRACE", "GIT_TRACE_CURL", "GIT_CURL_VERBOSE", "GIT_DEFAULT_HASH",
+    "GIT_LITERAL_PATHSPECS", "GIT_CONFIG_PARAMETERS", "DVC_ROOT", "DVC_STUDIO_TOKEN", "PYTHONSAFEPATH", "PYTHONSTARTUP",
+    "PYTHONWARNINGS", "PYTHONOPTIMIZE", "PYTHONINSPECT", "WANDB_RUN_ID", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_MODE",
+    "WANDB_DISABLED", "WANDB_RUN_GROUP", "WANDB_SERVICE", "CUDA_LAUNCH_BLOCKING", "RANK", "LOCAL_RANK", "WORLD_SIZE",
+    "MASTER_PORT", "TORCHELASTIC_RUN_ID", "FORCE_COLOR", "CLICOLOR_FORCE", "LANGUAGE", "VIRTUAL_ENV",
+}  # fmt: skip
+MACHINE = {  # how this machine reaches the network and its GPUs, and whose accounts are used
+    "PATH", "HOME", "LD_LIBRARY_PATH", "HTTPS_PROXY", "SSL_CERT_FILE", "TMPDIR", "UV_DEFAULT_INDEX", "UV_CACHE_DIR",
+    "UV_INDEX_MINE_PASSWORD", "UV_OFFLINE", "PIP_INDEX_URL", "PIP_CERT", "GIT_CONFIG_GLOBAL", "GIT_CONFIG_KEY_12",
+    "GIT_SSH_COMMAND", "GIT_SSL_CAINFO", "GIT_ASKPASS", "GIT_AUTHOR_NAME", "DVC_GLOBAL_CONFIG_DIR", "PYTHONPATH",
+    "WANDB_API_KEY", "WANDB_BASE_URL", "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "NCCL_P2P_DISABLE", "KAGGLE_CONFIG_DIR",
+}  # fmt: skip
+
+
+def test_a_program_gets_the_settings_that_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every setting of uv, pip, Git, DVC, Python, W&B and CUDA is decided by name; what the machine is, passes."""
+    for name in OTHERS | MACHINE:
+        monkeypatch.setenv(name, os.environ.get(name, "given"))
+    environment = make_environment({"ADDED": "1"})
+    assert not OTHERS & set(environment)
+    assert set(environment) >= MACHINE | {"ADDED"}
+    assert {name: environment[name] for name in process_module.GIVEN} == process_module.GIVEN
+    clean_environment()  # libraries of this process start programs, too
+    assert not OTHERS & set(os.environ)
+    assert set(os.environ) >= MACHINE
+
+
+def test_git_settings_are_added_to_those_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A setting given by GIT_CONFIG_COUNT still holds in a command that gets settings of ours."""
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", "user.theirs")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", "1")
+    ours = git_settings([("user.ours", "2"), ("user.theirs", "3")])
+    listed = run_command(["git", "config", "--get-regexp", "^user[.](ours|theirs)"], cwd=tmp_path, env=ours).output
+    assert listed.splitlines() == ["user.theirs 1", "user.ours 2", "user.theirs 3"]
+
+
+def test_git_answers_in_english(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remedies are chosen by Git's words."""
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    monkeypatch.setenv("LANGUAGE", "de")
+    answer = run_command(
+        ["sh", "-c", "echo $LC_ALL ${LANGUAGE-none}; git -C /nowhere status"], cwd=tmp_path, check=False
+    )
+    assert answer.output == "C.UTF-8 none\n"
+    assert "cannot change to" in answer.errors
 
 
 def test_a_command_runs_in_its_folder(tmp_path: Path) -> None:

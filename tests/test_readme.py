@@ -16,7 +16,7 @@ from conftest import ROOT, Stores, run_git
 import lib.sync
 from lib import errors
 from lib.cli.app import app
-from lib.experiment.load import flat, load_experiment, read_value
+from lib.experiment.load import flat, load_experiment, read_yaml
 from lib.remotes.credentials import make_credentials
 from lib.sync.lock import CHECKPOINTS
 from lib.sync.record import ASKS, PROTOCOL, RUNS, DeclaredCopy, RunRecord
@@ -150,10 +150,11 @@ def test_every_command_of_lib_is_documented() -> None:
     assert contributed <= set(app.commands)
 
 
-def test_the_example_of_an_experiment_has_real_keys() -> None:
+def test_the_example_of_an_experiment_has_real_keys(tmp_path: Path) -> None:
     """The YAML of docs/experiments.md is accepted as values of the baseline."""
     (example,) = blocks("docs/experiments.md", language="yaml")
-    values = dict(flat(read_value("docs/experiments.md", example)))
+    (tmp_path / "example.yaml").write_text(example, encoding="utf-8")
+    values = dict(flat(read_yaml(tmp_path / "example.yaml")))
     assert (
         load_experiment(ROOT / "experiments/001_det_baseline.yaml", values).training.epochs == values["training.epochs"]
     )

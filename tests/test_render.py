@@ -20,7 +20,7 @@ from lib.errors import RenderError
 from lib.experiment.load import SHORTCUTS, load_experiment
 from lib.experiment.modules import MODULES
 from lib.experiment.schema import KEYS, Experiment
-from lib.kaggle.notebook import parameters, public_url, read_notebook, read_sources
+from lib.kaggle.notebook import parameters, public_url, read_notebook, read_sources, source
 
 SOURCES = read_sources(ROOT)
 NOTEBOOK = SOURCES["notebooks/train.py"]
@@ -154,7 +154,8 @@ def test_the_folded_cell_defines_what_the_import_does() -> None:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
         defined.append(set(done.stdout.split()) - {"folders"})
     assert defined[0] <= defined[1]
-    imports = {"NoReturn", "TYPE_CHECKING", "UTC", "datetime", "json", "os", "random", "shutil", "subprocess", "time"}
+    imports = {"NoReturn", "TYPE_CHECKING", "UTC", "datetime", "json", "os", "random", "re", "shutil"}
+    imports |= {"subprocess", "time"}
     assert defined[1] - defined[0] == imports
 
 
@@ -237,6 +238,37 @@ def test_bad_input_is_one_clear_error(project: Path, tmp_path: Path, words: tupl
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_names_that_make_the_same_branches_are_refused(project: Path, tmp_path: Path) -> None:
+    """Also if the name is given by -p: nothing is written."""
+    output = ("--output", str(tmp_path / "out"), "-p", "name", "exp001.yolo11s.baseline")
+    done = run_render(project, "detection", *output)
+    assert done.returncode == 1
+    assert f"and exp001_yolo11s_baseline of {project}/experiments/001_det_baseline.yaml have the same" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_parameter_that_is_a_text_stays_one(project: Path, tmp_path: Path) -> None:
+    """A commit of digits is no number, and a folder is no list; a login in the address is not baked in."""
+    texts = {"commit": "5e12345", "working": "12", "secrets": "[1, 2]"}
+    given = {**texts, "repository": "https://me:ghp_1@example.com/me/name.git"}
+    words = [word for item in given.items() for word in ("-p", *item)]
+    done = run_render(project, "detection", "--output", str(tmp_path), *words)
+    assert done.returncode == 0, done.stderr
+    baked = parameters_of(tmp_path / "train_module_1_detection.ipynb")
+    assert {name: baked[name] for name in texts} == texts
+    assert baked["repository"] == "https://example.com/me/name.git"
+
+
+def test_a_repository_with_sha256_names_is_refused(tmp_path: Path) -> None:
+    """DVC cannot open it: one clear error, before a run."""
+    run_git("init", "--quiet", "--object-format=sha256", "clone", cwd=tmp_path)
+    run_git("commit", "--quiet", "--allow-empty", "--message=1", cwd=tmp_path / "clone")
+    with pytest.raises(RenderError, match="SHA-256 object names"):
+        source(tmp_path / "clone", allow_dirty=True)
+    with pytest.raises(RenderError, match="no Git checkout with a commit"):
+        source(tmp_path, allow_dirty=True)
 
 
 def test_an_unknown_module_is_refused(project: Path) -> None:

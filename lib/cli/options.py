@@ -8,6 +8,8 @@ from pathlib import Path
 import click
 
 from lib.errors import RunError, SandboxError
+from lib.log import redact_tracebacks
+from lib.process import clean_environment
 from lib.remotes.credentials import Credentials, load_credentials
 
 
@@ -36,7 +38,9 @@ class Project:
     @cached_property
     def credentials(self) -> Credentials:
         """Return the credentials from secrets.json and the environment. Raises `CredentialsError`."""
-        return load_credentials(self.secrets)
+        found = load_credentials(self.secrets)
+        redact_tracebacks(found.redact)
+        return found
 
 
 pass_project = click.make_pass_decorator(Project, ensure=True)
@@ -68,6 +72,8 @@ PARAMETERS = click.option(
 
 def run_command_line(command: click.Command) -> None:
     """Run a command; print an error of this project as its message, without a traceback, and exit with 1."""
+    clean_environment()
+    redact_tracebacks(Credentials().redact)
     try:
         command(complete_var="_LIB_COMPLETE")  # the default name would contain the spaces of `python -m lib`
     except RunError as error:

@@ -32,7 +32,7 @@ Parameters = Iterable[tuple[str, str]]
 
 def typed(parameters: Parameters) -> dict[str, Any]:
     """Return the values of `-p` by dotted key. Raises `ExperimentError` for an unknown key."""
-    given = {SHORTCUTS.get(name, name): read_value(name, text) for name, text in parameters}
+    given = {SHORTCUTS.get(name, name): (name, text) for name, text in parameters}
     for key in given:
         if key not in KEYS:
             raise ExperimentError(
@@ -40,7 +40,7 @@ def typed(parameters: Parameters) -> dict[str, Any]:
                 state="nothing was written.",
                 remedy=did_you_mean(key, [*SHORTCUTS, *KEYS], f"known are: {', '.join(KEYS)}."),
             )
-    return given
+    return {key: read_value(*words) for key, words in given.items()}
 
 
 def _load(file: Path, given: Mapping[str, Any]) -> Experiment:
@@ -96,7 +96,7 @@ def _text(source: Path, given: Mapping[str, Any]) -> str:
     yaml.representer.yaml_representers = yaml.representer.yaml_representers | {
         type(None): lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
     }
-    lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = source.read_text(encoding="utf-8-sig").splitlines(keepends=True)
     document = yaml.load("".join(line for line in lines if not line.startswith(SCHEMA_LINE.partition("=")[0])))
     for dotted, value in given.items():
         *path, key = dotted.split(".")
@@ -160,7 +160,7 @@ def _lines(file: Path) -> dict[str, int]:
             if isinstance(value, dict):
                 yield from walk(value, f"{prefix}{key}.", line)
 
-    return dict(walk(YAML().load(file.read_text(encoding="utf-8")), "", 1))
+    return dict(walk(YAML().load(file.read_text(encoding="utf-8-sig")), "", 1))
 
 
 def show_explained(explained: Iterable[Explained]) -> str:

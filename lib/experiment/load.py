@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +78,7 @@ def read_yaml(path: Path, error: type[RunError] = ExperimentError) -> dict[str, 
         remedy = did_you_mean(path.name, others, listed, lambda name: path.with_name(name).as_posix())
         raise error(f"{path}: there is no such file.", remedy=remedy)
     try:
-        values = _parse(path.read_text(encoding="utf-8"))
+        values = _parse(path.read_text(encoding="utf-8-sig"))
     except ValueError as problem:
         raise error(f"{path}: this is not YAML: {problem}", remedy="correct the line named above.") from None
     if not isinstance(values, dict):
@@ -88,13 +90,25 @@ def read_yaml(path: Path, error: type[RunError] = ExperimentError) -> dict[str, 
 
 
 def read_value(name: str, text: str) -> Any:  # noqa: ANN401
-    """Read the value of `-p NAME VALUE` as YAML: 3 is a number, true a boolean, null is None."""
-    try:
-        return _parse(text)
-    except ValueError:
+    """Read the value of `-p NAME VALUE` by the type of the key: text as it is given, anything else as YAML.
+
+    For a number 3 is a number, for a text it is "3"; null is None where the key may be null. Quotes around a text are
+    removed. Raises `ExperimentError` if it is no YAML value.
+    """
+    key, readings = KEYS[SHORTCUTS.get(name, name)], list[Any]()
+    for read in (_parse, str, partial(_parse, typ="base")):  # `base` reads the words of a list as texts
+        with contextlib.suppress(ValueError):
+            value = read(text)
+            # YAML would end an unquoted text at " #"
+            readings.append(text if isinstance(value, str) and text[:1] not in ("'", '"') else value)
+    for value in readings:
+        if key.holds(value):
+            return value
+    if len(readings) == 1:
         raise ExperimentError(
             f"-p {name} {text!r}: this is not a YAML value.", state="nothing was written.", remedy="put it in quotes."
-        ) from None
+        )
+    return readings[0]
 
 
 def as_yaml(value: object) -> str:
@@ -102,13 +116,13 @@ def as_yaml(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _parse(text: str) -> Any:  # noqa: ANN401
+def _parse(text: str, typ: str = "safe") -> Any:  # noqa: ANN401
     """Parse YAML. Raises `ValueError` with the reason in one line, also for an invalid date or number."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     try:
-        return YAML(typ="safe", pure=True).load(text)
+        return YAML(typ=typ, pure=True).load(text)
     except (YAMLError, ValueError, KeyError) as error:
         raise ValueError(re.sub(r"\s+", " ", str(error)).split(" To suppress this check")[0]) from None
 

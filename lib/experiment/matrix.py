@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
@@ -37,6 +38,26 @@ def read_sweep(files: Sequence[Path], given: Mapping[str, Any]) -> list[Experime
 def title_of(experiment: Experiment) -> str:
     """Return the unique key of an experiment, `module/slug`, from which its branch names derive."""
     return f"{experiment.module}/{experiment.slug}"
+
+
+def require_own_name(experiment: Experiment, file: Path, folder: Path) -> None:
+    """Raise `ExperimentError` if the experiment of `file` and another one in `folder` would share their branches.
+
+    A copy of an experiment outside of `folder`, under the same name, is a variant of that experiment. Files in `folder`
+    that cannot be read are passed over.
+    """
+    is_inside = file.resolve().parent == folder.resolve()
+    for other in sorted(folder.glob("*.yaml")):
+        namesakes = []
+        with contextlib.suppress(ExperimentError):
+            namesakes = [each for each in _expand(other, {}) if each.key == experiment.key]
+        for each in namesakes:
+            if each.name != experiment.name or (is_inside and other.resolve() != file.resolve()):
+                raise ExperimentError(
+                    f"{file}: the experiment {experiment.name} and {each.name} of {other} have the same branches "
+                    f"(kaggle-train-{experiment.key}-…), and the same checkpoint.",
+                    remedy="give one of them a name that differs in letters or digits.",
+                )
 
 
 def _expand(file: Path, given: Mapping[str, Any]) -> Iterator[Experiment]:

@@ -16,7 +16,17 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    Strict,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from lib.experiment.modules import MODULES, SUFFIXES, Module
 
@@ -105,7 +115,7 @@ class Hardware(_Section):
     multi_gpu: Annotated[bool, Ultralytics("device", derived=True)] = True
     """DDP over all GPUs of the machine; false uses one."""
     num_workers: Annotated[int, Ultralytics("workers")] = Field(default=4, ge=0, le=64)
-    """Processes that load images, per GPU."""
+    """Processes that load images, per GPU; at most the machine's cores divided by its GPUs: two a GPU on Kaggle."""
     mixed_precision: Annotated[bool, Ultralytics("amp")] = True
     """Half precision where it is safe (AMP); no effect on a CPU."""
     stall_minutes: float = Field(default=15.0, gt=0)
@@ -181,7 +191,8 @@ class Experiment(_Section):
     """One complete training, as its YAML describes it."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$")
-    """The folder in `artifacts/{module}/`; in branch names in lower case with dashes."""
+    """The folder in `artifacts/{module}/`; in branch names in lower case with dashes, so that names must differ in
+    letters or digits."""
     module: ModuleName
     """The kind of model to train."""
     description: str = ""
@@ -268,6 +279,18 @@ class Key(NamedTuple):
     """Empty if the value is no train argument."""
     derived: bool
     """Whether `train` derives the argument from the value and the state of the machine."""
+    kind: Any
+    """The type of its value, without limits."""
+    strict: bool
+    """Whether only a value of this very type is one; a tuple may be given as a list."""
+
+    def holds(self, value: object) -> bool:
+        """Return whether a value has the key's type."""
+        try:
+            TypeAdapter(self.kind, config=ConfigDict(strict=self.strict)).validate_python(value)
+        except ValidationError:
+            return False
+        return True
 
 
 def _keys(section: type[BaseModel], prefix: str = "", default: Ultralytics | None = None) -> Iterator[tuple[str, Key]]:
@@ -277,7 +300,8 @@ def _keys(section: type[BaseModel], prefix: str = "", default: Ultralytics | Non
             yield from _keys(field.annotation, f"{prefix}{name}.", mark)
         else:
             argument = mark.argument or name if mark else ""
-            yield prefix + name, Key(" ".join((field.description or "").split()), argument, bool(mark and mark.derived))
+            meaning, strict = " ".join((field.description or "").split()), Strict(False) not in field.metadata
+            yield prefix + name, Key(meaning, argument, bool(mark and mark.derived), field.annotation, strict)
 
 
 KEYS: Mapping[str, Key] = dict(_keys(Experiment))

@@ -23,13 +23,14 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from lib.errors import InstallError  # standard library only, too
+from lib.errors import CommandError, InstallError  # standard library only, too
+from lib.process import CommandFailed, CommandTimedOut, run_command
 from lib.progress import showing
+from lib.remotes.credentials import Credentials
 
 HARDWARE = ("torch", "torchvision", "numpy")
 HANGS_ON_THEM = ("nvidia-", "triton", "cuda-")
@@ -39,6 +40,33 @@ WHEELS = "kaggle-training-wheels.json"
 """Marks a folder of wheels and records its lock and its Python version."""
 STAMP = "kaggle-training.json"
 UNCHANGED = "the host's own packages are unchanged."
+CAUSES: Iterable[tuple[str, str]] = (
+    ("No space left", "free some space and run again."),
+    ("Permission denied|Read-only file system", "name a folder that can be written with -p working DIR and run again."),
+    (
+        "unexpected argument|unrecognized subcommand|Required uv version|unsupported schema version",
+        "this uv is too old for uv.lock: `pip install --upgrade uv` (or `uv self update`), and run again.",
+    ),
+    (
+        "No module named '?pip|externally-managed-environment",
+        "uv is missing, and this Python has no pip that can install it: install uv, and run again.",
+    ),
+    (
+        "[Hh]ash mismatch|DO NOT MATCH THE HASHES",
+        "a package is not the one in uv.lock: make the wheels anew (`python -m lib wheels`), or correct the mirror.",
+    ),
+    ("parse `uv.lock`|lockfile .* needs to be updated", "run `uv lock` in the project, commit uv.lock, render again."),
+    (
+        "network was disabled|error sending request|from versions: none|took longer|[Cc]onnection|[Tt]imed out",
+        "turn internet on in the Kaggle settings, or attach the dataset that `python -m lib wheels` makes; run again.",
+    ),
+    (
+        "no version of|[Nn]o matching distribution|was not found in the|with a matching|No solution found",
+        "use a registry that has the package, or attach the wheels that `python -m lib wheels` makes for this uv.lock.",
+    ),
+)
+"""What an installer's message means, as a pattern and the remedy; the first that matches counts."""
+OTHERWISE = "correct what the message names, or attach the dataset that `python -m lib wheels` makes; run again."
 
 
 def install(root: Path, overlay: Path, *, inputs: Path = INPUTS) -> str:
@@ -134,11 +162,21 @@ def _activate(overlay: Path) -> None:
     importlib.invalidate_caches()
 
 
+def _packages() -> Iterator[tuple[str, importlib.metadata.Distribution]]:
+    """Yield name and description of every package on the path; one whose metadata cannot be read is passed over."""
+    for package in importlib.metadata.distributions():
+        try:
+            name, version = package.metadata["Name"], package.version
+        except Exception:  # noqa: BLE001, S112  which one depends on the damage and on Python's version
+            continue
+        if name and version:
+            yield _plain(name), package
+
+
 def _hardware() -> dict[str, str]:
     """Return a fingerprint, by name, of each host package that must not change."""
     found = {}
-    for package in importlib.metadata.distributions():
-        name = _plain(str(package.metadata["Name"]))
+    for name, package in _packages():
         if name in HARDWARE or name.startswith(HANGS_ON_THEM):
             digest = hashlib.sha256((package.read_text("RECORD") or "").encode())
             for file in package.files or ():
@@ -150,12 +188,21 @@ def _hardware() -> dict[str, str]:
     return found
 
 
-def _kept_by_the_kernel(wanted: dict[str, str]) -> list[str]:
+def _kept_by_the_kernel(wanted: Mapping[str, str]) -> list[str]:
     """Return the packages that this process has imported in another version than the locked one."""
-    packages_of = importlib.metadata.packages_distributions()
-    imported = {_plain(package) for module in sys.modules for package in packages_of.get(module, ())}
-    kept = (name for name in sorted(imported & wanted.keys()) if _version(name) != wanted[name])
-    return [f"{name} {_version(name)} (locked: {wanted[name]})" for name in kept]
+    modules = {module.partition(".")[0] for module in sys.modules}
+    kept = {
+        f"{name} {package.version} (locked: {wanted[name]})"
+        for name, package in _packages()
+        if name in wanted and package.version != wanted[name] and modules & _modules_of(package)
+    }
+    return sorted(kept)
+
+
+def _modules_of(package: importlib.metadata.Distribution) -> set[str]:
+    """Return the names by which a package's modules are imported."""
+    declared = (package.read_text("top_level.txt") or "").split()
+    return set(declared) or {file.parts[0].removesuffix(".py") for file in package.files or () if file.suffix == ".py"}
 
 
 # ── requirements ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -186,10 +233,9 @@ def _wanted(requirements: str) -> dict[str, str]:
 
 
 def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    with contextlib.suppress(Exception):  # the package is missing, or its metadata cannot be read
+        return importlib.metadata.version(name) or None
+    return None
 
 
 def _plain(name: str) -> str:
@@ -228,22 +274,14 @@ def find_uv(source: Sequence[str] = ()) -> list[str]:
 
 def run_installer(command: list[str], cwd: Path) -> str:
     """Run uv or pip and return its standard output. Raises `InstallError`."""
-    # a Jupyter kernel sets these variables: colour codes would corrupt the output that is parsed here
-    environment = {key: value for key, value in os.environ.items() if key not in ("FORCE_COLOR", "CLICOLOR_FORCE")}
-    environment |= {"NO_COLOR": "1"}
     shown = f"`{' '.join(Path(word).name for word in command[:3])} …`"
-    remedy = (
-        "turn internet on in the Kaggle settings, or attach the dataset that `python -m lib wheels` makes; run again."
-    )
     try:
-        done = subprocess.run(
-            command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise InstallError(f"{shown} took longer than {TIMEOUT} s.", state=UNCHANGED, remedy=remedy) from None
-    if done.returncode:
-        output = done.stderr.strip()[-3000:]
-        if "No space left" in output:
-            remedy = "free some space and run again."
-        raise InstallError(f"{shown} failed with status {done.returncode}:\n{output}", state=UNCHANGED, remedy=remedy)
-    return done.stdout
+        return run_command(command, cwd=cwd, timeout=TIMEOUT, redact=Credentials().redact).output
+    except CommandTimedOut:
+        what = f"{shown} took longer than {TIMEOUT} s."
+    except CommandFailed as failed:
+        what = f"{shown} failed with status {failed.answer.status}:\n{failed.answer.errors.strip()[-3000:]}"
+    except CommandError as error:
+        raise InstallError(error.what, state=UNCHANGED, remedy=error.remedy) from None
+    remedy = next((remedy for pattern, remedy in CAUSES if re.search(pattern, what)), OTHERWISE)
+    raise InstallError(what, state=UNCHANGED, remedy=remedy)

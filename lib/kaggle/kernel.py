@@ -22,20 +22,21 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from lib.errors import KaggleError, RenderError
 from lib.experiment.modules import Module
-from lib.kaggle.notebook import KAGGLE_WORDS
+from lib.kaggle.notebook import KAGGLE_WORDS, account_file
 from lib.process import MINUTE, CommandFailed, CommandTimedOut, Completed, FollowedCommand, run_command
-from lib.remotes.credentials import SHORTEST_SECRET
+from lib.remotes.credentials import Credentials
 
 PYTHON = (sys.executable, "-P")
 CLIENT = (*PYTHON, "-m", "kaggle", "--no-warn")
 QUESTIONS = (*PYTHON, str(Path(__file__).with_name("questions.py")))
-ENVIRONMENT = {"VERBOSE": "", "VERBOSE_OUTPUT": "", "PYTHONIOENCODING": "utf-8"}
+ENVIRONMENT = {"VERBOSE": "", "VERBOSE_OUTPUT": ""}
 """The client's environment; danger: with `VERBOSE` set, the client prints every request, including the key."""
 SETTINGS = "https://www.kaggle.com/settings/api"
 LONGEST_TITLE = 50  # characters that Kaggle accepts
@@ -96,25 +97,15 @@ def kernel_metadata(about: Module, key: str, accelerator: str, user: str, datase
 # ── the client ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _redactor() -> Callable[[str], str]:
-    """Return a function that redacts every key the client may use: errors of its HTTP library can contain a key."""
-    keys = [os.environ.get("KAGGLE_KEY", ""), os.environ.get("KAGGLE_API_TOKEN", "")]
-    home = Path.home() / ".kaggle"
-    folders = {Path(os.environ.get("KAGGLE_CONFIG_DIR", home)), home, Path.home() / ".config" / "kaggle"}
-    for file in [folder / name for folder in folders for name in ("kaggle.json", "access_token")]:
-        try:
-            text = file.read_text(encoding="utf-8").strip()
-            keys.append(str(json.loads(text)["key"]) if file.suffix else text)
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    hidden = [key.strip() for key in keys if len(key.strip()) >= SHORTEST_SECRET]
-
-    def redact(text: str) -> str:
-        for key in hidden:
-            text = text.replace(key, "***")
-        return text
-
-    return redact
+def _environment() -> dict[str, str]:
+    """Return what is added to the client's environment."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        text = account_file().read_text(encoding="utf-8")
+        # the client takes a file that begins with a byte order mark for none
+        if text.startswith("\ufeff") and not {"KAGGLE_API_TOKEN", "KAGGLE_KEY"} & set(os.environ):
+            account = json.loads(text[1:])
+            return ENVIRONMENT | {"KAGGLE_USERNAME": account["username"], "KAGGLE_KEY": account["key"]}
+    return ENVIRONMENT
 
 
 def _ask(*words: str | Path, program: tuple[str, ...] = CLIENT, timeout: float = MINUTE) -> Completed:
@@ -129,7 +120,8 @@ def _ask(*words: str | Path, program: tuple[str, ...] = CLIENT, timeout: float =
             remedy="run this with `uv run`, which installs it, or `pip install kaggle`.",
         )
     try:
-        return run_command([*program, *words], env=ENVIRONMENT, timeout=timeout, redact=_redactor())
+        env, redact = _environment(), Credentials().redact
+        return run_command([*program, *words], env=env, timeout=timeout, redact=redact)
     except CommandFailed as failed:
         # the client prints this both without a key and for a key that Kaggle rejects
         if "Authentication required" in failed.answer.output:
@@ -138,7 +130,20 @@ def _ask(*words: str | Path, program: tuple[str, ...] = CLIENT, timeout: float =
                 state="nothing was done on Kaggle.",
                 remedy=f"make a token at {SETTINGS} and set KAGGLE_API_TOKEN to it, or `uv run kaggle auth login`.",
             ) from None
-        raise
+        errors = _without_frames(failed.answer.errors)
+        if "Invalid header value" in errors or "codec can't encode" in errors:
+            raise KaggleError(
+                "the kaggle client's key holds a line break, or a character that no key has.",
+                state="no request was sent to Kaggle.",
+                remedy="write it alone and in one line (KAGGLE_API_TOKEN, ~/.kaggle/access_token or kaggle.json).",
+            ) from None
+        raise CommandFailed(failed.command, replace(failed.answer, errors=errors)) from None
+
+
+def _without_frames(errors: str) -> str:
+    """Return an error output in which a Python traceback is its last part, the error itself."""
+    before, found, trace = errors.rpartition("Traceback (most recent call last):\n")
+    return "".join(line for line in trace.splitlines(True) if not line.startswith(" ")) if found else before + trace
 
 
 def _message(failed: CommandFailed | CommandTimedOut) -> str:
@@ -381,7 +386,7 @@ class _Log:
         if self._client is None or self._client.has_ended or time.monotonic() - self._active_at > STILL:
             self.close()
             command = [*CLIENT, "kernels", "logs", "--follow", self.kernel]
-            self._client = FollowedCommand(command, env=ENVIRONMENT, redact=_redactor())
+            self._client = FollowedCommand(command, env=_environment(), redact=Credentials().redact)
             self._active_at, self._at = time.monotonic(), 0
         for line in self._client.lines(wait):
             self._active_at = time.monotonic()

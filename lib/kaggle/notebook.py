@@ -7,19 +7,21 @@ the others. Cannot: guarantee that a run can clone a commit rendered with `--all
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib.errors import RenderError, RunError
+from lib.errors import CommandError, RenderError, RunError
 from lib.experiment.modules import Module
 from lib.files import write_whole
+from lib.process import MINUTE, run_command
 from lib.remotes.clone import find_git_remote
 from lib.remotes.credentials import Credentials, without_user
 
@@ -35,6 +37,7 @@ SOURCES = ("notebooks/train.py", "notebooks/bootstrap.py")
 FOLDED = {"jupyter": {"source_hidden": True}, "_kg_hide-input": True}
 """The metadata by which Jupyter and Kaggle show a cell collapsed."""
 
+SHA1 = 40  # hexadecimal digits of an object's name
 GRACE = 30.0  # seconds that an interrupted run has to end by itself
 
 
@@ -83,6 +86,14 @@ def parameters(notebook: Any) -> dict[str, str]:  # noqa: ANN401
     return {found.name: found.help for found in PythonTranslator.inspect(_parameter_cell(notebook))}
 
 
+def text_parameters(notebook: Any) -> set[str]:  # noqa: ANN401
+    """Return the names of the parameters whose default is a text: their values are texts, never numbers or lists."""
+    from papermill.translators import PythonTranslator
+
+    found = PythonTranslator.inspect(_parameter_cell(notebook))
+    return {each.name for each in found if isinstance(ast.literal_eval(each.default), str)}
+
+
 def bake(notebook: Any, values: Mapping[str, Any]) -> Any:  # noqa: ANN401
     """Write each value on its own line of the `parameters` cell, set Kaggle's metadata and return the notebook."""
     from papermill.translators import PythonTranslator
@@ -129,11 +140,15 @@ def one_cell(notebook: Any, about: Module) -> str:  # noqa: ANN401
     return "\n\n".join(parts) + "\n"
 
 
+def account_file() -> Path:
+    """Return the path of the kaggle client's kaggle.json."""
+    return Path(os.environ.get("KAGGLE_CONFIG_DIR", Path.home() / ".kaggle")) / "kaggle.json"
+
+
 def configured_user() -> str:
     """Return the user name in the kaggle client's configuration, empty if unknown; the key is not used."""
-    file = Path(os.environ.get("KAGGLE_CONFIG_DIR", Path.home() / ".kaggle")) / "kaggle.json"
     try:
-        return str(json.loads(file.read_text(encoding="utf-8"))["username"])
+        return str(json.loads(account_file().read_text(encoding="utf-8-sig"))["username"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 
@@ -179,41 +194,46 @@ def source(project: Path, *, allow_dirty: bool) -> dict[str, str]:
     Raises `RemoteError` if there is no remote to clone from, and (unless `allow_dirty`) `RenderError` if the commit is
     not on the remote or the working tree differs from it.
     """
-    import git
+
+    def git(*words: str, timeout: float = MINUTE) -> str:
+        return run_command(["git", *words], cwd=project, timeout=timeout, redact=Credentials().redact).output
 
     try:
-        repo = git.Repo(project)
-        commit = repo.head.commit.hexsha
-    except (git.InvalidGitRepositoryError, ValueError):
+        # asked for its top: inside another repository, a folder without one would pass for a checkout
+        top, commit = git("rev-parse", "--show-toplevel", "HEAD^{commit}").splitlines()
+    except CommandError:
+        top = commit = ""
+    if not commit or not project.samefile(top):
         raise RenderError(
             f"{project} is no Git checkout with a commit.", remedy="clone the project with Git and render there."
-        ) from None
-    with repo:
-        url = find_git_remote(project, Credentials())
-        if not allow_dirty:
-            if changed := repo.git.status("--porcelain").splitlines():
-                raise RenderError(
-                    f"the tree is dirty, and a run clones the commit: {', '.join(line[3:] for line in changed[:5])}"
-                    f"{' …' if len(changed) > 5 else ''}.",  # noqa: PLR2004
-                    remedy="commit and push, or render the commit as it is with --allow-dirty.",
-                )
-            _require_on_remote(repo, commit)
-        return {"repository": public_url(url), "commit": commit}
-
-
-def _require_on_remote(repo: Any, commit: str) -> None:  # noqa: ANN401  GitPython's Repo
-    import git
-
-    try:
-        tips = {line.split()[0] for line in repo.git.ls_remote("origin", kill_after_timeout=60).splitlines()}
-        if commit in tips:
-            return
-        repo.git.fetch("--quiet", "origin", kill_after_timeout=300)  # changes only remote-tracking branches
-        if repo.git.branch("--remotes", "--contains", commit, "--list", "origin/*").strip():
-            return
-    except git.GitCommandError as error:
+        )
+    if len(commit) != SHA1:
         raise RenderError(
-            f"the remote cannot be asked for commit {commit[:12]}: {str(error.stderr).strip()}",
+            f"{project} is a Git repository with SHA-256 object names, which DVC cannot open.",
+            remedy="use a repository with SHA-1 object names (`git init --object-format=sha1`).",
+        )
+    url = find_git_remote(project)
+    if not allow_dirty:
+        if changed := git("status", "--porcelain").splitlines():
+            raise RenderError(
+                f"the tree is dirty, and a run clones the commit: {', '.join(line[3:] for line in changed[:5])}"
+                f"{' …' if len(changed) > 5 else ''}.",  # noqa: PLR2004
+                remedy="commit and push, or render the commit as it is with --allow-dirty.",
+            )
+        _require_on_remote(git, commit)
+    return {"repository": public_url(url), "commit": commit}
+
+
+def _require_on_remote(git: Callable[..., str], commit: str) -> None:
+    try:
+        if commit in git("ls-remote", "origin").split():
+            return
+        git("fetch", "--quiet", "origin", timeout=5 * MINUTE)  # changes only remote-tracking branches
+        if git("branch", "--remotes", "--contains", commit, "--list", "origin/*").strip():
+            return
+    except CommandError as error:
+        raise RenderError(
+            f"the remote cannot be asked for commit {commit[:12]}: {error.what}",
             remedy="check the network and `git remote -v`, or render without asking with --allow-dirty.",
         ) from None
     raise RenderError(

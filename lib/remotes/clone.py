@@ -87,7 +87,7 @@ def set_up_copy(root: Path, credentials: Credentials) -> Iterator[tuple[Path, Pa
     with tempfile.TemporaryDirectory(prefix="kaggle-training-") as folder:
         copy, scratch = Path(folder) / "clone", Path(folder) / "scratch"
         run_command(["git", "clone", "--quiet", root, copy])
-        run_command(["git", "remote", "set-url", "origin", find_git_remote(root, credentials)], cwd=copy)
+        run_command(["git", "remote", "set-url", "origin", find_git_remote(root)], cwd=copy)
         configure_dvc(copy, scratch, credentials)
         yield copy, scratch
 
@@ -102,10 +102,9 @@ def clone_with(root: Path, credentials: Credentials) -> Iterator[Path]:
         yield copy
 
 
-def find_git_remote(root: Path, credentials: Credentials) -> str:
+def find_git_remote(root: Path) -> str:
     """Return the URL of the clone's `origin`, unchanged. Raises `RemoteError` if there is none."""
-    asked = ["git", "remote", "get-url", "origin"]
-    found = run_command(asked, cwd=root, check=False, redact=credentials.redact)
+    found = run_command(["git", "remote", "get-url", "origin"], cwd=root, check=False)  # unchanged: not redacted
     if found.status != 0:
         raise RemoteError(
             f"{root} has no Git remote `origin`.",
@@ -121,7 +120,7 @@ def configure_git(root: Path, credentials: Credentials) -> str:
     The token exists only in the environment of each command. Raises `CredentialsError` when publishing needs a token
     and none is given, `RemoteError` when the remote cannot be read.
     """
-    url = find_git_remote(root, credentials)
+    url = find_git_remote(root)
     shown = without_user(url)
     if urlsplit(url).scheme in ("http", "https") and not credentials.github_token:
         raise CredentialsError(
@@ -132,7 +131,7 @@ def configure_git(root: Path, credentials: Credentials) -> str:
     environment = credentials.git_environment(url)
 
     def ask() -> Completed:
-        words = ["git", "ls-remote", "--exit-code", "origin", "HEAD"]
+        words = ["git", "ls-remote", "origin", "HEAD"]  # its HEAD may name a branch that is not there
         return run_command(words, cwd=root, env=environment, timeout=120, redact=credentials.redact)
 
     try:

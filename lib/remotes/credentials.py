@@ -1,8 +1,7 @@
 """Read and hide the credentials of a run's accounts: Google Drive or S3, GitHub, W&B.
 
-Guarantees: `repr`, `str` and every error of this module hide the values. `redact` removes them from any text, also in
-the encoded forms that clients send. Cannot: hide a value that another program prints without `redact`, or recognise
-the short-lived tokens that a client obtains with it.
+Guarantees: `repr`, `str` and every error of this module hide the values. `redact` removes them from any text, by
+`redaction.py`. Cannot: hide a value that another program prints without `redact`.
 """
 
 from __future__ import annotations
@@ -18,10 +17,12 @@ from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from lib.errors import CredentialsError
 from lib.files import replacing
+from lib.process import git_settings, remove_at_end
+from lib.remotes.redaction import redactor
 
 DRIVE_FIELDS = ("access_token", "refresh_token", "client_id", "client_secret", "token_expiry")
 SERVICE_FIELDS = ("type", "client_email", "client_id", "private_key_id", "private_key")
@@ -32,8 +33,16 @@ S3_NAMES = (*S3_KEYS, "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION")
 ACCOUNTS = (DRIVE_NAMES, ("WANDB_API_KEY",), ("GITHUB_TOKEN",), S3_NAMES)
 """The keys of `secrets.json`, grouped by account."""
 NAMES = tuple(name for names in ACCOUNTS for name in names)
+SECRETS = (
+    "access_token",
+    "refresh_token",
+    "client_secret",
+    "private_key",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+)
+"""What is secret in an account of several fields."""
 TOKEN_URI = "https://oauth2.googleapis.com/token"  # noqa: S105  a URL
-SHORTEST_SECRET = 6  # shorter values would be replaced inside ordinary text
 GIT_TOKEN = "KAGGLE_TRAINING_GIT_TOKEN"  # noqa: S105  the name of an environment variable
 GIT_HELPER = f'!f() {{ test "$1" = get && printf "username=x-access-token\\npassword=%s\\n" "${GIT_TOKEN}"; }}; f'
 """A Git credential helper that reads the token from the environment; `git-credential(1)` defines its output."""
@@ -54,25 +63,10 @@ class Credentials:
     source: str = "nowhere"
 
     @cached_property
-    def _hidden(self) -> list[str]:
-        """Every form of every secret value, the longest first."""
-        secret = [self.github_token, self.wandb_api_key]
-        if self.drive:
-            secret += [self.drive[name] for name in ("access_token", "refresh_token", "client_secret")]
-        if self.service_account:
-            key = self.service_account["private_key"]
-            # a client's error may show a single line of the key
-            secret += [key, *(line for line in key.splitlines() if not line.startswith("-----"))]
-        if self.s3:
-            secret += [self.s3.get("AWS_SECRET_ACCESS_KEY"), self.s3.get("AWS_SESSION_TOKEN")]
-        forms: set[str] = set()
-        for value in filter(None, secret):
-            forms |= {value, quote(value, safe=""), json.dumps(value)[1:-1]}
-        # HTTP basic authentication encodes them in base64: git's token, wandb's key
-        accounts = (("x-access-token", self.github_token), ("api", self.wandb_api_key))
-        forms |= {base64.b64encode(f"{user}:{value}".encode()).decode() for user, value in accounts if value}
-        # longest first: if a value contains another, replacing the shorter one first would show the rest
-        return sorted((form for form in forms if len(form) >= SHORTEST_SECRET), key=len, reverse=True)
+    def _redact(self) -> Callable[[str], str]:
+        accounts = (self.drive or {}, self.service_account or {}, self.s3 or {})
+        keys = [value for account in accounts for name, value in account.items() if name in SECRETS]
+        return redactor([self.github_token, self.wandb_api_key, *keys])
 
     def __repr__(self) -> str:
         accounts = {
@@ -86,10 +80,8 @@ class Credentials:
         return f"Credentials({', '.join(given) or 'none'} from {self.source})"
 
     def redact(self, text: str) -> str:
-        """Return `text` with every credential replaced by `***`."""
-        for value in self._hidden:
-            text = text.replace(value, "***")
-        return text
+        """Return `text` with every credential, also those of the machine's own clients, replaced by `***`."""
+        return self._redact(text)
 
     def git_environment(self, url: str) -> dict[str, str]:
         """Return the environment that authenticates one git command to `url`.
@@ -107,12 +99,7 @@ class Credentials:
             (f"credential.{host}.helper", GIT_HELPER),
             (f"http.{host}/.extraHeader", ""),  # a header left by a CI checkout would add a second account
         )
-        numbered = {
-            f"GIT_CONFIG_{word}_{number}": text
-            for number, setting in enumerate(settings)
-            for word, text in zip(("KEY", "VALUE"), setting, strict=True)
-        }
-        return {"GIT_CONFIG_COUNT": str(len(settings)), **numbered, GIT_TOKEN: self.github_token}
+        return {**git_settings(settings), GIT_TOKEN: self.github_token}
 
     def drive_content(self) -> dict[str, Any]:
         """Return the mapping that Google's client reads: a service account's key, or the five fields completed to ten.
@@ -139,8 +126,13 @@ class Credentials:
         }
 
     def write_drive_file(self, path: Path) -> None:
-        """Write the Drive account to a private file (mode 600). Raises `CredentialsError` without a Drive account."""
-        write_private(path, json.dumps(self.drive_content()))
+        """Write the Drive account to a private file (mode 600), which is removed when this process ends.
+
+        Raises `CredentialsError` without a Drive account.
+        """
+        content = self.drive_content()
+        remove_at_end(path)
+        write_private(path, json.dumps(content))
 
 
 def write_private(path: Path, text: str) -> None:
@@ -208,7 +200,7 @@ ATTACH = "attach the Kaggle dataset that holds secrets.json, or name the file wi
 def read_secrets(file: Path, remedy: str = ATTACH) -> dict[str, Any]:
     """Read `secrets.json` without checking its keys. Raises `CredentialsError` if it is not a JSON object."""
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise CredentialsError(f"{file}: it cannot be read: {error.strerror}.", remedy=remedy) from None
     except (ValueError, RecursionError):

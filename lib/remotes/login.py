@@ -345,7 +345,7 @@ def _find_places() -> tuple[str, str | None]:
     """Return the URL of this clone's `origin` and the id of its Drive folder, used to check the accounts."""
     origin, folder = "", None
     with contextlib.suppress(RemoteError):
-        origin = find_git_remote(Path.cwd(), Credentials())
+        origin = find_git_remote(Path.cwd())
     try:
         url = find_dvc_remote(Path.cwd())
         if url.startswith("gdrive://"):

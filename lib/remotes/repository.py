@@ -45,7 +45,8 @@ class Repository:
     def __init__(self, root: Path, credentials: Credentials) -> None:
         self.root = root
         self._redact = credentials.redact
-        self._url = self._git("remote", "get-url", "origin").output.strip()
+        # not redacted: a login in the address is a part of it
+        self._url = run_command(["git", "remote", "get-url", "origin"], cwd=root, timeout=MINUTE).output.strip()
         self._environment = credentials.git_environment(self._url)
         self.url = without_user(self._url)
         words = ("rev-parse", "--path-format=absolute", "--git-common-dir", "--show-object-format")

@@ -40,7 +40,7 @@ def rerun(
     `BranchError` if the branch is missing or its record unreadable, `RenderError` if its notebook cannot be used, or
     with `push` if Kaggle cannot run it, `GitPushError` if the Git remote does not answer.
     """
-    url = find_git_remote(root, credentials)
+    url = find_git_remote(root)
     refs = Refs(root, credentials)
     run = read_published(refs, branch)
     record = run.record

@@ -25,7 +25,7 @@ from typing import Any, Self
 from pydantic import BaseModel, Field, ValidationError
 
 from lib.data.dataset import read_pointer
-from lib.errors import CheckpointError, RemoteError, RunError, RunHeldError, SyncError, TakenOverError
+from lib.errors import CheckpointError, RemoteError, RunError, SyncError, TakenOverError
 from lib.experiment.load import flat
 from lib.experiment.schema import Experiment, ExperimentValues
 from lib.process import MINUTE
@@ -110,7 +110,10 @@ def recover_here(session: Session) -> str:
 
 
 def hold_run(session: Session) -> RunLock:
-    """Return the lock of the experiment's run; if another session holds it, that one is asked whether it lives."""
+    """Return the lock of the experiment's run; if another session holds it, that one is asked whether it lives.
+
+    Raises `RunHeldError` if the run's ref is that of another experiment, and can never be held.
+    """
     experiment = session.experiment
     hold = RunLock(
         Refs(session.root, session.credentials),
@@ -121,7 +124,7 @@ def hold_run(session: Session) -> RunLock:
     )
     try:
         state = "is held by this session" if hold.watch() else "is held by another session, which is being asked"
-    except (SyncError, RunHeldError) as error:  # preflight reports it
+    except SyncError as error:  # preflight reports its cause and remedy, with all other errors
         state = f"could not be held yet: {error.what}"
     print(f"The run {experiment.key} {state}.", flush=True)
     return hold
@@ -130,16 +133,26 @@ def hold_run(session: Session) -> RunLock:
 def find_checkpoint(session: Session) -> Checkpoint | None:
     """Return the experiment's checkpoint on the Git remote; None if there is none or `session.resume` is `never`.
 
-    Raises `CheckpointError` for a checkpoint of another experiment, code or dataset if `session.resume` is `auto`, and
-    for an unreadable record.
+    Raises `CheckpointError` for a checkpoint of other values, code or dataset if `session.resume` is `auto`, for an
+    unreadable record, and for a checkpoint of another experiment, which this one would replace.
     """
     experiment = session.experiment
     branch, path = checkpoint_branch(experiment), f"{experiment.artifacts}/checkpoint.json"
     ref, refs = f"refs/heads/{branch}", Refs(session.root, session.credentials)
-    if experiment.session.resume == "never" or ref not in refs.list_refs(ref):
+    if ref not in refs.list_refs(ref):
+        return None
+    records = refs.read_files(ref, "artifacts/*/checkpoint.json")
+    if records and path not in records:
+        (other, *_) = (Path(name).parent.relative_to("artifacts").as_posix() for name in records)
+        raise CheckpointError(
+            f"{branch} is the checkpoint of {other}, and {experiment.module}/{experiment.name} has the same branches.",
+            state="nothing was trained; the checkpoint stays.",
+            remedy=f"give this experiment another name; or, if {other} is not to be resumed, delete that branch.",
+        )
+    if experiment.session.resume == "never":
         return None
     try:
-        record = Record.model_validate_json(refs.read_files(ref, path)[path])
+        record = Record.model_validate_json(records[path])
     except (KeyError, ValidationError) as error:
         raise CheckpointError(
             f"{branch} has no {path} that can be read ({type(error).__name__}).",

@@ -288,7 +288,7 @@ def _check_drive(session: Session) -> Iterator[Line]:
 
 
 def _check_github(session: Session) -> Iterator[Line]:
-    origin = find_git_remote(session.root, session.credentials)
+    origin = find_git_remote(session.root)
     if session.credentials.github_token and origin.startswith("http"):
         yield Line("Git account", "ok", str(check_github(session.credentials, origin)))
 

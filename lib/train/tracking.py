@@ -77,9 +77,13 @@ def configure_tracking(session: Session) -> Tracking:
     _leave_service()
     if mode == "online":
         found = _default_entity()
-        entity = entity or found
+        entity, why = entity or found, ""
         if found is None:
-            print("Warning: W&B does not answer or refuses the key; curves are recorded offline.", flush=True)
+            why = "W&B does not answer or refuses the key"
+        elif not entity:
+            why = "the key's owner has no default entity, and the experiment names none (wandb.entity)"
+        if why:
+            print(f"Warning: {why}; curves are recorded offline.", flush=True)
             mode = "offline"
     session.working.mkdir(parents=True, exist_ok=True)
     return Tracking(
@@ -112,12 +116,11 @@ def _site() -> str:
 
 
 def _default_entity() -> str | None:
-    """Return the W&B entity that owns the key; None if W&B does not answer or refuses the key."""
+    """Return the key owner's default entity, empty if there is none; None if W&B does not answer or refuses the key."""
     with contextlib.suppress(Exception):
         import wandb
 
-        found = wandb.Api(timeout=20).default_entity
-        return str(found) if found else None
+        return str(wandb.Api(timeout=20).default_entity or "")
     return None
 
 

@@ -25,7 +25,6 @@ USER = {
     "email": "user@example.com",
     "admin": False,
     "flags": "{}",
-    "entity": "a-team",
     "deletedAt": None,
     "apiKeys": {"edges": []},
     "teams": {"edges": [{"node": {"name": "a-team"}}]},
@@ -41,6 +40,8 @@ class WandbEmulator(LoopbackServer[Never]):
     def __init__(self) -> None:
         super().__init__(_Handler)
         self.keys = {KEY}
+        self.entity: str | None = "a-team"
+        """The user's default entity."""
         self.latency = 0.0
         """Seconds before each answer."""
         self.status = 0
@@ -73,5 +74,5 @@ class _Handler(LoopbackHandler):
                 {"errors": [{"message": "user is not logged in", "path": ["viewer"]}], "data": None}, 401
             )
         if self.path == "/graphql" and "viewer" in query:
-            return json_answer({"data": {"viewer": USER}})
+            return json_answer({"data": {"viewer": {**USER, "entity": self.service.entity}}})
         return json_answer({"errors": [{"message": "this emulator knows nothing of it"}]}, 400)

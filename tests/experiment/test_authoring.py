@@ -18,7 +18,8 @@ from ruamel.yaml import YAML
 from lib.cli.app import app
 from lib.errors import ExperimentError
 from lib.experiment.authoring import SCHEMA_LINE, explain, new_experiment, schema, show_explained
-from lib.experiment.load import MATRIX, load_experiment, read_yaml
+from lib.experiment.load import MATRIX, load_experiment, read_value, read_yaml
+from lib.experiment.matrix import require_own_name
 from lib.experiment.modules import MODULES
 from lib.experiment.schema import ALWAYS, KEYS, ultralytics_arguments
 
@@ -278,3 +279,66 @@ def test_an_editor_completes_modules_and_networks() -> None:
     assert properties["module"]["enum"] == list(MODULES)
     networks = schema()["$defs"]["Model"]["properties"]["architecture"]["enum"]
     assert {load_experiment(file).model.architecture for file in EXPERIMENTS} <= set(networks)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("name", "1234567", "1234567"),
+        ("name", "5e12345", "5e12345"),
+        ("description", "lr: 0.1 # as before", "lr: 0.1 # as before"),
+        ("description", "[3", "[3"),
+        ("description", "'quoted'", "quoted"),
+        ("wandb.entity", "12", "12"),
+        ("wandb.entity", "null", None),
+        ("wandb.tags", "[1, two]", ["1", "two"]),
+        ("model.pretrained", "false", False),
+        ("model.pretrained", "12.pt", "12.pt"),
+        ("epochs", "3", 3),
+        ("epochs", "three", "three"),  # which validation rejects by its name
+        ("training.learning_rate", "1e-3", 0.001),
+        ("session.max_hours", "null", None),
+    ],
+)
+def test_a_value_is_read_by_the_type_of_its_key(key: str, text: str, value: object) -> None:
+    """A text stays a text, whatever it looks like."""
+    found = read_value(key, text)
+    assert (found, type(found)) == (value, type(value))
+
+
+def test_an_experiment_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    """An editor on Windows writes one."""
+    file = tmp_path / "x.yaml"
+    file.write_text(BASELINE.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert load_experiment(file) == load_experiment(BASELINE)
+    assert [each.key for each in explain(file)] == list(KEYS)
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "refused"),
+    [
+        ("exp001_yolo11s_baseline", "experiments/999_det_x.yaml", True),
+        ("Exp001-yolo11s.baseline", "experiments/999_det_x.yaml", True),
+        ("Exp001-yolo11s.baseline", "x.yaml", True),
+        ("exp001_yolo11s_baseline", "x.yaml", False),  # a variant of the same experiment
+        ("exp001_yolo11s_baseline_2", "experiments/999_det_x.yaml", False),
+    ],
+)
+def test_an_experiment_shares_its_branches_with_no_other(project: Path, name: str, place: str, refused: bool) -> None:
+    """Names that differ in case and punctuation only would share branch, hold and checkpoint."""
+    (project / "experiments/000_broken.yaml").write_text("not: [an, experiment")
+    file = project / place
+    file.write_text(BASELINE.read_text().replace("name: exp001_yolo11s_baseline", f"name: {name}"))
+    caught = ""
+    try:
+        require_own_name(load_experiment(file), file, project / "experiments")
+    except ExperimentError as error:
+        caught = str(error)
+    assert ("001_det_baseline.yaml have the same branches (kaggle-train-detection-exp001-" in caught) == refused
+    assert bool(caught) == refused
+
+
+def test_the_experiments_of_the_project_share_no_branches() -> None:
+    """Each has a name of its own."""
+    for file in EXPERIMENTS:
+        require_own_name(load_experiment(file), file, ROOT / "experiments")

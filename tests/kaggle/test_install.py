@@ -121,11 +121,45 @@ def test_an_installer_that_hangs_is_stopped(monkeypatch: pytest.MonkeyPatch, tmp
     assert "turn internet on" in caught.value.remedy
 
 
-def test_a_full_disk_is_reported_as_such(tmp_path: Path) -> None:
-    """A full disk is recognised by the installer's message."""
+@pytest.mark.parametrize(
+    ("message", "remedy"),
+    [
+        ("OSError: [Errno 28] No space left on device", "free some space"),
+        ("error: failed to create directory `/x`: Read-only file system (os error 30)", "-p working DIR"),
+        ("error: unrecognized subcommand 'export'", "uv is too old"),
+        ("error: unexpected argument '--no-annotate' found", "uv is too old"),
+        ("error: Required uv version `>=99` does not match the running version `0.13.9`.", "uv is too old"),
+        ("The lockfile at `uv.lock` uses an unsupported schema version (v2, but only v1 is supported).", "too old"),
+        ("/usr/bin/python3: No module named pip", "install uv, and run again"),
+        ("error: externally-managed-environment", "install uv, and run again"),
+        ("error: Failed to download `six==1.16.0`\n  cause: Hash mismatch for `six==1.16.0`", "make the wheels anew"),
+        ("error: Failed to parse `uv.lock`\n  cause: TOML parse error at line 57", "run `uv lock`"),
+        ("hint: Packages were unavailable because the network was disabled.", "turn internet on"),
+        ("error: Failed to fetch: http://x/six/\n  cause: error sending request for url", "turn internet on"),
+        ("ERROR: Could not find a version that satisfies the requirement uv (from versions: none)", "turn internet on"),
+        ("error: No solution found\n  cause: Because there is no version of six==9", "use a registry that has"),
+        ("cause: Because six was not found in the provided package locations and you require six", "use a registry"),
+        ("error: something that nobody has seen", "correct what the message names"),
+    ],
+)
+def test_each_cause_of_a_failed_installation_has_its_own_remedy(tmp_path: Path, message: str, remedy: str) -> None:
+    """The texts are those of uv 0.2 to 0.13 and pip; only a missing network is remedied by turning internet on."""
     with pytest.raises(InstallError) as caught:
-        run_installer([sys.executable, "-c", "raise OSError(28, 'No space left on device')"], tmp_path)
-    assert "free some space" in caught.value.remedy
+        run_installer([sys.executable, "-c", f"import sys; sys.exit({message!r})"], tmp_path)
+    assert remedy in caught.value.remedy
+    assert ("internet" in remedy) == ("internet" in caught.value.remedy)
+    assert message in caught.value.what
+
+
+def test_without_uv_and_pip_the_error_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The remedy is to install uv: internet, which is on, would not help."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "host")], check=True)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "host/bin/python"))
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InstallError, match="No module named pip") as caught:
+        step.find_uv()
+    assert "install uv, and run again" in caught.value.remedy
 
 
 @pytest.mark.parametrize("mount", ["wheels", "datasets/somebody/wheels"])
@@ -200,6 +234,24 @@ def test_a_package_that_the_kernel_has_imported_is_kept_and_reported(bare: Bare,
     done = bare.install(tmp_path / "packages", tmp_path, script)
     assert done.returncode == 0, done.stderr
     assert re.search(r"kept in it: click 1\.0 \(locked: \d", json.loads(done.stdout.splitlines()[-1])["reports"][0])
+
+
+def test_a_package_with_broken_metadata_is_passed_over(bare: Bare, tmp_path: Path) -> None:
+    """Without a METADATA file, with an empty one, or with one of another encoding it does not stop the installation."""
+    site = next(bare.folder.glob("lib/python3*/site-packages"))
+    for number, content in enumerate((None, b"", b"Name: caf\xe9\nVersion: 1\n")):
+        (site / f"broken{number}-1.0.dist-info").mkdir()
+        (site / f"broken{number}-1.0.dist-info/RECORD").write_text(f"broken{number}.py,,\n")
+        if content is not None:
+            (site / f"broken{number}-1.0.dist-info/METADATA").write_bytes(content)
+    # the environment of an image may name files that are not there, and settings of other installations
+    given = {"UV_CONSTRAINT": "/nowhere.txt", "UV_OVERRIDE": "/nowhere.txt", "UV_BUILD_CONSTRAINT": "/nowhere.txt",
+             "UV_EXCLUDE_NEWER": "2001-01-01", "UV_NO_BINARY": "1", "UV_SYSTEM_PYTHON": "1", "PIP_TARGET": "/nowhere",
+             "PIP_CONSTRAINT": "/nowhere.txt", "GIT_DIR": "/nowhere"}  # fmt: skip
+    done = bare.install(tmp_path / "packages", tmp_path, **given)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])["reports"][0]
+    assert "the 2 packages that belong to it are unchanged, byte for byte" in report
 
 
 def test_without_a_network_the_error_has_the_remedy(bare: Bare, tmp_path: Path) -> None:

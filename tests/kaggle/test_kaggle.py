@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +41,7 @@ from lib.kaggle.kernel import (
     require_pushable,
     watch_kernel,
 )
+from lib.kaggle.notebook import configured_user
 
 KEY_OF_EXPERIMENT = "detection-exp001-yolo11s-baseline"
 KERNEL = f"{USER}/train-{KEY_OF_EXPERIMENT}"
@@ -163,14 +165,33 @@ def test_the_user_is_the_owner_of_the_clients_key(
     assert client_user() == USER
 
 
-def test_a_token_in_an_error_of_the_client_is_redacted(
+@pytest.mark.parametrize("place", ["KAGGLE_API_TOKEN", ".kaggle/access_token"])
+def test_a_token_of_two_lines_is_one_error_without_the_token(
+    kaggle: KaggleEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """The client's HTTP library quotes the header in a traceback; neither of the two is shown."""
+    token, account = f"{TOKEN}\nsecond-line-of-it\n", {"KAGGLE_CONFIG_DIR": str(tmp_path / ".kaggle")}
+    if place.startswith("."):
+        (tmp_path / ".kaggle").mkdir()
+        (tmp_path / place).write_text(token)
+    else:
+        account[place] = token
+    use_account(kaggle, tmp_path, monkeypatch, **account)
+    with pytest.raises(KaggleError, match="the kaggle client's key holds a line break") as caught:
+        client_user()
+    shown = "".join(traceback.format_exception(caught.value))
+    assert TOKEN not in shown
+    assert "second-line-of-it" not in shown
+    assert "urllib3" not in shown
+
+
+def test_a_key_file_with_a_byte_order_mark_is_read(
     kaggle: KaggleEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The client's HTTP library quotes an invalid header, like a token with a line break."""
-    use_account(kaggle, tmp_path, monkeypatch, KAGGLE_API_TOKEN=f"{TOKEN}\r\n")
-    with pytest.raises(Exception, match=r"\*\*\*") as caught:
-        require_pushable(KERNEL, SECRETS, say=print)
-    assert TOKEN not in str(caught.value)
+    """An editor on Windows writes one; the client alone would find no key."""
+    (tmp_path / "kaggle.json").write_text(json.dumps({"username": USER, "key": KEY}), encoding="utf-8-sig")
+    use_account(kaggle, tmp_path, monkeypatch, KAGGLE_CONFIG_DIR=str(tmp_path))
+    assert client_user() == configured_user() == USER
 
 
 def test_a_public_kernel_is_not_overwritten(kaggle: KaggleEmulator) -> None:

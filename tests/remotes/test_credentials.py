@@ -7,6 +7,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from conftest import RUN, WEIGHTS, Stores, run_git
+from conftest import ROOT, RUN, WEIGHTS, Stores, run_git
 from drive_emulator import DriveEmulator, client_pointed_at, name_remote, write_sitecustomize
 
 from lib.errors import CredentialsError, RunError
@@ -530,6 +531,38 @@ def test_a_drive_file_that_others_could_read_becomes_private(credentials: Creden
     credentials.write_drive_file(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert json.loads(path.read_text(encoding="utf-8"))["client_id"] == DRIVE["client_id"]
+
+
+ENDS = {
+    "return": "pass",
+    "error": "raise ValueError",
+    "exit": "os._exit(1)",
+    "SIGTERM": "os.kill(os.getpid(), signal.SIGTERM)",
+    "SIGKILL": "os.kill(os.getpid(), signal.SIGKILL)",
+    "SIGKILL after a fork": "os.fork() or time.sleep(0.5); os.kill(os.getpid(), signal.SIGKILL)",
+    "by itself": "remove_now(); assert not path.exists()",
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_the_drive_file_is_removed_however_the_process_ends(tmp_path: Path, end: str) -> None:
+    """A sandbox's scratch folder outlives its run, and so would the account in it; two files are removed as well."""
+    secrets = write_secrets(tmp_path / "secrets.json")
+    script = f"""
+import os, signal, time
+from pathlib import Path
+from lib.process import remove_now
+from lib.remotes.credentials import load_credentials
+for name in ("other", "gdrive"):
+    path = Path({str(tmp_path)!r}) / "a folder" / f"{{name}}.json"
+    load_credentials({str(secrets)!r}).write_drive_file(path)
+assert path.is_file()
+{ENDS[end]}
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "AssertionError" not in done.stderr
+    while list((tmp_path / "a folder").iterdir()):  # the helper notices the end at once, but runs by itself
+        time.sleep(0.01)
 
 
 def test_googles_client_reads_the_drive_file(credentials: Credentials, tmp_path: Path) -> None:

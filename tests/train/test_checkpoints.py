@@ -19,7 +19,7 @@ from conftest import ROOT, Stores, run_git
 from publications import take_over
 
 from lib.cli.app import app
-from lib.errors import BranchError, CheckpointError, SyncError
+from lib.errors import BranchError, CheckpointError, RunHeldError, SyncError
 from lib.experiment.load import load_experiment
 from lib.experiment.schema import Experiment
 from lib.session import Session
@@ -71,6 +71,41 @@ def train_epoch(stores: Stores, epoch: int, *, finished: bool = False) -> None:
         temporary = folder / "weights" / f".{name}"
         torch.save({**content, "model": [name, epoch]}, temporary)
         temporary.replace(folder / "weights" / name)
+
+
+@pytest.mark.parametrize("resume", ["auto", "never", "always"])
+def test_the_checkpoint_of_an_experiment_with_the_same_branches_is_not_touched(machine: Stores, resume: str) -> None:
+    """`lr_0.01` and `lr_0-01` share the branch: the second stops in step 4, whatever `session.resume` is."""
+    mine, other = (
+        load_experiment(EXPERIMENT.model_dump(), {"name": name, "session.resume": resume})
+        for name in ("lr_0.01", "lr_0-01")
+    )
+    branch = checkpoint_branch(mine)
+    assert branch == checkpoint_branch(other)
+    file = machine.clone / mine.artifacts / "checkpoint.json"
+    file.parent.mkdir(parents=True)
+    file.write_text("{}", encoding="utf-8")
+    run_git("add", "--force", file, cwd=machine.clone)
+    run_git("commit", "--quiet", "--message=checkpoint", cwd=machine.clone)
+    run_git("push", "--quiet", "origin", f"HEAD:refs/heads/{branch}", cwd=machine.clone)
+    with pytest.raises(
+        CheckpointError, match=r"is the checkpoint of detection/lr_0\.01, and detection/lr_0-01"
+    ) as caught:
+        find_checkpoint(session_of(machine, machine.clone, other))
+    assert "give this experiment another name" in caught.value.remedy
+    assert "resume never" not in caught.value.remedy
+
+
+def test_the_hold_of_an_experiment_with_the_same_ref_stops_step_4(machine: Stores) -> None:
+    """It would never become free for this one by waiting."""
+    names = ("lr_0.01", "lr_0-01")
+    first, second = (load_experiment(EXPERIMENT.model_dump(), {"name": name}) for name in names)
+    hold = hold_run(session_of(machine, machine.clone, first))
+    try:
+        with pytest.raises(RunHeldError, match=r"is held by detection/lr_0\.01, whose name is shortened"):
+            hold_run(session_of(machine, machine.clone, second))
+    finally:
+        hold.release()
 
 
 def hold_of(stores: Stores) -> RunLock:

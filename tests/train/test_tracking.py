@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from wandb_emulator import KEY, WandbEmulator
 from wandb_files import records
 
 from lib.experiment.load import load_experiment
@@ -80,6 +81,29 @@ def test_the_plan_of_a_worker_has_no_key(tmp_path: Path, monkeypatch: pytest.Mon
     written = plan.write().read_bytes()
     assert b"k" * 40 not in written
     assert WorkerPlan.model_validate_json(written) == plan
+
+
+@pytest.mark.parametrize(
+    ("default", "given", "address"),
+    [
+        ("a-team", None, "a-team/container-id"),
+        ("a-team", "others", "others/container-id"),
+        (None, "others", "others/container-id"),
+        (None, None, "offline; "),
+    ],
+)
+def test_curves_are_online_in_the_experiments_or_the_users_entity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, default: str | None, given: str | None, address: str
+) -> None:
+    """A user without a default entity needs one in the experiment; without both, the curves are offline."""
+    with WandbEmulator() as service:
+        service.entity = default
+        monkeypatch.setenv("WANDB_BASE_URL", service.url)
+        monkeypatch.setenv("WANDB_API_KEY", "")  # restored after the test
+        experiment = load_experiment(ROOT / "experiments/001_det_baseline.yaml", {"wandb.entity": given})
+        account = Credentials(wandb_api_key=KEY)
+        found = configure_tracking(Session(tmp_path, tmp_path, tmp_path, experiment, account))
+    assert address in found.address
 
 
 def test_a_resumed_training_continues_the_run_of_its_checkpoint(tracking: Tracking) -> None:
