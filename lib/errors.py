@@ -146,6 +146,9 @@ class DvcPushError(SyncError):
 class GitPushError(SyncError):
     """The Git remote rejected or lost a push (`Authentication failed`, a protected name, a read-only token)."""
 
+    patience = 15.0
+    """The longest pause, in seconds, after which the same push may succeed; 0: never, without a change."""
+
 
 class TakenOverError(GitPushError):
     """Another session has taken over the run: this one publishes nothing more."""

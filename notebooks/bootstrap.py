@@ -9,6 +9,7 @@ it to the repository's host only. No message contains a part of secrets.json. A 
 
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -28,6 +29,8 @@ class Bootstrap:
 
     progress_seconds = 10.0
     """The time between two lines of git's progress."""
+    pauses: tuple[float, ...] = (5.0, 20.0, 60.0)
+    """The longest pauses in seconds before a host that limits requests, or is failing, is asked again."""
     kept = (
         r"GIT_CONFIG_(GLOBAL|SYSTEM|NOSYSTEM|COUNT|(KEY|VALUE)_\d+)",
         r"GIT_(AUTHOR|COMMITTER)_(NAME|EMAIL)",
@@ -218,7 +221,7 @@ class Bootstrap:
             environment |= {"GIT_CONFIG_COUNT": str(first + 2), "GIT_TOKEN": token}
         return environment
 
-    def _fetch(self, root: Path, environment: dict[str, str], *words: str) -> str:
+    def _fetch(self, root: Path, environment: dict[str, str], *words: str, tried: int = 0) -> str:
         """Fetch, printing the progress from time to time; return what went wrong, or an empty text."""
         command, messages, due = ["git", "fetch", "--progress", *words], [], time.monotonic() + self.progress_seconds
         with subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE, text=True) as process:
@@ -229,4 +232,9 @@ class Bootstrap:
                     due = time.monotonic() + self.progress_seconds
                     self.say(line.rstrip())
         wrong = "".join(messages) or f"git ended with status {process.returncode}"
+        is_limit = any(word in wrong for word in ("rate limit", "returned error: 429", "returned error: 5"))
+        if process.returncode and is_limit and tried < len(self.pauses):
+            self.say(f"{wrong.strip().splitlines()[-1]}: asking again in up to {self.pauses[tried]:.0f} s …")
+            time.sleep(random.uniform(self.pauses[tried] / 2, self.pauses[tried]))
+            return self._fetch(root, environment, *words, tried=tried + 1)
         return wrong if process.returncode else ""

@@ -104,11 +104,10 @@ print(configure_dvc(root, session.scratch, credentials))
 
 # %%
 step("4/10: Configure Git with GitHub token")
-from lib.sync import recover
-from lib.train.checkpoints import CheckpointUploader, fetch_checkpoint, find_checkpoint, hold_run
+from lib.train.checkpoints import CheckpointUploader, fetch_checkpoint, find_checkpoint, hold_run, recover_here
 
 print(configure_git(root, credentials))
-print(f"Runs under way: {recover(root, credentials, patience=0)}")
+print(f"Runs under way: {recover_here(session)}")
 hold = hold_run(session)
 log.on_error(lambda _: hold.release())
 checkpoint = find_checkpoint(session)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from bootstrap import Bootstrap
 from conftest import ROOT, Stores, run_git
-from git_host_emulator import GitHost
+from git_host_emulator import GitHost, Kind
 from test_git_host import NAME, TOKEN, WRONG, places_of
 
 from lib.kaggle.notebook import bake, read_notebook, read_sources
@@ -152,7 +152,7 @@ class Session:
         self.monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(self.folder / "gitconfig"))
         self.monkeypatch.chdir(self.folder)
         start = boot(self.folder)
-        start.progress_seconds = 0
+        start.progress_seconds, start.pauses = 0, (0.01, 0.01)
         root, cloned = start.clone(self.host.address(NAME), commit, str(self.folder / "secrets.json"))
         assert root == self.clone == Path.cwd() == Path(sys.path[0])
         assert cloned == run_git("rev-parse", "HEAD", cwd=root)
@@ -233,6 +233,14 @@ def test_a_host_that_gives_no_single_commits_is_cloned_whole(session: Session) -
     session.run(commit, git="[protocol]\n\tversion = 0\n")
     assert run_git("rev-parse", "HEAD", cwd=session.clone) == commit
     assert run_git("rev-list", "--count", "origin/main", cwd=session.clone) == "3"
+
+
+@pytest.mark.parametrize("kind", ["rate limit", "429", "503"])
+def test_a_host_that_limits_requests_is_asked_again(session: Session, kind: Kind) -> None:
+    """Sessions of a sweep clone at the same moment."""
+    session.host.add_fault("git-upload-pack", kind, 2)
+    session.run("")
+    assert "asking again" in (session.folder / "working/run.log").read_text()
 
 
 def test_a_public_repository_needs_no_token(session: Session) -> None:

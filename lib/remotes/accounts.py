@@ -15,15 +15,18 @@ import json
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from lib.errors import CommandError, CredentialsError, RemoteError
-from lib.process import run_command
+from lib.process import Completed, run_command
+from lib.remotes import git_answers
+from lib.remotes.answers import Answer, Patience, patiently, seconds_of
 from lib.remotes.credentials import Credentials, without_user
 from lib.remotes.drive_errors import explain
+from lib.remotes.git_answers import because
 
 if TYPE_CHECKING:
     from requests import PreparedRequest, Response
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 DRIVE_SCOPE = "https://www.googleapis.com/auth/drive"
 GITHUB = "https://api.github.com"
 SECONDS = 30.0  # without a reply, after which a service counts as unreachable
+PAUSES = (1.0, 2.0, 4.0)  # seconds before a request is repeated: a check waits less than a publication
 UNCHANGED = "nothing was changed there."
 
 
@@ -77,7 +81,7 @@ def check_drive(credentials: Credentials, folder: str | None = None, *, seconds:
 
     google = _google_credentials(credentials)
     try:
-        google.refresh(httplib2.Http(timeout=seconds))
+        patiently(lambda: google.refresh(httplib2.Http(timeout=seconds)), explain, PAUSES)
         http_client = google.authorize(httplib2.Http(timeout=seconds))
         with build("drive", "v2", http=http_client, cache_discovery=False) as drive:
             wanted = "user(emailAddress),quotaBytesUsed,quotaBytesTotal,quotaType"
@@ -169,7 +173,7 @@ def check_github(credentials: Credentials, url: str = "", *, seconds: float = SE
     if api != GITHUB and not any(header.lower().startswith("x-github-") for header in reply.headers):
         return _check_git(credentials, url, seconds)
     if reply.status_code != HTTPStatus.OK or not about:
-        raise _explain_reply(reply, name)
+        raise _explain_reply(reply, about, name)
     scopes = reply.headers.get("X-OAuth-Scopes", "")  # only classic tokens report scopes
     end = reply.headers.get("GitHub-Authentication-Token-Expiration")
     if name:
@@ -202,39 +206,49 @@ def _get(credentials: Credentials, address: str, seconds: float) -> tuple[Respon
         request.headers["Authorization"] = f"Bearer {credentials.github_token}"
         return request
 
-    headers = {"Accept": "application/vnd.github+json"}
-    try:
-        reply = requests.get(address, headers=headers, auth=authorize, timeout=seconds, allow_redirects=False)
-    except requests.RequestException as error:
-        raise unreachable(urlsplit(address).netloc, credentials.redact(f"{type(error).__name__}: {error}")) from None
-    try:
-        content = reply.json()
-    except ValueError:
-        content = None
-    return reply, content if isinstance(content, dict) else {}
+    headers, patience = {"Accept": "application/vnd.github+json"}, Patience(PAUSES)
+    while True:
+        try:
+            reply = requests.get(address, headers=headers, auth=authorize, timeout=seconds, allow_redirects=False)
+        except requests.RequestException as error:
+            what = credentials.redact(f"{type(error).__name__}: {error}")
+            raise unreachable(urlsplit(address).netloc, what) from None
+        try:
+            content = reply.json()
+        except ValueError:
+            content = None
+        about = content if isinstance(content, dict) else {}
+        answer = _meaning(reply, about)
+        if reply.ok or not patience.wait(answer.patience, answer.after):
+            return reply, about
 
 
-def _explain_reply(reply: Response, name: str) -> CredentialsError | RemoteError:
-    """Return the error that the status of GitHub's reply means."""
-    status = reply.status_code
-    is_limit = status == HTTPStatus.FORBIDDEN and reply.headers.get("X-RateLimit-Remaining") == "0"
-    is_trouble = status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
-    if is_limit or is_trouble or status == HTTPStatus.OK:
-        return unreachable("GitHub", f"it replied {status}{' (its rate limit)' if is_limit else ''}.")
+def _meaning(reply: Response, about: Mapping[str, Any]) -> Answer:
+    """Return what a refusal of GitHub's API means: its message is worded as those to Git are."""
+    after, says = seconds_of(reply.headers.get("Retry-After")), [str(about.get("message", ""))]
+    says += ["SAML enforcement"] * ("X-GitHub-SSO" in reply.headers)
+    is_limit = bool(after) or reply.headers.get("X-RateLimit-Remaining") == "0"
+    says += ["rate limit exceeded"] * (is_limit and reply.status_code == HTTPStatus.FORBIDDEN)
+    return replace(git_answers.explain(f"{'; '.join(says)} error: {reply.status_code}"), after=after)
+
+
+def _explain_reply(reply: Response, about: Mapping[str, Any], name: str) -> CredentialsError | RemoteError:
+    """Return the error that GitHub's reply means."""
+    status, answer = reply.status_code, _meaning(reply, about)
     if reply.is_redirect:
         return RemoteError(
             f"{name} has moved.",
             state=UNCHANGED,
             remedy="`git remote set-url origin` with the new address, then render again.",
         )
-    what, remedy = "rejects GITHUB_TOKEN", "make a new one: this one is wrong, expired or revoked."
-    if "X-GitHub-SSO" in reply.headers:
-        what = "requires that GITHUB_TOKEN is authorized for the organization's single sign-on"
-        remedy = "GitHub → Settings → Developer settings → Personal access tokens → Configure SSO."
-    elif status == HTTPStatus.NOT_FOUND:
-        what = f"shows no repository {name} to GITHUB_TOKEN"
-        remedy = "check the address, and that the token has the scope `repo` or was made for this repository."
-    return rejected(f"GitHub {what} (HTTP {status}).", remedy)
+    if answer.is_transient or status == HTTPStatus.OK:
+        return unreachable("GitHub", f"it replied {status}{because(answer)}.")
+    kind = CredentialsError if answer.is_account or status == HTTPStatus.NOT_FOUND else RemoteError
+    return kind(
+        f"GitHub refuses {name or 'the request'}{because(answer)}: HTTP {status}.",
+        state=UNCHANGED,
+        remedy=answer.remedy,
+    )
 
 
 def _require_push(credentials: Credentials, repository: Mapping[str, Any], name: str, scopes: str) -> None:
@@ -253,27 +267,29 @@ def _check_git(credentials: Credentials, url: str, seconds: float) -> Account:
     """Check with `git ls-remote` that a repository can be read; write access is not checked."""
     shown = credentials.redact(without_user(url))
     environment = credentials.git_environment(url)
+
+    def ask() -> Completed:
+        words = ["git", "ls-remote", "--", url]
+        return run_command(words, env=environment, timeout=seconds, redact=credentials.redact)
+
     try:
-        run_command(["git", "ls-remote", "--", url], env=environment, timeout=seconds, redact=credentials.redact)
+        patiently(ask, git_answers.explain_error, PAUSES)
     except CommandError as error:
-        refusals = r"Authentication failed|could not read Username|Permission denied|returned error: 40[13]"
-        if not re.search(refusals, error.what):
-            raise unreachable(shown, error.what) from None
-        raise rejected(
-            f"{shown} rejects the token of {credentials.source}: {error.what}",
-            "make a new token that may read and write this repository, and put it into secrets.json.",
-        ) from None
+        answer = git_answers.explain_error(error)
+        kind = CredentialsError if answer.is_account else RemoteError
+        what = f"{shown} cannot be read{because(answer)} with {credentials.source}: {error.what}"
+        raise kind(what, state=UNCHANGED, remedy=answer.remedy) from None
     return Account("Git", shown, ("can be read; only a push shows whether it can be written to",))
 
 
 # ── W&B ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def check_wandb(credentials: Credentials, *, seconds: float = SECONDS) -> Account:
-    """Check the W&B key and return its account.
+def check_wandb(credentials: Credentials, entity: str | None = None, *, seconds: float = SECONDS) -> Account:
+    """Check the W&B key, and that its user may record runs in `entity`; return its account.
 
     The server is `WANDB_BASE_URL`, or the default of W&B's client. Raises `CredentialsError` when there is no key or
-    W&B rejects it, `RemoteError` when W&B cannot be reached.
+    W&B rejects it, `RemoteError` when W&B cannot be reached or `entity` is of somebody else.
     """
     if not credentials.wandb_api_key:
         raise CredentialsError(
@@ -286,6 +302,7 @@ def check_wandb(credentials: Credentials, *, seconds: float = SECONDS) -> Accoun
     try:
         viewer = wandb.Api(api_key=credentials.wandb_api_key, timeout=max(1, round(seconds))).viewer
         who, mail, teams = str(viewer.username), str(viewer.email or ""), ", ".join(viewer.teams)
+        own = {who, str(viewer.entity), *viewer.teams}
     except Exception as error:  # noqa: BLE001  a rejection and a timeout are one class; the response tells them apart
         what = credentials.redact(str(error.__cause__ or error))
         reply = getattr(error.__cause__, "response", None)  # the server's reply, if there was one
@@ -297,4 +314,11 @@ def check_wandb(credentials: Credentials, *, seconds: float = SECONDS) -> Accoun
                 "copy the key anew from your W&B user settings into secrets.json, or leave it out.",
             ) from None
         raise unreachable("W&B", what) from None
+    if entity and entity not in own:
+        raise RemoteError(
+            f"W&B: wandb.entity is {entity}, and {who} is no member of such a team.",
+            state="curves are recorded offline.",
+            remedy=f"name one of {', '.join(sorted(own - {'None'}))} as wandb.entity, or null for the account's own "
+            "default; or have the user invited to that team.",
+        )
     return Account("W&B", who, (mail, teams and f"teams: {teams}"))

@@ -15,8 +15,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lib.errors import CommandError, CredentialsError, RemoteError
-from lib.process import run_command
+from lib.process import Completed, run_command
+from lib.remotes import repository
+from lib.remotes.answers import patiently
 from lib.remotes.credentials import Credentials, without_user
+from lib.remotes.git_answers import because, explain_error
 
 
 def find_dvc_remote(root: Path) -> str:
@@ -165,7 +168,7 @@ def configure_git(root: Path, credentials: Credentials) -> str:
     """Check that the Git remote answers with the run's token; return a line about the remote.
 
     The token exists only in the environment of each command. Raises `CredentialsError` when publishing needs a token
-    and none is given, `RemoteError` when the remote does not answer.
+    and none is given, `RemoteError` when the remote cannot be read.
     """
     url = find_git_remote(root)
     shown = without_user(url)
@@ -176,15 +179,18 @@ def configure_git(root: Path, credentials: Credentials) -> str:
             remedy="add GITHUB_TOKEN (scope `repo`) to secrets.json and run again.",
         )
     environment = credentials.git_environment(url)
+
+    def ask() -> Completed:
+        words = ["git", "ls-remote", "origin", "HEAD"]  # its HEAD may name a branch that is not there
+        return run_command(words, cwd=root, env=environment, timeout=120, redact=credentials.redact)
+
     try:
-        run_command(
-            ["git", "ls-remote", "origin", "HEAD"],  # its HEAD may name a branch that is not there
-            cwd=root, env=environment, timeout=120, redact=credentials.redact,
-        )  # fmt: skip
+        patiently(ask, explain_error, repository.PAUSES)
     except CommandError as error:
+        answer = explain_error(error)
         raise RemoteError(
-            f"the Git remote {shown} does not answer: {error.what}",
+            f"the Git remote {shown} cannot be read{because(answer)}: {error.what}",
             state="nothing was pulled or trained.",
-            remedy="check that GITHUB_TOKEN is not expired and has the `repo` scope, and that internet is on.",
+            remedy=answer.remedy,
         ) from error
     return f"Git remote: {shown}{' (with GITHUB_TOKEN)' if environment else ''}"

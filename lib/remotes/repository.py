@@ -10,10 +10,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import random
 import re
 import shutil
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -22,24 +20,14 @@ from pydantic import BaseModel, ConfigDict
 
 from lib.errors import CommandError, GitPushError
 from lib.process import MINUTE, Completed, run_command
+from lib.remotes.answers import patiently
 from lib.remotes.credentials import Credentials, without_user
+from lib.remotes.git_answers import because, explain_error
 
 NOTHING = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"  # the empty tree, which every repository has
 BLOBS = "64k"  # `.dvc` files are smaller; larger blobs (images, weights) stay on the remote
-PASSES = re.compile(
-    r"cannot lock ref '[^']*': unable to (resolve reference|create)|returned error: (403|429|5\d\d)|rate limit|"
-    r"early EOF|unexpected disconnect|Connection (reset|timed out)|Recv failure|Empty reply|hung up unexpectedly",
-    re.IGNORECASE,
-)
-"""Messages after which reading is repeated: a lock is held, the host is overloaded, or the connection was cut. Git does
-not show the text of a 403: it may be a rate limit."""
-PAUSES: tuple[float, ...] = (0.1, 0.5, 2.0, 5.0, 15.0)  # seconds
-
-
-def pauses() -> Iterator[float | None]:
-    """Yield the pause in seconds after each attempt, random so that sessions do not repeat in step; None at the end."""
-    yield from (random.uniform(pause / 2, pause) for pause in PAUSES)
-    yield None
+PAUSES: tuple[float, ...] = (0.1, 0.5, 2.0, 5.0, 15.0, 30.0, 60.0, 60.0)
+"""The longest pauses, in seconds, before a request is repeated: together the three minutes that remedies name."""
 
 
 class StoredObject(BaseModel):
@@ -97,21 +85,18 @@ class Repository:
     ) -> Completed:
         """Run a command that may read from the remote; only such commands and pushes receive the token.
 
-        Repeats the command while the host is overloaded. Raises `GitPushError`.
+        Repeats the command while its refusal passes by itself. Raises `GitPushError`.
         """
-        for pause in pauses():
-            try:
-                return self._git(*words, cwd=cwd, env=self._environment, timeout=timeout, text=text)
-            except CommandError as error:
-                if pause is None or not PASSES.search(error.what):
-                    raise GitPushError(
-                        f"the Git remote {self.url} does not answer: {error.what}",
-                        remedy=remedy_for(
-                            error.what, "check the network and GITHUB_TOKEN, then run sync_outputs() again."
-                        ),
-                    ) from error
-            time.sleep(pause)
-        raise AssertionError
+
+        def ask() -> Completed:
+            return self._git(*words, cwd=cwd, env=self._environment, timeout=timeout, text=text)
+
+        try:
+            return patiently(ask, explain_error, PAUSES)
+        except CommandError as error:
+            answer = explain_error(error)
+            what = f"the Git remote {self.url} cannot be read{because(answer)}: {error.what}"
+            raise GitPushError(what, remedy=answer.remedy) from error
 
     def list_refs(self, *patterns: str) -> dict[str, str]:
         """Return {full ref name: commit} for the refs on the remote whose full name matches; all without a pattern."""
@@ -299,61 +284,3 @@ def outputs_of(path: str, text: str) -> Iterator[tuple[str, StoredObject]]:
             yield str(Path(path).parent / out["path"]), StoredObject(oid=str(out["md5"]), size=int(out.get("size", -1)))
     except (YAMLError, ValueError, KeyError, TypeError):
         return
-
-
-_CAUSES: Iterable[tuple[str, str]] = (
-    (
-        r"Authentication failed|could not read Username|Invalid username|HTTP Basic: Access denied|\b401\b",
-        "check that GITHUB_TOKEN in secrets.json is right and not expired, and has the `repo` scope.",
-    ),
-    (
-        r"rate limit|\b429\b|RPC failed; HTTP 403",
-        "the Git host limits requests; start fewer sessions at a time, and run sync_outputs() again in some minutes.",
-    ),
-    (
-        r"Permission .* denied|Write access|\b403\b|read-only|not allowed to push",
-        "give GITHUB_TOKEN write permission for this repository (scope `repo`; fine-grained: Contents, write).",
-    ),
-    (r"workflow", "give GITHUB_TOKEN the `workflow` scope: the branch holds workflow files."),
-    (
-        r"hidden ref|funny refname",
-        "use a Git host that accepts refs/runs/*, refs/asks/* and refs/kaggle/*, not only branches and tags.",
-    ),
-    (
-        r"non-fast-forward|denyNonFastForwards|deletion prohibited|denyDeletes|cannot delete",
-        "allow deletions of kaggle-* branches, and forced updates of refs/runs/*, in the host's branch rules.",
-    ),
-    (
-        r"protected|GH006|hook declined|rule violations",
-        (
-            "allow new branches named kaggle-* in the host's branch rules, and the refs refs/runs/*, refs/asks/* and "
-            "refs/kaggle/*."
-        ),
-    ),
-    (
-        r"Repository not found|\b404\b",
-        "check the repository's address, and that GITHUB_TOKEN may read it: a host reports a hidden one as missing.",
-    ),
-    (r"\b(429|50[0-9])\b|Internal Server Error", "the Git host is failing; run sync_outputs() again in some minutes."),
-    (
-        r"does not support .*atomic",
-        "use a Git host that supports atomic pushes (GitHub, GitLab, Gitea and plain Git do).",
-    ),
-    (
-        r"stale info|cannot lock ref",
-        (
-            "run sync_outputs() again, since another process may have moved the ref; if that does not help, the name "
-            "is too long, another ref is named like a folder of this one, or a lock file was left on the host."
-        ),
-    ),
-    (
-        r"Could not resolve|unable to access|Connection|timed out|does not appear to be a git repository",
-        "check the network and the repository's address, then run sync_outputs() again.",
-    ),
-)
-
-
-def remedy_for(message: str, otherwise: str) -> str:
-    """Return the remedy that fits the host's message; addresses and ref names in the message are ignored."""
-    bare = re.sub(r"\w+://\S+|\S*kaggle-\S+|refs/\S+", "", message)
-    return next((remedy for pattern, remedy in _CAUSES if re.search(pattern, bare, re.IGNORECASE)), otherwise)

@@ -24,7 +24,7 @@ from lib.progress import duration
 from lib.results.evaluate import Evaluated
 from lib.results.record import SCHEMA, DatasetRecord, MachineRecord, RunRecord, StartRecord
 from lib.session import Session
-from lib.sync import Publication, RunLock
+from lib.sync import LARGEST, Publication, RunLock
 from lib.tables import as_text, make_table
 from lib.train.export import Exported
 from lib.train.launch import Trained
@@ -41,6 +41,7 @@ IMAGES = {
 """The images shown of a run: their paths below the artifacts' folder, and their captions."""
 METRICS_HEADERS = ("Split", "Head", "Images", "Precision", "Recall", "mAP50", "mAP50-95")
 """The headers of a table whose rows are `Metrics.rows()`."""
+NOT_PUBLISHED = frozenset({"run.log"})
 SHOWN_WIDTH = 900  # pixels of an image in the notebook
 MODEL_CARD = Path(__file__).with_name("model_card.md")
 """The template of `README.md`, for `str.format`."""
@@ -163,9 +164,12 @@ def describe_run(session: Session) -> str:
 
 
 def publication(session: Session, results: Results, hold: RunLock) -> Publication:
-    """Return the publication of a run: the weights by DVC, everything else in its artifacts' folder by Git."""
+    """Return the publication of a run: weights and large files by DVC, everything else in its folder by Git."""
     experiment, trained, folder = session.experiment, results.trained, session.experiment.artifacts
-    files = (trained.best, trained.last, *results.exported.files)
+    files = [path for path in (trained.best, trained.last, *results.exported.files) if path.is_file()]
+    # Git hosts limit the size of files, GitHub to 100 MB; the rehearsal has tried this size
+    large = (path for path in sorted(session.artifacts.rglob("*")) if path.stat().st_size > LARGEST)
+    files += [path for path in large if path.is_file() and path not in files and path.name not in NOT_PUBLISHED]
     state = f" ({trained.state})" if trained.state != "finished" else ""
     figures = ", ".join(
         f"{name} {value:.3f}" for name, value in results.evaluated.metrics.flat().items() if name.endswith("/mAP50")
@@ -175,9 +179,9 @@ def publication(session: Session, results: Results, hold: RunLock) -> Publicatio
         branch=session.branch,
         message=f"{experiment.about.title}: {experiment.name}{state}\n\n{figures}\n\nTrained from {session.commit}.\n",
         folder=folder,
-        objects=tuple(f"{folder}/train/weights/{file.name}" for file in files if file.is_file()),
+        objects=tuple(f"{folder}/{file.relative_to(session.artifacts).as_posix()}" for file in files),
         stamp=session.started,
-        leave_out=frozenset({"run.log"}),
+        leave_out=NOT_PUBLISHED,
         hold=hold,
         keeps_checkpoint=trained.state != "finished",
     )

@@ -17,10 +17,11 @@ from lib.sync.publish import sync_outputs
 from lib.sync.record import ASKS, RUNS, read_run, short_name
 from lib.sync.recover import recover
 from lib.sync.refs import Refs
-from lib.sync.rehearse import Rehearsed, rehearse
+from lib.sync.rehearse import LARGEST, Rehearsed, rehearse
 from lib.sync.remotes import open_remotes
 
 __all__ = [
-    "ASKS", "CHECKPOINTS", "RUNS", "Checked", "CheckpointPublisher", "Publication", "Published", "Refs", "Rehearsed",
-    "RunLock", "check", "fetch_file", "open_remotes", "read_run", "recover", "rehearse", "short_name", "sync_outputs",
+    "ASKS", "CHECKPOINTS", "LARGEST", "RUNS", "Checked", "CheckpointPublisher", "Publication", "Published", "Refs",
+    "Rehearsed", "RunLock", "check", "fetch_file", "open_remotes", "read_run", "recover", "rehearse", "short_name",
+    "sync_outputs",
 ]  # fmt: skip

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
-from lib.errors import RunHeldError, TakenOverError
+from lib.errors import CommandError, RunHeldError, SyncError, TakenOverError
 from lib.sync.publication import Say
 from lib.sync.record import ASKS, LEASE, RUNS, RunRecord, short_name
 from lib.sync.refs import ANY, RefMovedError, Refs, RefUpdate, SeenRun
@@ -64,7 +64,7 @@ class RunLock:
 
     def watch(self) -> bool:
         """Take the run if that is possible at once, else ask in the background until `take`; return whether held."""
-        held = self._try()
+        held = self._try_here()
         if not held:
             self._asking = threading.Thread(target=self._wait, name=f"asking {self.name}", daemon=True)
             self._asking.start()
@@ -78,7 +78,7 @@ class RunLock:
         self._stop_watching()
         self.confirm()
         reported = False
-        while not self._try():
+        while not self._try_here():
             if self.holder_lives:
                 self._seen, self._asked, self.holder_lives = None, math.inf, False  # it is asked again the next time
                 raise RunHeldError(
@@ -108,6 +108,13 @@ class RunLock:
         # a question that was answered does not count for the next one
         self._seen, self._asked = run.commit, min(self._asked, time.monotonic()) if is_asked else math.inf
         return time.monotonic() - self._asked >= run.lease and self._take(run, identity)
+
+    def _try_here(self) -> bool:
+        """Try to take the run; raise errors of this machine as `SyncError`."""
+        try:
+            return self._try()
+        except (CommandError, OSError) as error:
+            raise of_this_machine(error, f"the run {self._full_name} cannot be held") from error
 
     def _wait(self) -> None:
         while not self.holder_lives and not self._stop_asking.wait(self._pause):
@@ -329,6 +336,16 @@ def ask(refs: Refs, questions: Iterable[str]) -> None:
     refs.push_patiently(
         lambda: (RefUpdate(ref, ANY, question) for ref in sorted(wanted)),
         lambda: wanted <= refs.list_refs(*wanted).keys(),  # another session asks at the same moment
+    )
+
+
+def of_this_machine(error: CommandError | OSError, what: str) -> SyncError:
+    """Return the error to raise for one of this machine that was met while reading or preparing Git objects."""
+    cause = error.what if isinstance(error, CommandError) else f"{type(error).__name__}: {error}"
+    return SyncError(
+        f"{what}: {cause}",
+        state="nothing was changed.",
+        remedy="use a clone that Git can open and write to, free some space if the disk is full, and run it again.",
     )
 
 

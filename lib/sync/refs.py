@@ -10,15 +10,17 @@ import hashlib
 import re
 import secrets
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from lib.errors import CommandError, GitPushError
 from lib.process import MINUTE, CommandFailed
+from lib.remotes import repository
+from lib.remotes.answers import Patience
 from lib.remotes.credentials import Credentials
-from lib.remotes.repository import Repository, pauses, remedy_for
+from lib.remotes.git_answers import BRIEFLY, because, explain
+from lib.remotes.repository import Repository
 from lib.sync.record import LEASE, RUNS, DeclaredCopy, RunRecord, read_run
 
 EARLIER = ("refs/intents/", "refs/heads/kaggle-intents/", "refs/heads/kaggle-runs/")
@@ -142,24 +144,26 @@ class Refs(Repository):
         except CommandFailed as error:
             message = (error.answer.errors.strip() or error.answer.output.strip() or "no reason given")[-2000:]
             refs = ", ".join(update.ref for update in updates)
-            remedy = remedy_for(message, "read the host's answer above, fix its cause and run sync_outputs() again.")
-            raise GitPushError(f"Git push failed: {self.url} rejected {refs}:\n{message}", remedy=remedy) from error
+            answer = explain(message, BRIEFLY)
+            refused = GitPushError(
+                f"Git push failed{because(answer)}: {self.url} rejected {refs}:\n{message}", remedy=answer.remedy
+            )
+            refused.patience = answer.patience
+            raise refused from error
         except CommandError as error:
             raise GitPushError(f"Git push failed: {error.what}", remedy=error.remedy) from error
 
     def push_patiently(self, updates: Callable[[], Iterable[RefUpdate]], has_happened: Callable[[], bool]) -> None:
-        """Push, and repeat a failed push a few times unless the remote shows that it has happened."""
-        for pause in pauses():
+        """Push, and repeat a failed push while its error may pass, unless the remote shows that it has happened."""
+        patience = Patience(repository.PAUSES)
+        while True:
             try:
-                self.push(*updates())
-            except GitPushError:
+                return self.push(*updates())
+            except GitPushError as error:
                 if has_happened():
-                    return
-                if pause is None:
+                    return None
+                if not patience.wait(error.patience):
                     raise
-            else:
-                return
-            time.sleep(pause)
 
 
 def _place(url: str) -> str:

@@ -1,10 +1,12 @@
 """Try on both remotes what a publication will need, before anything costs time; leave nothing behind.
 
-Guarantees: a run's ref and a question to it are created and deleted, and a branch with a commit of a run's own kind is
-created, moved and deleted, because `git push --dry-run` runs no server-side hooks and does not check write permission.
-On the DVC remote an object is declared, stored, verified by its identity and deleted. A rehearsal that dies leaves a
-run's ref, which is recovered like any other, and a branch, which the next rehearsal deletes.
-Cannot: promise that the same is still allowed hours later.
+Guarantees: what a run does to its refs is done to refs of the same kinds, on the run's own repository: a run's ref is
+created, forced and deleted, a question is asked, a checkpoint's branch is created, moved and deleted, and a run's
+branch is created. `git push --dry-run` would run no server-side hooks and not check write permission. The commits are
+unsigned and named like a run's, and hold files of the names that a run publishes, one of them of the largest size. On
+the DVC remote an object is declared, stored, verified by its identity and deleted. A rehearsal that dies leaves a run's
+ref, which is recovered like any other, and branches, which the next rehearsal deletes.
+Cannot: promise that the same is still allowed hours later, or try a limit for all files of a push together.
 """
 
 from __future__ import annotations
@@ -17,10 +19,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lib.errors import DvcPushError, GitPushError, RunError
+from lib.errors import CommandError, DvcPushError, GitPushError, RunError, SyncError
 from lib.remotes.credentials import Credentials
 from lib.sync.checkpoints import md5_of
-from lib.sync.lock import RunLock
+from lib.sync.lock import CHECKPOINTS, RunLock, of_this_machine
 from lib.sync.publication import Say
 from lib.sync.record import ASKS, RUNS, DeclaredCopy, RunRecord
 from lib.sync.refs import ANY, RefUpdate
@@ -29,28 +31,36 @@ from lib.sync.stores.base import mismatch
 
 BRANCHES = "kaggle-train-rehearsal-"
 """Prefix of the throw-away branches: it begins like published ones, so that the host's rules for those apply."""
+LARGEST = 2 * 2**20
+"""Bytes of the largest file that a publication puts into Git: larger ones must be objects."""
 
 
 @dataclass(frozen=True)
 class Rehearsed:
     """The result for each remote: a line to show, or the error in which a publication would end."""
 
-    git: str | GitPushError
+    git: str | SyncError
     dvc: str | RunError
     room: int | None
     """Bytes that can still be stored on the DVC remote; None if it does not report this."""
 
 
-def rehearse(root: Path, credentials: Credentials | None = None, *, say: Say = print) -> Rehearsed:
-    """Run a publication without content, and ask how much room is left.
+def rehearse(
+    root: Path,
+    credentials: Credentials | None = None,
+    *,
+    names: Sequence[str] = ("artifacts/rehearsal.bin",),
+    title: str = "Rehearsal of a publication",
+    say: Say = print,
+) -> Rehearsed:
+    """Do what a run will do, without its content, take it back, and ask how much room is left.
 
-    Raises `SyncError` if one of the remotes cannot be opened at all.
+    `names` are paths of files as a run commits them, the first one in the largest size, and `title` the first line of
+    its messages. Raises `SyncError` if one of the remotes cannot be opened at all.
     """
     with open_remotes(root, credentials or Credentials()) as remotes, tempfile.TemporaryDirectory() as place:
-        source = Path(place) / "object"
-        source.write_bytes(secrets.token_bytes(32))
-        rehearsal = _Rehearsal(remotes, source, say)
-        git = rehearsal.run()
+        rehearsal = _Rehearsal(remotes, Path(place), say)
+        git = rehearsal.run(names, title)
         if rehearsal.error is None:
             rehearsal.attempt(rehearsal.look)
         return Rehearsed(git, rehearsal.error or rehearsal.line, rehearsal.room)
@@ -59,8 +69,10 @@ def rehearse(root: Path, credentials: Credentials | None = None, *, say: Say = p
 class _Rehearsal:
     """One call of `rehearse`: the steps of a publication and of its rollback, in four pushes."""
 
-    def __init__(self, remotes: Remotes, source: Path, say: Say) -> None:
-        self._remotes, self._refs, self._store, self._source = remotes, remotes.refs, remotes.store, source
+    def __init__(self, remotes: Remotes, place: Path, say: Say) -> None:
+        self._remotes, self._refs, self._store, self._place = remotes, remotes.refs, remotes.store, place
+        self._source = place / "object"
+        self._source.write_bytes(secrets.token_bytes(32))
         self._lock = RunLock(remotes.refs, f"{BRANCHES}{secrets.token_hex(8)}", say=say)
         self._branch = f"refs/heads/{self._lock.name}"
         self._copies: tuple[DeclaredCopy, ...] = ()
@@ -70,28 +82,33 @@ class _Rehearsal:
         """The first error of the DVC remote."""
         self.room: int | None = None
 
-    def run(self) -> str | GitPushError:
-        """Take a run, publish an object and a branch, and roll both back; return the Git remote's result."""
+    def run(self, names: Sequence[str], title: str) -> str | SyncError:
+        """Take a run, publish an object and branches, and roll all back; return the Git remote's result."""
         lock, branch = self._lock, self._branch
         try:
             lock.take()
             record = lock.held()
             self._delete_old_branches()
-            first, second = self._make_commits()
+            first, second = self._make_commits(names, title)
             self.attempt(lambda: self._declare(record))
             question = RefUpdate(f"{ASKS}{lock.name}", ANY, self._refs.write_question())
-            lock.push(record.but(publishing=self._copies), RefUpdate(branch, None, first), question)
+            lock.push(record.but(publishing=self._copies), RefUpdate(lock.checkpoint, None, first), question)
             self.attempt(self._create)
-            lock.push(record.but(undo=self._copies), RefUpdate(branch, first, second))
+            moved, published = RefUpdate(lock.checkpoint, first, second), RefUpdate(branch, None, second)
+            lock.push(record.but(undo=self._copies), moved, published)
             self.attempt(self._delete)
-            lock.push(self._left(record), RefUpdate(branch, second, None))
-        except GitPushError as error:
+            gone = (RefUpdate(ref, second, None) for ref in (lock.checkpoint, branch))
+            lock.push(self._left(record), *gone)
+        except (SyncError, CommandError, OSError) as error:
             self.attempt(self._remotes.repositories)
             self._clean_up()
-            return error
+            return error if isinstance(error, SyncError) else of_this_machine(error, "a publication cannot be prepared")
         finally:
             lock.release()
-        return f"{self._refs.url}: branches, {RUNS}* and {ASKS}* can be created, moved and deleted"
+        return (
+            f"{self._refs.url}: branches, {RUNS}* and {ASKS}* can be created, moved and deleted, and files of up to "
+            f"{LARGEST // 2**20} MiB committed; whether all of a run's files fit its quota is the host's to say"
+        )
 
     def attempt(self, step: Callable[[], object]) -> None:
         """Run a step on the DVC remote and keep its error: the Git remote is tried all the same."""
@@ -147,19 +164,23 @@ class _Rehearsal:
 
     def _delete_old_branches(self) -> None:
         """Delete the branches of rehearsals that have died: their runs' refs are gone."""
-        listed = self._refs.list_refs(f"refs/heads/{BRANCHES}*", f"{RUNS}{BRANCHES}*")
+        places = ("refs/heads/", CHECKPOINTS)
+        listed = self._refs.list_refs(*(f"{place}{BRANCHES}*" for place in (*places, RUNS)))
         for ref, commit in listed.items():
-            name = ref.removeprefix("refs/heads/")
-            if name != ref and f"{RUNS}{name}" not in listed:
+            name = next((ref.removeprefix(place) for place in places if ref.startswith(f"{place}{BRANCHES}")), "")
+            if name and f"{RUNS}{name}" not in listed:
                 with contextlib.suppress(GitPushError):  # another rehearsal deletes it right now
                     self._refs.push(RefUpdate(ref, commit, None))
 
-    def _make_commits(self) -> tuple[str, str]:
-        """Make two commits as checkpoints are, each on top of the one before."""
-        files, date = {"artifacts/rehearsal.bin": self._source}, datetime.now(UTC).isoformat()
-        head = self._refs.head()
-        first = self._refs.build_commit(head, files, "Rehearsal of a publication [skip ci]\n", date)
-        return first, self._refs.build_commit(head, files, "Rehearsal, moved [skip ci]\n", date, parent=first)
+    def _make_commits(self, names: Sequence[str], title: str) -> tuple[str, str]:
+        """Make two commits as checkpoints are, each on top of the one before, with these files."""
+        files = {name: self._place / str(number) for number, name in enumerate(names)}
+        for file in files.values():  # no text that could be read as a `.dvc` file or a record
+            file.write_text(f"made by a rehearsal: {secrets.token_hex(8)}\n", encoding="utf-8")
+        files[names[0]].write_bytes(secrets.token_bytes(LARGEST))
+        date, head = datetime.now(UTC).isoformat(), self._refs.head()
+        first = self._refs.build_commit(head, files, f"{title} [skip ci]\n", date)
+        return first, self._refs.build_commit(head, files, f"{title}, moved [skip ci]\n", date, parent=first)
 
     def _left(self, record: RunRecord) -> RunRecord | None:
         """Return the record to leave: it lists what could not be deleted, and is None without that."""
@@ -169,7 +190,8 @@ class _Rehearsal:
         """Delete what there is after an error of the Git remote; what cannot be deleted stays in the run's ref."""
         if self._lock.record is not None:
             self.attempt(self._delete)
-            with contextlib.suppress(GitPushError):  # the first error is the one shown
+            with contextlib.suppress(SyncError, CommandError, OSError):  # the first error is the one shown
                 self._lock.push(self._left(self._lock.record))
-            with contextlib.suppress(GitPushError):
-                self._refs.push(RefUpdate(self._branch, ANY, None))
+            for ref in (self._branch, self._lock.checkpoint):
+                with contextlib.suppress(SyncError, CommandError, OSError):
+                    self._refs.push(RefUpdate(ref, ANY, None))

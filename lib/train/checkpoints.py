@@ -25,7 +25,7 @@ from typing import Any, Self
 from pydantic import BaseModel, Field, ValidationError
 
 from lib.data.dataset import read_pointer
-from lib.errors import CheckpointError, GitPushError, RemoteError, RunError, SyncError, TakenOverError
+from lib.errors import CheckpointError, RemoteError, RunError, SyncError, TakenOverError
 from lib.experiment.load import flat
 from lib.experiment.schema import Experiment, ExperimentValues
 from lib.process import MINUTE
@@ -41,6 +41,7 @@ from lib.sync import (
     RunLock,
     fetch_file,
     open_remotes,
+    recover,
     short_name,
 )
 from lib.train.tracking import Tracking, finish_tracking
@@ -97,6 +98,17 @@ class Checkpoint:
         return f"Training will resume from the checkpoint of epoch {self.record.epoch}, {when} ({self.branch})."
 
 
+def recover_here(session: Session) -> str:
+    """Recover the dead sessions of this clone; return the number of runs under way, or why it is not known.
+
+    Preflight, which follows, tries the same remotes and reports an error's cause and remedy with all others.
+    """
+    try:
+        return str(recover(session.root, session.credentials, patience=0, say=say))
+    except RunError as error:
+        return f"not known yet: {error.what}"
+
+
 def hold_run(session: Session) -> RunLock:
     """Return the lock of the experiment's run; if another session holds it, that one is asked whether it lives.
 
@@ -112,7 +124,7 @@ def hold_run(session: Session) -> RunLock:
     )
     try:
         state = "is held by this session" if hold.watch() else "is held by another session, which is being asked"
-    except GitPushError as error:  # preflight reports its cause and remedy, with all other errors
+    except SyncError as error:  # preflight reports its cause and remedy, with all other errors
         state = f"could not be held yet: {error.what}"
     print(f"The run {experiment.key} {state}.", flush=True)
     return hold

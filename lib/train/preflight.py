@@ -39,6 +39,11 @@ ACCELERATORS: Mapping[str, tuple[str, ...]] = {"t4x2": ("T4", "T4"), "p100": ("P
 WEIGHTS_SIZE = {"n": 6, "s": 20, "m": 42, "l": 54, "x": 118}
 """Size in MiB of a finished `.pt`, by the architecture's size; with its optimizer it is four times as large."""
 SMALL = 2**31  # bytes that must stay free beyond the estimated need; less causes a warning
+PUBLISHED = (
+    "test/worst.png", "test/predictions.json", "train/args.yaml", "train/results.csv", "README.md",
+    "train/weights/best.pt.dvc", "train/weights/.gitignore", ".gitattributes",
+)  # fmt: skip
+"""A file of each kind that a run commits, below its folder; the first one is of the kind of the largest."""
 LONGEST = 600  # characters of a finding in the error message; the table shows all of it
 TIMEOUT = 180.0  # seconds for torch's import and first kernel
 
@@ -251,10 +256,16 @@ def _check_remotes(session: Session) -> Iterator[Line]:
     from lib.sync import rehearse
 
     notes: list[str] = []
-    found = rehearse(session.root, session.credentials, say=notes.append)
+    experiment = session.experiment
+    found = rehearse(
+        session.root, session.credentials,
+        names=[f"{experiment.artifacts}/{name}" for name in PUBLISHED],
+        title=f"{experiment.about.title}: {experiment.name}, rehearsal",
+        say=notes.append,
+    )  # fmt: skip
     for name, result in (("Git remote", found.git), ("DVC remote", found.dvc)):
         yield _wrong(name, result) if isinstance(result, RunError) else Line(name, "ok", result)
-    needed = planned_upload(session.experiment)
+    needed = planned_upload(experiment)
     if found.room is not None and found.room < needed:
         yield Line(
             "DVC remote", "error", f"{file_size(found.room)} left, and a publication sends about {file_size(needed)}",
@@ -292,7 +303,7 @@ def _check_wandb(session: Session) -> Iterator[Line]:
     elif not session.credentials.wandb_api_key:
         yield Line("W&B", "ok", "no WANDB_API_KEY: curves are recorded here, to be uploaded later")
     else:
-        yield Line("W&B", "ok", str(check_wandb(session.credentials)))
+        yield Line("W&B", "ok", str(check_wandb(session.credentials, session.experiment.wandb.entity)))
 
 
 # ── the weights ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -73,6 +73,7 @@ def drive(monkeypatch: pytest.MonkeyPatch) -> Iterator[DriveEmulator]:
         monkeypatch.setattr(lib.remotes.credentials, "TOKEN_URI", f"{drive.url}/token")
         monkeypatch.setattr("webbrowser.open", browse)
         monkeypatch.setenv("OAUTHLIB_INSECURE_TRANSPORT", "1")  # the emulator has no https
+        monkeypatch.setattr(accounts, "PAUSES", (0.01, 0.01))
         yield drive
 
 
@@ -228,6 +229,11 @@ class Hub(LoopbackServer[Never]):
     may_push: bool = True
     is_private: bool = True
     latency: float = 0
+    message: str = ""
+    times: int = 10**6
+    """The requests that are answered with `status`, before all others succeed."""
+    wait: dict[str, str] = field(default_factory=dict)
+    """The headers of such an answer."""
     asked: list[str] = field(default_factory=list)
     tokens: list[str | None] = field(default_factory=list)
 
@@ -247,24 +253,25 @@ class _HubHandler(LoopbackHandler):
         hub.tokens.append(self.headers.get("Authorization"))
         time.sleep(hub.latency)
         content: Any = {"message": "Not Found"}
-        status = 404
-        if hub.status != 200:
-            status = hub.status
+        status, more = 404, dict[str, str]()
+        if hub.status != 200 and len(hub.asked) <= hub.times:
+            status, content, more = hub.status, {"message": hub.message}, hub.wait
         elif self.headers.get("Authorization") != f"Bearer {TOKEN}":
             status, content = 401, {"message": "Bad credentials"}
         elif self.path == "/api/v3/repos/owner/name":
             status, content = 200, {"private": hub.is_private, "permissions": {"push": hub.may_push}}
         elif self.path == "/api/v3/user":
             status, content = 200, {"login": "a-user"}
-        headers = hub.headers | {"X-GitHub-Request-Id": "1:2"} if hub.is_github else {}
+        headers = hub.headers | more | {"X-GitHub-Request-Id": "1:2"} if hub.is_github else {}
         self.send(Answer(status if hub.is_github else 404, json.dumps(content).encode(), headers))
 
     do_POST = do_GET  # noqa: N815
 
 
 @pytest.fixture
-def hub() -> Iterator[Hub]:
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """Yield a GitHub host."""
+    monkeypatch.setattr(accounts, "PAUSES", (0.01, 0.01))
     with Hub() as hub:
         yield hub
 
@@ -307,9 +314,8 @@ def test_the_api_is_on_the_repositorys_host(url: str, api: tuple[str, str] | Non
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"status": 401}, "rejects GITHUB_TOKEN"),
-        ({"status": 404}, "shows no repository owner/name"),
-        ({"status": 403}, "rejects GITHUB_TOKEN"),
+        ({"status": 401}, "rejects the token"),
+        ({"status": 404}, "shows no such repository"),
         ({"status": 403, "headers": {"X-GitHub-SSO": "required; url=https://x"}}, "single sign-on"),
         ({"may_push": False}, "may not push"),
         ({"headers": {"X-OAuth-Scopes": "gist"}}, "may not push"),
@@ -334,8 +340,16 @@ def test_a_public_repository_needs_only_the_scope_public_repo(hub: Hub) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"status": 503}, {"status": 429}, {"status": 403, "headers": {"X-RateLimit-Remaining": "0"}}, {"latency": 3}],
-    ids=["unavailable", "too many", "rate limit", "silent"],
+    [
+        {"status": 503},
+        {"status": 429},
+        {"status": 403},
+        {"status": 403, "headers": {"X-RateLimit-Remaining": "0"}},
+        {"status": 403, "message": "You have exceeded a secondary rate limit. Please wait a few minutes."},
+        {"status": 403, "wait": {"Retry-After": "400"}},
+        {"latency": 3},
+    ],
+    ids=["unavailable", "too many", "no reason", "rate limit", "secondary limit", "a longer wait", "silent"],
 )
 def test_trouble_of_the_host_does_not_mean_that_the_token_is_rejected(hub: Hub, change: dict[str, Any]) -> None:
     """The token may be valid."""
@@ -343,6 +357,34 @@ def test_trouble_of_the_host_does_not_mean_that_the_token_is_rejected(hub: Hub, 
     with pytest.raises(RemoteError, match="cannot be reached") as caught:
         check_github(WITH_TOKEN, repository(hub), seconds=0.5)
     assert_no_canary(shown(caught.value))
+
+
+@pytest.mark.parametrize(
+    "change", [{"status": 503}, {"status": 403, "wait": {"Retry-After": "1"}}], ids=["503", "secondary limit"]
+)
+def test_trouble_of_the_host_that_passes_is_waited_for(hub: Hub, change: dict[str, Any]) -> None:
+    """The answer to the next request counts."""
+    vars(hub).update(change, times=1)
+    assert check_github(WITH_TOKEN, repository(hub)).who == "a-user"
+
+
+@pytest.mark.parametrize(
+    ("message", "remedy"),
+    [
+        ("the `org` organization has an IP allow list enabled, and 13.5.4.5 is not permitted to access this resource.",
+         "another token does not help"),
+        ("Repository access blocked: Access to this repository has been disabled by GitHub staff.", "ask its owner"),
+        ("Resource not accessible by personal access token", "Contents, write"),
+    ],
+)  # fmt: skip
+def test_a_rule_of_the_organization_does_not_mean_that_the_token_is_rejected(
+    hub: Hub, message: str, remedy: str
+) -> None:
+    """The remedy is that of the cause."""
+    vars(hub).update(status=403, message=message)
+    with pytest.raises(RemoteError) as caught:
+        check_github(WITH_TOKEN, repository(hub))
+    assert remedy in caught.value.remedy
 
 
 def test_a_host_that_refuses_connections_is_unreachable() -> None:
@@ -422,6 +464,19 @@ def test_a_wandb_key_is_shown_with_its_user(
     assert str(check_wandb(WITH_KEY)) == "W&B: a-user; user@example.com; teams: a-team"
     assert not (tmp_path / "netrc").exists()
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and wandb_emulator.KEY in path.read_text()]
+
+
+@pytest.mark.parametrize("entity", [None, "a-user", "a-team"])
+def test_a_wandb_entity_of_the_keys_user_is_accepted(service: WandbEmulator, entity: str | None) -> None:
+    """The user itself is one, and each of its teams."""
+    assert check_wandb(WITH_KEY, entity).who == "a-user"
+
+
+def test_a_wandb_entity_of_somebody_else_is_reported(service: WandbEmulator) -> None:
+    """The key is right: the entity must change, or the team's members."""
+    with pytest.raises(RemoteError, match=r"wandb\.entity is their-team") as caught:
+        check_wandb(WITH_KEY, "their-team")
+    assert "a-team, a-user" in caught.value.remedy
 
 
 @pytest.mark.parametrize("key", ["x" * 40, "too-short", wandb_emulator.KEY[:-1]])
@@ -823,7 +878,7 @@ def test_a_rejected_key_is_asked_for_again(place: Place) -> None:
     user = User({"GITHUB_TOKEN (": ["ghp_mistyped-canary", "ghp_canary…", TOKEN], "WANDB_API_KEY (": ["x" * 40]})
     assert place.make(user) == ["GitHub"]
     assert place.values() == {"GITHUB_TOKEN": TOKEN}
-    assert user.screen.count("rejects GITHUB_TOKEN") == 1
+    assert user.screen.count("rejects the token") == 1
     assert user.screen.count("GITHUB_TOKEN is not plain text") == 1
     assert "rejects WANDB_API_KEY" in user.screen
     assert_no_canary(user.screen, more=("ghp_mistyped-canary", "x" * 40, "ghp_canary…"))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, Stores
 
 from lib.data.dataset import Dataset
 from lib.errors import EvaluationError
@@ -18,8 +18,9 @@ from lib.kaggle.host import Gpu, Host
 from lib.remotes.credentials import Credentials
 from lib.results.evaluate import Evaluated
 from lib.results.record import Metrics
-from lib.results.report import Results, write_report
+from lib.results.report import Results, publication, write_report
 from lib.session import Session
+from lib.sync import LARGEST, Refs, RunLock
 from lib.train.export import Exported
 from lib.train.launch import Trained
 from lib.train.tracking import configure_tracking
@@ -29,8 +30,8 @@ SMALL = load_experiment(ROOT / "experiments/000_det_sandbox.yaml", {"wandb.enabl
 TWO = (Gpu("Tesla T4", 15360), Gpu("Tesla T4", 15360))
 
 
-def report(folder: Path, missing: EvaluationError | None = None, **ended: Any) -> tuple[dict[str, Any], str]:
-    """Report a run on two T4 that ended in this way; return the content of `run.json` and of the model card."""
+def run_in(folder: Path, missing: EvaluationError | None = None, **ended: Any) -> tuple[Session, Results]:
+    """Return a run on two T4 that ended in this way."""
     session = Session(
         folder, folder, folder, SMALL, Credentials(), Host(TWO, on_kaggle=True), "0" * 40, "https://host/x",
         started=datetime(2026, 1, 2, tzinfo=UTC),
@@ -40,9 +41,26 @@ def report(folder: Path, missing: EvaluationError | None = None, **ended: Any) -
     trained = Trained(made / "train", made / "best.pt", made / "last.pt", 60.0, batch_size=8, device="0,1")
     dataset = Dataset(folder, folder / "data.yaml", "0" * 32, {"train": 1, "val": 1, "test": 1}, {0: "door"})
     evaluated, tracking = Evaluated(made / "test", Metrics(epochs=3), missing), configure_tracking(session)
-    results = Results(dataset, StartingPoint(None), tracking, replace(trained, **ended), evaluated, Exported())
-    write_report(session, results)
+    return session, Results(dataset, StartingPoint(None), tracking, replace(trained, **ended), evaluated, Exported())
+
+
+def report(folder: Path, missing: EvaluationError | None = None, **ended: Any) -> tuple[dict[str, Any], str]:
+    """Report a run on two T4 that ended in this way; return the content of `run.json` and of the model card."""
+    write_report(*run_in(folder, missing, **ended))
+    made = folder / SMALL.artifacts
     return json.loads((made / "run.json").read_text()), (made / "README.md").read_text()
+
+
+def test_files_that_are_too_large_for_a_git_host_go_to_the_dvc_remote(stores: Stores, tmp_path: Path) -> None:
+    """The predictions on a large test split may exceed GitHub's 100 MB."""
+    session, results = run_in(tmp_path)
+    for name, size in {"best.pt": 9, "test/predictions.json": LARGEST + 1, "test/worst.png": LARGEST}.items():
+        (session.artifacts / name).parent.mkdir(exist_ok=True)
+        (session.artifacts / name).write_bytes(b"x" * size)
+    (session.artifacts / "run.log").write_bytes(b"x" * (LARGEST + 1))
+    hold = RunLock(Refs(stores.clone, Credentials()), "x")
+    published = publication(session, results, hold)
+    assert published.objects == tuple(f"{SMALL.artifacts}/{name}" for name in ("best.pt", "test/predictions.json"))
 
 
 def test_a_complete_run_has_no_reason_and_nothing_missing(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from wandb_files import records
 from lib.remotes.credentials import Credentials
 from lib.sandbox.dataset import draw_dataset
 from lib.sync import Refs, RunLock
+from lib.train.preflight import PUBLISHED
 
 pytestmark = pytest.mark.slow
 
@@ -142,6 +143,14 @@ def test_weights_are_on_the_dvc_remote_and_not_in_git(detection: Run, second_clo
     tracked = run_git("ls-files", detection.artifacts, cwd=second_clone).splitlines()
     assert f"{detection.artifacts}/train/weights/best.pt.dvc" in tracked
     assert not [name for name in tracked if name.endswith((".pt", ".jpg", ".log"))]
+
+
+def test_the_rehearsal_has_tried_every_kind_of_file(detection: Run, second_clone: Path) -> None:
+    """A host may have rules for names: preflight commits a file of each kind, and of no other."""
+    tracked = run_git("ls-files", detection.artifacts, cwd=second_clone).splitlines()
+    assert {Path(name).suffix or Path(name).name for name in tracked} == {
+        Path(name).suffix or Path(name).name for name in PUBLISHED
+    }
 
 
 def test_the_published_model_predicts_on_an_image(detection: Run, second_clone: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,14 @@ from typing import Any
 import drive_emulator
 import pytest
 import s3_emulator
-from conftest import Stores
+from conftest import Stores, run_git
 from drive_emulator import DriveEmulator
 from publications import drive_client, nothing_changes, refuse
 from s3_emulator import S3Emulator
 
 from lib.errors import DvcPushError, GitPushError, SyncError
 from lib.remotes.credentials import Credentials
-from lib.sync import check, recover, rehearse
+from lib.sync import CHECKPOINTS, LARGEST, check, recover, rehearse
 from lib.sync.refs import Refs
 from lib.sync.rehearse import BRANCHES
 from lib.sync.remotes import REPOSITORY
@@ -39,23 +40,94 @@ def clear(stores: Stores) -> bool:
 
 
 def test_a_rehearsal_pushes_four_times_and_leaves_nothing(stores: Stores) -> None:
-    """The host's hook has seen a branch that is created, moved and deleted, and every ref of the protocol."""
+    """The host's hook has seen both kinds of branches, a checkpoint's one also moved, and every ref of the protocol."""
     stores.write_hook("post-receive", f"cat >> {stores.folder}/seen; echo push >> {stores.folder}/seen")
     with nothing_changes(stores):
         found = rehearse(stores.clone, say=str)
     lines = (stores.folder / "seen").read_text().splitlines()
     assert lines.count("push") == 4
     seen = [line.split() for line in lines if line != "push"]
-    moves = [
-        (set(old) != {"0"}, set(new) != {"0"}) for old, new, ref in seen if ref.startswith(f"refs/heads/{BRANCHES}")
-    ]
-    assert moves == [(False, True), (True, True), (True, False)]
+    moves = {
+        place: [
+            (set(old) != {"0"}, set(new) != {"0"}) for old, new, ref in seen if ref.startswith(f"{place}{BRANCHES}")
+        ]
+        for place in (CHECKPOINTS, "refs/heads/")
+    }
+    assert moves[CHECKPOINTS] == [(False, True), (True, True), (True, False)]
+    assert moves["refs/heads/"] == [(False, True), (True, False)]
     for place in ("refs/runs/", "refs/asks/", "refs/kaggle/"):
         assert any(ref.startswith(place) and set(new) != {"0"} for _, new, ref in seen)
     assert isinstance(found.git, str)
     assert isinstance(found.dvc, str)
     assert found.room is not None
     assert found.room > 2**20
+
+
+NAMES = ["artifacts/a/worst.png", "artifacts/a/weights/best.pt.dvc", "artifacts/a/.gitattributes"]
+TITLE = "Detection: exp001, rehearsal"
+
+
+def test_a_rehearsal_commits_files_named_and_sized_like_a_runs(stores: Stores) -> None:
+    """Ignore rules, filters, a signing key and hooks of the clone have no part in it."""
+    (stores.clone / ".gitignore").write_text("artifacts/\n*.dvc\n")
+    (stores.clone / ".gitattributes").write_text("*.png filter=lfs diff=lfs merge=lfs -text\n")
+    run_git("add", "--all", cwd=stores.clone)
+    run_git("commit", "--quiet", "--message=rules", cwd=stores.clone)
+    run_git("config", "commit.gpgSign", "true", cwd=stores.clone)
+    run_git("config", "gpg.program", "/bin/false", cwd=stores.clone)
+    show = 'git ls-tree -r -l "$new" artifacts; git log -1 --format="%G? %s" "$new"'
+    hooked = stores.folder / "seen"
+    stores.write_hook(
+        "post-receive",
+        f'while read old new ref; do case "$ref $new" in *" 0000"*) ;; refs/heads/*) {show};; esac; done >> {hooked}',
+    )
+    with nothing_changes(stores):
+        found = rehearse(stores.clone, names=NAMES, title=TITLE, say=str)
+    assert isinstance(found.git, str), found.git
+    lines = hooked.read_text().splitlines()
+    listed = {line.split()[4]: int(line.split()[3]) for line in lines if " blob " in line}
+    assert {name: listed[name] for name in NAMES}[NAMES[0]] == LARGEST
+    assert [line for line in lines if TITLE in line][:2] == [f"N {TITLE} [skip ci]", f"N {TITLE}, moved [skip ci]"]
+
+
+RULES = {
+    "extension": ("git ls-tree -r --name-only $new | grep '[.]dvc$'", "File extension .dvc is restricted", "allow"),
+    "path": ("git ls-tree -r --name-only $new | grep ^artifacts/a/w", "File path artifacts/a is restricted", "allow"),
+    "size": ("git ls-tree -rl $new | awk '$4 > 1048576' | grep blob", "x is larger than the allowed size", "limit"),
+    "signature": ("git log -1 --format=%G? $new | grep N", "Commit must be signed with a GPG key", "exempt"),
+    "message": ("! git log -1 --format=%s $new | grep JIRA", "Commit message does not follow the pattern", "exempt"),
+    "checkpoints": ("expr $ref : refs/heads/kaggle-checkpoint-", "protected branches on this project", "branch rules"),
+    "runs": ("expr $ref : refs/heads/kaggle-train-", "GH013: Repository rule violations found", "branch rules"),
+    "moves": ("test $old != $zero", "not allowed to force push code to a protected branch", "forced updates"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rehearsal_finds_what_a_rule_of_the_host_would_refuse(stores: Stores, rule: str) -> None:
+    """Each is refused in the host's own words, and the remedy names the rule; nothing is left."""
+    matches, words, remedy = RULES[rule]
+    stores.write_hook(
+        "pre-receive",
+        "zero=0000000000000000000000000000000000000000\n"
+        'while read old new ref; do case "$ref" in refs/heads/*) if [ $new != $zero ] && '
+        f"{{ {matches}; }} >/dev/null; then echo '{words}' >&2; exit 1; fi;; esac; done",
+    )
+    with nothing_changes(stores):
+        found = rehearse(stores.clone, names=NAMES, title=TITLE, say=str)
+    assert isinstance(found.git, GitPushError)
+    assert words in found.git.what
+    assert remedy in found.git.remedy
+    assert isinstance(found.dvc, str)
+
+
+def test_a_rehearsal_reports_a_clone_that_cannot_be_written_to(stores: Stores) -> None:
+    """It is one error with a remedy; the DVC remote is tried all the same."""
+    shutil.rmtree(stores.clone / ".git/kaggle-sync", ignore_errors=True)
+    (stores.clone / ".git/kaggle-sync").write_text("a file in place of the folder")
+    found = rehearse(stores.clone, say=str)
+    assert isinstance(found.git, SyncError)
+    assert "cannot be held" in found.git.what
+    assert "free some space" in found.git.remedy
 
 
 @pytest.mark.parametrize("names", ["refs/heads/kaggle-train-*", "refs/*"], ids=["branches", "everything"])
@@ -192,9 +264,12 @@ def test_a_rehearsal_leaves_only_the_mark_on_drive(stores: Stores, drive: DriveE
     assert REPOSITORY in mark
 
 
-def test_a_rehearsal_finds_that_the_drive_folder_is_in_the_trash(stores: Stores, drive: DriveEmulator) -> None:
-    """Drive accepts uploads into it, which nobody would see."""
-    drive.trash(drive.root_id)
+@pytest.mark.parametrize("folder", ["", "files", "files/md5"])
+def test_a_rehearsal_finds_that_the_drive_folder_is_in_the_trash(
+    stores: Stores, drive: DriveEmulator, folder: str
+) -> None:
+    """Drive accepts uploads into it or into a new one of its name; nobody would see the objects that are there."""
+    drive.trash(drive.make_folder(folder) if folder else drive.root_id)
     with nothing_changes(stores):
         found = rehearse(stores.clone, DRIVE, say=str)
     assert isinstance(found.dvc, DvcPushError)
@@ -280,6 +355,7 @@ def test_the_remains_of_a_killed_rehearsal_are_deleted(
     assert len(stores.runs()) == (pushes < 4)
     assert recover(stores.clone, patience=0, say=str) == 0
     assert stores.objects() == {}
-    assert [ref[:34] for ref in stores.refs()] == [f"refs/heads/{BRANCHES}"] * (pushes in (2, 3))
+    left = [ref for ref in stores.refs() if ref.startswith((CHECKPOINTS, f"refs/heads/{BRANCHES}"))]
+    assert len(left) == len(stores.refs()) == {1: 0, 2: 1, 3: 2, 4: 0}[pushes]
     assert isinstance(rehearse(stores.clone_again(), say=str).git, str)
     assert clear(stores)

@@ -19,7 +19,7 @@ from conftest import ROOT, Stores, run_git
 from publications import take_over
 
 from lib.cli.app import app
-from lib.errors import BranchError, CheckpointError, RunHeldError
+from lib.errors import BranchError, CheckpointError, RunHeldError, SyncError
 from lib.experiment.load import load_experiment
 from lib.experiment.schema import Experiment
 from lib.session import Session
@@ -33,6 +33,7 @@ from lib.train.checkpoints import (
     fetch_checkpoint,
     find_checkpoint,
     hold_run,
+    recover_here,
 )
 
 EXPERIMENT = load_experiment(ROOT / "experiments/000_det_sandbox.yaml", {"training.epochs": 9})
@@ -137,6 +138,24 @@ def uploading(stores: Stores, **session: Any) -> Iterator[CheckpointUploader]:
         uploader.wait()
     finally:
         hold.release()
+
+
+def test_an_error_of_this_machine_while_holding_is_left_to_preflight(
+    machine: Stores, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is printed; taking the run later raises one error with a remedy."""
+    (machine.clone / ".git/kaggle-sync").write_text("a file in place of the folder")
+    hold = hold_run(session_of(machine, machine.clone, EXPERIMENT))
+    assert "could not be held yet" in capsys.readouterr().out
+    with pytest.raises(SyncError, match="cannot be held") as caught:
+        hold.take()
+    assert "free some space" in caught.value.remedy
+
+
+def test_a_dvc_remote_that_cannot_be_opened_is_left_to_preflight(machine: Stores) -> None:
+    """Step 4 goes on, so that preflight reports it together with all other errors."""
+    (machine.clone / ".dvc/config").write_text("")
+    assert "cannot be opened" in recover_here(session_of(machine, machine.clone, EXPERIMENT))
 
 
 class Gate:

@@ -12,7 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import wandb
+import wandb_emulator
 from conftest import ROOT, Stores, run_git
+from wandb_emulator import WandbEmulator
 
 from lib.errors import PreflightError
 from lib.experiment.load import load_experiment
@@ -114,6 +117,33 @@ def test_a_check_that_crashes_is_an_error_and_the_others_still_run(
     assert states(lines)["disk"] == "error"
     assert states(lines)["weights"] == "ok"
     assert "canary" not in show_preflight(lines)
+
+
+def test_preflight_commits_what_the_run_will_commit(stores: Stores, session: Session) -> None:
+    """The files have the run's own folder and names, and the messages its title."""
+    seen = stores.folder / "seen"
+    show = 'git ls-tree -r --name-only "$new"; git log -1 --format=%s "$new"'
+    stores.write_hook(
+        "post-receive", f"while read old new ref; do git cat-file -e $new && {{ {show}; }}; done >> {seen}"
+    )
+    preflight(session)
+    lines = seen.read_text().splitlines()
+    assert f"{SMALL.artifacts}/train/weights/best.pt.dvc" in lines
+    assert f"{SMALL.about.title}: {SMALL.name}, rehearsal [skip ci]" in lines
+
+
+def test_an_entity_of_somebody_else_is_a_warning(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run is recorded offline, and must not stop for it."""
+    tracked = SMALL.model_copy(
+        update={"wandb": SMALL.wandb.model_copy(update={"enabled": True, "entity": "their-team"})}
+    )
+    with WandbEmulator() as service:
+        monkeypatch.setenv("WANDB_BASE_URL", service.url)
+        key = Credentials(wandb_api_key=wandb_emulator.KEY)
+        lines = preflight(replace(session, experiment=tracked, credentials=key))
+    wandb.teardown()
+    (line,) = (line for line in lines if line.name == "W&B")
+    assert (line.state, "their-team" in line.found, "a-team" in line.remedy) == ("warning", True, True)
 
 
 @pytest.mark.parametrize(

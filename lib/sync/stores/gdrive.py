@@ -8,9 +8,7 @@ harmless.
 
 from __future__ import annotations
 
-import random
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 from pathlib import Path
@@ -20,6 +18,7 @@ from googleapiclient.http import MediaFileUpload, MediaIoBaseDownload
 
 from lib.errors import DvcPushError, RunError
 from lib.process import limit_silence
+from lib.remotes.answers import patiently
 from lib.remotes.drive_errors import explain
 from lib.sync.stores.base import Progress, Store, StoredCopy
 
@@ -39,7 +38,8 @@ class DriveObjects(Store):
     - It caches folder ids for its whole life. Here every listing begins at the root folder, so that folders of other
       machines and twin folders are found; only uploads use folder ids of earlier listings. A search never has more than
       one parent: the answer to `A in parents or B in parents` may silently leave out one of the two (rclone#9810).
-    - It retries only 5xx and rate limits. Here dropped connections and 429 are retried too (`PAUSES`).
+    - It retries only 5xx and rate limits. Here dropped connections and 429 are retried too (`PAUSES`), and
+      `Retry-After` is obeyed.
     - It restarts an interrupted upload. Here the upload's session is asked how many bytes have arrived.
 
     An `httplib2.Http` serves one thread at a time, so that each thread has its own; the tokens are shared.
@@ -77,14 +77,24 @@ class DriveObjects(Store):
         return f"gdrive://{self._home}"
 
     def limits(self, probe: str) -> str:  # noqa: ARG002
-        """Return nothing: Drive has what deleting needs. Raises `DvcPushError` if the root folder is in the trash."""
-        if self._in_trash:
+        """Return nothing: Drive has what deleting needs. Raises `DvcPushError` if the folder is in the trash."""
+        if self._in_trash or self._is_below_trash():
             raise DvcPushError(
                 f"{self.name}: the folder is in the trash of Google Drive.",
                 state="nothing was uploaded or changed.",
-                remedy="restore it there or name another folder in .dvc/config, and run again.",
+                remedy="restore it there (or delete it there for good, to begin anew), or name another folder in "
+                ".dvc/config, and run again.",
             )
         return ""
+
+    def _is_below_trash(self) -> bool:
+        """Return whether a folder of the path to the objects is missing, and in the trash."""
+        folders = self._find_path(self._base)
+        missing = next((path for path, ids in folders.items() if not ids), None)
+        if missing is None:
+            return False
+        parent, title = folders[missing[:-1]], missing[-1]
+        return any(item["title"] == title for each in parent for item in self._list(each, _named(title), trashed=True))
 
     def new_identities(self, count: int) -> list[str]:
         """Return ids that Drive has generated; one request is enough for many calls."""
@@ -234,9 +244,7 @@ class DriveObjects(Store):
         path: tuple[str, ...] = ()
         folders = {path: [self._root]}
         for title in titles:
-            quoted = title.replace("\\", "\\\\").replace("'", "\\'")
-            which = f"mimeType='{_FOLDER}' and title='{quoted}'"
-            items = [item for parent in folders[path] for item in self._list(parent, which)]
+            items = [item for parent in folders[path] for item in self._list(parent, _named(title))]
             path = (*path, title)
             folders[path] = [item["id"] for item in items if item["title"] == title]  # Drive's search ignores case
         return folders
@@ -263,10 +271,10 @@ class DriveObjects(Store):
 
     # ── asking ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _list(self, parent: str, which: str = "") -> Iterator[dict[str, Any]]:
-        """Yield all items of a folder that are not in the trash, from all pages."""
+    def _list(self, parent: str, which: str = "", *, trashed: bool = False) -> Iterator[dict[str, Any]]:
+        """Yield all items of a folder, those in the trash or those that are not, from all pages."""
         request = self._files.list(
-            q=f"'{parent}' in parents and trashed=false" + (f" and {which}" if which else ""),
+            q=f"'{parent}' in parents and trashed={str(trashed).lower()}" + (f" and {which}" if which else ""),
             maxResults=1000,
             supportsAllDrives=True,
             includeItemsFromAllDrives=True,
@@ -293,18 +301,20 @@ class DriveObjects(Store):
 
         Raises `DvcPushError`, which `explain` understands.
         """
-        for pause in (*PAUSES, None):
-            try:
-                return act()
-            except RunError:
-                raise  # of `progress`
-            except Exception as error:
-                trouble = explain(error)
-                if pause is None or not trouble.is_transient:
-                    remedy = f"{trouble.remedy}, then run sync_outputs() again."
-                    raise DvcPushError(f"{self.name}: {trouble.what}", remedy=remedy) from error
-            time.sleep(pause * random.uniform(0.5, 1.0))  # jitter: not all machines at the same moment
-        raise AssertionError
+        try:
+            return patiently(act, explain, PAUSES)
+        except RunError:
+            raise  # of `progress`
+        except Exception as error:
+            trouble = explain(error)
+            remedy = f"{trouble.remedy}, then run sync_outputs() again."
+            raise DvcPushError(f"{self.name}: {trouble.what}", remedy=remedy) from error
+
+
+def _named(title: str) -> str:
+    """Return the search for folders with this title, in any case."""
+    quoted = title.replace("\\", "\\\\").replace("'", "\\'")
+    return f"mimeType='{_FOLDER}' and title='{quoted}'"
 
 
 def _copy(item: dict[str, Any]) -> StoredCopy:
