@@ -98,9 +98,8 @@ def session(folder: Path, module: str = "det", **model: object) -> Session:
 
 
 def dataset(folder: Path, names: dict[int, str], channels: int = 3) -> Dataset:
-    """Return a checked dataset of these classes."""
-    (folder / "data.yaml").write_text(f"channels: {channels}\n")
-    return Dataset(folder, folder / "data.yaml", "0" * 32, {}, names)
+    """Return a checked dataset of these classes and channels."""
+    return Dataset(folder, folder / "data.yaml", "0" * 32, {"train": 1}, names, channels=channels)
 
 
 @pytest.mark.parametrize("key", ["pretrained", "resume_from"])
