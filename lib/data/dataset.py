@@ -31,9 +31,9 @@ from pathlib import Path
 from typing import Any
 
 from lib.data.findings import Findings, Issue
-from lib.data.images import check_copies, check_images
+from lib.data.images import check_copies, check_images, read_sizes
 from lib.data.labels import KEYPOINT, LabelFormat, LabelledImage, check_labels, label_path
-from lib.data.reader import COLOUR, UnreadableImage, is_image, read_size
+from lib.data.reader import COLOUR, is_image
 from lib.data.splits import SPLITS, find_images, list_files
 from lib.errors import DatasetError, RemoteError
 from lib.escape import visible
@@ -203,12 +203,12 @@ def leave_out_unreadable(dataset: Dataset, split: str) -> tuple[Dataset, list[st
 
     Otherwise one damaged file would cost the figures of all others.
     """
-    problems = {}
-    for image in dataset.files[split]:
-        try:
-            read_size(image, dataset.channels)
-        except UnreadableImage as error:
-            problems[image] = f"{image.relative_to(dataset.folder).as_posix()}: {error}"
+    sizes = read_sizes(map(str, dataset.files[split]), dataset.channels)
+    problems = {
+        image: f"{image.relative_to(dataset.folder).as_posix()}: {problem}"
+        for image in dataset.files[split]
+        if (problem := sizes[str(image)][1])
+    }
     if problems:
         left = tuple(image for image in dataset.files[split] if image not in problems)
         files, counts = dataset.files | {split: left}, dataset.counts | {split: len(left)}

@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from hashlib import file_digest
 from operator import attrgetter
@@ -25,7 +25,7 @@ TAIL = 4096  # bytes; the last bytes of two different compressed images almost a
 def check_images(images: Sequence[LabelledImage], channels: int, findings: Findings) -> list[LabelledImage]:
     """Return the images with their sizes, and report those that ultralytics would skip, fail on or rewrite."""
     names = {image.path: image.name for image in images}
-    sizes = dict(zip(names, in_threads(partial(_size_of, channels), names), strict=True))
+    sizes = read_sizes(names, channels)
     for path, (size, problem) in sizes.items():
         if problem:
             findings.add(Issue.IMAGE, names[path], problem)
@@ -34,8 +34,13 @@ def check_images(images: Sequence[LabelledImage], channels: int, findings: Findi
     return [image._replace(width=size.width, height=size.height) for image in images for size, _ in [sizes[image.path]]]
 
 
+def read_sizes(paths: Iterable[str], channels: int) -> dict[str, tuple[Size, str]]:
+    """Return each image's size by path, and why it cannot be read; of the two one is empty."""
+    paths = list(paths)
+    return dict(zip(paths, in_threads(partial(_size_of, channels), paths), strict=True))
+
+
 def _size_of(channels: int, path: str) -> tuple[Size, str]:
-    """Return an image's size and why it cannot be read; of the two one is empty."""
     try:
         return read_size(path, channels), ""
     except UnreadableImage as error:

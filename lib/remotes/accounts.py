@@ -16,12 +16,13 @@ import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from lib.errors import CommandError, CredentialsError, RemoteError
-from lib.process import Completed, run_command
+from lib.process import run_command
 from lib.remotes import git_answers
 from lib.remotes.answers import Answer, Patience, patiently, seconds_of
 from lib.remotes.credentials import Credentials, without_user
@@ -267,11 +268,8 @@ def _check_git(credentials: Credentials, url: str, seconds: float) -> Account:
     """Check with `git ls-remote` that a repository can be read; write access is not checked."""
     shown = credentials.redact(without_user(url))
     environment = credentials.git_environment(url)
-
-    def ask() -> Completed:
-        words = ["git", "ls-remote", "--", url]
-        return run_command(words, env=environment, timeout=seconds, redact=credentials.redact)
-
+    words = ["git", "ls-remote", "--", url]
+    ask = partial(run_command, words, env=environment, timeout=seconds, redact=credentials.redact)
     try:
         patiently(ask, git_answers.explain_error, PAUSES)
     except CommandError as error:

@@ -1,4 +1,4 @@
-"""Say what a service's refusal means, and repeat a request whose refusal passes by itself.
+"""Explain what a service's refusal means, and repeat a request whose refusal passes by itself.
 
 Guarantees: pauses grow, are random so that sessions do not repeat in step, and end at a limit. A time that the service
 names itself (`Retry-After`) is waited for, up to `LONGEST`. A refusal that stays is never repeated.

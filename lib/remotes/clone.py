@@ -10,12 +10,13 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from lib.errors import CommandError, CredentialsError, RemoteError
-from lib.process import Completed, run_command
+from lib.process import run_command
 from lib.remotes import repository
 from lib.remotes.answers import patiently
 from lib.remotes.credentials import Credentials, without_user
@@ -179,11 +180,8 @@ def configure_git(root: Path, credentials: Credentials) -> str:
             remedy="add GITHUB_TOKEN (scope `repo`) to secrets.json and run again.",
         )
     environment = credentials.git_environment(url)
-
-    def ask() -> Completed:
-        words = ["git", "ls-remote", "origin", "HEAD"]  # its HEAD may name a branch that is not there
-        return run_command(words, cwd=root, env=environment, timeout=120, redact=credentials.redact)
-
+    words = ["git", "ls-remote", "origin", "HEAD"]  # its HEAD may name a branch that is not there
+    ask = partial(run_command, words, cwd=root, env=environment, timeout=120, redact=credentials.redact)
     try:
         patiently(ask, explain_error, repository.PAUSES)
     except CommandError as error:

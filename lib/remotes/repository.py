@@ -14,6 +14,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -87,10 +88,7 @@ class Repository:
 
         Repeats the command while its refusal passes by itself. Raises `GitPushError`.
         """
-
-        def ask() -> Completed:
-            return self._git(*words, cwd=cwd, env=self._environment, timeout=timeout, text=text)
-
+        ask = partial(self._git, *words, cwd=cwd, env=self._environment, timeout=timeout, text=text)
         try:
             return patiently(ask, explain_error, PAUSES)
         except CommandError as error:

@@ -137,8 +137,8 @@ def read_start(
         )  # fmt: skip
     try:
         saved, content = _read(path)
-        _compare(saved, experiment, dataset, resumes=resumes)
         if resumes:
+            _compare(saved, experiment, dataset)
             return _resume(path, content, experiment)
         return StartingPoint(path, note=_fit(saved, experiment, dataset))
     except _RefusedError as refused:
@@ -181,10 +181,8 @@ def _read(path: Path) -> tuple[Any, dict[str, Any]]:
     return model, content
 
 
-def _compare(saved: Any, experiment: Experiment, dataset: Dataset | None, *, resumes: bool) -> None:  # noqa: ANN401
-    """Refuse a model that is not the one to train; of weights, only the layers that fit are needed (`_fit`)."""
-    if not resumes:
-        return
+def _compare(saved: Any, experiment: Experiment, dataset: Dataset | None) -> None:  # noqa: ANN401
+    """Refuse a model that is not the one to train; a new training needs only the layers that fit (`_fit`)."""
     facts, wanted = (_architecture(saved), saved.task), (experiment.model.architecture, experiment.about.task)
     if facts != wanted:
         raise _RefusedError("it is of {} ({}), the experiment is of {} ({})".format(*facts, *wanted))

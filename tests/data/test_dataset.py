@@ -423,7 +423,7 @@ def arrays(folder: Path) -> None:
 
 
 def odd_names(folder: Path) -> None:
-    """Give images names that a list of paths cannot hold, or that differ in their extension alone."""
+    """Rename images to names that a list of paths cannot hold, or that differ in their extension alone."""
     (folder / "images/train/train_0000.jpg").rename(folder / "images/train/./a\nb.JPG")
     (folder / "labels/train/train_0000.txt").rename(folder / "labels/train/a\nb.txt")
     shutil.copy(folder / "labels/train/train_0001.txt", folder / "labels/train/a_b.txt")

@@ -94,7 +94,7 @@ def chained(stores: Stores) -> Path:
 
 
 def relative(stores: Stores) -> Path:
-    """Give the remote a path relative to `.dvc`."""
+    """Set the remote to a path relative to `.dvc`."""
     write_config(stores.clone, section("storage", url="../../storage"))
     add(stores)
     return stores.storage
