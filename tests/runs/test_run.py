@@ -7,11 +7,10 @@ import os
 import re
 import secrets
 import signal
-import struct
 import subprocess
 import sys
+import threading
 import time
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -485,26 +484,27 @@ def test_a_training_that_fails_is_published_or_kept(detection: Run, choice: str)
     assert CANARY not in printed
 
 
-def write_damaged_image(file: Path) -> None:
-    """Write a PNG with a valid header and checksums, whose pixels cannot be decoded."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 64, 8, 2, 0, 0, 0))
-    file.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"no pixels") + chunk(b"IEND", b""))
+def damage_after_check(sandbox: Path, images: str) -> None:
+    """Overwrite images of a run's dataset, given as a pattern, as soon as the dataset is checked."""
+    until = time.monotonic() + 300
+    while not (checked := list(sandbox.glob("runs/*/scratch/data-*.yaml"))) and time.monotonic() < until:
+        time.sleep(0.05)
+    for file in checked[0].parent.glob(f"dataset/data/*/{images}"):
+        file.unlink()  # it may be a link into DVC's cache
+        file.write_bytes(b"damaged")
 
 
 def test_an_evaluation_that_fails_still_publishes_the_model(tmp_path: Path) -> None:
-    """A test image fails only when it is decoded: weights and curves are published, with the reason."""
-    draw_dataset(tmp_path / "data", "detection", counts={"train": 8, "val": 4, "test": 6}, size=64)
-    write_damaged_image(tmp_path / "data/images/test/zz-damaged.png")  # after those on the sandbox's contact sheet
+    """The test images are damaged while the model trains: weights and curves are published, with the reason."""
+    draw_dataset(tmp_path / "data", "detection", counts={"train": 8, "val": 4, "test": 2}, size=64)
     parameters = ["--data", str(tmp_path / "data"), "-p", "training.image_size", "64"]
+    arguments = (tmp_path / "sandbox", "images/test/*.jpg")
+    threading.Thread(target=damage_after_check, args=arguments, daemon=True).start()
     run = render("detection", tmp_path / "sandbox", *parameters, epochs=1)
     assert run.status == 1
     error = run.output[run.output.rindex("Error: the run stopped: ") :]
-    assert "EvaluationError: not everything could be measured: the test: " in error
-    assert "damaged.png" in error
+    assert "EvaluationError: not everything could be measured: test: left out " in error
+    assert "test_0001.jpg" in error
     (ref,) = run.refs()
     clone = tmp_path / "second"
     branch, origin = ref.removeprefix("refs/heads/"), run.sandbox / "origin.git"
@@ -517,7 +517,7 @@ def test_an_evaluation_that_fails_still_publishes_the_model(tmp_path: Path) -> N
     assert metrics.keys() == {"schema", "best_epoch", "epochs", "validation", "missing"}
     record = json.loads((folder / "run.json").read_text())
     assert record["state"] == "finished"
-    assert "damaged.png" in record["missing"]
+    assert "test_0001.jpg" in record["missing"]
     assert "Something is missing: not everything could be measured" in (folder / "README.md").read_text()
     _, summary, ((title, _),) = recorded(run)
     assert summary["branch"] == record["branch"]
