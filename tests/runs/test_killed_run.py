@@ -19,7 +19,9 @@ import pytest
 from conftest import ROOT, processes_with, run_git
 from publications import take_over
 
-EPOCHS = 4
+from lib.sandbox.dataset import draw_dataset
+
+EPOCHS = 6
 ARTIFACTS = "artifacts/detection/exp000_sandbox"
 CHECKPOINT = "refs/heads/kaggle-checkpoint-detection-exp000-sandbox"
 MARK = "KAGGLE_TRAINING_SESSION"
@@ -61,9 +63,13 @@ class Machine:
 
     def start(self, name: str) -> subprocess.Popen[str]:
         """Start a session as a user does, with checkpoints as often as possible."""
+        data = self.folder / "data"
+        if not data.exists():
+            draw_dataset(data, "detection", counts={"train": 64, "val": 8, "test": 8}, size=160)
         keys = {"epochs": EPOCHS, "session.checkpoint_minutes": 0.01, "session.lease_minutes": 0.2}
         parameters = [str(word) for key, value in keys.items() for word in ("-p", key, value)]
-        folders = ["--sandbox", str(self.sandbox), "--output", str(self.folder / f"rendered-{name}")]
+        output = self.folder / f"rendered-{name}"
+        folders = ["--data", str(data), "--sandbox", str(self.sandbox), "--output", str(output)]
         with self.log(name).open("w", encoding="utf-8") as log:
             return subprocess.Popen(
                 [*namespaces(), sys.executable, "render.py", "detection", "--run", *folders, *parameters],

@@ -419,10 +419,16 @@ def test_the_lines_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_a_training_resumes_when_its_node_is_killed(tmp_path: Path) -> None:
     """Of two whole runs on two nodes, the killed one resumes from its checkpoint; a second sweep has nothing to do."""
     sandbox, folder = tmp_path / "sandbox", tmp_path / "sweep"
-    keys = {"training.epochs": 6, "session.checkpoint_minutes": 0.01, "session.lease_minutes": 0.3}
+    keys = {
+        "training.epochs": 4,
+        "training.image_size": 64,
+        "session.checkpoint_minutes": 0.01,
+        "session.lease_minutes": 0.3,
+    }
     given = [word for key, value in keys.items() for word in ("-p", key, value)]
     words = ["--sandbox", sandbox, "--folder", folder, "--gpus-per-run", 0, *given]
-    second = ROOT / "experiments/000_loc_sandbox.yaml"
+    second = tmp_path / "second.yaml"
+    second.write_text(SMALL.read_text(encoding="utf-8").replace("exp000_sandbox", "exp000_other"), encoding="utf-8")
     script = (
         "import subprocess, sys\nsys.path.insert(0, 'tests/sweep')\nfrom sweep_driver import make_nodes\n"
         "machines = make_nodes(2)\nprint(machines.address, flush=True)\n"
