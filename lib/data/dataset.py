@@ -33,6 +33,7 @@ from typing import Any
 from lib.data.findings import Findings, Issue
 from lib.data.images import check_copies, check_images, read_sizes
 from lib.data.labels import KEYPOINT, LabelFormat, LabelledImage, check_labels, label_path
+from lib.data.pull import pull_objects
 from lib.data.reader import COLOUR, is_image
 from lib.data.splits import SPLITS, find_images, list_files
 from lib.errors import DatasetError, RemoteError
@@ -40,7 +41,6 @@ from lib.escape import visible
 from lib.experiment.load import read_yaml
 from lib.experiment.schema import Experiment
 from lib.remotes.places import find_pointer
-from lib.remotes.pull import pull_objects
 from lib.session import Session
 
 INPUTS = Path("/kaggle/input")

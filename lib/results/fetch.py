@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from hashlib import md5
 from pathlib import Path
 
+from lib.data.pull import pull_objects
 from lib.errors import BranchError, RemoteError, SyncError
 from lib.progress import file_size
 from lib.remotes.clone import clone_with
 from lib.remotes.credentials import Credentials
-from lib.remotes.pull import pull_objects
 from lib.results.published import HEADS, PublishedRun, find_own, read_published
 from lib.results.record import RunRecord, parse
 from lib.sync import Refs

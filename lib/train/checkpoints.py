@@ -25,13 +25,13 @@ from typing import Any, Self
 from pydantic import BaseModel, Field, ValidationError
 
 from lib.data.dataset import read_pointer
+from lib.data.pull import pull_objects
 from lib.errors import CheckpointError, RemoteError, RunError, SyncError, TakenOverError
 from lib.experiment.load import flat
 from lib.experiment.schema import Experiment, ExperimentValues
 from lib.process import MINUTE
 from lib.progress import file_size, say
 from lib.remotes.credentials import Credentials
-from lib.remotes.pull import pull_objects
 from lib.session import Session
 from lib.sync import (
     CHECKPOINTS,

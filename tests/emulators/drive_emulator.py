@@ -26,7 +26,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
@@ -66,6 +66,7 @@ Kind = Literal[
     "too many",  # 429 from a front end: its body is not JSON
     "unavailable",  # 503 from a front end
     "forbidden",  # 403 insufficientFilePermissions
+    "damaged",  # other bytes arrive
     "late",  # the request is done, and the answer is sent a second later
     "cut",  # the connection ends before anything is done
     "cut body",  # the connection ends in the middle of the request's body
@@ -140,6 +141,9 @@ class DriveEmulator(LoopbackServer[Kind]):
             """The quota of the account in bytes; None is unlimited."""
             self.latency = 0.0
             """Seconds before each answer."""
+            self.rate: float | None = None
+            """Requests a second of one user; those beyond are refused by 403, every second time by 429."""
+            self._allowed, self._filled, self.refused = 0.0, time.monotonic(), 0
             self.lag = False
             """Whether listings show the state before the last `LAG` requests; the trash is shown at once."""
             self._items = {self.root_id: _Item(self.root_id, "remote", FOLDER, [])}
@@ -255,6 +259,19 @@ class DriveEmulator(LoopbackServer[Kind]):
         with self._lock:
             self._items[item_id].trashed = True
 
+    def _take_turn(self) -> Kind | None:
+        """Return how a request beyond the user's rate is refused."""
+        with self._lock:
+            if self.rate is None:
+                return None
+            now = time.monotonic()
+            self._allowed, self._filled = min(self.rate, self._allowed + self.rate * (now - self._filled)), now
+            if self._allowed >= 1:
+                self._allowed -= 1
+                return None
+            self.refused += 1
+            return "rate limit" if self.refused % 2 else "too many"
+
     # ── content ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _add(self, body: Mapping[str, Any], data: bytes) -> _Item:
@@ -359,7 +376,7 @@ class _Handler(LoopbackHandler):
         line = f"{self.command} {parts.path}?{unquote_plus(parts.query)}{f' [{sent_range}]' if sent_range else ''}"
         drive.requests.append(line)
         time.sleep(drive.latency)
-        kind = drive._take_fault(line)
+        kind = drive._take_fault(line) or drive._take_turn()
         if kind in ("cut", "cut body"):
             if kind == "cut body":
                 self.read_body(half=True)
@@ -375,6 +392,8 @@ class _Handler(LoopbackHandler):
                 answer = self._refuse(*refused) if refused else self._route(parts.path, parts.query, body)
         except _Refusal as refusal:
             answer = _json(refusal.body, refusal.status)
+        if kind == "damaged":
+            answer = replace(answer, body=b"x" * len(answer.body))
         if kind == "late":
             time.sleep(1)
         if kind == "lost answer":

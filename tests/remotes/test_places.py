@@ -14,12 +14,12 @@ from conftest import ROOT, Stores, run_git
 from dvc.repo.open_repo import clean_repos
 
 from lib.data.dataset import read_pointer
+from lib.data.pull import pull_objects
 from lib.errors import CredentialsError, DatasetError, SyncError
 from lib.experiment.load import load_experiment
 from lib.remotes.clone import configure_dvc, dvc_remote_kinds, find_dvc_remote, set_up_copy
 from lib.remotes.credentials import Credentials
 from lib.remotes.places import find_missing
-from lib.remotes.pull import pull_objects
 from lib.sync import check, rehearse
 
 SMALL = load_experiment(ROOT / "experiments/000_det_sandbox.yaml")

@@ -183,12 +183,17 @@ def open_store(repo: Any) -> Store:  # noqa: ANN401  dvc.repo.Repo
             state="nothing was uploaded.",
             remedy="use a DVC remote of one of these kinds.",
         )
-    # imported lazily: each kind pulls in its own client library
     try:
-        store: Store = pkgutil.resolve_name(f"lib.sync.stores.{KINDS[kind]}")(odb)
+        return open_object_store(odb)
     except DvcPushError as error:
         error.state = "nothing was uploaded or changed."
         raise
+
+
+def open_object_store(odb: Any) -> Store:  # noqa: ANN401  DVC's object database
+    """Open the store of a DVC remote of one of `KINDS`. Raises `DvcPushError`."""
+    # imported lazily: each kind pulls in its own client library
+    store: Store = pkgutil.resolve_name(f"lib.sync.stores.{KINDS[odb.fs.protocol]}")(odb)
     return store
 
 

@@ -8,8 +8,11 @@ harmless.
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,10 @@ from lib.sync.stores.base import Progress, Store, StoredCopy
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds before a request is repeated: Drive counts its limits by the minute
 PIECE = 64 * 2**20  # bytes in one request; at most this much is sent again after a broken connection
 BLOCK = 2**16
+AT_ONCE = 32  # requests; each takes about 0.2 s, and Drive accepts some 200 a second of one user
+SETTLED = 1.0  # seconds in which the requests under way may be refused too, which says nothing new
 POOL = 100  # identities that one request returns
+logging.getLogger("googleapiclient.http").setLevel(logging.ERROR)  # it prints each refusal that is repeated here
 _FOLDER = "application/vnd.google-apps.folder"
 _FIELDS = "id,fileSize,md5Checksum,labels(trashed)"
 
@@ -38,8 +44,8 @@ class DriveObjects(Store):
     - It caches folder ids for its whole life. Here every listing begins at the root folder, so that folders of other
       machines and twin folders are found; only uploads use folder ids of earlier listings. A search never has more than
       one parent: the answer to `A in parents or B in parents` may silently leave out one of the two (rclone#9810).
-    - It retries only 5xx and rate limits. Here dropped connections and 429 are retried too (`PAUSES`), and
-      `Retry-After` is obeyed.
+    - It retries only 5xx and rate limits. Here dropped connections and 429 are retried too (`PAUSES`),
+      `Retry-After` is obeyed, and fewer requests run at once after a refusal (`_Pace`).
     - It restarts an interrupted upload. Here the upload's session is asked how many bytes have arrived.
 
     An `httplib2.Http` serves one thread at a time, so that each thread has its own; the tokens are shared.
@@ -55,6 +61,7 @@ class DriveObjects(Store):
         self._root, *self._base = odb.path.strip("/").split("/")
         self._trash_only = bool(odb.fs.config.get("gdrive_trash_only"))
         self._mine = threading.local()
+        self._pace = _Pace(AT_ONCE)
         self._connections: list[Any] = []
         self._lock = threading.Lock()
         self._pool: list[str] = []  # identities that no copy has
@@ -145,9 +152,7 @@ class DriveObjects(Store):
         """Return the copies of the objects, by listing each of their folders once, twins too."""
         places = {oid: self._place(self.path_of(oid)) for oid in oids}
         folders = self._find_folders() if places else {}
-        listed = {
-            folder: self._copies_in(folders.get(folder, ())) for folder in dict.fromkeys(f for f, _ in places.values())
-        }
+        listed = self._list_all({folder: folders.get(folder, []) for folder, _ in places.values()})
         return {oid: copies for oid, (folder, title) in places.items() if (copies := listed[folder].get(title))}
 
     def verify(self, path: str, identity: str) -> StoredCopy | None:  # noqa: ARG002  a file id needs no path
@@ -181,15 +186,18 @@ class DriveObjects(Store):
 
     def read(self, path: str, identity: str, target: Path, progress: Progress = int) -> None:
         """Download the file with that id, piece by piece."""
-        if self.verify(path, identity) is None:
-            raise FileNotFoundError(f"{self.name}: {path} is not there (copy {identity})")
         request = self._files.get_media(fileId=identity, supportsAllDrives=True)
         request.http = self._http()
         with target.open("wb") as file:
             download, done = MediaIoBaseDownload(file, request, chunksize=PIECE), False
             while not done:
                 before = file.tell()
-                _, done = self._send(download.next_chunk)
+                try:
+                    _, done = self._send(download.next_chunk)
+                except DvcPushError as error:
+                    if explain(error).status == HTTPStatus.NOT_FOUND:
+                        raise FileNotFoundError(f"{self.name}: {path} is not there (copy {identity})") from error
+                    raise
                 progress(file.tell() - before)
 
     def flat(self, prefix: str) -> dict[str, list[StoredCopy]]:
@@ -200,11 +208,12 @@ class DriveObjects(Store):
 
     def survey(self) -> dict[str, list[StoredCopy]]:
         """Return every object, by listing each folder of objects once, twins too."""
+        depth = len(self._base) + 1
+        folders = {path: ids for path, ids in self._find_folders().items() if len(path) == depth}
         return {
             path[-1] + title: copies
-            for path, ids in self._find_folders().items()
-            if len(path) == len(self._base) + 1
-            for title, copies in self._copies_in(ids).items()
+            for path, listed in self._list_all(folders).items()
+            for title, copies in listed.items()
         }
 
     def room(self) -> int | None:
@@ -261,6 +270,13 @@ class DriveObjects(Store):
                     folders[here] = [made["id"]]
             return min(folders[path])
 
+    def _list_all(
+        self, folders: dict[tuple[str, ...], list[str]]
+    ) -> dict[tuple[str, ...], dict[str, list[StoredCopy]]]:
+        """Return {path: {title: copies}} of these folders, given with their ids, which are listed side by side."""
+        with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="listing") as pool:
+            return dict(zip(folders, pool.map(self._copies_in, folders.values()), strict=True))
+
     def _copies_in(self, parents: Iterable[str]) -> dict[str, list[StoredCopy]]:
         """Return {title: copies} of the files in these folders."""
         found: dict[str, list[StoredCopy]] = {}
@@ -301,14 +317,45 @@ class DriveObjects(Store):
 
         Raises `DvcPushError`, which `explain` understands.
         """
+
+        def in_turn() -> Any:  # noqa: ANN401
+            with self._pace:
+                return act()
+
         try:
-            return patiently(act, explain, PAUSES)
+            return patiently(in_turn, explain, PAUSES)
         except RunError:
             raise  # of `progress`
         except Exception as error:
             trouble = explain(error)
             remedy = f"{trouble.remedy}, then run sync_outputs() again."
             raise DvcPushError(f"{self.name}: {trouble.what}", remedy=remedy) from error
+
+
+class _Pace:
+    """How many requests may run at once, at first half of `most`: fewer after a refusal that passes, then slowly more.
+
+    This finds the limit of the account, which other sessions use at the same time. Entered for each request.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self._limit = most, most / 2
+        self._running, self._slowed, self._turn = 0, 0.0, threading.Condition()
+
+    def __enter__(self) -> None:
+        with self._turn:
+            self._turn.wait_for(lambda: self._running < int(self._limit))
+            self._running += 1
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        now = time.monotonic()
+        with self._turn:
+            self._running -= 1
+            if error is None:
+                self._limit = min(self._most, self._limit + 1 / self._limit)
+            elif isinstance(error, Exception) and explain(error).is_transient and now - self._slowed > SETTLED:
+                self._slowed, self._limit = now, max(1.0, self._limit / 2)
+            self._turn.notify_all()
 
 
 def _named(title: str) -> str:

@@ -1,0 +1,154 @@
+"""Pull files from their DVC remotes; copies of the default remote in attached datasets are read first.
+
+Guarantees: DVC decides what belongs to an output and checks it out. From Google Drive the files are fetched here: one
+request a file and one a folder of objects, where DVC sends 3.5 a file. What cannot be fetched so is DVC's to fetch, and
+to report; no file whose MD5 is wrong enters its cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import file_digest
+from pathlib import Path
+from typing import Any
+
+from lib.errors import DvcPushError, RemoteError
+from lib.process import limit_silence
+from lib.progress import showing
+from lib.remotes.credentials import Credentials
+from lib.remotes.places import make_workspace
+from lib.sync.stores.base import Store, mismatch, open_object_store
+
+JOBS = 16  # parallel downloads of DVC, which sends three requests per file; Drive accepts some 200 per second
+AT_ONCE = 32  # parallel downloads from Drive; its store lowers their number while it refuses some
+
+
+def pull_objects(
+    root: Path, place: Path, pointers: Mapping[str, str], credentials: Credentials, what: str,
+    mirrors: Sequence[Path] = (),
+) -> Path:  # fmt: skip
+    """Pull the files that the `.dvc` files in `pointers` (text by path) name into the folder `place`; return `place`.
+
+    `place` becomes a DVC workspace with the remotes and the cache of the clone at `root`. `what` is the title of the
+    progress bar. `mirrors` are attached copies of the DVC remote, which are read first. Raises `RemoteError`.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    limit_silence()
+    try:
+        make_workspace(root, place, pointers, mirrors)
+        targets = [str(place / name) for name in pointers]
+        with Repo(str(place)) as repo:
+            cache = str(repo.cache.local_cache_dir)
+            outs = [out for target in targets for stage in repo.stage.collect(target) for out in stage.outs]
+            before, total = _bytes_in(cache), sum(out.meta.size or 0 for out in outs)
+            # DVC shows no progress without a terminal: measure the growth of its cache
+            with showing(what, total, lambda: _bytes_in(cache) - before):
+                if mirrors:
+                    _fetch_listings(repo, outs)
+                lines = [_fetch_from(repo, number, mirror, targets) for number, mirror in enumerate(mirrors)]
+                complete = [_fetch_from_drive(repo, out) for out in outs]
+                if all(complete):
+                    repo.checkout(targets=targets, force=True)
+                else:
+                    repo.pull(targets=targets, force=True, jobs=JOBS)
+    except (DvcException, OSError) as error:
+        raise RemoteError(credentials.redact(f"{type(error).__name__}: {error}")) from error
+    print("".join(f"{line}\n" for line in lines), end="", flush=True)
+    return place
+
+
+def _fetch_listings(repo: Any, outs: Sequence[Any]) -> None:  # noqa: ANN401  dvc.repo.Repo, dvc.output.Output
+    """Fetch the listings of folders from their remotes, verified: those of a copy may be stale or damaged."""
+    for out in outs:
+        with contextlib.suppress(Exception):  # the pull that follows reports the error
+            oid = out.hash_info.value
+            remote = repo.cloud.get_remote_odb(out.remote, hash_name=out.hash_name)
+            if oid.endswith(".dir"):
+                out.cache.add(remote.oid_to_path(oid), remote.fs, oid, verify=True)
+
+
+def _fetch_from(repo: Any, number: int, mirror: Path, targets: Sequence[str]) -> str:  # noqa: ANN401  dvc.repo.Repo
+    """Fetch what an attached copy has into DVC's cache and return a line about it.
+
+    The default remote supplies the rest later.
+    """
+    from dvc.exceptions import DvcException
+    from dvc_objects.errors import ObjectFormatError
+
+    logging.disable(logging.ERROR)  # DVC would log every single file that the copy lacks
+    try:
+        count = repo.fetch(targets=targets, remote=f"attached-{number}", jobs=JOBS)
+    except (DvcException, ObjectFormatError, OSError):
+        return f"{mirror} holds a part of the files; the rest came from the DVC remote."
+    finally:
+        logging.disable(logging.NOTSET)
+    return f"{count} files came from {mirror}." if count else f"{mirror} holds none of the files."
+
+
+def _fetch_from_drive(repo: Any, out: Any) -> bool:  # noqa: ANN401  dvc.repo.Repo, dvc.output.Output
+    """Fetch what DVC's cache lacks of an output on Google Drive; return whether the cache has all of it."""
+    from dvc_data.hashfile.tree import Tree
+
+    if not out.hash_info or out.hash_name != "md5" or out.stage.is_repo_import:
+        return False  # another layout, or in another repository
+    odb = repo.cloud.get_remote_odb(out.remote, hash_name=out.hash_name)
+    if odb.fs.protocol != "gdrive":
+        return False
+    try:
+        with contextlib.closing(open_object_store(odb)) as store:
+            if not _fetch(store, out.cache, [out.hash_info.value]):
+                return False
+            if not out.hash_info.isdir:
+                return True
+            tree = Tree.load(out.cache, out.hash_info)
+            return _fetch(store, out.cache, {info.value for _, (_, info) in tree.iteritems()})
+    except (DvcPushError, OSError):
+        return False  # DVC meets the same error, and reports it
+
+
+def _fetch(store: Store, cache: Any, oids: Iterable[str]) -> bool:  # noqa: ANN401  dvc_data's LocalHashFileDB
+    """Fetch the objects that the cache lacks; return whether it has all."""
+    lacking = [oid for oid in oids if not cache.exists(oid)]
+    found = store.look(lacking)
+    ids = {oid: copy.identity for oid in lacking for copy in found.get(oid, ()) if not mismatch(oid, -1, copy)}
+    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="download") as pool:
+        jobs = [pool.submit(_fetch_one, store, cache, oid, identity) for oid, identity in ids.items()]
+        try:
+            return all(job.result() for job in jobs) and len(ids) == len(lacking)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # while Drive does not answer, each would be repeated for a minute
+            raise
+
+
+def _fetch_one(store: Store, cache: Any, oid: str, identity: str) -> bool:  # noqa: ANN401
+    """Fetch one object into the cache; return whether its MD5 is right."""
+    path = Path(cache.oid_to_path(oid))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        store.read(store.path_of(oid), identity, part)
+        with part.open("rb") as file:
+            right = file_digest(file, "md5").hexdigest() == oid.removesuffix(".dir")
+        if right:
+            part.replace(path)
+            cache.protect(path)  # DVC reads no protected file again to verify it
+        return right
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _bytes_in(folder: str) -> int:
+    """Return the total size of the files below a folder, in bytes; the folder may change meanwhile."""
+    size = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                size += os.lstat(f"{place}/{name}").st_size
+    return size
