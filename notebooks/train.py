@@ -147,6 +147,14 @@ print(dataset.describe())
 print(dataset.show_warnings())
 
 # %% [markdown]
+# Each image of train and val is decoded and shrunk once, instead of in every epoch; the batches are the same.
+
+# %% tags=["nbval-ignore-output"]
+from lib.data.prepare import prepare_images
+
+dataset = prepare_images(session, dataset)
+
+# %% [markdown]
 # ## 7/10: Display training configuration
 
 # %%
@@ -181,7 +189,7 @@ print(f"Dashboard: {tracking.address}")
 uploader = CheckpointUploader(session, dataset.md5, hold)
 log.on_error(lambda error: uploader.fail(error, tracking))
 with uploader:
-    trained = train(session, dataset.data_file, start, tracking, confirm=hold.confirm)
+    trained = train(session, dataset.training_file, start, tracking, confirm=hold.confirm)
 
 # %% [markdown]
 # The best weights are measured on the validation and the test split, and exported to the requested formats.

@@ -34,7 +34,7 @@ from lib.data.findings import Findings, Issue
 from lib.data.images import check_copies, check_images, read_sizes
 from lib.data.labels import KEYPOINT, LabelFormat, LabelledImage, check_labels, label_path
 from lib.data.pull import pull_objects
-from lib.data.reader import COLOUR, is_image
+from lib.data.reader import COLOUR, Size, is_image
 from lib.data.splits import SPLITS, find_images, list_files
 from lib.errors import DatasetError, RemoteError
 from lib.escape import visible
@@ -52,14 +52,30 @@ POSE_KEYS = ("flip_idx", "kpt_names", "kpt_oks_sigmas")
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """The images that were decoded before training: their number, the bytes of their arrays, and the seconds it took.
+
+    `data_file` is the `data.yaml` that training reads; None, with the reason, if nothing was prepared.
+    """
+
+    images: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    data_file: Path | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A checked dataset on this machine.
 
-    `data_file` is the `data.yaml` that training reads; `md5` is DVC's hash of the folder; `counts` maps each split
-    (`train`, `val`, `test`) to its number of images; `names` maps class numbers to class names; `warnings` holds report
-    lines for issues that do not stop training; `polygons` is true if the labels hold outlines instead of boxes, `boxes`
-    if only boxes are trained; `channels` is the number of channels that images are read with; `files` holds the images
-    of each split, sorted by name; `links` maps the links that training reads to them.
+    `data_file` is the `data.yaml` for training and evaluation, and `keys` holds those of its keys that name no images;
+    `md5` is DVC's hash of the folder; `counts` maps each split (`train`, `val`, `test`) to its number of images;
+    `names` maps class numbers to class names; `warnings` holds report lines for issues that do not stop training;
+    `polygons` is true if the labels hold outlines instead of boxes, `boxes` if only boxes are trained; `channels` is
+    the number of channels that images are read with; `files` holds the images of each split, sorted by name; `sizes`
+    holds their sizes; `links` maps the links that are read to them; `prepared` says what training reads in the images'
+    place.
     """
 
     folder: Path
@@ -69,10 +85,18 @@ class Dataset:
     names: dict[int, str]
     files: dict[str, tuple[Path, ...]] = field(default_factory=dict, repr=False)
     warnings: tuple[str, ...] = ()
+    keys: dict[str, Any] = field(default_factory=dict, repr=False)
     polygons: bool = False
     boxes: bool = False
     channels: int = COLOUR
+    sizes: dict[Path, Size] = field(default_factory=dict, repr=False)
     links: dict[Path, Path] = field(default_factory=dict, repr=False)
+    prepared: Prepared = Prepared()
+
+    @property
+    def training_file(self) -> Path:
+        """Return the `data.yaml` that training reads."""
+        return self.prepared.data_file or self.data_file
 
     def describe(self, show: Callable[[object], str] = visible) -> str:
         """Return a one-line summary of the dataset: for the log, or with class names as `show` writes them."""
@@ -186,16 +210,26 @@ def check_dataset(folder: Path, experiment: Experiment, scratch: Path, *, md5: s
     if shape[0]:
         keys |= {"kpt_shape": list(shape)}
         keys |= {key: values[key] for key in POSE_KEYS if about.keypoints and values.get(key)}
-    data_file = scratch / f"data-{experiment.module}.yaml"
     counts = {split: len(found) for split, found in files.items()}
     dataset = Dataset(
-        folder, data_file, md5, counts, names, files, tuple(warnings), polygons=polygons,
-        boxes=about.task == "detect", channels=channels, links={link: image for image, link in links.items()},
+        folder, scratch / f"data-{experiment.module}.yaml", md5, counts, names, files, tuple(warnings), keys,
+        polygons=polygons, boxes=about.task == "detect", channels=channels,
+        sizes={Path(image.path): Size(image.width, image.height) for image in images},
+        links={link: image for image, link in links.items()},
     )  # fmt: skip
-    for split in SPLITS:
-        keys[split] = str(_write_list(dataset, split))
-    _write_yaml(data_file, keys)
+    write_description(dataset, SPLITS)
     return dataset
+
+
+def write_description(dataset: Dataset, splits: Sequence[str]) -> None:
+    """Write the `data.yaml` of a dataset, and the lists of the images of these splits."""
+    from ruamel.yaml import YAML
+
+    lists = {split: str(_write_list(dataset, split)) for split in splits}
+    yaml = YAML(typ="safe", pure=True)
+    yaml.version = (1, 1)  # ultralytics parses YAML 1.1, where an unquoted class name `no` would become False
+    with dataset.data_file.open("w", encoding="utf-8") as opened:
+        yaml.dump(dataset.keys | lists, opened)
 
 
 def leave_out_unreadable(dataset: Dataset, split: str) -> tuple[Dataset, list[str]]:
@@ -341,15 +375,6 @@ def _write_list(dataset: Dataset, split: str) -> Path:
     links = {image: link for link, image in dataset.links.items()}
     listed.write_text("".join(f"{links.get(image, image)}\n" for image in dataset.files[split]), encoding="utf-8")
     return listed
-
-
-def _write_yaml(file: Path, values: dict[str, Any]) -> None:
-    from ruamel.yaml import YAML
-
-    yaml = YAML(typ="safe", pure=True)
-    yaml.version = (1, 1)  # ultralytics parses YAML 1.1, where an unquoted class name `no` would become False
-    with file.open("w", encoding="utf-8") as opened:
-        yaml.dump(values, opened)
 
 
 # ---------------------------------------------------------------------------------------------------- images

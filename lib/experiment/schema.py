@@ -120,6 +120,8 @@ class Hardware(_Section):
     """Half precision where it is safe (AMP); no effect on a CPU."""
     stall_minutes: float = Field(default=15.0, gt=0)
     """A training hangs when no batch ends for this long: it is stopped, and resumed on one GPU if it had more."""
+    prepare_images: Literal["auto", "never"] = "auto"
+    """Decode and shrink the images once instead of in every epoch, if half of the free memory and disk hold them."""
 
 
 class Augmentation(_Section):

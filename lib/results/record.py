@@ -66,6 +66,16 @@ class DatasetRecord(_Section):
     """Class names, by class number."""
 
 
+class PreparedRecord(_Section):
+    """The images that were decoded before training; none if `reason` says why."""
+
+    images: int = 0
+    bytes: int = 0
+    """The size of the arrays."""
+    seconds: float = 0.0
+    reason: str = ""
+
+
 class MachineRecord(_Section):
     """The machine of a run."""
 
@@ -99,6 +109,7 @@ class RunRecord(_Record):
     commit: Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
     experiment: ExperimentValues
     dataset: DatasetRecord = DatasetRecord()
+    prepared: PreparedRecord = PreparedRecord()
     lock: str | None = None
     """The SHA-256 of `uv.lock`."""
     versions: dict[str, str] = {}

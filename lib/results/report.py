@@ -22,7 +22,7 @@ from lib.experiment.schema import Experiment
 from lib.files import write_whole
 from lib.progress import duration
 from lib.results.evaluate import Evaluated
-from lib.results.record import SCHEMA, DatasetRecord, MachineRecord, RunRecord, StartRecord
+from lib.results.record import SCHEMA, DatasetRecord, MachineRecord, PreparedRecord, RunRecord, StartRecord
 from lib.session import Session
 from lib.sync import LARGEST, Publication, RunLock
 from lib.tables import as_text, make_table
@@ -72,6 +72,12 @@ def write_report(session: Session, results: Results) -> None:
         commit=session.commit,
         experiment=experiment.model_dump(mode="json"),
         dataset=DatasetRecord(path=experiment.dataset, md5=dataset.md5, images=dataset.counts, names=dataset.names),
+        prepared=PreparedRecord(
+            images=dataset.prepared.images,
+            bytes=dataset.prepared.bytes,
+            seconds=round(dataset.prepared.seconds, 1),
+            reason=dataset.prepared.reason,
+        ),
         lock=hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else None,
         versions=_versions(),
         machine=MachineRecord(

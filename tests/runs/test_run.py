@@ -203,6 +203,7 @@ def test_run_json_records_the_origin_of_the_model(detection: Run, second_clone: 
     assert run["lock"] == hashlib.sha256((second_clone / "uv.lock").read_bytes()).hexdigest()
     assert run["branch"] == run_git("branch", "--show-current", cwd=second_clone)
     assert run["seconds"]["training"] > 0
+    assert run["prepared"]["images"] == run["dataset"]["pictures"]["train"] + run["dataset"]["pictures"]["val"]
     assert (run["batch_size"], run["machine"]["device"], run["seed"], run["state"]) == (8, "cpu", 42, "finished")
 
 

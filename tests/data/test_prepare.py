@@ -1,0 +1,172 @@
+"""Images are decoded once for a training, and the library's loader gives the same batches as without."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from lib.data.dataset import Dataset, check_dataset
+from lib.data.prepare import prepare_images, shrunk
+from lib.data.reader import Size
+from lib.errors import DatasetError
+from lib.experiment.load import load_experiment
+from lib.sandbox.dataset import draw_dataset
+from lib.session import Session
+
+COUNTS = {"train": 6, "val": 3, "test": 2}
+SIDE = 64  # pixels; the experiments' image_size
+
+
+def make(folder: Path, module: str, **keys: object) -> tuple[Session, Dataset]:
+    """Return a session and a checked dataset with images larger than, smaller than, and as large as `SIDE`."""
+    draw_dataset(folder / "drawn", module, counts=COUNTS, size=150)
+    sizes = [(150, 150), (150, 101), (101, 150), (40, 30), (SIDE, 50), (SIDE, SIDE)]
+    for number, file in enumerate(sorted((folder / "drawn/images").rglob("*.jpg"))):
+        with Image.open(file) as image:
+            image.resize(sizes[number % len(sizes)]).save(file)
+    kind = "det" if module == "detection" else "loc"
+    values = {"training.image_size": SIDE} | keys
+    experiment = load_experiment(ROOT / f"experiments/000_{kind}_sandbox.yaml", values)
+    scratch = folder / "scratch"
+    return Session(folder, folder, scratch, experiment), check_dataset(
+        folder / "drawn", experiment, scratch, md5="0" * 32
+    )
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Return what builds the library's dataset and loader as its trainer does, in a folder of its own."""
+    monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path / "ultralytics"))
+    from ultralytics.cfg import get_cfg
+    from ultralytics.data import build_dataloader, build_yolo_dataset
+    from ultralytics.data.utils import check_det_dataset
+
+    return SimpleNamespace(
+        cfg=get_cfg, loader=build_dataloader, dataset=build_yolo_dataset, read=lambda file: check_det_dataset(str(file))
+    )
+
+
+def batches(library: Any, file: Path, task: str, split: str, *, mosaic: float, rank: int) -> list[dict[str, Any]]:
+    """Return two epochs of batches, as the library's trainer would get them on that rank."""
+    import numpy as np
+    import torch
+
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002  what the library uses
+    torch.manual_seed(1)
+    about = library.read(file)
+    settings = library.cfg(
+        overrides={"task": task, "imgsz": SIDE, "mosaic": mosaic, "degrees": 10, "deterministic": True}
+    )
+    mode = "train" if split == "train" else "val"
+    built = library.dataset(settings, about[split], 4, about, mode=mode, rect=mode == "val")
+    loader = library.loader(built, 4, 0, shuffle=mode == "train", rank=rank)
+    return [batch for _ in range(2) for batch in loader]
+
+
+@pytest.fixture
+def ranks() -> Iterator[None]:
+    """Make this process one of a group, as the library's sampler needs it."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("ranks")
+@pytest.mark.parametrize("rank", [-1, 0], ids=["one process", "a rank"])
+@pytest.mark.parametrize("mosaic", [1.0, 0.0], ids=["mosaic", "plain"])
+@pytest.mark.parametrize(("module", "task"), [("detection", "detect"), ("localization", "pose")])
+def test_batches_are_the_same(library: Any, tmp_path: Path, module: str, task: str, mosaic: float, rank: int) -> None:
+    """Every tensor of two epochs has the same bytes, with augmentation in training and in order in validation."""
+    import torch
+
+    session, dataset = make(tmp_path, module)
+    prepared = prepare_images(session, dataset)
+    assert prepared.prepared.images == COUNTS["train"] + COUNTS["val"]
+    assert prepared.training_file != dataset.data_file == dataset.training_file
+    for split in ("train", "val"):
+        seen = [
+            batches(library, file, task, split, mosaic=mosaic, rank=rank)
+            for file in (dataset.data_file, prepared.training_file)
+        ]
+        for ours, theirs in zip(*seen, strict=True):
+            tensors = {key for key, value in theirs.items() if isinstance(value, torch.Tensor)}
+            assert {"img", "cls", "bboxes", "batch_idx"} <= tensors
+            assert all(torch.equal(ours[key], theirs[key]) for key in tensors)
+            assert [Path(name).name for name in ours["im_file"]] == [Path(name).name for name in theirs["im_file"]]
+            assert list(map(tuple, ours["resized_shape"])) == list(map(tuple, theirs["resized_shape"]))
+
+
+def test_arrays_are_read_and_no_image_is(library: Any, tmp_path: Path) -> None:
+    """The library takes them, although an image's time is in the future; no array is beside a test image."""
+    session, dataset = make(tmp_path, "detection")
+    for image in dataset.files["train"]:
+        os.utime(image, (2e9, 2e9))
+    prepared = prepare_images(session, dataset)
+    about = library.read(prepared.training_file)
+    settings = library.cfg(overrides={"task": "detect", "imgsz": SIDE})
+    built = library.dataset(settings, about["train"], 4, about, mode="train")
+    for number, (link, array) in enumerate(zip(built.im_files, built.npy_files, strict=True)):
+        assert max(built.load_image(number)[1]) <= SIDE, (link, array)
+    assert not [link for link in dataset.links if link.with_suffix(".npy").exists()]
+    assert "test" not in about or not about["test"]
+    assert prepared.files == dataset.files
+    assert prepared.links == dataset.links
+
+
+def test_every_damaged_image_is_named(tmp_path: Path) -> None:
+    """They are found before the training begins, all at once."""
+    session, dataset = make(tmp_path, "detection")
+    for name in ("train/train_0001.jpg", "val/val_0002.jpg", "test/test_0000.jpg"):
+        (dataset.folder / "images" / name).write_bytes(b"damaged")
+    with pytest.raises(DatasetError) as caught:
+        prepare_images(session, dataset)
+    assert "2 images cannot be read" in caught.value.what
+    assert "images/train/train_0001.jpg: OpenCV cannot decode it" in caught.value.what
+    assert "images/val/val_0002.jpg: OpenCV cannot decode it" in caught.value.what
+
+
+def test_nothing_is_prepared_on_request(tmp_path: Path) -> None:
+    """`hardware.prepare_images: never` leaves training the images."""
+    session, dataset = make(tmp_path, "detection", **{"hardware.prepare_images": "never"})
+    left = prepare_images(session, dataset)
+    assert left.training_file == dataset.data_file
+    assert left.prepared.reason == "hardware.prepare_images is never"
+
+
+@pytest.mark.parametrize("short", ["memory", "disk"])
+def test_nothing_is_prepared_without_room(
+    tmp_path: Path, short: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half of the free memory and disk must hold the arrays; else the reason is printed."""
+    session, dataset = make(tmp_path, "detection")
+    need = prepare_images(session, dataset).prepared.bytes
+    room = {"memory": 2 * need, "disk": 2 * need} | {short: 2 * need - 2}
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=room["memory"]))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=room["disk"]))
+    left = prepare_images(session, dataset)
+    assert left == replace(dataset, prepared=left.prepared)
+    assert left.prepared.images == 0
+    assert f"of free {short}" in left.prepared.reason
+    assert left.prepared.reason in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((150, 101), (64, 44)), ((101, 150), (44, 64)), ((64, 64), (64, 64)), ((30, 20), (30, 20)), ((4000, 1), (64, 1))],
+)
+def test_an_image_is_shrunk_as_the_library_rounds(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    """The long side becomes `image_size`, the short one is rounded up; nothing is enlarged."""
+    assert shrunk(Size(*size), SIDE) == expected
