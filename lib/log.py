@@ -27,7 +27,7 @@ class RunLog:
     def __init__(self, path: Path, redact: Callable[[str], str]) -> None:
         self.path, self._redact = path, redact
         self._also_in: Path | None = None
-        self._handler: Callable[[BaseException], None] | None = None
+        self._handlers: tuple[Callable[[BaseException], object], ...] = ()
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8", buffering=1)
         self._streams = sys.stdout, sys.stderr
@@ -46,9 +46,9 @@ class RunLog:
         """Copy the log to the artifacts in `folder` when the run ends, if the folder exists by then."""
         self._also_in = folder
 
-    def on_error(self, handler: Callable[[BaseException], None] | None) -> None:
-        """Register `handler` to be called with an error that ends the run; None unregisters it."""
-        self._handler = handler
+    def on_error(self, *handlers: Callable[[BaseException], object]) -> None:
+        """Let these handlers, and no earlier ones, be called in order with an error that ends the run."""
+        self._handlers = handlers
 
     def close(self) -> None:
         """Restore the standard streams and write the copy."""
@@ -95,8 +95,8 @@ class RunLog:
         self._end_lines()
         self._write(self._redact("".join(traceback.format_exception(error))))
         self._copy()
-        if self._handler is not None:
-            self._handler(error)
+        for handler in self._handlers:
+            handler(error)
 
 
 def redact_tracebacks(redact: Callable[[str], str]) -> None:

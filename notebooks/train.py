@@ -82,10 +82,13 @@ print(install(root, boot.scratch / "packages"))
 
 # %%
 step("3/10: Configure DVC with Google Drive")
+from functools import partial
+
 from lib.experiment.load import by_key, load_experiment
 from lib.experiment.modules import find_module
 from lib.kaggle.host import find_host
 from lib.remotes.clone import configure_dvc, configure_git
+from lib.results.messages import tell_end, tell_error
 from lib.session import Session
 
 shortcuts = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "resume_from": resume_from}
@@ -95,6 +98,8 @@ session = Session(
     credentials.redact(repository), accelerator, boot.started, boot.begun, boot.steps,
 )  # fmt: skip
 log.also_in(session.artifacts)
+tell = partial(tell_error, session)  # to the addresses of NOTIFY_URLS, if there are any
+log.on_error(tell)
 print(configure_dvc(root, session.scratch, credentials))
 
 # %% [markdown]
@@ -109,7 +114,7 @@ from lib.train.checkpoints import CheckpointUploader, fetch_checkpoint, find_che
 print(configure_git(root, credentials))
 print(f"Runs under way: {recover_here(session)}")
 hold = hold_run(session)
-log.on_error(lambda _: hold.release())
+log.on_error(lambda _: hold.release(), tell)
 checkpoint = find_checkpoint(session)
 print(checkpoint.describe() if checkpoint else "There is no checkpoint of an earlier session to resume.")
 
@@ -187,7 +192,7 @@ from lib.train.launch import train
 
 print(f"Dashboard: {tracking.address}")
 uploader = CheckpointUploader(session, dataset.md5, hold)
-log.on_error(lambda error: uploader.fail(error, tracking))
+log.on_error(lambda error: uploader.fail(error, tracking), tell)
 with uploader:
     trained = train(session, dataset.training_file, start, tracking, confirm=hold.confirm)
 
@@ -223,7 +228,8 @@ published = sync_outputs(publication(session, results, hold), credentials)
 hold.release()
 summary = {"branch": published.branch, "commit": published.commit, **evaluated.metrics.flat()}
 finish_tracking(tracking, trained.state, summary, f"{published.branch}\n{trained.reason}".rstrip())
-log.on_error(None)
+tell_end(session, results, published.branch)
+log.on_error()
 
 # %% [markdown]
 # ## 10/10: Cleanup (clear GPU cache)

@@ -12,7 +12,8 @@ from lib.cli.options import PROJECT, Project, pass_project
 @click.command()
 @click.argument("file", type=Path, default=Path("secrets.json"))
 @click.option("--client", type=Path, metavar="JSON", help="Your OAuth client, or a service account's key.")
-def credentials(*, file: Path, client: Path | None) -> None:
+@click.option("--test-notify", is_flag=True, help="Only send a message to each address of NOTIFY_URLS.")
+def credentials(*, file: Path, client: Path | None, test_notify: bool) -> None:
     """Make or complete secrets.json in a dialog.
 
     Signs you in to Google in the browser, asks for the keys, checks each with its service, and writes FILE.
@@ -23,8 +24,30 @@ def credentials(*, file: Path, client: Path | None) -> None:
     """
     from lib.remotes.login import make_secrets
 
+    if test_notify:
+        _send_test(file)
+        return
     for account in make_secrets(file, client=client):
         print(account)
+
+
+def _send_test(file: Path) -> None:
+    """Send a message to each address of `NOTIFY_URLS` in a `secrets.json`, or in the environment without that file."""
+    from lib.errors import CredentialsError
+    from lib.remotes.credentials import load_credentials
+    from lib.remotes.messages import check_addresses, send
+
+    found = load_credentials(str(file) if file.exists() else "")
+    if not found.notify_urls:
+        raise CredentialsError(
+            f"{found.source} has no NOTIFY_URLS.", state="nothing was sent.", remedy="add it (docs/setup.md)."
+        )
+    services = check_addresses(found)
+    if problems := send(found, "Kaggle Training", "This is how a message about a run arrives."):
+        raise CredentialsError(
+            "\n".join(problems), state="the other messages were sent.", remedy="correct these addresses and try again."
+        )
+    print(f"Sent to: {services}.")
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""Read and hide the credentials of a run's accounts: Google Drive or S3, GitHub, W&B.
+"""Read and hide the credentials of a run's accounts: Google Drive or S3, GitHub, W&B, and addresses for messages.
 
 Guarantees: `repr`, `str` and every error of this module hide the values. `redact` removes them from any text, by
 `redaction.py`. Cannot: hide a value that another program prints without `redact`.
@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from lib.errors import CredentialsError
 from lib.files import replacing
@@ -30,7 +30,8 @@ SERVICE_FIELDS = ("type", "client_email", "client_id", "private_key_id", "privat
 DRIVE_NAMES = ("GDRIVE_USER_CREDENTIALS", "GDRIVE_SERVICE_ACCOUNT")
 S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 S3_NAMES = (*S3_KEYS, "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION")
-ACCOUNTS = (DRIVE_NAMES, ("WANDB_API_KEY",), ("GITHUB_TOKEN",), S3_NAMES)
+MESSAGES = "NOTIFY_URLS"
+ACCOUNTS = (DRIVE_NAMES, ("WANDB_API_KEY",), ("GITHUB_TOKEN",), S3_NAMES, (MESSAGES,))
 """The keys of `secrets.json`, grouped by account."""
 NAMES = tuple(name for names in ACCOUNTS for name in names)
 SECRETS = (
@@ -42,6 +43,8 @@ SECRETS = (
     "AWS_SESSION_TOKEN",
 )
 """What is secret in an account of several fields."""
+SHORTEST_PART = 8
+"""Characters of a part of an address that is hidden; shorter ones are words such as `general`."""
 TOKEN_URI = "https://oauth2.googleapis.com/token"  # noqa: S105  a URL
 GIT_TOKEN = "KAGGLE_TRAINING_GIT_TOKEN"  # noqa: S105  the name of an environment variable
 GIT_HELPER = f'!f() {{ test "$1" = get && printf "username=x-access-token\\npassword=%s\\n" "${GIT_TOKEN}"; }}; f'
@@ -60,13 +63,16 @@ class Credentials:
     """The key in `GDRIVE_SERVICE_ACCOUNT`, as downloaded from Google; an alternative to `drive`."""
     s3: Mapping[str, str] | None = None
     """The given keys of the four `AWS_*` keys."""
+    notify_urls: tuple[str, ...] = ()
+    """The addresses of Apprise to which messages about the run are sent; each holds its own key."""
     source: str = "nowhere"
 
     @cached_property
     def _redact(self) -> Callable[[str], str]:
         accounts = (self.drive or {}, self.service_account or {}, self.s3 or {})
         keys = [value for account in accounts for name, value in account.items() if name in SECRETS]
-        return redactor([self.github_token, self.wandb_api_key, *keys])
+        parts = [part for url in self.notify_urls for part in _secret_parts(url)]
+        return redactor([self.github_token, self.wandb_api_key, *keys, *parts])
 
     def __repr__(self) -> str:
         accounts = {
@@ -75,6 +81,7 @@ class Credentials:
             "WANDB_API_KEY": self.wandb_api_key,
             "GITHUB_TOKEN": self.github_token,
             "AWS_ACCESS_KEY_ID": self.s3,
+            MESSAGES: self.notify_urls or None,
         }
         given = [name for name, value in accounts.items() if value is not None]
         return f"Credentials({', '.join(given) or 'none'} from {self.source})"
@@ -191,7 +198,8 @@ def make_credentials(values: Mapping[str, Any], source: str) -> Credentials:
     if service:
         service = {name: value for name, value in service.items() if isinstance(value, str)}
     s3 = {name: values[name] for name in S3_NAMES if name in values} or None
-    return Credentials(values.get("GITHUB_TOKEN"), values.get("WANDB_API_KEY"), drive, service, s3, source)
+    urls = tuple(_addresses(values.get(MESSAGES, ())))
+    return Credentials(values.get("GITHUB_TOKEN"), values.get("WANDB_API_KEY"), drive, service, s3, urls, source)
 
 
 ATTACH = "attach the Kaggle dataset that holds secrets.json, or name the file with -p secrets PATH."
@@ -238,9 +246,28 @@ def _check(name: str, value: object) -> Iterator[str]:
                 yield f"{name}.{key} is missing or empty"
             elif key in _FORMS and not _FORMS[key][0](text):
                 yield f"{name}.{key} is not {_FORMS[key][1]}"
+    elif name == MESSAGES:
+        given = _addresses(value) if isinstance(value, str | list) else [value]
+        if not all(isinstance(url, str) and "://" in url for url in given):
+            yield f"{name} is not a list of addresses like ntfy://TOPIC"
     # a character that HTTP headers forbid would fail late, or the client's error would show the value
     elif not isinstance(value, str) or not re.fullmatch("[!-~]([ -~]*[!-~])?", value):
         yield f"{name} is not plain text, or has spaces around it"
+
+
+def _addresses(value: Any) -> list[Any]:  # noqa: ANN401  of secrets.json
+    """Return the addresses of a list, or of a text in which spaces, lines or commas lie between them."""
+    if isinstance(value, str):
+        return re.split(r"[\s,]+(?=[a-zA-Z][\w+.-]*://)", value.strip())
+    return list(value)
+
+
+def _secret_parts(url: str) -> Iterator[str]:
+    """Yield an address and those of its parts that may be keys: services put theirs at any place."""
+    yield url
+    for part in re.split(r"[/:@?&=]+", url.partition("://")[2]):
+        if len(part) >= SHORTEST_PART and not re.fullmatch(r"[\w-]+(\.[\w-]+)+", part):  # a host is none
+            yield from {part, unquote(part)}
 
 
 def _utc(text: str) -> str | None:

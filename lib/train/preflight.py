@@ -27,6 +27,7 @@ from lib.progress import file_size
 from lib.remotes.accounts import check_drive, check_github, check_wandb
 from lib.remotes.clone import dvc_remote_kinds, find_git_remote, set_up_copy
 from lib.remotes.credentials import Credentials
+from lib.remotes.messages import check_addresses
 from lib.remotes.places import find_missing
 from lib.session import HOUR, Session
 from lib.tables import as_text, make_table
@@ -85,6 +86,7 @@ def preflight(session: Session) -> list[Line]:
         ("Drive account", _check_drive, "error"),
         ("Git account", _check_github, "warning"),  # the API's answer is only a hint; the rehearsal is the proof
         ("W&B", _check_wandb, "warning"),  # missing curves must never stop a training
+        ("messages", _check_messages, "error"),
         ("weights", _check_weights, "error"),
         ("disk", _check_disk, "error"),
         ("session", _check_session, "error"),
@@ -304,6 +306,12 @@ def _check_wandb(session: Session) -> Iterator[Line]:
         yield Line("W&B", "ok", "no WANDB_API_KEY: curves are recorded here, to be uploaded later")
     else:
         yield Line("W&B", "ok", str(check_wandb(session.credentials, session.experiment.wandb.entity)))
+
+
+def _check_messages(session: Session) -> Iterator[Line]:
+    if session.credentials.notify_urls:
+        services = check_addresses(session.credentials)
+        yield Line("messages", "ok", f"{services}; `python -m lib credentials --test-notify` sends one")
 
 
 # ── the weights ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -76,8 +76,9 @@ class Run:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of a run, with a token that must not appear anywhere."""
-    return {**os.environ, "GITHUB_TOKEN": CANARY, "COLUMNS": "200"}
+    """Return the environment of a run, with keys that must not appear anywhere, and a service that does not answer."""
+    address = f"json://127.0.0.1:9/{CANARY}?cto=1&rto=1"
+    return {**os.environ, "GITHUB_TOKEN": CANARY, "NOTIFY_URLS": address, "COLUMNS": "200"}
 
 
 def render(module: str, sandbox: Path, *parameters: str, epochs: int = 2) -> Run:
@@ -209,6 +210,7 @@ def test_run_json_records_the_origin_of_the_model(detection: Run, second_clone: 
 
 def test_the_summary_has_metrics_images_branch_and_times(detection: Run) -> None:
     """The output ends with metrics, branch and times, and the images that it names exist."""
+    assert "Warning: NOTIFY_URLS, number 1: JSON: " in detection.output
     end = detection.output[detection.output.index("is trained and published") :]
     for word in ("mAP50-95", "validation", "test", "10/10: Cleanup", "Together", "wandb sync", "dvc pull"):
         assert word in end
