@@ -8,12 +8,13 @@ the others. Cannot: guarantee that a run can clone a commit rendered with `--all
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,8 @@ def read_notebook(sources: Mapping[str, str]) -> Any:  # noqa: ANN401  nbformat 
 
     The notebooks of earlier commits have no such cell.
     """
-    import jupytext
+    with _without("jupyter_client", "tornado"):  # of its file manager for a Jupyter server
+        import jupytext
 
     story, bootstrap = SOURCES
     notebook = jupytext.reads(sources[story], fmt="py:percent")
@@ -75,30 +77,46 @@ def read_notebook(sources: Mapping[str, str]) -> Any:  # noqa: ANN401  nbformat 
     return notebook
 
 
+@contextlib.contextmanager
+def _without(*names: str) -> Iterator[None]:
+    """Let imports of these modules fail within the block: the libraries that are imported there can do without them.
+
+    Importing them takes longer than rendering a notebook.
+    """
+    hidden = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None, as the import system has it
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+
+
+def _translator() -> Any:  # noqa: ANN401  papermill has no types
+    """Return papermill's translator of parameters to Python."""
+    with _without("azure", "boto3", "gcsfs", "github", "pyarrow"):  # of its stores, which hold no notebook of ours
+        from papermill.translators import PythonTranslator
+    return PythonTranslator
+
+
 def _parameter_cell(notebook: Any) -> Any:  # noqa: ANN401
     return next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
 
 
 def parameters(notebook: Any) -> dict[str, str]:  # noqa: ANN401
     """Return the notebook's parameters as papermill reads them: {name: explaining comment}."""
-    from papermill.translators import PythonTranslator
-
-    return {found.name: found.help for found in PythonTranslator.inspect(_parameter_cell(notebook))}
+    return {found.name: found.help for found in _translator().inspect(_parameter_cell(notebook))}
 
 
 def text_parameters(notebook: Any) -> set[str]:  # noqa: ANN401
     """Return the names of the parameters whose default is a text: their values are texts, never numbers or lists."""
-    from papermill.translators import PythonTranslator
-
-    found = PythonTranslator.inspect(_parameter_cell(notebook))
+    found = _translator().inspect(_parameter_cell(notebook))
     return {each.name for each in found if isinstance(ast.literal_eval(each.default), str)}
 
 
 def bake(notebook: Any, values: Mapping[str, Any]) -> Any:  # noqa: ANN401
     """Write each value on its own line of the `parameters` cell, set Kaggle's metadata and return the notebook."""
-    from papermill.translators import PythonTranslator
-
-    cell = _parameter_cell(notebook)
+    translator, cell = _translator(), _parameter_cell(notebook)
     lines = []
     for line in cell.source.splitlines():
         name, _, comment = line.partition("  # ")
@@ -107,7 +125,7 @@ def bake(notebook: Any, values: Mapping[str, Any]) -> Any:  # noqa: ANN401
             lines.append(line)
             continue
         # papermill's own translator, so that the line equals what `papermill -p` writes
-        _, _, text = PythonTranslator.codify({name: values[name]}, "").partition("\n")
+        _, _, text = translator.codify({name: values[name]}, "").partition("\n")
         lines += [f"{text.strip()}  # {comment}"] if text.count("\n") == 1 else [f"# {comment}", text.strip()]
     cell.source = "\n".join(lines)
     accelerator = values["accelerator"]
