@@ -18,11 +18,11 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import NamedTuple
 
 from lib.data.dataset import Dataset, Prepared, write_description
 from lib.data.labels import label_path
@@ -41,50 +41,60 @@ def prepare_images(session: Session, dataset: Dataset) -> Dataset:
     Nothing is prepared if the experiment says so (`hardware.prepare_images`), or if the arrays would not fit; the
     returned dataset has the reason. Raises one `DatasetError` that names every image that cannot be read.
     """
-    begun, longest = time.monotonic(), session.experiment.training.image_size
-    links = {link: image for link, image in dataset.links.items() if image in _images(dataset)}
-    size = sum(_bytes(dataset, image, longest) for image in links.values())
+    longest = session.experiment.training.image_size
+    old, top = (session.scratch / f"{kind}-{session.experiment.module}" for kind in ("checked", "prepared"))
+    wanted = {image for split in SPLITS for image in dataset.files[split]}
+    works = [
+        _Work(link, (top / link.relative_to(old.absolute())).absolute(), image)
+        for link, image in dataset.links.items()
+        if image in wanted
+    ]
+    sizes = (shrunk(dataset.sizes[work.image], longest) for work in works)
+    size = sum(width * height * dataset.channels for width, height in sizes)
     reason = "hardware.prepare_images is never"
     if session.experiment.hardware.prepare_images == "auto":
         reason = _lack_of_room(session.scratch, size)
+    shutil.rmtree(top, ignore_errors=True)
+    if not reason:
+        try:
+            seconds = _prepare_all(dataset, works, longest, size)
+        except OSError as error:  # the disk is full all the same
+            shutil.rmtree(top, ignore_errors=True)
+            reason = f"the arrays cannot be written ({error})"
     if reason:
         print(f"Images are decoded anew in every epoch: {reason}.")
         return replace(dataset, prepared=Prepared(reason=reason))
-    top = session.scratch / f"prepared-{session.experiment.module}"
-    shutil.rmtree(top, ignore_errors=True)
-    old = dataset.data_file.with_name(f"checked-{session.experiment.module}")
-    moved = {link: (top / link.relative_to(old)).absolute() for link in links}
-    problems, bar = {}, Bar("Preparing images", len(links))
+    made = replace(dataset, links={work.target: work.image for work in works}, data_file=top / "data.yaml")
+    write_description(made, SPLITS)
+    return replace(dataset, prepared=Prepared(len(works), size, seconds, made.data_file))
+
+
+class _Work(NamedTuple):
+    """An image to prepare: its checked link, the link that the array will be beside, and the file."""
+
+    checked: Path
+    target: Path
+    image: Path
+
+
+def _prepare_all(dataset: Dataset, works: list[_Work], longest: int, size: int) -> float:
+    """Prepare the images, whose arrays have `size` bytes, and return the seconds that it took."""
+    begun, problems, bar = time.monotonic(), [], Bar("Preparing images", len(works))
     with ThreadPool(os.cpu_count()) as pool:  # OpenCV decodes and shrinks without Python's lock
-        work = partial(_prepare, longest=longest, channels=dataset.channels)
-        for number, (image, problem) in enumerate(pool.imap_unordered(work, _pairs(links, moved)), 1):
+        prepare = partial(_prepare, longest=longest, channels=dataset.channels)
+        for number, (image, problem) in enumerate(pool.imap_unordered(prepare, works), 1):
             bar.show(number)
             if problem:
-                problems[image.relative_to(dataset.folder).as_posix()] = problem
+                problems.append(f"    {image.relative_to(dataset.folder).as_posix()}: {problem}")
     seconds = time.monotonic() - begun
-    bar.end(
-        f"Prepared {len(links)} images: {file_size(size)} in {duration(seconds)} ({len(links) / seconds:.0f} images/s)"
-    )
+    done = f"{len(works)} images: {file_size(size)} in {duration(seconds)} ({len(works) / seconds:.0f} images/s)"
+    bar.end("" if problems else f"Prepared {done}")
     if problems:
         raise DatasetError(
-            f"{len(problems)} images cannot be read:\n"
-            + "\n".join(f"    {name}: {problem}" for name, problem in sorted(problems.items())),
+            "\n".join([f"{len(problems)} images cannot be read:", *sorted(problems)]),
             remedy="remove them from the dataset, or save them again as JPEG or PNG, `dvc add`, `dvc push`, commit.",
         )
-    prepared = replace(
-        dataset, links={moved[link]: image for link, image in links.items()}, data_file=top / "data.yaml"
-    )
-    write_description(prepared, SPLITS)
-    return replace(dataset, prepared=Prepared(len(links), size, seconds, prepared.data_file))
-
-
-def _images(dataset: Dataset) -> set[Path]:
-    return {image for split in SPLITS for image in dataset.files[split]}
-
-
-def _bytes(dataset: Dataset, image: Path, longest: int) -> int:
-    width, height = shrunk(dataset.sizes[image], longest)
-    return width * height * dataset.channels
+    return seconds
 
 
 def shrunk(size: Size, longest: int) -> tuple[int, int]:
@@ -106,33 +116,28 @@ def _lack_of_room(scratch: Path, size: int) -> str:
     return ""
 
 
-def _pairs(links: dict[Path, Path], moved: dict[Path, Path]) -> Iterable[tuple[Path, Path, Path]]:
-    return ((link, moved[link], image) for link, image in links.items())
-
-
-def _prepare(paths: tuple[Path, Path, Path], *, longest: int, channels: int) -> tuple[Path, str]:
+def _prepare(work: _Work, *, longest: int, channels: int) -> tuple[Path, str]:
     """Write an image's array, with links to the image and its label; return the image and why it cannot be read."""
     import cv2
     import numpy as np
 
-    checked, link, image = paths
     try:
-        pixels = read_image(image, channels)
+        pixels = read_image(work.image, channels)
     except UnreadableImage as error:
-        return image, str(error)
+        return work.image, str(error)
     size = Size(pixels.shape[1], pixels.shape[0])
     if (wanted := shrunk(size, longest)) != (size.width, size.height):
         pixels = np.atleast_3d(cv2.resize(pixels, wanted, interpolation=cv2.INTER_LINEAR))
-    for source, target in ((checked, link), (_label(checked), _label(link))):
+    for source, target in ((work.checked, work.target), (_label(work.checked), _label(work.target))):
         if source.is_symlink():
             target.parent.mkdir(parents=True, exist_ok=True)
             target.symlink_to(source.readlink())
-    array = link.with_suffix(".npy")
+    array = work.target.with_suffix(".npy")
     np.save(array, np.ascontiguousarray(pixels), allow_pickle=False)
     # the library does not use an array that is older than its image, whose time may be in the future
-    newest = max(image.stat().st_mtime_ns, array.stat().st_mtime_ns)
+    newest = max(work.image.stat().st_mtime_ns, array.stat().st_mtime_ns)
     os.utime(array, ns=(newest, newest))
-    return image, ""
+    return work.image, ""
 
 
 def _label(image: Path) -> Path:

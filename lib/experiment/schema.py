@@ -105,6 +105,8 @@ class Training(_Section):
     """Epochs without improvement after which training stops; 0 never stops early."""
     image_size: Annotated[int, Ultralytics("imgsz")] = Field(default=640, ge=32, le=4096, multiple_of=32)
     """Side of the square image in pixels."""
+    deterministic: Annotated[bool, Ultralytics()] = True
+    """Only operations with the same result each time; false is faster on GPUs, and a training cannot be repeated."""
     min_batch_size: int | None = Field(default=None, ge=1, le=4096)
     """Out of memory, training resumes with half the batch, down to this many images; null stops with an error."""
 
@@ -312,7 +314,6 @@ KEYS: Mapping[str, Key] = dict(_keys(Experiment))
 ALWAYS: Mapping[str, Any] = {
     # the default bias warm-up starts far above a small learning rate; here every rate starts at 0
     "warmup_bias_lr": 0.0,
-    "deterministic": True,
 }
 """Train arguments of ultralytics that an experiment cannot change."""
 

@@ -10,6 +10,8 @@ from lib.remotes.messages import send
 from lib.results.report import Results
 from lib.session import Session
 
+LONGEST = 1500  # characters, which every service takes; run.log has all of an error
+
 
 def tell_end(session: Session, results: Results, branch: str) -> None:
     """Send the state of a run that was published, with its metrics, branch, address on W&B, and curves."""
@@ -33,5 +35,6 @@ def tell_error(session: Session, error: BaseException) -> None:
 
 def _tell(session: Session, state: str, lines: list[str], *, picture: bool = False) -> None:
     curves = session.artifacts / "train/results.png" if picture else None
-    for problem in send(session.credentials, f"{session.name} {state}", "\n".join(filter(None, lines)), curves):
+    text = "\n".join(filter(None, lines))[:LONGEST]
+    for problem in send(session.credentials, f"{session.name} {state}", text, curves):
         print(f"Warning: {problem}", flush=True)

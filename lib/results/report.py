@@ -134,7 +134,7 @@ def _model_card(session: Session, results: Results, record: RunRecord) -> str:
         images="\n\n".join(images),
         exported=f", next to {exported}" if exported else "",
         dataset=results.dataset.describe(markdown),
-        wandb=address if address.startswith("http") else markdown(address),
+        wandb=address if address.startswith("http") else code(address),  # it holds a command to copy
         start=_start(session.experiment, results.start),
         libraries=", ".join(f"{name} {version}" for name, version in record.versions.items()),
     )

@@ -74,9 +74,10 @@ class Record(BaseModel):
 
     def differences(self, experiment: Experiment, commit: str, dataset: str) -> list[str]:
         """Return the differences between the checkpoint's training and the current one, one text each."""
-        # session settings, the description and export formats have no effect on the model
+        # these have no effect on the model
         mine, ours = (dict(flat(values)) for values in (self.experiment, experiment.model_dump(mode="json")))
-        keys = sorted(key for key in mine | ours if not key.startswith(("session.", "description", "export")))
+        without = ("session.", "description", "export", "hardware.prepare_images")
+        keys = sorted(key for key in mine | ours if not key.startswith(without))
         found = [f"{key} {mine.get(key)} → {ours.get(key)}" for key in keys if mine.get(key) != ours.get(key)]
         found += [f"the code {self.commit[:12]} → {commit[:12]}"] * (self.commit != commit)
         return found + [f"the dataset {self.dataset[:12]} → {dataset[:12]}"] * (self.dataset != dataset)

@@ -170,3 +170,18 @@ def test_nothing_is_prepared_without_room(
 def test_an_image_is_shrunk_as_the_library_rounds(size: tuple[int, int], expected: tuple[int, int]) -> None:
     """The long side becomes `image_size`, the short one is rounded up; nothing is enlarged."""
     assert shrunk(Size(*size), SIDE) == expected
+
+
+def test_a_disk_that_is_full_leaves_training_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the arrays stays, and the run goes on."""
+    import numpy as np
+
+    def save(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    session, dataset = make(tmp_path, "detection")
+    monkeypatch.setattr(np, "save", save)
+    left = prepare_images(session, dataset)
+    assert left.training_file == dataset.data_file
+    assert "No space left on device" in left.prepared.reason
+    assert not list(session.scratch.glob("prepared-*"))

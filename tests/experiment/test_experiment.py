@@ -208,6 +208,8 @@ def test_the_tags_of_an_experiment_cannot_be_changed() -> None:
         ({"export": ["onnx", "onnx"]}, ["export", "each format may be named only once"]),
         ({"wandb__tags": "one"}, ["wandb.tags", "'one'", "list"]),
         ({"wandb__tags": ["one", 2]}, ["wandb.tags.1", "2", "string"]),
+        ({"wandb__tags": ["x" * 65]}, ["wandb.tags.0", "at most 64 characters"]),
+        ({"hardware__prepare_images": "always"}, ["hardware.prepare_images", "'always'", "'auto' or 'never'"]),
         ({"seed": -1}, ["seed", "-1", "greater than or equal to 0"]),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",

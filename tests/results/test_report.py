@@ -94,3 +94,11 @@ def test_a_failed_evaluation_is_recorded_as_missing_with_its_reason(tmp_path: Pa
     assert run["state"] == "finished"
     assert run["missing"] == "not everything could be measured: the test: no such image"
     assert "the test: no such image" in card.partition("## Metrics")[0]
+
+
+def test_the_command_that_uploads_an_offline_wandb_run_can_be_copied_from_the_card(tmp_path: Path) -> None:
+    """The raw text of the card has it as the run printed it, whatever the path holds."""
+    session, results = run_in(tmp_path / "a_b*c")
+    tracking = replace(results.tracking, mode="offline")
+    write_report(session, replace(results, tracking=tracking))
+    assert f"`{tracking.address}`" in (session.artifacts / "README.md").read_text()
