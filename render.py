@@ -75,6 +75,7 @@ BY_OPTION = {"module": "the argument MODULE", "experiment": "--experiment", "acc
 @click.option(
     "--data", type=Path, metavar="DIR", help="With --run: a dataset in YOLO format, in place of the drawn one."
 )
+@click.option("--anyway", is_flag=True, help="With --push: push even if too few GPU hours are left of the week.")
 @click.option("--allow-dirty", is_flag=True, help="Render although the tree is dirty or its commit is not pushed.")
 @KAGGLE_USER
 @SECRETS_DATASET
@@ -89,6 +90,7 @@ def main(
     run: bool,
     sandbox: Path,
     data: Path | None,
+    anyway: bool,
     allow_dirty: bool,
     kaggle_user: str,
     secrets_dataset: str,
@@ -135,7 +137,8 @@ def main(
         return
     print(f"Trains:   {chosen.name} at commit {values['commit']} of {repository}")
     if push:
-        push_rendered(folder)
+        needed = 0.0 if "repository" in baked else _estimated(chosen, accelerator)  # else of another repository
+        push_rendered(folder, 0.0 if anyway else needed)
     else:
         print(ways_to_kaggle(rendered, user))
 
@@ -154,6 +157,22 @@ def unknown_or_reserved(given: Mapping[str, Any], notebook: Any) -> None:  # noq
                 f"-p {name}: the notebook has no such parameter.",
                 remedy=did_you_mean(name, known, f"known are: {', '.join(known)}."),
             )
+
+
+def _estimated(chosen: Experiment, accelerator: str) -> float:
+    """Print how long the training will take; return the GPU hours that its session needs, 0 if they are not known."""
+    from lib.errors import RunError
+    from lib.remotes.credentials import Credentials
+    from lib.results.estimate import estimate
+    from lib.sync import Refs
+
+    try:
+        found = estimate(PROJECT, Refs(PROJECT, Credentials()), chosen, accelerator)
+    except RunError as error:
+        print(f"Duration: not known, since the published runs cannot be read ({error.what})", flush=True)
+        return 0.0
+    print(f"Duration: {found or 'not known: no run like this one is published yet'}", flush=True)
+    return found.needed if found else 0.0
 
 
 def _sandbox(folder: Path, chosen: Experiment, data: Path | None) -> dict[str, str]:

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lib.errors import KaggleError, RenderError
 from lib.experiment.modules import Module
@@ -275,29 +275,48 @@ def _need(what: str, *words: str, state: str = "") -> Any:  # noqa: ANN401  JSON
         raise KaggleError(what, state=state, remedy="try again later.") from None
 
 
-def gpu_quota() -> str:
-    """Return the remaining GPU hours as text; empty if Kaggle does not report them."""
+class Quota(NamedTuple):
+    """The GPU hours that are left of the week, those of a week, and when they are renewed."""
+
+    left: float
+    total: float
+    renewed: str
+
+    def __str__(self) -> str:
+        return f"{self.left:.2f}h of {self.total:.2f}h left until {self.renewed or 'it is renewed'}"
+
+
+def gpu_quota() -> Quota | None:
+    """Return the remaining GPU hours; None if Kaggle does not report them."""
     try:
         output = _ask("quota", "--format", "json").output
         (gpu,) = [row for row in json.loads(output[output.index("[") :]) if row["resource"] == "GPU"]
-        return f"{gpu['remaining']} of {gpu['total']} left until {gpu['refreshAt'] or 'it is renewed'}"
-    except (CommandFailed, CommandTimedOut, ValueError, KeyError, TypeError):
-        return ""
+        left, total = (float(gpu[name].removesuffix("h")) for name in ("remaining", "total"))
+        return Quota(left, total, gpu["refreshAt"])
+    except (CommandFailed, CommandTimedOut, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 # ── the push ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def push_rendered(folder: Path) -> None:
+def push_rendered(folder: Path, needed: float = 0.0) -> None:
     """Push the rendered notebook in a folder, which starts its run, and print what happens and how to follow it.
 
-    Raises `KaggleError` if the push is refused by `require_pushable` or by Kaggle, or if its outcome is unknown.
+    `needed` is the number of GPU hours without which its session would leave nothing. Raises `KaggleError` if fewer are
+    left, if the push is refused by `require_pushable` or by Kaggle, or if its outcome is unknown.
     """
     metadata = json.loads((folder / "kernel-metadata.json").read_text(encoding="utf-8"))
     kernel: str = metadata["id"]
     newest = require_pushable(kernel, *metadata["dataset_sources"], say=lambda line: print(line, flush=True))
     if quota := gpu_quota():
         print(f"GPU:      {quota}", flush=True)
+        if quota.left < needed:
+            raise KaggleError(
+                f"{quota.left:.1f} GPU hours are left, and a session needs about {needed:.1f} to get beyond its newest "
+                "checkpoint.",
+                remedy=f"push when they are renewed ({quota.renewed or 'each week'}), or all the same with --anyway.",
+            )
     pushed, report = push_kernel(folder, kernel, newest)
     print(f"{report}\nFollow it with: uv run python -m lib watch {pushed}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import traceback
@@ -13,7 +14,8 @@ from pathlib import Path
 import nbformat
 import pytest
 from click.testing import CliRunner
-from conftest import ROOT
+from conftest import ROOT, copy_project, run_git
+from git_host_emulator import GitHost
 from kaggle_emulator import (
     KEY,
     LOST,
@@ -30,6 +32,7 @@ from kaggle_emulator import (
 
 from lib.cli.app import app
 from lib.errors import KaggleError, RunError
+from lib.experiment.load import load_experiment
 from lib.experiment.modules import MODULES
 from lib.kaggle.kernel import (
     client_user,
@@ -38,6 +41,7 @@ from lib.kaggle.kernel import (
     kernel_name,
     kernel_title,
     push_kernel,
+    push_rendered,
     require_pushable,
     watch_kernel,
 )
@@ -116,6 +120,58 @@ def test_one_command_renders_and_pushes(kaggle: KaggleEmulator, tmp_path: Path) 
     assert "GPU:      21.50h of 30.00h left" in done.stdout
     assert f"python -m lib watch {KERNEL}/1" in done.stdout
     assert KEY not in done.stdout + done.stderr
+
+
+def test_a_push_whose_session_would_leave_nothing_is_refused(kaggle: KaggleEmulator, tmp_path: Path) -> None:
+    """With fewer GPU hours left than an epoch needs; the remedy is to wait until a time, or `--anyway`."""
+    run_python("render.py", "detection", "--output", str(tmp_path), "--kaggle-user", USER, *GIVEN)
+    kaggle.quota = (29.6, 30.0)
+    with pytest.raises(KaggleError, match=r"0\.4 GPU hours are left, and a session needs about 0\.5") as caught:
+        push_rendered(tmp_path, 0.5)
+    assert re.search(r"renewed \(\d{4}-\d\d-\d\dT.*--anyway", caught.value.remedy)
+    assert not kaggle.pushes
+    push_rendered(tmp_path, 0.3)
+    assert len(kaggle.pushes) == 1
+
+
+def test_a_push_says_how_long_the_training_will_take(
+    kaggle: KaggleEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the published runs of its repository say; a push without the hours for an epoch needs `--anyway`."""
+    origin, clone, output = (tmp_path / name for name in ("origin.git", "clone", "out"))
+    run_git("init", "--quiet", "--bare", "--initial-branch=main", origin, cwd=tmp_path)
+    run_git("clone", "--quiet", origin, clone, cwd=tmp_path)
+    copy_project(clone)
+    run_git("push", "--quiet", "origin", "HEAD:main", cwd=clone)
+    branch = "kaggle-train-detection-exp001-yolo11s-baseline-20260102-030405"
+    values = load_experiment(clone / "experiments/001_det_baseline.yaml").model_dump(mode="json")
+    record = {
+        "branch": branch, "commit": COMMIT, "experiment": values, "seconds": {"training": 36000.0},
+        "machine": {"kaggle": True, "gpus": [{"name": "Tesla T4", "memory": 15360}] * 2},
+    }  # fmt: skip
+    made = clone / "artifacts/detection/exp001_yolo11s_baseline"
+    (made / "train").mkdir(parents=True)
+    (made / "run.json").write_text(json.dumps(record))
+    (made / "train/metrics.json").write_text('{"epochs": 100}')
+    run_git("add", "--all", cwd=clone)
+    run_git("commit", "--quiet", "--message=run", cwd=clone)
+    run_git("push", "--quiet", "origin", f"HEAD:{branch}", cwd=clone)
+    run_git("reset", "--quiet", "--hard", "origin/main", cwd=clone)
+    for name, value in {"COUNT": "1", "KEY_0": "http.proxy", "VALUE_0": ""}.items():
+        monkeypatch.setenv(f"GIT_CONFIG_{name}", value)  # the proxy leads to Kaggle alone
+    kaggle.quota = (29.95, 30.0)
+    with GitHost(tmp_path / "host") as host:
+        run_git("remote", "set-url", "origin", host.add_repository("me/training", origin, public=True), cwd=clone)
+        command = [sys.executable, "render.py", "detection", "--push", "--output", str(output)]
+        refused, pushed = (
+            subprocess.run([*command, *more], cwd=clone, capture_output=True, text=True, timeout=300)
+            for more in ([], ["--anyway"])
+        )
+    assert f"Duration: about 10.0 GPU hours in 1 session: 100 epochs of 6 min 00 s (as in {branch})" in refused.stdout
+    assert refused.returncode == 1
+    assert "a session needs about 0.1 to get beyond its newest checkpoint" in refused.stderr
+    assert pushed.returncode == 0, pushed.stderr
+    assert len(kaggle.pushes) == 1
 
 
 def test_pushing_and_running_here_exclude_each_other(tmp_path: Path) -> None:
@@ -363,7 +419,7 @@ def test_warnings_of_the_client_are_shown(kaggle: KaggleEmulator, tmp_path: Path
 def test_an_unknown_quota_is_left_out(kaggle: KaggleEmulator) -> None:
     """A push does not need the quota."""
     kaggle.quota = None
-    assert gpu_quota() == ""
+    assert gpu_quota() is None
 
 
 @pytest.mark.parametrize(
