@@ -27,8 +27,10 @@ def watch(project: Project, *, experiment: str, kaggle_user: str, every: float) 
     """
     from lib.experiment.load import load_experiment
     from lib.experiment.modules import find_module
-    from lib.kaggle.kernel import client_user, kernel_name, watch_kernel
+    from lib.kaggle.client import client_user
+    from lib.kaggle.kernel import kernel_name
     from lib.kaggle.notebook import configured_user
+    from lib.kaggle.watch import watch_kernel
 
     kernel = experiment
     is_file = experiment.endswith((".yaml", ".yml"))

@@ -1,56 +1,34 @@
-"""Push a rendered notebook to Kaggle (a "kernel" there) and follow its run to the end, with the kaggle client.
+"""Push a rendered notebook to Kaggle (a "kernel" there), with the kaggle client.
 
 Every experiment has a kernel of its own, and every push makes a version of it, whose run is the version's session.
 
 Guarantees: no push overwrites a public kernel, attaches a public or unfinished secrets dataset, or starts a second
-session of a kernel. Success of a push or a run is read from the client's output, because the client exits with 0 even
-after failures. A version is followed alone, whatever is pushed meanwhile. A key is never shown. Cannot: detect the
-collaborators who can see a private kernel, or a push of the same kernel by another machine in the same seconds.
-
-The client runs as a subprocess: inside this process it could not be given a time limit, and it could exit the process.
-The client itself decides which key it uses (`KAGGLE_API_TOKEN`, `KAGGLE_USERNAME` and `KAGGLE_KEY`, `kaggle.json`, …).
+session of a kernel. Success is read from the client's output, because it exits with 0 even after failures. Cannot:
+detect the collaborators who can see a private kernel, or a push of the same kernel by another machine in the same
+seconds.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import json
-import os
 import re
-import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from datetime import timedelta
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lib.errors import KaggleError, RenderError
 from lib.experiment.modules import Module
-from lib.kaggle.notebook import KAGGLE_WORDS, account_file
-from lib.process import MINUTE, CommandFailed, CommandTimedOut, Completed, FollowedCommand, run_command
-from lib.remotes.credentials import Credentials
+from lib.kaggle.client import ask, client_user, message, need, question
+from lib.kaggle.notebook import KAGGLE_WORDS
+from lib.process import MINUTE, CommandFailed, CommandTimedOut
 
-PYTHON = (sys.executable, "-P")
-CLIENT = (*PYTHON, "-m", "kaggle", "--no-warn")
-QUESTIONS = (*PYTHON, str(Path(__file__).with_name("questions.py")))
-ENVIRONMENT = {"VERBOSE": "", "VERBOSE_OUTPUT": ""}
-"""The client's environment; danger: with `VERBOSE` set, the client prints every request, including the key."""
-SETTINGS = "https://www.kaggle.com/settings/api"
 LONGEST_TITLE = 50  # characters that Kaggle accepts
-PATIENCE = 30 * MINUTE  # without a reply of Kaggle, after which a run is no longer followed
-STILL = 10 * MINUTE  # without a new line, after which the log's connection is opened again
 PROCESSING = 5 * MINUTE  # that a push waits for a new version of the secrets dataset
 POLL = 10.0  # seconds between two questions while a push waits
 SETTLING = 6  # questions for the newest version after a push without an answer
-DRAIN = 10.0  # seconds to wait for remaining log lines when a run has ended
-TAIL = 50  # last lines to show of the log if the run had already ended
-UNFOLLOWED = "nothing is followed."
-UNKNOWN = ("not found", "retrying")
-ENDS = {"complete": "complete", "error": "error", "cancelacknowledged": "cancelled"}
-"""Final states of a run: the client's word and ours."""
 ACTIVE = {"queued": "queued", "running": "running", "cancelrequested": "being cancelled"}
 """The states of a run that uses a GPU session, or soon will."""
 RETIRED = {"p100": "Kaggle has retired the P100: a push would run on T4 x2."}
@@ -94,70 +72,6 @@ def kernel_metadata(about: Module, key: str, accelerator: str, user: str, datase
     }
 
 
-# ── the client ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _environment() -> dict[str, str]:
-    """Return what is added to the client's environment."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        text = account_file().read_text(encoding="utf-8")
-        # the client takes a file that begins with a byte order mark for none
-        if text.startswith("\ufeff") and not {"KAGGLE_API_TOKEN", "KAGGLE_KEY"} & set(os.environ):
-            account = json.loads(text[1:])
-            return ENVIRONMENT | {"KAGGLE_USERNAME": account["username"], "KAGGLE_KEY": account["key"]}
-    return ENVIRONMENT
-
-
-def _ask(*words: str | Path, program: tuple[str, ...] = CLIENT, timeout: float = MINUTE) -> Completed:
-    """Run a command of the kaggle client, or another program that uses its key, and return its output.
-
-    Raises `KaggleError` without a client or a valid key, else the errors of `run_command`.
-    """
-    if importlib.util.find_spec("kaggle") is None:
-        raise KaggleError(
-            "the kaggle client is not installed.",
-            state="no request was sent to Kaggle.",
-            remedy="run this with `uv run`, which installs it, or `pip install kaggle`.",
-        )
-    try:
-        env, redact = _environment(), Credentials().redact
-        return run_command([*program, *words], env=env, timeout=timeout, redact=redact)
-    except CommandFailed as failed:
-        # the client prints this both without a key and for a key that Kaggle rejects
-        if "Authentication required" in failed.answer.output:
-            raise KaggleError(
-                "the kaggle client has no key, or Kaggle rejects the one it has.",
-                state="nothing was done on Kaggle.",
-                remedy=f"make a token at {SETTINGS} and set KAGGLE_API_TOKEN to it, or `uv run kaggle auth login`.",
-            ) from None
-        errors = _without_frames(failed.answer.errors)
-        if "Invalid header value" in errors or "codec can't encode" in errors:
-            raise KaggleError(
-                "the kaggle client's key holds a line break, or a character that no key has.",
-                state="no request was sent to Kaggle.",
-                remedy="write it alone and in one line (KAGGLE_API_TOKEN, ~/.kaggle/access_token or kaggle.json).",
-            ) from None
-        raise CommandFailed(failed.command, replace(failed.answer, errors=errors)) from None
-
-
-def _without_frames(errors: str) -> str:
-    """Return an error output in which a Python traceback is its last part, the error itself."""
-    before, found, trace = errors.rpartition("Traceback (most recent call last):\n")
-    return "".join(line for line in trace.splitlines(True) if not line.startswith(" ")) if found else before + trace
-
-
-def _message(failed: CommandFailed | CommandTimedOut) -> str:
-    """Return the client's error message without the command line."""
-    if isinstance(failed, CommandTimedOut):
-        return failed.what
-    return (failed.answer.errors.strip() or failed.answer.output.strip() or failed.what)[-1000:]
-
-
-def _question(*words: str) -> Any:  # noqa: ANN401  JSON
-    """Return the answer of `questions.py`; None for an object that is missing or that the key may not read."""
-    return json.loads(_ask(*words, program=QUESTIONS).output.splitlines()[-1])  # below warnings of the client's
-
-
 # ── before a push ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -185,18 +99,6 @@ def pushing_user(given: str, repository: str) -> str:
     return given or own
 
 
-def client_user() -> str:
-    """Return the user name that the client's key belongs to. Raises `KaggleError` if it is unknown."""
-    found = re.search(r"^- username: (?!None$)(\S+)$", _ask("config", "view").output, re.MULTILINE)
-    if found is None:
-        raise KaggleError(
-            "the kaggle client has a key, but does not report whose.",
-            state="nothing was done on Kaggle.",
-            remedy="set KAGGLE_USERNAME.",
-        )
-    return found[1]
-
-
 def require_pushable(kernel: str, dataset: str, *, say: Callable[[str], None]) -> int:
     """Return the newest version of `kernel`, 0 if there is none yet; wait for a dataset that is still being processed.
 
@@ -208,7 +110,7 @@ def require_pushable(kernel: str, dataset: str, *, say: Callable[[str], None]) -
             f"--secrets-dataset {dataset!r} is not the name of a Kaggle dataset.",
             remedy="give it as OWNER/SLUG, as in its address.",
         )
-    found = _need(f"the state of {kernel}", "kernel", kernel)
+    found = need(f"the state of {kernel}", "kernel", kernel)
     if found is not None:
         _require_idle(kernel, found)
     _require_secrets(dataset, say)
@@ -233,7 +135,7 @@ def _require_idle(kernel: str, found: dict[str, Any]) -> None:
 
 def _require_secrets(dataset: str, say: Callable[[str], None]) -> None:
     until, last = time.monotonic() + PROCESSING, ""
-    while (found := _need(f"the state of the dataset {dataset}", "dataset", dataset)) and found["is_private"]:
+    while (found := need(f"the state of the dataset {dataset}", "dataset", dataset)) and found["is_private"]:
         state = found["state"]
         if state == "ready":
             break
@@ -266,15 +168,6 @@ def _require_secrets(dataset: str, say: Callable[[str], None]) -> None:
         )
 
 
-def _need(what: str, *words: str, state: str = "") -> Any:  # noqa: ANN401  JSON
-    """Return the answer to a question. Raises `KaggleError` if Kaggle does not answer."""
-    try:
-        return _question(*words)
-    except (CommandFailed, CommandTimedOut) as failed:
-        what = f"Kaggle does not report {what}: {_message(failed)}"
-        raise KaggleError(what, state=state, remedy="try again later.") from None
-
-
 class Quota(NamedTuple):
     """The GPU hours that are left of the week, those of a week, and when they are renewed."""
 
@@ -289,7 +182,7 @@ class Quota(NamedTuple):
 def gpu_quota() -> Quota | None:
     """Return the remaining GPU hours; None if Kaggle does not report them."""
     try:
-        output = _ask("quota", "--format", "json").output
+        output = ask("quota", "--format", "json").output
         (gpu,) = [row for row in json.loads(output[output.index("[") :]) if row["resource"] == "GPU"]
         left, total = (float(gpu[name].removesuffix("h")) for name in ("remaining", "total"))
         return Quota(left, total, gpu["refreshAt"])
@@ -328,9 +221,9 @@ def push_kernel(folder: Path, kernel: str, newest: int) -> tuple[str, str]:
     without the secrets dataset.
     """
     try:
-        answer = _ask("kernels", "push", "-p", folder, timeout=5 * MINUTE)
+        answer = ask("kernels", "push", "-p", folder, timeout=5 * MINUTE)
     except (CommandFailed, CommandTimedOut) as failed:
-        return _settle(kernel, newest, _message(failed))
+        return _settle(kernel, newest, message(failed))
     lines = [line for line in (answer.output + answer.errors).splitlines() if line.strip()]
     done = re.search(r"Kernel version (?:(\S+) )?successfully pushed\..*?(https?://\S+)", answer.output)
     if done is None:
@@ -366,7 +259,7 @@ def _settle(kernel: str, newest: int, message: str) -> tuple[str, str]:
         time.sleep(POLL if attempt else 0)
         is_known = False  # the last answer counts: an accepted version may appear late
         with contextlib.suppress(CommandFailed, CommandTimedOut, KaggleError):
-            version = (_question("kernel", kernel, "newest") or {"newest": 0})["newest"]
+            version = (question("kernel", kernel, "newest") or {"newest": 0})["newest"]
             is_known = True
             if version > newest:
                 lost = f"Kaggle's answer was lost ({message.splitlines()[0]}); version {version} is new."
@@ -385,173 +278,3 @@ def _settle(kernel: str, newest: int, message: str) -> tuple[str, str]:
         remedy="correct what the message names; if it names nothing, push again in some minutes: Kaggle limits how "
         "often that is possible.",
     )
-
-
-# ── its run ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class _Log:
-    """A kernel's log that yields each line once, although the client restarts at the first line on each connection."""
-
-    def __init__(self, kernel: str) -> None:
-        self.kernel = kernel
-        self._client: FollowedCommand | None = None
-        self._active_at = 0.0
-        self._at, self._shown = 0, 0
-
-    def new_lines(self, wait: float) -> Iterator[str]:
-        """Yield the new lines of the next `wait` seconds; ends earlier if the client considers the log complete."""
-        # a connection lost while the machine was asleep would stay silent forever
-        if self._client is None or self._client.has_ended or time.monotonic() - self._active_at > STILL:
-            self.close()
-            command = [*CLIENT, "kernels", "logs", "--follow", self.kernel]
-            self._client = FollowedCommand(command, env=_environment(), redact=Credentials().redact)
-            self._active_at, self._at = time.monotonic(), 0
-        for line in self._client.lines(wait):
-            self._active_at = time.monotonic()
-            yield from self._if_new(line)
-
-    def rest(self) -> Iterator[str]:
-        """Yield the lines of an ended run's log that were not yielded before."""
-        try:
-            text = _ask("kernels", "logs", self.kernel, timeout=5 * MINUTE).output
-        except (CommandFailed, CommandTimedOut) as failed:
-            yield f"Kaggle does not return the log: {_message(failed)}"
-            return
-        self._at = 0
-        for line in _lines_of_log(text):
-            yield from self._if_new(line)
-
-    def _if_new(self, line: str) -> Iterator[str]:
-        self._at += 1
-        if self._at > self._shown:
-            self._shown = self._at
-            yield line.rpartition("\r")[2]  # the last state of a self-overwriting progress bar
-
-    def close(self) -> None:
-        """Stop the client's subprocess."""
-        if self._client is not None:
-            self._client.close()
-
-
-def _lines_of_log(text: str) -> list[str]:
-    """Return the lines of a log in Kaggle's stored form: the streamed events as JSON."""
-    try:
-        events = [str(event["data"]) for event in json.loads(text) if event.get("data") is not None]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return text.strip().splitlines()
-    return "".join(data if data.endswith("\n") else f"{data}\n" for data in events).split("\n")[:-1]
-
-
-def watch_kernel(kernel: str, *, every: float, say: Callable[[str], None]) -> str | None:
-    """Follow one version of a kernel to the end of its run and return the branch it published.
-
-    `kernel` is OWNER/SLUG, which means the version that is the newest now, or OWNER/SLUG/VERSION. Polls the state every
-    `every` seconds and passes new states and log lines to `say`. The returned branch is the last one in the log, None
-    if it names none. Raises `KaggleError` if the run fails or is cancelled, if the kernel or version does not exist or
-    is deleted, and if Kaggle does not answer for `PATIENCE` seconds.
-    """
-    kernel, version, found = _find_version(kernel)
-    name = f"{kernel}/{version}"
-    say(f"Following version {version} of {kernel}: https://www.kaggle.com/code/{kernel}")
-    begun, was_running, shown, state, reason = time.monotonic(), False, "", "", ""
-    lines: list[str] = []
-
-    def say_state(state: str, reason: str) -> None:
-        passed = timedelta(seconds=int(time.monotonic() - begun))
-        say(f"[{passed!s:0>8}] {ENDS.get(state, state)}{reason and f': {reason}'}")
-
-    with contextlib.closing(_Log(name)) as log:
-        for state, reason in _states(kernel, version, found, every, say):
-            if state in ENDS:
-                break
-            if state != shown:
-                say_state(state, reason)
-                shown = state
-            if state != "queued":
-                was_running = True
-                for line in log.new_lines(every):
-                    say(line)
-                    lines.append(line)
-        # the stream may end before the stored log is complete, and the reverse
-        last = [*(log.new_lines(DRAIN) if was_running else ()), *log.rest()]
-    if not was_running and len(last) > TAIL:
-        say(f"The last {TAIL} of {len(last)} lines of its log:")
-    for line in last if was_running else last[-TAIL:]:
-        say(line)
-    say_state(state, reason)
-    if state != "complete":
-        raise KaggleError(
-            f"the run of {name} ended as: {ENDS[state]}{f' ({reason})' if reason else ''}.",
-            state="its log is above; `python -m lib status` shows the checkpoints that it uploaded.",
-            remedy="correct what the log reports and push again: the run resumes from its newest checkpoint.",
-        )
-    branches = re.findall(r"\bkaggle-train-[\w.-]+-\d{8}-\d{6}\b", "\n".join(lines + last))
-    return branches[-1] if branches else None
-
-
-def _find_version(name: str) -> tuple[str, int, dict[str, Any]]:
-    """Return the kernel, the version that OWNER/SLUG or OWNER/SLUG/VERSION names, and its state.
-
-    Raises `KaggleError`, also if Kaggle does not answer.
-    """
-    named = re.fullmatch(r"([^/\s]+/[^/\s]+?)(?:/v?([1-9]\d*))?/?", name)
-    if named is None:
-        raise KaggleError(
-            f"{name!r} is not the name of a kernel.",
-            state=UNFOLLOWED,
-            remedy="give OWNER/SLUG or OWNER/SLUG/VERSION, as in its address, or an experiment's file.",
-        )
-    kernel, given = named.groups()
-    found = _need(f"the state of {kernel}", "kernel", kernel, given or "newest", state=UNFOLLOWED)
-    if found is None:
-        raise KaggleError(
-            f"there is no kernel {kernel} on Kaggle that this key may read.",
-            state=UNFOLLOWED,
-            remedy="push it first (render.py MODULE --push), or name its owner with --kaggle-user.",
-        )
-    version = int(given or found["newest"])
-    if version > found["newest"]:
-        raise KaggleError(
-            f"version {version} of {kernel} does not exist.",
-            state=UNFOLLOWED,
-            remedy=f"name another one; the newest is {kernel}/{found['newest']}.",
-        )
-    return kernel, version, found
-
-
-def _states(
-    kernel: str, version: int, found: dict[str, Any], every: float, say: Callable[[str], None]
-) -> Iterator[tuple[str, str]]:
-    """Yield the state of a version and its reason, first of the answer `found`, then every `every` seconds."""
-    state, reason = found["states"].get(str(version), UNKNOWN)
-    newest, missing = found["newest"], 0
-    answered_at = now = time.monotonic()
-    while True:
-        yield state, reason
-        time.sleep(max(0.0, every - (time.monotonic() - now)))
-        now = time.monotonic()
-        try:
-            found = _question("kernel", kernel, str(version)) or {"newest": 0, "states": {}}
-        except (CommandFailed, CommandTimedOut) as failed:
-            if now - answered_at > PATIENCE:
-                raise KaggleError(
-                    f"Kaggle does not answer: {_message(failed)}",
-                    state="the run continues, but is no longer followed.",
-                    remedy=f"follow it again later, or look at https://www.kaggle.com/code/{kernel}.",
-                ) from None
-            state, reason = "no answer", f"{_message(failed).splitlines()[0]}; retrying"
-            continue
-        answered_at = now
-        state, reason = found["states"].get(str(version), UNKNOWN)
-        missing = missing + 1 if (state, reason) == UNKNOWN else 0
-        if missing > 1:  # the first may be an error of Kaggle's, or a version that was pushed just now
-            raise KaggleError(
-                f"Kaggle has no run of version {version} of {kernel}: the kernel was deleted, which ended its runs, or "
-                "the version was saved without running it.",
-                state="the log is gone; `python -m lib status` shows the checkpoints that a run uploaded.",
-                remedy="push again: the run resumes from its newest checkpoint.",
-            )
-        if found["newest"] > newest:
-            newest = found["newest"]
-            say(f"Version {newest} was pushed meanwhile; this follows version {version}.")

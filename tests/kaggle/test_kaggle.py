@@ -34,8 +34,8 @@ from lib.cli.app import app
 from lib.errors import KaggleError, RunError
 from lib.experiment.load import load_experiment
 from lib.experiment.modules import MODULES
+from lib.kaggle.client import client_user
 from lib.kaggle.kernel import (
-    client_user,
     gpu_quota,
     kernel_metadata,
     kernel_name,
@@ -43,9 +43,9 @@ from lib.kaggle.kernel import (
     push_kernel,
     push_rendered,
     require_pushable,
-    watch_kernel,
 )
 from lib.kaggle.notebook import configured_user
+from lib.kaggle.watch import watch_kernel
 
 KEY_OF_EXPERIMENT = "detection-exp001-yolo11s-baseline"
 KERNEL = f"{USER}/train-{KEY_OF_EXPERIMENT}"
@@ -564,7 +564,7 @@ def test_a_log_that_only_the_stream_returned_is_complete(kaggle: KaggleEmulator)
 @pytest.mark.slow
 def test_following_ends_if_kaggle_does_not_answer(kaggle: KaggleEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """After `PATIENCE` seconds without a reply the run is no longer followed, and continues."""
-    monkeypatch.setattr("lib.kaggle.kernel.PATIENCE", 1.0)
+    monkeypatch.setattr("lib.kaggle.watch.PATIENCE", 1.0)
     kaggle.add_fault("GetKernelSessionStatus", Fault(), times=99, after=1)
     with pytest.raises(KaggleError, match="does not answer") as caught:
         follow(kaggle, Act("RUNNING"))
