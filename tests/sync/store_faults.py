@@ -1,7 +1,8 @@
 """Drive and S3 for the fault suite: their content, seen from the store's side, and requests that fail.
 
-One `DvcRemote` of `faults.py` for each emulator. Uploads are sent in pieces here, although the models are small, so
-that they can break in the middle. With an `on_the_wire` fault the Nth call is the Nth HTTP request to the store.
+One `DvcRemote` of `faults.py` for each emulator. Uploads to Drive are sent in pieces here, although the models are
+small, so that they can break in the middle. With an `on_the_wire` fault the Nth call is the Nth HTTP request to the
+store.
 
 Cannot break what the emulators do not emulate: a store that answers from an older state, or two concurrent requests.
 """
@@ -24,11 +25,9 @@ from publications import drive_client
 from s3_emulator import S3Emulator
 
 from lib.sync.stores import gdrive as drive_module
-from lib.sync.stores import s3 as s3_module
 
 BUCKET = "bucket"
 PIECE = 2000  # bytes: a model of 5000 makes two whole pieces and a rest
-UNFINISHED = "is not finished"
 
 
 class DriveRemote(DvcRemote):
@@ -84,7 +83,7 @@ class S3Remote(DvcRemote):
 
     def __init__(self, s3: S3Emulator) -> None:
         self._s3 = s3
-        self._kept: tuple[dict[str, list[Any]], dict[str, Any]] = ({}, {})
+        self._kept: dict[str, list[Any]] = {}
 
     @property
     def _bucket(self) -> Any:
@@ -96,30 +95,20 @@ class S3Remote(DvcRemote):
         """Do nothing: the address is committed, and the keys are in the environment."""
 
     def copies(self) -> Copies:
-        """Return every version of every object, delete markers too, and the parts of every unfinished upload."""
-        bucket = self._bucket
-        found = {
-            key.removeprefix("dvc/"): {
-                _identity(item): getattr(item, "value", b"") for item in bucket.keys.getlist(key)
-            }
-            for key in list(bucket.keys)
+        """Return every version of every object, delete markers too."""
+        keys = self._bucket.keys
+        return {
+            key.removeprefix("dvc/"): {_identity(item): getattr(item, "value", b"") for item in keys.getlist(key)}
+            for key in list(keys)
         }
-        for name, upload in bucket.multiparts.items():
-            # an upload without a part stores nothing, costs nothing, and is visible only in a listing of uploads
-            if upload.parts:
-                content = b"".join(part.value for part in upload.parts.values())
-                found[f"{upload.key_name.removeprefix('dvc/')} {UNFINISHED}"] = {name: content}
-        return found
 
     def full_state(self) -> object:
-        """Return every version of every object, and every unfinished upload, also those without a part."""
-        bucket = self._bucket
-        objects = {
-            key: [(type(item).__name__, getattr(item, "value", b"")) for item in bucket.keys.getlist(key)]
-            for key in list(bucket.keys)
-        }
-        uploads = [(each.key_name, [part.value for part in each.parts.values()]) for each in bucket.multiparts.values()]
-        return sorted(objects.items()), sorted(uploads)
+        """Return every version of every object."""
+        keys = self._bucket.keys
+        return sorted(
+            (key, [(type(item).__name__, getattr(item, "value", b"")) for item in keys.getlist(key)])
+            for key in list(keys)
+        )
 
     def put(self, path: str, content: bytes) -> None:
         """Store an object as another client would."""
@@ -127,26 +116,23 @@ class S3Remote(DvcRemote):
 
     def clear(self, *, cold: bool = False) -> None:  # noqa: ARG002
         """Empty the bucket."""
-        self._fill({}, {})
+        self._fill({})
 
     def keep(self) -> None:
-        """Save a copy of objects and uploads."""
-        bucket = self._bucket
-        versions = {key: bucket.keys.getlist(key) for key in list(bucket.keys)}
-        self._kept = copy.deepcopy((versions, dict(bucket.multiparts)))
+        """Save a copy of the objects."""
+        keys = self._bucket.keys
+        self._kept = copy.deepcopy({key: keys.getlist(key) for key in list(keys)})
 
     def restore(self) -> None:
-        """Restore objects and uploads."""
-        self._fill(*copy.deepcopy(self._kept))
+        """Restore the objects."""
+        self._fill(copy.deepcopy(self._kept))
 
-    def _fill(self, versions: dict[str, list[Any]], uploads: dict[str, Any]) -> None:
-        bucket = self._bucket
-        for key in list(bucket.keys):
-            bucket.keys.pop(key)
+    def _fill(self, versions: dict[str, list[Any]]) -> None:
+        keys = self._bucket.keys
+        for key in list(keys):
+            keys.pop(key)
         for key, items in versions.items():
-            bucket.keys.setlist(key, items)
-        bucket.multiparts.clear()
-        bucket.multiparts.update(uploads)
+            keys.setlist(key, items)
 
     @contextlib.contextmanager
     def requests(self, decide: Decide, /) -> Iterator[None]:
@@ -179,10 +165,9 @@ def drive_remote(stores: Stores) -> Iterator[DvcRemote]:
 
 
 @contextlib.contextmanager
-def s3_remote(stores: Stores, *, versions: bool = False, parts: bool = True) -> Iterator[DvcRemote]:
-    """Yield a bucket as the DVC remote of the clones of `stores`; a model is sent in parts, or in one request."""
+def s3_remote(stores: Stores, *, versions: bool = False) -> Iterator[DvcRemote]:
+    """Yield a bucket as the DVC remote of the clones of `stores`."""
     from botocore.loaders import create_loader
-    from moto.s3 import models
 
     async def no_sleep(*_: object) -> None:
         """Retry at once."""
@@ -191,10 +176,6 @@ def s3_remote(stores: Stores, *, versions: bool = False, parts: bool = True) -> 
         patch.setattr("aiobotocore.endpoint.AioEndpoint._sleep", no_sleep)
         # the description of S3 is a large file, which every client would read again
         patch.setattr("botocore.session.create_loader", functools.cache(create_loader))
-        if parts:
-            patch.setattr(s3_module, "WHOLE", PIECE)
-            patch.setattr(s3_module, "PART", PIECE)
-            patch.setattr(models, "S3_UPLOAD_PART_MIN_SIZE", PIECE)
         s3.make_bucket(BUCKET, versions=versions)
         s3.configure_clone(stores.clone, BUCKET)
         _commit_the_address(stores)

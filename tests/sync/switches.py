@@ -106,11 +106,6 @@ def deletes_every_copy(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(store, "delete", delete_all)
 
 
-def leaves_parts(patch: pytest.MonkeyPatch) -> None:
-    """Leave the parts of a dead run's upload on S3."""
-    patch.setattr(S3Objects, "_abort", lambda *_: None)
-
-
 def relies_on_others(patch: pytest.MonkeyPatch) -> None:
     """Rely on a copy that another run may still delete."""
     patch.setattr(publish_module._Publishing, "_is_declared_by_others", lambda *_: False)

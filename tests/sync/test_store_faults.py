@@ -30,7 +30,6 @@ Row = tuple[str, s.Scenario, f.Kind]
 PLACES: dict[str, Place] = {
     "drive": store_faults.drive_remote,
     "s3": store_faults.s3_remote,
-    "s3 in one request": partial(store_faults.s3_remote, parts=False),
     "s3 with versions": partial(store_faults.s3_remote, versions=True),
 }
 
@@ -77,7 +76,6 @@ REQUESTS = [
     *rows(BOTH, s.INTERRUPTED, store_faults.NO_ANSWER, store_faults.DIES_AFTER_A_REQUEST),
     *rows(["drive"], s.RECOVERY, store_faults.DENIED_ON_DRIVE),
     *rows(["s3"], s.RECOVERY, store_faults.DENIED_ON_S3),
-    *rows(["s3 in one request"], s.ALONE, store_faults.NO_ANSWER, store_faults.DENIED_ON_S3),
     *rows(["s3 with versions"], s.ALONE, store_faults.NO_ANSWER, store_faults.DIES_BEFORE_A_REQUEST),
 ]
 QUICK = {
@@ -122,17 +120,11 @@ def test_a_fault_at_any_request_to_a_store_ends_in_all_or_nothing(
         assert_no_findings(stores, scenario, kind, sweeps, remote=remote)
 
 
-def sends_an_object(call: f.Call) -> bool:
-    """Return whether the request contains a piece of a model."""
-    return call.name.startswith("PUT") and "kaggle-training" not in call.words[0]
-
-
 RULES: list[tuple[switches.Switch, str, s.Scenario, f.Kind]] = [
     (switches.declares_nothing, "drive", s.ALONE, replace(f.DIES, applies=f.creates_a_branch)),
     (switches.deletes_every_copy, "drive", s.refused(s.STRANGER), replace(f.ONCE, applies=f.is_deletion)),
     (switches.deletes_every_copy, "s3", s.refused(s.STRANGER), replace(f.ONCE, applies=f.is_deletion)),
     (switches.does_not_verify, "s3", s.ALONE, f.LIES),
-    (switches.leaves_parts, "s3", s.ALONE, replace(store_faults.DIES_AFTER_A_REQUEST, applies=sends_an_object)),
 ]
 
 

@@ -32,7 +32,6 @@ from s3_emulator import S3Emulator
 from lib.errors import DvcPushError
 from lib.process import SILENCE
 from lib.sync.stores import gdrive as drive_module
-from lib.sync.stores import s3 as s3_module
 from lib.sync.stores.base import FLAT, Store, StoredCopy, mismatch, open_store
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of DVC's own
@@ -174,22 +173,16 @@ def drive_backend(folder: Path, drive: DriveEmulator) -> Backend:
 
 
 def s3_backend(folder: Path, s3: S3Emulator, *, versions: bool) -> Backend:
-    """Return a bucket as DVC remote; its remains are those of an upload in parts."""
+    """Return a bucket as DVC remote; an upload is one request, which leaves nothing."""
     clone, bucket = new_clone(folder / "clone"), "versions" if versions else "plain"
     s3.make_bucket(bucket, versions=versions)
     s3.configure_clone(clone, bucket)
-
-    def leave(store: Store, blob: Blob, identity: str) -> None:
-        with pytest.MonkeyPatch.context() as patch, faulty(s3, "partNumber|^DELETE", "denied"):
-            patch.setattr(s3_module, "WHOLE", 0)
-            with pytest.raises(DvcPushError):
-                store.create(blob.key, blob.path, identity)
 
     return Backend(
         bucket,
         clone,
         cut_uploads=lambda: faulty(s3, "^PUT ", "cut body"),
-        leave_remains=leave,
+        leave_remains=lambda _store, _blob, _identity: None,
         has_remains=lambda blob: any(blob.key in key for key in (*s3.remains(bucket), *s3.files(bucket))),
     )
 
@@ -372,7 +365,7 @@ class TestContract:
         """Any machine may do so, several times; another identity's remains stay, and a flat file's are listed."""
         blob, (dead, alive) = make(flat=flat), store.new_identities(2)
         backend.leave_remains(store, blob, dead)
-        leaves = backend.kind != "drive"
+        leaves = backend.kind == "folder"
         assert backend.has_remains(blob) is leaves
         assert other.find(blob.key) == other.look([blob.oid]).get(blob.oid, []) == []
         listed = {name: [copy.identity for copy in copies] for name, copies in other.flat(blob.key).items()}
@@ -1016,13 +1009,6 @@ with_versions = pytest.mark.parametrize("bucket", [True], indirect=True, ids=["v
 both = pytest.mark.parametrize("bucket", [False, True], indirect=True, ids=["plain", "versions"])
 
 
-@pytest.fixture
-def in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Send files of more than 1 MiB in parts."""
-    monkeypatch.setattr(s3_module, "WHOLE", 2**20)
-    monkeypatch.setattr(s3_module, "PART", 5 * 2**20)
-
-
 class TestS3:
     """Claims on S3 alone."""
 
@@ -1062,14 +1048,6 @@ class TestS3:
             for _ in range(2):
                 bucket.store.delete(blob.key, identity)
         assert bucket.versions() == ([], [])
-
-    @with_versions
-    @pytest.mark.usefixtures("in_parts")
-    def test_the_note_of_an_upload_in_parts_leaves_no_versions(self, bucket: Bucket, make: Make) -> None:
-        """The bucket contains the object's version and nothing else, not even a delete marker."""
-        send(bucket.store, make(2**20 + 1))
-        versions, markers = bucket.versions()
-        assert (len(versions), markers) == (1, [])
 
     @both
     @pytest.mark.parametrize("stranger", [False, True], ids=["ours", "stranger's"])
@@ -1130,51 +1108,6 @@ class TestS3:
             send(bucket.store, blob)
         assert bucket.files == {}
 
-    @pytest.mark.usefixtures("in_parts")
-    def test_other_content_than_the_name_says_is_not_completed(self, bucket: Bucket, make: Make) -> None:
-        """A file in parts is hashed on the way, and nothing is stored, visible or hidden."""
-        blob = make(2**20 + 1)
-        blob.path.write_bytes(bytes(2**20 + 1))
-        with pytest.raises(DvcPushError, match="other content"):
-            send(bucket.store, blob)
-        assert bucket.files == {}
-        assert bucket.s3.remains(bucket.name) == []
-
-    @pytest.mark.usefixtures("in_parts")
-    def test_a_large_file_is_sent_in_parts(self, bucket: Bucket, make: Make, tmp_path: Path) -> None:
-        """The answer has the MD5, which a look does not know; no part and no note is left, and it is never replaced."""
-        blob, counts, (identity, another) = make(5 * 2**20 + 7), [0], bucket.store.new_identities(2)
-        made = bucket.store.create(blob.key, blob.path, identity, counts.append)
-        assert made == StoredCopy(identity, blob.size, blob.md5) == send(bucket.store, blob, identity)
-        assert bucket.store.find(blob.key) == [StoredCopy(identity, blob.size, None)]
-        assert bucket.store.create(blob.key, blob.path, another) is None
-        assert bucket.files == {blob.key: blob.content}
-        assert bucket.s3.remains(bucket.name) == []
-        assert sum(counts) == blob.size
-        bucket.store.read(blob.key, identity, tmp_path / "read")
-        assert (tmp_path / "read").read_bytes() == blob.content
-
-    @pytest.mark.usefixtures("in_parts")
-    @pytest.mark.parametrize("match", [r"partNumber=2", r"^POST .*uploadId", r"^PUT .*\.upload\?"])
-    def test_an_interrupted_upload_in_parts_is_aborted(self, bucket: Bucket, make: Make, match: str) -> None:
-        """Nothing is stored, visible or hidden, wherever the upload breaks."""
-        blob = make(5 * 2**20 + 7)
-        with faulty(bucket.s3, match, "cut body"), pytest.raises(DvcPushError):
-            send(bucket.store, blob)
-        assert bucket.files == {}
-        assert bucket.s3.remains(bucket.name) == []
-
-    @pytest.mark.usefixtures("in_parts")
-    def test_an_upload_in_parts_deletes_those_of_the_call_before(self, bucket: Bucket, make: Make) -> None:
-        """A machine has died in the middle, and the publication repeats the call with the same identity."""
-        blob, (identity,) = make(2**20 + 1), bucket.store.new_identities(1)
-        with faulty(bucket.s3, "partNumber|^DELETE", "denied"), pytest.raises(DvcPushError):
-            send(bucket.store, blob, identity)
-        assert bucket.s3.remains(bucket.name) == [f"dvc/{blob.key}"]
-        send(bucket.store, blob, identity)
-        assert bucket.s3.remains(bucket.name) == []
-        assert bucket.files == {blob.key: blob.content}
-
     def test_a_deletion_leaves_another_uploads_parts_alone(self, bucket: Bucket, make: Make) -> None:
         """Another client is uploading parts of the same object."""
         blob, client = make(), bucket.s3.client()
@@ -1197,16 +1130,12 @@ class TestS3:
         assert bucket.files == {}
         assert bucket.s3.count("^PUT") - before <= 4
 
-    @pytest.mark.usefixtures("in_parts")
     @pytest.mark.parametrize("times", [1, 100])
-    @pytest.mark.parametrize(("size", "match"), [(2000, "^PUT"), (2**20 + 1, "^POST .*uploadId")])
-    def test_a_copy_whose_answer_is_lost_is_returned(
-        self, bucket: Bucket, make: Make, times: int, size: int, match: str
-    ) -> None:
+    def test_a_copy_whose_answer_is_lost_is_returned(self, bucket: Bucket, make: Make, times: int) -> None:
         """Botocore repeats the request, and S3 refuses it because of our own copy, or no answer arrives at all."""
-        blob, (identity,) = make(size), bucket.store.new_identities(1)
-        with faulty(bucket.s3, match, "lost answer", times):
-            assert send(bucket.store, blob, identity) == StoredCopy(identity, size, blob.md5)
+        blob, (identity,) = make(), bucket.store.new_identities(1)
+        with faulty(bucket.s3, "^PUT", "lost answer", times):
+            assert send(bucket.store, blob, identity) == StoredCopy(identity, blob.size, blob.md5)
         assert bucket.files == {blob.key: blob.content}
 
     def test_a_download_goes_on_after_a_transient_error(self, bucket: Bucket, make: Make, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Store files on S3, or on a service with the same protocol, through DVC's own client.
 
-Guarantees: one path has one copy, since every request that makes a copy visible carries `If-None-Match: *`; where the
-store does not know this header, a look comes first, and `limits` reports it.
+Guarantees: one path has one copy, since every request that stores a copy carries `If-None-Match: *`; where the store
+does not know this header, a look comes first, and `limits` reports it.
 Cannot: compare the mark and delete in one request; another client may replace the copy in between. Time limits are
 those of DVC's configuration (`read_timeout`, `connect_timeout`); the defaults of s3fs are 15 s and 5 s.
 """
@@ -28,13 +28,11 @@ from fsspec.asyn import sync
 from lib.errors import DvcPushError, RunError, causes
 from lib.sync.stores.base import Progress, Store, StoredCopy
 
-WHOLE = 2**30  # bytes up to which a file is sent in one request, so that no part of it is ever visible
-PART = 64 * 2**20  # bytes of each part of a larger file; a part is held in memory
+PART = 64 * 2**20  # bytes that are read in one request, and held in memory
 TRIES = 3  # of reading one part: botocore repeats a request, but not the reading of its answer
 _TAKEN = ("PreconditionFailed", "412", "ConditionalRequestConflict")  # another copy is there, or being written
 _UNKNOWN = ("NotImplemented", "501", "InvalidArgument", "InvalidRequest")  # of services without `If-None-Match`
 _NEXT = ("NextContinuationToken", "NextKeyMarker", "NextVersionIdMarker")
-_NOTE = re.compile(r"(.+)\.([0-9a-f]{16})\.upload")
 
 
 class S3Objects(Store):
@@ -46,10 +44,8 @@ class S3Objects(Store):
     Versions: only the newest version is a copy, and none under a delete marker, as for DVC. A deletion removes every
     version that has the mark and no other; if listing versions is not allowed or not offered (R2), only the newest.
 
-    Uploads: a file of up to `WHOLE` bytes is one request, whose MD5 S3 checks on arrival. A larger file is sent in
-    parts; until it is complete, a note next to the object contains the upload's id, so that any machine can delete the
-    parts of a dead upload. A look does not know the MD5 of a copy that was sent in parts or is encrypted by a key
-    service.
+    Uploads: a file is one request, which S3 takes up to 5 GiB: nothing is visible or left before it is complete.
+    A look does not know the MD5 of a copy that was sent in parts (by DVC) or is encrypted by a key service.
     """
 
     loses = "overwrites files (it ignores `If-None-Match`)"
@@ -73,60 +69,30 @@ class S3Objects(Store):
         return [secrets.token_hex(8) for _ in range(count)]
 
     def create(self, path: str, source: Path, identity: str, progress: Progress = int) -> StoredCopy | None:
-        """Upload the file in one request, or a large one in parts that become the object after the last one."""
+        """Upload the file in one request, of which nothing is visible before S3 has checked its MD5."""
         with self._push_errors():
             size, md5 = source.stat().st_size, _md5(path, source)
+            digest = base64.b64encode(bytes.fromhex(md5)).decode()
             try:
-                if size <= WHOLE:
-                    digest = base64.b64encode(bytes.fromhex(md5)).decode()
-                    with _ReportedFile(source, progress) as file:
-                        self._show("put_object", path, Body=file, ContentMD5=digest, Metadata={"copy": identity})
-                else:
-                    self._put_parts(path, source, identity, md5, progress)
+                with _ReportedFile(source, progress) as file:
+                    self._put(path, Body=file, ContentMD5=digest, Metadata={"copy": identity})
             except Exception as error:
                 # botocore repeats a request whose answer was lost, and then our own copy refuses it
                 copies: list[StoredCopy] = []
                 with contextlib.suppress(Exception):  # the first error is the one raised
                     copies = self.find(path)
                 if copies and copies[0].identity == identity:
-                    with contextlib.suppress(Exception):  # it was complete, and its note may not be deleted yet
-                        self._abort(path, identity)
                     return replace(copies[0], md5=md5)
                 if copies and (isinstance(error, FileExistsError) or _code(error) in _TAKEN):
                     return None
                 raise
         return StoredCopy(identity, size, md5)
 
-    def _put_parts(self, path: str, source: Path, identity: str, md5: str, progress: Progress) -> None:
-        self._abort(path, identity)  # of an earlier call
-        mark = {"copy": identity}
-        upload = {"UploadId": self._ask("create_multipart_upload", path, Metadata=mark)["UploadId"]}
-        try:
-            # before the first part: if this machine dies later, the note remains for `delete`
-            self._ask("put_object", _note(path, identity), Body=b"", Metadata={**mark, "upload": upload["UploadId"]})
-            parts, digest = [], hashlib.md5(usedforsecurity=False)
-            with source.open("rb") as file:
-                for number, part in enumerate(iter(lambda: file.read(PART), b""), 1):
-                    answer = self._ask("upload_part", path, PartNumber=number, Body=part, **upload)
-                    parts.append({"PartNumber": number, "ETag": answer["ETag"]})
-                    digest.update(part)
-                    progress(len(part))
-            if digest.hexdigest() != md5:
-                raise OSError(errno.EIO, "the file has other content than its name says", str(source))  # noqa: TRY301
-            self._show("complete_multipart_upload", path, MultipartUpload={"Parts": parts}, **upload)
-        except BaseException as error:
-            try:
-                self._abort(path, identity, upload["UploadId"])
-            except Exception as second:  # noqa: BLE001  the first error is the one raised; `delete` tries again
-                error.add_note(f"its parts could not be deleted: {type(second).__name__}")
-            raise
-        self._remove(_note(path, identity), identity)
-
-    def _show(self, method: str, path: str, **words: Any) -> None:  # noqa: ANN401  parameters of a request
-        """Send the request that makes a copy visible, so that it overwrites no other copy."""
+    def _put(self, path: str, **words: Any) -> None:  # noqa: ANN401  parameters of a request
+        """Send the request that stores a copy, so that it overwrites no other one."""
         if not self._lack:
             try:
-                self._ask(method, path, IfNoneMatch="*", **words)
+                self._ask("put_object", path, IfNoneMatch="*", **words)
             except OSError as error:
                 if _code(error) not in _UNKNOWN:
                     raise
@@ -134,9 +100,8 @@ class S3Objects(Store):
                 return
         if self._head(path) is not None:
             raise FileExistsError(errno.EEXIST, "another copy is there", path)
-        if "Body" in words:
-            words["Body"].seek(0)
-        self._ask(method, path, **words)
+        words["Body"].seek(0)
+        self._ask("put_object", path, **words)
         self._lack = "does not know `If-None-Match`"  # not earlier: the same refusal may have had another cause
 
     def find(self, path: str) -> list[StoredCopy]:
@@ -146,25 +111,11 @@ class S3Objects(Store):
         return [_copy(head)] if head else []
 
     def delete(self, path: str, identity: str) -> None:
-        """Delete every version with that mark, and the parts of an interrupted `create`."""
+        """Delete every version with that mark."""
         with self._push_errors():
-            self._remove(path, identity)
-            self._abort(path, identity)
-
-    def _remove(self, path: str, identity: str) -> None:
-        for copy, version in self._versions(path):
-            if copy.identity == identity:
-                self._ask("delete_object", path, **version)
-
-    def _abort(self, path: str, identity: str, upload: str = "") -> None:
-        """Delete the parts of an unfinished upload, by its id or the one in its note, and the note."""
-        note = _note(path, identity)
-        if not upload and (head := self._head(note)):
-            upload = head["Metadata"]["upload"]
-        if upload:
-            with contextlib.suppress(FileNotFoundError):  # the upload has ended
-                self._ask("abort_multipart_upload", path, UploadId=upload)
-            self._remove(note, identity)
+            for copy, version in self._versions(path):
+                if copy.identity == identity:
+                    self._ask("delete_object", path, **version)
 
     def read(self, path: str, identity: str, target: Path, progress: Progress = int) -> None:
         """Download the object part by part, if it is that copy."""
@@ -188,16 +139,10 @@ class S3Objects(Store):
         raise AssertionError
 
     def flat(self, prefix: str) -> dict[str, list[StoredCopy]]:
-        """Return the files whose names begin so, and those of unfinished uploads; each costs one more request."""
-        found: dict[str, list[StoredCopy]] = {}
+        """Return the files whose names begin so; each costs one more request."""
         with self._push_errors():
-            for rest, size, _ in self._list(f"{self._home}/{prefix}"):
-                note = _NOTE.fullmatch(prefix + rest)
-                name = note[1] if note else prefix + rest
-                if "/" not in name:
-                    copies = [StoredCopy(note[2], size)] if note else self.find(name)
-                    found[name] = found.get(name, []) + copies
-        return found
+            names = [prefix + rest for rest, _, _ in self._list(f"{self._home}/{prefix}")]
+            return {name: self.find(name) for name in names if "/" not in name}
 
     def survey(self) -> dict[str, list[StoredCopy]]:
         """Return every object, by listing the bucket below the remote's path, which does not show the marks.
@@ -209,8 +154,6 @@ class S3Objects(Store):
         with self._push_errors():
             for name, size, etag in self._list(f"{self.name}/"):
                 oid = name.replace("/", "", 1)
-                if _NOTE.fullmatch(oid):
-                    continue
                 if etag == oid.removesuffix(".dir") or "-" in etag:
                     found[oid] = [StoredCopy("", size, None if "-" in etag else etag)]
                 elif copies := self.find(self.path_of(oid)):
@@ -222,7 +165,7 @@ class S3Objects(Store):
     def _ask(self, method: str, path: str, **words: object) -> Any:  # noqa: ANN401  what the client returns
         bucket, key, _ = self._s3.split_path(f"{self._home}/{path}")
         answer = self._s3.call_s3(method, Bucket=bucket, Key=key, **words)
-        if method in ("put_object", "complete_multipart_upload", "delete_object"):
+        if method in ("put_object", "delete_object"):
             self._s3.invalidate_cache()  # DVC reads this cache
         return answer
 
@@ -278,10 +221,6 @@ class S3Objects(Store):
         except Exception as error:
             what, remedy = _explain(error)
             raise DvcPushError(f"{self.name}: {what}", remedy=f"{remedy}, then run sync_outputs() again.") from error
-
-
-def _note(path: str, identity: str) -> str:
-    return f"{path}.{identity}.upload"
 
 
 def _md5(path: str, source: Path) -> str:
