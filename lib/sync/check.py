@@ -116,7 +116,7 @@ def _check(remotes: Remotes) -> Checked:
                          _Elsewhere(remotes, stored, here)),
         *_check_checkpoints(remotes, elsewhere),
         *(Finding("waste", f"{file.name} is of a session that has ended, and no checkpoint names it", RECOVER)
-          for file in remotes.waste(identity)
+          for file in remotes.waste(remotes.checkpoint_files(identity))
           if file.name in store.flat(file.name)),  # else its session has just deleted it
         *_check_objects(unnamed, stored),
         *(Finding("unfinished", f"{RUNS}{name}: the session of {run.record.name} is publishing, or has died meanwhile",

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from types import FrameType
 
 from lib.errors import DvcPushError, GitPushError, InDoubt, RunError, RunHeldError, SyncError, TakenOverError
@@ -24,11 +24,10 @@ from lib.sync.publication import Publication, Published, Say
 from lib.sync.record import LEASE, DeclaredCopy
 from lib.sync.recover import Recovery
 from lib.sync.refs import RefMovedError, RefUpdate
-from lib.sync.remotes import Remotes, open_remotes
+from lib.sync.remotes import AT_ONCE, CheckpointFile, Remotes, open_remotes
 from lib.sync.stores.base import Progress, StoredCopy, mismatch
 from lib.sync.tree import Source, build_commit, hash_objects
 
-CONCURRENT_UPLOADS = 4  # Drive accepts two or three new files a second
 SHORTEST_WAIT = 0.2  # seconds between two looks at a copy of another publication, at first
 LONGEST_WAIT = 2 * LEASE  # seconds for another publication of the same content: it has died or ended by then
 
@@ -64,12 +63,14 @@ class _Publishing:
         self._shows_progress = shows_progress
         self._head = f"refs/heads/{run.branch}"
         self._step = "preparing"
-        self._commit = self._repository = ""
+        self._commit = ""
         self._objects: dict[str, StoredObject] = {}
         """The object of each path in `run.objects`."""
         self._sources: dict[str, Source] = {}
         """The file of each object."""
         self._declared: dict[str, DeclaredCopy] = {}
+        self._listed: Future[list[CheckpointFile]] | None = None
+        """The files of the run's checkpoints, listed while the objects are uploaded; None without a run."""
         self._stopped = threading.Event()
         self._pushed = False
         """Whether a commit push was sent and may still happen: until the run's ref is moved again."""
@@ -86,7 +87,7 @@ class _Publishing:
             self._begin("reading the Git remote")
             if published := self._find_published():
                 return published
-            self._repository = self.lock.take().repository
+            self.lock.take()
             self.remotes.roll_back(self.lock, self.say)  # what earlier attempts left
             self._begin("DVC push", f"Phase 2: DVC push ({file_size(self._size())} to {store.name})")
             self._declare()
@@ -153,12 +154,14 @@ class _Publishing:
         Where a path holds one copy, objects are stored one after another in order of name: publications that wait for
         each other's objects in any other order could wait for ever.
         """
-        workers = CONCURRENT_UPLOADS if self.remotes.store.keeps_twins else 1
+        workers, record = AT_ONCE if self.remotes.store.keeps_twins else 1, self.lock.held()
         with (
             counting("  uploading", self._size()) if self._shows_progress else contextlib.nullcontext(int) as add,
             ThreadPoolExecutor(workers, thread_name_prefix="upload") as pool,
         ):
             jobs = {oid: pool.submit(self._store, self._sources[oid], add) for oid in sorted(self._sources)}
+            if self.run.hold is not None:
+                self._listed = pool.submit(self.remotes.checkpoint_files, record.repository, self.lock.name)
             try:
                 for job in as_completed(jobs.values()):
                     job.result()
@@ -255,10 +258,10 @@ class _Publishing:
 
     def _clean_up(self) -> None:
         """Delete the files of the run's last checkpoint; on failure `recover` does."""
-        if self.run.hold is None:
+        if self._listed is None:
             return  # a publication without a run has no checkpoint
         try:
-            self.remotes.sweep(self._repository, self.lock.name)
+            self.remotes.sweep(self._listed.result(), self.lock.name)
         except (RunError, OSError) as error:
             self.say(f"Warning: published, but not cleaned up: {self._summary(error)}. A later run does this.")
 

@@ -42,7 +42,7 @@ def recover(
         for ref in remotes.refs.list_refs(*(f"{place}*" for place in EARLIER)):
             say(f"{ref} was written by an earlier version of this project and is left alone; its `recover` ends it.")
         if recovery.identity is not None:
-            remotes.sweep(short(recovery.identity))
+            remotes.sweep(remotes.checkpoint_files(short(recovery.identity)))
         if recovery.error is not None:
             raise recovery.error
         return len(recovery.left)

@@ -12,6 +12,7 @@ import contextlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ from lib.sync.record import DeclaredCopy, RunRecord
 from lib.sync.refs import Refs
 from lib.sync.stores.base import FLAT, Store, StoredCopy, notice, open_store
 
+AT_ONCE = 4
+"""Uploads and deletions: Drive accepts two or three new files a second."""
 EVERYTHING = ("refs/heads/*", "refs/tags/*", "refs/exps/*", "refs/pull/*/head", "refs/merge-requests/*/head")
 """Refs that name objects: those of runs, of people, of `dvc exp push`, and of pull requests of GitHub and GitLab."""
 REPOSITORY, CHECKPOINT = f"{FLAT}repository-", f"{FLAT}checkpoint-"
@@ -189,18 +192,17 @@ class Remotes:
 
     # ── files of checkpoints ───────────────────────────────────────────────────────────────────────────────────────
 
-    def sweep(self, repository: str, run: str = "") -> None:
-        """Delete the checkpoint files of this repository's runs, or of one, that no checkpoint will ever name again."""
-        for file in self.waste(repository, run):
-            for copy in file.copies:
-                self.store.delete(file.name, copy.identity)
+    def sweep(self, found: list[CheckpointFile], run: str = "") -> None:
+        """Delete those of these listed files, of all runs or of one, that no checkpoint will ever name again."""
+        copies = [(file.name, copy.identity) for file in self.waste(found, run) for copy in file.copies]
+        with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="sweep") as pool:
+            list(pool.map(lambda copy: self.store.delete(*copy), copies))
 
-    def waste(self, repository: str, run: str = "") -> list[CheckpointFile]:
-        """Return the checkpoint files of this repository's runs, or of one, that no checkpoint will ever name again."""
-        found = self.checkpoint_files(repository, run)
+    def waste(self, found: list[CheckpointFile], run: str = "") -> list[CheckpointFile]:
+        """Return those of these listed files, of all runs or of one, that no checkpoint will ever name again."""
         if not found:
             return []
-        holders = self.refs.read_runs(run)  # after the listing
+        holders = self.refs.read_runs(run)  # after the listing of `found`
         named = self.named_files(run)  # after the holders
         held = {(name, holder.record.session) for name, holder in holders.items() if holder.record}
         unknown = {name for name, holder in holders.items() if not holder.record}  # another version holds these

@@ -141,6 +141,8 @@ class DriveEmulator(LoopbackServer[Kind]):
             """The quota of the account in bytes; None is unlimited."""
             self.latency = 0.0
             """Seconds before each answer."""
+            self.rounds = 0
+            """The length of the longest chain of requests of which each came after the answer to the one before."""
             self.rate: float | None = None
             """Requests a second of one user; those beyond are refused by 403, every second time by 429."""
             self._allowed, self._filled, self.refused = 0.0, time.monotonic(), 0
@@ -375,6 +377,7 @@ class _Handler(LoopbackHandler):
         sent_range = self.headers.get("Content-Range")
         line = f"{self.command} {parts.path}?{unquote_plus(parts.query)}{f' [{sent_range}]' if sent_range else ''}"
         drive.requests.append(line)
+        rounds = drive.rounds + 1
         time.sleep(drive.latency)
         kind = drive._take_fault(line) or drive._take_turn()
         if kind in ("cut", "cut body"):
@@ -396,6 +399,7 @@ class _Handler(LoopbackHandler):
             answer = replace(answer, body=b"x" * len(answer.body))
         if kind == "late":
             time.sleep(1)
+        drive.rounds = max(drive.rounds, rounds)
         if kind == "lost answer":
             self.hang_up()
         else:

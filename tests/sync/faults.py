@@ -260,7 +260,8 @@ class FaultInjector:
         from dvc.exceptions import DvcException
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(publish_module, "CONCURRENT_UPLOADS", 1)
+            patch.setattr(publish_module, "AT_ONCE", 1)
+            patch.setattr(remotes_module, "AT_ONCE", 1)
             run = commands.run_command
             for module in list(sys.modules.values()):
                 if getattr(module, "__name__", "").startswith("lib") and getattr(module, "run_command", None) is run:

@@ -13,6 +13,7 @@ import contextlib
 import copy
 import functools
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,16 @@ class DriveRemote(DvcRemote):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(self._drive, "_take_fault", decide)
             yield
+
+
+class _InOrder(ThreadPoolExecutor):
+    """One job after the other, so that a number means the same request in each run."""
+
+    def submit(self, *words: Any, **options: Any) -> Future[Any]:
+        """Do the job and wait for it."""
+        job = super().submit(*words, **options)
+        wait([job])
+        return job
 
 
 class S3Remote(DvcRemote):
@@ -157,6 +168,7 @@ def drive_remote(stores: Stores) -> Iterator[DvcRemote]:
         drive_client(drive, retries=2),
     ):
         patch.setattr(drive_module, "PIECE", PIECE)
+        patch.setattr(drive_module, "ThreadPoolExecutor", _InOrder)
         patch.setattr(drive_emulator, "STEP", PIECE)
         remote = DriveRemote(drive, stores)
         remote.connect(stores.clone)

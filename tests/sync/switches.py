@@ -10,11 +10,11 @@ import pytest
 
 from lib.sync import publish as publish_module
 from lib.sync.checkpoints import CheckpointPublisher
-from lib.sync.lock import RunLock
+from lib.sync.lock import RunLock, short
 from lib.sync.publication import Publication, Say
 from lib.sync.record import RunRecord
 from lib.sync.refs import Refs, RefUpdate, SeenRun
-from lib.sync.remotes import Remotes
+from lib.sync.remotes import CheckpointFile, Remotes
 from lib.sync.stores.folder import FolderObjects
 from lib.sync.stores.gdrive import DriveObjects
 from lib.sync.stores.s3 import S3Objects
@@ -135,28 +135,25 @@ def sweeps_named_files(patch: pytest.MonkeyPatch) -> None:
 
 def sweeps_files_of_the_living(patch: pytest.MonkeyPatch) -> None:
     """Sweep files whose session holds the run."""
-    _sweep_with(patch, lambda inner, remotes, _run: inner.setattr(remotes.refs, "read_runs", lambda *_: {}))
+    waste = Remotes.waste
+
+    def waste_of_the_dead(remotes: Remotes, *words: Any) -> list[CheckpointFile]:
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(remotes.refs, "read_runs", lambda *_: {})
+            return waste(remotes, *words)
+
+    patch.setattr(Remotes, "waste", waste_of_the_dead)
 
 
 def lists_files_last(patch: pytest.MonkeyPatch) -> None:
     """Read the checkpoints, then the runs, and list the files last."""
+    waste = Remotes.waste
 
-    def read_first(inner: pytest.MonkeyPatch, remotes: Remotes, run: str) -> None:
+    def list_last(remotes: Remotes, _found: list[CheckpointFile], run: str = "") -> list[CheckpointFile]:
         named, runs = remotes.named_files(run), remotes.refs.read_runs(run)
-        inner.setattr(remotes, "named_files", lambda *_: named)
-        inner.setattr(remotes.refs, "read_runs", lambda *_: runs)
-
-    _sweep_with(patch, read_first)
-
-
-def _sweep_with(
-    patch: pytest.MonkeyPatch, prepare: Callable[[pytest.MonkeyPatch, Remotes, str], object]
-) -> None:  # fmt: skip
-    sweep = Remotes.sweep
-
-    def prepare_and_sweep(remotes: Remotes, repository: str, run: str = "") -> Any:
         with pytest.MonkeyPatch.context() as inner:
-            prepare(inner, remotes, run)
-            sweep(remotes, repository, run)
+            inner.setattr(remotes, "named_files", lambda *_: named)
+            inner.setattr(remotes.refs, "read_runs", lambda *_: runs)
+            return waste(remotes, remotes.checkpoint_files(short(remotes.refs.identity() or ""), run), run)
 
-    patch.setattr(Remotes, "sweep", prepare_and_sweep)
+    patch.setattr(Remotes, "waste", list_last)

@@ -40,6 +40,7 @@ from lib.remotes.credentials import Credentials
 from lib.sync import CheckpointPublisher, Publication, Published, RunLock
 from lib.sync import lock as lock_module
 from lib.sync import publish as publish_module
+from lib.sync import remotes as remotes_module
 from lib.sync.refs import Refs, RefUpdate, SeenRun
 from lib.sync.remotes import Remotes
 from lib.sync.stores.base import StoredCopy
@@ -505,7 +506,8 @@ def stopping_at_requests(world: World) -> Iterator[None]:  # noqa: C901  a wrapp
             patch.setattr(module, "time", Timeless)
         patch.setattr(lock_module, "secrets", SimpleNamespace(token_hex=new_session))
         patch.setattr(lock_module, "atexit", SimpleNamespace(register=id, unregister=id))
-        patch.setattr(publish_module, "ThreadPoolExecutor", pool)
+        for module in (publish_module, remotes_module):
+            patch.setattr(module, "ThreadPoolExecutor", pool)
         patch.setattr(repository_module, "PAUSES", ())
         patch.setattr(FolderObjects, "limits", lambda *_: "")
         patch.setattr(RunLock, "_answer", lambda *_: None)  # its looks are steps of the test

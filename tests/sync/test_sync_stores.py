@@ -420,16 +420,19 @@ class TestDrive:
             publish_checkpoint(held[1], stores.clone)
             assert len(drive.requests) - before == 6
 
-    def test_a_publication_of_two_weights_costs_fourteen_requests(
-        self, stores: Stores, drive: DriveEmulator, held: tuple[RunLock, CheckpointPublisher]
+    @pytest.mark.parametrize("before", [[], ["files/md5/00/stored-before"]], ids=["empty", "used"])
+    def test_a_publication_of_two_weights_costs_fourteen_requests_in_eight_rounds(
+        self, stores: Stores, drive: DriveEmulator, held: tuple[RunLock, CheckpointPublisher], before: list[str]
     ) -> None:
-        """With the last checkpoint's files, in folders that are there already."""
-        for path in objects_of(stores.clone):
-            drive.put(path, b"stored before")
+        """With the files of the last checkpoint, which are deleted, and the folders of the objects, which are new."""
+        for path in before:
+            drive.put(path, b"of another run")
         publish_checkpoint(held[1], stores.clone)
-        before = len(drive.requests)
+        write_run(stores.clone, seed=2)
+        requests, rounds, drive.latency = len(drive.requests), drive.rounds, 0.5
         publish_run(stores.clone, hold=held[0], credentials=CREDENTIALS)
-        assert len(drive.requests) - before <= 14
+        assert (len(drive.requests) - requests, drive.rounds - rounds) == (14, 8)
+        assert set(drive.files()) == {*objects_of(stores.clone), *before}
 
     def test_listings_that_lag_hide_nothing_that_counts(
         self, stores: Stores, drive: DriveEmulator, held: tuple[RunLock, CheckpointPublisher]

@@ -58,7 +58,7 @@ class DriveObjects(Store):
         limit_silence()
         super().__init__(odb, f"gdrive://{odb.path}")
         self._home = self._home.strip("/")
-        self._root, *self._base = odb.path.strip("/").split("/")
+        self._root, *self._base = str(odb.path).strip("/").split("/")
         self._trash_only = bool(odb.fs.config.get("gdrive_trash_only"))
         self._mine = threading.local()
         self._pace = _Pace(AT_ONCE)
@@ -66,6 +66,7 @@ class DriveObjects(Store):
         self._lock = threading.Lock()
         self._pool: list[str] = []  # identities that no copy has
         self._folders: dict[tuple[str, ...], list[str]] = {}  # path below the root → ids, as of the latest look
+        self._making: dict[tuple[str, ...], threading.Lock] = {}  # held while the folder of that path is created
         self._auth = self._send(lambda: odb.fs.fs.client.auth)  # pydrive2 signs in here
         if self._auth.service is None:
             self._send(self._auth.Authorize)
@@ -104,12 +105,14 @@ class DriveObjects(Store):
         return any(item["title"] == title for each in parent for item in self._list(each, _named(title), trashed=True))
 
     def new_identities(self, count: int) -> list[str]:
-        """Return ids that Drive has generated; one request is enough for many calls."""
+        """Return ids that Drive has generated, a hundred at a time; meanwhile the folders of uploads are looked up."""
         space = "appDataFolder" if self._root == "appDataFolder" else "drive"
-        with self._lock:
+        with self._lock, ThreadPoolExecutor(1, thread_name_prefix="folders") as beside:
+            folders = beside.submit(lambda: self._folders or self._find_folders())
             while len(self._pool) < count:
                 self._pool += self._ask(self._files.generateIds(space=space, maxResults=POOL))["ids"]
             taken, self._pool = self._pool[:count], self._pool[count:]
+        folders.result()  # raises its error
         return taken
 
     def create(self, path: str, source: Path, identity: str, progress: Progress = int) -> StoredCopy | None:
@@ -260,14 +263,15 @@ class DriveObjects(Store):
 
     def _make_folder(self, path: tuple[str, ...]) -> str:
         """Return the folder to upload into, created if missing; among twins, the one that DVC uses too."""
-        with self._lock:
+        if not path:
+            return self._root
+        parent = self._make_folder(path[:-1])
+        with self._making.setdefault(path, threading.Lock()):  # folders of different paths are created side by side
             folders = self._folders or self._find_folders()
-            for depth in range(1, len(path) + 1):
-                here, above = path[:depth], path[: depth - 1]
-                if not folders.get(here):
-                    body = {"title": here[-1], "parents": [{"id": min(folders[above])}], "mimeType": _FOLDER}
-                    made = self._ask(self._files.insert(body=body, supportsAllDrives=True, fields="id"))
-                    folders[here] = [made["id"]]
+            if not folders.get(path):
+                body = {"title": path[-1], "parents": [{"id": parent}], "mimeType": _FOLDER}
+                made = self._ask(self._files.insert(body=body, supportsAllDrives=True, fields="id"))
+                folders[path] = [made["id"]]
             return min(folders[path])
 
     def _list_all(
