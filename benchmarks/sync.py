@@ -1,9 +1,9 @@
 """`sync_outputs()` against the same by hand: `dvc add`, `dvc push`, `git add`, `checkout`, `commit`, `push`.
 
 Two files of 20 MB or 200 MB go to a folder as DVC remote, and to the emulated Google Drive with a latency of 0, 50 and
-200 ms. Both sides are whole processes, each in a new clone with new bytes. For Drive there are two more cases: the
-number of requests, and the time from the first to the last byte of the weights as the Drive sees it, against plain
-requests that send the same number of bytes.
+200 ms. Both sides are whole processes, each in a new clone with new bytes. For Drive there are three more cases: the
+number of requests; with a latency also how many of them wait for each other (rounds); and the time from the first to
+the last byte of the weights as the Drive sees it, against plain requests that send the same number of bytes.
 
     uv run python benchmarks/sync.py [--turns 5] [--sizes 20 200] [--latencies 0 50 200]
 """
@@ -149,10 +149,11 @@ def on_drive(folder: Path, size: int, latency: int, turns: int) -> list[Case]:
         bench = Bench(folder / name, size)
         env = {"PYTHONPATH": str(drive_emulator.write_sitecustomize(folder / name / "site", drive))}
         requests: dict[str, list[float]] = {"ours": [], "other": []}
+        rounds: dict[str, list[float]] = {"ours": [], "other": []}
         sending: dict[str, list[float]] = {"ours": [], "plain": []}
 
         def run(side: str) -> float:
-            before = len(requested)
+            before, rounds_before = len(requested), drive.rounds
             if side == "plain":
                 arguments = [
                     drive.url,
@@ -165,6 +166,7 @@ def on_drive(folder: Path, size: int, latency: int, turns: int) -> list[Case]:
             seconds = {"ours": bench.ours, "other": bench.by_hand}[side](env, drive) if side != "plain" else 0.0
             if side in requests:
                 requests[side].append(len(requested) - before)
+                rounds[side].append(drive.rounds - rounds_before)
             if side in sending:
                 sending[side].append(arrived.newest - requested.first_put(before))
             for file in [file for copies in drive.files().values() for file, _ in copies]:
@@ -178,6 +180,7 @@ def on_drive(folder: Path, size: int, latency: int, turns: int) -> list[Case]:
     return [
         case,
         Case(f"{name}-requests", requests["ours"], requests["other"], 1.0, "requests"),
+        *([Case(f"{name}-rounds", rounds["ours"], rounds["other"], 8 / 15, "rounds")] if latency else ()),
         Case(f"{name}-plain", sending["ours"], sending["plain"], 1.2),
     ]
 

@@ -677,6 +677,19 @@ class TestDrive:
         on_drive.delete(blob.key, first)
         assert stored(on_drive, blob) == ids - {first}
 
+    def test_uploads_at_the_same_time_create_each_folder_once(
+        self, own_drive: DriveEmulator, on_drive: Store, make: Make
+    ) -> None:
+        """Two into each of two folders that are not there yet, and neither are those above them."""
+        own_drive.latency = 0.1
+        blobs = [make(prefix=prefix) for prefix in ("11", "22", "11", "22")]
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda blob: send(on_drive, blob), blobs))
+        made = own_drive.folders()
+        assert {path: len(ids) for path, ids in made.items()} == dict.fromkeys(
+            ("files", "files/md5", "files/md5/11", "files/md5/22"), 1
+        )
+
     def test_files_in_the_trash_are_not_found(self, own_drive: DriveEmulator, on_drive: Store, make: Make) -> None:
         """Neither a file in the trash nor one in a trashed folder counts; the next upload creates the folder again."""
         blob, twin = make(), make(prefix="a")
