@@ -137,8 +137,14 @@ def main(
         return
     print(f"Trains:   {chosen.name} at commit {values['commit']} of {repository}")
     if push:
-        needed = 0.0 if "repository" in baked else _estimated(chosen, accelerator)  # else of another repository
-        push_rendered(folder, 0.0 if anyway else needed)
+        from lib.remotes.credentials import Credentials
+        from lib.results.estimate import show_estimate
+
+        needed = 0.0
+        if "repository" not in baked:  # else its runs are of another repository
+            expected = show_estimate(PROJECT, Credentials(), chosen, accelerator)
+            needed = expected.needed if expected and not anyway else 0.0
+        push_rendered(folder, needed)
     else:
         print(ways_to_kaggle(rendered, user))
 
@@ -157,22 +163,6 @@ def unknown_or_reserved(given: Mapping[str, Any], notebook: Any) -> None:  # noq
                 f"-p {name}: the notebook has no such parameter.",
                 remedy=did_you_mean(name, known, f"known are: {', '.join(known)}."),
             )
-
-
-def _estimated(chosen: Experiment, accelerator: str) -> float:
-    """Print how long the training will take; return the GPU hours that its session needs, 0 if they are not known."""
-    from lib.errors import RunError
-    from lib.remotes.credentials import Credentials
-    from lib.results.estimate import estimate
-    from lib.sync import Refs
-
-    try:
-        found = estimate(PROJECT, Refs(PROJECT, Credentials()), chosen, accelerator)
-    except RunError as error:
-        print(f"Duration: not known, since the published runs cannot be read ({error.what})", flush=True)
-        return 0.0
-    print(f"Duration: {found or 'not known: no run like this one is published yet'}", flush=True)
-    return found.needed if found else 0.0
 
 
 def _sandbox(folder: Path, chosen: Experiment, data: Path | None) -> dict[str, str]:

@@ -164,9 +164,11 @@ dataset = prepare_images(session, dataset)
 
 # %%
 step("7/10: Display training configuration")
+from lib.results.estimate import show_estimate
 from lib.results.report import describe_run
 
 print(describe_run(session))
+expected = show_estimate(root, credentials, chosen, accelerator) if session.host.on_kaggle else None
 
 # %% [markdown]
 # ## 8/10: Download pretrained YOLO weights
@@ -194,7 +196,8 @@ print(f"Dashboard: {tracking.address}")
 uploader = CheckpointUploader(session, dataset.md5, hold)
 log.on_error(lambda error: uploader.fail(error, tracking), tell)
 with uploader:
-    trained = train(session, dataset.training_file, start, tracking, confirm=hold.confirm)
+    seconds = expected.epoch if expected else None  # of an epoch
+    trained = train(session, dataset.training_file, start, tracking, expected=seconds, confirm=hold.confirm)
 
 # %% [markdown]
 # The best weights are measured on the validation and the test split, and exported to the requested formats.

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib.data.dataset import read_pointer
-from lib.errors import BranchError, DatasetError
+from lib.errors import BranchError, DatasetError, RunError
 from lib.experiment.schema import Experiment
 from lib.progress import duration
+from lib.remotes.credentials import Credentials
 from lib.results.published import HEADS, RUNS, find_own
 from lib.results.record import Metrics, RunRecord, parse
-from lib.sync import CHECKPOINTS, Refs
+from lib.sync import CHECKPOINTS, Refs, short_name
 from lib.train.checkpoints import Record
 
 HOUR = 3600.0
@@ -61,14 +62,26 @@ class Estimate:
         )
 
 
+def show_estimate(root: Path, credentials: Credentials, experiment: Experiment, accelerator: str) -> Estimate | None:
+    """Print how long the rest of an experiment's training will take, and return it; None if it is not known."""
+    try:
+        found = estimate(root, Refs(root, credentials), experiment, accelerator)
+    except RunError as error:
+        print(f"Duration: not known, since the published runs cannot be read ({error.what})", flush=True)
+        return None
+    print(f"Duration: {found or 'not known: no run like this one is published yet'}", flush=True)
+    return found
+
+
 def estimate(root: Path, refs: Refs, experiment: Experiment, accelerator: str) -> Estimate | None:
     """Return how long the rest of an experiment's training will take; None if no published run says so.
 
     Raises `GitPushError` if the Git remote cannot be read.
     """
     files = [f"artifacts/*/{name}.json" for name in ("run", "metrics", "checkpoint")]
-    found = refs.read_files_of_all((RUNS, f"{CHECKPOINTS}{experiment.key}*"), *files)
-    checkpoint = found.pop(f"{CHECKPOINTS}{experiment.key}", {})
+    ref = f"{CHECKPOINTS}{short_name(experiment.key)}"
+    found = refs.read_files_of_all((RUNS, f"{ref}*"), *files)
+    checkpoint = found.pop(ref, {})
     similar = [
         (branch, record, seconds)
         for branch, record, seconds in _runs(found)
@@ -117,7 +130,7 @@ def _done(experiment: Experiment, checkpoint: Mapping[str, str]) -> int:
     if experiment.session.resume == "never" or not checkpoint:
         return 0
     try:
-        return find_own(f"kaggle-checkpoint-{experiment.key}", checkpoint, Record)[1].epoch
+        return find_own(f"kaggle-checkpoint-{short_name(experiment.key)}", checkpoint, Record)[1].epoch
     except BranchError:
         return 0
 

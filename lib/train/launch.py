@@ -69,6 +69,8 @@ class WorkerPlan(BaseModel, frozen=True):
     """Where the workers touch the heartbeat file and write their outcomes."""
     stop_at: float | None
     """The end of the session's time, in seconds of this machine's monotonic clock; None for no limit."""
+    expected: float | None
+    """The seconds that an epoch is expected to take; None if not known."""
     tracking: Tracking
     watched: bool
     """Whether a user sees the workers' output live."""
@@ -125,14 +127,15 @@ def train(
     tracking: Tracking,
     *,
     worker: str = "lib.train.trainer",
+    expected: float | None = None,
     confirm: Callable[[], object] = bool,
 ) -> Trained:
     """Train into `artifacts/{module}/{name}/train` of the clone and return the result.
 
     Each GPU of the session's device has its own worker process, which runs the module `worker`. A training that fails
     after its first epoch is returned with the state `failed`, so that its files can be saved. Raises `TrainingError`
-    for a failed training without a checkpoint. `confirm` is called about twice a second: an error that it raises ends
-    the training.
+    for a failed training without a checkpoint. `expected` are the seconds that an epoch is expected to take. `confirm`
+    is called about twice a second: an error that it raises ends the training.
     """
     experiment, folder = session.experiment, session.artifacts
     keep_earlier(folder)
@@ -157,7 +160,7 @@ def train(
             "exist_ok": True,
         }
         processes = len(device.split(","))
-        outcome = _run(session, arguments, tracking, worker, confirm)
+        outcome = _run(session, arguments, tracking, worker, expected, confirm)
         if outcome.state == "memory" and smallest is not None and batch_size // 2 >= max(smallest, processes):
             batch_size //= 2
             retry = f"Training continues with batches of {batch_size}; training.min_batch_size is {smallest}."
@@ -202,8 +205,9 @@ def _failure(experiment: Experiment, outcome: Outcome, batch_size: int, folder: 
 
 
 def _run(
-    session: Session, arguments: dict[str, Any], tracking: Tracking, worker: str, confirm: Callable[[], object]
-) -> Outcome:
+    session: Session, arguments: dict[str, Any], tracking: Tracking, worker: str, expected: float | None,
+    confirm: Callable[[], object],
+) -> Outcome:  # fmt: skip
     """Run the workers until all have ended, and return their outcome; no worker is ever left behind."""
     experiment, stall = session.experiment, session.experiment.hardware.stall_minutes
     plan = WorkerPlan(
@@ -211,6 +215,7 @@ def _run(
         arguments=arguments,
         folder=session.scratch / "training",
         stop_at=session.stop_at,
+        expected=expected,
         tracking=tracking,
         watched=is_watched(sys.stdout),
         parent=os.getpid(),

@@ -203,6 +203,9 @@ class GuardedTrainer(BaseTrainer):  # type: ignore[misc]
         widths = [max(len(name), 10 if name in {"time", "left"} else 7) for name in cells]
         lines = [list(cells)] * (done == 1) + [list(cells.values())]
         text = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+        if done == 1 and (expected := self.plan.expected):
+            took = f"it took {self.epoch_time / expected:.2g} times as long"
+            text.append(f"Expected were {duration(expected)} an epoch (step 7): {took}.")
         if self._bar is not None:
             self._bar.end("\n".join(text))
             self._bar = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from conftest import ROOT, Stores, run_git
 from lib.experiment.load import load_experiment
 from lib.experiment.schema import Experiment
 from lib.remotes.credentials import Credentials
-from lib.results.estimate import Estimate, estimate
+from lib.results.estimate import Estimate, estimate, show_estimate
 from lib.sync import Refs
 
 MD5, OTHER = "a" * 32 + ".dir", "b" * 32 + ".dir"
@@ -56,6 +57,20 @@ def publish(stores: Stores, day: int, *, seconds: float = 3000.0, epochs: int = 
 def estimated(stores: Stores, wanted: Experiment | None = None, accelerator: str = "t4x2") -> Estimate | None:
     """Return the estimate in the stores' clone."""
     return estimate(stores.clone, Refs(stores.clone, Credentials()), wanted or experiment(), accelerator)
+
+
+def test_an_estimate_that_is_not_known_is_said(stores: Stores, capsys: pytest.CaptureFixture[str]) -> None:
+    """No run like it is published, or the Git remote cannot be read, which ends nothing."""
+    show = partial(show_estimate, stores.clone, Credentials(), experiment(), "t4x2")
+    assert show() is None
+    branch = publish(stores, 1)
+    assert show() == estimated(stores)
+    run_git("remote", "set-url", "origin", str(stores.folder / "gone"), cwd=stores.clone)
+    assert show() is None
+    first, second, third, *_ = capsys.readouterr().out.splitlines()
+    assert "not known: no run like this one is published yet" in first
+    assert f"(as in {branch})" in second
+    assert third.startswith("Duration: not known, since the published runs cannot be read")
 
 
 def test_the_newest_run_of_the_kind_counts(stores: Stores) -> None:

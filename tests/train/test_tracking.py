@@ -76,8 +76,9 @@ def test_the_plan_of_a_worker_has_no_key(tmp_path: Path, monkeypatch: pytest.Mon
     assert tracking.mode == "online"
     assert tracking.address == f"https://curves.example.com/somebody/container-id/runs/{tracking.id}"
     plan = WorkerPlan(
-        task="detect", arguments={}, folder=tmp_path / "plan", stop_at=None, tracking=tracking, watched=False, parent=1
-    )
+        task="detect", arguments={}, folder=tmp_path / "plan", stop_at=None, expected=60.0, tracking=tracking,
+        watched=False, parent=1,
+    )  # fmt: skip
     written = plan.write().read_bytes()
     assert b"k" * 40 not in written
     assert WorkerPlan.model_validate_json(written) == plan

@@ -72,14 +72,14 @@ class Machine:
     ) -> Trained:
         """Train in a folder of that name, on `gpus` GPUs, with the module `worker`."""
         host = Host((Gpu("Tesla T4", 15360),) * values.pop("gpus", 0))
-        worker = values.pop("worker", "lib.train.trainer")
+        worker, expected = values.pop("worker", "lib.train.trainer"), values.pop("expected", None)
         hours = None if stop_after is None else 1.0
         experiment = self.experiment(session__max_hours=hours, **values)
         begun = time.monotonic() + (stop_after or 0.0) - HOUR
         session = self.session(name, experiment, host=host, begun=begun)
         data_file = self.dataset(name, experiment).data_file
         tracking = configure_tracking(session).resumed(start.run_path)
-        return train(session, data_file, start, tracking, worker=worker)
+        return train(session, data_file, start, tracking, worker=worker, expected=expected)
 
 
 def make_machine(folder: Path, module: str) -> Machine:
@@ -167,6 +167,14 @@ def test_every_epoch_is_in_the_one_wandb_run(machine: Machine, finished: Trained
     assert all(expected <= row.keys() for row in epochs)
     assert [float(f"{float(row['lr/pg0']):.6g}") for row in epochs] == [float(row["lr/pg0"]) for row in rows(finished)]
     assert any(key.startswith("plots/results") for row in history for key in row)
+
+
+def test_the_first_epoch_is_compared_with_the_estimate(machine: Machine, capfd: pytest.CaptureFixture[str]) -> None:
+    """The line stands once, below the first epoch."""
+    machine.train("estimated", expected=3600.0, training__epochs=2)
+    first, line, second = capfd.readouterr().out.split("  1/2 ")[1].splitlines()[:3]
+    assert re.fullmatch(r"Expected were 1 h 00 min an epoch \(step 7\): it took 0\.\d+ times as long\.", line), first
+    assert second.split()[0] == "2/2"
 
 
 def test_a_checkpoint_is_complete_whenever_it_is_read(machine: Machine) -> None:
