@@ -40,8 +40,8 @@ from lib.errors import DatasetError, RemoteError
 from lib.escape import visible
 from lib.experiment.load import read_yaml
 from lib.experiment.schema import Experiment
-from lib.remotes.places import find_pointer
 from lib.session import Session
+from lib.sync.stores.places import find_pointer
 
 INPUTS = Path("/kaggle/input")
 MIRRORS = ("*/files/md5", "*/*/files/md5", "datasets/*/*/files/md5", "datasets/*/*/*/files/md5")
@@ -148,6 +148,11 @@ def read_pointer(root: Path, experiment: Experiment) -> DvcFile:
         raise DatasetError(f"{target}: it holds no hash of a folder.", remedy=remedy) from None
 
 
+def find_mirrors(inputs: Path) -> list[Path]:
+    """Return the copies of DVC remotes in the attached datasets below `inputs`."""
+    return sorted({found.parent.parent for pattern in MIRRORS for found in inputs.glob(pattern)})
+
+
 def pull_dataset(session: Session, *, inputs: Path = INPUTS) -> Dataset:
     """Pull the experiment's dataset with DVC into the scratch folder, check it and return it.
 
@@ -157,10 +162,9 @@ def pull_dataset(session: Session, *, inputs: Path = INPUTS) -> Dataset:
     experiment, scratch = session.experiment, session.scratch
     pointer, name = read_pointer(session.root, experiment), f"{experiment.dataset}.dvc"
     try:
-        mirrors = sorted({found.parent.parent for pattern in MIRRORS for found in inputs.glob(pattern)})
         title = f"Pulling {experiment.dataset}"
         place = pull_objects(
-            session.root, scratch / "dataset", {name: pointer.text}, session.credentials, title, mirrors
+            session.root, scratch / "dataset", {name: pointer.text}, session.credentials, title, find_mirrors(inputs)
         )
     except RemoteError as error:
         raise DatasetError(

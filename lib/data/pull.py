@@ -21,8 +21,8 @@ from lib.errors import DvcPushError, RemoteError
 from lib.process import limit_silence
 from lib.progress import showing
 from lib.remotes.credentials import Credentials
-from lib.remotes.places import make_workspace
 from lib.sync.stores.base import Store, mismatch, open_object_store
+from lib.sync.stores.places import make_workspace
 
 JOBS = 16  # parallel downloads of DVC, which sends three requests per file; Drive accepts some 200 per second
 AT_ONCE = 32  # parallel downloads from Drive; its store lowers their number while it refuses some

@@ -5,8 +5,8 @@ every object on the DVC remote with its content, as far as the store reports an 
 branch that moves is skipped, and what seems missing, unnamed or waste is looked up once more before it is reported. An
 output that the default DVC remote lacks is missing only if `dvc pull` would not find it either.
 Cannot: see an object that is replaced during the check, judge a branch with another default DVC remote, read the files
-that only an output's own remote, the layout of DVC 2 or an import's source has, or know what another repository or
-version of this project names: where there is one, objects that no ref names are skipped.
+that only an output's own remote, the layout of DVC 2 or an import's source has (they are looked for), or know what
+another repository or version of this project names: where there is one, objects that no ref names are skipped.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from urllib.parse import urlsplit
 
 from lib.errors import RemoteError
 from lib.remotes.credentials import Credentials
-from lib.remotes.places import find_missing
 from lib.remotes.repository import StoredObject, outputs_of
 from lib.sync.lock import CHECKPOINTS, short
 from lib.sync.record import RUNS
 from lib.sync.refs import EARLIER
 from lib.sync.remotes import EVERYTHING, Remotes, as_sync_errors, named_by, open_remotes
 from lib.sync.stores.base import StoredCopy, mismatch
+from lib.sync.stores.places import Missing, find_missing
 
 Kind = Literal["missing", "damaged", "unnamed", "twins", "waste", "unfinished", "unreadable", "foreign", "elsewhere"]
 REMARKS: tuple[Kind, ...] = ("twins", "waste", "unfinished", "foreign", "elsewhere")
@@ -176,22 +176,22 @@ class _Elsewhere:
         self._remotes = remotes
         lacks = any(item.oid not in stored for items in published.values() for item in items.values())
         self._texts = remotes.refs.read_files_of_all(EVERYTHING, "*.dvc") if lacks else {}
-        self._asked: dict[tuple[str, str], dict[str, str]] = {}
+        self._asked: dict[tuple[str, str], dict[str, Missing]] = {}
 
-    def remedy(self, ref: str, path: str) -> str:
-        """Return what to do for an output that the default remote lacks; empty if `dvc pull` brings it."""
+    def missing(self, ref: str, path: str) -> Missing | None:
+        """Return what is missing of an output that the default remote lacks; None if `dvc pull` brings it."""
         for name, text in self._texts.get(ref, {}).items():
             if path in dict(outputs_of(name, text)):
                 if (name, text) not in self._asked:  # most branches have the same files
                     self._asked[name, text] = self._ask(path, name, text)
-                return self._asked[name, text].get(path, "")
-        return ""
+                return self._asked[name, text].get(path)
+        return None
 
-    def _ask(self, path: str, name: str, text: str) -> dict[str, str]:
+    def _ask(self, path: str, name: str, text: str) -> dict[str, Missing]:
         try:
             return find_missing(self._remotes.refs.root, {name: text}, self._remotes.redact)
         except RemoteError as error:  # a place that cannot be asked does not end the check
-            return {path: f"{error.what} {error.remedy}".rstrip(".")}
+            return {path: Missing(error.what.rstrip("."), error.remedy.rstrip("."))}
 
 
 def _check_branches(
@@ -201,8 +201,8 @@ def _check_branches(
     for ref, items in published.items():
         for path, item in sorted(items.items()):
             if item.oid not in stored:
-                if remedy := elsewhere.remedy(ref, path):
-                    yield Finding("missing", f"{ref}: {path} needs {item.oid}, which is not there", remedy)
+                if missing := elsewhere.missing(ref, path):
+                    yield Finding("missing", f"{ref}: {path}: {missing.what}", missing.remedy)
                 continue
             # a directory listing contains no sizes: its files can be checked only for presence and MD5
             files = [StoredObject(oid=oid, size=-1) for oid in sorted(parts.get(item.oid, ()))]

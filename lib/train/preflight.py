@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lib.data.dataset import read_pointer
+from lib.data.dataset import INPUTS, find_mirrors, read_pointer
 from lib.errors import CommandError, PreflightError, RunError
 from lib.experiment.schema import Experiment
 from lib.kaggle.host import SESSION, find_host
@@ -28,8 +28,8 @@ from lib.remotes.accounts import check_drive, check_github, check_wandb
 from lib.remotes.clone import dvc_remote_kinds, find_git_remote, set_up_copy
 from lib.remotes.credentials import Credentials
 from lib.remotes.messages import check_addresses
-from lib.remotes.places import find_missing
 from lib.session import HOUR, Session
+from lib.sync.stores.places import find_missing
 from lib.tables import as_text, make_table
 from lib.train.launch import prepare_library
 from lib.train.weights import find_weights, read_start
@@ -280,12 +280,12 @@ def _check_remotes(session: Session) -> Iterator[Line]:
 def _check_dataset(session: Session) -> Iterator[Line]:
     pointer, name = read_pointer(session.root, session.experiment), session.experiment.dataset
     size = "an unknown size" if pointer.size is None else file_size(pointer.size)
-    text = f"{name}: {size} in {pointer.files} files; its listing {pointer.md5} is"
-    missing = find_missing(session.root, {f"{name}.dvc": pointer.text}, session.credentials.redact)
-    if missing:
-        yield Line("dataset", "error", f"{text} not on the DVC remote", "; ".join(missing.values()))
-    else:
-        yield Line("dataset", "ok", f"{text} where DVC pulls it from")
+    text, pointers = f"{name}: {size} in {pointer.files} files", {f"{name}.dvc": pointer.text}
+    missing = find_missing(session.root, pointers, session.credentials.redact, find_mirrors(INPUTS))
+    for what, remedy in missing.values():
+        yield Line("dataset", "error", f"{text}; {what}", remedy)
+    if not missing:
+        yield Line("dataset", "ok", f"{text}, MD5 {pointer.md5}; each is where DVC pulls it from")
 
 
 def _check_drive(session: Session) -> Iterator[Line]:

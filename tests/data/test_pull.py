@@ -16,6 +16,7 @@ from lib.data.pull import pull_objects
 from lib.errors import RemoteError
 from lib.remotes.credentials import Credentials
 from lib.sync.stores import gdrive
+from lib.sync.stores.places import find_missing
 
 FILES = 60
 
@@ -91,6 +92,24 @@ def test_a_file_that_arrives_damaged_is_not_used(drive: DriveEmulator, pull: Cal
     """Drive reports the MD5 of what it has sent only in listings: what arrives is hashed again, and DVC fetches it."""
     drive.add_fault("alt=media", "damaged", times=3)
     pull()
+
+
+@pytest.mark.usefixtures("pull")
+def test_every_file_is_looked_for_by_one_request_a_folder(drive: DriveEmulator, stores: Stores) -> None:
+    """Only the listing of the dataset is downloaded; a file that was never pushed is named."""
+    path = next(path for path in drive.files() if not path.endswith(".dir"))
+    pointers = {"data.dvc": (stores.clone / "data.dvc").read_text(encoding="utf-8")}
+    folders = {path.rpartition("/")[0] for path in drive.files()}
+    assert find_missing(stores.clone, pointers, str) == {}
+    assert len(drive.requests) <= len(folders) + 16
+    drive.trash(drive.files()[path][0][0])
+    (missing,) = find_missing(stores.clone, pointers, str).values()
+    assert missing.what.endswith(" is not on the DVC remote")
+    assert missing.remedy.startswith("run `dvc push data`")
+    for identity, _ in drive.files()[listing(drive)]:
+        drive.trash(identity)
+    (missing,) = find_missing(stores.clone, pointers, str).values()
+    assert ".dir is not" in missing.what
 
 
 @pytest.mark.parametrize("lost", ["listing", "file"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Stores, run_git
 from dvc.repo.open_repo import clean_repos
+from s3_emulator import S3Emulator
 
 from lib.data.dataset import read_pointer
 from lib.data.pull import pull_objects
@@ -19,8 +21,8 @@ from lib.errors import CredentialsError, DatasetError, SyncError
 from lib.experiment.load import load_experiment
 from lib.remotes.clone import configure_dvc, dvc_remote_kinds, find_dvc_remote, set_up_copy
 from lib.remotes.credentials import Credentials
-from lib.remotes.places import find_missing
 from lib.sync import check, rehearse
+from lib.sync.stores.places import find_missing
 
 SMALL = load_experiment(ROOT / "experiments/000_det_sandbox.yaml")
 DATA = SMALL.dataset
@@ -188,17 +190,59 @@ def test_what_dvc_pulls_is_found_and_pulled_and_what_it_does_not_is_reported(
         pull_objects(copy, scratch / "place", pointers, Credentials(), "Pulling")
         assert (scratch / "place" / DATA / "image.png").read_text() == "image.png\n"
         assert not (copy.parent / "storage").exists()
+        lose(place, "image.png")
+        ((what, remedy),) = find_missing(copy, pointers, str).values()
+        assert what == "image.png is not on the DVC remote"
+        assert ("it was imported" in remedy) == (case is imported)
         shutil.rmtree(place)
         shutil.rmtree(scratch / "dvc-cache")
         clean_repos()  # DVC keeps the clones of imports, with a cache of theirs, as long as the process lives
         stores.storage.mkdir(exist_ok=True)
-        (remedy,) = find_missing(copy, pointers, str).values()
+        ((_, remedy),) = find_missing(copy, pointers, str).values()
         assert ("it was imported" in remedy) == (case is imported)
         assert f"dvc push {DATA}" in remedy or case is imported
         wrong = [found for found in check(copy).findings if found.is_wrong]
         assert ([found.remedy for found in wrong] == [remedy]) == (
             case is not pipeline
         )  # no branch names a `.dvc` file
+
+
+def lose(storage: Path, *names: str) -> None:
+    """Delete these files of the dataset from a folder of objects."""
+    for name in names:
+        (path,) = storage.rglob(hashlib.md5(f"{name}\n".encode()).hexdigest()[2:])
+        path.unlink()
+
+
+def test_what_an_attached_copy_has_is_not_missing(stores: Stores, tmp_path: Path) -> None:
+    """The remote has the listing alone, the copy one of the files; the other one is named."""
+    add(stores)
+    copy = tmp_path / "copy"
+    shutil.copytree(stores.storage, copy)
+    lose(stores.storage, "data.yaml", "image.png")
+    pointers = {f"{DATA}.dvc": read_pointer(stores.clone, SMALL).text}
+    assert find_missing(stores.clone, pointers, str, [copy]) == {}
+    lose(copy, "image.png")
+    (missing,) = find_missing(stores.clone, pointers, str, [copy]).values()
+    assert missing.what == "image.png is not on the DVC remote"
+    (missing,) = find_missing(stores.clone, pointers, str).values()
+    assert missing.what == "2 files are not on the DVC remote: data.yaml, image.png"
+
+
+def test_files_on_s3_are_looked_for_each_time(stores: Stores) -> None:
+    """What was pushed since the last look is found: no listing of the client's cache counts."""
+    with S3Emulator() as s3:
+        s3.make_bucket("bucket")
+        s3.configure_clone(stores.clone, "bucket")
+        add(stores)
+        pointers = {f"{DATA}.dvc": read_pointer(stores.clone, SMALL).text}
+        assert find_missing(stores.clone, pointers, str) == {}
+        (key,) = [key for key, content in s3.files("bucket").items() if content == b"image.png\n"]
+        s3.client().delete_object(Bucket="bucket", Key=key)
+        (missing,) = find_missing(stores.clone, pointers, str).values()
+        assert missing.what == "image.png is not on the DVC remote"
+        s3.client().put_object(Bucket="bucket", Key=key, Body=b"image.png\n")
+        assert find_missing(stores.clone, pointers, str) == {}
 
 
 @pytest.mark.parametrize(
