@@ -14,7 +14,7 @@ import http.client
 import json
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from http import HTTPStatus
@@ -69,8 +69,12 @@ def unreachable(service: str, what: str) -> RemoteError:
 # ── Google Drive ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def check_drive(credentials: Credentials, folder: str | None = None, *, seconds: float = SECONDS) -> Account:
+def check_drive(
+    credentials: Credentials, folder: str | None = None, others: Sequence[str] = (), *, seconds: float = SECONDS
+) -> Account:
     """Check the Drive account with a fresh token; with a folder's id, also write and delete a small file there.
+
+    `others` are ids of folders that are only read.
 
     Returns the account with its owner. Raises `CredentialsError` when Google rejects the account, and `RemoteError`
     when Google cannot be reached, the Drive API is not enabled for this app, or the folder is not writable.
@@ -87,7 +91,9 @@ def check_drive(credentials: Credentials, folder: str | None = None, *, seconds:
         with build("drive", "v2", http=http_client, cache_discovery=False) as drive:
             wanted = "user(emailAddress),quotaBytesUsed,quotaBytesTotal,quotaType"
             about = drive.about().get(fields=wanted).execute(num_retries=2)
-            details = (_quota(about), _write_probe(drive.files(), folder) if folder else "")
+            files = drive.files()
+            details = [_quota(about), _write_probe(files, folder) if folder else ""]
+            details += [f"folder {_open_folder(files, each)['title']} can be read" for each in others]
     except (OSError, httplib2.HttpLib2Error, http.client.HTTPException, HttpError, AccessTokenRefreshError) as error:
         found = explain(error)
         # drop the cause: it may contain the request with its credentials
@@ -96,7 +102,7 @@ def check_drive(credentials: Credentials, folder: str | None = None, *, seconds:
             state=UNCHANGED,
             remedy=f"{found.remedy}; then try again.",
         ) from None
-    return Account("Google Drive", str(about.get("user", {}).get("emailAddress", "unknown")), details)
+    return Account("Google Drive", str(about.get("user", {}).get("emailAddress", "unknown")), tuple(details))
 
 
 def _google_credentials(credentials: Credentials) -> Any:  # noqa: ANN401  oauth2client has no types
@@ -121,17 +127,23 @@ def _quota(about: Mapping[str, Any]) -> str:
     return f"{used:.1f} of {total:.1f} GB used" if is_limited else f"{used:.1f} GB used"
 
 
-def _write_probe(files: Any, folder: str) -> str:  # noqa: ANN401  googleapiclient has no types
-    from googleapiclient.http import MediaInMemoryUpload
-
+def _open_folder(files: Any, folder: str) -> Mapping[str, Any]:  # noqa: ANN401  googleapiclient has no types
+    """Return what Drive knows of a folder. Raises `RemoteError` if that is no folder, or in the trash."""
     found = files.get(fileId=folder, fields="title,mimeType,labels(trashed)", supportsAllDrives=True)
-    about = found.execute(num_retries=2)
+    about: Mapping[str, Any] = found.execute(num_retries=2)
     if about["mimeType"] != "application/vnd.google-apps.folder" or about["labels"]["trashed"]:
         raise RemoteError(
             f"gdrive://{folder} is {'in the trash' if about['labels']['trashed'] else 'not a folder'}.",
             state=UNCHANGED,
             remedy="name another folder in .dvc/config, or take it out of Drive's trash.",
         )
+    return about
+
+
+def _write_probe(files: Any, folder: str) -> str:  # noqa: ANN401
+    from googleapiclient.http import MediaInMemoryUpload
+
+    about = _open_folder(files, folder)
     # only creating a file proves write access: Drive checks quota and a shared drive's rules at that moment
     name = f"check-of-kaggle-training-{secrets.token_hex(4)}"
     body = {"title": name, "parents": [{"id": folder}]}

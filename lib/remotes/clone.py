@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from lib.errors import CommandError, CredentialsError, RemoteError
@@ -23,16 +23,39 @@ from lib.remotes.credentials import Credentials, without_user
 from lib.remotes.git_answers import because, explain_error
 
 
-def find_dvc_remote(root: Path) -> str:
-    """Return the URL of the repository's default DVC remote. Raises `RemoteError` if it has none."""
-    config, name = _read_config(root)
-    return _resolve(config, name)[1]
+class DvcRemote(NamedTuple):
+    """A DVC remote: its name, DVC's name of its kind, and its URL; `remote://` is resolved in both."""
+
+    name: str
+    kind: str
+    url: str
 
 
-def dvc_remote_kinds(root: Path) -> set[str]:
-    """Return DVC's names of the kinds of the repository's DVC remotes, `remote://` resolved. Raises `RemoteError`."""
-    config, _ = _read_config(root)
-    return {_resolve(config, name)[0] for name in config["remote"]}
+def find_remotes(root: Path, dataset: str = "") -> list[DvcRemote]:
+    """Return the DVC remotes that are used: the default one first, then those that outputs name, or `dataset` alone.
+
+    What cannot be read or opened is left out, since only some outputs need it. Raises `RemoteError` if the default
+    remote is missing or cannot be used.
+    """
+    from dvc.repo import Repo
+    from dvc.repo.index import Index
+
+    config, default = _read_config(root)
+    others, known = set(), _open_all(config)
+    with Repo(str(root)) as repo:
+        for out in Index.from_repo(repo, onerror=lambda *_: None).outs:
+            if out.remote and (not dataset or out.fs_path == str(Path(repo.root_dir, dataset))):
+                others.add(str(out.remote).lower())
+    return [_resolve(config, default), *(known[name] for name in sorted(others - {default}) if name in known)]
+
+
+def _open_all(config: Any) -> dict[str, DvcRemote]:  # noqa: ANN401  dvc.config.Config
+    """Return every DVC remote of the configuration, by name, that this machine can open."""
+    found = {}
+    for name in config["remote"]:
+        with contextlib.suppress(RemoteError):  # its client is not installed
+            found[name] = _resolve(config, name)
+    return found
 
 
 def _read_config(root: Path) -> tuple[Any, str]:
@@ -55,14 +78,15 @@ def _read_config(root: Path) -> tuple[Any, str]:
     return config, name
 
 
-def _resolve(config: Any, name: str) -> tuple[str, str]:  # noqa: ANN401  dvc.config.Config
-    """Return the kind and the URL of a DVC remote as DVC resolves them. Raises `RemoteError`."""
+def _resolve(config: Any, name: str) -> DvcRemote:  # noqa: ANN401  dvc.config.Config
+    """Return a DVC remote as DVC resolves it. Raises `RemoteError`."""
     from dvc.exceptions import DvcException
     from dvc.fs import get_cloud_fs, get_fs_config
 
     try:
-        return str(get_cloud_fs(config, name=name)[0].protocol), str(get_fs_config(config, name=name)["url"])
-    except DvcException as error:
+        kind = get_cloud_fs(config, name=name)[0].protocol
+        return DvcRemote(name, str(kind), str(get_fs_config(config, name=name)["url"]))
+    except (DvcException, ImportError) as error:
         raise _unusable(error) from error
 
 
@@ -72,16 +96,17 @@ def _unusable(error: Exception) -> RemoteError:
 
 
 def configure_dvc(root: Path, scratch: Path, credentials: Credentials) -> str:
-    """Configure DVC's cache in `scratch` and the credentials of every remote; return a line about the default remote.
+    """Configure DVC's cache in `scratch` and the credentials of every remote; return lines about those that are used.
 
     Google Drive's credentials are written to a private file in `scratch`; those of S3 go into this process's
     environment, where DVC reads them. Only paths are written into the clone (`.dvc/config.local`, which Git ignores).
     Raises `RemoteError` if the repository has no default remote, `CredentialsError` if that is on Google Drive and the
     credentials are missing.
     """
-    config, name = _read_config(root)
-    kinds = {each: _resolve(config, each)[0] for each in config["remote"]}
-    drives = [each for each, kind in kinds.items() if kind == "gdrive"]
+    config, _ = _read_config(root)
+    used = find_remotes(root)
+    every = _open_all(config).values()  # outputs of other branches, which `check` asks for, may name the rest
+    drives = [remote.name for remote in every if remote.kind == "gdrive"]
     given = credentials.drive or credentials.service_account
     with config.edit("local") as local:
         local["cache"]["dir"] = str(scratch / "dvc-cache")
@@ -89,7 +114,7 @@ def configure_dvc(root: Path, scratch: Path, credentials: Credentials) -> str:
             # otherwise, with a missing or revoked token, DVC waits for a browser forever
             os.environ["GDRIVE_NON_INTERACTIVE"] = "1"
             os.environ.pop("GDRIVE_CREDENTIALS_DATA", None)  # DVC would use it instead of the file
-        if kinds[name] == "gdrive" or (drives and given):
+        if used[0].kind == "gdrive" or (drives and given):
             file = scratch / "credentials" / "gdrive.json"
             credentials.write_drive_file(file)
             is_service = credentials.service_account is not None
@@ -98,10 +123,10 @@ def configure_dvc(root: Path, scratch: Path, credentials: Credentials) -> str:
                 # set for both kinds of account: .dvc/config may have been written for the other kind
                 settings = {"gdrive_use_service_account": is_service, key: str(file)}
                 local["remote"][each] = local["remote"].get(each, {}) | settings
-    if "s3" in kinds.values() and credentials.s3:
+    if credentials.s3 and any(remote.kind == "s3" for remote in every):
         os.environ.pop("AWS_SESSION_TOKEN", None)  # a token of another key would make this key invalid
         os.environ.update(credentials.s3)
-    return f"DVC remote: {name} at {_resolve(config, name)[1]}"
+    return "\n".join(f"DVC remote: {remote.name} at {remote.url}" for remote in used)
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ import click
 from lib.errors import CredentialsError, HostError, RemoteError
 from lib.process import run_command
 from lib.remotes.accounts import DRIVE_SCOPE, SECONDS, Account, check_drive, check_github, check_wandb, unreachable
-from lib.remotes.clone import find_dvc_remote, find_git_remote
+from lib.remotes.clone import find_git_remote, find_remotes
 from lib.remotes.credentials import DRIVE_NAMES, TOKEN_URI, Credentials, make_credentials, read_secrets, write_private
 
 AUTH_URI = "https://accounts.google.com/o/oauth2/auth"
@@ -211,11 +211,11 @@ def make_secrets(file: Path, *, client: Path | None = None) -> list[Account]:
     file = file.resolve()
     _refuse_to_commit(file)
     made = _SecretsFile(file)
-    origin, folder = _find_places()
+    origin, folder, others = _find_places()
     given = [client] if client else []
     accounts = (
         made.obtain(
-            DRIVE_NAMES, lambda: _ask_drive(given), lambda credentials: check_drive(credentials, folder),
+            DRIVE_NAMES, lambda: _ask_drive(given), lambda credentials: check_drive(credentials, folder, others),
             "a Google Drive can be neither pulled from nor published to", replace=client is not None,
         ),
         made.obtain(
@@ -341,17 +341,20 @@ def _refuse_to_commit(file: Path) -> None:
         )
 
 
-def _find_places() -> tuple[str, str | None]:
-    """Return the URL of this clone's `origin` and the id of its Drive folder, used to check the accounts."""
-    origin, folder = "", None
+def _find_places() -> tuple[str, str | None, list[str]]:
+    """Return the URL of this clone's `origin`, the id of the Drive folder to publish to, and those to pull from."""
+    origin, folder, others = "", None, []
     with contextlib.suppress(RemoteError):
         origin = find_git_remote(Path.cwd())
     try:
-        url = find_dvc_remote(Path.cwd())
-        if url.startswith("gdrive://"):
-            folder = urlsplit(url).netloc or None
-        else:
-            print(f"The DVC remote here is {url}, not a Google Drive. Add keys of S3 by hand (docs/setup.md).")
+        default, *_ = used = find_remotes(Path.cwd())
+        folders = [urlsplit(remote.url).netloc for remote in used if remote.kind == "gdrive"]
+        folder = folders.pop(0) if default.kind == "gdrive" else None
+        others = sorted({*folders} - {folder})
+        for remote in used:
+            if remote.kind != "gdrive":
+                print(f"The DVC remote {remote.name} here is {remote.url}, not a Google Drive. "
+                      "Add keys of S3 by hand (docs/setup.md).")  # fmt: skip
     except RemoteError:
         print("No DVC remote is configured here: the Drive account is checked without its folder.")
-    return origin, folder
+    return origin, folder, others

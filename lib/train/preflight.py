@@ -25,7 +25,7 @@ from lib.kaggle.host import SESSION, find_host
 from lib.process import run_command
 from lib.progress import file_size
 from lib.remotes.accounts import check_drive, check_github, check_wandb
-from lib.remotes.clone import dvc_remote_kinds, find_git_remote, set_up_copy
+from lib.remotes.clone import find_git_remote, find_remotes, set_up_copy
 from lib.remotes.credentials import Credentials
 from lib.remotes.messages import check_addresses
 from lib.session import HOUR, Session
@@ -289,7 +289,7 @@ def _check_dataset(session: Session) -> Iterator[Line]:
 
 
 def _check_drive(session: Session) -> Iterator[Line]:
-    if "gdrive" in dvc_remote_kinds(session.root):
+    if any(remote.kind == "gdrive" for remote in find_remotes(session.root, session.experiment.dataset)):
         yield Line("Drive account", "ok", str(check_drive(session.credentials)))
 
 

@@ -825,6 +825,23 @@ def test_the_file_is_made_checked_and_private_and_a_run_can_read_it(place: Place
     assert [path.name for path in place.folder.iterdir() if path.name.startswith(".")] == []
 
 
+def test_a_folder_that_outputs_name_is_read_and_never_written_to(place: Place) -> None:
+    """The default remote is a folder of this machine; the dataset is on a Drive that may be shared to read."""
+    config, folder = place.clone / ".dvc/config", place.folder / "storage"
+    text = config.read_text().replace("storage", "datasets").replace("= datasets", "= storage")
+    config.write_text(f"{text}['remote \"storage\"']\n    url = {folder}\n")
+    out = f"outs:\n- md5: {'a' * 32}\n  hash: md5\n  path: data\n"
+    (place.clone / "data.dvc").write_text(f"{out}  remote: datasets\n")
+    before, user = len(place.drive.requests), full_user()
+    assert "Google Drive" in place.make(user, client=place.client)
+    assert "folder remote can be read" in user.screen
+    assert f"The DVC remote storage here is {folder}" in user.screen
+    assert not [line for line in place.drive.requests[before:] if "upload" in line]
+    (place.clone / "data.dvc").write_text(out)
+    place.make(again := full_user(), client=place.client)
+    assert "can be read" not in again.screen
+
+
 def test_every_account_may_be_skipped_and_the_consequence_is_shown(place: Place) -> None:
     """Three times Enter makes no file."""
     user = User()

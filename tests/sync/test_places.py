@@ -19,7 +19,7 @@ from lib.data.dataset import read_pointer
 from lib.data.pull import pull_objects
 from lib.errors import CredentialsError, DatasetError, SyncError
 from lib.experiment.load import load_experiment
-from lib.remotes.clone import configure_dvc, dvc_remote_kinds, find_dvc_remote, set_up_copy
+from lib.remotes.clone import configure_dvc, find_remotes, set_up_copy
 from lib.remotes.credentials import Credentials
 from lib.sync import check, rehearse
 from lib.sync.stores.places import find_missing
@@ -251,8 +251,27 @@ def test_files_on_s3_are_looked_for_each_time(stores: Stores) -> None:
 def test_a_chained_remote_is_of_the_kind_of_its_base(stores: Stores, url: str, kind: str) -> None:
     """The address `remote://base/models` does not show where it leads."""
     write_config(stores.clone, section("base", url=url) + section("storage", url="remote://base/models"))
-    assert dvc_remote_kinds(stores.clone) == {kind}
-    assert find_dvc_remote(stores.clone) == f"{url}/models"
+    assert find_remotes(stores.clone) == [("storage", kind, f"{url}/models")]
+
+
+def test_the_remotes_of_a_run_are_the_default_and_those_that_outputs_name(stores: Stores) -> None:
+    """Not one that nothing names, cannot be opened, or whose `.dvc` file is damaged; of a dataset, only its own."""
+    base = section("base", url="gdrive://folder") + section("unused", url="gdrive://other")
+    own = section("storage", url=stores.storage) + section("Datasets", url="remote://base/sets")
+    write_config(stores.clone, base + own + section("broken", url="azure://x"))
+    for name, remote in ((DATA, "Datasets"), ("data/other", "broken"), ("third", "storage")):
+        text = f"outs:\n- md5: {'a' * 32}\n  hash: md5\n  path: {Path(name).name}\n  remote: {remote}\n"
+        (stores.clone / name).parent.mkdir(exist_ok=True)
+        (stores.clone / f"{name}.dvc").write_text(text)
+    (stores.clone / "damaged.dvc").write_text("outs: [")
+    storage, datasets = ("storage", "local", str(stores.storage)), ("datasets", "gdrive", "gdrive://folder/sets")
+    assert find_remotes(stores.clone) == find_remotes(stores.clone, DATA) == [storage, datasets]
+    assert find_remotes(stores.clone, "third") == [storage]
+    said = configure_dvc(stores.clone, stores.folder / "scratch", Credentials())
+    assert said.splitlines() == [
+        f"DVC remote: storage at {stores.storage}",
+        "DVC remote: datasets at gdrive://folder/sets",
+    ]
 
 
 def test_every_s3_remote_that_is_used_gets_the_keys(
