@@ -21,7 +21,7 @@ from typing import IO
 
 from lib.errors import CommandError, RunHeldError, SyncError, TakenOverError
 from lib.sync.publication import Say
-from lib.sync.record import ASKS, LEASE, RUNS, RunRecord, short_name
+from lib.sync.record import ASKS, LEASE, RUNS, STOPS, RunRecord, Stop, read_stop, short_name
 from lib.sync.refs import ANY, RefMovedError, Refs, RefUpdate, SeenRun
 
 POLL = 60.0  # seconds between two looks for a question; a tenth of a shorter lease
@@ -39,6 +39,11 @@ class RunLock:
         self.refs, self.name, self._full_name = refs, short_name(name), full_name or name
         self._lease, self._pause, self._say = lease, min(5.0, lease / 20), say
         self.ref, self._ask = f"{RUNS}{self.name}", f"{ASKS}{self.name}"
+        self.stop_ref = f"{STOPS}{self.name}"
+        """The ref by which a person stops the run; it stays until the run is published, or trained again."""
+        self.stop: Stop | None = None
+        """What a person wants of this session; None: to go on."""
+        self._stop_commit: str | None = None
         self.checkpoint = f"{CHECKPOINTS}{self.name}"
         """The ref of the run's checkpoint branch, which only the holder moves."""
         self.record: RunRecord | None = None
@@ -93,21 +98,21 @@ class RunLock:
             time.sleep(self._pause)
         return self.held()
 
-    def seize(self, run: SeenRun, identity: str | None, *, is_asked: bool) -> bool:
-        """Take over a run whose session is dead; return whether done.
+    def seize(self, run: SeenRun, identity: str | None, *updates: RefUpdate, is_asked: bool) -> bool:
+        """Take over a run whose session is dead, together with the other updates; return whether done.
 
         It is dead if its process in this clone has ended, or if its ref has not moved for one lease since it was seen
         first together with a question (`is_asked`). Raises `RunHeldError` for a ref that can never be taken over.
         """
         self._check_is_ours(run, identity)
         if self._is_dead_here(run):
-            return self._take(run, identity)
+            return self._take(run, identity, *updates)
         self.holder_lives = self._seen not in (None, run.commit)
         if self.holder_lives:
             return False
         # a question that was answered does not count for the next one
         self._seen, self._asked = run.commit, min(self._asked, time.monotonic()) if is_asked else math.inf
-        return time.monotonic() - self._asked >= run.lease and self._take(run, identity)
+        return time.monotonic() - self._asked >= run.lease and self._take(run, identity, *updates)
 
     def _try_here(self) -> bool:
         """Try to take the run; raise errors of this machine as `SyncError`."""
@@ -132,15 +137,16 @@ class RunLock:
         """Take the run unless another session may still be alive; return whether it is held."""
         if self.record is not None:
             return True
-        seen = self.refs.list_refs(self.ref, self._ask, self.refs.identity_ref)
+        seen = self.refs.list_refs(self.ref, self._ask, self.stop_ref, self.refs.identity_ref)
+        older = RefUpdate(self.stop_ref, ANY, None)  # a stop counts for the session that it finds, not for the next one
         identity = seen.get(self.refs.identity_ref)
         if self.ref not in seen:
-            return self._take(None, identity)
+            return self._take(None, identity, older)
         identity = identity or self.refs.identity()  # a listing is not atomic: one push may have created both refs
         run = self.refs.read_runs(self.name).get(self.name)
         if run is None:
             return False  # released at this moment
-        if self.seize(run, identity, is_asked=self._ask in seen):
+        if self.seize(run, identity, older, is_asked=self._ask in seen):
             self._say(f"{self.ref}: its session is dead, and this one takes over.")
         elif not self.holder_lives and self._ask not in seen:
             ask(self.refs, [self._ask])
@@ -163,9 +169,9 @@ class RunLock:
             f"`git push origin :{self.ref}`.",
         )
 
-    def _take(self, old: SeenRun | None, identity: str | None) -> bool:
+    def _take(self, old: SeenRun | None, identity: str | None, *others: RefUpdate) -> bool:
         """Write our record over `old`, or create the ref; return False if another session was faster."""
-        updates = [RefUpdate(self._ask, ANY, None)]
+        updates = [RefUpdate(self._ask, ANY, None), *others]
         if identity is None:
             identity = self.refs.write_random()
             updates.append(RefUpdate(self.refs.identity_ref, None, identity))
@@ -189,6 +195,7 @@ class RunLock:
             if self.record is None:
                 self._unlock_file()
         self._seen, self._asked, self._ended = None, math.inf, threading.Event()
+        self.stop = self._stop_commit = None
         threading.Thread(target=self._answer, args=(self._ended,), name=f"lock of {self.name}", daemon=True).start()
         atexit.register(self.release)
         return True
@@ -232,14 +239,15 @@ class RunLock:
 
     # ── holding ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def confirm(self) -> None:
-        """Raise `TakenOverError` if another session has taken the run over."""
+    def confirm(self) -> Stop | None:
+        """Return the stop that a person wants, if any. Raises `TakenOverError` if the run was taken over."""
         if self._taken_over:
             raise TakenOverError(
                 f"another session has taken over {self._full_name}, since this one did not answer within its lease.",
                 state="this session changes nothing more on the remotes; its files stay on this machine.",
                 remedy="let the other session finish.",
             )
+        return self.stop
 
     def held(self) -> RunRecord:
         """Return what the run's ref holds, which must have been taken. Raises `TakenOverError` if it is not ours."""
@@ -303,11 +311,19 @@ class RunLock:
         return False
 
     def _answer(self, ended: threading.Event) -> None:
-        """Look for a question until the lock ends, and answer it by moving the run's ref."""
+        """Look for a question and a stop until the lock ends; answer the question by moving the run's ref."""
         while not ended.wait(min(POLL, self._lease / 10)):
             with contextlib.suppress(Exception), self._pushing:  # a failed look is repeated after the pause
-                if self.record is not None and self._ask in self.reread(self._ask):
+                if self.record is None:
+                    continue
+                seen = self.reread(self._ask, self.stop_ref)
+                if self._ask in seen:
                     self.push(self.record, RefUpdate(self._ask, ANY, None))
+                if (commit := seen.get(self.stop_ref)) and commit != self._stop_commit:
+                    texts = self.refs.read_files(self.stop_ref, "stop.json", commit=commit)
+                    self.stop, self._stop_commit = read_stop(texts.get("stop.json", "")), commit
+                    then = {"publish": "publishes what it has", "discard": "publishes nothing"}[self.stop.action]
+                    self._say(f"This run was asked to stop: it ends after the epoch under way, and {then}.")
 
     def _lose(self) -> None:
         if self.record is not None:

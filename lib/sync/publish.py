@@ -23,7 +23,7 @@ from lib.sync.lock import RunLock
 from lib.sync.publication import Publication, Published, Say
 from lib.sync.record import LEASE, DeclaredCopy
 from lib.sync.recover import Recovery
-from lib.sync.refs import RefMovedError, RefUpdate
+from lib.sync.refs import ANY, RefMovedError, RefUpdate
 from lib.sync.remotes import AT_ONCE, CheckpointFile, Remotes, open_remotes
 from lib.sync.stores.base import Progress, StoredCopy, mismatch
 from lib.sync.tree import Source, build_commit, hash_objects
@@ -240,7 +240,7 @@ class _Publishing:
             self._check_copy(source.item, store.verify(store.path_of(oid), stored[oid].identity))
 
     def _push(self) -> None:
-        """Make the branch visible: create it, and delete the checkpoint and the run's ref, in one atomic push."""
+        """Make the branch visible: create it, and delete checkpoint, run's ref and stop, in one atomic push."""
         checkpoint, record = self.lock.checkpoint, self.lock.held()
         after = record.but(publishing=()) if record.undo else None
         while True:
@@ -249,7 +249,9 @@ class _Publishing:
             gone = [RefUpdate(checkpoint, old, None)] if old and not self.run.keeps_checkpoint else []
             try:
                 self._pushed = True
-                self.lock.push(after, RefUpdate(self._head, None, self._commit), *gone)
+                # a stop that came too late stops nothing any more, nor the next session
+                stop = RefUpdate(self.lock.stop_ref, ANY, None)
+                self.lock.push(after, RefUpdate(self._head, None, self._commit), stop, *gone)
             except RefMovedError as error:
                 if error.ref != checkpoint:
                     raise

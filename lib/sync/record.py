@@ -1,5 +1,7 @@
 """Define `run.json`, the record in a run's ref: who holds the run, and which copies it may have stored.
 
+`stop.json`, in the ref by which a person stops the run, is defined here as well.
+
 Guarantees: a record that this version cannot read is None, never guessed, and must not be touched.
 """
 
@@ -7,15 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from datetime import UTC, datetime
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lib.remotes.repository import StoredObject
 
 PROTOCOL = 2
 LEASE = 600.0  # seconds without an answer after which a run may be taken over
 LONGEST_NAME = 100  # bytes: it is a part of file names, which many file systems limit to 255 bytes
-RUNS, ASKS = "refs/runs/", "refs/asks/"
+RUNS, ASKS, STOPS = "refs/runs/", "refs/asks/", "refs/stops/"
 
 
 class DeclaredCopy(StoredObject):
@@ -61,6 +65,21 @@ def read_run(text: str) -> RunRecord | None:
     except ValidationError:
         return None
     return record if record.protocol == PROTOCOL else None
+
+
+class Stop(BaseModel):
+    """The content of `stop.json`: what a person wants of a run, and since when."""
+
+    action: Literal["publish", "discard"] = "publish"
+    asked: datetime = Field(default_factory=lambda: datetime.now(UTC))
+
+
+def read_stop(text: str) -> Stop:
+    """Read a wish to stop; text that is not one counts as the wish to publish, by which nothing is lost."""
+    try:
+        return Stop.model_validate_json(text)
+    except ValidationError:
+        return Stop()
 
 
 def short_name(name: str) -> str:

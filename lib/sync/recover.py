@@ -1,7 +1,8 @@
 """Roll back publications that did not end, and delete what dead sessions left on the DVC remote.
 
 Guarantees: a run is taken over only if its process in this clone has ended, or if it did not answer within its lease;
-every run is tried, even if recovering another one fails; a call may be interrupted and repeated. Checkpoints stay.
+every run is tried, even if recovering another one fails; a call may be interrupted and repeated. Checkpoints stay, and
+so do stops: what a person has stopped is not begun again, except by a session that `take`s the run.
 Cannot: recover a run of another repository or of another version of this project; both are reported.
 """
 
@@ -18,15 +19,16 @@ from lib.remotes.credentials import Credentials
 from lib.sync import lock as locks
 from lib.sync.lock import RunLock, short
 from lib.sync.publication import Say
-from lib.sync.record import ASKS
-from lib.sync.refs import EARLIER, RefUpdate, SeenRun
+from lib.sync.record import ASKS, Stop
+from lib.sync.refs import ANY, EARLIER, RefMovedError, RefUpdate, SeenRun
 from lib.sync.remotes import Remotes, as_sync_errors, open_remotes
 
 
 def recover(
-    root: Path, credentials: Credentials | None = None, *, patience: float | None = None, say: Say = print
-) -> int:
-    """Roll back every publication whose session is dead, and return the number of runs that are left.
+    root: Path, credentials: Credentials | None = None, *, run: str = "", patience: float | None = None,
+    say: Say = print,
+) -> int:  # fmt: skip
+    """Roll back every publication whose session is dead, or that of one `run`; return the number of runs left.
 
     Asks every run whether it lives, and waits one lease for its answer, or at most `patience` seconds; with a patience
     of 0 nobody is asked, and only dead sessions of this clone are recovered. After trying all, raises the first error.
@@ -35,17 +37,36 @@ def recover(
     state = "each publication that is not recovered yet has a ref refs/runs/* on the Git remote."
     with open_remotes(root, credentials) as remotes, as_sync_errors("recovering", credentials.redact, state):
         recovery = Recovery(remotes, say)
-        end, names = time.monotonic() + (math.inf if patience is None else patience), None
+        end, names = time.monotonic() + (math.inf if patience is None else patience), [run] if run else None
         while recovery.look(names, ask=patience != 0) and time.monotonic() < end:
             names = list(recovery.left)  # whoever begins later is alive
             time.sleep(min([5.0, *(run.lease / 20 for run in recovery.left.values())]))
         for ref in remotes.refs.list_refs(*(f"{place}*" for place in EARLIER)):
             say(f"{ref} was written by an earlier version of this project and is left alone; its `recover` ends it.")
         if recovery.identity is not None:
-            remotes.sweep(remotes.checkpoint_files(short(recovery.identity)))
+            remotes.sweep(remotes.checkpoint_files(short(recovery.identity), run), run)
         if recovery.error is not None:
             raise recovery.error
         return len(recovery.left)
+
+
+def discard(root: Path, credentials: Credentials, lock: RunLock, say: Say = print) -> None:
+    """Take the run unless it is held; delete its checkpoint and its ref, and publish nothing.
+
+    The same push leaves a stop, so that nothing begins the run anew by itself. May be repeated after any failure.
+    Raises `RunHeldError` or `TakenOverError` if another session holds it, and `SyncError` if a remote does not answer.
+    """
+    with open_remotes(root, credentials) as remotes, as_sync_errors("discarding", credentials.redact):
+        record = lock.take()
+        remotes.roll_back(lock, say)  # what a failed publication left
+        stop = RefUpdate(lock.stop_ref, ANY, remotes.refs.write_stop(Stop(action="discard")))
+        while True:
+            old = lock.reread(lock.checkpoint).get(lock.checkpoint)
+            gone = [RefUpdate(lock.checkpoint, old, None)] if old else []
+            with contextlib.suppress(RefMovedError):  # deleted by hand meanwhile
+                lock.push(lock.held() if lock.held().declared else None, stop, *gone)
+                break
+        remotes.sweep(remotes.checkpoint_files(record.repository, lock.name), lock.name)
 
 
 class Recovery:

@@ -21,7 +21,7 @@ from lib.remotes.answers import Patience
 from lib.remotes.credentials import Credentials
 from lib.remotes.git_answers import BRIEFLY, because, explain
 from lib.remotes.repository import Repository
-from lib.sync.record import LEASE, RUNS, DeclaredCopy, RunRecord, read_run
+from lib.sync.record import LEASE, RUNS, DeclaredCopy, RunRecord, Stop, read_run
 
 EARLIER = ("refs/intents/", "refs/heads/kaggle-intents/", "refs/heads/kaggle-runs/")
 """Prefixes of the refs of the protocol's first edition: they are left alone and reported."""
@@ -103,6 +103,10 @@ class Refs(Repository):
     def write_question(self) -> str:
         """Write the commit of a question to a run, the same everywhere, and return it; HEAD may not be pushed."""
         return self._write_file("question", "", "Is this run alive? [skip ci]\n")
+
+    def write_stop(self, stop: Stop) -> str:
+        """Write the wish to stop a run as a commit of its own, and return it."""
+        return self._write_file("stop.json", f"{stop.model_dump_json(indent=1)}\n", "Stop this run [skip ci]\n")
 
     def _write_file(self, name: str, text: str, message: str) -> str:
         blob = self._git("hash-object", "-w", "--stdin", text=text).output.strip()

@@ -459,10 +459,10 @@ def test_a_host_that_accepts_only_branches_is_an_error(hosted: Hosted, reason: A
     assert isinstance(error, GitPushError)
     assert reason in error.what
     for remedy in (error.remedy, assert_refused(hosted, TOKEN, reason).remedy):
-        assert "refs/runs/*, refs/asks/* and refs/kaggle/*, not only branches" in remedy
+        assert "refs/asks/*, refs/stops/* and refs/kaggle/*, not only branches" in remedy
 
 
-@pytest.mark.parametrize("pattern", ["refs/runs/*", "refs/asks/*", "refs/kaggle/*"])
+@pytest.mark.parametrize("pattern", ["refs/runs/*", "refs/asks/*", "refs/stops/*", "refs/kaggle/*"])
 def test_a_rehearsal_finds_that_a_ref_of_the_protocol_is_refused(hosted: Hosted, pattern: str) -> None:
     """The error contains the host's own words, and the remedy names the refs."""
     hosted.host.protected = [pattern]
