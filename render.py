@@ -12,6 +12,7 @@ which is on the remote. The same input produces the same bytes. Every value is i
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ BY_OPTION = {"module": "the argument MODULE", "experiment": "--experiment", "acc
 )
 @click.option("--output", type=Path, metavar="DIR", help="Folder of the files; default: build/MODULE.")
 @click.option("--push", is_flag=True, help="Push it to Kaggle with the kaggle client, which starts it there.")
+@click.option("--resume", is_flag=True, help="With --push: go on with a run that was stopped by hand.")
 @click.option("--run", is_flag=True, help="Execute it on this machine, in a sandbox.")
 @click.option(
     "--sandbox", type=Path, metavar="DIR", default=Path("build/sandbox"), help="With --run: the sandbox's folder."
@@ -87,6 +89,7 @@ def main(
     accelerator: str,
     output: Path | None,
     push: bool,
+    resume: bool,
     run: bool,
     sandbox: Path,
     data: Path | None,
@@ -137,14 +140,9 @@ def main(
         return
     print(f"Trains:   {chosen.name} at commit {values['commit']} of {repository}")
     if push:
-        from lib.remotes.credentials import Credentials
-        from lib.results.estimate import show_estimate
-
-        needed = 0.0
-        if "repository" not in baked:  # else its runs are of another repository
-            expected = show_estimate(PROJECT, Credentials(), chosen, accelerator)
-            needed = expected.needed if expected and not anyway else 0.0
-        push_rendered(folder, needed)
+        # else the published runs are another repository's
+        needed = 0.0 if "repository" in baked else _needed(chosen, accelerator, resume=resume)
+        push_rendered(folder, 0.0 if anyway else needed)
     else:
         print(ways_to_kaggle(rendered, user))
 
@@ -163,6 +161,25 @@ def unknown_or_reserved(given: Mapping[str, Any], notebook: Any) -> None:  # noq
                 f"-p {name}: the notebook has no such parameter.",
                 remedy=did_you_mean(name, known, f"known are: {', '.join(known)}."),
             )
+
+
+def _needed(chosen: Experiment, accelerator: str, *, resume: bool) -> float:
+    """Print how long the training will take; return the GPU hours that its session needs, 0 if they are not known.
+
+    Raises `KaggleError` for a run that a person has stopped, without `resume`.
+    """
+    from lib.errors import GitPushError, KaggleError
+    from lib.remotes.credentials import Credentials
+    from lib.results.estimate import show_estimate
+    from lib.results.published import find_stopped
+    from lib.sync import Refs
+
+    found, stopped = show_estimate(PROJECT, Credentials(), chosen, accelerator), ""
+    with contextlib.suppress(GitPushError):  # said above: the published runs cannot be read
+        stopped = find_stopped(Refs(PROJECT, Credentials()), chosen)
+    if stopped and not resume:
+        raise KaggleError(f"{stopped}.", remedy="push with --resume, which goes on from its checkpoint if it has one.")
+    return found.needed if found else 0.0
 
 
 def _sandbox(folder: Path, chosen: Experiment, data: Path | None) -> dict[str, str]:

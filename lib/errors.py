@@ -117,6 +117,16 @@ class CheckpointError(RunError):
     """An earlier session's checkpoint cannot be resumed, or belongs to a different training."""
 
 
+class StopError(RunError):
+    """A run cannot be stopped as asked: it is not under way, or is not on Kaggle."""
+
+    state = "nothing was stopped."
+
+
+class DiscardedError(RunError):
+    """A person has discarded the run: it ends, and nothing of it is published."""
+
+
 class TrainingError(RunError):
     """Training started and failed; the usual cause is CUDA out of memory."""
 

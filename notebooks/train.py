@@ -186,7 +186,7 @@ print(start.describe())
 # %% [markdown]
 # ## 9/10: Run training + Automatic model sync
 # One subprocess per GPU. Meanwhile checkpoints are uploaded: if this session ends early, the next one resumes from
-# them. From here on, an error also sends a W&B alert.
+# them. From here on, an error also sends a W&B alert. `python -m lib stop` ends the training after an epoch.
 
 # %% tags=["nbval-ignore-output"]
 step("9/10: Run training + Automatic model sync")
@@ -198,6 +198,7 @@ log.on_error(lambda error: uploader.fail(error, tracking), tell)
 with uploader:
     seconds = expected.epoch if expected else None  # of an epoch
     trained = train(session, dataset.training_file, start, tracking, expected=seconds, confirm=hold.confirm)
+uploader.discard_if_asked()
 
 # %% [markdown]
 # The best weights are measured on the validation and the test split, and exported to the requested formats.
@@ -227,6 +228,7 @@ from lib.train.tracking import finish_tracking
 if trained.state == "failed" and session.experiment.session.on_failure == "keep":
     raise trained.error
 uploader.wait()
+uploader.discard_if_asked()
 published = sync_outputs(publication(session, results, hold), credentials)
 hold.release()
 summary = {"branch": published.branch, "commit": published.commit, **evaluated.metrics.flat()}

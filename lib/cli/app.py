@@ -7,11 +7,11 @@ import click
 from lib.cli.experiments import explain_command, new, sandbox, schema
 from lib.cli.models import compare_command, fetch, predict_command, rerun_command
 from lib.cli.remotes import check_command, recover_command, status
-from lib.cli.runs import sweep, watch
+from lib.cli.runs import stop, sweep, watch
 from lib.cli.setup import credentials, preflight, wheels
 
 COMMANDS = (sandbox, new, explain_command, schema, credentials, wheels, preflight, fetch, predict_command,
-            compare_command, rerun_command, watch, sweep, status, recover_command, check_command)  # fmt: skip
+            compare_command, rerun_command, watch, stop, sweep, status, recover_command, check_command)  # fmt: skip
 
 
 @click.group(commands=COMMANDS, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})

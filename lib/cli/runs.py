@@ -45,6 +45,46 @@ def watch(project: Project, *, experiment: str, kaggle_user: str, every: float) 
 
 
 @click.command()
+@click.argument("run", metavar="EXPERIMENT|BRANCH")
+@click.option("--discard", is_flag=True, help="Publish nothing, and delete its checkpoint.")
+@click.option("--now", is_flag=True, help="Delete its kernel on Kaggle, without waiting for the epoch.")
+@click.option("--yes", is_flag=True, help="With --now: do not ask.")
+@KAGGLE_USER
+@PROJECT
+def stop(project: Project, *, run: str, discard: bool, now: bool, yes: bool, kaggle_user: str) -> None:
+    """Stop a run after the epoch under way, wherever it trains.
+
+    It publishes what it has, marked as stopped, and keeps its checkpoint; nothing goes on with it without --resume.
+    EXPERIMENT is a YAML file, a module (its baseline), or module/name; BRANCH is a checkpoint's or a run's.
+
+    \b
+    Example:
+        uv run python -m lib stop detection
+    """
+    from lib.experiment.modules import MODULES
+    from lib.kaggle.client import client_user
+    from lib.kaggle.notebook import configured_user
+    from lib.sync import Refs
+    from lib.train.stop import active_kernel, ask_to_stop, describe_loss, key_of, stop_now
+
+    key = key_of(str(project.root / MODULES[run].baseline) if run in MODULES else run)
+    root, credentials = Path.cwd(), project.credentials
+    refs = Refs(root, credentials)
+    if not now:
+        ask_to_stop(refs, key, discard=discard)
+        then = "publishes nothing" if discard else "is published as stopped"
+        print(f"{key} was asked to stop: it ends after the epoch under way, and {then}.")
+        print("It looks about once a minute. See its state with: python -m lib status")
+        return
+    kernel = active_kernel(key, kaggle_user or configured_user() or client_user())
+    print(f"This deletes {kernel} on Kaggle, with its logs and outputs. {describe_loss(refs, key, discard=discard)}")
+    if not yes:
+        click.confirm("Delete it?", abort=True)
+    stop_now(root, credentials, key, kernel, discard=discard)
+    print(f"{key} is stopped: nothing goes on with it without --resume.")
+
+
+@click.command()
 @click.argument("experiments", type=Path, nargs=-1, required=True, metavar="EXPERIMENT...")
 @PARAMETERS
 @click.option("--address", metavar="ADDRESS", default="", help="A Ray cluster (auto: the one of this machine).")
@@ -55,6 +95,7 @@ def watch(project: Project, *, experiment: str, kaggle_user: str, every: float) 
     "--folder", type=Path, metavar="DIR", default=Path("build/sweep"), help="The runs' folder, on every node."
 )
 @click.option("--sandbox", type=Path, metavar="DIR", help="Train in a sandbox there: no account, no network.")
+@click.option("--resume", is_flag=True, help="Go on with runs that were stopped by hand, too.")
 @click.option("--allow-dirty", is_flag=True, help="Accept a dirty tree, or a commit that is not pushed.")
 @PROJECT
 def sweep(
@@ -68,12 +109,13 @@ def sweep(
     retries: int,
     folder: Path,
     sandbox: Path | None,
+    resume: bool,
     allow_dirty: bool,
 ) -> None:
     """Train many experiments, on this machine or a Ray cluster.
 
-    Each EXPERIMENT is a YAML file, or a matrix (key `sweep`). Skips what the same commit has published, and resumes the
-    rest from its checkpoints. Compares all at the end; exits with 1 if one is not published.
+    Each EXPERIMENT is a YAML file, or a matrix (key `sweep`). Skips what the same commit has published or a person has
+    stopped, and resumes the rest from its checkpoints. Compares all at the end; exits with 1 if one is not published.
 
     \b
     Example:
@@ -88,6 +130,6 @@ def sweep(
     complete = train_all(
         project.root, chosen, Cluster(address, gpus=gpus_per_run, cpus=cpus_per_run, retries=retries),
         sandbox=sandbox.resolve() if sandbox else None, allow_dirty=allow_dirty, secrets=project.secrets,
-        folder=folder.resolve(), watched=sys.stdout.isatty(),
+        folder=folder.resolve(), watched=sys.stdout.isatty(), resume=resume,
     )  # fmt: skip
     raise SystemExit(0 if complete else 1)

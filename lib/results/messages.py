@@ -5,7 +5,7 @@ Cannot: tell of a session that was killed, which nothing outlives: the next sess
 
 from __future__ import annotations
 
-from lib.errors import RunError
+from lib.errors import DiscardedError, RunError
 from lib.remotes.messages import send
 from lib.results.report import Results
 from lib.session import Session
@@ -30,7 +30,8 @@ def tell_error(session: Session, error: BaseException) -> None:
     if isinstance(error, Exception):
         remedy = error.remedy if isinstance(error, RunError) else ""
         what = error.what if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
-        _tell(session, "failed", [session.credentials.redact(what), remedy and f"What to do: {remedy}"])
+        state = "discarded" if isinstance(error, DiscardedError) else "failed"
+        _tell(session, state, [session.credentials.redact(what), remedy and f"What to do: {remedy}"])
 
 
 def _tell(session: Session, state: str, lines: list[str], *, picture: bool = False) -> None:

@@ -6,6 +6,7 @@ branch was published with, even if the branch also holds the records of other ru
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import sys
 from collections.abc import Mapping
@@ -15,8 +16,9 @@ from typing import TypeVar
 import click
 
 from lib.errors import BranchError
+from lib.experiment.schema import Experiment
 from lib.results.record import RunRecord, parse
-from lib.sync import Refs
+from lib.sync import STOPS, Refs, short_name
 from lib.train.checkpoints import Record
 
 HEADS = "refs/heads/"
@@ -96,6 +98,24 @@ def find_own(branch: str, texts: Mapping[str, str], kind: type[AnyRecord]) -> tu
         f"{branch} has no {file} of its own that can be read{problem}.",
         remedy="choose a branch that a run has published; `python -m lib status` shows them.",
     )
+
+
+def find_stopped(refs: Refs, experiment: Experiment) -> str:
+    """Return why only a person may begin or resume the experiment, who stopped it; empty if nobody has.
+
+    A stop without a branch is of a session that ended before it obeyed, was deleted, or was to publish nothing.
+    """
+    stop = f"{STOPS}{short_name(experiment.key)}"
+    if stop in refs.list_refs(stop):
+        return f"{experiment.key} was asked to stop ({stop})"
+    own = (experiment.module, experiment.name)
+    texts_of = refs.read_files_of_all(f"{HEADS}kaggle-train-{experiment.key}-*", "artifacts/*/run.json")
+    for ref, texts in sorted(texts_of.items(), reverse=True):
+        with contextlib.suppress(BranchError):
+            _, record = find_own(ref.removeprefix(HEADS), texts, RunRecord)
+            if (record.experiment["module"], record.experiment["name"]) == own:
+                return f"{experiment.key} was stopped: {record.branch}" if record.state == "stopped" else ""
+    return ""
 
 
 def ask_for_run(refs: Refs) -> str:

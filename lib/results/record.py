@@ -126,7 +126,7 @@ class RunRecord(_Record):
     wandb: str = ""
     """The URL of the W&B run, or the reason why there is none."""
     reason: str = ""
-    """Why the training was interrupted or failed."""
+    """Why the training was stopped, was interrupted or failed."""
     missing: str = ""
     """What a complete run has and this run lacks."""
 

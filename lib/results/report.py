@@ -106,7 +106,7 @@ def _missing(results: Results) -> list[str]:
 
 def _remarks(results: Results) -> list[str]:
     """Return one sentence for each way in which this run differs from a complete run."""
-    ends = {"interrupted": "The training was", "failed": "The training failed:"}
+    ends = dict.fromkeys(("stopped", "interrupted"), "The training was") | {"failed": "The training failed:"}
     end = [f"{ends[results.trained.state]} {results.trained.reason}."] if results.trained.state in ends else []
     return end + [f"Something is missing: {what}" for what in _missing(results)]
 
@@ -209,8 +209,8 @@ def _images(folder: Path) -> list[tuple[str, str]]:
 def show_summary(session: Session, results: Results) -> None:
     """Print the summary of a published run: its state, metrics, step times, branch and files."""
     experiment, folder, trained, end = session.experiment, session.artifacts, results.trained, time.time()
-    how = {"finished": "is trained and", "interrupted": "is interrupted and", "failed": "has failed and is"}
-    print(f"{experiment.about.title} ({experiment.name}) {how[trained.state]} published.\n")
+    how = {"finished": "is trained and", "failed": "has failed and is"}.get(trained.state, f"is {trained.state} and")
+    print(f"{experiment.about.title} ({experiment.name}) {how} published.\n")
     for remark in map(visible, _remarks(results)):
         print(f"Warning: {remark[0].lower()}{remark[1:]}")
     show_metrics(results.evaluated)

@@ -12,7 +12,7 @@ from lib.errors import BranchError
 from lib.remotes.credentials import Credentials
 from lib.results.published import HEADS, RUNS, AnyRecord, find_own
 from lib.results.record import Metrics, RunRecord, parse
-from lib.sync import ASKS, Refs
+from lib.sync import ASKS, STOPS, Refs
 from lib.sync.refs import EARLIER
 from lib.tables import as_text, make_table
 from lib.train.checkpoints import Record
@@ -28,9 +28,9 @@ class Entry:
     experiment: str
     """`module/name`."""
     state: str
-    """`finished`, `interrupted` or `failed`: a published run; `checkpoint`; `session`: a session that holds the
-    experiment; `publishing`: one that is publishing, or died meanwhile; `unreadable`. `, asked`: another session asks
-    whether this one lives."""
+    """`finished`, `stopped`, `interrupted` or `failed`: a published run; `checkpoint`; `session`: a session that holds
+    the experiment; `publishing`: one that is publishing, or died meanwhile; `unreadable`. `, asked`: another session
+    asks whether this one lives; `, stop asked`: a person wants it to stop. `stop asked` alone: it ended unpublished."""
     ref: str
     epochs: str = ""
     """Completed epochs and requested epochs: `done/requested`."""
@@ -54,13 +54,17 @@ def read_status(root: Path, credentials: Credentials) -> list[Entry]:
     checkpoints = refs.read_files_of_all("refs/heads/kaggle-checkpoint-*", "artifacts/*/checkpoint.json")
     entries = [_read_entry(ref, texts, RunRecord) for ref, texts in published.items()]
     entries += [_read_entry(ref, texts, Record) for ref, texts in checkpoints.items()]
-    asked = refs.list_refs(f"{ASKS}*")
-    for name, run in refs.read_runs().items():
+    asked = refs.list_refs(f"{ASKS}*", f"{STOPS}*")
+    runs = refs.read_runs()
+    for name, run in runs.items():
         state = "session" if run.record else "unreadable"
         if run.record and run.record.publishing:
             state = "publishing"
         state += ", asked" if f"{ASKS}{name}" in asked else ""
+        state += ", stop asked" if f"{STOPS}{name}" in asked else ""
         entries.append(Entry(run.record.name if run.record else name, state, f"refs/runs/{name}"))
+    stopped = {ref: ref.removeprefix(STOPS) for ref in asked if ref.startswith(STOPS)}
+    entries += [Entry(name, "stop asked", ref) for ref, name in stopped.items() if name not in runs]
     entries += [Entry("of another version", "unreadable", ref) for ref in refs.list_refs(*(f"{e}*" for e in EARLIER))]
     return sorted(entries, key=lambda entry: (entry.experiment, -entry.when.timestamp() if entry.when else 0.0))
 

@@ -21,7 +21,7 @@ from lib.errors import BranchError
 from lib.experiment.matrix import title_of
 from lib.experiment.schema import Experiment
 from lib.progress import duration
-from lib.results.published import HEADS, find_own
+from lib.results.published import HEADS, find_own, find_stopped
 from lib.results.record import RunRecord
 from lib.sweep.engine import Cluster
 from lib.sweep.worker import Job, Progress
@@ -156,10 +156,11 @@ def table(progress: Mapping[str, Progress]) -> Table:
 
 def train_all(
     project: Path, experiments: Sequence[Experiment], cluster: Cluster, *, sandbox: Path | None,
-    allow_dirty: bool, secrets: str, folder: Path, watched: bool,
+    allow_dirty: bool, secrets: str, folder: Path, watched: bool, resume: bool = False,
 ) -> bool:  # fmt: skip
     """Train the experiments that are not published yet, compare all published ones, return whether all are published.
 
+    Those that a person has stopped are left out, unless `resume`.
     `project` is the checkout whose commit is trained; with `sandbox`, a sandbox is made in that folder and trained
     instead. `secrets` (a file) and `folder` (where runs work) must be valid paths on every node. Raises `RunError`
     before anything has started.
@@ -181,11 +182,18 @@ def train_all(
     refs, commit = Refs(root, credentials), parameters["commit"]
     named = {title_of(experiment): experiment for experiment in experiments}
     before = {name: branch for name, each in named.items() if (branch := find_published(refs, each, commit))}
+    left = named.keys() - before.keys() if not resume else ()
+    stopped = {name: why for name in left if (why := find_stopped(refs, named[name]))}
     parameters["secrets"] = str(Path(secrets).resolve()) if secrets else ""
     sources = read_sources(project)
-    jobs = {name: Job(each, sources, parameters, str(folder)) for name, each in named.items() if name not in before}
+    jobs = {
+        name: Job(each, sources, parameters, str(folder))
+        for name, each in named.items()
+        if name not in before and name not in stopped
+    }
     print(f"{len(named)} experiments at commit {commit} of {parameters['repository']}, {len(before)} already published")
     with Scoreboard(folder / "sweep.log", before, watched=watched) as board:
+        board.show({name: Progress("stopped", note=f"{why}: add --resume") for name, why in stopped.items()})
         if jobs:
             with cluster as engine:
                 run_sweep(jobs, engine, board.show)

@@ -142,7 +142,10 @@ class Refs(Repository):
         words = ["-c", "core.hooksPath=/dev/null"]  # hooks run also when the clone's own refs follow the push
         words += ["push", "--atomic", "--no-signed", "--no-follow-tags", "--recurse-submodules=no", "--quiet"]
         words += [f"--force-with-lease={update.ref}:{update.old or ''}" for update in updates if update.old != ANY]
-        words += ["origin"] + [f"{update.new or ''}:{update.ref}" for update in updates]
+        # a lease forces, too
+        words += ["origin"] + [
+            f"{'+' if update.old == ANY else ''}{update.new or ''}:{update.ref}" for update in updates
+        ]
         try:
             self._git(*words, env=self._environment, timeout=PUSH_TIMEOUT)
         except CommandFailed as error:

@@ -26,7 +26,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from lib.data.dataset import read_pointer
 from lib.data.pull import pull_objects
-from lib.errors import CheckpointError, RemoteError, RunError, SyncError, TakenOverError
+from lib.errors import CheckpointError, DiscardedError, RemoteError, RunError, SyncError, TakenOverError
 from lib.experiment.load import flat
 from lib.experiment.schema import Experiment, ExperimentValues
 from lib.process import MINUTE
@@ -39,6 +39,7 @@ from lib.sync import (
     Publication,
     Refs,
     RunLock,
+    discard,
     fetch_file,
     open_remotes,
     recover,
@@ -263,7 +264,23 @@ class CheckpointUploader:
         if isinstance(error, Exception):
             self.wait()
         self._hold.release()
-        finish_tracking(tracking, "failed", {}, self._session.credentials.redact(str(error)))
+        state = "discarded" if isinstance(error, DiscardedError) else "failed"
+        finish_tracking(tracking, state, {}, self._session.credentials.redact(str(error)))
+
+    def discard_if_asked(self) -> None:
+        """Delete the run's checkpoint and raise `DiscardedError` if a person wants the run to be discarded."""
+        if self._is_discarded:
+            self.wait()
+            discard(self._session.root, self._session.credentials, self._hold, say)
+            raise DiscardedError(
+                f"the run {self._experiment.key} is discarded, as `python -m lib stop --discard` asked.",
+                state="nothing is published, and its checkpoint is deleted; what it trained is on this machine alone.",
+                remedy="train again from the start if you want to; a push and a sweep need --resume for it.",
+            )
+
+    @property
+    def _is_discarded(self) -> bool:
+        return self._hold.stop is not None and self._hold.stop.action == "discard"
 
     def _work(self) -> None:
         minutes, last = self._experiment.session.checkpoint_minutes, self._session.artifacts / WEIGHTS[1]
@@ -272,7 +289,7 @@ class CheckpointUploader:
             while not self._stop.wait(LOOK):
                 if time.monotonic() >= due and last.is_file():
                     due = time.monotonic() + (interval if self._try() else min(interval, AGAIN))
-            if self._last and last.is_file():
+            if self._last and last.is_file() and not self._is_discarded:
                 self._try()
             if self._publisher is not None:
                 self._try_to(self._publisher.end)

@@ -35,8 +35,8 @@ from lib.train.plots import guarded_plots
 from lib.train.tracking import Tracking
 from lib.train.weights import StartingPoint
 
-State = Literal["finished", "interrupted", "failed"]
-WorkerState = Literal["memory", "failed", "killed", "stalled", "interrupted", "finished"]
+State = Literal["finished", "stopped", "interrupted", "failed"]
+WorkerState = Literal["memory", "failed", "killed", "stalled", "stopped", "interrupted", "finished"]
 """How a worker ended. Of several workers the first of these states counts: one failure ends the other workers."""
 
 
@@ -50,7 +50,7 @@ class Trained:
     seconds: float
     state: State = "finished"
     reason: str = ""
-    """Why it was interrupted or failed."""
+    """Why it was stopped, was interrupted or failed."""
     batch_size: int = 0
     """Images per step at the end of training; fewer than requested if memory ran short."""
     device: str = "cpu"
@@ -85,6 +85,11 @@ class WorkerPlan(BaseModel, frozen=True):
         file = self.folder / "plan.json"
         file.write_text(self.model_dump_json(), encoding="utf-8")
         return file
+
+    @property
+    def stop(self) -> Path:
+        """Return the path of the file that exists once training is to end after the epoch under way."""
+        return self.folder / "stop"
 
     @property
     def beat(self) -> Path:
@@ -135,7 +140,8 @@ def train(
     Each GPU of the session's device has its own worker process, which runs the module `worker`. A training that fails
     after its first epoch is returned with the state `failed`, so that its files can be saved. Raises `TrainingError`
     for a failed training without a checkpoint. `expected` are the seconds that an epoch is expected to take. `confirm`
-    is called about twice a second: an error that it raises ends the training.
+    is called about twice a second: an error that it raises ends the training at once, and something true that it
+    returns, after the epoch under way.
     """
     experiment, folder = session.experiment, session.artifacts
     keep_earlier(folder)
@@ -173,7 +179,7 @@ def train(
             start = StartingPoint(last, 1)
     for part in last.parent.glob(".*.pt*"):  # left by a worker that was killed while writing
         part.unlink()
-    state: State = outcome.state if outcome.state in ("finished", "interrupted") else "failed"
+    state: State = outcome.state if outcome.state in ("finished", "stopped", "interrupted") else "failed"
     error = None
     if state == "failed":
         error = _failure(experiment, outcome, batch_size, folder)
@@ -220,12 +226,17 @@ def _run(
         watched=is_watched(sys.stdout),
         parent=os.getpid(),
     )
+
+    def look() -> None:
+        if confirm():
+            plan.stop.touch()
+
     command = [sys.executable, "-m", worker, str(plan.write())]
     environment = {**found_from(session.root), "PYTHONUNBUFFERED": "1"}  # the workers' output must appear at once
     processes = len(arguments["device"].split(","))
     identities = [environment | identity for identity in _identities(processes)]
     statuses = run_side_by_side(
-        command, identities, cwd=session.root, beat=plan.beat, stall=stall * MINUTE, confirm=confirm
+        command, identities, cwd=session.root, beat=plan.beat, stall=stall * MINUTE, confirm=look
     )
     if statuses is None:
         return Outcome(state="stalled", reason=f"no batch was finished for {stall:g} minutes (hardware.stall_minutes)")

@@ -214,7 +214,7 @@ class Recorder:
 def finish_tracking(tracking: Tracking, state: str, summary: Mapping[str, float | str], text: str = "") -> None:
     """Add values known only after training (test metrics, the branch) to the W&B run, and send an alert.
 
-    `state` is `finished`, `interrupted` or `failed`.
+    `state` is `finished`, `stopped`, `interrupted`, `failed` or `discarded`.
     """
     recorder, title = Recorder(tracking), f"{tracking.name} {'is ' * (state == 'finished')}{state}"
     recorder.write("adding the results to the W&B run", lambda run: run.summary.update({**summary, "state": state}))

@@ -2,7 +2,8 @@
 
 Guarantees: training uses the plan's arguments, also on resume; a checkpoint in its folder is complete at every moment,
 even while the library writes it; every finished batch updates the heartbeat file; training stops before an epoch that
-does not fit into the session's time, while its schedule is planned for all epochs; the outcome is written to a file.
+does not fit into the session's time, or once it is asked to, while its schedule is planned for all epochs; the outcome
+is written to a file.
 
 Cannot: make a resumed training identical to an uninterrupted one. Ultralytics saves only the moving average of the
 weights, in half precision, and the data loader's processes (on GPUs) restart their random streams.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import logging
+import math
 import os
 import shutil
 import sys
@@ -51,8 +53,8 @@ class GuardedTrainer(BaseTrainer):  # type: ignore[misc]
 
     def __init__(self, plan: WorkerPlan) -> None:
         self.plan = plan
-        self.interrupted = ""
-        """Why training ended before its last epoch; empty if it did not."""
+        self.outcome = Outcome(state="finished")
+        """How training ends, with the reason if that is before its last epoch."""
         self._evaluating = False  # the library's final validation repeats an epoch's events
         self._recorder: Recorder | None = None
         self._seconds_before = 0.0  # training time of the earlier sessions
@@ -105,13 +107,13 @@ class GuardedTrainer(BaseTrainer):  # type: ignore[misc]
             return bool(super().save_model())
 
     def final_eval(self) -> None:
-        """Validate the best weights and strip both files to models; an interrupted run keeps its `last.pt` complete."""
+        """Validate the best weights and strip both files to models; an early end keeps `last.pt` complete."""
         self._evaluating = True
         with self._beside() as parts:
             with torch_distributed_zero_first(LOCAL_RANK):
                 if FIRST:
                     for whole, part in parts:
-                        if whole.exists() and not (self.interrupted and whole.name == "last.pt"):
+                        if whole.exists() and not (self.outcome.reason and whole.name == "last.pt"):
                             shutil.copyfile(whole, part)
             super().final_eval()
 
@@ -176,16 +178,21 @@ class GuardedTrainer(BaseTrainer):  # type: ignore[misc]
         if self.stop and self.epoch + 1 < self.epochs:
             better = f"training.patience is {self.args.patience}, the best epoch is {self.stopper.best_epoch}"
             print(f"Training stops: it has not improved for too long ({better}).", flush=True)
-        if self.stop or self.plan.stop_at is None:
-            return
-        left = self.plan.stop_at - time.monotonic()
-        if self.epoch_time > left:
-            self.interrupted = (
-                f"stopped after epoch {self.epoch + 1} of {self.epochs}: another one takes {self.epoch_time:.0f} s, "
-                f"and {max(left, 0):.0f} s are left of session.max_hours"
-            )
-            print(f"Training is {self.interrupted}.", flush=True)
+        if not self.stop and (outcome := self._early_end()):
+            self.outcome = outcome
+            print(f"Training is {outcome.reason}.", flush=True)
             self.stop: bool = True  # the library broadcasts this to the other ranks
+
+    def _early_end(self) -> Outcome | None:
+        """Return the outcome of a training that ends after this epoch; None if it goes on."""
+        at = f"stopped after epoch {self.epoch + 1} of {self.epochs}"
+        if self.plan.stop.exists():
+            return Outcome(state="stopped", reason=f"{at}, as `python -m lib stop` asked")
+        left = math.inf if self.plan.stop_at is None else self.plan.stop_at - time.monotonic()
+        if self.epoch_time <= left:
+            return None
+        another = f"another one takes {self.epoch_time:.0f} s, and {max(left, 0):.0f} s are left of session.max_hours"
+        return Outcome(state="interrupted", reason=f"{at}: {another}")
 
     def _show_epoch(self, values: Mapping[str, float]) -> None:
         """Replace the epoch's progress bar with its line of results."""
@@ -256,8 +263,7 @@ def main(plan_file: Path, guard: type[GuardedTrainer] = GuardedTrainer) -> None:
         with guarded_plots():
             trainer = trainer_of(plan.task, guard)(plan)
             trainer.train()
-        outcome = Outcome(state="interrupted" if trainer.interrupted else "finished", reason=trainer.interrupted)
-        status = 0
+        outcome, status = trainer.outcome, 0
     except Exception as error:  # noqa: BLE001  every failure becomes the outcome
         reason = f"{type(error).__name__}: {error}"
         outcome = Outcome(state="memory" if is_memory(reason) else "failed", reason=reason)
