@@ -103,16 +103,17 @@ def active_kernel(key: str, owner: str) -> str:
 def describe_loss(refs: Refs, key: str, *, discard: bool) -> str:
     """Return what a run loses if it is stopped at once, in a sentence."""
     ref = f"{CHECKPOINTS}{short_name(key)}"
-    texts = refs.read_files_of_all(ref, "artifacts/*/checkpoint.json").get(ref, {})
+    # an exact name that is not there would be an error
+    texts = refs.read_files_of_all(f"{ref}*", "artifacts/*/checkpoint.json").get(ref, {})
+    if not texts:
+        return "It has no checkpoint: all that it has trained is lost."
+    then = "is deleted, too" if discard else "stays; what it has trained since is lost"
     for text in texts.values():
-        try:
+        with contextlib.suppress(ValidationError):
             record = Record.model_validate_json(text)
-        except ValidationError:
-            continue
-        age = duration((datetime.now(UTC) - record.saved).total_seconds())
-        then = "is deleted, too" if discard else "stays; what it has trained since is lost"
-        return f"Its newest checkpoint, of epoch {record.epoch} and {age} old, {then}."
-    return "It has no checkpoint: all that it has trained is lost."
+            age = duration((datetime.now(UTC) - record.saved).total_seconds())
+            return f"Its newest checkpoint, of epoch {record.epoch} and {age} old, {then}."
+    return f"Its newest checkpoint, which this version cannot read, {then}."
 
 
 def stop_now(root: Path, credentials: Credentials, key: str, kernel: str, *, discard: bool) -> None:

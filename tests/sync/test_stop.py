@@ -109,7 +109,7 @@ def test_a_stop_after_the_last_look_goes_with_the_commit_push(
     stop(stores)
     publish(stores.clone, hold=held, keeps_checkpoint=keeps_checkpoint)
     assert held.stop is None
-    assert stores.refs().keys() == {PUBLISHED, HEAD} if keeps_checkpoint else {PUBLISHED}
+    assert stores.refs().keys() == ({PUBLISHED, HEAD} if keeps_checkpoint else {PUBLISHED})
 
 
 def test_a_stop_without_a_session_does_not_stop_the_next_one(stores: Stores, lock: Make) -> None:

@@ -72,14 +72,14 @@ class Machine:
     ) -> Trained:
         """Train in a folder of that name, on `gpus` GPUs, with the module `worker`."""
         host = Host((Gpu("Tesla T4", 15360),) * values.pop("gpus", 0))
-        worker, expected = values.pop("worker", "lib.train.trainer"), values.pop("expected", None)
+        how = {name: values.pop(name) for name in ("worker", "expected", "confirm") if name in values}
         hours = None if stop_after is None else 1.0
         experiment = self.experiment(session__max_hours=hours, **values)
         begun = time.monotonic() + (stop_after or 0.0) - HOUR
         session = self.session(name, experiment, host=host, begun=begun)
         data_file = self.dataset(name, experiment).data_file
         tracking = configure_tracking(session).resumed(start.run_path)
-        return train(session, data_file, start, tracking, worker=worker, expected=expected)
+        return train(session, data_file, start, tracking, **how)
 
 
 def make_machine(folder: Path, module: str) -> Machine:
@@ -173,7 +173,7 @@ def test_the_first_epoch_is_compared_with_the_estimate(machine: Machine, capfd: 
     """The line stands once, below the first epoch."""
     machine.train("estimated", expected=3600.0, training__epochs=2)
     first, line, second = capfd.readouterr().out.split("  1/2 ")[1].splitlines()[:3]
-    assert re.fullmatch(r"Expected were 1 h 00 min an epoch \(step 7\): it took 0\.\d+ times as long\.", line), first
+    assert re.fullmatch(r"Expected were 1 h 0 min an epoch \(step 7\): it took 0\.\d+ times as long\.", line), first
     assert second.split()[0] == "2/2"
 
 
@@ -266,6 +266,22 @@ def test_a_limit_that_is_not_reached_changes_nothing(machine: Machine, finished:
 
 
 # ── resuming ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_training_ends_after_the_epoch_in_which_it_is_asked_to_stop(machine: Machine) -> None:
+    """The state is stopped; best.pt is a model, last.pt can be resumed."""
+    trained = machine.train("asked", confirm=lambda: True)
+    assert (trained.state, trained.error) == ("stopped", None)
+    assert trained.reason == "stopped after epoch 1 of 4, as `python -m lib stop` asked"
+    assert load(trained.last)["optimizer"] is not None
+    assert load(trained.best)["optimizer"] is None
+    assert len(rows(trained)) == 1
+
+
+def test_a_stop_in_the_last_epoch_changes_nothing(machine: Machine) -> None:
+    """The training is finished, and so is its state."""
+    trained = machine.train("asked-late", confirm=lambda: True, training__epochs=1)
+    assert (trained.state, trained.reason) == ("finished", "")
 
 
 @pytest.fixture(scope="module")
@@ -514,6 +530,9 @@ def test_two_processes_stop_together_when_the_time_is_over(machine: Machine, mon
     monkeypatch.setenv("GLOO", "1")
     trained = machine.train("two-stop", gpus=2, worker="faulty_trainer", stop_after=0.0)
     assert trained.state == "interrupted"
+    assert load(trained.last)["optimizer"] is not None
+    trained = machine.train("two-asked", gpus=2, worker="faulty_trainer", confirm=lambda: True)
+    assert trained.state == "stopped"
     assert load(trained.last)["optimizer"] is not None
 
 
