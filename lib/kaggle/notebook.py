@@ -23,7 +23,7 @@ from lib.errors import CommandError, RenderError, RunError
 from lib.experiment.modules import Module
 from lib.files import write_whole
 from lib.process import MINUTE, run_command
-from lib.remotes.clone import find_git_remote
+from lib.remotes.clone import find_git_remote, require_committed
 from lib.remotes.credentials import Credentials, without_user
 
 # Kaggle's names of an accelerator: in a notebook, and in kernel-metadata.json.
@@ -210,7 +210,8 @@ def source(project: Path, *, allow_dirty: bool) -> dict[str, str]:
     """Return the repository and the commit of the checkout `project`, which a run clones.
 
     Raises `RemoteError` if there is no remote to clone from, and (unless `allow_dirty`) `RenderError` if the commit is
-    not on the remote or the working tree differs from it.
+    not on the remote or the working tree differs from it, and `RemoteError` if the commit lacks the address of a DVC
+    remote that this machine knows.
     """
 
     def git(*words: str, timeout: float = MINUTE) -> str:
@@ -239,6 +240,8 @@ def source(project: Path, *, allow_dirty: bool) -> dict[str, str]:
                 remedy="commit and push, or render the commit as it is with --allow-dirty.",
             )
         _require_on_remote(git, commit)
+        if note := require_committed(project):
+            print(f"Warning: {note}.", flush=True)
     return {"repository": public_url(url), "commit": commit}
 
 

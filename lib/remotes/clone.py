@@ -90,6 +90,52 @@ def _resolve(config: Any, name: str) -> DvcRemote:  # noqa: ANN401  dvc.config.C
         raise _unusable(error) from error
 
 
+def require_committed(root: Path) -> str:
+    """Return a note on the addresses of used DVC remotes that this machine replaces; empty if there are none.
+
+    A run's clone has the commit's `.dvc/config` alone, neither `.dvc/config.local` nor a user's or a machine's own
+    configuration. Raises `RemoteError` if an address, or which remote is the default one, is only there.
+    """
+    from dvc.config import Config
+    from dvc.exceptions import DvcException
+
+    home = root.resolve() / ".dvc"
+    if not home.is_dir():
+        return ""
+    text = run_command(["git", "show", "HEAD:./.dvc/config"], cwd=root, check=False)
+    try:
+        here = Config(str(home))
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "config"
+            file.write_text(text.output if text.status == 0 else "", encoding="utf-8")
+            there = Config._load_paths(Config.load_file(str(file)), str(home / "config"))  # noqa: SLF001
+    except DvcException as error:
+        raise _unusable(error) from error
+
+    def address(config: Any, name: str) -> dict[str, str | None]:  # noqa: ANN401  dvc.config.Config
+        if not name:
+            return {"core.remote": config.get("core", {}).get("remote")}
+        return {f"remote.{name}.{key}": config["remote"].get(name, {}).get(key) for key in ("url", "endpointurl")}
+
+    differing = {name for name in ("", *here["remote"]) if address(here, name) != address(there, name)}
+    if not differing:
+        return ""
+    used = [remote.name for remote in find_remotes(root)]
+    for name in used:  # the list grows by the remotes that others refer to
+        base = urlsplit(here["remote"][name]["url"])
+        used += [base.netloc.lower()] if base.scheme == "remote" else []
+    meant = {key: value for name in ("", *used) if name in differing for key, value in address(here, name).items()}
+    committed = {key: value for name in ("", *used) for key, value in address(there, name).items()}
+    other = ", ".join(key for key, value in meant.items() if value != committed[key])
+    if any(value and not committed[key] for key, value in meant.items()):
+        raise RemoteError(
+            f"the commit's .dvc/config lacks what this machine sets elsewhere: {other}.",
+            remedy="set it without --local and --global (`dvc remote add -d NAME URL`, `dvc remote modify NAME url "
+            "URL`), commit .dvc/config and push: a run's clone has nothing else.",
+        )
+    return f"a run uses the commit's .dvc/config, where {other} differs from this machine's" if other else ""
+
+
 def _unusable(error: Exception) -> RemoteError:
     remedy = "run `dvc remote list` in a clone and correct what it names."
     return RemoteError(f".dvc/config cannot be used: {error}", remedy=remedy)

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lib.data.dataset import INPUTS, find_mirrors, read_pointer
-from lib.errors import CommandError, PreflightError, RunError
+from lib.errors import CommandError, PreflightError, RemoteError, RunError
 from lib.experiment.schema import Experiment
 from lib.kaggle.host import SESSION, find_host
 from lib.process import run_command
 from lib.progress import file_size
 from lib.remotes.accounts import check_drive, check_github, check_wandb
-from lib.remotes.clone import find_git_remote, find_remotes, set_up_copy
+from lib.remotes.clone import find_git_remote, find_remotes, require_committed, set_up_copy
 from lib.remotes.credentials import Credentials
 from lib.remotes.messages import check_addresses
 from lib.session import HOUR, Session
@@ -115,7 +115,8 @@ def preflight_here(root: Path, experiment: Experiment, credentials: Credentials,
     """
     with set_up_copy(root, credentials) as (copy, scratch):
         host = find_host(root, scratch)
-        return preflight(Session(copy, root, scratch, experiment, credentials, host, accelerator=accelerator))
+        lines = preflight(Session(copy, root, scratch, experiment, credentials, host, accelerator=accelerator))
+    return [*_check_committed(root), *lines]
 
 
 def show_preflight(lines: list[Line]) -> str:
@@ -275,6 +276,14 @@ def _check_remotes(session: Session) -> Iterator[Line]:
         )  # fmt: skip
     for note in notes:
         yield Line("remotes", "warning", note.removesuffix("."), "nothing, if you know of it")
+
+
+def _check_committed(root: Path) -> Iterator[Line]:
+    try:
+        if note := require_committed(root):
+            yield Line("DVC remotes", "warning", note, "nothing, if you know of it")
+    except RemoteError as error:
+        yield _wrong("DVC remotes", error)
 
 
 def _check_dataset(session: Session) -> Iterator[Line]:

@@ -18,11 +18,12 @@ from typing import Any
 import pytest
 from conftest import ROOT, SEARCHED, Stores, is_alive, run_git
 
-from lib.errors import ExperimentError
+from lib.errors import ExperimentError, RemoteError
 from lib.experiment.load import load_experiment
 from lib.experiment.matrix import read_sweep
 from lib.remotes.credentials import Credentials
-from lib.sweep.sweep import Scoreboard, describe, find_published
+from lib.sweep.engine import Cluster
+from lib.sweep.sweep import Scoreboard, describe, find_published, train_all
 from lib.sweep.worker import Progress
 from lib.sync import Refs, check, recover
 
@@ -391,6 +392,24 @@ def test_without_ray_the_error_has_the_remedy(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 1
     assert "uv sync --group cluster" in done.stderr
+
+
+def test_a_sweep_whose_commit_lacks_the_dvc_remote_starts_nothing(stores: Stores, tmp_path: Path) -> None:
+    """Each run would stop in its own clone, one after the other."""
+    (stores.clone / ".dvc/config").write_text("")
+    run_git("commit", "--quiet", "--all", "--message=nothing", cwd=stores.clone)
+    run_git("push", "--quiet", "origin", "HEAD:main", cwd=stores.clone)
+    (stores.clone / ".dvc/config.local").write_text(
+        "[core]\n    remote = storage\n['remote \"storage\"']\n    url = /x\n"
+    )
+    (stores.clone / "artifacts").rename(tmp_path / "artifacts")  # the tree must be clean
+    folder, experiments = tmp_path / "runs", [load_experiment(ROOT / "experiments/000_det_sandbox.yaml")]
+    with pytest.raises(RemoteError, match=r"core\.remote, remote\.storage\.url"):
+        train_all(
+            stores.clone, experiments, Cluster(), sandbox=None, allow_dirty=False, secrets="", folder=folder,
+            watched=False,
+        )  # fmt: skip
+    assert not folder.exists()
 
 
 def test_the_lines_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,9 +17,10 @@ from s3_emulator import S3Emulator
 
 from lib.data.dataset import read_pointer
 from lib.data.pull import pull_objects
-from lib.errors import CredentialsError, DatasetError, SyncError
+from lib.errors import CredentialsError, DatasetError, RemoteError, SyncError
 from lib.experiment.load import load_experiment
-from lib.remotes.clone import configure_dvc, find_remotes, set_up_copy
+from lib.kaggle.notebook import source
+from lib.remotes.clone import configure_dvc, find_remotes, require_committed, set_up_copy
 from lib.remotes.credentials import Credentials
 from lib.sync import check, rehearse
 from lib.sync.stores.places import find_missing
@@ -272,6 +273,64 @@ def test_the_remotes_of_a_run_are_the_default_and_those_that_outputs_name(stores
         f"DVC remote: storage at {stores.storage}",
         "DVC remote: datasets at gdrive://folder/sets",
     ]
+
+
+def commit(stores: Stores, config: str) -> None:
+    """Commit this configuration of DVC, with an output of its own remote, and push it."""
+    (stores.clone / ".dvc/config").write_text(config, encoding="utf-8")
+    text = f"outs:\n- md5: {'a' * 32}\n  hash: md5\n  path: own\n  remote: datasets\n"
+    (stores.clone / "own.dvc").write_text(text)
+    run_git("add", "--all", cwd=stores.clone)
+    run_git("commit", "--quiet", "--message=configured", cwd=stores.clone)
+    run_git("push", "--quiet", "origin", "HEAD:main", cwd=stores.clone)
+
+
+DEFAULT = "[core]\n    remote = storage\n"
+STORAGE = section("storage", url="../../storage")
+DATASETS = section("base", url="s3://bucket") + section("datasets", url="remote://base/sets")
+
+
+@pytest.mark.usefixtures("_own_settings")
+@pytest.mark.parametrize("level", ["local", "global"])
+@pytest.mark.parametrize(
+    ("committed", "elsewhere", "lacking"),
+    [
+        ("", DEFAULT + STORAGE + DATASETS, "core.remote, remote.storage.url, remote.datasets.url, remote.base.url"),
+        (STORAGE + DATASETS, DEFAULT, "core.remote"),
+        (DEFAULT + STORAGE, DATASETS, "remote.datasets.url, remote.base.url"),
+        (DEFAULT + STORAGE + DATASETS, section("base", endpointurl="http://x"), "remote.base.endpointurl"),
+        (DEFAULT + STORAGE + DATASETS, section("copy", url="/copy") + section("base", profile="me"), ""),
+        (DEFAULT + STORAGE + DATASETS, "", ""),
+    ],
+    ids=["all", "default", "own remote", "endpoint", "what no run needs", "nothing"],
+)
+def test_an_address_that_the_commit_lacks_is_named_before_a_run(
+    stores: Stores, level: str, committed: str, elsewhere: str, lacking: str
+) -> None:
+    """Rendering and a sweep both ask for the source; keys, and remotes that no output names, may stay private."""
+    commit(stores, committed)
+    folder = Path(os.environ["DVC_GLOBAL_CONFIG_DIR"])
+    folder.mkdir()
+    ((folder / "config") if level == "global" else (stores.clone / ".dvc/config.local")).write_text(elsewhere)
+    if lacking:
+        with pytest.raises(RemoteError) as caught:
+            source(stores.clone, allow_dirty=False)
+        assert caught.value.what.endswith(f": {lacking}.")
+        assert "commit .dvc/config" in caught.value.remedy
+    else:
+        assert require_committed(stores.clone) == ""
+
+
+def test_an_address_that_this_machine_replaces_is_a_warning(stores: Stores, capsys: pytest.CaptureFixture[str]) -> None:
+    """A copy that is nearer may be meant; relative paths name the same place from every clone."""
+    commit(stores, DEFAULT + STORAGE + DATASETS)
+    local = stores.clone / ".dvc/config.local"
+    local.write_text(STORAGE)
+    source(stores.clone, allow_dirty=False)
+    assert capsys.readouterr().out == ""
+    local.write_text(section("storage", url="/near"))
+    source(stores.clone, allow_dirty=False)
+    assert "remote.storage.url differs" in capsys.readouterr().out
 
 
 def test_every_s3_remote_that_is_used_gets_the_keys(

@@ -29,6 +29,7 @@ from lib.train.launch import prepare_library
 from lib.train.preflight import (
     Line,
     _check_batch,
+    _check_committed,
     _check_session,
     _check_weights,
     judge_gpus,
@@ -237,6 +238,20 @@ def test_a_gpu_that_computes_wrongly_is_an_error() -> None:
     """The product of two matrices is wrong."""
     (line,) = judge_gpus({**BUILD, "gpus": [{**T4, "works": False}]}, 1, (), multi_gpu=True)
     assert line.state == "error"
+
+
+def test_an_address_that_only_this_clone_has_is_an_error_and_another_one_a_warning(stores: Stores) -> None:
+    """The run's own clone has what was committed; the preflight of another clone finds all of it."""
+    (stores.clone / ".dvc/config.local").write_text("['remote \"storage\"']\n    url = /near\n")
+    (line,) = _check_committed(stores.clone)
+    assert (line.state, "remote.storage.url differs" in line.found) == ("warning", True)
+    (stores.clone / ".dvc/config").write_text("")
+    run_git("commit", "--quiet", "--all", "--message=nothing", cwd=stores.clone)
+    (stores.clone / ".dvc/config.local").write_text(
+        "[core]\n    remote = storage\n['remote \"storage\"']\n    url = /x\n"
+    )
+    (line,) = _check_committed(stores.clone)
+    assert (line.state, "commit .dvc/config" in line.remedy) == ("error", True)
 
 
 def test_preflight_by_hand_leaves_the_clone_unchanged(stores: Stores, session: Session, tmp_path: Path) -> None:
