@@ -13,7 +13,7 @@ re-encoded image counts as a different image.
 
 Google Drive serves thousands of small images slowly. An attached Kaggle dataset with a copy of the DVC remote (its
 folder `files/md5`) is therefore read first, as an additional DVC remote. The hash of each object is checked; objects
-that the copy lacks come from the default remote.
+that the copy lacks come from the remote that the dataset is on.
 
 A train image that is also in val or test is an error: model selection (val) or the final metrics (test) would reward
 memorization. A val image that is also in test is only a warning: a small dataset may be too small for three splits.

@@ -1,14 +1,13 @@
-"""Pull files from their DVC remotes; copies of the default remote in attached datasets are read first.
+"""Pull files from their DVC remotes; copies of any of them in attached datasets are read first.
 
-Guarantees: DVC decides what belongs to an output and checks it out. From Google Drive the files are fetched here: one
-request a file and one a folder of objects, where DVC sends 3.5 a file. What cannot be fetched so is DVC's to fetch, and
-to report; no file whose MD5 is wrong enters its cache.
+Guarantees: DVC decides what belongs to an output and checks it out. From copies and from Google Drive the files are
+fetched here: from Drive by one request a file and one a folder of objects, where DVC sends 3.5 a file. What cannot be
+fetched so is DVC's to fetch, and to report; no file whose MD5 is wrong enters its cache.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,10 +18,10 @@ from typing import Any
 
 from lib.errors import DvcPushError, RemoteError
 from lib.process import limit_silence
-from lib.progress import showing
+from lib.progress import file_size, showing
 from lib.remotes.credentials import Credentials
 from lib.sync.stores.base import Store, mismatch, open_object_store
-from lib.sync.stores.places import make_workspace
+from lib.sync.stores.places import COPY, make_workspace
 
 JOBS = 16  # parallel downloads of DVC, which sends three requests per file; Drive accepts some 200 per second
 AT_ONCE = 32  # parallel downloads from Drive; its store lowers their number while it refuses some
@@ -35,7 +34,7 @@ def pull_objects(
     """Pull the files that the `.dvc` files in `pointers` (text by path) name into the folder `place`; return `place`.
 
     `place` becomes a DVC workspace with the remotes and the cache of the clone at `root`. `what` is the title of the
-    progress bar. `mirrors` are attached copies of the DVC remote, which are read first. Raises `RemoteError`.
+    progress bar. `mirrors` are attached copies of DVC remotes, which are read first. Raises `RemoteError`.
     """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
@@ -52,7 +51,7 @@ def pull_objects(
             with showing(what, total, lambda: _bytes_in(cache) - before):
                 if mirrors:
                     _fetch_listings(repo, outs)
-                lines = [_fetch_from(repo, number, mirror, targets) for number, mirror in enumerate(mirrors)]
+                lines = [_fetch_from(repo, number, mirror, outs) for number, mirror in enumerate(mirrors)]
                 complete = [_fetch_from_drive(repo, out) for out in outs]
                 if all(complete):
                     repo.checkout(targets=targets, force=True)
@@ -74,33 +73,33 @@ def _fetch_listings(repo: Any, outs: Sequence[Any]) -> None:  # noqa: ANN401  dv
                 out.cache.add(remote.oid_to_path(oid), remote.fs, oid, verify=True)
 
 
-def _fetch_from(repo: Any, number: int, mirror: Path, targets: Sequence[str]) -> str:  # noqa: ANN401  dvc.repo.Repo
-    """Fetch what an attached copy has into DVC's cache and return a line about it.
+def _fetch_from(repo: Any, number: int, mirror: Path, outs: Sequence[Any]) -> str:  # noqa: ANN401  DVC's types
+    """Fetch what an attached copy has, by name: whichever remote an output is on. Return a line about it.
 
-    The default remote supplies the rest later.
+    DVC would fetch an output with a remote of its own from there. The remotes supply the rest later.
     """
-    from dvc.exceptions import DvcException
-    from dvc_objects.errors import ObjectFormatError
-
-    logging.disable(logging.ERROR)  # DVC would log every single file that the copy lacks
-    try:
-        count = repo.fetch(targets=targets, remote=f"attached-{number}", jobs=JOBS)
-    except (DvcException, ObjectFormatError, OSError):
-        return f"{mirror} holds a part of the files; the rest came from the DVC remote."
-    finally:
-        logging.disable(logging.NOTSET)
-    return f"{count} files came from {mirror}." if count else f"{mirror} holds none of the files."
+    cache, odb = str(repo.cache.local_cache_dir), repo.cloud.get_remote_odb(f"{COPY}{number}")
+    before = _bytes_in(cache)
+    complete = [_fetch_output(odb, out) for out in outs]
+    if not (size := _bytes_in(cache) - before):
+        return f"{mirror} holds none of the files that are needed."
+    return f"{file_size(size)} came from {mirror}{'' if all(complete) else '; the rest comes from the DVC remote'}."
 
 
-def _fetch_from_drive(repo: Any, out: Any) -> bool:  # noqa: ANN401  dvc.repo.Repo, dvc.output.Output
+def _fetch_from_drive(repo: Any, out: Any) -> bool:  # noqa: ANN401  DVC's types
     """Fetch what DVC's cache lacks of an output on Google Drive; return whether the cache has all of it."""
+    if not out.hash_info or out.stage.is_repo_import:
+        return False  # without a hash, or in another repository
+    odb = repo.cloud.get_remote_odb(out.remote, hash_name=out.hash_name)
+    return odb.fs.protocol == "gdrive" and _fetch_output(odb, out)
+
+
+def _fetch_output(odb: Any, out: Any) -> bool:  # noqa: ANN401  DVC's types
+    """Fetch what DVC's cache lacks of an output from a DVC remote; return whether the cache has all of it."""
     from dvc_data.hashfile.tree import Tree
 
-    if not out.hash_info or out.hash_name != "md5" or out.stage.is_repo_import:
-        return False  # another layout, or in another repository
-    odb = repo.cloud.get_remote_odb(out.remote, hash_name=out.hash_name)
-    if odb.fs.protocol != "gdrive":
-        return False
+    if not out.hash_info or out.hash_name != "md5":
+        return False  # another layout
     try:
         with contextlib.closing(open_object_store(odb)) as store:
             if not _fetch(store, out.cache, [out.hash_info.value]):

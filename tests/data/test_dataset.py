@@ -670,6 +670,29 @@ def test_an_attached_copy_of_the_remote_supplies_the_dataset(stores: Stores, tmp
     assert_same(pull_dataset(Session(other, scratch, scratch, DETECTION), inputs=tmp_path / "input").folder, tracked)
 
 
+def test_an_attached_copy_serves_a_dataset_with_a_remote_of_its_own(
+    stores: Stores, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its remote has the listing and one file that the copy lacks."""
+    tracked, scratch, own = track(stores), tmp_path / "scratch", stores.folder / "own"
+    copy = tmp_path / "input/copy"
+    shutil.copytree(stores.storage / "files", copy / "files")
+    own.mkdir()
+    (stores.storage / "files").rename(own / "files")
+    first, *others = [path for path in own.rglob("*") if path.is_file() and not path.name.endswith(".dir")]
+    (copy / first.relative_to(own)).unlink()
+    for path in others:
+        path.unlink()
+    with (stores.clone / ".dvc/config").open("a") as config:
+        config.write(f"['remote \"datasets\"']\n    url = {own}\n")
+    file = stores.clone / "data/detection.dvc"
+    file.write_text(f"{file.read_text()}  remote: datasets\n")
+    configure_dvc(stores.clone, scratch, Credentials())
+    pulled = pull_dataset(Session(stores.clone, scratch, scratch, DETECTION), inputs=tmp_path / "input")
+    assert_same(pulled.folder, tracked)
+    assert f"came from {copy}; the rest comes from" in capsys.readouterr().out
+
+
 def spoilt(path: Path) -> None:
     """Overwrite an object with other bytes."""
     path.chmod(0o644)
