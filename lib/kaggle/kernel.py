@@ -128,8 +128,8 @@ def _require_idle(kernel: str, found: dict[str, Any]) -> None:
             raise KaggleError(
                 f"version {version} of {kernel} is {ACTIVE[state]}, and a push would not stop it.",
                 remedy=f"follow it (`uv run python -m lib watch {kernel}/{version}`), and push when it has ended. To "
-                f"stop it, cancel it at https://www.kaggle.com/code/{kernel} (Versions), or delete the kernel with its "
-                f"logs and outputs (`uv run kaggle kernels delete {kernel}`). Checkpoints stay: the next push resumes.",
+                "stop it after its epoch, `uv run python -m lib stop EXPERIMENT`; at once, with --now, or cancel it at "
+                f"https://www.kaggle.com/code/{kernel} (Versions). Checkpoints stay: a push with --resume goes on.",
             )
 
 

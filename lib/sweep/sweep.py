@@ -182,8 +182,8 @@ def train_all(
     refs, commit = Refs(root, credentials), parameters["commit"]
     named = {title_of(experiment): experiment for experiment in experiments}
     before = {name: branch for name, each in named.items() if (branch := find_published(refs, each, commit))}
-    left = named.keys() - before.keys() if not resume else ()
-    stopped = {name: why for name in left if (why := find_stopped(refs, named[name]))}
+    others = {} if resume else {name: each for name, each in named.items() if name not in before}
+    stopped = {name: why for name, each in others.items() if (why := find_stopped(refs, each))}
     parameters["secrets"] = str(Path(secrets).resolve()) if secrets else ""
     sources = read_sources(project)
     jobs = {

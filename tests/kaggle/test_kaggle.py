@@ -174,6 +174,31 @@ def test_a_push_says_how_long_the_training_will_take(
     assert len(kaggle.pushes) == 1
 
 
+def test_a_run_that_was_stopped_is_pushed_with_resume_alone(
+    kaggle: KaggleEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error names its stop, and nothing reaches Kaggle."""
+    origin, clone = tmp_path / "origin.git", tmp_path / "clone"
+    run_git("init", "--quiet", "--bare", "--initial-branch=main", origin, cwd=tmp_path)
+    run_git("clone", "--quiet", origin, clone, cwd=tmp_path)
+    copy_project(clone)
+    run_git("push", "--quiet", "origin", "HEAD:main", f"HEAD:refs/stops/{KEY_OF_EXPERIMENT}", cwd=clone)
+    for name, value in {"COUNT": "1", "KEY_0": "http.proxy", "VALUE_0": ""}.items():
+        monkeypatch.setenv(f"GIT_CONFIG_{name}", value)  # the proxy leads to Kaggle alone
+    with GitHost(tmp_path / "host") as host:
+        run_git("remote", "set-url", "origin", host.add_repository("me/training", origin, public=True), cwd=clone)
+        command = [sys.executable, "render.py", "detection", "--push", "--output", str(tmp_path / "out")]
+        refused, pushed = (
+            subprocess.run([*command, *more], cwd=clone, capture_output=True, text=True, timeout=300)
+            for more in ([], ["--resume"])
+        )
+    assert refused.returncode == 1
+    assert f"{KEY_OF_EXPERIMENT} was asked to stop (refs/stops/{KEY_OF_EXPERIMENT})" in refused.stderr
+    assert "push with --resume" in refused.stderr
+    assert pushed.returncode == 0, pushed.stderr
+    assert len(kaggle.pushes) == 1
+
+
 def test_pushing_and_running_here_exclude_each_other(tmp_path: Path) -> None:
     """`--push` with `--run` is an error, and nothing is written."""
     done = run_python("render.py", "detection", "--push", "--run", "--output", str(tmp_path / "out"))
@@ -360,7 +385,7 @@ def test_a_kernel_with_an_active_version_is_not_pushed(
         return
     with pytest.raises(KaggleError, match=refused) as caught:
         require_pushable(KERNEL, SECRETS, say=print)
-    for named in (f"https://www.kaggle.com/code/{KERNEL}", f"lib watch {KERNEL}/", f"kaggle kernels delete {KERNEL}"):
+    for named in (f"https://www.kaggle.com/code/{KERNEL}", f"lib watch {KERNEL}/", "python -m lib stop EXPERIMENT"):
         assert named in caught.value.remedy
 
 

@@ -22,6 +22,7 @@ from lib.errors import ExperimentError, RemoteError
 from lib.experiment.load import load_experiment
 from lib.experiment.matrix import read_sweep
 from lib.remotes.credentials import Credentials
+from lib.sandbox.make import make_sandbox
 from lib.sweep.engine import Cluster
 from lib.sweep.sweep import Scoreboard, describe, find_published, train_all
 from lib.sweep.worker import Progress
@@ -131,6 +132,19 @@ def test_a_published_run_matches_by_experiment_and_commit(stores: Stores) -> Non
     assert find_published(refs, experiment, "d" * 40) == f"{name}-20260104-000000"
     assert find_published(refs, load_experiment(SMALL, {"seed": 8}), "c" * 40) == ""
     assert find_published(refs, load_experiment(SMALL, {"name": "exp000"}), "c" * 40) == ""
+
+
+@pytest.mark.slow
+def test_a_run_that_a_person_has_stopped_is_left_alone(tmp_path: Path) -> None:
+    """The sweep says so, starts nothing, and exits with 1: the run is not published."""
+    sandbox = tmp_path / "sandbox"
+    made = make_sandbox(ROOT, sandbox, load_experiment(SMALL))
+    stop = "refs/stops/detection-exp000-sandbox"
+    run_git("push", "--quiet", made.origin, f"HEAD:{stop}", cwd=sandbox / "seed")
+    swept = run_sweep_command(SMALL, "--sandbox", sandbox, "--folder", tmp_path / "work")
+    assert swept.returncode == 1, swept.stderr
+    assert f"detection-exp000-sandbox was asked to stop ({stop}): add --resume" in swept.stdout
+    assert not (tmp_path / "work/detection").exists()
 
 
 # ── on a cluster ────────────────────────────────────────────────────────────────────────────────────────────────────
