@@ -75,6 +75,14 @@ class KaggleError(RunError):
     state = "nothing was pushed."
 
 
+class PushRefusedError(KaggleError):
+    """Kaggle has not accepted a push; `passes`: it may at another time (a free session, new GPU hours)."""
+
+    def __init__(self, what: str, *, passes: bool, state: str = "", remedy: str = "") -> None:
+        self.passes = passes
+        super().__init__(what, state=state, remedy=remedy)
+
+
 class ClusterError(RunError):
     """The sweep engine is not installed, does not answer, or has no capacity for a run."""
 

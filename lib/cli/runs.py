@@ -6,8 +6,13 @@ import sys
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
-from lib.cli.options import KAGGLE_USER, PARAMETERS, PROJECT, Project, pass_project
+from lib.cli.options import KAGGLE_USER, PARAMETERS, PROJECT, SECRETS_DATASET, Project, pass_project
+
+ONLY_RAY = ("address", "gpus_per_run", "cpus_per_run", "retries", "sandbox")
+ONLY_KAGGLE = ("slots", "once", "resume", "kaggle_user", "secrets_dataset")
+"""Options of `sweep` that one engine has."""
 
 
 @click.command()
@@ -87,6 +92,7 @@ def stop(project: Project, *, run: str, discard: bool, now: bool, yes: bool, kag
 @click.command()
 @click.argument("experiments", type=Path, nargs=-1, required=True, metavar="EXPERIMENT...")
 @PARAMETERS
+@click.option("--on", "engine", type=click.Choice(["ray", "kaggle"]), default="ray", help="Where the runs are trained.")
 @click.option("--address", metavar="ADDRESS", default="", help="A Ray cluster (auto: the one of this machine).")
 @click.option("--gpus-per-run", type=click.FloatRange(0), default=1, help="GPUs per run; 0: train on the CPU.")
 @click.option("--cpus-per-run", type=click.FloatRange(0), default=1, help="CPU cores reserved per run.")
@@ -95,14 +101,19 @@ def stop(project: Project, *, run: str, discard: bool, now: bool, yes: bool, kag
     "--folder", type=Path, metavar="DIR", default=Path("build/sweep"), help="The runs' folder, on every node."
 )
 @click.option("--sandbox", type=Path, metavar="DIR", help="Train in a sandbox there: no account, no network.")
-@click.option("--resume", is_flag=True, help="Go on with runs that were stopped by hand, too.")
+@click.option("--resume", is_flag=True, help="Go on with runs that were stopped by hand, and on Kaggle also that failed.")
 @click.option("--allow-dirty", is_flag=True, help="Accept a dirty tree, or a commit that is not pushed.")
+@click.option("--slots", type=click.IntRange(1), default=2, help="Kaggle: GPU sessions at a time.")
+@click.option("--once", is_flag=True, help="Kaggle: push what is due and end, with 3 if a run is not published yet.")
+@KAGGLE_USER
+@SECRETS_DATASET
 @PROJECT
 def sweep(
     project: Project,
     *,
     experiments: tuple[Path, ...],
     parameters: tuple[tuple[str, str], ...],
+    engine: str,
     address: str,
     gpus_per_run: float,
     cpus_per_run: float,
@@ -111,8 +122,12 @@ def sweep(
     sandbox: Path | None,
     resume: bool,
     allow_dirty: bool,
+    slots: int,
+    once: bool,
+    kaggle_user: str,
+    secrets_dataset: str,
 ) -> None:
-    """Train many experiments, on this machine or a Ray cluster.
+    """Train many experiments, on this machine, a Ray cluster or Kaggle.
 
     Each EXPERIMENT is a YAML file, or a matrix (key `sweep`). Skips what the same commit has published or a person has
     stopped, and resumes the rest from its checkpoints. Compares all at the end; exits with 1 if one is not published.
@@ -123,13 +138,26 @@ def sweep(
     """
     from lib.experiment.authoring import typed
     from lib.experiment.matrix import read_sweep
-    from lib.sweep.engine import Cluster
-    from lib.sweep.sweep import train_all
+    from lib.sweep.sweep import Engine, train_all
 
+    context = click.get_current_context()
+    for name in ONLY_RAY if engine == "kaggle" else ONLY_KAGGLE:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name.replace('_', '-')} has no meaning with --on {engine}.")
     chosen = read_sweep(experiments, typed(parameters))
-    complete = train_all(
-        project.root, chosen, Cluster(address, gpus=gpus_per_run, cpus=cpus_per_run, retries=retries),
-        sandbox=sandbox.resolve() if sandbox else None, allow_dirty=allow_dirty, secrets=project.secrets,
-        folder=folder.resolve(), watched=sys.stdout.isatty(), resume=resume,
+    trainer: Engine
+    if engine == "kaggle":
+        from lib.sweep.kaggle import Kaggle
+
+        trainer = Kaggle(
+            project.root, project.credentials, user=kaggle_user, dataset=secrets_dataset, slots=slots, resume=resume
+        )
+    else:
+        from lib.sweep.engine import Cluster
+
+        trainer = Cluster(address, gpus=gpus_per_run, cpus=cpus_per_run, retries=retries)
+    status = train_all(
+        project.root, chosen, trainer, sandbox=sandbox.resolve() if sandbox else None, allow_dirty=allow_dirty,
+        secrets=project.secrets, folder=folder.resolve(), watched=sys.stdout.isatty(), resume=resume, once=once,
     )  # fmt: skip
-    raise SystemExit(0 if complete else 1)
+    raise SystemExit(status)

@@ -15,11 +15,11 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lib.errors import KaggleError, RenderError
+from lib.errors import KaggleError, PushRefusedError, RenderError
 from lib.experiment.modules import Module
 from lib.kaggle.client import ask, client_user, message, need, question
 from lib.kaggle.notebook import KAGGLE_WORDS
@@ -117,12 +117,17 @@ def require_pushable(kernel: str, dataset: str, *, say: Callable[[str], None]) -
     return found["newest"] if found else 0
 
 
-def _require_idle(kernel: str, found: dict[str, Any]) -> None:
+def require_private(kernel: str, found: Mapping[str, Any]) -> None:
+    """Raise `KaggleError` if a kernel, as `questions.py` describes it, is public."""
     if found["is_private"] is not True:
         raise KaggleError(
             f"the kernel {kernel} exists and is public: its log and output would be public too.",
             remedy=f"make it private (https://www.kaggle.com/code/{kernel}, Share), or delete it there.",
         )
+
+
+def _require_idle(kernel: str, found: Mapping[str, Any]) -> None:
+    require_private(kernel, found)
     for version, (state, _) in found["states"].items():
         if state in ACTIVE:
             raise KaggleError(
@@ -135,20 +140,22 @@ def _require_idle(kernel: str, found: dict[str, Any]) -> None:
 
 def _require_secrets(dataset: str, say: Callable[[str], None]) -> None:
     until, last = time.monotonic() + PROCESSING, ""
-    while (found := need(f"the state of the dataset {dataset}", "dataset", dataset)) and found["is_private"]:
-        state = found["state"]
-        if state == "ready":
-            break
-        if state in ("failed", "deleted") or time.monotonic() > until:
-            raise KaggleError(
-                f"the newest version of the dataset {dataset} is not ready: Kaggle reports {state!r}.",
-                remedy=f"look at https://www.kaggle.com/datasets/{dataset}, and push when it can be opened there.",
-            )
+    while state := secrets_state(dataset):
+        if time.monotonic() > until:
+            raise _unready(dataset, state)
         if state != last:
             minutes = f"{PROCESSING / MINUTE:.0f} minutes"
             say(f"Kaggle is still processing the dataset {dataset} ({state}); waiting up to {minutes} …")
             last = state
         time.sleep(POLL)
+
+
+def secrets_state(dataset: str) -> str:
+    """Return Kaggle's state of a secrets dataset that is still being processed; empty if it can be attached.
+
+    Raises `KaggleError` if it is public, missing, failed or without secrets.json.
+    """
+    found = need(f"the state of the dataset {dataset}", "dataset", dataset)
     if found is None:
         raise KaggleError(
             f"there is no dataset {dataset} on Kaggle that this key may read.",
@@ -161,11 +168,23 @@ def _require_secrets(dataset: str, say: Callable[[str], None]) -> None:
             remedy=f"make it private (https://www.kaggle.com/datasets/{dataset}/settings) and replace every "
             "credential in it with a new one.",
         )
+    if found["state"] in ("failed", "deleted"):
+        raise _unready(dataset, found["state"])
+    if found["state"] != "ready":
+        return str(found["state"])
     if "secrets.json" not in found["files"]:
         raise KaggleError(
             f"the dataset {dataset} has no file secrets.json.",
             remedy="add it (docs/setup.md), or name another dataset with --secrets-dataset OWNER/SLUG.",
         )
+    return ""
+
+
+def _unready(dataset: str, state: str) -> KaggleError:
+    return KaggleError(
+        f"the newest version of the dataset {dataset} is not ready: Kaggle reports {state!r}.",
+        remedy=f"look at https://www.kaggle.com/datasets/{dataset}, and push when it can be opened there.",
+    )
 
 
 class Quota(NamedTuple):
@@ -217,8 +236,8 @@ def push_rendered(folder: Path, needed: float = 0.0) -> None:
 def push_kernel(folder: Path, kernel: str, newest: int) -> tuple[str, str]:
     """Push the notebook in a folder as the next version after `newest`; return OWNER/SLUG/VERSION and a report.
 
-    Raises `KaggleError` if Kaggle refuses the push, if it is not known whether it was pushed, or if the run starts
-    without the secrets dataset.
+    Raises `PushRefusedError` if Kaggle has not accepted the push, and `KaggleError` if that is not known, or if the run
+    starts without the secrets dataset.
     """
     try:
         answer = ask("kernels", "push", "-p", folder, timeout=5 * MINUTE)
@@ -228,8 +247,9 @@ def push_kernel(folder: Path, kernel: str, newest: int) -> tuple[str, str]:
     done = re.search(r"Kernel version (?:(\S+) )?successfully pushed\..*?(https?://\S+)", answer.output)
     if done is None:
         reply = " ".join(lines) or "without a message"
-        raise KaggleError(
+        raise PushRefusedError(
             f"Kaggle refused the push of {kernel}: {reply}",
+            passes=re.search("session count|quota", reply, re.IGNORECASE) is not None,
             remedy="wait until one of your sessions has ended, or stop one (Kaggle, View Active Events)."
             if "session count" in reply
             else "correct what it reports; a first push may need a verified phone number (Kaggle, Settings).",
@@ -272,8 +292,9 @@ def _settle(kernel: str, newest: int, message: str) -> tuple[str, str]:
             remedy=f"look at {address} before you push again.",
         )
     still = f"its newest version is still {newest}" if newest else "there is no such kernel"
-    raise KaggleError(
+    raise PushRefusedError(
         f"Kaggle did not accept the push of {kernel}: {message}",
+        passes=True,
         state=f"nothing was pushed: {still}.",
         remedy="correct what the message names; if it names nothing, push again in some minutes: Kaggle limits how "
         "often that is possible.",

@@ -25,6 +25,7 @@ from lib.errors import ClusterError
 from lib.sweep.worker import Execution, Job, Progress
 
 LOOK = 1.0  # seconds between two polls of a run
+PATIENCE = 120.0  # seconds that runs have to end after a request to stop
 ANSWER = 10.0  # seconds; timeout of the connection to a cluster
 ID = 4  # characters of a node's id at the end of its name
 LIB = Path(__file__).resolve().parents[1]
@@ -87,6 +88,8 @@ def _run(name: str, job: Job, board: Any) -> Progress:  # noqa: ANN401  an actor
 
 class Cluster:
     """A Ray cluster and its runs, as a context manager: the cluster at `address`, or this machine if it is empty."""
+
+    pause = LOOK
 
     def __init__(self, address: str = "", *, gpus: float = 1, cpus: float = 1, retries: int = 3) -> None:
         self._address, self._gpus, self._cpus, self._retries = address, gpus, cpus, retries
@@ -159,9 +162,10 @@ class Cluster:
             return replace(last, state="failed", note=f"{what}; start the same sweep again to resume it.")
         return ended
 
-    def stop(self) -> None:
-        """Request that every run stops."""
+    def stop(self) -> float:
+        """Request that every run stops; return the seconds that they have for it."""
         self._ask(self._board.stop)
+        return PATIENCE
 
     def _ask(self, method: Any) -> Any:  # noqa: ANN401  a method of the actor handle
         try:

@@ -1,5 +1,7 @@
 """Train many experiments as one sweep: skip those already published, run the rest, show their progress.
 
+An engine runs them: a Ray cluster (`engine.py`), or Kaggle (`kaggle.py`).
+
 Guarantees: every experiment is checked before the first run starts, and each run records its complete experiment. An
 experiment that the same commit has already trained and published is not trained again. Cannot: reuse a run that
 another commit published.
@@ -12,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 from rich.live import Live
 from rich.table import Table
@@ -23,14 +25,33 @@ from lib.experiment.schema import Experiment
 from lib.progress import duration
 from lib.results.published import HEADS, find_own, find_stopped
 from lib.results.record import RunRecord
-from lib.sweep.engine import Cluster
 from lib.sweep.worker import Job, Progress
 from lib.sync import Refs
 from lib.tables import as_text, make_table
 
-LOOK = 1.0  # seconds between two polls of the engine
 EVERY = 30.0  # seconds between two log lines about the same step of a run
-PATIENCE = 120.0  # seconds that runs have to end after a request to stop
+DONE, FAILED, NOT_YET = 0, 1, 3  # exit statuses
+
+
+class Engine(Protocol):
+    """What runs the jobs of a sweep, as a context manager."""
+
+    @property
+    def pause(self) -> float:
+        """Return the seconds between two looks."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def start(self, jobs: Mapping[str, Job], /) -> None:
+        """Take the jobs."""
+
+    def look(self) -> dict[str, Progress]:
+        """Return the progress of every run, by name."""
+
+    def stop(self) -> float:
+        """Request that every run stops; return the seconds that they have for it."""
 
 
 # ── published before ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -52,11 +73,13 @@ def find_published(refs: Refs, experiment: Experiment, commit: str) -> str:
 # ── progress ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def run_sweep(jobs: Mapping[str, Job], engine: Cluster, show: Callable[[Mapping[str, Progress]], object]) -> None:
+def run_sweep(
+    jobs: Mapping[str, Job], engine: Engine, show: Callable[[Mapping[str, Progress]], object], *, once: bool = False
+) -> None:
     """Run all jobs and call `show` with their progress until each has ended; Ctrl-C requests that they stop.
 
-    Raises `KeyboardInterrupt` on a second Ctrl-C, and when runs do not stop within `PATIENCE` seconds. The engine then
-    kills them when the driver ends.
+    With `once`, look one time. Raises `KeyboardInterrupt` on a second Ctrl-C, and when runs do not stop within the time
+    that the engine gives them. A cluster then kills them when the driver ends.
     """
     engine.start(jobs)
     deadline = 0.0
@@ -64,14 +87,13 @@ def run_sweep(jobs: Mapping[str, Job], engine: Cluster, show: Callable[[Mapping[
         try:
             seen = engine.look()
             show(seen)
-            if all(progress.has_ended for progress in seen.values()):
+            if once or all(progress.has_ended for progress in seen.values()):
                 return
-            time.sleep(LOOK)
+            time.sleep(engine.pause)
         except KeyboardInterrupt:
             if deadline:
                 raise
-            deadline = time.monotonic() + PATIENCE
-            engine.stop()
+            deadline = time.monotonic() + engine.stop()
     raise KeyboardInterrupt
 
 
@@ -155,12 +177,13 @@ def table(progress: Mapping[str, Progress]) -> Table:
 
 
 def train_all(
-    project: Path, experiments: Sequence[Experiment], cluster: Cluster, *, sandbox: Path | None,
-    allow_dirty: bool, secrets: str, folder: Path, watched: bool, resume: bool = False,
-) -> bool:  # fmt: skip
-    """Train the experiments that are not published yet, compare all published ones, return whether all are published.
+    project: Path, experiments: Sequence[Experiment], engine: Engine, *, sandbox: Path | None,
+    allow_dirty: bool, secrets: str, folder: Path, watched: bool, resume: bool = False, once: bool = False,
+) -> int:  # fmt: skip
+    """Train the experiments that are not published yet, compare all published ones, and return the exit status.
 
-    Those that a person has stopped are left out, unless `resume`.
+    It is `DONE` if all are published, `NOT_YET` if some are under way or wait (only with `once`), else `FAILED`. Those
+    that a person has stopped are left out, unless `resume`.
     `project` is the checkout whose commit is trained; with `sandbox`, a sandbox is made in that folder and trained
     instead. `secrets` (a file) and `folder` (where runs work) must be valid paths on every node. Raises `RunError`
     before anything has started.
@@ -195,8 +218,8 @@ def train_all(
     with Scoreboard(folder / "sweep.log", before, watched=watched) as board:
         board.show({name: Progress("stopped", note=f"{why}: add --resume") for name, why in stopped.items()})
         if jobs:
-            with cluster as engine:
-                run_sweep(jobs, engine, board.show)
+            with engine:
+                run_sweep(jobs, engine, board.show, once=once)
     notes = (f"{name}: {each.state}: {each.note}" for name, each in board.progress.items() if each.note)
     print(f"\n{as_text(table(board.progress))}", *notes, sep="\n\n")
     published = [each.branch for each in board.progress.values() if each.branch]
@@ -204,4 +227,6 @@ def train_all(
         runs, image = read_runs(refs, published), folder / "compare.png"
         draw_curves(runs, image)
         print(f"\n{show_runs(runs)}\n\nCurves: {image}")
-    return len(published) == len(named)
+    if len(published) == len(named):
+        return DONE
+    return FAILED if all(each.has_ended for each in board.progress.values()) else NOT_YET

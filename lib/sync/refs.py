@@ -79,14 +79,16 @@ class Refs(Repository):
 
     def read_runs(self, name: str = "") -> dict[str, SeenRun]:
         """Return {name: run} for every run's ref, or for one, in one request."""
-        with self._fetched(f"{RUNS}{name}*"):  # an exact name that is not there would be an error
-            commits = self._mirrored(f"{RUNS}{name}*")
-            files = self._read_all(commits, "run.json")
-        seen = (
-            SeenRun(ref.removeprefix(RUNS), commit, read_run(files.get(ref, {}).get("run.json", "")))
-            for ref, commit in commits.items()
-        )
+        found = self.read_records(f"{RUNS}{name}*", "run.json")  # an exact name that is not there would be an error
+        seen = (SeenRun(ref.removeprefix(RUNS), commit, read_run(text)) for ref, (commit, text) in found.items())
         return {run.name: run for run in seen if name in ("", run.name)}
+
+    def read_records(self, pattern: str, file: str) -> dict[str, tuple[str, str]]:
+        """Return {ref: (commit, text of `file` in it)} for every matching ref; the text is "" without that file."""
+        with self._fetched(pattern):
+            commits = self._mirrored(pattern)
+            files = self._read_all(commits, file)
+        return {ref: (commit, files.get(ref, {}).get(file, "")) for ref, commit in commits.items()}
 
     def identity(self) -> str | None:
         """Return the repository's identity; None if it has none yet."""
@@ -108,10 +110,14 @@ class Refs(Repository):
         """Write the wish to stop a run as a commit of its own, and return it."""
         return self._write_file("stop.json", f"{stop.model_dump_json(indent=1)}\n", "Stop this run [skip ci]\n")
 
-    def _write_file(self, name: str, text: str, message: str) -> str:
+    def write_claim(self, text: str, parent: str) -> str:
+        """Write a claim as a commit on the one that it names, which stays reachable with it, and return the commit."""
+        return self._write_file("claim.json", text, "Pushed to Kaggle [skip ci]\n", "-p", parent)
+
+    def _write_file(self, name: str, text: str, message: str, *words: str) -> str:
         blob = self._git("hash-object", "-w", "--stdin", text=text).output.strip()
         tree = self._git("mktree", text=f"100644 blob {blob}\t{name}\n").output.strip()
-        return self._commit_tree(tree, message, "1970-01-01T00:00:00Z")
+        return self._commit_tree(tree, message, "1970-01-01T00:00:00Z", *words)
 
     def build_commit(
         self, base: str, files: Mapping[str, Path], message: str, date: str, *, parent: str | None = None
