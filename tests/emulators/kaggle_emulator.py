@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import pytest
 from loopback import Answer, LoopbackHandler, LoopbackServer, html_answer, json_answer
 from slugify import slugify
 
@@ -354,6 +355,15 @@ class KaggleEmulator(LoopbackServer[Fault]):
             "gpuQuota": {"timeUsed": used, "totalTimeAllowed": allowed},
             "tpuQuota": {"timeUsed": "0s", "totalTimeAllowed": "72000s"},
         }
+
+
+def use_account(service: KaggleEmulator, home: Path, patch: pytest.MonkeyPatch, **account: str) -> None:
+    """Make clients of this process use only this account."""
+    given = service.environment(home, **account)
+    for name in set(os.environ) - set(given):
+        patch.delenv(name)
+    for name in set(given) - {"PYTEST_CURRENT_TEST"}:
+        patch.setenv(name, given[name])
 
 
 def _end(kernel: Kernel, reason: str) -> None:

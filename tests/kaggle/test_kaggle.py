@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from kaggle_emulator import (
     KaggleEmulator,
     Kernel,
     Session,
+    use_account,
 )
 
 from lib.cli.app import app
@@ -62,15 +62,6 @@ def kaggle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KaggleEm
         service.datasets[SECRETS] = Dataset()
         use_account(service, tmp_path, monkeypatch)
         yield service
-
-
-def use_account(service: KaggleEmulator, home: Path, patch: pytest.MonkeyPatch, **account: str) -> None:
-    """Make clients of this process use only this account."""
-    given = service.environment(home, **account)
-    for name in set(os.environ) - set(given):
-        patch.delenv(name)
-    for name in set(given) - {"PYTEST_CURRENT_TEST"}:
-        patch.setenv(name, given[name])
 
 
 def run_python(*words: str) -> subprocess.CompletedProcess[str]:

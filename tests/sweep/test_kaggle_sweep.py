@@ -1,0 +1,291 @@
+"""`python -m lib sweep --on kaggle`: the real Git and kaggle clients, a bare repository, and an emulated Kaggle.
+
+A session's work, its checkpoint and its published branch, is pushed by the test.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import nbformat
+import pytest
+from conftest import ROOT, Stores, run_git
+from kaggle_emulator import LOST, USER, WEEK, Act, Dataset, KaggleEmulator, Kernel, Session, use_account
+
+from lib.errors import KaggleError, RenderError, SyncError
+from lib.experiment.load import load_experiment
+from lib.kaggle.notebook import SOURCES, parameters, read_sources
+from lib.remotes.credentials import Credentials
+from lib.sweep.claims import PUSHES, move_claim, read_claims
+from lib.sweep.kaggle import Kaggle
+from lib.sweep.plan import GRACE, Claim
+from lib.sweep.worker import Job, Progress
+from lib.sync import Refs
+
+SMALL = ROOT / "experiments/000_det_sandbox.yaml"
+ADDRESS = "https://example.com/me/training.git"
+
+
+class World:
+    """A Git remote, an emulated Kaggle, and sweeps of the runs a, b and c."""
+
+    def __init__(self, stores: Stores, kaggle: KaggleEmulator) -> None:
+        self.stores, self.kaggle = stores, kaggle
+        kaggle.next_run = [Act("RUNNING")]
+        kaggle.quota = (0.0, 30.0)
+        (stores.clone / "notebooks").mkdir()
+        for name, text in read_sources(ROOT).items():
+            (stores.clone / name).write_text(text)
+        run_git("add", "notebooks", cwd=stores.clone)
+        run_git("commit", "--quiet", "--message=notebook", cwd=stores.clone)
+        run_git("push", "--quiet", "origin", "HEAD:main", cwd=stores.clone)
+        self.commit = run_git("rev-parse", "HEAD", cwd=stores.clone)
+
+    def engine(self, *names: str, commit: str = "", resume: bool = False, machine: str = "clone") -> Kaggle:
+        """Return a sweep that has been started on a machine with a clone of its own."""
+        clone = self.stores.folder / machine
+        if not clone.exists():
+            self.stores.clone_again(machine)
+        engine = Kaggle(clone, Credentials(), resume=resume)
+        given = {"repository": ADDRESS, "commit": commit or self.commit}
+        sources, folder = read_sources(ROOT), str(self.stores.folder / "sweep" / machine)
+        experiments = {name: load_experiment(SMALL, {"name": name}) for name in names}
+        engine.start({name: Job(each, sources, given, folder) for name, each in experiments.items()})
+        return engine
+
+    def kernel(self, name: str) -> Kernel:
+        """Return the kernel of a run."""
+        return self.kaggle.kernels[f"{USER}/train-detection-{name}"]
+
+    def end(self, name: str, state: str = "ERROR") -> None:
+        """End the newest session of a run."""
+        session = self.kernel(name).sessions[-1]
+        assert session is not None
+        session.end(state, "it ended")
+
+    def publish(self, name: str, *, epoch: int = 0, state: str = "") -> str:
+        """Push what a session of a run would: its checkpoint, or its branch of that state; return the branch."""
+        experiment = load_experiment(SMALL, {"name": name})
+        record: dict[str, object] = {"commit": self.commit, "experiment": experiment.model_dump(mode="json")}
+        if epoch:
+            branch, file = f"kaggle-checkpoint-detection-{name}", "checkpoint.json"
+            record |= {"epoch": epoch, "saved": "2026-11-28T00:00:00Z", "dataset": ""}
+        else:
+            branch, file = f"kaggle-train-detection-{name}-20261128-{self.kaggle.hours:06.0f}", "run.json"
+            record |= {"branch": branch, "state": state, "machine": {}}
+        clone = self.stores.folder / "session"
+        if not clone.exists():
+            self.stores.clone_again("session")
+        (clone / experiment.artifacts).mkdir(parents=True, exist_ok=True)
+        (clone / experiment.artifacts / file).write_text(json.dumps(record))
+        run_git("add", "--force", experiment.artifacts, cwd=clone)
+        run_git("commit", "--quiet", "--message=session", cwd=clone)
+        run_git("push", "--quiet", "--force", "origin", f"HEAD:refs/heads/{branch}", cwd=clone)
+        run_git("reset", "--quiet", "--hard", "origin/main", cwd=clone)
+        return branch
+
+    def claims(self) -> dict[str, Claim]:
+        """Return the claims by the runs' names."""
+        found = read_claims(Refs(self.stores.clone, Credentials()))
+        return {run.removeprefix("detection-"): claim for run, (_, claim) in found.items()}
+
+
+@pytest.fixture
+def world(stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """Return a world with a secrets dataset, in which nothing has been pushed."""
+    with KaggleEmulator() as kaggle:
+        kaggle.datasets[f"{USER}/kaggle-training-secrets"] = Dataset()
+        use_account(kaggle, tmp_path, monkeypatch)
+        yield World(stores, kaggle)
+
+
+def states(seen: dict[str, Progress]) -> dict[str, str]:
+    """Return the states of the runs."""
+    return {name: each.state for name, each in seen.items()}
+
+
+def test_two_runs_are_pushed_and_the_third_waits_for_a_session(world: World) -> None:
+    """A second look pushes nothing, and the third run follows when one has ended."""
+    engine = world.engine("a", "b", "c")
+    seen = engine.look()
+    assert states(seen) == {"a": "running", "b": "running", "c": "waiting"}
+    assert seen["c"].note == "for one of the GPU sessions to end"
+    assert seen["a"].node == f"{USER}/train-detection-a/1"
+    assert {name: (claim.pushes, claim.pushed) for name, claim in world.claims().items()} == {"a": (1, 1), "b": (1, 1)}
+    assert states(engine.look()) == states(seen)
+    assert len(world.kaggle.pushes) == 2
+    branch = world.publish("a", state="finished")
+    world.end("a", "COMPLETE")
+    seen = engine.look()
+    assert states(seen) == {"a": "published", "b": "running", "c": "running"}
+    assert seen["a"].branch == branch
+    assert len(world.kaggle.pushes) == 3
+
+
+def test_a_run_is_pushed_again_while_its_sessions_complete_epochs(world: World) -> None:
+    """By any machine; after two sessions without an epoch it has failed, with its address, until `--resume`."""
+    world.engine("a").look()
+    for epoch in (3, 5):
+        world.publish("a", epoch=epoch)
+        world.end("a")
+        seen = world.engine("a", machine=f"machine-{epoch}").look()
+        assert (seen["a"].state, seen["a"].epoch) == ("running", epoch)
+    world.end("a")
+    assert states(world.engine("a").look()) == {"a": "running"}
+    world.end("a")
+    failed = world.engine("a").look()["a"]
+    assert failed.state == "failed"
+    assert f"https://www.kaggle.com/code/{USER}/train-detection-a" in failed.note
+    assert len(world.kaggle.pushes) == 4
+    resumed = world.engine("a", resume=True)
+    assert states(resumed.look()) == {"a": "running"}
+    world.end("a")
+    assert states(resumed.look()) == {"a": "running"}
+    world.end("a")
+    assert states(resumed.look()) == {"a": "failed"}
+    assert len(world.kaggle.pushes) == 6
+
+
+def test_two_sweeps_at_once_push_each_run_once(world: World) -> None:
+    """One of them moves the claim; the other one's push of it is rejected."""
+    engines = [world.engine("a", "b", machine=machine) for machine in ("one", "two", "three")]
+    for expected in (2, 4):
+        with ThreadPoolExecutor() as pool:
+            seen = [*pool.map(lambda engine: engine.look(), engines)]
+        assert len(world.kaggle.pushes) == expected, seen
+        assert [kernel.sessions[-1] is not None for kernel in world.kaggle.kernels.values()] == [True, True]
+        for name in "ab":
+            world.publish(name, epoch=expected)
+            world.end(name)
+
+
+@pytest.mark.parametrize("age", [0.0, GRACE + 60])
+def test_a_sweep_that_died_before_its_push_is_replaced(world: World, age: float) -> None:
+    """After the time that a push may take, and not before; that push counts once."""
+    engine = world.engine("a")
+    experiment = load_experiment(SMALL, {"name": "a"}).model_dump(mode="json")
+    claim = Claim(commit=world.commit, experiment=experiment, time=datetime.now(UTC) - timedelta(seconds=age))
+    assert move_claim(Refs(world.stores.clone, Credentials()), "detection-a", None, claim)
+    seen = engine.look()["a"]
+    assert (seen.state, len(world.kaggle.pushes)) == ("running", 1 if age else 0)
+    assert world.claims()["a"].pushes == 1
+    assert (seen.step == "it is being pushed") != bool(age)
+
+
+def test_a_lost_answer_to_a_push_is_settled(world: World) -> None:
+    """The kernel's newest version is the pushed one."""
+    world.kaggle.add_fault("SaveKernel", LOST)
+    assert world.engine("a").look()["a"].node == f"{USER}/train-detection-a/1"
+    assert world.claims()["a"].pushed == 1
+
+
+def test_a_refused_push_takes_the_claim_back(world: World) -> None:
+    """Sessions of other kernels use both slots: it waits; what Kaggle refuses otherwise has failed, and counts not."""
+    world.kaggle.kernels = {f"{USER}/other-{number}": Kernel(sessions=[Session(Act("RUNNING"))]) for number in range(2)}
+    engine = world.engine("a")
+    seen = engine.look()["a"]
+    assert (seen.state, "session count" in seen.note) == ("waiting", True)
+    assert world.claims() == {}
+    world.kaggle.kernels.clear()
+    world.kaggle.push_error = "Phone verification is required"
+    seen = engine.look()["a"]
+    assert (seen.state, "Phone verification" in seen.note) == ("failed", True)
+    world.kaggle.push_error = ""
+    assert engine.look()["a"].state == "running"
+    world.end("a")
+    world.kaggle.push_error = "Phone verification is required"
+    engine.look()
+    assert world.claims()["a"].pushes == 1
+
+
+def test_a_sweep_waits_until_the_hours_are_renewed(world: World) -> None:
+    """And says when that is; then the run goes on."""
+    world.kaggle.quota = (30.0, 30.0)
+    engine = world.engine("a")
+    seen = engine.look()["a"]
+    assert seen.state == "waiting"
+    assert re.search(r"0\.00h of 30\.00h left until 20\d\d-\d\d-\d\d", seen.note)
+    assert world.claims() == {}
+    world.kaggle.advance(WEEK)
+    assert engine.look()["a"].state == "running"
+
+
+def test_a_sweep_waits_for_the_secrets_and_refuses_public_ones(world: World) -> None:
+    """A dataset in processing is waited for; a public dataset or kernel is an error, and nothing is pushed."""
+    dataset = world.kaggle.datasets[f"{USER}/kaggle-training-secrets"]
+    dataset.states = ["BLOBS_RECEIVED", "READY"]
+    dataset.is_private = False
+    engine = world.engine("a")
+    with pytest.raises(KaggleError, match="is public"):
+        engine.look()
+    dataset.is_private = True
+    assert "still processing" in engine.look()["a"].note or dataset.states == ["READY"]
+    assert engine.look()["a"].state == "running"
+    world.kernel("a").is_private = False
+    with pytest.raises(KaggleError, match="exists and is public"):
+        engine.look()
+
+
+def test_a_run_goes_on_with_its_own_commit(world: World) -> None:
+    """When the branch moves on, its notebook, values and commit stay, also for a clone that lacks that commit."""
+    world.engine("a").look()
+    world.publish("a", epoch=2)
+    world.end("a")
+    clone = world.stores.clone
+    (clone / SOURCES[0]).write_text("# %% tags=['parameters']\n")
+    run_git("commit", "--quiet", "--all", "--message=new", cwd=clone)
+    run_git("push", "--quiet", "origin", "HEAD:main", cwd=clone)
+    new = run_git("rev-parse", "HEAD", cwd=clone)
+    run_git("clone", "--quiet", "--depth=1", world.stores.origin.as_uri(), world.stores.folder / "shallow", cwd=clone)
+    engine = world.engine("a", commit=new, machine="shallow")
+    assert engine.look()["a"].state == "running"
+    first, second = (nbformat.reads(pushed["text"], as_version=4) for pushed in world.kaggle.pushes)
+    assert second == first
+    assert f'commit = "{world.commit}"' in second.cells[1].source or any(
+        f'commit = "{world.commit}"' in cell.source for cell in second.cells
+    )
+    assert "repository" in parameters(second)
+    world.publish("a", state="finished")
+    world.end("a", "COMPLETE")
+    assert states(engine.look()) == {"a": "published"}
+    assert len(world.kaggle.pushes) == 2
+
+
+def test_a_kernel_that_was_deleted_is_not_pushed_again(world: World) -> None:
+    """Deleting it is the only way to stop a session of Kaggle from afar; `--resume` goes on."""
+    world.engine("a").look()
+    del world.kaggle.kernels[f"{USER}/train-detection-a"]
+    ref, claim = "detection-a", world.claims()["a"]
+    refs = Refs(world.stores.clone, Credentials())
+    old = claim.model_copy(update={"time": claim.time - timedelta(seconds=GRACE)})
+    assert move_claim(refs, ref, read_claims(refs)[ref][0], old)
+    seen = world.engine("a").look()["a"]
+    assert (seen.state, seen.note.partition(";")[0]) == ("stopped", "its kernel was deleted on Kaggle")
+    assert world.engine("a", resume=True).look()["a"].state == "running"
+
+
+def test_a_silent_remote_is_asked_again(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """A sweep does not end by it; a claim of another version is an error."""
+    engine = world.engine("a")
+    seen = engine.look()
+    moved = world.stores.origin.rename(world.stores.folder / "away")
+    assert engine.look() == seen
+    assert "It is asked again" in capsys.readouterr().out
+    moved.rename(world.stores.origin)
+    refs = Refs(world.stores.clone, Credentials())
+    run_git("push", "--quiet", "origin", f"{refs.write_claim('{}', world.commit)}:{PUSHES}x", cwd=world.stores.clone)
+    with pytest.raises(SyncError, match="another version"):
+        engine.look()
+
+
+def test_a_repository_that_kaggle_cannot_clone_is_refused(world: World) -> None:
+    """Before anything is asked."""
+    engine = Kaggle(world.stores.clone, Credentials())
+    job = Job(load_experiment(SMALL), {}, {"repository": str(world.stores.origin), "commit": world.commit}, "")
+    with pytest.raises(RenderError, match="Kaggle cannot clone"):
+        engine.start({"a": job})
