@@ -11,7 +11,7 @@ from click.core import ParameterSource
 from lib.cli.options import KAGGLE_USER, PARAMETERS, PROJECT, SECRETS_DATASET, Project, pass_project
 
 ONLY_RAY = ("address", "gpus_per_run", "cpus_per_run", "retries", "sandbox")
-ONLY_KAGGLE = ("slots", "once", "resume", "kaggle_user", "secrets_dataset")
+ONLY_KAGGLE = ("slots", "once", "kaggle_user", "secrets_dataset")
 """Options of `sweep` that one engine has."""
 
 
@@ -101,7 +101,7 @@ def stop(project: Project, *, run: str, discard: bool, now: bool, yes: bool, kag
     "--folder", type=Path, metavar="DIR", default=Path("build/sweep"), help="The runs' folder, on every node."
 )
 @click.option("--sandbox", type=Path, metavar="DIR", help="Train in a sandbox there: no account, no network.")
-@click.option("--resume", is_flag=True, help="Go on with runs that were stopped by hand, and on Kaggle also that failed.")
+@click.option("--resume", is_flag=True, help="Go on with stopped runs, and on Kaggle with failed ones.")
 @click.option("--allow-dirty", is_flag=True, help="Accept a dirty tree, or a commit that is not pushed.")
 @click.option("--slots", type=click.IntRange(1), default=2, help="Kaggle: GPU sessions at a time.")
 @click.option("--once", is_flag=True, help="Kaggle: push what is due and end, with 3 if a run is not published yet.")

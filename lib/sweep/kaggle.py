@@ -37,7 +37,7 @@ from lib.results.record import RunRecord
 from lib.sweep.claims import PUSHES, move_claim, read_claims
 from lib.sweep.plan import GRACE, Claim, Decision, Room, Seen, plan
 from lib.sweep.worker import Job, Progress
-from lib.sync import CHECKPOINTS, RUNS, Refs, short_name
+from lib.sync import CHECKPOINTS, RUNS, STOPS, Refs, short_name
 from lib.train.checkpoints import Record
 
 ACCELERATOR = "t4x2"
@@ -106,7 +106,7 @@ class Kaggle:
         kernels = {name: self._ask_kernel(job.experiment) for name, job in self._jobs.items()}
         wanted = [
             f"{place}{short_name(job.experiment.key)}*" for job in self._jobs.values()
-            for place in (f"{HEADS}kaggle-train-", CHECKPOINTS, RUNS)
+            for place in (f"{HEADS}kaggle-train-", CHECKPOINTS, RUNS, STOPS)
         ]  # fmt: skip
         texts = self._refs.read_files_of_all(tuple(wanted), "artifacts/*/run.json", "artifacts/*/checkpoint.json")
         seen = {}
@@ -125,6 +125,7 @@ class Kaggle:
                 state=own[-1].state if own else "",
                 finished=next((record.branch for record in reversed(own) if record.state == "finished"), ""),
                 epoch=_completed(texts.get(f"{CHECKPOINTS}{run}", {}), f"kaggle-checkpoint-{run}"),
+                is_asked_to_stop=f"{STOPS}{run}" in texts,
                 is_held=f"{RUNS}{run}" in texts,
                 version=version,
                 sessions=sessions,

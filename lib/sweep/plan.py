@@ -75,6 +75,8 @@ class Seen:
     """The newest of these branches whose run is finished."""
     epoch: int = 0
     """Completed epochs of the checkpoint."""
+    is_asked_to_stop: bool = False
+    """Whether a person has asked it to stop, and no session has taken it since."""
     is_held: bool = False
     """Whether a session, alive or dead, holds the run."""
     version: int | None = 0
@@ -148,8 +150,8 @@ def _decide(seen: Seen, now: datetime, *, is_resumed: bool) -> Decision:  # noqa
         if max(seen.version, seen.claim.pushed) not in seen.sessions:
             return Decision("running", "it is being started")
     claim = seen.claim if seen.claim and seen.claim.is_of(seen.experiment) else None
-    if seen.state == "stopped" and seen.branch != (claim.branch if claim else "") and not is_resumed:
-        return Decision("stopped", f"stopped by hand, published as {seen.branch}; --resume goes on with it")
+    if not is_resumed and (why := _stopped(claim, seen)):
+        return Decision("stopped", f"{why}; --resume goes on with it")
     if claim:
         return _after(claim, seen, is_resumed=is_resumed)
     if seen.is_held and seen.version == 0:
@@ -157,10 +159,17 @@ def _decide(seen: Seen, now: datetime, *, is_resumed: bool) -> Decision:  # noqa
     return _push(seen, None, 1)
 
 
+def _stopped(claim: Claim | None, seen: Seen) -> str:
+    """Return how a person has stopped a run that has no session on Kaggle; empty if nobody has."""
+    if seen.state == "stopped" and seen.branch != (claim.branch if claim else ""):
+        return f"stopped by hand, published as {seen.branch}"
+    if claim and (seen.version or 0) < max(claim.pushed, claim.version):
+        return "its kernel was deleted on Kaggle"
+    return "it was asked to stop" if seen.is_asked_to_stop else ""
+
+
 def _after(claim: Claim, seen: Seen, *, is_resumed: bool) -> Decision:
     """Return the decision for a claimed run that has no session on Kaggle."""
-    if (seen.version or 0) < max(claim.pushed, claim.version) and not is_resumed:
-        return Decision("stopped", "its kernel was deleted on Kaggle; --resume goes on with it")
     if seen.epoch > claim.epoch or is_resumed:
         return _push(seen, claim, 1)
     if not claim.pushed and seen.version == claim.version:

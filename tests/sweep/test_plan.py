@@ -52,6 +52,7 @@ def decide(seen: Seen, *, resume: bool = False) -> Decision:
         pytest.param(replace(ENDED, version=0, sessions={}), "stopped: its kernel was deleted", id="deleted"),
         pytest.param(replace(ENDED, state="stopped", branch="b2"), "stopped: .* as b2", id="stopped"),
         pytest.param(replace(NEW, state="stopped", branch="b2"), "stopped: .* as b2", id="stopped, never claimed"),
+        pytest.param(replace(ENDED, epoch=4, is_asked_to_stop=True), "stopped: it was asked", id="asked"),
         pytest.param(replace(NEW, is_held=True), "waiting: a session that is not on Kaggle", id="held elsewhere"),
         pytest.param(claimed(ENDED, pushes=2), "failed: its last 2 sessions", id="twice in vain"),
     ],
@@ -97,7 +98,12 @@ def test_a_run_that_is_pushed(seen: Seen, pushes: int, commit: str) -> None:
 
 @pytest.mark.parametrize(
     "seen",
-    [claimed(ENDED, pushes=2), replace(ENDED, state="stopped", branch="b2"), replace(ENDED, version=0, sessions={})],
+    [
+        claimed(ENDED, pushes=2),
+        replace(ENDED, state="stopped", branch="b2"),
+        replace(ENDED, version=0, sessions={}),
+        replace(ENDED, is_asked_to_stop=True),
+    ],
 )
 def test_an_ended_run_is_resumed_on_request(seen: Seen) -> None:
     """With its own commit, and a new count; a session that is under way is not touched."""
