@@ -6,7 +6,10 @@ A session's work, its checkpoint and its published branch, is pushed by the test
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -14,11 +17,16 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import ROOT, Stores, run_git
+from click.testing import CliRunner
+from conftest import ROOT, Stores, copy_project, run_git
+from git_host_emulator import GitHost
 from kaggle_emulator import LOST, USER, WEEK, Act, Dataset, KaggleEmulator, Kernel, Session, use_account
 
+from lib.cli.app import app
+from lib.cli.runs import sweep
 from lib.errors import KaggleError, RenderError, SyncError
-from lib.experiment.load import load_experiment
+from lib.experiment.load import load_experiment, read_yaml
+from lib.experiment.matrix import read_sweep
 from lib.kaggle.notebook import SOURCES, parameters, read_sources
 from lib.remotes.credentials import Credentials
 from lib.sweep.claims import PUSHES, move_claim, read_claims
@@ -73,10 +81,10 @@ class World:
         experiment = load_experiment(SMALL, {"name": name})
         record: dict[str, object] = {"commit": self.commit, "experiment": experiment.model_dump(mode="json")}
         if epoch:
-            branch, file = f"kaggle-checkpoint-detection-{name}", "checkpoint.json"
+            branch, file = f"kaggle-checkpoint-{experiment.key}", "checkpoint.json"
             record |= {"epoch": epoch, "saved": "2026-11-28T00:00:00Z", "dataset": ""}
         else:
-            branch, file = f"kaggle-train-detection-{name}-20261128-{self.kaggle.hours:06.0f}", "run.json"
+            branch, file = f"kaggle-train-{experiment.key}-20261128-000000", "run.json"
             record |= {"branch": branch, "state": state, "machine": {}}
         clone = self.stores.folder / "session"
         if not clone.exists():
@@ -289,3 +297,91 @@ def test_a_repository_that_kaggle_cannot_clone_is_refused(world: World) -> None:
     job = Job(load_experiment(SMALL), {}, {"repository": str(world.stores.origin), "commit": world.commit}, "")
     with pytest.raises(RenderError, match="Kaggle cannot clone"):
         engine.start({"a": job})
+
+
+# ── the command and the workflow ────────────────────────────────────────────────────────────────────────────────────
+
+CACHE = subprocess.run(["uv", "cache", "dir"], capture_output=True, text=True, check=True).stdout.strip()
+WORKFLOW = read_yaml(ROOT / "docs/sweep-on-kaggle.yaml")
+STEP = WORKFLOW["jobs"]["sweep"]["steps"][-1]
+COMMAND = re.compile(r"uv run --no-sync python -m lib sweep (.*?) \|\| ")
+
+
+def test_the_workflow_is_valid() -> None:
+    """GitHub's schema of workflows accepts it."""
+    schema = ["check_jsonschema", "--builtin-schema", "vendor.github-workflows"]
+    command = [sys.executable, "-m", *schema, str(ROOT / "docs/sweep-on-kaggle.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_workflow_runs_one_pass_with_the_permission_to_push() -> None:
+    """It is scheduled, one at a time, and its command line is valid; its experiments are those of the project."""
+    assert WORKFLOW["on"].keys() >= {"schedule", "workflow_dispatch"}
+    assert WORKFLOW["permissions"] == {"contents": "write"}
+    assert WORKFLOW["concurrency"]
+    found = COMMAND.search(STEP["run"])
+    assert found
+    words = found[1].replace("$EXPERIMENTS", STEP["env"]["EXPERIMENTS"]).split()
+    given = sweep.make_context("sweep", words).params
+    assert (given["engine"], given["once"]) == ("kaggle", True)
+    assert len(read_sweep([ROOT / file for file in given["experiments"]], {})) == 2
+
+
+@pytest.mark.parametrize(("status", "expected"), [(0, 0), (3, 0), (1, 1), (2, 1)])
+def test_the_workflow_fails_only_with_a_run(status: int, expected: int) -> None:
+    """That a run is not published yet is no failure."""
+    script = COMMAND.sub(f"(exit {status}) || ", STEP["run"])
+    assert subprocess.run(["bash", "-eo", "pipefail", "-c", script], check=False).returncode == expected
+
+
+@pytest.mark.parametrize(
+    "words", [["--on", "kaggle", "--gpus-per-run", "2"], ["--once"], ["--on", "kaggle", "--sandbox", "x"]]
+)
+def test_an_option_of_the_other_engine_is_refused(words: list[str]) -> None:
+    """It would have no effect."""
+    done = CliRunner().invoke(app, ["sweep", str(SMALL), *words])
+    assert (done.exit_code, "has no meaning with --on" in done.output) == (2, True)
+
+
+@pytest.mark.slow
+def test_the_workflow_trains_to_the_end(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its steps, run as written in a clone over HTTP with a token: it pushes, waits, pushes again, and compares.
+
+    None of the packages of a training is installed.
+    """
+    clone, token = tmp_path / "actions", "ghs_" + "0123456789" * 4
+    world.stores.clone_again("actions")
+    copy_project(clone)
+    run_git("push", "--quiet", "origin", "HEAD:main", cwd=clone)
+    world.commit = run_git("rev-parse", "HEAD", cwd=clone)
+    for name, value in {"COUNT": "1", "KEY_0": "http.proxy", "VALUE_0": ""}.items():
+        monkeypatch.setenv(f"GIT_CONFIG_{name}", value)  # the proxy leads to Kaggle alone
+    packages, install = tmp_path / "packages", WORKFLOW["jobs"]["sweep"]["steps"][-2]["run"]
+    env = {**os.environ, "EXPERIMENTS": "experiments/000_det_sandbox.yaml", "GITHUB_TOKEN": token}
+    env |= {"UV_PROJECT_ENVIRONMENT": str(packages), "UV_CACHE_DIR": CACHE}
+
+    def run(script: str = STEP["run"]) -> str:
+        done = subprocess.run(
+            ["bash", "-eo", "pipefail", "-c", script], cwd=clone, env=env, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    run(install)
+    assert not list(packages.glob("lib/python*/site-packages/torch"))
+    with GitHost(tmp_path / "host") as host:
+        host.add_token(token)
+        run_git("remote", "set-url", "origin", host.add_repository("me/training", world.stores.origin), cwd=clone)
+        name = "exp000_sandbox"
+        assert f"running, on {USER}/train-detection-exp000-sandbox/1" in run()
+        assert "version 1 is running" in run()
+        world.publish(name, epoch=3)
+        world.end("exp000-sandbox")
+        assert f"running, on {USER}/train-detection-exp000-sandbox/2" in run()
+        branch = world.publish(name, state="finished")
+        world.end("exp000-sandbox", "COMPLETE")
+        output = run()
+    assert f"already published as {branch}" in output
+    assert "Curves: " in output
+    assert len(world.kaggle.pushes) == 2
