@@ -140,7 +140,7 @@ def _require_idle(kernel: str, found: Mapping[str, Any]) -> None:
 
 def _require_secrets(dataset: str, say: Callable[[str], None]) -> None:
     until, last = time.monotonic() + PROCESSING, ""
-    while state := secrets_state(dataset):
+    while state := secrets_state(dataset, need(f"the state of the dataset {dataset}", "dataset", dataset)):
         if time.monotonic() > until:
             raise _unready(dataset, state)
         if state != last:
@@ -150,12 +150,12 @@ def _require_secrets(dataset: str, say: Callable[[str], None]) -> None:
         time.sleep(POLL)
 
 
-def secrets_state(dataset: str) -> str:
+def secrets_state(dataset: str, found: Mapping[str, Any] | None) -> str:
     """Return Kaggle's state of a secrets dataset that is still being processed; empty if it can be attached.
 
-    Raises `KaggleError` if it is public, missing, failed or without secrets.json.
+    `found` is how `questions.py` describes it. Raises `KaggleError` if it is public, missing, failed or without
+    secrets.json.
     """
-    found = need(f"the state of the dataset {dataset}", "dataset", dataset)
     if found is None:
         raise KaggleError(
             f"there is no dataset {dataset} on Kaggle that this key may read.",

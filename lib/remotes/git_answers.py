@@ -18,8 +18,8 @@ LASTS, BRIEFLY, LONG = 0.0, 15.0, 60.0
 """The longest pause for what stays, for a cut connection or a held lock, and for a host that limits requests."""
 
 _RULES = (
-    "allow new branches named kaggle-* in the host's branch rules, and the refs refs/runs/*, refs/asks/*, refs/stops/*, "
-    "refs/pushes/* and refs/kaggle/*."
+    "allow new branches named kaggle-* in the host's branch rules, and the refs refs/runs/*, refs/asks/*, "
+    "refs/stops/*, refs/pushes/* and refs/kaggle/*."
 )
 _WRITE = (
     "give GITHUB_TOKEN write permission for this repository (scope `repo`; fine-grained: Contents, write), and its "

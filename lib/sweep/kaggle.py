@@ -104,10 +104,10 @@ class Kaggle:
     def _read(self, claims: Claims) -> dict[str, Seen]:
         """Read every run from Kaggle, and then from the Git remote."""
         kernels = {name: self._ask_kernel(job.experiment) for name, job in self._jobs.items()}
-        wanted = [
-            f"{place}{short_name(job.experiment.key)}*" for job in self._jobs.values()
-            for place in (f"{HEADS}kaggle-train-", CHECKPOINTS, RUNS, STOPS)
-        ]  # fmt: skip
+        wanted = [f"{HEADS}kaggle-train-{job.experiment.key}-*" for job in self._jobs.values()]
+        # with a *, since an exact name that is not there would be an error
+        runs = [short_name(job.experiment.key) for job in self._jobs.values()]
+        wanted += [f"{place}{run}*" for run in runs for place in (CHECKPOINTS, RUNS, STOPS)]
         texts = self._refs.read_files_of_all(tuple(wanted), "artifacts/*/run.json", "artifacts/*/checkpoint.json")
         seen = {}
         for name, job in self._jobs.items():
@@ -154,7 +154,7 @@ class Kaggle:
         decisions = plan(seen, Room(self._slots), now, self._resumed)
         due = [name for name, each in decisions.items() if each.kind == "push"]
         if due:
-            room = Room(self._slots, gpu_quota(), secrets_state(self._dataset))
+            room = Room(self._slots, gpu_quota(), self._secrets_state())
             if room.quota and room.quota.left < LONGEST_SESSION:
                 seen = {**seen, **{name: replace(seen[name], needed=self._needed(name)) for name in due}}
             decisions = plan(seen, room, now, self._resumed)
@@ -166,6 +166,13 @@ class Kaggle:
                 if decision.kind in ("stopped", "failed") and commits.get(ref) != seen[name].claim_commit:
                     decisions[name] = Decision("waiting", "another sweep works on it")
         return decisions
+
+    def _secrets_state(self) -> str:
+        """Return why the secrets dataset cannot be attached yet; "" if it can. Raises `KaggleError` if it never can."""
+        try:
+            return secrets_state(self._dataset, question("dataset", self._dataset))
+        except (CommandFailed, CommandTimedOut):
+            return "Kaggle does not report its state"
 
     def _needed(self, name: str) -> float:
         """Return the GPU hours that a session of a run needs to get beyond its checkpoint; 0 if not known."""

@@ -101,7 +101,7 @@ class Room:
     quota: Quota | None = None
     """The GPU hours of the week; None: not known."""
     secrets: str = ""
-    """Kaggle's state of a secrets dataset that cannot be attached yet."""
+    """Why the secrets dataset cannot be attached yet: mostly, Kaggle's state of it; empty if it can."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def plan(seen: Mapping[str, Seen], room: Room, now: datetime, resume: Collection
 def _no_room(room: Room, free: int, needed: float) -> str:
     """Return why a run cannot be pushed now; empty if it can."""
     if room.secrets:
-        return f"Kaggle is still processing the secrets dataset ({room.secrets})"
+        return f"for the secrets dataset ({room.secrets})"
     if room.quota and (room.quota.left <= 0 or room.quota.left < needed):
         need = f", and a session needs about {needed:.1f} h" if needed else ""
         return f"GPU hours: {room.quota}{need}"

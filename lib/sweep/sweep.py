@@ -191,12 +191,13 @@ def train_all(
     from lib.kaggle.notebook import read_sources, source
     from lib.remotes.credentials import load_credentials
     from lib.results.compare import draw_curves, read_runs, show_runs
-    from lib.sandbox.make import make_sandbox
 
     credentials = load_credentials(secrets)
     if sandbox is None:
         root, parameters = project, source(project, allow_dirty=allow_dirty)
     else:
+        from lib.sandbox.make import make_sandbox
+
         datasets = {(experiment.module, experiment.dataset): experiment for experiment in experiments}
         for experiment in datasets.values():
             print(f"Making the sandbox in {sandbox}, with {experiment.dataset} …", flush=True)

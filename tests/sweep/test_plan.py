@@ -138,7 +138,7 @@ def test_no_more_sessions_than_slots() -> None:
         (Room(quota=Quota(0.0, 30.0, "Saturday")), "GPU hours: 0.00h of 30.00h left until Saturday"),
         (Room(quota=Quota(0.4, 30.0, "Saturday")), "left until Saturday, and a session needs about 0.5 h"),
         (Room(quota=Quota(0.5, 30.0, "Saturday")), ""),
-        (Room(secrets="blobs_received"), "still processing the secrets dataset (blobs_received)"),
+        (Room(secrets="blobs_received"), "for the secrets dataset (blobs_received)"),
     ],
 )
 def test_a_push_waits_for_hours_and_secrets(room: Room, expected: str) -> None:
