@@ -47,7 +47,7 @@ def stop_in_the_middle(folder: Path, session: subprocess.Popen[str], *words: str
     command = [sys.executable, "-m", "lib", "stop", "detection/exp000_sandbox", *words]
     done = subprocess.run(command, cwd=person, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    output = session.communicate(timeout=600)[0]
+    output = session.communicate(timeout=800)[0]
     return session.returncode, output
 
 
@@ -62,24 +62,36 @@ def show(folder: Path, ref: str, path: str) -> Any:
     return json.loads(run_git("show", f"{ref}:{ARTIFACTS}/{path}", cwd=folder / "sandbox/origin.git"))
 
 
-def test_a_stopped_run_is_published_and_can_be_resumed(tmp_path: Path) -> None:
-    """As stopped, with the epochs that it has; its checkpoint stays, and the next session finishes the same curve."""
-    status, output = stop_in_the_middle(tmp_path, start(tmp_path, 200))
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run that was stopped in the middle."""
+    folder = tmp_path_factory.mktemp("stopped")
+    status, output = stop_in_the_middle(folder, start(folder, 200))
     assert status == 0, output[-5000:]
     assert "This run was asked to stop: it ends after the epoch under way, and publishes what it has." in output
     assert "is stopped and published" in output
-    assert "refs/stops" not in str(refs(tmp_path))
-    (branch,) = refs(tmp_path) - {CHECKPOINT}
-    record, epochs = show(tmp_path, branch, "run.json"), show(tmp_path, branch, "train/metrics.json")["epochs"]
+    return folder
+
+
+def test_a_stopped_run_publishes_the_epochs_that_it_has(stopped: Path) -> None:
+    """As stopped, with the reason; its checkpoint stays, its stop does not."""
+    (branch,) = refs(stopped) - {CHECKPOINT}
+    record, epochs = show(stopped, branch, "run.json"), show(stopped, branch, "train/metrics.json")["epochs"]
     assert record["state"] == "stopped"
     assert record["reason"] == f"stopped after epoch {epochs} of 200, as `python -m lib stop` asked"
-    assert show(tmp_path, CHECKPOINT, "checkpoint.json")["epoch"] == epochs
-    again = start(tmp_path, epochs + 1)
-    output = again.communicate(timeout=600)[0]
+    assert show(stopped, CHECKPOINT, "checkpoint.json")["epoch"] == epochs
+
+
+def test_a_stopped_run_can_be_resumed(stopped: Path) -> None:
+    """The next session finishes the same curve."""
+    (branch,) = refs(stopped) - {CHECKPOINT}
+    epochs = show(stopped, branch, "train/metrics.json")["epochs"]
+    again = start(stopped, epochs + 1)
+    output = again.communicate(timeout=800)[0]
     assert again.returncode == 0, output[-5000:]
-    (newer,) = refs(tmp_path) - {branch}
-    assert show(tmp_path, newer, "run.json")["state"] == "finished"
-    curve = run_git("show", f"{newer}:{ARTIFACTS}/train/results.csv", cwd=tmp_path / "sandbox/origin.git")
+    (newer,) = refs(stopped) - {branch}
+    assert show(stopped, newer, "run.json")["state"] == "finished"
+    curve = run_git("show", f"{newer}:{ARTIFACTS}/train/results.csv", cwd=stopped / "sandbox/origin.git")
     assert [int(row["epoch"]) for row in csv.DictReader(curve.splitlines())] == list(range(1, epochs + 2))
 
 
@@ -87,7 +99,7 @@ def test_a_discarded_run_leaves_nothing_but_its_stop(tmp_path: Path) -> None:
     """No branch, no checkpoint, no object; the error says that a person wanted it."""
     status, output = stop_in_the_middle(tmp_path, start(tmp_path, 200), "--discard")
     assert status == 1
-    assert "DiscardedError" in output or "is discarded, as `python -m lib stop --discard` asked" in output
+    assert "is discarded, as `python -m lib stop --discard` asked" in output
     assert refs(tmp_path) == {STOP}
     stored = [path.name for path in (tmp_path / "sandbox/dvc-remote").rglob("*.pt")]
     assert not [name for name in stored if "checkpoint" in name]

@@ -5,12 +5,13 @@ from each state all can come to rest; if it finds something, its history is a sh
 runs or objects than the world has, nor check the code.
 
 The world is one or more Git remotes, one DVC remote, and for each run R (lock and journal), K (checkpoint branch), B
-(finished branch) and an ask. The rules' numbers are those of docs/sync-protocol.md. The actors:
+(finished branch), an ask and a stop. The rules' numbers are those of docs/sync-protocol.md. The actors:
   S  a session: takes R or asks and takes over, sweeps, uploads checkpoints, publishes objects, or releases R
   X  a recoverer: a session that trains nothing, and begins anew whenever something dead is left
   W  a sweeper that never holds R: lists files, reads R, reads K, deletes
   H  a person with plain DVC, who uses any copy that is there, else stores one, and pushes a branch
   U  a person who deletes K by hand
+  P  a person who stops a run: reads R, creates the stop, and deletes it if R is gone then
 Every push compares and swaps R, and moves K and B with it. A push without an answer has happened, happens later, or
 never happens. Every actor may pause for any time between two steps.
 
@@ -37,10 +38,11 @@ ENDS = {"done", "held", "dead"}
 class Actor:
     """An actor; X and W look after all runs of their run's repository."""
 
-    kind: Literal["S", "X", "W", "H", "U"]
+    kind: Literal["S", "X", "W", "H", "U", "P"]
     run: int = 0
     checkpoints: int = 0
     objects: int = 0  # a set: one bit for each
+    discards: bool = False  # P wants nothing to be published
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,10 @@ class Rules:
     marks: bool = True  # rule 5: two repositories: nothing under objects' paths is deleted
     leave_late: bool = True  # rule 5: a session that was taken over leaves its copies
     reread: bool = True  # rule 5: R is read again right before each deletion
+    take_ends_stop: bool = True  # rule 7: a session that takes R deletes the stop
+    commit_ends_stop: bool = True  # rule 7: so does the commit push
+    recovery_keeps_stop: bool = True  # rule 7: a recoverer that takes R over leaves it
+    discard_in_push: bool = True  # a run that is discarded deletes K and R in one push
     never_delete: bool = False  # one copy a key: nothing under objects' paths is ever deleted
 
 
@@ -107,6 +113,8 @@ class Run(NamedTuple):
     r: Record | None = None
     k: int = 0  # the file that K names; 0 without K
     asked: bool = False
+    stop: int = 0  # 1 + the session that held R when it was created; 0 without a stop
+    wanted: bool = False  # whether P was told that it has asked, and no session has published or begun since
 
 
 class Push(NamedTuple):
@@ -184,7 +192,7 @@ class Model:
 
     def start(self) -> State:
         """Return the first state."""
-        begin = {"S": "start", "X": "idle", "W": "idle", "H": "push_by_hand", "U": "delete_by_hand"}
+        begin = {"S": "start", "X": "idle", "W": "idle", "H": "push_by_hand", "U": "delete_by_hand", "P": "ask_to_stop"}
         sessions = tuple(Session(begin[actor.kind], actor.run) for actor in self.world.actors)
         store = tuple(STRANGER if self.world.strangers >> o & 1 else 0 for o in self.objects)
         return State((Run(),) * len(self.world.runs), 0, store, 0, sessions, self.world.deaths, self.world.losses)
@@ -215,6 +223,8 @@ class Model:
         recovered = {runs[actor.run][0] for actor, me in actors if actor.kind == "X" and me.at == "idle"}
         if any(runs[a.run][0] in recovered and a.kind in "SH" and me.at not in ENDS for a, me in actors):
             return "NOBODY MOVES"
+        if any(run.r is None and run.wanted != bool(run.stop) for run in state.runs):
+            return "A STOP STAYS, OR IS LOST"
         for (repository, _), files, run in zip(runs, self.files, state.runs, strict=True):
             if repository in recovered and run.r:
                 return "R STAYS"
@@ -236,7 +246,7 @@ class Model:
                 yield k, verb, new
             if me.at in ENDS:
                 continue
-            if state.deaths and me.at not in {"start", "idle"} and turn.actor.kind not in "HU":
+            if state.deaths and me.at not in {"start", "idle"} and turn.actor.kind not in "HUP":
                 dead = Session("dead", turn.actor.run, doubts=tuple(push for push in me.doubts if not push.landed))
                 yield k, f"dies at {me.at}", turn.remembering(dead, state)._replace(deaths=state.deaths - 1)
             if turn.held and turn.landed and me.at in {"push_checkpoint", "declare", "release"}:
@@ -252,7 +262,8 @@ class Turn:
     def __init__(self, model: Model, state: State, k: int) -> None:
         self.model, self.world, self.rules = model, model.world, model.rules
         self.state, self.k, self.me, self.actor = state, k, state.sessions[k], model.world.actors[k]
-        self.r, self.base, self.asked = state.runs[self.me.run]  # R, K and the ask as they are now
+        self.refs = state.runs[self.me.run]
+        self.r, self.base, self.asked, *_ = self.refs  # R, K and the ask as they are now
         self.held = self.r if self.r and self.r.holder == k else None  # R, if it is ours
         self.file = 1 << (k * FILES + self.me.attempt)  # of the next checkpoint
         self.landed = next((push for push in self.me.doubts if push.landed), None) if self.me.doubts else None
@@ -287,7 +298,10 @@ class Turn:
         """Return the state with other refs of the run; no push is fenced."""
         return self.state._replace(runs=put(self.state.runs, self.me.run, run))
 
-    def moved(self, r: Record | None, *, k: int | None = None, asked: bool = False) -> State:
+    def moved(
+        self, r: Record | None, *, k: int | None = None, asked: bool = False, ends_stop: bool = False,
+        ends_wish: bool = False,
+    ) -> State:  # fmt: skip
         """Return the state after a push that moves R (rule 1): it fences every push in doubt, and is a sign of life."""
         state, number = self.state, self.me.run
         sessions = state.sessions
@@ -296,19 +310,21 @@ class Turn:
                 fenced = tuple(push for push in other.doubts if push.landed or not self.rules.hold_in_push)
                 note = () if other.at == "wait" else other.note
                 sessions = put(sessions, j, other._replace(doubts=fenced, note=note))
-        run = Run(r, self.base if k is None else k, asked)
+        stop, wanted = 0 if ends_stop else self.refs.stop, self.refs.wanted and not ends_wish
+        run = Run(r, self.base if k is None else k, asked, stop, wanted)
         return state._replace(runs=put(state.runs, number, run), sessions=sessions)
 
     def pushed(self, push: Push) -> tuple[str, State]:
         """Return the state after a checkpoint push or commit push has happened."""
         verb = "PUBLISHES" if push.kind == "commit" else "MOVES K"
         if push.kind == "commit":
-            state = self.moved(None if self.rules.hold_in_push or self.held else self.r, k=0)
+            gone = None if self.rules.hold_in_push or self.held else self.r
+            state = self.moved(gone, k=0, ends_stop=self.rules.commit_ends_stop, ends_wish=True)
             state = state._replace(branches=state.branches | 1 << self.k)
         elif self.rules.hold_in_push and self.held:
             state = self.moved(Record(self.k, self.held.phase), k=push.file, asked=self.asked)
         else:
-            state = self.with_run(Run(self.r, push.file, self.asked))
+            state = self.with_run(self.refs._replace(k=push.file))
         return verb if self.held else f"{verb} WITHOUT HOLDING R", state
 
     def arrivals(self) -> Moves:
@@ -339,7 +355,7 @@ class Steps(Turn):
     def idle(self) -> Moves:
         """Begin anew: `recover()` of a silent R, or a sweep where no R is (rule 4)."""
         runs, actors = self.world.runs, self.world.actors
-        for number, (r, k, _) in enumerate(self.state.runs):
+        for number, (r, k, *_) in enumerate(self.state.runs):
             if runs[number][0] != runs[self.actor.run][0]:
                 continue
             waste = self.state.files & self.model.files[number] & ~k & ~(self.model.own[r.holder] if r else 0)
@@ -371,14 +387,20 @@ class Steps(Turn):
         if self.r is None:
             yield "sees that nobody holds R", self.to("take")
         else:
-            yield "asks", self.to("wait", self.with_run(Run(self.r, self.base, asked=True)), note=("R has not moved",))
+            yield "asks", self.to("wait", self.with_run(self.refs._replace(asked=True)), note=("R has not moved",))
 
     def take(self) -> Moves:
         """Create R (rule 1)."""
         if self.r is None:
-            yield "TAKES R", self.to(self.model.after["T"], self.moved(Record(self.k)))
+            yield "TAKES R", self.to(self.model.after["T"], self.moved(Record(self.k), **self._ends_stop()))
         else:
             yield "is rejected: R exists", self.to("look")
+
+    def _ends_stop(self) -> dict[str, bool]:
+        """Return whether this actor deletes the stop when it takes R, and whether a person has wanted that (rule 7)."""
+        if self.actor.kind == "S":
+            return {"ends_stop": self.rules.take_ends_stop, "ends_wish": True}
+        return {"ends_stop": not self.rules.recovery_keeps_stop}
 
     def wait(self) -> Moves:
         """Wait one lease; take over from exactly the R that was seen, and inherit what it declares (rule 3)."""
@@ -387,10 +409,10 @@ class Steps(Turn):
             if r and (self.world.hasty or not self.is_alive(r.holder)):
                 declared = 1 << r.holder if r.phase != "trains" and self.rules.declare else 0
                 undo = declared | (r.undo if self.rules.inherit else 0)
-                taken = self.moved(Record(self.k, undo=undo))
+                taken = self.moved(Record(self.k, undo=undo), **self._ends_stop())
                 yield f"TAKES R OVER from {r.holder}", self.to(self.model.after["T"], taken, inherited=undo)
             elif r and not self.asked:
-                yield "asks again", self.to("wait", self.with_run(Run(r, self.base, asked=True)), note=self.me.note)
+                yield "asks again", self.to("wait", self.with_run(self.refs._replace(asked=True)), note=self.me.note)
         elif r is None:
             yield "sees that R was released", self.to("take")
         elif self.actor.kind == "X":
@@ -445,6 +467,10 @@ class Steps(Turn):
             yield self.learns()
         elif self.held and self.asked:
             yield "answers", self.to("train", self.moved(Record(self.k, undo=self.held.undo)))
+        if self.held and self.refs.stop and self.actor.kind == "S":
+            whose = "" if self.refs.stop == self.k + 1 else " OF ANOTHER SESSION"
+            discards = any(each.kind == "P" and each.discards for each in self.world.actors)
+            yield f"OBEYS A STOP{whose}", self.to("discard" if discards else "declare")
         if self.actor.kind == "S" and self.me.attempt < self.actor.checkpoints:
             yield "trains", self.to("upload_checkpoint")
         elif self.actor.kind == "S" and self.actor.objects:
@@ -529,6 +555,16 @@ class Steps(Turn):
         else:
             yield "releases R", self.to("delete_own", released, base=0)
 
+    def discard(self) -> Moves:
+        """Delete K and R in one push, which leaves a stop (rule 7); then the files."""
+        if self.held and (self.base == self.me.base or not self.rules.discard_in_push):
+            state = self.moved(None, k=0 if self.rules.discard_in_push else None)
+            yield "deletes K and R", self.to("delete_own", state, base=0)
+        elif self.held:
+            yield "is rejected because of K, not of R: reads K again", self.to("discard", base=self.base)
+        else:
+            yield "is rejected: R was taken over", self.to("read_k_again")
+
     # publication
 
     def declare(self) -> Moves:
@@ -575,7 +611,7 @@ class Steps(Turn):
         """Wait while another R of the repository declares the copy that is there; then rely on the copy (rule 5)."""
         (o,) = self.me.note
         declared, runs = 0, self.world.runs
-        for number, (r, _, _) in enumerate(self.state.runs):
+        for number, (r, *_) in enumerate(self.state.runs):
             if r and runs[number][0] == runs[self.me.run][0] and number != self.me.run:
                 declared |= r.undo | (1 << r.holder if r.phase != "trains" else 0)
         if not (self.me.copies[o] & declared and self.rules.wait):
@@ -698,7 +734,24 @@ class Steps(Turn):
     def delete_by_hand(self) -> Moves:
         """Delete K (rule 1: "deleted by hand")."""
         if self.base:
-            yield "deletes K by hand", self.to("done", self.with_run(Run(self.r, 0, self.asked)))
+            yield "deletes K by hand", self.to("done", self.with_run(self.refs._replace(k=0)))
+
+    def ask_to_stop(self) -> Moves:
+        """Read R: only a run that is held can be asked to stop (rule 7)."""
+        if self.r:
+            yield "sees that R is held", self.to("create_stop")
+
+    def create_stop(self) -> Moves:
+        """Create the stop, whoever holds R by now."""
+        stop = self.r.holder + 1 if self.r else len(self.world.actors) + 1
+        yield "creates the stop", self.to("look_again", self.with_run(self.refs._replace(stop=stop)))
+
+    def look_again(self) -> Moves:
+        """Delete the stop if R is gone: its session has ended before it (rule 7)."""
+        if self.r is None:
+            yield "deletes the stop: R is gone", self.to("done", self.with_run(self.refs._replace(stop=0)))
+        else:
+            yield "has asked", self.to("done", self.with_run(self.refs._replace(wanted=bool(self.refs.stop))))
 
 
 ROLL_BACKS = {"roll_back", "roll_back_inherited", "rejected", "delete_looked_at"}
@@ -750,6 +803,8 @@ class Search:
         for k, verb, new in self.model.steps(state):
             if "WITHOUT HOLDING R" in verb:
                 return f"TWO SESSIONS MOVE ONE RUN: {k} {verb}"
+            if "OF ANOTHER SESSION" in verb:
+                return f"A STOP OUTLIVES ITS SESSION: {k} {verb}"
             after = self.numbers.setdefault(new, len(self.states))
             if after == len(self.states):
                 self.states.append(new)

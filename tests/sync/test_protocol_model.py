@@ -15,6 +15,7 @@ from protocol_model import STRANGER, Actor, Model, Record, Rules, Run, World, ex
 A, B, C = 1, 2, 4  # objects; a sum is a set of them
 TWO_RUNS, THREE_RUNS, FORK = ((0, 0), (0, 1)), ((0, 0), (0, 1), (0, 2)), ((0, 0), (1, 0))
 X, XF, W, U, H = Actor("X"), Actor("X", run=1), Actor("W"), Actor("U"), Actor("H", objects=A)
+P, D = Actor("P"), Actor("P", discards=True)
 
 
 def trains(checkpoints: int, objects: int = 0, *, run: int = 0) -> Actor:
@@ -43,6 +44,8 @@ KEYS_TWO = replace(DRIVE_TWO, twins=False)
 KEYS_ALIVE = replace(KEYS, hasty=1, deaths=0, leftovers=True)
 KEYS_ALIVE_TWICE = World((*KEYS.actors, X), TWO_RUNS, twins=False, hasty=2, deaths=0, losses=0, leftovers=True)
 KEYS_ONE_RUN_ALIVE = World((publishes(A), publishes(A), X), twins=False, hasty=1, deaths=0, leftovers=True)
+STOPPED = World((trains(1, A), P, X))
+STOPPED_TWICE = World((trains(1, A), trains(0, A), P, X), losses=0)
 FORKED = World((publishes(A), publishes(A, run=1), X, XF), FORK)
 FORKED_KEYS = replace(FORKED, twins=False, leftovers=True)
 THREE_KEYS = World(
@@ -103,6 +106,14 @@ HOLDS = {
         replace(KEYS_TWO, leftovers=True),
         Rules(never_delete=True, wait=False, in_order=False, verify=False, reread=False),
     ),
+    "a-person-stops-a-run": (STOPPED, Rules()),
+    "a-person-stops-one-of-two-sessions": (STOPPED_TWICE, Rules()),
+    "a-person-stops-a-session-that-is-taken-over-alive": (
+        World((trains(0, A), trains(0, A), P, X), hasty=1, deaths=0, losses=0, leftovers=True),
+        Rules(),
+    ),
+    "a-person-discards-a-run": (World((trains(2, A), D, X)), Rules()),
+    "a-person-discards-a-run-and-another-deletes-its-checkpoint": (World((trains(1, A), D, U, X)), Rules()),
     "a-fence-of-its-own-one-session": (FINISHES, EAGER),
     "a-fence-of-its-own-every-push-is-in-doubt": (ALL_PUSHES_LOST, EAGER),
     "a-fence-of-its-own-two-sessions": (TWO, EAGER),
@@ -160,6 +171,14 @@ BREAKS = {
     "a-session-that-was-taken-over-deletes-its-late-copy": (BRANCH, KEYS_ALIVE, replace(UNNAMED, leave_late=False)),
     "a-roll-back-does-not-look-at-branches": (BRANCH, World((publishes(A), H, X)), UNNAMED),
     "r-is-not-read-before-each-deletion": (BRANCH, KEYS_ALIVE_TWICE, replace(UNNAMED, reread=False)),
+    "a-session-that-takes-r-leaves-the-stop": (
+        "A STOP OUTLIVES ITS SESSION",
+        STOPPED_TWICE,
+        Rules(take_ends_stop=False),
+    ),
+    "the-commit-push-leaves-the-stop": ("A STOP STAYS", STOPPED, Rules(commit_ends_stop=False)),
+    "a-recoverer-deletes-the-stop": ("A STOP STAYS, OR IS LOST", STOPPED, Rules(recovery_keeps_stop=False)),
+    "a-run-is-discarded-without-its-checkpoint": (FILE, World((trains(1, A), D, X)), Rules(discard_in_push=False)),
     "a-sweep-deletes-what-k-names": (FILE, TWO, Rules(keep_named_file=False)),
     "a-rejected-push-counts-as-not-happened": (
         BRANCH,
