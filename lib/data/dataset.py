@@ -47,6 +47,7 @@ INPUTS = Path("/kaggle/input")
 MIRRORS = ("*/files/md5", "*/*/files/md5", "datasets/*/*/files/md5", "datasets/*/*/*/files/md5")
 """Glob patterns for a copy of a DVC remote, at the top of an attached dataset or in one of its folders."""
 
+ACCESS = "ensure the DVC remote is accessible and internet is on in the Kaggle settings"
 POSE_KEYS = ("flip_idx", "kpt_names", "kpt_oks_sigmas")
 """Keys of `data.yaml` that training reads for keypoints alone."""
 
@@ -169,8 +170,7 @@ def pull_dataset(session: Session, *, inputs: Path = INPUTS) -> Dataset:
     except RemoteError as error:
         raise DatasetError(
             f"`dvc pull {name}` failed: {error.what}",
-            remedy="ensure the DVC remote is accessible and internet is on in the Kaggle settings; "
-            f"run `dvc pull {name}` in a clone and inspect its errors.",
+            remedy=f"{error.remedy.rstrip('.') or ACCESS}; run `dvc pull {name}` in a clone and inspect its errors.",
         ) from error
     return check_dataset(place / experiment.dataset, experiment, scratch, md5=pointer.md5)
 

@@ -20,8 +20,9 @@ from lib.errors import DvcPushError, RemoteError
 from lib.process import limit_silence
 from lib.progress import file_size, showing
 from lib.remotes.credentials import Credentials
+from lib.remotes.store_errors import UNKNOWN, explain
 from lib.sync.stores.base import Store, mismatch, open_object_store
-from lib.sync.stores.places import COPY, make_workspace
+from lib.sync.stores.places import COPY, find_missing, make_workspace
 
 JOBS = 16  # parallel downloads of DVC, which sends three requests per file; Drive accepts some 200 per second
 AT_ONCE = 32  # parallel downloads from Drive; its store lowers their number while it refuses some
@@ -58,7 +59,13 @@ def pull_objects(
                 else:
                     repo.pull(targets=targets, force=True, jobs=JOBS)
     except (DvcException, OSError) as error:
-        raise RemoteError(credentials.redact(f"{type(error).__name__}: {error}")) from error
+        answer = explain(error)
+        what, remedies = answer.what, [answer.remedy]
+        if answer.remedy == UNKNOWN:  # DVC logs what a remote refuses, and raises the number of files: ask once more
+            missing = find_missing(root, pointers, credentials.redact, mirrors)
+            what = "; ".join([what, *(f"{path}: {each.what}" for path, each in missing.items())])
+            remedies = [each.remedy for each in missing.values()]
+        raise RemoteError(credentials.redact(what), remedy="; ".join(remedies)) from error
     print("".join(f"{line}\n" for line in lines), end="", flush=True)
     return place
 

@@ -26,8 +26,8 @@ from lib.process import run_command
 from lib.remotes import git_answers
 from lib.remotes.answers import Answer, Patience, patiently, seconds_of
 from lib.remotes.credentials import Credentials, without_user
-from lib.remotes.drive_errors import explain
 from lib.remotes.git_answers import because
+from lib.remotes.store_errors import explain
 
 if TYPE_CHECKING:
     from requests import PreparedRequest, Response

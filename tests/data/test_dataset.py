@@ -725,4 +725,5 @@ def test_a_lost_object_is_reported_with_the_remedy(stores: Stores, tmp_path: Pat
     (stores.clone / "data/detection.dvc").write_text(pointer)
     with pytest.raises(DatasetError, match="dvc pull") as caught:
         pull_dataset(Session(stores.clone, tmp_path, tmp_path, DETECTION))
-    assert "ensure the DVC remote is accessible" in caught.value.remedy
+    assert "0123456789abcdef0123456789abcdef.dir is not on the DVC remote" in caught.value.what
+    assert "run `dvc push data/detection` in a clone that has it" in caught.value.remedy

@@ -36,6 +36,7 @@ Kind = Literal[
     "denied",  # 403 AccessDenied
     "full",  # 507, as stores with a quota answer
     "unavailable",  # 503
+    "slow",  # 503 SlowDown
     "cut",  # the connection ends before anything is done
     "cut body",  # the connection ends in the middle of the request's body
     "cut answer",  # the request is done, and the connection ends in the middle of the answer
@@ -47,6 +48,7 @@ REFUSALS = {
     "refused": ("501 Not Implemented", "NotImplemented"),
     "denied": ("403 Forbidden", "AccessDenied"),
     "full": ("507 Insufficient Storage", "XMinioStorageFull"),
+    "slow": ("503 Slow Down", "SlowDown"),
     "unavailable": ("503 Service Unavailable", "ServiceUnavailable"),
 }
 
@@ -70,6 +72,8 @@ class S3Emulator(Emulator[Kind]):
     def __enter__(self) -> Self:
         self._environment = patch.dict(os.environ, ENVIRONMENT)
         self._environment.start()
+        self._pauses = patch("lib.sync.stores.s3.PAUSES", ())  # a fault that stays is reported at once
+        self._pauses.start()
         self._server.start()
         host, port = self._server.get_host_and_port()
         self.url = f"http://{host}:{port}"
@@ -81,6 +85,7 @@ class S3Emulator(Emulator[Kind]):
 
     def __exit__(self, *_: object) -> None:
         self._server.stop()
+        self._pauses.stop()
         self._environment.stop()
 
     def client(self) -> Any:

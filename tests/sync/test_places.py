@@ -275,6 +275,25 @@ def test_the_remotes_of_a_run_are_the_default_and_those_that_outputs_name(stores
     ]
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_refusal_of_s3_has_the_same_remedy_in_preflight_and_in_a_pull(stores: Stores, method: str) -> None:
+    """Both name what S3 refuses, and no credential."""
+    with S3Emulator() as s3:
+        s3.make_bucket("bucket")
+        s3.configure_clone(stores.clone, "bucket")
+        add(stores)
+        shutil.rmtree(stores.clone / ".dvc/cache")
+        pointers = {f"{DATA}.dvc": read_pointer(stores.clone, SMALL).text}
+        s3.add_fault(f"^{method} ", "denied", 1000)
+        with pytest.raises(RemoteError) as asked:
+            find_missing(stores.clone, pointers, str)
+        with pytest.raises(RemoteError) as pulled:
+            pull_objects(stores.clone, stores.folder / "place", pointers, Credentials(), "Pulling")
+        for caught in (asked, pulled):
+            assert "S3 refused" in caught.value.what
+            assert "let these keys list the bucket" in caught.value.remedy
+
+
 def commit(stores: Stores, config: str) -> None:
     """Commit this configuration of DVC, with an output of its own remote, and push it."""
     (stores.clone / ".dvc/config").write_text(config, encoding="utf-8")

@@ -1188,6 +1188,21 @@ class TestS3:
             wrong.oid: [(wrong.size, hashlib.md5(bytes(wrong.size)).hexdigest())],
         }
 
+    @pytest.mark.parametrize("kind", ["slow", "unavailable", "cut body"])
+    def test_what_passes_by_itself_is_waited_for(
+        self, bucket: Bucket, make: Make, kind: s3_emulator.Kind, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Botocore has given up; the whole file is sent again. What stays is not repeated."""
+        blob = make()
+        with faulty(bucket.s3, "^PUT", kind, 3):
+            monkeypatch.setattr(s3_module, "PAUSES", (0.01, 0.01, 0.01))
+            send(bucket.store, blob)
+        assert bucket.files[blob.key] == blob.content
+        before = bucket.s3.count("^PUT")
+        with faulty(bucket.s3, "^PUT", "denied"), pytest.raises(DvcPushError):
+            send(bucket.store, make())
+        assert bucket.s3.count("^PUT") - before == 1
+
     @pytest.mark.parametrize(
         ("kind", "match", "remedy"),
         [

@@ -22,7 +22,7 @@ from googleapiclient.http import MediaFileUpload, MediaIoBaseDownload
 from lib.errors import DvcPushError, RunError
 from lib.process import limit_silence
 from lib.remotes.answers import patiently
-from lib.remotes.drive_errors import explain
+from lib.remotes.store_errors import explain
 from lib.sync.stores.base import Progress, Store, StoredCopy
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds before a request is repeated: Drive counts its limits by the minute

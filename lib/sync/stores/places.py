@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from lib.errors import RemoteError
 from lib.escape import visible
 from lib.remotes.credentials import without_user
+from lib.remotes.store_errors import UNKNOWN, explain
 from lib.sync.stores.base import open_object_store
 
 SHOWN = 5  # missing files that are named
@@ -51,10 +52,12 @@ def find_missing(
                         path = Path(out.fs_path).relative_to(place).as_posix()
                         missing[path] = Missing(_show(lacking), _remedy(path, out.stage))
         except Exception as error:  # each kind of remote has errors of its own
+            answer = explain(error)
+            advice = "" if answer.remedy == UNKNOWN else f"{answer.remedy}; or "
             raise RemoteError(
-                redact(f"{', '.join(pointers)} cannot be looked up ({type(error).__name__}: {error})."),
-                remedy="run `dvc pull` of it in a fresh clone, and correct what DVC names: the remote, its credentials "
-                "or the repository that it was imported from.",
+                redact(f"{', '.join(pointers)} cannot be looked up: {answer.what.rstrip('.')}."),
+                remedy=f"{advice}run `dvc pull` of it in a fresh clone, and correct what DVC names: the remote, its "
+                "credentials or the repository that it was imported from.",
             ) from error
     return missing
 

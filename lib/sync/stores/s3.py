@@ -21,14 +21,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError
-from botocore.exceptions import ConnectionError as NoConnection
+from botocore.exceptions import ClientError
 from fsspec.asyn import sync
 
 from lib.errors import DvcPushError, RunError, causes
+from lib.remotes.answers import patiently
+from lib.remotes.store_errors import explain
 from lib.sync.stores.base import Progress, Store, StoredCopy
 
 PART = 64 * 2**20  # bytes that are read in one request, and held in memory
+PAUSES = (2.0, 8.0, 30.0)  # seconds before a request is repeated, after botocore's own repetitions
 TRIES = 3  # of reading one part: botocore repeats a request, but not the reading of its answer
 _TAKEN = ("PreconditionFailed", "412", "ConditionalRequestConflict")  # another copy is there, or being written
 _UNKNOWN = ("NotImplemented", "501", "InvalidArgument", "InvalidRequest")  # of services without `If-None-Match`
@@ -100,7 +102,6 @@ class S3Objects(Store):
                 return
         if self._head(path) is not None:
             raise FileExistsError(errno.EEXIST, "another copy is there", path)
-        words["Body"].seek(0)
         self._ask("put_object", path, **words)
         self._lack = "does not know `If-None-Match`"  # not earlier: the same refusal may have had another cause
 
@@ -164,10 +165,20 @@ class S3Objects(Store):
 
     def _ask(self, method: str, path: str, **words: object) -> Any:  # noqa: ANN401  what the client returns
         bucket, key, _ = self._s3.split_path(f"{self._home}/{path}")
-        answer = self._s3.call_s3(method, Bucket=bucket, Key=key, **words)
+        answer = self._call(method, Bucket=bucket, Key=key, **words)
         if method in ("put_object", "delete_object"):
             self._s3.invalidate_cache()  # DVC reads this cache
         return answer
+
+    def _call(self, method: str, **words: Any) -> Any:  # noqa: ANN401
+        """Return the answer to a request, repeated after each of `PAUSES` while its error is transient."""
+
+        def send() -> Any:  # noqa: ANN401
+            if isinstance(words.get("Body"), io.FileIO):
+                words["Body"].seek(0)
+            return self._s3.call_s3(method, **words)
+
+        return patiently(send, explain, PAUSES)
 
     def _head(self, path: str, **version: str) -> dict[str, Any] | None:
         try:
@@ -182,7 +193,7 @@ class S3Objects(Store):
         page: dict[str, Any] = {"IsTruncated": True}
         while page.get("IsTruncated"):
             following = {name.removeprefix("Next"): value for name, value in page.items() if name in _NEXT and value}
-            page = self._s3.call_s3(method, Bucket=bucket, Prefix=prefix, **following)
+            page = self._call(method, Bucket=bucket, Prefix=prefix, **following)
             yield page
 
     def _list(self, beginning: str) -> Iterator[tuple[str, int, str]]:
@@ -219,8 +230,9 @@ class S3Objects(Store):
         except RunError:
             raise
         except Exception as error:
-            what, remedy = _explain(error)
-            raise DvcPushError(f"{self.name}: {what}", remedy=f"{remedy}, then run sync_outputs() again.") from error
+            answer = explain(error)
+            remedy = f"{answer.remedy}, then run sync_outputs() again."
+            raise DvcPushError(f"{self.name}: {answer.what}", remedy=remedy) from error
 
 
 def _md5(path: str, source: Path) -> str:
@@ -266,33 +278,3 @@ class _ReportedFile(io.FileIO):
             self._progress(self.tell() - self._furthest)
             self._furthest = self.tell()
         return block or b""
-
-
-_S3_REMEDIES = (  # (pattern of the refusal's error code, remedy)
-    (
-        r"InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|InvalidToken|TokenRefreshRequired",
-        "put valid keys where DVC looks for them (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)",
-    ),
-    (
-        r"AccessDenied|403|AllAccessDisabled|AccountProblem",
-        "let these keys list the bucket, and get, put and delete its objects",
-    ),
-    (r"NoSuchBucket", "check the bucket's name in .dvc/config"),
-    (r"Quota|StorageFull", "free space in the bucket or raise its quota"),
-)
-
-
-def _explain(error: BaseException) -> tuple[str, str]:
-    """Return what went wrong with S3, and the remedy."""
-    for cause in causes(error):
-        if isinstance(cause, ClientError):
-            code, why = _code(error), cause.response.get("Error", {}).get("Message") or "no reason given"
-            fitting = (remedy for pattern, remedy in _S3_REMEDIES if re.search(pattern, code))
-            return f"S3 refused {cause.operation_name}: {why} ({code}).", next(fitting, "fix the cause named above")
-        if isinstance(cause, NoCredentialsError):
-            return "no S3 keys were found.", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        if isinstance(cause, (HTTPClientError, NoConnection)):
-            return f"the connection to S3 broke ({cause}).", "check that internet is on"
-        if isinstance(cause, BotoCoreError):
-            return f"{type(cause).__name__}: {cause}", "check the remote's settings in .dvc/config"
-    return f"{type(error).__name__}: {error}", "check the file and the bucket named above"

@@ -1,7 +1,8 @@
-"""Explain the errors of Google Drive's client: the one table of what Drive refuses.
+"""Explain the errors of DVC remotes: the tables of what Google Drive and S3 refuse.
 
-Guarantees: the account check and the DVC store explain an error alike, and agree on which errors are transient.
-Cannot: redact the text that Google or its client supplies; the caller does.
+Guarantees: publishing, pulling, preflight and the account check explain an error alike, and agree on which errors are
+transient. Cannot: redact the text that a service or its client supplies; the caller does; or explain what DVC reports
+without its cause.
 """
 
 from __future__ import annotations
@@ -86,8 +87,61 @@ _SIGN_IN: Mapping[str, str] = {
 """What to do about a refused sign-in, by phrases of Google's answer: `invalid_grant` and all others need a new key."""
 
 
+_S3_KEYS = "put valid keys into secrets.json or the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+_S3_WAIT = "wait some minutes, and start fewer sessions at a time (S3's rate limit, or trouble on its side)"
+_S3: Mapping[str, str] = {
+    "SlowDown.*|Throttl.*|RequestLimitExceeded|ServiceUnavailable|InternalError|RequestTimeout": _S3_WAIT,
+    "InvalidAccessKeyId|SignatureDoesNotMatch|InvalidToken": _S3_KEYS,
+    "ExpiredToken|TokenRefreshRequired": f"{_S3_KEYS}: keys with a session token end after some hours",
+    "RequestTimeTooSkewed|RequestExpired": "set this machine's clock: S3 refuses requests of another time",
+    "PermanentRedirect|TemporaryRedirect|AuthorizationHeaderMalformed|301": "name the region of the bucket, or its "
+    "service's endpointurl (`dvc remote modify NAME region REGION`), and commit .dvc/config",
+    "AccessDenied|AllAccessDisabled|AccountProblem|403": "let these keys list the bucket, and get, put and delete its "
+    "objects",
+    "NoSuchBucket|InvalidBucketName": "check the bucket's name in .dvc/config",
+    ".*Quota.*|.*StorageFull": "free space in the bucket or raise its quota",
+    "NotImplemented|501": "use a service that knows this request",
+}
+"""What to do about a refusal of S3, by the whole of its code, or by the HTTP status that stands for it after `HEAD`."""
+UNKNOWN = "check the file and the folder named above"
+"""What to do about an error of neither service."""
+
+
 def explain(error: BaseException) -> Answer:
-    """Return what happened and what to do, for an error of Google's client or of DVC's around it."""
+    """Return what happened and what to do, for an error of Google's or S3's client or of DVC's around it."""
+    return _explain_s3(error) or _explain_drive(error) or Answer(f"{type(error).__name__}: {error}", UNKNOWN)
+
+
+def _explain_s3(error: BaseException) -> Answer | None:
+    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError
+    from botocore.exceptions import ConnectionError as NoConnection
+
+    for cause in causes(error):
+        if isinstance(cause, ClientError):
+            reply, about = cause.response.get("Error", {}), cause.response.get("ResponseMetadata", {})
+            code, why = str(reply.get("Code", "")), reply.get("Message") or "no reason given"
+            status = int(about.get("HTTPStatusCode") or 0)
+            remedy = next((_S3[codes] for codes in _S3 if re.fullmatch(codes, code)), "")
+            remedy = remedy or (_S3_WAIT if _is_overload(status) else "fix the cause named above")
+            return Answer(
+                f"S3 refused {cause.operation_name}: {why} ({code}).",
+                remedy,
+                patience=_LONG if remedy == _S3_WAIT else 0.0,
+                is_account=remedy.startswith(_S3_KEYS),
+                status=status,
+                reason=code,
+                after=seconds_of(about.get("HTTPHeaders", {}).get("retry-after")),
+            )
+        if isinstance(cause, NoCredentialsError):
+            return Answer("no S3 keys were found.", _S3_KEYS, is_account=True)
+        if isinstance(cause, (HTTPClientError, NoConnection)):
+            return Answer(f"the connection to S3 broke ({cause}).", "check that internet is on", _LONG)
+        if isinstance(cause, BotoCoreError):
+            return Answer(f"{type(cause).__name__}: {cause}", "check the remote's settings in .dvc/config")
+    return None
+
+
+def _explain_drive(error: BaseException) -> Answer | None:
     from googleapiclient.errors import HttpError
     from oauth2client.client import AccessTokenRefreshError
     from pydrive2.auth import AuthError
@@ -104,7 +158,7 @@ def explain(error: BaseException) -> Answer:
     if any(isinstance(cause, (AuthError, GDriveAuthError)) for cause in causes(error)):
         # the client's text is left out: it may quote a key that it cannot read
         return Answer("Google Drive cannot be signed in to with these credentials.", _NEW_KEY, is_account=True)
-    return Answer(f"{type(error).__name__}: {error}", "check the file and the folder named above")
+    return None
 
 
 def _explain_sign_in(status: int, text: str) -> Answer:

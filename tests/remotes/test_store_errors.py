@@ -1,4 +1,4 @@
-"""Test how errors of Google Drive's client are explained; the Drive emulator raises the usual ones in other tests."""
+"""Test how errors of Google Drive's and S3's clients are explained; the emulators raise the usual ones elsewhere."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import json
 
 import httplib2
 import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 from googleapiclient.errors import HttpError
 from oauth2client.client import AccessTokenRefreshError, HttpAccessTokenRefreshError
 from pydrive2.fs.spec import GDriveAuthError
 
-from lib.remotes.drive_errors import explain
+from lib.remotes.store_errors import explain
 
 
 def refusal(status: int, reason: str, message: str = "A message.", **headers: str) -> HttpError:
@@ -139,3 +140,74 @@ def test_the_reason_of_a_disabled_api_is_read_from_its_details() -> None:
 def test_the_time_that_drive_asks_for_is_read() -> None:
     """The next request waits that long."""
     assert explain(refusal(429, "rateLimitExceeded", **{"retry-after": "30"})).after == 30
+
+
+# ── S3 ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+KEYS = "AWS_SECRET_ACCESS_KEY"
+
+
+def s3_refusal(code: str, status: int, message: str = "", **headers: str) -> Exception:
+    """Return s3fs's error for a reply of S3."""
+    about = {"HTTPStatusCode": status, "HTTPHeaders": headers}
+    reply = {"Error": {"Code": code, "Message": message}, "ResponseMetadata": about}
+    return raised_from(OSError(errno.EIO, message), ClientError(reply, "PutObject"))
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "message"),
+    [
+        ("SlowDown", 503, "Please reduce your request rate."),
+        ("SlowDown", 429, "Please reduce your request rate."),
+        ("ServiceUnavailable", 503, "Service is unable to handle request."),
+        ("RequestTimeout", 400, "Your socket connection to the server was not read from or written to within …"),
+        ("InternalError", 500, "We encountered an internal error. Please try again."),
+        ("SlowDownWrite", 503, "Resource requested is unwritable, please reduce your request rate"),
+        ("503", 503, "Service Unavailable"),
+        ("GatewayTimeout", 504, ""),
+    ],
+)  # fmt: skip
+def test_s3s_overload_passes_by_itself(code: str, status: int, message: str) -> None:
+    """The code decides, or the status of a code that is not known; nothing is blamed on the keys."""
+    answer = explain(s3_refusal(code, status, message, **{"retry-after": "7"}))
+    assert (answer.is_transient, answer.is_account, answer.after) == (True, False, 7)
+    assert answer.remedy.startswith("wait some minutes")
+    assert f"{message or 'no reason given'} ({code})." in answer.what
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "message", "remedy"),
+    [
+        ("AccessDenied", 403, "Access Denied", "let these keys list"),
+        ("403", 403, "Forbidden", "let these keys list"),
+        ("NoSuchBucket", 404, "The specified bucket does not exist", "the bucket's name"),
+        ("InvalidAccessKeyId", 403, "The AWS Access Key Id you provided does not exist in our records.", KEYS),
+        ("SignatureDoesNotMatch", 403, "The request signature we calculated does not match the signature …", KEYS),
+        ("ExpiredToken", 400, "The provided token has expired.", f"{KEYS}): keys with a session token end"),
+        ("RequestTimeTooSkewed", 403, "The difference between the request time and the current time …", "clock"),
+        ("PermanentRedirect", 301, "The bucket you are attempting to access must be addressed using …", "region"),
+        ("301", 301, "Moved Permanently", "region"),
+        ("AuthorizationHeaderMalformed", 400, "The authorization header is malformed; the region 'us-east-1' is …",
+         "region"),
+        ("XMinioStorageFull", 507, "Storage backend has reached its minimum free drive threshold.", "free space"),
+        ("QuotaExceeded", 403, "The quota set for the bucket is exceeded", "free space"),
+        ("NotImplemented", 501, "A header you provided implies functionality that is not implemented", "that knows"),
+        ("InvalidRequest", 400, "Something else.", "fix the cause"),
+    ],
+)  # fmt: skip
+def test_a_refusal_of_s3_that_stays_has_the_remedy_of_its_code(
+    code: str, status: int, message: str, remedy: str
+) -> None:
+    """A status of 5xx is no overload where the code says more."""
+    answer = explain(s3_refusal(code, status, message))
+    assert remedy in answer.remedy
+    assert (answer.is_transient, answer.is_account, answer.reason) == (False, KEYS in remedy, code)
+    assert message in answer.what
+
+
+def test_missing_keys_and_a_cut_connection_of_s3_are_told_apart() -> None:
+    """Only the connection comes back by itself."""
+    assert explain(NoCredentialsError()).is_account
+    broken = explain(raised_from(OSError("broken"), EndpointConnectionError(endpoint_url="http://x")))
+    assert (broken.is_transient, "internet" in broken.remedy) == (True, True)
