@@ -737,9 +737,9 @@ BEFORE_TRAINING = {
     ),
     "an image is missing": Fault(
         lambda services: lose_object(services, listing=False),
-        "`dvc pull data/detection.dvc` failed",
-        "ensure the DVC remote is accessible",
-        "6/10",
+        "is not on the DVC remote",
+        "dvc push data/detection",
+        "5/10",
     ),
 }
 

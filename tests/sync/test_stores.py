@@ -32,6 +32,7 @@ from s3_emulator import S3Emulator
 from lib.errors import DvcPushError
 from lib.process import SILENCE
 from lib.sync.stores import gdrive as drive_module
+from lib.sync.stores import s3 as s3_module
 from lib.sync.stores.base import FLAT, Store, StoredCopy, mismatch, open_store
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of DVC's own
