@@ -60,8 +60,9 @@ def pull_objects(
                     repo.pull(targets=targets, force=True, jobs=JOBS)
     except (DvcException, OSError) as error:
         answer = explain(error)
-        what, remedies = answer.what, [answer.remedy]
-        if answer.remedy == UNKNOWN:  # DVC logs what a remote refuses, and raises the number of files: ask once more
+        what, remedies = answer.what, [answer.remedy] * (answer.remedy != UNKNOWN)
+        if not remedies and isinstance(error, DvcException):
+            # DVC logs what a remote refuses, and raises the number of files
             missing = find_missing(root, pointers, credentials.redact, mirrors)
             what = "; ".join([what, *(f"{path}: {each.what}" for path, each in missing.items())])
             remedies = [each.remedy for each in missing.values()]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,22 +112,20 @@ def require_committed(root: Path) -> str:
     except DvcException as error:
         raise _unusable(error) from error
 
-    def address(config: Any, name: str) -> dict[str, str | None]:  # noqa: ANN401  dvc.config.Config
-        if not name:
-            return {"core.remote": config.get("core", {}).get("remote")}
-        return {f"remote.{name}.{key}": config["remote"].get(name, {}).get(key) for key in ("url", "endpointurl")}
+    def addresses(config: Any, names: Iterable[str]) -> dict[str, str | None]:  # noqa: ANN401  dvc.config.Config
+        keys = [(name, key) for name in names for key in ("url", "endpointurl")]
+        found = {f"remote.{name}.{key}": config["remote"].get(name, {}).get(key) for name, key in keys}
+        return {"core.remote": config.get("core", {}).get("remote")} | found
 
-    differing = {name for name in ("", *here["remote"]) if address(here, name) != address(there, name)}
-    if not differing:
-        return ""
+    if addresses(here, here["remote"]) == addresses(there, here["remote"]):
+        return ""  # without opening the repository, which takes longer than rendering
     used = [remote.name for remote in find_remotes(root)]
     for name in used:  # the list grows by the remotes that others refer to
         base = urlsplit(here["remote"][name]["url"])
         used += [base.netloc.lower()] if base.scheme == "remote" else []
-    meant = {key: value for name in ("", *used) if name in differing for key, value in address(here, name).items()}
-    committed = {key: value for name in ("", *used) for key, value in address(there, name).items()}
-    other = ", ".join(key for key, value in meant.items() if value != committed[key])
-    if any(value and not committed[key] for key, value in meant.items()):
+    mine, committed = addresses(here, used), addresses(there, used)
+    other = ", ".join(key for key, value in mine.items() if value != committed[key])
+    if any(value and not committed[key] for key, value in mine.items()):
         raise RemoteError(
             f"the commit's .dvc/config lacks what this machine sets elsewhere: {other}.",
             remedy="set it without --local and --global (`dvc remote add -d NAME URL`, `dvc remote modify NAME url "
