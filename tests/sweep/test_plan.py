@@ -115,7 +115,8 @@ def test_an_ended_run_is_resumed_on_request(seen: Seen) -> None:
 
 def test_keys_without_effect_and_new_keys_make_no_other_training() -> None:
     """A longer session, another description and a key that the older code lacks are the same training."""
-    claim = PUSHED
+    own = {"description": "old", "session": {"max_hours": 11}, "export": []}
+    claim = PUSHED.model_copy(update={"experiment": {**VALUES, **own}})
     assert claim.is_of({**VALUES, "description": "new", "session": {"max_hours": 3}, "export": ["onnx"]})
     assert claim.is_of({**VALUES, "training": {"epochs": 2, "image_size": 64, "new": True}})
     assert not claim.is_of(OTHER)
