@@ -346,12 +346,12 @@ def test_an_accelerator_changes_what_kaggle_is_asked_for(project: Path, tmp_path
 
 
 def test_rendering_imports_nothing_heavy(project: Path, tmp_path: Path) -> None:
-    """No torch, ultralytics, dvc or wandb, no store of papermill's and no server of jupytext's."""
+    """No torch, ultralytics, wandb or repository of DVC's, no store of papermill's and no server of jupytext's."""
     script = (
         "import sys, runpy; sys.argv = ['render.py', 'detection', '--output', sys.argv[1]]\n"
         "try: runpy.run_path('render.py', run_name='__main__')\n"
         "except SystemExit as end: assert not end.code\n"
-        "heavy = {'torch', 'ultralytics', 'dvc', 'wandb', 'cv2', 'boto3', 'azure', 'gcsfs', 'jupyter_server'}\n"
+        "heavy = {'torch', 'ultralytics', 'dvc.repo', 'wandb', 'cv2', 'boto3', 'azure', 'gcsfs', 'jupyter_server'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run(

@@ -18,9 +18,9 @@ import math
 import os
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,9 +80,10 @@ class _Work(NamedTuple):
 def _prepare_all(dataset: Dataset, works: list[_Work], longest: int, size: int) -> float:
     """Prepare the images, whose arrays have `size` bytes, and return the seconds that it took."""
     begun, problems, bar = time.monotonic(), [], Bar("Preparing images", len(works))
-    with ThreadPool(os.cpu_count()) as pool:  # OpenCV decodes and shrinks without Python's lock
+    # OpenCV decodes and shrinks without Python's lock; after an error no thread goes on writing
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         prepare = partial(_prepare, longest=longest, channels=dataset.channels)
-        for number, (image, problem) in enumerate(pool.imap_unordered(prepare, works), 1):
+        for number, (image, problem) in enumerate(pool.map(prepare, works), 1):
             bar.show(number)
             if problem:
                 problems.append(f"    {image.relative_to(dataset.folder).as_posix()}: {problem}")

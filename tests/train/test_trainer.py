@@ -172,9 +172,10 @@ def test_every_epoch_is_in_the_one_wandb_run(machine: Machine, finished: Trained
 def test_the_first_epoch_is_compared_with_the_estimate(machine: Machine, capfd: pytest.CaptureFixture[str]) -> None:
     """The line stands once, below the first epoch."""
     machine.train("estimated", expected=3600.0, training__epochs=2)
-    first, line, second = capfd.readouterr().out.split("  1/2 ")[1].splitlines()[:3]
-    assert re.fullmatch(r"Expected were 1 h 0 min an epoch \(step 7\): it took 0\.\d+ times as long\.", line), first
-    assert second.split()[0] == "2/2"
+    lines = capfd.readouterr().out.splitlines()
+    (at,) = [number for number, line in enumerate(lines) if line.startswith("Expected were")]
+    assert lines[at - 1].split()[0] == "1/2"
+    assert re.fullmatch(r"Expected were 1 h 0 min an epoch \(step 7\): it took 0\.\d+ times as long\.", lines[at])
 
 
 def test_a_checkpoint_is_complete_whenever_it_is_read(machine: Machine) -> None:
