@@ -17,10 +17,9 @@ from lib.errors import BranchError, DatasetError, RunError
 from lib.experiment.schema import Experiment
 from lib.progress import duration
 from lib.remotes.credentials import Credentials
-from lib.results.published import HEADS, RUNS, find_own
+from lib.results.published import HEADS, RUNS, completed_epochs, find_own
 from lib.results.record import Metrics, RunRecord, parse
 from lib.sync import CHECKPOINTS, Refs, short_name
-from lib.train.checkpoints import Record
 
 HOUR = 3600.0
 LONGEST_SESSION = 12.0  # hours, Kaggle's limit
@@ -127,12 +126,7 @@ def _kind_of(experiment: Experiment) -> tuple[object, ...]:
 
 def _done(experiment: Experiment, checkpoint: Mapping[str, str]) -> int:
     """Return the epochs that the experiment's checkpoint has, from which its next session resumes."""
-    if experiment.session.resume == "never" or not checkpoint:
-        return 0
-    try:
-        return find_own(f"kaggle-checkpoint-{short_name(experiment.key)}", checkpoint, Record)[1].epoch
-    except BranchError:
-        return 0
+    return 0 if experiment.session.resume == "never" else completed_epochs(checkpoint, experiment.key)
 
 
 def _scale(root: Path, experiment: Experiment, record: RunRecord) -> float:

@@ -6,10 +6,9 @@ branch was published with, even if the branch also holds the records of other ru
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -100,6 +99,28 @@ def find_own(branch: str, texts: Mapping[str, str], kind: type[AnyRecord]) -> tu
     )
 
 
+def own_records(texts: Mapping[str, Mapping[str, str]], key: str) -> Iterator[RunRecord]:
+    """Yield the readable records of the published runs of the experiment `key`, newest first.
+
+    `texts` holds the text files of each ref, by path; other refs are passed over.
+    """
+    for ref in sorted(texts, reverse=True):
+        if ref.startswith(f"{HEADS}kaggle-train-{key}-"):
+            try:
+                _, record = find_own(ref.removeprefix(HEADS), texts[ref], RunRecord)
+            except BranchError:
+                continue
+            yield record
+
+
+def completed_epochs(texts: Mapping[str, str], key: str) -> int:
+    """Return the completed epochs of the checkpoint of the experiment `key`; 0 if there is none that can be read."""
+    try:
+        return find_own(f"kaggle-checkpoint-{short_name(key)}", texts, Record)[1].epoch
+    except BranchError:
+        return 0
+
+
 def find_stopped(refs: Refs, experiment: Experiment) -> str:
     """Return why only a person may begin or resume the experiment, who stopped it; empty if nobody has.
 
@@ -109,12 +130,10 @@ def find_stopped(refs: Refs, experiment: Experiment) -> str:
     if stop in refs.list_refs(stop):
         return f"{experiment.key} was asked to stop ({stop})"
     own = (experiment.module, experiment.name)
-    texts_of = refs.read_files_of_all(f"{HEADS}kaggle-train-{experiment.key}-*", "artifacts/*/run.json")
-    for ref, texts in sorted(texts_of.items(), reverse=True):
-        with contextlib.suppress(BranchError):
-            _, record = find_own(ref.removeprefix(HEADS), texts, RunRecord)
-            if (record.experiment["module"], record.experiment["name"]) == own:
-                return f"{experiment.key} was stopped: {record.branch}" if record.state == "stopped" else ""
+    texts = refs.read_files_of_all(f"{HEADS}kaggle-train-{experiment.key}-*", "artifacts/*/run.json")
+    for record in own_records(texts, experiment.key):
+        if (record.experiment["module"], record.experiment["name"]) == own:
+            return f"{experiment.key} was stopped: {record.branch}" if record.state == "stopped" else ""
     return ""
 
 

@@ -9,7 +9,7 @@ when the sweep ends.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,13 +32,11 @@ from lib.kaggle.notebook import SOURCES, bake, read_notebook, write_rendered
 from lib.process import CommandFailed, CommandTimedOut
 from lib.remotes.credentials import Credentials
 from lib.results.estimate import LONGEST_SESSION, estimate
-from lib.results.published import HEADS, find_own
-from lib.results.record import RunRecord
+from lib.results.published import HEADS, completed_epochs, own_records
 from lib.sweep.claims import PUSHES, move_claim, read_claims
 from lib.sweep.plan import GRACE, Claim, Decision, Room, Seen, plan
 from lib.sweep.worker import Job, Progress
 from lib.sync import CHECKPOINTS, RUNS, STOPS, Refs, short_name
-from lib.train.checkpoints import Record
 
 ACCELERATOR = "t4x2"
 Claims = Mapping[str, tuple[str, Claim]]
@@ -115,16 +113,16 @@ class Kaggle:
             commit, (version, sessions) = job.parameters["commit"], kernels[name]
             claim_commit, claim = claims.get(run, ("", None))
             own = [
-                record for record in _records(texts, job.experiment.key)
+                record for record in own_records(texts, job.experiment.key)
                 if (record.commit == commit and record.experiment == values)
                 or (claim and claim.is_of(values) and record.commit == claim.commit and claim.is_of(record.experiment))
             ]  # fmt: skip
             seen[name] = Seen(
                 commit, values, claim, claim_commit or None,
-                branch=own[-1].branch if own else "",
-                state=own[-1].state if own else "",
-                finished=next((record.branch for record in reversed(own) if record.state == "finished"), ""),
-                epoch=_completed(texts.get(f"{CHECKPOINTS}{run}", {}), f"kaggle-checkpoint-{run}"),
+                branch=own[0].branch if own else "",
+                state=own[0].state if own else "",
+                finished=next((record.branch for record in own if record.state == "finished"), ""),
+                epoch=completed_epochs(texts.get(f"{CHECKPOINTS}{run}", {}), job.experiment.key),
                 is_asked_to_stop=f"{STOPS}{run}" in texts,
                 is_held=f"{RUNS}{run}" in texts,
                 version=version,
@@ -247,21 +245,3 @@ class Kaggle:
         kernel = kernel_metadata(about, job.experiment.key, ACCELERATOR, self._user, self._dataset)
         write_rendered(folder, about, bake(read_notebook(sources), values), kernel)
         return folder
-
-
-def _records(texts: Mapping[str, Mapping[str, str]], key: str) -> Iterator[RunRecord]:
-    """Yield the readable records of published runs of an experiment, oldest first."""
-    for ref in sorted(texts):
-        if ref.startswith(f"{HEADS}kaggle-train-{key}-"):
-            try:
-                yield find_own(ref.removeprefix(HEADS), texts[ref], RunRecord)[1]
-            except BranchError:
-                continue
-
-
-def _completed(texts: Mapping[str, str], branch: str) -> int:
-    """Return the completed epochs of a checkpoint; 0 if there is none that can be read."""
-    try:
-        return find_own(branch, texts, Record)[1].epoch
-    except BranchError:
-        return 0

@@ -9,7 +9,6 @@ another commit published.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -19,12 +18,10 @@ from typing import Protocol, Self
 from rich.live import Live
 from rich.table import Table
 
-from lib.errors import BranchError
 from lib.experiment.matrix import title_of
 from lib.experiment.schema import Experiment
 from lib.progress import duration
-from lib.results.published import HEADS, find_own, find_stopped
-from lib.results.record import RunRecord
+from lib.results.published import HEADS, find_stopped, own_records
 from lib.sweep.worker import Job, Progress
 from lib.sync import Refs
 from lib.tables import as_text, make_table
@@ -60,13 +57,10 @@ class Engine(Protocol):
 def find_published(refs: Refs, experiment: Experiment, commit: str) -> str:
     """Return the branch of a finished run of exactly this experiment and commit; empty if there is none."""
     wanted = experiment.model_dump(mode="json")
-    texts_of = refs.read_files_of_all(f"{HEADS}kaggle-train-{experiment.key}-*", "artifacts/*/run.json")
-    for ref, texts in sorted(texts_of.items(), reverse=True):
-        branch = ref.removeprefix(HEADS)
-        with contextlib.suppress(BranchError):
-            _, record = find_own(branch, texts, RunRecord)
-            if (record.experiment, record.commit, record.state) == (wanted, commit, "finished"):
-                return branch
+    texts = refs.read_files_of_all(f"{HEADS}kaggle-train-{experiment.key}-*", "artifacts/*/run.json")
+    for record in own_records(texts, experiment.key):
+        if (record.experiment, record.commit, record.state) == (wanted, commit, "finished"):
+            return record.branch
     return ""
 
 
