@@ -16,6 +16,7 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -259,4 +260,6 @@ def _no_traces_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator
         patch.setenv("DVC_SYSTEM_CONFIG_DIR", str(folder / "dvc-system"))
         patch.setenv("WANDB_MODE", "offline")
         patch.setenv("YOLO_AUTOINSTALL", "false")
+        # its log goes for ever to the streams of its first import: in a test those are closed when the test ends
+        import_module("dvc")
         yield
