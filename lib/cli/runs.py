@@ -158,6 +158,7 @@ def sweep(
         trainer = Cluster(address, gpus=gpus_per_run, cpus=cpus_per_run, retries=retries)
     status = train_all(
         project.root, chosen, trainer, sandbox=sandbox.resolve() if sandbox else None, allow_dirty=allow_dirty,
-        secrets=project.secrets, folder=folder.resolve(), watched=sys.stdout.isatty(), resume=resume, once=once,
+        secrets=project.secrets, folder=folder.resolve(), watched=sys.stdout.isatty(), once=once,
+        leaves_stopped=engine == "ray" and not resume,  # Kaggle's plan sees whether one has been resumed since
     )  # fmt: skip
     raise SystemExit(status)

@@ -99,18 +99,20 @@ def find_own(branch: str, texts: Mapping[str, str], kind: type[AnyRecord]) -> tu
     )
 
 
-def own_records(texts: Mapping[str, Mapping[str, str]], key: str) -> Iterator[RunRecord]:
-    """Yield the readable records of the published runs of the experiment `key`, newest first.
+def own_records(texts: Mapping[str, Mapping[str, str]], experiment: Experiment) -> Iterator[RunRecord]:
+    """Yield the readable records of the published runs of an experiment, of any commit and values, newest first.
 
     `texts` holds the text files of each ref, by path; other refs are passed over.
     """
     for ref in sorted(texts, reverse=True):
-        if ref.startswith(f"{HEADS}kaggle-train-{key}-"):
+        if ref.startswith(f"{HEADS}kaggle-train-{experiment.key}-"):
             try:
                 _, record = find_own(ref.removeprefix(HEADS), texts[ref], RunRecord)
             except BranchError:
                 continue
-            yield record
+            # another name may make the same branches
+            if (record.experiment["module"], record.experiment["name"]) == (experiment.module, experiment.name):
+                yield record
 
 
 def completed_epochs(texts: Mapping[str, str], key: str) -> int:
@@ -129,12 +131,9 @@ def find_stopped(refs: Refs, experiment: Experiment) -> str:
     stop = f"{STOPS}{short_name(experiment.key)}"
     if stop in refs.list_refs(stop):
         return f"{experiment.key} was asked to stop ({stop})"
-    own = (experiment.module, experiment.name)
     texts = refs.read_files_of_all(f"{HEADS}kaggle-train-{experiment.key}-*", "artifacts/*/run.json")
-    for record in own_records(texts, experiment.key):
-        if (record.experiment["module"], record.experiment["name"]) == own:
-            return f"{experiment.key} was stopped: {record.branch}" if record.state == "stopped" else ""
-    return ""
+    newest = next(own_records(texts, experiment), None)
+    return f"{experiment.key} was stopped: {newest.branch}" if newest and newest.state == "stopped" else ""
 
 
 def ask_for_run(refs: Refs) -> str:

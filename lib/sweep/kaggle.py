@@ -112,15 +112,16 @@ class Kaggle:
             run, values = short_name(job.experiment.key), job.experiment.model_dump(mode="json")
             commit, (version, sessions) = job.parameters["commit"], kernels[name]
             claim_commit, claim = claims.get(run, ("", None))
+            published = list(own_records(texts, job.experiment))
             own = [
-                record for record in own_records(texts, job.experiment.key)
+                record for record in published
                 if (record.commit == commit and record.experiment == values)
                 or (claim and claim.is_of(values) and record.commit == claim.commit and claim.is_of(record.experiment))
             ]  # fmt: skip
             seen[name] = Seen(
                 commit, values, claim, claim_commit or None,
-                branch=own[0].branch if own else "",
-                state=own[0].state if own else "",
+                branch=published[0].branch if published else "",
+                state=published[0].state if published else "",
                 finished=next((record.branch for record in own if record.state == "finished"), ""),
                 epoch=completed_epochs(texts.get(f"{CHECKPOINTS}{run}", {}), job.experiment.key),
                 is_asked_to_stop=f"{STOPS}{run}" in texts,

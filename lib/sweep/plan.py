@@ -68,11 +68,11 @@ class Seen:
     claim_commit: str | None = None
     """The commit in which the claim was read."""
     branch: str = ""
-    """The newest published branch of the run, with the commit and the values of its claim or of this sweep."""
+    """The newest published branch of the run, of any commit and values."""
     state: str = ""
     """The state of that branch's record."""
     finished: str = ""
-    """The newest of these branches whose run is finished."""
+    """The newest branch of a finished run with the commit and the values of its claim or of this sweep."""
     epoch: int = 0
     """Completed epochs of the checkpoint."""
     is_asked_to_stop: bool = False

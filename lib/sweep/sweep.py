@@ -58,7 +58,7 @@ def find_published(refs: Refs, experiment: Experiment, commit: str) -> str:
     """Return the branch of a finished run of exactly this experiment and commit; empty if there is none."""
     wanted = experiment.model_dump(mode="json")
     texts = refs.read_files_of_all(f"{HEADS}kaggle-train-{experiment.key}-*", "artifacts/*/run.json")
-    for record in own_records(texts, experiment.key):
+    for record in own_records(texts, experiment):
         if (record.experiment, record.commit, record.state) == (wanted, commit, "finished"):
             return record.branch
     return ""
@@ -172,12 +172,12 @@ def table(progress: Mapping[str, Progress]) -> Table:
 
 def train_all(
     project: Path, experiments: Sequence[Experiment], engine: Engine, *, sandbox: Path | None,
-    allow_dirty: bool, secrets: str, folder: Path, watched: bool, resume: bool = False, once: bool = False,
+    allow_dirty: bool, secrets: str, folder: Path, watched: bool, leaves_stopped: bool = True, once: bool = False,
 ) -> int:  # fmt: skip
     """Train the experiments that are not published yet, compare all published ones, and return the exit status.
 
-    It is `DONE` if all are published, `NOT_YET` if some are under way or wait (only with `once`), else `FAILED`. Those
-    that a person has stopped are left out, unless `resume`.
+    It is `DONE` if all are published, `NOT_YET` if some are under way or wait (only with `once`), else `FAILED`. With
+    `leaves_stopped`, those that a person has stopped are not given to the engine.
     `project` is the checkout whose commit is trained; with `sandbox`, a sandbox is made in that folder and trained
     instead. `secrets` (a file) and `folder` (where runs work) must be valid paths on every node. Raises `RunError`
     before anything has started.
@@ -200,7 +200,7 @@ def train_all(
     refs, commit = Refs(root, credentials), parameters["commit"]
     named = {title_of(experiment): experiment for experiment in experiments}
     before = {name: branch for name, each in named.items() if (branch := find_published(refs, each, commit))}
-    others = {} if resume else {name: each for name, each in named.items() if name not in before}
+    others = {name: each for name, each in named.items() if leaves_stopped and name not in before}
     stopped = {name: why for name, each in others.items() if (why := find_stopped(refs, each))}
     parameters["secrets"] = str(Path(secrets).resolve()) if secrets else ""
     sources = read_sources(project)

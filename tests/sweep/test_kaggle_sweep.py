@@ -413,7 +413,11 @@ def test_the_workflow_trains_to_the_end(world: World, tmp_path: Path, monkeypatc
         header = f"AUTHORIZATION: basic {b64encode(f'x-access-token:{token}'.encode()).decode()}"
         run_git("config", f"http.{host.url}/.extraheader", header, cwd=clone)
         name = "exp000_sandbox"
-        assert f"pushed, on {USER}/train-detection-exp000-sandbox/1" in run()
+        world.publish(name, state="stopped")
+        assert "stopped by hand" in run()
+        assert not world.kaggle.pushes
+        resumed = STEP["run"].replace("--once", "--once --resume")
+        assert f"pushed, on {USER}/train-detection-exp000-sandbox/1" in run(resumed)
         assert "version 1 is running" in run()
         world.publish(name, epoch=3)
         world.end("exp000-sandbox")
