@@ -210,7 +210,7 @@ SWEEPS = pytest.StashKey[Counter[str]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options that make the fault sweeps exhaustive."""
-    parser.addoption("--full", action="store_true", help="fault sweeps: break every call instead of every eighth")
+    parser.addoption("--full", action="store_true", help="fault sweeps: break every call instead of every 16th")
     parser.addoption("--retry-all", action="store_true", help="fault sweeps: also repeat retries in equal worlds")
 
 

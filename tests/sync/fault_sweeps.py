@@ -3,7 +3,7 @@
 A sweep ends with the run that completes without reaching its fault. After each fault the world (remotes and clones) is
 checked at once, after recovery from another clone, and after a retry. Two shortcuts lose nothing in the long run:
 
-- Each commit breaks every eighth call of each sweep; eight commits in a row break all. `--full` breaks all at once.
+- Each commit breaks every 16th call of each sweep; 16 commits in a row break all. `--full` breaks all at once.
 - The outcome of a retry depends on the world after the recovery alone. If that world equals one of the same sweep that
   has been retried, it is not retried again; `World.digest` defines what is compared. `--retry-all` retries each.
 
@@ -51,7 +51,7 @@ from lib.errors import InDoubt, RunError, SyncError
 from lib.remotes.credentials import Credentials
 from lib.sync import Refs, recover
 
-STRIDE = 8  # calls of a sweep between two that one commit breaks
+STRIDE = 16  # calls of a sweep between two that one commit breaks
 MANY = 600  # more calls than a scenario makes
 FLAT = re.compile(r"\.?kaggle-training-")
 MARKS = re.compile(r"\.?kaggle-training-(repository-|store)")  # files that name a repository or the store for good
@@ -101,7 +101,7 @@ class Sweeps:
 
 
 def _number_of_this_commit() -> int:
-    # the position in the history, not the hash: then eight commits in a row break every call
+    # the position in the history, not the hash: then 16 commits in a row break every call
     asked = subprocess.run(["git", "rev-list", "--count", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return int(asked.stdout or 0)
 
