@@ -490,6 +490,7 @@ def test_the_token_is_never_an_argument_nor_in_the_clone(
     run_git("init", "--quiet", "--template=", cwd=clone)
     run_git("remote", "add", "origin", "http://127.0.0.1:9/o/r.git", cwd=clone)  # nobody listens there
     monkeypatch.setenv("PATH", str(recorder.parent), prepend=os.pathsep)
+    monkeypatch.setattr("lib.remotes.repository.PAUSES", ())
     refs = Refs(clone, credentials)
     shown = []
     for speak in (

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_git
 
+from lib.sandbox.dataset import draw_dataset
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
@@ -87,7 +89,9 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
     for name in ("working", "tmp", SECRETS.parent):
         (kaggle / name).mkdir(parents=True)
     (kaggle / SECRETS).write_text(json.dumps({"GITHUB_TOKEN": CANARY}))
-    command = [sys.executable, "-m", "lib", "sandbox", "detection", "--folder", str(folder / "sandbox"), "--json"]
+    draw_dataset(folder / "data", "detection", counts={"train": 16, "val": 8, "test": 8})
+    made = ["--folder", str(folder / "sandbox"), "--data", str(folder / "data"), "--json"]
+    command = [sys.executable, "-m", "lib", "sandbox", "detection", *made]
     sandbox = json.loads(
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
     )

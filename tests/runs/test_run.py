@@ -81,10 +81,19 @@ def environment() -> dict[str, str]:
     return {**os.environ, "GITHUB_TOKEN": CANARY, "NOTIFY_URLS": address, "COLUMNS": "200"}
 
 
+def detection_in(sandbox: Path) -> list[str]:
+    """Return the beginning of the command that trains detection in a sandbox with few images, drawn at first."""
+    data = sandbox.with_name("data")
+    if not data.exists():
+        draw_dataset(data, "detection", counts={"train": 32, "val": 8, "test": 8})
+    return [sys.executable, "render.py", "detection", "--run", "--sandbox", str(sandbox), "--data", str(data)]
+
+
 def render(module: str, sandbox: Path, *parameters: str, epochs: int = 2) -> Run:
-    """Run `render.py MODULE --run` in the current work tree."""
+    """Run `render.py MODULE --run` in the current work tree; detection has few images, to be fast."""
     output = sandbox.parent / f"rendered-{module}"
-    command = [sys.executable, "render.py", module, "--run", "--sandbox", str(sandbox), "--output", str(output)]
+    whole = [sys.executable, "render.py", module, "--run", "--sandbox", str(sandbox)]
+    command = [*(detection_in(sandbox) if module == "detection" else whole), "--output", str(output)]
     done = subprocess.run(
         [*command, "-p", "epochs", str(epochs), *parameters],
         cwd=ROOT,
@@ -457,11 +466,10 @@ def kill_training(run: subprocess.Popen[str], sandbox: Path) -> None:
 def test_a_training_that_fails_is_published_or_kept(detection: Run, choice: str) -> None:
     """`session.on_failure` decides; either way the run ends with the error and has its run.json."""
     output = detection.sandbox.parent / f"failing-{choice}"
-    command = [sys.executable, "render.py", "detection", "--run", "--sandbox", str(detection.sandbox)]
     parameters = ["--output", str(output), "-p", "epochs", "200", "-p", "session.on_failure", choice]
     before = published(detection)
     with subprocess.Popen(
-        [*command, *parameters],
+        [*detection_in(detection.sandbox), *parameters],
         cwd=ROOT,
         env=environment(),
         stdout=subprocess.PIPE,
@@ -499,11 +507,9 @@ def damage_after_check(sandbox: Path, images: str) -> None:
 
 def test_an_evaluation_that_fails_still_publishes_the_model(tmp_path: Path) -> None:
     """The test images are damaged while the model trains: weights and curves are published, with the reason."""
-    draw_dataset(tmp_path / "data", "detection", counts={"train": 8, "val": 4, "test": 2}, size=64)
-    parameters = ["--data", str(tmp_path / "data"), "-p", "training.image_size", "64"]
     arguments = (tmp_path / "sandbox", "images/test/*.jpg")
     threading.Thread(target=damage_after_check, args=arguments, daemon=True).start()
-    run = render("detection", tmp_path / "sandbox", *parameters, epochs=1)
+    run = render("detection", tmp_path / "sandbox", epochs=1)
     assert run.status == 1
     error = run.output[run.output.rindex("Error: the run stopped: ") :]
     assert "EvaluationError: not everything could be measured: test: left out " in error

@@ -228,7 +228,7 @@ def outcome_of(session: RunLock) -> str:
 
 
 REFUSED = f"another session is training {NAME} and is alive."
-ROUNDS = pytest.mark.parametrize("rounds", [2, pytest.param(20, marks=pytest.mark.slow)])
+ROUNDS = pytest.mark.parametrize("rounds", [2, pytest.param(10, marks=pytest.mark.slow)])
 
 
 @ROUNDS
