@@ -168,17 +168,16 @@ def _needed(chosen: Experiment, accelerator: str, *, resume: bool) -> float:
 
     Raises `KaggleError` for a run that a person has stopped, without `resume`.
     """
-    from lib.errors import GitPushError, KaggleError
+    from lib.errors import GitPushError
     from lib.remotes.credentials import Credentials
     from lib.results.estimate import show_estimate
-    from lib.results.published import find_stopped
+    from lib.results.published import refuse_stopped
     from lib.sync import Refs
 
-    found, stopped = show_estimate(PROJECT, Credentials(), chosen, accelerator), ""
-    with contextlib.suppress(GitPushError):  # said above: the published runs cannot be read
-        stopped = find_stopped(Refs(PROJECT, Credentials()), chosen)
-    if stopped and not resume:
-        raise KaggleError(f"{stopped}.", remedy="push with --resume, which goes on from its checkpoint if it has one.")
+    found = show_estimate(PROJECT, Credentials(), chosen, accelerator)
+    if not resume:
+        with contextlib.suppress(GitPushError):  # said above: the published runs cannot be read
+            refuse_stopped(Refs(PROJECT, Credentials()), chosen)
     return found.needed if found else 0.0
 
 

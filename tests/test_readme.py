@@ -18,6 +18,7 @@ from lib import errors
 from lib.cli.app import app
 from lib.experiment.load import flat, load_experiment, read_yaml
 from lib.remotes.credentials import make_credentials
+from lib.sweep.claims import PUSHES
 from lib.sync.lock import CHECKPOINTS
 from lib.sync.record import ASKS, PROTOCOL, RUNS, STOPS, DeclaredCopy, RunRecord, Stop
 from lib.sync.refs import EARLIER
@@ -169,7 +170,7 @@ def test_the_example_of_secrets_json_has_the_right_form() -> None:
 def test_the_page_of_the_protocol_names_its_refs_files_and_fields() -> None:
     """docs/sync-protocol.md has every prefix that the code uses, every field of `run.json`, and one diagram."""
     tables = section("docs/sync-protocol.md", "## Refs and files")
-    places = [RUNS, ASKS, STOPS, CHECKPOINTS, REPOSITORY, CHECKPOINT, "refs/kaggle/repository-"]
+    places = [RUNS, ASKS, STOPS, PUSHES, CHECKPOINTS, REPOSITORY, CHECKPOINT, "refs/kaggle/repository-"]
     assert [place for place in places if f"\n| `{place}<" not in tables] == []
     (row,) = [line for line in tables.splitlines() if STOPS in line]
     assert [name for name in Stop.model_fields if f"`{name}`" not in row] == []

@@ -97,6 +97,7 @@ def compare_command(project: Project, *, branches: tuple[str, ...], output: Path
 @click.option("--output", type=Path, metavar="DIR", help="Folder of the files; default: build/BRANCH.")
 @click.option("--accelerator", type=click.Choice(["t4x2", "p100", "none"]), help="Default: that of the run.")
 @click.option("--push", is_flag=True, help="Push it to Kaggle, where it starts.")
+@click.option("--resume", is_flag=True, help="With --push: go on with a run that was stopped by hand.")
 @KAGGLE_USER
 @SECRETS_DATASET
 @PROJECT
@@ -107,6 +108,7 @@ def rerun_command(
     output: Path | None,
     accelerator: str | None,
     push: bool,
+    resume: bool,
     kaggle_user: str,
     secrets_dataset: str,
 ) -> None:
@@ -124,7 +126,7 @@ def rerun_command(
 
     rendered, record, user = rerun(
         project.root, branch, project.credentials, output, kaggle_user, secrets_dataset,
-        accelerator=accelerator or "", push=push,
+        accelerator=accelerator or "", push=push, resume=resume,
     )  # fmt: skip
     print(f"{rendered}\nTrains:   the experiment of {record.branch}, at commit {record.commit}")
     if record.resumed_from:

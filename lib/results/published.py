@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import click
 
-from lib.errors import BranchError
+from lib.errors import BranchError, KaggleError
 from lib.experiment.schema import Experiment
 from lib.results.record import RunRecord, parse
 from lib.sync import STOPS, Refs, short_name
@@ -134,6 +134,12 @@ def find_stopped(refs: Refs, experiment: Experiment) -> str:
     texts = refs.read_files_of_all(f"{HEADS}kaggle-train-{experiment.key}-*", "artifacts/*/run.json")
     newest = next(own_records(texts, experiment), None)
     return f"{experiment.key} was stopped: {newest.branch}" if newest and newest.state == "stopped" else ""
+
+
+def refuse_stopped(refs: Refs, experiment: Experiment) -> None:
+    """Raise `KaggleError` if a person has stopped the experiment: a push must not go on with it by itself."""
+    if why := find_stopped(refs, experiment):
+        raise KaggleError(f"{why}.", remedy="push with --resume, which goes on from its checkpoint if it has one.")
 
 
 def ask_for_run(refs: Refs) -> str:

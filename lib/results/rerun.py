@@ -23,7 +23,7 @@ from lib.kaggle.notebook import (
 )
 from lib.remotes.clone import find_git_remote
 from lib.remotes.credentials import Credentials
-from lib.results.published import read_published
+from lib.results.published import read_published, refuse_stopped
 from lib.results.record import RunRecord
 from lib.sync import Refs
 
@@ -32,13 +32,14 @@ BAKED = ("module", "experiment", "repository", "commit", "accelerator")
 
 def rerun(
     root: Path, branch: str, credentials: Credentials, folder: Path | None, user: str, dataset: str,
-    *, accelerator: str = "", push: bool = False,
+    *, accelerator: str = "", push: bool = False, resume: bool = False,
 ) -> tuple[Rendered, RunRecord, str]:  # fmt: skip
     """Render the run that published `branch` into `folder`; return it with the run's record and the kernel's owner.
 
     Without a `folder`, it is `build/BRANCH` of the checkout; without an `accelerator`, that of the run. Raises
     `BranchError` if the branch is missing or its record unreadable, `RenderError` if its notebook cannot be used, or
-    with `push` if Kaggle cannot run it, `GitPushError` if the Git remote does not answer.
+    with `push` if Kaggle cannot run it, `GitPushError` if the Git remote does not answer, and with `push` and without
+    `resume`, `KaggleError` for a run that a person has stopped.
     """
     url = find_git_remote(root)
     refs = Refs(root, credentials)
@@ -58,7 +59,9 @@ def rerun(
     repository = public_url(url)
     user = pushing_user(user, repository) if push else user or configured_user()
     values = (about.name, record.experiment, repository, record.commit, accelerator)
-    key = Experiment.model_construct(**record.experiment).key  # an old experiment may not be valid any more
-    kernel = kernel_metadata(about, key, accelerator, user, dataset)
+    experiment = Experiment.model_construct(**record.experiment)  # an old one may not be valid any more
+    if push and not resume:
+        refuse_stopped(refs, experiment)
+    kernel = kernel_metadata(about, experiment.key, accelerator, user, dataset)
     baked = bake(notebook, dict(zip(BAKED, values, strict=True)))
     return write_rendered(folder or root / "build" / record.branch, about, baked, kernel), record, user

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -111,8 +110,6 @@ class Cluster:
                 "with the same Python and Ray, or leave --address out to use this machine.",
             ) from None
         self._require_room()
-        # on SIGTERM Ray would end the driver at once and kill its runs; treated as Ctrl-C, runs can stop by themselves
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         return self
 
     def __exit__(self, *_: object) -> None:

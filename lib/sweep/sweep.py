@@ -9,10 +9,13 @@ another commit published.
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 from typing import Protocol, Self
 
 from rich.live import Live
@@ -70,25 +73,49 @@ def find_published(refs: Refs, experiment: Experiment, commit: str) -> str:
 def run_sweep(
     jobs: Mapping[str, Job], engine: Engine, show: Callable[[Mapping[str, Progress]], object], *, once: bool = False
 ) -> None:
-    """Run all jobs and call `show` with their progress until each has ended; Ctrl-C requests that they stop.
+    """Run all jobs and call `show` with their progress until each has ended; Ctrl-C or SIGTERM requests that they stop.
 
     With `once`, look one time. Raises `KeyboardInterrupt` on a second Ctrl-C, and when runs do not stop within the time
     that the engine gives them. A cluster then kills them when the driver ends.
     """
     engine.start(jobs)
     deadline = 0.0
-    while not deadline or time.monotonic() < deadline:
-        try:
-            seen = engine.look()
-            show(seen)
-            if once or all(progress.has_ended for progress in seen.values()):
-                return
-            time.sleep(engine.pause)
-        except KeyboardInterrupt:
-            if deadline:
-                raise
-            deadline = time.monotonic() + engine.stop()
+    with _interrupts() as received:
+        while not deadline or time.monotonic() < deadline:
+            try:
+                seen = engine.look()
+                show(seen)
+                if once or all(progress.has_ended for progress in seen.values()):
+                    return
+                if not received or deadline:
+                    time.sleep(engine.pause)
+            except KeyboardInterrupt:
+                if deadline:
+                    raise
+            if received and not deadline:
+                deadline = time.monotonic() + engine.stop()
     raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Yield the list of the SIGINT and SIGTERM that have arrived; each also raises `KeyboardInterrupt`.
+
+    The exception alone may be lost: Ray's client and destructors swallow one that is raised within them. On SIGTERM Ray
+    would end the driver at once, and kill its runs.
+    """
+    received: list[int] = []
+
+    def receive(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Scoreboard:

@@ -17,7 +17,7 @@ from git_host_emulator import GitHost
 from kaggle_emulator import USER, Dataset, KaggleEmulator
 
 from lib.cli.app import app
-from lib.errors import BranchError, RenderError
+from lib.errors import BranchError, KaggleError, RenderError
 from lib.experiment.load import load_experiment
 from lib.kaggle.notebook import read_sources
 from lib.remotes.credentials import Credentials
@@ -120,7 +120,10 @@ def test_the_accelerator_is_that_of_the_run(
 def test_a_rerun_is_pushed_by_the_same_command(
     published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It becomes a version of the experiment's kernel; that of a P100 run is refused until another GPU is given."""
+    """It becomes a version of the experiment's kernel.
+
+    The run of a P100 is refused until another GPU is given, and one that a person has stopped until `--resume` is.
+    """
     branch = BRANCH.replace("2025", "2026")
     gpu = {"gpus": [{"name": "Tesla P100-PCIE-16GB", "memory": 16}]}
     published.publish({**record(published.commit), "branch": branch, "machine": gpu}, branch)
@@ -139,7 +142,14 @@ def test_a_rerun_is_pushed_by_the_same_command(
         assert isinstance(refused.exception, RenderError)
         assert "--accelerator t4x2" in refused.exception.remedy
         assert not kaggle.requests
-        done = CliRunner().invoke(app, [*command, "--accelerator", "t4x2"], env=environment)
+        command += ["--accelerator", "t4x2"]
+        run_git("push", "--quiet", "origin", "HEAD:refs/stops/detection-exp001-yolo11s-baseline",
+                cwd=published.stores.clone_again())  # fmt: skip
+        stopped = CliRunner().invoke(app, command, env=environment)
+        assert isinstance(stopped.exception, KaggleError)
+        assert "exp001-yolo11s-baseline was asked to stop" in stopped.exception.what
+        assert not kaggle.pushes
+        done = CliRunner().invoke(app, [*command, "--resume"], env=environment)
         assert done.exit_code == 0, done.output
         (pushed,) = kaggle.pushes
     assert (pushed["slug"], pushed["machineShape"]) == (

@@ -34,6 +34,7 @@ from lib.remotes.credentials import Credentials
 from lib.sweep.claims import PUSHES, move_claim, read_claims
 from lib.sweep.kaggle import Kaggle
 from lib.sweep.plan import GRACE, Claim
+from lib.sweep.sweep import run_sweep
 from lib.sweep.worker import Job, Progress
 from lib.sync import Refs
 
@@ -62,11 +63,15 @@ class World:
         if not clone.exists():
             self.stores.clone_again(machine)
         engine = Kaggle(clone, Credentials(), resume=resume)
+        engine.start(self.jobs(*names, commit=commit, machine=machine))
+        return engine
+
+    def jobs(self, *names: str, commit: str = "", machine: str = "clone") -> dict[str, Job]:
+        """Return the jobs of runs of these names."""
         given = {"repository": ADDRESS, "commit": commit or self.commit}
         sources, folder = read_sources(ROOT), str(self.stores.folder / "sweep" / machine)
         experiments = {name: load_experiment(SMALL, {"name": name}) for name in names}
-        engine.start({name: Job(each, sources, given, folder) for name, each in experiments.items()})
-        return engine
+        return {name: Job(each, sources, given, folder) for name, each in experiments.items()}
 
     def kernel(self, name: str) -> Kernel:
         """Return the kernel of a run."""
@@ -135,6 +140,20 @@ def test_two_runs_are_pushed_and_the_third_waits_for_a_session(world: World) -> 
     assert states(seen) == {"a": "published", "b": "running", "c": "running"}
     assert seen["a"].branch == branch
     assert len(world.kaggle.pushes) == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_the_sessions_running(
+    world: World, number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The sweep ends at once and says how to follow them; the same sweep, started again, pushes nothing twice."""
+    engine = world.engine("a", "b")
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(world.jobs("a", "b"), engine, lambda _: os.kill(os.getpid(), number))
+    assert "The sessions on Kaggle go on. Start the same sweep again" in capsys.readouterr().out
+    assert [world.kernel(name).sessions[-1].is_over for name in ("a", "b")] == [False, False]
+    assert states(world.engine("a", "b", machine="other").look()) == {"a": "running", "b": "running"}
+    assert len(world.kaggle.pushes) == 2
 
 
 @pytest.mark.slow

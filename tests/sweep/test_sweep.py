@@ -5,6 +5,7 @@ The engine, papermill and the kernels are real; the notebooks are small ones whe
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from conftest import ROOT, SEARCHED, Stores, is_alive, run_git
@@ -24,8 +25,8 @@ from lib.experiment.matrix import read_sweep
 from lib.remotes.credentials import Credentials
 from lib.sandbox.make import make_sandbox
 from lib.sweep.engine import Cluster
-from lib.sweep.sweep import Scoreboard, describe, find_published, train_all
-from lib.sweep.worker import Progress
+from lib.sweep.sweep import Scoreboard, describe, find_published, run_sweep, train_all
+from lib.sweep.worker import Job, Progress
 from lib.sync import Refs, check, recover
 
 SMALL = ROOT / "experiments/000_det_sandbox.yaml"
@@ -145,6 +146,44 @@ def test_a_run_that_a_person_has_stopped_is_left_alone(tmp_path: Path) -> None:
     assert swept.returncode == 1, swept.stderr
     assert f"detection-exp000-sandbox was asked to stop ({stop}): add --resume" in swept.stdout
     assert not (tmp_path / "work/detection").exists()
+
+
+class Swallows:
+    """An engine that is interrupted in a client that loses the exception, and whose runs end when they are asked to."""
+
+    pause = 0.01
+
+    def __init__(self, number: signal.Signals) -> None:
+        self.number, self.asked = number, False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def start(self, jobs: Mapping[str, Job]) -> None:
+        """Take no job."""
+
+    def look(self) -> dict[str, Progress]:
+        """Lose an interrupt, once."""
+        with contextlib.suppress(KeyboardInterrupt):
+            if not self.asked:
+                os.kill(os.getpid(), self.number)
+                time.sleep(5)
+        return {"one": Progress("stopped" if self.asked else "running")}
+
+    def stop(self) -> float:
+        """End the run."""
+        self.asked = True
+        return 10.0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_that_a_client_swallows_stops_the_sweep(number: signal.Signals) -> None:
+    """Ray's client may lose the exception of Ctrl-C; the sweep still asks its runs to stop."""
+    engine, seen = Swallows(number), list[str]()
+    run_sweep({}, engine, lambda progress: seen.append(progress["one"].state))
+    assert seen == ["running", "stopped"]
 
 
 # ── on a cluster ────────────────────────────────────────────────────────────────────────────────────────────────────

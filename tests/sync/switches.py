@@ -12,8 +12,8 @@ from lib.sync import publish as publish_module
 from lib.sync.checkpoints import CheckpointPublisher
 from lib.sync.lock import RunLock, short
 from lib.sync.publication import Publication, Say
-from lib.sync.record import RunRecord
-from lib.sync.refs import Refs, RefUpdate, SeenRun
+from lib.sync.record import STOPS, RunRecord
+from lib.sync.refs import ANY, Refs, RefUpdate, SeenRun
 from lib.sync.remotes import CheckpointFile, Remotes
 from lib.sync.stores.folder import FolderObjects
 from lib.sync.stores.gdrive import DriveObjects
@@ -157,3 +157,31 @@ def lists_files_last(patch: pytest.MonkeyPatch) -> None:
             return waste(remotes, remotes.checkpoint_files(short(remotes.refs.identity() or ""), run), run)
 
     patch.setattr(Remotes, "waste", list_last)
+
+
+def takes_over_the_stop(patch: pytest.MonkeyPatch) -> None:
+    """Leave the stop of an earlier session when the run is taken."""
+    take = RunLock._take
+    patch.setattr(RunLock, "_take", lambda lock, old, identity, *_: take(lock, old, identity))
+
+
+def publishes_without_its_stop(patch: pytest.MonkeyPatch) -> None:
+    """Leave the stop in the commit push."""
+    push = Refs.push
+
+    def push_the_others(refs: Refs, *updates: RefUpdate) -> None:
+        creates = any(update.new and update.ref.startswith("refs/heads/kaggle-train-") for update in updates)
+        push(refs, *(update for update in updates if not (creates and update.ref.startswith(STOPS))))
+
+    patch.setattr(Refs, "push", push_the_others)
+
+
+def recovers_the_stop(patch: pytest.MonkeyPatch) -> None:
+    """Delete the stop of a dead session when its run is recovered."""
+    roll_back = Remotes.roll_back
+
+    def roll_back_all(remotes: Remotes, lock: RunLock, say: Say, *, last: bool = False) -> None:
+        roll_back(remotes, lock, say, last=last)
+        remotes.refs.push(RefUpdate(lock.stop_ref, ANY, None))
+
+    patch.setattr(Remotes, "roll_back", roll_back_all)

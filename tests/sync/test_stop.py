@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+import switches
 from conftest import WEIGHTS, Stores, run_git, write_run
 from publications import (
     BRANCH,
@@ -17,6 +19,7 @@ from publications import (
     publish_checkpoint,
     take_over,
 )
+from switches import Switch
 
 from lib.errors import GitPushError, TakenOverError
 from lib.remotes.credentials import Credentials
@@ -136,16 +139,19 @@ def test_a_stop_of_a_session_that_was_taken_over_does_not_stop_the_next_one(stor
 
 def test_a_session_that_was_taken_over_does_not_delete_the_stop_of_the_next_one(stores: Stores, lock: Make) -> None:
     """Its commit push is fenced, and the stop is in it."""
-    held = lock(stores.clone)
+    held, over = lock(stores.clone), list[RunLock]()
     held.take()
     hang(held)
-    over = take_over(stores.clone_again())
-    stop(stores)
+
+    def be_taken_over(line: str) -> None:
+        if line.startswith("Phase 4"):
+            over.append(take_over(stores.clone_again()))
+            stop(stores)
+
     with pytest.raises(TakenOverError):
-        publish(stores.clone, hold=held)
+        publish(stores.clone, hold=held, say=be_taken_over)
     assert stores.refs().keys() == {REF, STOP}
-    over.release()
-    assert stores.refs().keys() == {STOP}
+    over[0].release()
 
 
 def test_recovery_leaves_the_stop_of_a_dead_session(stores: Stores, lock: Make) -> None:
@@ -217,3 +223,24 @@ def test_discarding_can_be_repeated(stores: Stores, lock: Make) -> None:
     discard(stores.clone, Credentials(), held, str)
     assert set(stores.refs()) == {STOP}
     assert stores.objects() == {}
+
+
+@pytest.mark.parametrize(
+    ("switch", "promise"),
+    [
+        (switches.takes_over_the_stop, test_a_stop_without_a_session_does_not_stop_the_next_one),
+        (
+            switches.publishes_without_its_stop,
+            partial(test_a_stop_after_the_last_look_goes_with_the_commit_push, keeps_checkpoint=False),
+        ),
+        (switches.recovers_the_stop, test_recovery_leaves_the_stop_of_a_dead_session),
+    ],
+    ids=["takes-over-the-stop", "publishes-without-its-stop", "recovers-the-stop"],
+)
+def test_a_promise_about_stops_is_broken_when(
+    stores: Stores, lock: Make, monkeypatch: pytest.MonkeyPatch, switch: Switch, promise: Callable[..., None]
+) -> None:
+    """With a part of rule 7 switched off, its own test fails."""
+    switch(monkeypatch)
+    with pytest.raises(AssertionError):
+        promise(stores, lock)
