@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
-from pathlib import Path
 
 from lib.train import trainer
 from lib.train.launch import WorkerPlan
@@ -29,4 +27,4 @@ class Timed(trainer.GuardedTrainer):
 
 
 if __name__ == "__main__":
-    trainer.main(Path(sys.argv[1]), Timed)
+    trainer.main(Timed)

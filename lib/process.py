@@ -3,7 +3,7 @@
 Guarantees: no command prompts at a terminal, and each is ended together with its children. Every program gets the
 environment of `make_environment`, in which each setting of the tools that a run uses is there for a named reason.
 `run_command` has a time limit and redacts the output before it returns it; `FollowedCommand` redacts each line. Cannot:
-roll back what a command did before it was stopped; limit or redact what `LoggedCommand` and `run_side_by_side` print.
+roll back what a command did before it was stopped; limit or redact what `LoggedCommand` and `SideBySide` print.
 """
 
 from __future__ import annotations
@@ -279,36 +279,66 @@ class LoggedCommand:
         end_group(self._process)
 
 
-def run_side_by_side(
-    command: Sequence[str],
-    identities: Sequence[Mapping[str, str]],
-    *,
-    cwd: Path,
-    beat: Path,
-    stall: float,
-    confirm: Callable[[], object] = bool,
-) -> list[int] | None:
-    """Run one program in parallel, one process per entry of `identities`, and print the output.
+class SideBySide:
+    """One program in parallel, a process per entry of `identities`, each of which reads a line when it is ready.
 
-    Each entry is added to the environment of its process. The run ends when all processes have exited or one has
-    failed. The processes hang when the file `beat` is not modified for `stall` seconds. `confirm` is called about twice
-    a second; an error that it raises ends the processes. Returns the exit statuses, or None after a hang. In every
-    case, also on an exception, no process is left running.
+    Each entry is added to the environment of its process. A process whose standard input ends without a line must exit:
+    it ends so when this process dies. `run`, `close` and the end of this object leave no process running.
     """
-    reading, writing = os.pipe()
-    processes: list[subprocess.Popen[str]] = []
-    try:
-        with _deferred_interrupt():
-            for identity in identities:
-                # if one cannot be started, the earlier ones must be stopped
-                processes.append(_start(command, writing, subprocess.STDOUT, cwd=cwd, env=identity))  # noqa: PERF401
-        os.close(writing)
-        hang = _relay(reading, processes, beat, stall, confirm)
-    finally:
-        for process in processes:
+
+    def __init__(self, command: Sequence[str], identities: Sequence[Mapping[str, str]], *, cwd: Path) -> None:
+        self._processes: list[subprocess.Popen[str]] = []
+        self._reading, writing = os.pipe()
+        try:
+            with _deferred_interrupt():
+                for identity in identities:
+                    self._processes.append(
+                        _start(command, writing, subprocess.STDOUT, stdin=subprocess.PIPE, cwd=cwd, env=identity)
+                    )
+        except BaseException:  # if one cannot be started, the earlier ones must be stopped
+            self.close()
+            raise
+        finally:
+            os.close(writing)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # the interpreter may be ending
+            self.close()
+
+    def __len__(self) -> int:
+        return len(self._processes)
+
+    @property
+    def are_alive(self) -> bool:
+        """Whether no process has ended."""
+        return bool(self._processes) and not any(process.poll() is not None for process in self._processes)
+
+    def run(self, line: str, *, beat: Path, stall: float, confirm: Callable[[], object] = bool) -> list[int] | None:
+        """Send every process the line, and print the output until all have exited or one has failed.
+
+        The processes hang when the file `beat` is not modified for `stall` seconds. `confirm` is called about twice a
+        second; an error that it raises ends the processes. Returns the exit statuses, or None after a hang.
+        """
+        processes = self._processes
+        try:
+            for process in processes:
+                given, process.stdin = process.stdin, None
+                assert given is not None, "it runs once"
+                with contextlib.suppress(BrokenPipeError), given:  # its exit status tells of one that has died
+                    given.write(f"{line}\n")
+            hang = _relay(self._reading, processes, beat, stall, confirm)
+        finally:
+            self.close()
+        return None if hang else [process.returncode for process in processes]
+
+    def close(self) -> None:
+        """End the processes."""
+        for process in self._processes:
             end_group(process)
-        os.close(reading)
-    return None if hang else [process.returncode for process in processes]
+        self._processes = []
+        if self._reading >= 0:
+            os.close(self._reading)
+            self._reading = -1
 
 
 def _relay(

@@ -131,11 +131,15 @@ print(f"Dashboard: {tracking.address}")
 # %% [markdown]
 # ### Preflight
 # Everything the run will need is tested now: a GPU by computing on it, a token by pushing with it. An error stops here.
+# Meanwhile the processes of the training start, and wait for step 9.
 
 # %% tags=["nbval-ignore-output"]
+from lib.train.launch import start_workers
 from lib.train.preflight import preflight, show_preflight, stop_on_errors
 
 print("Preflight: checking everything that the run will need")
+workers = start_workers(session)
+log.on_error(lambda _: workers.close(), lambda _: hold.release(), tell)
 found = preflight(session)
 print(show_preflight(found))
 stop_on_errors(found)
@@ -197,7 +201,9 @@ uploader = CheckpointUploader(session, dataset.md5, hold)
 log.on_error(lambda error: uploader.fail(error, tracking), tell)
 with uploader:
     seconds = expected.epoch if expected else None  # of an epoch
-    trained = train(session, dataset.training_file, start, tracking, expected=seconds, confirm=hold.confirm)
+    trained = train(
+        session, dataset.training_file, start, tracking, expected=seconds, confirm=hold.confirm, workers=workers
+    )
 uploader.discard_if_asked()
 
 # %% [markdown]

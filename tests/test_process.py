@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,11 +22,11 @@ from lib.process import (
     CommandFailed,
     CommandTimedOut,
     FollowedCommand,
+    SideBySide,
     clean_environment,
     git_settings,
     make_environment,
     run_command,
-    run_side_by_side,
 )
 
 SECRET = "hunter2-hunter2"
@@ -265,10 +266,32 @@ def test_an_interrupt_while_a_command_is_started_ends_it(
     command = ["sh", "-c", f"exec 3>alive; {SLEEPER}"]
     run: Callable[[], object] = partial(run_command, command, cwd=tmp_path)
     if kind == "parallel":
-        (tmp_path / "beat").touch()
-        run = partial(run_side_by_side, command, [{}], cwd=tmp_path, beat=tmp_path / "beat", stall=60.0)
+        run = partial(SideBySide, command, [{}], cwd=tmp_path)
     with pytest.raises(KeyboardInterrupt):
         run()
+    wait_until_all_are_gone(pipe)
+
+
+READER = ["sh", "-c", "read -r line || exit 0; echo $NAME $line; exit $STATUS"]
+
+
+def test_parallel_processes_wait_for_their_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They print nothing before it, each has its own environment, and the statuses are in order."""
+    (tmp_path / "beat").touch()
+    waiting = SideBySide(READER, [{"NAME": name, "STATUS": "0"} for name in ("one", "two")], cwd=tmp_path)
+    assert (len(waiting), waiting.are_alive, capsys.readouterr().out) == (2, True, "")
+    assert waiting.run("go", beat=tmp_path / "beat", stall=60.0) == [0, 0]
+    assert sorted(capsys.readouterr().out.splitlines()) == ["one go", "two go"]
+    assert not waiting.are_alive
+
+
+def test_parallel_processes_that_nobody_needs_any_more_end(tmp_path: Path, pipe: int) -> None:
+    """They end with the object that a cell of the notebook has replaced."""
+    command = ["sh", "-c", f"cd '{tmp_path}'; exec 3>alive; echo > begun; read -r line"]
+    waiting = SideBySide(command, [{}], cwd=tmp_path)
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.01)
+    del waiting
     wait_until_all_are_gone(pipe)
 
 

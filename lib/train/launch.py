@@ -16,7 +16,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +27,7 @@ from pydantic import BaseModel
 from lib.errors import TrainingError
 from lib.experiment.modules import Task
 from lib.experiment.schema import Experiment, ultralytics_arguments
-from lib.process import MINUTE, found_from, run_side_by_side
+from lib.process import MINUTE, SideBySide, found_from
 from lib.progress import is_watched
 from lib.session import Session
 from lib.train.failures import find_remedy
@@ -74,8 +74,8 @@ class WorkerPlan(BaseModel, frozen=True):
     tracking: Tracking
     watched: bool
     """Whether a user sees the workers' output live."""
-    parent: int
-    """The id of the process that the workers must not outlive."""
+    port: int | None = None
+    """The port of this machine at which rank 0 answers the other ranks; None for one worker."""
 
     def write(self) -> Path:
         """Write the plan into its folder, which is emptied first; return the file's path."""
@@ -122,7 +122,9 @@ def prepare_library(scratch: Path) -> None:
     LOGGER.setLevel(logging.WARNING)
     trackers = dict.fromkeys(("clearml", "comet", "dvc", "mlflow", "neptune", "raytune", "tensorboard", "wandb"), False)
     known = {name: value for name, value in trackers.items() if name in settings}
-    settings.update({**known, "sync": False, "weights_dir": str(config / "weights"), "runs_dir": str(config / "runs")})
+    wanted = {**known, "sync": False, "weights_dir": str(config / "weights"), "runs_dir": str(config / "runs")}
+    if any(settings[name] != value for name, value in wanted.items()):  # else a worker may be reading the file
+        settings.update(wanted)
 
 
 def train(
@@ -134,14 +136,15 @@ def train(
     worker: str = "lib.train.trainer",
     expected: float | None = None,
     confirm: Callable[[], object] = bool,
+    workers: SideBySide | None = None,
 ) -> Trained:
     """Train into `artifacts/{module}/{name}/train` of the clone and return the result.
 
-    Each GPU of the session's device has its own worker process, which runs the module `worker`. A training that fails
-    after its first epoch is returned with the state `failed`, so that its files can be saved. Raises `TrainingError`
-    for a failed training without a checkpoint. `expected` are the seconds that an epoch is expected to take. `confirm`
-    is called about twice a second: an error that it raises ends the training at once, and something true that it
-    returns, after the epoch under way.
+    Each GPU of the session's device has its own worker process, which runs the module `worker`; `workers` are those
+    that wait already. A training that fails after its first epoch is returned with the state `failed`, so that its
+    files can be saved. Raises `TrainingError` for a failed training without a checkpoint. `expected` are the seconds
+    that an epoch is expected to take. `confirm` is called about twice a second: an error that it raises ends the
+    training at once, and something true that it returns, after the epoch under way.
     """
     experiment, folder = session.experiment, session.artifacts
     keep_earlier(folder)
@@ -165,8 +168,11 @@ def train(
             "plots": True,
             "exist_ok": True,
         }
-        processes = len(device.split(","))
-        outcome = _run(session, arguments, tracking, worker, expected, confirm)
+        if workers is None or not workers.are_alive:
+            workers = start_workers(session, device, worker)
+        processes = len(workers)
+        outcome = _run(session, workers, arguments, tracking, expected, confirm)
+        workers = None
         if outcome.state == "memory" and smallest is not None and batch_size // 2 >= max(smallest, processes):
             batch_size //= 2
             retry = f"Training continues with batches of {batch_size}; training.min_batch_size is {smallest}."
@@ -210,53 +216,56 @@ def _failure(experiment: Experiment, outcome: Outcome, batch_size: int, folder: 
     return TrainingError(what, state=f"what was trained until then is in {folder}.", remedy=remedy)
 
 
+def start_workers(session: Session, device: str = "", worker: str = "lib.train.trainer") -> SideBySide:
+    """Start the processes of a training, one per GPU of the device (default: the session's).
+
+    They import the libraries, which takes seconds, and wait for `train`; until then they use no GPU.
+    """
+    prepare_library(session.scratch)  # they read its settings when they import it
+    # the workers' output must appear at once
+    environment = {**found_from(session.root), "PYTHONUNBUFFERED": "1"}
+    count = len((device or session.device).split(","))
+    identities = [{"WORLD_SIZE": "1"}]
+    if count > 1:  # as torchrun sets them
+        threads = os.environ.get("OMP_NUM_THREADS", "1")
+        identities = [
+            {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",
+             "OMP_NUM_THREADS": threads}
+            for rank in map(str, range(count))
+        ]  # fmt: skip
+    return SideBySide(
+        [sys.executable, "-m", worker], [environment | identity for identity in identities], cwd=session.root
+    )
+
+
 def _run(
-    session: Session, arguments: dict[str, Any], tracking: Tracking, worker: str, expected: float | None,
+    session: Session, workers: SideBySide, arguments: dict[str, Any], tracking: Tracking, expected: float | None,
     confirm: Callable[[], object],
 ) -> Outcome:  # fmt: skip
     """Run the workers until all have ended, and return their outcome; no worker is ever left behind."""
-    experiment, stall = session.experiment, session.experiment.hardware.stall_minutes
+    from ultralytics.utils.dist import find_free_network_port
+
+    stall = session.experiment.hardware.stall_minutes
     plan = WorkerPlan(
-        task=experiment.about.task,
+        task=session.experiment.about.task,
         arguments=arguments,
         folder=session.scratch / "training",
         stop_at=session.stop_at,
         expected=expected,
         tracking=tracking,
         watched=is_watched(sys.stdout),
-        parent=os.getpid(),
+        port=find_free_network_port() if len(workers) > 1 else None,
     )
 
     def look() -> None:
         if confirm():
             plan.stop.touch()
 
-    command = [sys.executable, "-m", worker, str(plan.write())]
-    environment = {**found_from(session.root), "PYTHONUNBUFFERED": "1"}  # the workers' output must appear at once
-    processes = len(arguments["device"].split(","))
-    identities = [environment | identity for identity in _identities(processes)]
-    statuses = run_side_by_side(
-        command, identities, cwd=session.root, beat=plan.beat, stall=stall * MINUTE, confirm=look
-    )
+    statuses = workers.run(str(plan.write()), beat=plan.beat, stall=stall * MINUTE, confirm=look)
     if statuses is None:
         return Outcome(state="stalled", reason=f"no batch was finished for {stall:g} minutes (hardware.stall_minutes)")
     outcomes = [_outcome(plan.outcome(rank), status) for rank, status in enumerate(statuses)]
     return min(outcomes, key=lambda outcome: get_args(WorkerState).index(outcome.state))
-
-
-def _identities(processes: int) -> Iterator[dict[str, str]]:
-    """Yield the environment variables of each rank, as torchrun sets them: its rank and the address of rank 0."""
-    if processes == 1:
-        yield {"WORLD_SIZE": "1"}
-        return
-    from ultralytics.utils.dist import find_free_network_port
-
-    port = str(find_free_network_port())
-    for rank in map(str, range(processes)):
-        yield {
-            "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
-        }  # fmt: skip
 
 
 def _outcome(file: Path, status: int) -> Outcome:

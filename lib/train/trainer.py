@@ -1,4 +1,4 @@
-"""Train as one worker of a training: `python -m lib.train.trainer PLAN`, started by `launch.py`.
+"""Train as one worker of a training: `python -m lib.train.trainer`, started by `launch.py`, reads the plan's path.
 
 Guarantees: training uses the plan's arguments, also on resume; a checkpoint in its folder is complete at every moment,
 even while the library writes it; every finished batch updates the heartbeat file; training stops before an epoch that
@@ -253,10 +253,17 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, part)
 
 
-def main(plan_file: Path, guard: type[GuardedTrainer] = GuardedTrainer) -> None:
-    """Train according to a plan and write the outcome; exit with status 0 unless the training raised."""
-    plan = WorkerPlan.model_validate_json(plan_file.read_bytes())
-    die_with(plan.parent)
+def main(guard: type[GuardedTrainer] = GuardedTrainer) -> None:
+    """Wait for the plan whose path comes by the standard input, train, and write the outcome.
+
+    Exits with status 0 unless the training raised, and at once if the standard input ends without a plan.
+    """
+    die_with(os.getppid())
+    if not (plan_file := sys.stdin.readline().rstrip("\n")):
+        os._exit(0)
+    plan = WorkerPlan.model_validate_json(Path(plan_file).read_bytes())
+    if plan.port is not None:
+        os.environ["MASTER_PORT"] = str(plan.port)
     status = 1
     LOGGER.setLevel(logging.WARNING if FIRST else logging.ERROR)
     try:
@@ -275,4 +282,4 @@ def main(plan_file: Path, guard: type[GuardedTrainer] = GuardedTrainer) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -452,12 +453,12 @@ def kill_training(run: subprocess.Popen[str], sandbox: Path) -> None:
     while run.poll() is None:
         new = set(sandbox.glob("runs/*")) - known
         if [file for folder in new for file in folder.glob("origin/artifacts/*/*/train/weights/last.pt")]:
-            for command in Path("/proc").glob("[0-9]*/cmdline"):
-                arguments = command.read_bytes().split(b"\0") if command.is_file() else []
-                if b"lib.train.trainer" in arguments and any(
-                    str(folder).encode() in argument for folder in new for argument in arguments
-                ):
-                    os.kill(int(command.parent.name), signal.SIGKILL)
+            clones = [folder / "origin" for folder in new]
+            for process in Path("/proc").glob("[0-9]*"):
+                with contextlib.suppress(OSError):  # it has ended
+                    arguments = (process / "cmdline").read_bytes().split(b"\0")
+                    if b"lib.train.trainer" in arguments and (process / "cwd").readlink() in clones:
+                        os.kill(int(process.name), signal.SIGKILL)
             return
         time.sleep(0.1)
 

@@ -1,4 +1,4 @@
-"""Run the real trainer on a faulty machine: `python -m faulty_trainer PLAN`, with the fault in `FAULT`.
+"""Run the real trainer on a faulty machine: `python -m faulty_trainer`, with the fault in `FAULT`.
 
 Faults happen at the library's own calls, as hardware and operating systems cause them: too little memory for a batch,
 a process that is killed between two epochs or while it writes a checkpoint, ranks that wait for each other forever.
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -83,4 +82,4 @@ if FAULT == "torn":
     Path.write_bytes = write_half  # type: ignore[method-assign, assignment]
 
 if __name__ == "__main__":
-    trainer.main(Path(sys.argv[1]), Faulty)
+    trainer.main(Faulty)

@@ -77,7 +77,7 @@ def test_the_plan_of_a_worker_has_no_key(tmp_path: Path, monkeypatch: pytest.Mon
     assert tracking.address == f"https://curves.example.com/somebody/container-id/runs/{tracking.id}"
     plan = WorkerPlan(
         task="detect", arguments={}, folder=tmp_path / "plan", stop_at=None, expected=60.0, tracking=tracking,
-        watched=False, parent=1,
+        watched=False,
     )  # fmt: skip
     written = plan.write().read_bytes()
     assert b"k" * 40 not in written

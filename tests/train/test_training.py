@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from conftest import ROOT
 from lib.errors import TrainingError, WeightsError
 from lib.experiment.load import load_experiment
 from lib.experiment.schema import ALWAYS, KEYS, Experiment, ultralytics_arguments
+from lib.process import SideBySide
 from lib.session import Session
 from lib.train.launch import WorkerPlan, keep_earlier, train
 from lib.train.tracking import configure_tracking
@@ -50,6 +52,17 @@ def test_a_training_gets_only_the_documented_arguments(tmp_path: Path) -> None:
     arguments = set(WorkerPlan.model_validate_json((tmp_path / "training/plan.json").read_bytes()).arguments)
     named = {key.argument for key in KEYS.values() if key.argument}
     assert arguments == named | {*ALWAYS, "save_dir", "project", "plots", "exist_ok"}
+
+
+def test_a_worker_that_died_while_it_waited_is_replaced(tmp_path: Path) -> None:
+    """The system may kill it before the training begins, when memory is short."""
+    session = Session(tmp_path, tmp_path, tmp_path, load_experiment(BASELINE))
+    workers = SideBySide(["sh", "-c", "exit 7"], [{}], cwd=tmp_path)
+    while workers.are_alive:
+        time.sleep(0.01)
+    given = session, tmp_path / "data.yaml", StartingPoint(None), configure_tracking(session)
+    with pytest.raises(TrainingError, match="ended with status 1"):
+        train(*given, worker="nobody", workers=workers)
 
 
 @pytest.mark.parametrize("key", [key for key in KEYS if key in BECOMES or key.startswith("augmentation.")])
