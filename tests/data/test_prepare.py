@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 from conftest import ROOT
+from loaders import SIDE, compare, compare_on_ranks
 from PIL import Image
 
 from lib.data.dataset import Dataset, check_dataset
@@ -24,7 +23,7 @@ from lib.sandbox.dataset import draw_dataset
 from lib.session import Session
 
 COUNTS = {"train": 6, "val": 3, "test": 2}
-SIDE = 64  # pixels; the experiments' image_size
+TASKS = {"detection": "detect", "localization": "pose"}
 
 
 def make(folder: Path, module: str, **keys: object) -> tuple[Session, Dataset]:
@@ -38,75 +37,55 @@ def make(folder: Path, module: str, **keys: object) -> tuple[Session, Dataset]:
     values = {"training.image_size": SIDE} | keys
     experiment = load_experiment(ROOT / f"experiments/000_{kind}_sandbox.yaml", values)
     scratch = folder / "scratch"
-    return Session(folder, folder, scratch, experiment), check_dataset(
-        folder / "drawn", experiment, scratch, md5="0" * 32
-    )
+    md5 = ("0" if module == "detection" else "1") * 32
+    return Session(folder, folder, scratch, experiment), check_dataset(folder / "drawn", experiment, scratch, md5=md5)
 
 
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Return what builds the library's dataset and loader as its trainer does, in a folder of its own."""
+    """Return what builds the library's dataset as its trainer does, in a folder of its own."""
     monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path / "ultralytics"))
     from ultralytics.cfg import get_cfg
-    from ultralytics.data import build_dataloader, build_yolo_dataset
+    from ultralytics.data import build_yolo_dataset
     from ultralytics.data.utils import check_det_dataset
 
-    return SimpleNamespace(
-        cfg=get_cfg, loader=build_dataloader, dataset=build_yolo_dataset, read=lambda file: check_det_dataset(str(file))
-    )
+    return SimpleNamespace(cfg=get_cfg, dataset=build_yolo_dataset, read=lambda file: check_det_dataset(str(file)))
 
 
-def batches(library: Any, file: Path, task: str, split: str, *, mosaic: float, rank: int) -> list[dict[str, Any]]:
-    """Return two epochs of batches, as the library's trainer would get them on that rank."""
-    import numpy as np
-    import torch
-
-    random.seed(1)
-    np.random.seed(1)  # noqa: NPY002  what the library uses
-    torch.manual_seed(1)
-    about = library.read(file)
-    settings = library.cfg(
-        overrides={"task": task, "imgsz": SIDE, "mosaic": mosaic, "degrees": 10, "deterministic": True}
-    )
-    mode = "train" if split == "train" else "val"
-    built = library.dataset(settings, about[split], 4, about, mode=mode, rect=mode == "val")
-    loader = library.loader(built, 4, 0, shuffle=mode == "train", rank=rank)
-    return [batch for _ in range(2) for batch in loader]
-
-
-@pytest.fixture
-def ranks() -> Iterator[None]:
-    """Make this process one of a group, as the library's sampler needs it."""
-    import torch.distributed as dist
-
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
-    yield
-    dist.destroy_process_group()
-
-
-@pytest.mark.usefixtures("ranks")
-@pytest.mark.parametrize("rank", [-1, 0], ids=["one process", "a rank"])
-@pytest.mark.parametrize("mosaic", [1.0, 0.0], ids=["mosaic", "plain"])
-@pytest.mark.parametrize(("module", "task"), [("detection", "detect"), ("localization", "pose")])
-def test_batches_are_the_same(library: Any, tmp_path: Path, module: str, task: str, mosaic: float, rank: int) -> None:
-    """Every tensor of two epochs has the same bytes, with augmentation in training and in order in validation."""
-    import torch
-
-    session, dataset = make(tmp_path, module)
+def prepare(folder: Path, module: str) -> tuple[str, str]:
+    """Return the `data.yaml` of a checked dataset and that of its prepared images."""
+    session, dataset = make(folder, module)
     prepared = prepare_images(session, dataset)
     assert prepared.prepared.images == COUNTS["train"] + COUNTS["val"]
     assert prepared.training_file != dataset.data_file == dataset.training_file
+    return str(dataset.data_file), str(prepared.training_file)
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("mosaic", [1.0, 0.0], ids=["mosaic", "plain"])
+@pytest.mark.parametrize("module", TASKS)
+def test_batches_are_the_same(tmp_path: Path, module: str, mosaic: float) -> None:
+    """Every tensor of two epochs has the same bytes, with augmentation in training and in order in validation."""
+    files = prepare(tmp_path, module)
     for split in ("train", "val"):
-        seen = [
-            batches(library, file, task, split, mosaic=mosaic, rank=rank)
-            for file in (dataset.data_file, prepared.training_file)
-        ]
-        for ours, theirs in zip(*seen, strict=True):
-            tensors = {key for key, value in theirs.items() if isinstance(value, torch.Tensor)}
-            assert {"img", "cls", "bboxes", "batch_idx"} <= tensors
-            assert all(torch.equal(ours[key], theirs[key]) for key in tensors)
-            assert [Path(name).name for name in ours["im_file"]] == [Path(name).name for name in theirs["im_file"]]
-            assert list(map(tuple, ours["resized_shape"])) == list(map(tuple, theirs["resized_shape"]))
+        assert len(compare(files, TASKS[module], split, mosaic)) == 2 * COUNTS[split]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("library")
+def test_batches_are_the_same_on_two_ranks(tmp_path: Path) -> None:
+    """Each of two processes gets the same batches with prepared images; together they get every image."""
+    files = {module: prepare(tmp_path / module, module) for module in TASKS}
+    cases = [
+        (files[module], task, split, mosaic)
+        for module, task in TASKS.items()
+        for split, mosaic in (("train", 1.0), ("train", 0.0), ("val", 0.0))
+    ]
+    seen = compare_on_ranks(tmp_path, cases)
+    for case, *names in zip(cases, *seen, strict=True):
+        _, _, split, _ = case
+        assert all(0 < len(set(each)) < COUNTS[split] for each in names)
+        assert len(set().union(*names)) == COUNTS[split]
 
 
 def test_arrays_are_read_and_no_image_is(library: Any, tmp_path: Path) -> None:
