@@ -41,7 +41,7 @@ from lib.session import Session
 root, folder, scratch = map(Path, sys.argv[1:])
 experiment = load_experiment(root / "experiments/000_det_sandbox.yaml")
 session = Session(root, scratch, scratch, experiment)
-prepare_images(session, check_dataset(folder, experiment, scratch, md5="0" * 32))
+prepare_images(session, check_dataset(folder, experiment, scratch, md5=""))
 """
 READ = """
 import sys

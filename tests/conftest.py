@@ -258,6 +258,7 @@ def _no_traces_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator
         patch.setenv("DVC_SITE_CACHE_DIR", str(folder / "dvc"))
         patch.setenv("DVC_GLOBAL_CONFIG_DIR", str(folder / "dvc-global"))
         patch.setenv("DVC_SYSTEM_CONFIG_DIR", str(folder / "dvc-system"))
+        patch.setenv("KAGGLE_TRAINING_CACHE", str(folder / "cache"))
         patch.setenv("WANDB_MODE", "offline")
         patch.setenv("YOLO_AUTOINSTALL", "false")
         # its log goes for ever to the streams of its first import: in a test those are closed when the test ends

@@ -56,7 +56,8 @@ POSE_KEYS = ("flip_idx", "kpt_names", "kpt_oks_sigmas")
 class Prepared:
     """The images that were decoded before training: their number, the bytes of their arrays, and the seconds it took.
 
-    `data_file` is the `data.yaml` that training reads; None, with the reason, if nothing was prepared.
+    `data_file` is the `data.yaml` that training reads; None, with the reason, if nothing was prepared. `reused` is true
+    if an earlier run decoded them.
     """
 
     images: int = 0
@@ -64,6 +65,7 @@ class Prepared:
     seconds: float = 0.0
     data_file: Path | None = None
     reason: str = ""
+    reused: bool = False
 
 
 @dataclass(frozen=True)

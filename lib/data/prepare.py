@@ -6,7 +6,8 @@ after shrinking give the same batches, byte for byte.
 
 Guarantees: train and val alone are prepared, for training alone: evaluation, predictions and all that writes
 coordinates read the images themselves. The arrays lie in a folder of their own in the scratch folder, beside links to
-the checked images and labels. A damaged image is found and named here, before the GPU waits.
+the checked images and labels. A damaged image is found and named here, before the GPU waits. Arrays that an earlier run
+on this machine kept (`arrays.py`) are reused if they are of the same dataset, by DVC's hash, and of the same pixels.
 
 Cannot: keep the size that the library reports for an image (`ori_shape`): it is that of the array. Validation during
 training uses it only to scale boxes, those of labels and predictions alike.
@@ -14,6 +15,8 @@ training uses it only to scale boxes, those of labels and predictions alike.
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import math
 import os
 import shutil
@@ -24,6 +27,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from lib.data import reader
+from lib.data.arrays import open_cache
 from lib.data.dataset import Dataset, Prepared, write_description
 from lib.data.labels import label_path
 from lib.data.reader import Size, UnreadableImage, read_image
@@ -33,6 +38,7 @@ from lib.session import Session
 
 SPLITS = ("train", "val")
 SHARE = 0.5  # of the free memory, which keeps the arrays between epochs, and of the free disk
+LATER = 2**32  # seconds since the epoch, in 2106: the library does not read an array that is older than its image
 
 
 def prepare_images(session: Session, dataset: Dataset) -> Dataset:
@@ -49,24 +55,20 @@ def prepare_images(session: Session, dataset: Dataset) -> Dataset:
         for link, image in dataset.links.items()
         if image in wanted
     ]
-    sizes = (shrunk(dataset.sizes[work.image], longest) for work in works)
-    size = sum(width * height * dataset.channels for width, height in sizes)
-    reason = "hardware.prepare_images is never"
-    if session.experiment.hardware.prepare_images == "auto":
-        reason = _lack_of_room(session.scratch, size)
     shutil.rmtree(top, ignore_errors=True)
-    if not reason:
+    prepared = Prepared(reason="hardware.prepare_images is never")
+    if session.experiment.hardware.prepare_images == "auto":
         try:
-            seconds = _prepare_all(dataset, works, longest, size)
+            prepared = _make_arrays(session.scratch, dataset, works, longest)
         except OSError as error:  # the disk is full all the same
-            shutil.rmtree(top, ignore_errors=True)
-            reason = f"the arrays cannot be written ({error})"
-    if reason:
-        print(f"Images are decoded anew in every epoch: {reason}.")
-        return replace(dataset, prepared=Prepared(reason=reason))
+            prepared = Prepared(reason=f"the arrays cannot be written ({error})")
+    if prepared.reason:
+        shutil.rmtree(top, ignore_errors=True)
+        print(f"Images are decoded anew in every epoch: {prepared.reason}.")
+        return replace(dataset, prepared=prepared)
     made = replace(dataset, links={work.target: work.image for work in works}, data_file=top / "data.yaml")
     write_description(made, SPLITS)
-    return replace(dataset, prepared=Prepared(len(works), size, seconds, made.data_file))
+    return replace(dataset, prepared=replace(prepared, data_file=made.data_file))
 
 
 class _Work(NamedTuple):
@@ -75,6 +77,52 @@ class _Work(NamedTuple):
     checked: Path
     target: Path
     image: Path
+
+    @property
+    def array(self) -> Path:
+        """Return the path of the array."""
+        return self.target.with_suffix(".npy")
+
+
+def _make_arrays(scratch: Path, dataset: Dataset, works: list[_Work], longest: int) -> Prepared:
+    """Reuse or write the arrays, with links to the images and labels; return what was made, or the reason why not."""
+    import psutil
+
+    sizes = (shrunk(dataset.sizes[work.image], longest) for work in works)
+    size = sum(width * height * dataset.channels for width, height in sizes)
+    if reason := _lack_of("memory", size, psutil.virtual_memory().available):
+        return Prepared(reason=reason)
+    cache, key = open_cache(scratch), _key(dataset, longest)
+    arrays = {work.image.relative_to(dataset.folder).as_posix(): work.array for work in works}
+    for work in works:
+        _link(work)
+    with cache.locked():
+        begun = time.monotonic()
+        if cache.reuse(key, arrays):
+            seconds = time.monotonic() - begun
+            print(f"Reused {len(works)} prepared images of an earlier run: {file_size(size)}")
+            return Prepared(len(works), size, seconds, reused=True)
+        cache.make_room(size)
+        if reason := _lack_of("disk", size, shutil.disk_usage(scratch).free):
+            return Prepared(reason=reason)
+        seconds = _prepare_all(dataset, works, longest, size)
+        if dataset.md5:
+            cache.keep(key, arrays)
+    return Prepared(len(works), size, seconds)
+
+
+def _key(dataset: Dataset, longest: int) -> str:
+    """Return the key of a dataset's arrays: a hash of all that decides their pixels.
+
+    The code that decodes images is part of it, so that no change of it can be forgotten; so are the features of the CPU
+    that OpenCV uses.
+    """
+    import cv2
+    import PIL
+
+    code = [Path(file).read_bytes().hex() for file in (reader.__file__, __file__)]
+    used = [cv2.__version__, cv2.getCPUFeaturesLine(), PIL.__version__, importlib.metadata.version("ultralytics")]
+    return hashlib.sha256(repr([dataset.md5, longest, dataset.channels, *used, *code]).encode()).hexdigest()
 
 
 def _prepare_all(dataset: Dataset, works: list[_Work], longest: int, size: int) -> float:
@@ -106,19 +154,23 @@ def shrunk(size: Size, longest: int) -> tuple[int, int]:
     return min(math.ceil(size.width * ratio), longest), min(math.ceil(size.height * ratio), longest)
 
 
-def _lack_of_room(scratch: Path, size: int) -> str:
-    """Return why arrays of that many bytes would not fit; empty if they do."""
-    import psutil
+def _lack_of(what: str, size: int, free: int) -> str:
+    """Return why arrays of that many bytes would not fit into the free memory or disk; empty if they do."""
+    if size <= SHARE * free:
+        return ""
+    return f"they would need {file_size(size)}, more than half of the {file_size(free)} of free {what}"
 
-    free = {"memory": psutil.virtual_memory().available, "disk": shutil.disk_usage(scratch).free}
-    for what, count in free.items():
-        if size > SHARE * count:
-            return f"they would need {file_size(size)}, more than half of the {file_size(count)} of free {what}"
-    return ""
+
+def _link(work: _Work) -> None:
+    """Link to an image and its label beside the image's array."""
+    for source, target in ((work.checked, work.target), (_label(work.checked), _label(work.target))):
+        if source.is_symlink():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(source.readlink())
 
 
 def _prepare(work: _Work, *, longest: int, channels: int) -> tuple[Path, str]:
-    """Write an image's array, with links to the image and its label; return the image and why it cannot be read."""
+    """Write an image's array; return the image and why it cannot be read."""
     import cv2
     import numpy as np
 
@@ -129,15 +181,8 @@ def _prepare(work: _Work, *, longest: int, channels: int) -> tuple[Path, str]:
     size = Size(pixels.shape[1], pixels.shape[0])
     if (wanted := shrunk(size, longest)) != (size.width, size.height):
         pixels = np.atleast_3d(cv2.resize(pixels, wanted, interpolation=cv2.INTER_LINEAR))
-    for source, target in ((work.checked, work.target), (_label(work.checked), _label(work.target))):
-        if source.is_symlink():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.symlink_to(source.readlink())
-    array = work.target.with_suffix(".npy")
-    np.save(array, np.ascontiguousarray(pixels), allow_pickle=False)
-    # the library does not use an array that is older than its image, whose time may be in the future
-    newest = max(work.image.stat().st_mtime_ns, array.stat().st_mtime_ns)
-    os.utime(array, ns=(newest, newest))
+    np.save(work.array, np.ascontiguousarray(pixels), allow_pickle=False)
+    os.utime(work.array, (LATER, LATER))
     return work.image, ""
 
 

@@ -73,6 +73,8 @@ class PreparedRecord(_Section):
     bytes: int = 0
     """The size of the arrays."""
     seconds: float = 0.0
+    reused: bool = False
+    """Whether an earlier run on the same machine decoded them."""
     reason: str = ""
 
 

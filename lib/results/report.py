@@ -76,6 +76,7 @@ def write_report(session: Session, results: Results) -> None:
             images=dataset.prepared.images,
             bytes=dataset.prepared.bytes,
             seconds=round(dataset.prepared.seconds, 1),
+            reused=dataset.prepared.reused,
             reason=dataset.prepared.reason,
         ),
         lock=hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else None,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +16,8 @@ from conftest import ROOT
 from loaders import SIDE, compare, compare_on_ranks
 from PIL import Image
 
+from lib.data import arrays
+from lib.data.arrays import VARIABLE
 from lib.data.dataset import Dataset, check_dataset
 from lib.data.prepare import prepare_images, shrunk
 from lib.data.reader import Size
@@ -24,6 +28,12 @@ from lib.session import Session
 
 COUNTS = {"train": 6, "val": 3, "test": 2}
 TASKS = {"detection": "detect", "localization": "pose"}
+
+
+@pytest.fixture(autouse=True)
+def _cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Give each test a folder of its own in which its runs keep arrays."""
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "cache"))
 
 
 def make(folder: Path, module: str, **keys: object) -> tuple[Session, Dataset]:
@@ -131,6 +141,7 @@ def test_nothing_is_prepared_without_room(
 ) -> None:
     """Half of the free memory and disk must hold the arrays; else the reason is printed."""
     session, dataset = make(tmp_path, "detection")
+    dataset = replace(dataset, md5="")  # nothing is kept
     need = prepare_images(session, dataset).prepared.bytes
     room = {"memory": 2 * need, "disk": 2 * need} | {short: 2 * need - 2}
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=room["memory"]))
@@ -164,3 +175,71 @@ def test_a_disk_that_is_full_leaves_training_the_images(tmp_path: Path, monkeypa
     assert left.training_file == dataset.data_file
     assert "No space left on device" in left.prepared.reason
     assert not list(session.scratch.glob("prepared-*"))
+
+
+def run_again(session: Session, dataset: Dataset, scratch: Path, **keys: object) -> tuple[Dataset, dict[Path, bytes]]:
+    """Check and prepare the same dataset for another run; return the dataset and the arrays."""
+    values = session.experiment.model_dump(mode="json")
+    values["training"] |= keys
+    experiment = type(session.experiment).model_validate(values)
+    checked = check_dataset(dataset.folder, experiment, scratch, md5=dataset.md5)
+    prepared = prepare_images(replace(session, scratch=scratch, experiment=experiment), checked)
+    top = scratch / f"prepared-{experiment.module}"
+    return prepared, {path.relative_to(top): path.read_bytes() for path in top.rglob("*.npy")}
+
+
+def test_a_later_run_on_the_machine_decodes_no_image(
+    tmp_path: Path, library: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The next trial of a sweep reuses the arrays, although the folder of the first is deleted."""
+    session, dataset = make(tmp_path, "detection")
+    first, arrays = run_again(session, dataset, tmp_path / "sweep/a/scratch")
+    shutil.rmtree(tmp_path / "sweep/a")
+    for image in dataset.files["train"]:
+        os.utime(image)  # a new checkout: newer than what the first run wrote
+    monkeypatch.setattr("lib.data.prepare.read_image", None)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))  # links need no room
+    second, same = run_again(session, dataset, tmp_path / "sweep/b/scratch")
+    assert same == arrays
+    assert (first.prepared.reused, second.prepared.reused) == (False, True)
+    assert (second.prepared.images, second.prepared.bytes) == (9, first.prepared.bytes)
+    assert "Reused 9 prepared images of an earlier run: " in capsys.readouterr().out
+    about = library.read(second.training_file)
+    built = library.dataset(library.cfg(overrides={"imgsz": SIDE}), about["train"], 4, about, mode="train")
+    assert max(max(built.load_image(number)[1]) for number in range(COUNTS["train"])) <= SIDE
+
+
+def test_other_pixels_are_not_reused(tmp_path: Path) -> None:
+    """Another dataset and another image size are decoded; so is a dataset without a hash."""
+    session, dataset = make(tmp_path, "detection")
+    prepare_images(session, dataset)
+    assert not run_again(session, replace(dataset, md5="2" * 32), tmp_path / "b")[0].prepared.reused
+    assert not run_again(session, dataset, tmp_path / "c", image_size=32)[0].prepared.reused
+    for scratch in ("d", "e"):
+        assert not run_again(session, replace(dataset, md5=""), tmp_path / scratch)[0].prepared.reused
+
+
+def test_runs_that_begin_together_decode_each_image_once(tmp_path: Path) -> None:
+    """The trials of a sweep begin together on a machine: one prepares, the others wait for it."""
+    session, dataset = make(tmp_path, "detection")
+    with ThreadPoolExecutor(3) as pool:
+        runs = pool.map(lambda name: run_again(session, dataset, tmp_path / name), "abc")
+        assert sorted(prepared.prepared.reused for prepared, _ in runs) == [False, True, True]
+
+
+def test_a_run_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is suspended while it prepares does not block the next one."""
+    session, dataset = make(tmp_path, "detection")
+    monkeypatch.setattr(arrays, "WAIT", 0.0)
+    with arrays.open_cache(session.scratch).locked():
+        assert prepare_images(session, dataset).prepared.images == 9
+
+
+def test_preparing_deletes_arrays_that_nobody_uses(tmp_path: Path) -> None:
+    """The cache does not grow with every dataset."""
+    session, dataset = make(tmp_path, "detection")
+    prepare_images(session, dataset)
+    (entry,) = (tmp_path / "cache").glob("*/")
+    os.utime(entry, (0, 0))
+    prepare_images(session, replace(dataset, md5="2" * 32))
+    assert not entry.exists()

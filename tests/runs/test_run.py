@@ -413,7 +413,9 @@ def test_a_session_whose_time_is_over_publishes_its_epochs(detection: Run) -> No
     assert CHECKPOINT not in detection.refs()
     metrics = json.loads((again.clone / again.artifacts / "train/metrics.json").read_text())
     assert metrics["epochs"] == 3
-    assert json.loads((again.clone / again.artifacts / "run.json").read_text())["start"]["epoch"] == 1
+    resumed = json.loads((again.clone / again.artifacts / "run.json").read_text())
+    assert resumed["start"]["epoch"] == 1
+    assert resumed["prepared"]["reused"]
 
 
 def test_a_published_run_can_be_run_again_from_any_clone(detection: Run, second_clone: Path) -> None:
