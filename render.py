@@ -39,7 +39,7 @@ from lib.kaggle.notebook import (
     ways_to_kaggle,
     write_rendered,
 )
-from lib.remotes.credentials import without_user
+from lib.remotes.addresses import public_url
 
 PROJECT = Path(__file__).resolve().parent
 BY_OPTION = {"module": "the argument MODULE", "experiment": "--experiment", "accelerator": "--accelerator"}
@@ -129,7 +129,7 @@ def main(
         values |= source(PROJECT, allow_dirty=allow_dirty)
     values |= baked
     repository = str(values["repository"])
-    values["repository"] = repository = without_user(repository) if repository.startswith("http") else repository
+    values["repository"] = repository = public_url(repository) if repository.lower().startswith("http") else repository
     folder = output or PROJECT / "build" / about.name
     user = pushing_user(kaggle_user, repository) if push else kaggle_user or configured_user()
     kernel = None if run else kernel_metadata(about, chosen.key, accelerator, user, secrets_dataset)

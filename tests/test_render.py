@@ -20,7 +20,8 @@ from lib.errors import RenderError
 from lib.experiment.load import SHORTCUTS, load_experiment
 from lib.experiment.modules import MODULES
 from lib.experiment.schema import KEYS, Experiment
-from lib.kaggle.notebook import parameters, public_url, read_notebook, read_sources, source
+from lib.kaggle.notebook import parameters, read_notebook, read_sources, source
+from lib.remotes.addresses import public_url
 
 SOURCES = read_sources(ROOT)
 NOTEBOOK = SOURCES["notebooks/train.py"]
@@ -324,12 +325,21 @@ def test_a_checkout_without_remote_is_refused(project: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("given", "public"),
     [
+        ("ssh://git@gitlab.example.com:2222/owner/name.git", "https://gitlab.example.com/owner/name.git"),
+        ("ssh://git@ssh.github.com:443/owner/name.git", "https://github.com/owner/name.git"),
+        ("org-12@github.com:owner/name.git", "https://github.com/owner/name.git"),
+        ("https://user:p@ss@github.com/owner/name.git", "https://github.com/owner/name.git"),
+        ("HTTPS://user:token@github.com/owner/name.git", "HTTPS://github.com/owner/name.git"),
         ("https://ghp_token@github.com/a/b.git", "https://github.com/a/b.git"),
         ("https://user:ghp_token@github.com/a/b.git", "https://github.com/a/b.git"),
         ("git@github.com:a/b.git", "https://github.com/a/b.git"),
         ("ssh://git@github.com/a/b.git", "https://github.com/a/b.git"),
         ("https://github.com/a/b", "https://github.com/a/b"),
+        ("github.com:a/b.git", "https://github.com/a/b.git"),
+        ("git+ssh://git@github.com/a/b.git", "https://github.com/a/b.git"),
         ("/folder/origin.git", "/folder/origin.git"),
+        ("file:///folder/origin.git", "file:///folder/origin.git"),
+        ("C:/folder/origin.git", "C:/folder/origin.git"),
     ],
 )
 def test_no_token_is_baked_in_with_the_address(given: str, public: str) -> None:

@@ -80,7 +80,9 @@ def read_yaml(path: Path, error: type[RunError] = ExperimentError) -> dict[str, 
     try:
         values = _parse(path.read_text(encoding="utf-8-sig"))
     except ValueError as problem:
-        raise error(f"{path}: this is not YAML: {problem}", remedy="correct the line named above.") from None
+        raise error(
+            f"{path}: this is not YAML: {problem}", remedy="correct what is named above; save the file as UTF-8."
+        ) from None
     if not isinstance(values, dict):
         raise error(
             f"{path}: it must map keys to values, and holds a value of type {type(values).__name__}.",
@@ -123,6 +125,8 @@ def _parse(text: str, typ: str = "safe") -> Any:  # noqa: ANN401
 
     try:
         return YAML(typ=typ, pure=True).load(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     except (YAMLError, ValueError, KeyError) as error:
         raise ValueError(re.sub(r"\s+", " ", str(error)).split(" To suppress this check")[0]) from None
 

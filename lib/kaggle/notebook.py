@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,8 +22,9 @@ from lib.errors import CommandError, RenderError, RunError
 from lib.experiment.modules import Module
 from lib.files import write_whole
 from lib.process import MINUTE, run_command
+from lib.remotes.addresses import public_url
 from lib.remotes.clone import find_git_remote, require_committed
-from lib.remotes.credentials import Credentials, without_user
+from lib.remotes.credentials import Credentials
 
 # Kaggle's names of an accelerator: in a notebook, and in kernel-metadata.json.
 KAGGLE_WORDS = {
@@ -196,14 +196,6 @@ def ways_to_kaggle(files: Rendered, user: str) -> str:
     unknown = "No Kaggle user is known: set KAGGLE_USERNAME or --kaggle-user before `uv run kaggle kernels push`.\n"
     folder = files.notebook.parent
     return f"{'' if user else unknown}Upload the notebook to Kaggle, or run: uv run kaggle kernels push -p {folder}"
-
-
-def public_url(url: str) -> str:
-    """Return the URL that Kaggle clones: https instead of ssh, without any user name or token."""
-    ssh = re.fullmatch(r"(?:ssh://)?git@([^:/]+)[:/](.+)", url)
-    if ssh:
-        return f"https://{ssh[1]}/{ssh[2]}"
-    return without_user(url) if url.startswith("http") else url
 
 
 def source(project: Path, *, allow_dirty: bool) -> dict[str, str]:

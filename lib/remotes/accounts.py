@@ -24,8 +24,9 @@ from urllib.parse import urlsplit
 from lib.errors import CommandError, CredentialsError, RemoteError
 from lib.process import run_command
 from lib.remotes import git_answers
+from lib.remotes.addresses import public_url, without_user
 from lib.remotes.answers import Answer, Patience, patiently, seconds_of
-from lib.remotes.credentials import Credentials, without_user
+from lib.remotes.credentials import Credentials
 from lib.remotes.git_answers import because
 from lib.remotes.store_errors import explain
 
@@ -201,13 +202,11 @@ def check_github(credentials: Credentials, url: str = "", *, seconds: float = SE
 
 def _github_api(url: str) -> tuple[str, str] | None:
     """Return the API's base URL and `owner/name` for a repository's URL; None if no GitHub host can have it."""
-    ssh = re.fullmatch(r"(?:ssh://)?git@([^:/]+)[:/](.+)", url)
-    parts = urlsplit(f"https://{ssh[1]}/{ssh[2]}" if ssh else url)
+    parts = urlsplit(public_url(url))
     name = re.fullmatch(r"/([\w.-]+/[\w.-]+?)(?:\.git)?/?", parts.path)
     if parts.scheme not in ("http", "https") or not parts.hostname or not name:
         return None
-    host = parts.netloc.rpartition("@")[2]
-    return (GITHUB if parts.hostname == "github.com" else f"{parts.scheme}://{host}/api/v3"), name[1]
+    return (GITHUB if parts.hostname == "github.com" else f"{parts.scheme}://{parts.netloc}/api/v3"), name[1]
 
 
 def _get(credentials: Credentials, address: str, seconds: float) -> tuple[Response, Mapping[str, Any]]:

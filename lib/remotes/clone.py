@@ -18,8 +18,9 @@ from urllib.parse import urlsplit
 from lib.errors import CommandError, CredentialsError, RemoteError
 from lib.process import run_command
 from lib.remotes import repository
+from lib.remotes.addresses import without_user
 from lib.remotes.answers import patiently
-from lib.remotes.credentials import Credentials, without_user
+from lib.remotes.credentials import Credentials
 from lib.remotes.git_answers import because, explain_error
 
 

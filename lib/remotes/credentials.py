@@ -151,11 +151,6 @@ def write_private(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def without_user(url: str) -> str:
-    """Return a URL without the user name, password or token that it may contain, for messages."""
-    return re.sub(r"://[^/@]*@", "://", url)
-
-
 def load_credentials(path: str = "", *, inputs: Path = Path("/kaggle/input")) -> Credentials:
     """Read the credentials of a run from `secrets.json` and from the environment.
 
@@ -234,7 +229,8 @@ def _from_environment(names: tuple[str, ...]) -> dict[str, Any]:
 def _check(name: str, value: object) -> Iterator[str]:
     """Yield what is wrong with one value of `secrets.json`, without showing it."""
     if name not in NAMES:
-        yield f"{name} is not a known key ({', '.join(NAMES)})"
+        shown = name if re.fullmatch("[A-Z][A-Z_]{1,39}", name) else "a key"  # a token may stand in the key's place
+        yield f"{shown} is not a known key ({', '.join(NAMES)})"
     elif name in DRIVE_NAMES:
         fields = DRIVE_FIELDS if name == "GDRIVE_USER_CREDENTIALS" else SERVICE_FIELDS
         if not isinstance(value, dict):
@@ -251,8 +247,8 @@ def _check(name: str, value: object) -> Iterator[str]:
         if not all(isinstance(url, str) and "://" in url for url in given):
             yield f"{name} is not a list of addresses like ntfy://TOPIC"
     # a character that HTTP headers forbid would fail late, or the client's error would show the value
-    elif not isinstance(value, str) or not re.fullmatch("[!-~]([ -~]*[!-~])?", value):
-        yield f"{name} is not plain text, or has spaces around it"
+    elif not isinstance(value, str) or not re.fullmatch("[!-~]([ -~]*[!-~])?", value) or value[0] in "'\"":
+        yield f"{name} is not plain text, or has spaces or quotes around it"
 
 
 def _addresses(value: Any) -> list[Any]:  # noqa: ANN401  of secrets.json

@@ -21,8 +21,9 @@ from pydantic import BaseModel, ConfigDict
 
 from lib.errors import CommandError, GitPushError
 from lib.process import MINUTE, Completed, run_command
+from lib.remotes.addresses import without_user
 from lib.remotes.answers import patiently
-from lib.remotes.credentials import Credentials, without_user
+from lib.remotes.credentials import Credentials
 from lib.remotes.git_answers import because, explain_error
 
 NOTHING = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"  # the empty tree, which every repository has

@@ -17,10 +17,10 @@ from lib.kaggle.notebook import (
     bake,
     configured_user,
     parameters,
-    public_url,
     read_notebook,
     write_rendered,
 )
+from lib.remotes.addresses import public_url
 from lib.remotes.clone import find_git_remote
 from lib.remotes.credentials import Credentials
 from lib.results.published import read_published, refuse_stopped

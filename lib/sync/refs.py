@@ -7,7 +7,6 @@ clone have no part in it. Cannot: know whether a push whose answer was lost has 
 from __future__ import annotations
 
 import hashlib
-import re
 import secrets
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +16,7 @@ from pathlib import Path
 from lib.errors import CommandError, GitPushError
 from lib.process import MINUTE, CommandFailed
 from lib.remotes import repository
+from lib.remotes.addresses import host_and_path
 from lib.remotes.answers import Patience
 from lib.remotes.credentials import Credentials
 from lib.remotes.git_answers import BRIEFLY, because, explain
@@ -74,7 +74,8 @@ class Refs(Repository):
 
     def __init__(self, root: Path, credentials: Credentials) -> None:
         super().__init__(root, credentials)
-        self.identity_ref = f"refs/kaggle/repository-{hashlib.sha256(_place(self.url).encode()).hexdigest()[:16]}"
+        place = hashlib.sha256(host_and_path(self.url).encode()).hexdigest()
+        self.identity_ref = f"refs/kaggle/repository-{place[:16]}"
         """Names the repository. The address is in the name, since `git push --mirror` copies every ref."""
 
     def read_runs(self, name: str = "") -> dict[str, SeenRun]:
@@ -177,13 +178,6 @@ class Refs(Repository):
                     return None
                 if not patience.wait(error.patience):
                     raise
-
-
-def _place(url: str) -> str:
-    """Return the host and path of an address: a repository has one identity over HTTPS and SSH."""
-    bare = re.sub(r"^\w+://([^/@]*@)?", "", url)
-    short = re.fullmatch(r"(?:[^/@:]+@)?([^/@:]+):(?!\d+/)(.+)", bare)  # git@host:path
-    return (f"{short[1]}/{short[2]}" if short else bare).rstrip("/").removesuffix(".git")
 
 
 def _quoted(path: str) -> str:

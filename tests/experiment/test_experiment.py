@@ -342,8 +342,8 @@ def test_a_key_given_twice_is_an_error(write: Write) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["name: [1, 2\n", "\tname: x\n", "a: b: c\n", "name: !!python/object:os.system x\n", "name: \x00\n"],
-    ids=["bracket", "tab", "colons", "tag", "null"],
+    ["name: [1, 2\n", "\tname: x\n", "a: b: c\n", "name: !!python/object:os.system x\n", "name: \x00\n", "[" * 3000],
+    ids=["bracket", "tab", "colons", "tag", "null", "nesting"],
 )
 def test_a_file_that_is_not_yaml_is_reported(write: Write, text: str) -> None:
     """The error names the file, and nothing of the file is executed."""

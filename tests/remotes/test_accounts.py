@@ -298,6 +298,8 @@ def test_a_token_that_may_push_is_shown_with_its_user_scopes_and_expiry(hub: Hub
         ("https://user:token@github.com/o/r/", ("https://api.github.com", "o/r")),
         ("git@github.com:o/r.git", ("https://api.github.com", "o/r")),
         ("ssh://git@github.com/o/r", ("https://api.github.com", "o/r")),
+        ("org-12@github.com:o/r.git", ("https://api.github.com", "o/r")),
+        ("ssh://git@ssh.github.com:443/o/r.git", ("https://api.github.com", "o/r")),
         ("https://git.example.com:8443/o/r.x", ("https://git.example.com:8443/api/v3", "o/r.x")),
         ("https://gitlab.com/group/sub/r.git", None),
         ("/srv/git/o/r.git", None),

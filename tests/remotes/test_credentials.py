@@ -206,6 +206,7 @@ def test_one_error_lists_everything_missing_or_malformed_without_a_value(tmp_pat
         "WANDB_API_KEY": f"{SECRETS['WANDB_API_KEY']}\n",
         "GITHUB_TOKEN": [SECRETS["GITHUB_TOKEN"]],
         "GITHUB_TOKN": SECRETS["GITHUB_TOKEN"],
+        SECRETS["GITHUB_TOKEN"]: "GITHUB_TOKEN",
     }
     path = write_secrets(tmp_path / "secrets.json", values)
     shown = refusal(path)
@@ -217,6 +218,7 @@ def test_one_error_lists_everything_missing_or_malformed_without_a_value(tmp_pat
         "WANDB_API_KEY",
         "GITHUB_TOKEN is",
         "GITHUB_TOKN",
+        "a key is not a known key",
         "What to do: ",
     ):
         assert part in shown
@@ -234,7 +236,9 @@ def test_each_of_the_five_drive_fields_is_required(tmp_path: Path, field: str) -
     assert named == [field]
 
 
-@pytest.mark.parametrize("value", ["", " ", None, 5, [], {}, " token", "token\n", "to\nken", "to\0ken", "token…"])
+@pytest.mark.parametrize(
+    "value", ["", " ", None, 5, [], {}, " token", '"token"', "token\n", "to\nken", "to\0ken", "token…"]
+)
 def test_a_token_must_be_plain_text(tmp_path: Path, value: object) -> None:
     """A line break at its end would end a header early; an empty token is a mistake."""
     assert "GITHUB_TOKEN is" in refusal(write_secrets(tmp_path / "secrets.json", {"GITHUB_TOKEN": value}))

@@ -26,6 +26,9 @@ def identity_ref(folder: Path, address: str) -> str:
         "https://user:token@github.com/owner/name.git",
         "git@github.com:owner/name.git",
         "ssh://git@github.com/owner/name.git",
+        "ssh://git@ssh.github.com:443/owner/name.git",
+        "org-12@github.com:owner/name.git",
+        "https://user:p@ss@github.com/owner/name.git",
     ],
 )
 def test_the_forms_of_an_address_are_one_repository(tmp_path: Path, address: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from lib.errors import RemoteError
 from lib.escape import visible
-from lib.remotes.credentials import without_user
+from lib.remotes.addresses import without_user
 from lib.remotes.store_errors import UNKNOWN, explain
 from lib.sync.stores.base import open_object_store
 
