@@ -21,6 +21,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ from lib.train.tracking import Recorder
 
 FIRST = RANK in {-1, 0}
 """Whether this process writes the files: it is the only worker, or rank 0 of several."""
+LAZY = ("matplotlib.pyplot", "torch._dynamo", "wandb.apis.public")
+"""What the libraries import in the first batch, which takes two seconds: a process that waits has the time."""
 UNWATCHED = 300.0  # seconds between two states of a bar in a log; a shorter epoch shows progress by its own line
 
 BaseTrainer: Any = library.BaseTrainer  # the library is untyped
@@ -259,6 +262,8 @@ def main(guard: type[GuardedTrainer] = GuardedTrainer) -> None:
     Exits with status 0 unless the training raised, and at once if the standard input ends without a plan.
     """
     die_with(os.getppid())
+    for name in LAZY:
+        import_module(name)
     if not (plan_file := sys.stdin.readline().rstrip("\n")):
         os._exit(0)
     plan = WorkerPlan.model_validate_json(Path(plan_file).read_bytes())
