@@ -1,7 +1,8 @@
 """Train one experiment: run its worker processes, and handle their failures.
 
 Training runs in subprocesses (`trainer.py`), one per GPU, even if there is only one GPU or none: a hung worker can be
-killed, a retry after an out-of-memory error starts with all memory free, and the notebook's kernel survives.
+killed, a retry after an out-of-memory error starts with all memory free, and the notebook's kernel survives. The first
+workers start long before the training (`start_workers`), since their imports take seconds.
 
 Guarantees: the run trains with the experiment's values, each under ultralytics' own argument name; nothing is
 installed; older results in the same folder are moved aside; no subprocess outlives this process, even if this process

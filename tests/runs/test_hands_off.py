@@ -17,7 +17,7 @@ import nbformat
 import pytest
 from conftest import ROOT, parameters_of, run_git
 from git_host_emulator import GitHost
-from kaggle_emulator import USER, Dataset, KaggleEmulator, ProgramSession
+from kaggle_emulator import USER, WEEK, Dataset, KaggleEmulator, ProgramSession
 
 from lib.experiment.load import load_experiment
 from lib.kaggle.notebook import bake, read_notebook, read_sources
@@ -121,11 +121,18 @@ class Story:
 def test_three_experiments_come_to_their_ends_by_themselves(tmp_path: Path) -> None:
     """The first session of each is killed at its limit; one finishes in the second, one is stopped, one fails twice.
 
+    At first nothing can be pushed: the secrets dataset is being processed, and then the week's GPU hours are used up.
     The sweep is killed right after its first push, and goes on from another machine.
     """
     with KaggleEmulator() as kaggle, GitHost(tmp_path / "host") as host:
-        kaggle.datasets[f"{USER}/kaggle-training-secrets"] = Dataset()
+        kaggle.datasets[f"{USER}/kaggle-training-secrets"] = Dataset(states=["BLOBS_RECEIVED", "READY"])
         story = Story(tmp_path, kaggle, host)
+        for reason in ("for the secrets dataset (blobs_received)", "0.00h of 30.00h left until"):
+            waiting = story.sweep(story.machines[1])
+            output = waiting.communicate()[0]
+            assert (reason in output, waiting.returncode, kaggle.pushes) == (True, 3, []), output
+            kaggle.quota = (30.0, 30.0)
+        kaggle.advance(WEEK)
         first = story.sweep(story.machines[0])
         while not kaggle.pushes:
             assert first.poll() is None, first.communicate()[0]
