@@ -1,9 +1,10 @@
-"""Run the trainer and measure the time of our callbacks: `python -m timed_trainer PLAN`, for `training.py`."""
+"""Run the trainer and measure the time of our callbacks: the module `timed_trainer` of a worker, for `training.py`."""
 
 from __future__ import annotations
 
 import json
 import time
+from functools import partial
 
 from lib.train import trainer
 from lib.train.launch import WorkerPlan
@@ -26,5 +27,4 @@ class Timed(trainer.GuardedTrainer):
             (self.plan.folder / "callbacks.json").write_text(json.dumps(self.spent), encoding="utf-8")
 
 
-if __name__ == "__main__":
-    trainer.main(Timed)
+main = partial(trainer.main, guard=Timed)

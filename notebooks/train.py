@@ -198,7 +198,7 @@ from lib.train.launch import train
 
 print(f"Dashboard: {tracking.address}")
 uploader = CheckpointUploader(session, dataset.md5, hold)
-log.on_error(lambda error: uploader.fail(error, tracking), tell)
+log.on_error(lambda _: workers.close(), lambda error: uploader.fail(error, tracking), tell)
 with uploader:
     seconds = expected.epoch if expected else None  # of an epoch
     trained = train(

@@ -71,14 +71,25 @@ PARAMETERS = click.option(
 
 
 def run_command_line(command: click.Command) -> None:
-    """Run a command; print an error of this project as its message, without a traceback, and exit with 1."""
+    """Run a command; print an error of this project as its message, without a traceback, and exit with 1.
+
+    Ctrl-C exits with 130, as in a shell: a sweep that somebody ended has not failed.
+    """
     clean_environment()
     redact_tracebacks(Credentials().redact)
     try:
-        command(complete_var="_LIB_COMPLETE")  # the default name would contain the spaces of `python -m lib`
+        # the default name of the variable would contain the spaces of `python -m lib`
+        status = command.main(complete_var="_LIB_COMPLETE", standalone_mode=False)
     except RunError as error:
         print(f"Error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        status = 1
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except click.Abort as aborted:
+        print("Aborted!", file=sys.stderr)
+        status = 130 if isinstance(aborted.__cause__, KeyboardInterrupt) else 1
+    raise SystemExit(status)
 
 
 def complete_branch(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[str]:

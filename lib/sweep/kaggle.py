@@ -78,7 +78,8 @@ class Kaggle:
 
     def stop(self) -> float:
         """Print that the sessions go on, and return the seconds to wait for their end: none."""
-        print("\nThe sessions on Kaggle go on. Start the same sweep again to follow them and to resume their runs.")
+        print("\nThe sessions on Kaggle go on. Start the same sweep again to follow them and to resume their runs; "
+              "`python -m lib stop EXPERIMENT` stops one.")  # fmt: skip
         return 0.0
 
     def look(self) -> dict[str, Progress]:

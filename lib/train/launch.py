@@ -1,6 +1,6 @@
 """Train one experiment: run its worker processes, and handle their failures.
 
-Training runs in subprocesses (`trainer.py`), one per GPU, even if there is only one GPU or none: a hung worker can be
+Training runs in subprocesses (`worker.py`), one per GPU, even if there is only one GPU or none: a hung worker can be
 killed, a retry after an out-of-memory error starts with all memory free, and the notebook's kernel survives. The first
 workers start long before the training (`start_workers`), since their imports take seconds.
 
@@ -111,11 +111,7 @@ class Outcome(BaseModel):
 
 def prepare_library(scratch: Path) -> None:
     """Configure ultralytics for a run, before its first import: separate settings, no installs, no other trackers."""
-    config = scratch / "ultralytics"
-    config.mkdir(parents=True, exist_ok=True)
-    os.environ["YOLO_CONFIG_DIR"] = str(config)
-    os.environ["YOLO_AUTOINSTALL"] = "false"
-    os.environ["YOLO_VERBOSE"] = "false"  # it prints five lines per epoch; lib/train/trainer.py prints one
+    config = _prepare_environment(scratch)
     # lib/train/tracking.py writes the only W&B run; the library's own integrations would open more
     from ultralytics import settings
     from ultralytics.utils import LOGGER
@@ -123,9 +119,17 @@ def prepare_library(scratch: Path) -> None:
     LOGGER.setLevel(logging.WARNING)
     trackers = dict.fromkeys(("clearml", "comet", "dvc", "mlflow", "neptune", "raytune", "tensorboard", "wandb"), False)
     known = {name: value for name, value in trackers.items() if name in settings}
-    wanted = {**known, "sync": False, "weights_dir": str(config / "weights"), "runs_dir": str(config / "runs")}
-    if any(settings[name] != value for name, value in wanted.items()):  # else a worker may be reading the file
-        settings.update(wanted)
+    settings.update({**known, "sync": False, "weights_dir": str(config / "weights"), "runs_dir": str(config / "runs")})
+
+
+def _prepare_environment(scratch: Path) -> Path:
+    """Set what ultralytics reads from the environment, here and in subprocesses; return its folder of settings."""
+    config = scratch / "ultralytics"
+    config.mkdir(parents=True, exist_ok=True)
+    os.environ["YOLO_CONFIG_DIR"] = str(config)
+    os.environ["YOLO_AUTOINSTALL"] = "false"
+    os.environ["YOLO_VERBOSE"] = "false"  # it prints five lines per epoch; lib/train/trainer.py prints one
+    return config
 
 
 def train(
@@ -170,6 +174,8 @@ def train(
             "exist_ok": True,
         }
         if workers is None or not workers.are_alive:
+            if workers is not None:
+                workers.close()  # one has died, but the other ranks still wait
             workers = start_workers(session, device, worker)
         processes = len(workers)
         outcome = _run(session, workers, arguments, tracking, expected, confirm)
@@ -222,20 +228,24 @@ def start_workers(session: Session, device: str = "", worker: str = "lib.train.t
 
     They import the libraries, which takes seconds, and wait for `train`; until then they use no GPU.
     """
-    prepare_library(session.scratch)  # they read its settings when they import it
-    # the workers' output must appear at once
-    environment = {**found_from(session.root), "PYTHONUNBUFFERED": "1"}
+    _prepare_environment(session.scratch)
+    environment = {
+        **found_from(session.root),
+        "PYTHONUNBUFFERED": "1",  # the workers' output must appear at once
+        # ultralytics' own default, which it sets too late here: torch is imported before it
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or "1",
+    }
     count = len((device or session.device).split(","))
     identities = [{"WORLD_SIZE": "1"}]
     if count > 1:  # as torchrun sets them
-        threads = os.environ.get("OMP_NUM_THREADS", "1")
         identities = [
-            {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",
-             "OMP_NUM_THREADS": threads}
+            {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
             for rank in map(str, range(count))
-        ]  # fmt: skip
+        ]
     return SideBySide(
-        [sys.executable, "-m", worker], [environment | identity for identity in identities], cwd=session.root
+        [sys.executable, "-m", "lib.train.worker", worker, str(os.getpid())],
+        [environment | identity for identity in identities],
+        cwd=session.root,
     )
 
 

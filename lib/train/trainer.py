@@ -1,4 +1,4 @@
-"""Train as one worker of a training: `python -m lib.train.trainer`, started by `launch.py`, reads the plan's path.
+"""Train as one worker of a training, in a process of `worker.py`.
 
 Guarantees: training uses the plan's arguments, also on resume; a checkpoint in its folder is complete at every moment,
 even while the library writes it; every finished batch updates the heartbeat file; training stops before an epoch that
@@ -21,7 +21,6 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,6 @@ from ultralytics.utils.torch_utils import init_seeds, torch_distributed_zero_fir
 
 from lib.experiment.modules import Task
 from lib.files import replacing
-from lib.process import die_with
 from lib.progress import REDRAWN, Bar, duration
 from lib.train.failures import is_memory
 from lib.train.launch import Outcome, WorkerPlan
@@ -44,8 +42,6 @@ from lib.train.tracking import Recorder
 
 FIRST = RANK in {-1, 0}
 """Whether this process writes the files: it is the only worker, or rank 0 of several."""
-LAZY = ("matplotlib.pyplot", "torch._dynamo", "wandb.apis.public")
-"""What the libraries import in the first batch, which takes two seconds: a process that waits has the time."""
 UNWATCHED = 300.0  # seconds between two states of a bar in a log; a shorter epoch shows progress by its own line
 
 BaseTrainer: Any = library.BaseTrainer  # the library is untyped
@@ -256,17 +252,9 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, part)
 
 
-def main(guard: type[GuardedTrainer] = GuardedTrainer) -> None:
-    """Wait for the plan whose path comes by the standard input, train, and write the outcome.
-
-    Exits with status 0 unless the training raised, and at once if the standard input ends without a plan.
-    """
-    die_with(os.getppid())
-    for name in LAZY:
-        import_module(name)
-    if not (plan_file := sys.stdin.readline().rstrip("\n")):
-        os._exit(0)
-    plan = WorkerPlan.model_validate_json(Path(plan_file).read_bytes())
+def main(plan_file: Path, guard: type[GuardedTrainer] = GuardedTrainer) -> None:
+    """Train according to a plan and write the outcome; exit with status 0 unless the training raised."""
+    plan = WorkerPlan.model_validate_json(plan_file.read_bytes())
     if plan.port is not None:
         os.environ["MASTER_PORT"] = str(plan.port)
     status = 1
@@ -284,7 +272,3 @@ def main(guard: type[GuardedTrainer] = GuardedTrainer) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # a thread that still waits for the network must not delay the exit
-
-
-if __name__ == "__main__":
-    main()

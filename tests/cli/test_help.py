@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
+from conftest import ROOT
 
 from lib.cli.app import app
 
@@ -18,3 +21,17 @@ def test_every_command_ends_its_help_with_an_example_that_it_accepts(name: str) 
     called, *words = shlex.split(example[1])
     assert called == name
     app.commands[name].make_context(name, words)  # raises UsageError for an unknown option or a missing argument
+
+
+def test_ctrl_c_is_told_from_a_failure() -> None:
+    """Its exit status is that of a shell's command; a question that is answered with no ends with 1."""
+    script = "import click; from lib.cli.options import run_command_line; "
+    ends = ["def end(): raise KeyboardInterrupt", "def end(): raise click.Abort"]
+    statuses = [
+        subprocess.run(
+            [sys.executable, "-c", f"{script}\n{end}\nrun_command_line(click.command()(end))"], cwd=ROOT,
+            capture_output=True,
+        ).returncode
+        for end in ends
+    ]  # fmt: skip
+    assert statuses == [130, 1]

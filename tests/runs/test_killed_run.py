@@ -21,7 +21,7 @@ from publications import take_over
 
 from lib.sandbox.dataset import draw_dataset
 
-EPOCHS = 6
+EPOCHS = 8
 ARTIFACTS = "artifacts/detection/exp000_sandbox"
 CHECKPOINT = "refs/heads/kaggle-checkpoint-detection-exp000-sandbox"
 MARK = "KAGGLE_TRAINING_SESSION"
@@ -79,6 +79,10 @@ class Machine:
     def log(self, name: str) -> Path:
         """Return the file with the output of a session."""
         return self.folder / f"{name}.log"
+
+    def uploads(self) -> int:
+        """Return the number of checkpoints that the first session has uploaded; an epoch may be passed over."""
+        return self.log("first").read_text().count(" is uploaded (")
 
     def kill(self, session: subprocess.Popen[str]) -> None:
         """Kill all processes of a session at once, also those in other process groups."""
@@ -142,12 +146,12 @@ def wait_for(machine: Machine, session: subprocess.Popen[str], condition: Callab
 def kill_in(machine: Machine, moment: str) -> None:
     """Run a session up to the moment, and kill it."""
     session = machine.start("first")
-    wait_for(machine, session, lambda: "Checkpoint: epoch 1 is uploaded" in machine.log("first").read_text())
+    wait_for(machine, session, lambda: machine.uploads() > 0)
     if ref := MOMENTS[moment]:
         machine.block(ref)
         wait_for(machine, session, machine.blocked.exists)
     else:
-        wait_for(machine, session, lambda: "Checkpoint: epoch 2 is uploaded" in machine.log("first").read_text())
+        wait_for(machine, session, lambda: machine.uploads() > 1)
     machine.kill(session)
     machine.unblock()
 
@@ -186,7 +190,7 @@ def test_a_session_that_was_taken_over_stops_its_training(tmp_path: Path) -> Non
     """It ends with the reason and publishes nothing; the checkpoint stays for the session that has the run now."""
     machine = Machine(tmp_path)
     session = machine.start("first")
-    wait_for(machine, session, lambda: "Checkpoint: epoch 1 is uploaded" in machine.log("first").read_text())
+    wait_for(machine, session, lambda: machine.uploads() > 0)
     run_git("clone", "--quiet", machine.origin, tmp_path / "other", cwd=tmp_path)
     other = take_over(tmp_path / "other", "detection-exp000-sandbox")
     assert session.wait(120) == 1

@@ -1,4 +1,4 @@
-"""Run the real trainer on a faulty machine: `python -m faulty_trainer`, with the fault in `FAULT`.
+"""Run the real trainer on a faulty machine: the module `faulty_trainer` of a worker, with the fault in `FAULT`.
 
 Faults happen at the library's own calls, as hardware and operating systems cause them: too little memory for a batch,
 a process that is killed between two epochs or while it writes a checkpoint, ranks that wait for each other forever.
@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -81,5 +82,4 @@ if FAULT == "torn":
 
     Path.write_bytes = write_half  # type: ignore[method-assign, assignment]
 
-if __name__ == "__main__":
-    trainer.main(Faulty)
+main = partial(trainer.main, guard=Faulty)

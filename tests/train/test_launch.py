@@ -1,19 +1,21 @@
-"""A training is ended by the session that watches it."""
+"""The processes of a training: how they are started, and that the session which watches them ends them."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Stores, is_alive
+from conftest import ROOT, SEARCHED, Stores, is_alive, processes_with
 from publications import lock_of, take_over
 
 from lib.errors import TakenOverError
 from lib.experiment.load import load_experiment
 from lib.session import Session
 from lib.sync import RunLock
-from lib.train.launch import train
+from lib.train.launch import start_workers, train
 from lib.train.tracking import configure_tracking
 from lib.train.weights import StartingPoint
 
@@ -25,8 +27,11 @@ time.sleep(600)
 """
 
 
-def test_a_training_ends_when_another_session_has_taken_the_run_over(stores: Stores) -> None:
+def test_a_training_ends_when_another_session_has_taken_the_run_over(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The holder notices it within a tenth of its lease; the error says so, and no worker is left running."""
+    monkeypatch.setenv("PYTHONPATH", SEARCHED)
     (stores.clone / "sleeper.py").write_text(SLEEPER)
     pid = stores.clone / "pid"
     others: list[RunLock] = []
@@ -47,3 +52,31 @@ def test_a_training_ends_when_another_session_has_taken_the_run_over(stores: Sto
     assert not is_alive(int(pid.read_text()))
     assert stores.runs() == [hold.ref]  # the other session's
     others[0].release()
+
+
+@pytest.mark.parametrize("device", ["0", "0,1"])
+def test_a_worker_has_the_threads_that_ultralytics_gives_a_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    """One each: torch, which is imported before ultralytics, would take as many as there are cores."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    experiment = load_experiment(ROOT / "experiments/001_det_baseline.yaml")
+    workers = start_workers(Session(ROOT, tmp_path, tmp_path, experiment), device)
+    try:
+        found = processes_with(f"YOLO_CONFIG_DIR={tmp_path}/ultralytics".encode())
+        assert len(found) == len(workers) == len(device.split(","))
+        assert set(found) <= set(processes_with(b"OMP_NUM_THREADS=1"))
+    finally:
+        workers.close()
+
+
+def test_a_worker_whose_parent_has_died_does_not_train(tmp_path: Path) -> None:
+    """The parent may be killed when it has sent the plan, and before the worker asks the system to end with it."""
+    (tmp_path / "toucher.py").write_text("def main(plan): plan.touch()")
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    subprocess.run(
+        [sys.executable, "-m", "lib.train.worker", "toucher", str(gone.pid)], cwd=ROOT, text=True,
+        env={"PYTHONPATH": str(tmp_path)}, input=f"{tmp_path}/trained\n", timeout=60,
+    )  # fmt: skip
+    assert not (tmp_path / "trained").exists()

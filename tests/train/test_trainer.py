@@ -494,6 +494,9 @@ def test_no_training_process_outlives_its_notebook(machine: Machine, number: int
     try:
         (worker,) = wait_for_workers(parent.pid, 1)
         beat = machine.folder / name / "scratch/training/beat"
+        while not beat.exists():  # until then the process has no plan
+            assert parent.poll() is None
+            time.sleep(0.1)
         first = beat.stat().st_mtime_ns
         while beat.stat().st_mtime_ns == first and parent.poll() is None:
             time.sleep(0.1)

@@ -55,14 +55,15 @@ def test_a_training_gets_only_the_documented_arguments(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_died_while_it_waited_is_replaced(tmp_path: Path) -> None:
-    """The system may kill it before the training begins, when memory is short."""
+    """The system may kill it before the training begins, when memory is short; the other rank ends, too."""
     session = Session(tmp_path, tmp_path, tmp_path, load_experiment(BASELINE))
-    workers = SideBySide(["sh", "-c", "exit 7"], [{}], cwd=tmp_path)
+    workers = SideBySide(["sh", "-c", "$THEN"], [{"THEN": "exit 7"}, {"THEN": "sleep 600"}], cwd=tmp_path)
     while workers.are_alive:
         time.sleep(0.01)
     given = session, tmp_path / "data.yaml", StartingPoint(None), configure_tracking(session)
     with pytest.raises(TrainingError, match="ended with status 1"):
         train(*given, worker="nobody", workers=workers)
+    assert len(workers) == 0
 
 
 @pytest.mark.parametrize("key", [key for key in KEYS if key in BECOMES or key.startswith("augmentation.")])
