@@ -23,7 +23,9 @@ def public_url(url: str) -> str:
     ssh = SSH.fullmatch(url)
     if ssh is None:
         return without_user(url) if re.match("https?://", url, re.IGNORECASE) else url
-    host = (ssh["host"] or ssh["short"]).replace("ssh.github.com", "github.com")  # its host for ssh over port 443
+    host = ssh["host"] or ssh["short"]
+    if host == "ssh.github.com":  # GitHub's host for ssh over port 443
+        host = "github.com"
     return f"https://{host}/{(ssh['path'] or ssh['rest']).lstrip('/')}"
 
 

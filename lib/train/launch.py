@@ -254,9 +254,11 @@ def _run(
     confirm: Callable[[], object],
 ) -> Outcome:  # fmt: skip
     """Run the workers until all have ended, and return their outcome; no worker is ever left behind."""
-    from ultralytics.utils.dist import find_free_network_port
+    stall, port = session.experiment.hardware.stall_minutes, None
+    if len(workers) > 1:
+        from ultralytics.utils.dist import find_free_network_port
 
-    stall = session.experiment.hardware.stall_minutes
+        port = find_free_network_port()  # as late as possible: another program may take it
     plan = WorkerPlan(
         task=session.experiment.about.task,
         arguments=arguments,
@@ -265,7 +267,7 @@ def _run(
         expected=expected,
         tracking=tracking,
         watched=is_watched(sys.stdout),
-        port=find_free_network_port() if len(workers) > 1 else None,
+        port=port,
     )
 
     def look() -> None:

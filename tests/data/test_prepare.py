@@ -32,7 +32,7 @@ TASKS = {"detection": "detect", "localization": "pose"}
 
 @pytest.fixture(autouse=True)
 def _cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Give each test a folder of its own in which its runs keep arrays."""
+    """Set a folder for each test in which its runs keep arrays."""
     monkeypatch.setenv(VARIABLE, str(tmp_path / "cache"))
 
 
