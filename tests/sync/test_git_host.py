@@ -24,7 +24,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from conftest import RUN, WEIGHTS, Stores, run_git, write_run
+from conftest import RUN, WEIGHTS, Stores, eventually, run_git, write_run
 from git_host_emulator import GitHost, Kind, Right
 from publications import (
     BRANCH,
@@ -775,9 +775,7 @@ def test_a_commit_push_that_arrives_after_its_rollback_is_rejected(
         hosted.publish()
     late = next(request for request in hosted.host.requests if re.search(COMMIT_PUSH, str(request)))
     assert not late.authorised  # the host has not processed it yet
-    deadline = time.monotonic() + 20
-    while not late.status and time.monotonic() < deadline:
-        time.sleep(0.05)
+    eventually(lambda: late.status)
     assert late.authorised
     assert_untouched(hosted, before)
 

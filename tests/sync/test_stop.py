@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import switches
-from conftest import WEIGHTS, Stores, run_git, write_run
+from conftest import WEIGHTS, Stores, eventually, run_git, write_run
 from publications import (
     BRANCH,
     CHECKPOINT,
@@ -63,14 +63,6 @@ def stop(stores: Stores, action: str = "publish") -> None:
     clone = stores.folder / "person"
     refs = Refs(clone if clone.exists() else stores.clone_again("person"), Credentials())
     refs.push(RefUpdate(STOP, ANY, refs.write_stop(Stop.model_validate({"action": action}))))
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    """Wait until the condition holds."""
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.05)
 
 
 def test_a_session_sees_a_stop_when_it_looks_for_questions(stores: Stores, lock: Make) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from conftest import ROOT, Stores, run_git
+from conftest import ROOT, Stores, eventually, run_git
 from publications import take_over
 
 from lib.cli.app import app
@@ -168,19 +168,11 @@ class Gate:
 
     def wait(self) -> None:
         """Wait until a push has reached the hook."""
-        wait_until(self._reached.exists)
+        eventually(self._reached.exists)
 
     def open(self) -> None:
         """Let this push and all others pass."""
         self._opened.touch()
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    """Wait until another thread has done its work; a minute is far more than it takes."""
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def uploaded_record(stores: Stores) -> Record | None:
@@ -209,10 +201,10 @@ def test_a_checkpoint_is_uploaded_after_the_first_epoch_and_then_the_newest(mach
     """One branch moves forward, and the DVC remote has the complete weights of one checkpoint."""
     with uploading(machine, checkpoint_minutes=0.001):
         train_epoch(machine, 1)
-        wait_until(lambda: uploaded_epoch(machine) == 1)
+        eventually(lambda: uploaded_epoch(machine) == 1)
         train_epoch(machine, 2)
         train_epoch(machine, 3)
-        wait_until(lambda: uploaded_epoch(machine) == 3)
+        eventually(lambda: uploaded_epoch(machine) == 3)
     assert list(machine.refs()) == [REF]
     assert len(machine.objects()) == 2
     findings = check(machine.clone_again()).findings
@@ -244,7 +236,7 @@ def test_a_slow_upload_does_not_delay_training(machine: Stores) -> None:
         for epoch in (2, 3, 4):
             train_epoch(machine, epoch)
         gate.open()
-        wait_until(lambda: uploaded_epoch(machine) == 4)
+        eventually(lambda: uploaded_epoch(machine) == 4)
     assert count_checkpoints(machine) == 2
 
 
@@ -252,7 +244,7 @@ def test_the_last_checkpoint_is_uploaded_when_training_ends_early(machine: Store
     """If the session's time is over before the next checkpoint is due, the last epoch is not lost."""
     with uploading(machine, checkpoint_minutes=500.0):
         train_epoch(machine, 1)
-        wait_until(lambda: uploaded_epoch(machine) == 1)
+        eventually(lambda: uploaded_epoch(machine) == 1)
         train_epoch(machine, 5)
     assert uploaded_epoch(machine) == 5
 
@@ -289,7 +281,7 @@ def test_a_failed_upload_is_reported_and_retried(
             output += capsys.readouterr().out
             time.sleep(0.02)
         machine.remove_hook("pre-receive")
-        wait_until(lambda: uploaded_epoch(machine) == 1)
+        eventually(lambda: uploaded_epoch(machine) == 1)
     assert "Checkpoint: epoch 1 is uploaded" in capsys.readouterr().out
 
 
@@ -307,7 +299,7 @@ def test_ctrl_c_does_not_wait_for_an_upload(machine: Stores) -> None:
         interrupt()
     assert uploader.is_at_work
     gate.open()
-    wait_until(lambda: not uploader.is_at_work)
+    eventually(lambda: not uploader.is_at_work)
     hold.release()
 
 
@@ -333,7 +325,7 @@ def test_a_session_that_was_taken_over_uploads_nothing_more(
     """Its uploader reports it, does not say that it retries, and leaves the other session's checkpoint as it is."""
     with uploading(machine, checkpoint_minutes=0.0001):
         train_epoch(machine, 1)
-        wait_until(lambda: uploaded_epoch(machine) == 1)
+        eventually(lambda: uploaded_epoch(machine) == 1)
         other = take_over(machine.clone_again(), EXPERIMENT.key)
         train_epoch(machine, 2)
         output = ""
