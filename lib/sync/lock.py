@@ -141,7 +141,8 @@ class RunLock:
         older = RefUpdate(self.stop_ref, ANY, None)  # a stop counts for the session that it finds, not for the next one
         identity = seen.get(self.refs.identity_ref)
         if self.ref not in seen:
-            return self._take(None, identity, older)
+            # of the first two sessions of a repository, one creates the identity, and the other must try again
+            return self._take(None, identity, older) or (identity is None and self._try())
         identity = identity or self.refs.identity()  # a listing is not atomic: one push may have created both refs
         run = self.refs.read_runs(self.name).get(self.name)
         if run is None:

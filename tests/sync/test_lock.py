@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import WEIGHTS, Stores, run_git, write_run
+from conftest import WEIGHTS, Stores, eventually, run_git, write_run
 from git_host_emulator import GitHost, Kind
 from publications import (
     BRANCH,
@@ -98,14 +98,6 @@ def dead(lock: Make, clone: Path, name: str = NAME, *, lease: float = LEASE) -> 
     held.take()
     hang(held)
     return held
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    """Wait until the condition holds."""
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.05)
 
 
 def record_of(stores: Stores, ref: str = REF) -> RunRecord:
@@ -257,6 +249,15 @@ def test_of_two_sessions_that_saw_the_run_free_the_later_one_asks(
     assert not second._try()
     with pytest.raises(RunHeldError):
         second.take()
+
+
+def test_the_first_two_sessions_of_a_repository_both_hold_their_runs(
+    stores: Stores, lock: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both push the repository's identity; the one whose push is refused for it is not told that its run is held."""
+    first, second = lock(stores.clone, "detection-other"), lock(stores.clone_again())
+    after_reading(monkeypatch, first.take)
+    assert second.watch()
 
 
 # ── asking ────────────────────────────────────────────────────────────────────────────────────────────────────────────
