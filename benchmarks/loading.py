@@ -1,8 +1,9 @@
 """Loading images for training and for its validation, against ultralytics' own loader, on one core.
 
 The images are drawn JPEGs of three sizes. Both sides read them with the loader of `yolo train`, without processes of
-its own; ours reads what step 6 has prepared. The values are milliseconds an image; the time that preparing takes is
-noted, with the growth of each process's memory while it reads.
+its own; ours reads what step 6 has prepared, in the environment of a training process. The values are milliseconds an
+image in the second epoch; the time that preparing takes is noted, with the growth of each process's memory while it
+reads.
 
     uv run python benchmarks/loading.py [--turns 3] [--images 48]
 """
@@ -11,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +35,7 @@ from lib.data.prepare import prepare_images
 from lib.experiment.load import load_experiment
 from lib.sandbox.dataset import draw_image
 from lib.session import Session
+from lib.train.launch import ALLOCATOR
 
 SIZES = {(960, 720): 1.4, (1920, 1080): 2.0, (4000, 3000): 6.0}
 """Width and height of the images, and how many times as fast the loading of a training is to be."""
@@ -45,12 +49,15 @@ file, split = sys.argv[1:]
 about, settings = check_det_dataset(file), get_cfg(overrides={"task": "detect", "imgsz": 640})
 mode = "train" if split == "train" else "val"
 built = build_yolo_dataset(settings, about[split], 16, about, mode=mode, rect=mode == "val")
+# the mosaic's buffer holds a few of a large dataset's images; here it would hold all of them
+built.max_buffer_length = len(built) // 8
 loader = build_dataloader(built, 16, 0, shuffle=mode == "train")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-begun, count = time.process_time(), 0
-for batch in loader:
-    count += len(batch["img"])
-seconds = time.process_time() - begun
+for count in (0, 0):  # the first epoch also imports, and fills the buffer
+    begun = time.process_time()
+    for batch in loader:
+        count += len(batch["img"])
+    seconds = time.process_time() - begun
 grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
 print(json.dumps({"ms": 1000 * seconds / count, "MiB": grown / 1024}))
 """
@@ -74,9 +81,12 @@ def draw(folder: Path, size: tuple[int, int], images: int) -> tuple[Session, Dat
     return session, check_dataset(folder / "data", experiment, session.scratch, md5="")
 
 
-def load(file: Path, split: str, grown: list[float]) -> float:
-    """Load a split in a process of its own; return the milliseconds an image."""
-    done = subprocess.run([sys.executable, "-c", LOAD, file, split], capture_output=True, text=True, check=True)
+def load(file: Path, split: str, grown: list[float], settings: Mapping[str, str]) -> float:
+    """Load a split in a process of its own with these settings; return the milliseconds an image."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, file, split], capture_output=True, text=True, check=True,
+        env={**os.environ, **settings},
+    )  # fmt: skip
     found = json.loads(done.stdout.splitlines()[-1])
     grown.append(found["MiB"])
     return float(found["ms"])
@@ -97,8 +107,8 @@ def main() -> None:
                 memory: tuple[list[float], list[float]] = [], []
                 case = compare(
                     f"{split}-{size[0]}x{size[1]}",
-                    partial(load, prepared.training_file, split, memory[0]),
-                    partial(load, dataset.data_file, split, memory[1]),
+                    partial(load, prepared.training_file, split, memory[0], ALLOCATOR),
+                    partial(load, dataset.data_file, split, memory[1], {}),
                     turns=args.turns,
                     reach=1 / times if split == "train" else 1.0,
                 )
