@@ -149,16 +149,13 @@ def sweep(
     if engine == "kaggle":
         from lib.sweep.kaggle import Kaggle
 
-        trainer = Kaggle(
-            project.root, project.credentials, user=kaggle_user, dataset=secrets_dataset, slots=slots, resume=resume
-        )
+        trainer = Kaggle(project.root, user=kaggle_user, dataset=secrets_dataset, slots=slots, resume=resume)
     else:
         from lib.sweep.engine import Cluster
 
-        trainer = Cluster(address, gpus=gpus_per_run, cpus=cpus_per_run, retries=retries)
+        trainer = Cluster(address, gpus=gpus_per_run, cpus=cpus_per_run, retries=retries, resume=resume)
     status = train_all(
         project.root, chosen, trainer, sandbox=sandbox.resolve() if sandbox else None, allow_dirty=allow_dirty,
         secrets=project.secrets, folder=folder.resolve(), watched=sys.stdout.isatty(), once=once,
-        leaves_stopped=engine == "ray" and not resume,  # Kaggle's plan sees whether one has been resumed since
     )  # fmt: skip
     raise SystemExit(status)

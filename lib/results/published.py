@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import click
 
-from lib.errors import BranchError, KaggleError
+from lib.errors import BranchError
 from lib.experiment.schema import Experiment
 from lib.results.record import RunRecord, parse
 from lib.sync import STOPS, Refs, short_name
@@ -123,23 +123,32 @@ def completed_epochs(texts: Mapping[str, str], key: str) -> int:
         return 0
 
 
-def find_stopped(refs: Refs, experiment: Experiment) -> str:
+def find_published(refs: Refs, experiment: Experiment, commit: str) -> str:
+    """Return the branch of a finished run of exactly this experiment and commit; empty if there is none."""
+    wanted = experiment.model_dump(mode="json")
+    for record in _runs_of(refs, experiment):
+        if (record.experiment, record.commit, record.state) == (wanted, commit, "finished"):
+            return record.branch
+    return ""
+
+
+def find_stops(refs: Refs, experiment: Experiment) -> tuple[str, ...]:
     """Return why only a person may begin or resume the experiment, who stopped it; empty if nobody has.
 
-    A stop without a branch is of a session that ended before it obeyed, was deleted, or was to publish nothing.
+    A stop without a branch is of a session that ended before it obeyed, was deleted, or was to publish nothing. Two
+    stops never have the same text.
     """
     stop = f"{STOPS}{short_name(experiment.key)}"
-    if stop in refs.list_refs(stop):
-        return f"{experiment.key} was asked to stop ({stop})"
+    asked = [f"{experiment.key} was asked to stop ({stop}, {commit[:12]})" for commit in refs.list_refs(stop).values()]
+    newest = next(_runs_of(refs, experiment), None)
+    published = [f"{experiment.key} was stopped: {newest.branch}"] if newest and newest.state == "stopped" else []
+    return (*asked, *published)
+
+
+def _runs_of(refs: Refs, experiment: Experiment) -> Iterator[RunRecord]:
+    """Yield the readable records of the published runs of an experiment, newest first."""
     texts = refs.read_files_of_all(f"{HEADS}kaggle-train-{experiment.key}-*", "artifacts/*/run.json")
-    newest = next(own_records(texts, experiment), None)
-    return f"{experiment.key} was stopped: {newest.branch}" if newest and newest.state == "stopped" else ""
-
-
-def refuse_stopped(refs: Refs, experiment: Experiment) -> None:
-    """Raise `KaggleError` if a person has stopped the experiment: a push must not go on with it by itself."""
-    if why := find_stopped(refs, experiment):
-        raise KaggleError(f"{why}.", remedy="push with --resume, which goes on from its checkpoint if it has one.")
+    yield from own_records(texts, experiment)
 
 
 def ask_for_run(refs: Refs) -> str:

@@ -1,8 +1,8 @@
 """Run a sweep on a Ray cluster; the only module that imports Ray.
 
-Guarantees: each run is a task that Ray schedules on a node with enough free GPUs. If a node dies, its task is retried
-on another node and resumes from its checkpoint branch. A run that fails by itself is not retried and stops no other
-run. No credentials pass through the engine.
+Guarantees: each run is a task that Ray schedules on a node with enough free GPUs. If a node dies, its run is submitted
+again and resumes from its checkpoint branch on another node, unless a person has stopped it meanwhile. A run that fails
+by itself is not repeated and stops no other run. No credentials pass through Ray.
 
 Cannot: outlive the driver; its tasks end with it. The same sweep, started again, resumes.
 """
@@ -16,12 +16,14 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from lib.errors import ClusterError
+from lib.errors import ClusterError, GitPushError
+from lib.results.published import find_published, find_stops
 from lib.sweep.worker import Execution, Job, Progress
+from lib.sync import Refs
 
 LOOK = 1.0  # seconds between two polls of a run
 PATIENCE = 120.0  # seconds that runs have to end after a request to stop
@@ -85,15 +87,33 @@ def _run(name: str, job: Job, board: Any) -> Progress:  # noqa: ANN401  an actor
             time.sleep(LOOK)
 
 
+@dataclass
+class _Submitted:
+    """A run of the sweep: its job, the stops from before it was submitted, and what became of it."""
+
+    job: Job
+    stops: tuple[str, ...]
+    task: Any = None
+    losses: int = 0
+    """How often it has lost its node."""
+    ended: Progress | None = None
+
+
 class Cluster:
-    """A Ray cluster and its runs, as a context manager: the cluster at `address`, or this machine if it is empty."""
+    """A Ray cluster and its runs, as a context manager: the cluster at `address`, or this machine if it is empty.
+
+    Each run may lose its node `retries` times. With `resume`, those that a person has stopped are run, too.
+    """
 
     pause = LOOK
 
-    def __init__(self, address: str = "", *, gpus: float = 1, cpus: float = 1, retries: int = 3) -> None:
+    def __init__(
+        self, address: str = "", *, gpus: float = 1, cpus: float = 1, retries: int = 3, resume: bool = False
+    ) -> None:
         self._address, self._gpus, self._cpus, self._retries = address, gpus, cpus, retries
+        self._resume = resume
         self._board: Any = None
-        self._tasks: dict[str, Any] = {}
+        self._runs: dict[str, _Submitted] = {}
 
     def __enter__(self) -> Self:
         # without an address Ray would join any existing cluster that it detects
@@ -126,38 +146,68 @@ class Cluster:
                 remedy="lower --gpus-per-run (0 trains on the CPU) or --cpus-per-run.",
             )
 
-    def start(self, jobs: Mapping[str, Job]) -> None:
-        """Submit every run to the cluster."""
+    def start(self, jobs: Mapping[str, Job], refs: Refs) -> None:
+        """Submit every run to the cluster, except those that a person has stopped."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._board = ray.remote(num_cpus=0)(Board).options(scheduling_strategy=here).remote(list(jobs))
-        task = ray.remote(
-            num_cpus=self._cpus, num_gpus=self._gpus, max_retries=self._retries, scheduling_strategy="SPREAD"
-        )(_run)  # fmt: skip
-        self._tasks = {name: task.remote(name, job, self._board) for name, job in jobs.items()}
+        self._refs = refs
+        for name, job in jobs.items():
+            run = self._runs[name] = _Submitted(job, find_stops(refs, job.experiment))
+            if run.stops and not self._resume:
+                run.ended = Progress("stopped", note=f"{run.stops[0]}: add --resume")
+            else:
+                self._submit(name, run)
+
+    def _submit(self, name: str, run: _Submitted) -> None:
+        # Ray's own retry would go on with a run that a person has stopped
+        task = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus, max_retries=0, scheduling_strategy="SPREAD")(_run)
+        run.task = task.remote(name, run.job, self._board)
 
     def look(self) -> dict[str, Progress]:
-        """Return the progress of every run, by name. Raises `ClusterError` if the cluster is lost."""
+        """Return the progress of every run, by name; submit those again whose node was lost.
+
+        Raises `ClusterError` if the cluster is lost.
+        """
         reported: Mapping[str, Progress] = self._ask(self._board.read)
         alive = {node["NodeID"][:ID] for node in ray.nodes() if node["Alive"]}
-        done, _ = ray.wait(list(self._tasks.values()), num_returns=len(self._tasks), timeout=0)
         found = {}
-        for name, task in self._tasks.items():
+        for name, run in self._runs.items():
             found[name] = last = reported[name]
-            if task in done:
-                found[name] = self._end(task, last)
+            if not run.ended and ray.wait([run.task], timeout=0)[0]:
+                run.ended = self._end(name, run, last)
+            if run.ended:
+                found[name] = run.ended
             elif last.node and last.node[-ID:] not in alive:
                 found[name] = replace(last, state="lost")
         return found
 
-    def _end(self, task: Any, last: Progress) -> Progress:  # noqa: ANN401  a reference to the task's result
+    def _end(self, name: str, run: _Submitted, last: Progress) -> Progress | None:
+        """Return what a run has come to whose task has ended; None if it goes on, since its node was lost."""
         try:
-            ended: Progress = ray.get(task)
+            ended: Progress = ray.get(run.task)
         except RayTaskError as error:
             return replace(last, state="failed", note=str(error.cause))
         except RayError as error:
-            what = f"its node was lost {self._retries + 1} times ({type(error).__name__})"
-            return replace(last, state="failed", note=f"{what}; start the same sweep again to resume it.")
+            return self._after_loss(name, run, last, f"its node was lost ({type(error).__name__})")
         return ended
+
+    def _after_loss(self, name: str, run: _Submitted, last: Progress, what: str) -> Progress | None:
+        """Submit a run again, if that is due; else return what it has come to."""
+        try:
+            branch = find_published(self._refs, run.job.experiment, str(run.job.parameters["commit"]))
+            stops = [each for each in find_stops(self._refs, run.job.experiment) if each not in run.stops]
+        except GitPushError:
+            return None  # the remote is asked again at the next look
+        if branch:
+            return replace(last, state="published", branch=branch)
+        if stops:
+            return replace(last, state="stopped", note=f"{what}, and {stops[0]}: add --resume")
+        if run.losses == self._retries:
+            note = f"{what}, as {run.losses} times before; start the same sweep again to resume it."
+            return replace(last, state="failed", note=note)
+        run.losses += 1
+        self._submit(name, run)
+        return None
 
     def stop(self) -> float:
         """Request that every run stops; return the seconds that they have for it."""

@@ -30,7 +30,6 @@ from lib.kaggle.kernel import (
 )
 from lib.kaggle.notebook import SOURCES, bake, read_notebook, write_rendered
 from lib.process import CommandFailed, CommandTimedOut
-from lib.remotes.credentials import Credentials
 from lib.results.estimate import LONGEST_SESSION, estimate
 from lib.results.published import HEADS, completed_epochs, own_records
 from lib.sweep.claims import PUSHES, move_claim, read_claims
@@ -52,11 +51,9 @@ class Kaggle:
     pause = 60.0  # seconds between two looks
 
     def __init__(
-        self, project: Path, credentials: Credentials, *, user: str = "", dataset: str = "", slots: int = 2,
-        resume: bool = False,
-    ) -> None:  # fmt: skip
-        self._project, self._refs, self._slots = project, Refs(project, credentials), slots
-        self._user, self._dataset = user, dataset
+        self, project: Path, *, user: str = "", dataset: str = "", slots: int = 2, resume: bool = False
+    ) -> None:
+        self._project, self._slots, self._user, self._dataset = project, slots, user, dataset
         self._jobs: Mapping[str, Job] = {}
         self._resumed: set[str] | None = None if resume else set()
         """The runs that are still to be pushed once more; None: not known before the first look."""
@@ -68,9 +65,9 @@ class Kaggle:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def start(self, jobs: Mapping[str, Job]) -> None:
+    def start(self, jobs: Mapping[str, Job], refs: Refs) -> None:
         """Take the jobs. Raises `RenderError` if Kaggle cannot clone their repository, `KaggleError` without a key."""
-        self._jobs = jobs
+        self._jobs, self._refs = jobs, refs
         repositories = {str(job.parameters["repository"]) for job in jobs.values()}
         for repository in repositories:
             self._user = pushing_user(self._user, repository)

@@ -24,7 +24,7 @@ from rich.table import Table
 from lib.experiment.matrix import title_of
 from lib.experiment.schema import Experiment
 from lib.progress import duration
-from lib.results.published import HEADS, find_stopped, own_records
+from lib.results.published import find_published
 from lib.sweep.worker import Job, Progress
 from lib.sync import Refs
 from lib.tables import as_text, make_table
@@ -44,8 +44,8 @@ class Engine(Protocol):
 
     def __exit__(self, *_: object) -> None: ...
 
-    def start(self, jobs: Mapping[str, Job], /) -> None:
-        """Take the jobs."""
+    def start(self, jobs: Mapping[str, Job], refs: Refs, /) -> None:
+        """Take the jobs, whose runs are published to the Git remote of `refs`."""
 
     def look(self) -> dict[str, Progress]:
         """Return the progress of every run, by name."""
@@ -54,31 +54,19 @@ class Engine(Protocol):
         """Request that every run stops; return the seconds that they have for it."""
 
 
-# ── published before ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def find_published(refs: Refs, experiment: Experiment, commit: str) -> str:
-    """Return the branch of a finished run of exactly this experiment and commit; empty if there is none."""
-    wanted = experiment.model_dump(mode="json")
-    texts = refs.read_files_of_all(f"{HEADS}kaggle-train-{experiment.key}-*", "artifacts/*/run.json")
-    for record in own_records(texts, experiment):
-        if (record.experiment, record.commit, record.state) == (wanted, commit, "finished"):
-            return record.branch
-    return ""
-
-
 # ── progress ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def run_sweep(
-    jobs: Mapping[str, Job], engine: Engine, show: Callable[[Mapping[str, Progress]], object], *, once: bool = False
-) -> None:
+    jobs: Mapping[str, Job], refs: Refs, engine: Engine, show: Callable[[Mapping[str, Progress]], object],
+    *, once: bool = False,
+) -> None:  # fmt: skip
     """Run all jobs and call `show` with their progress until each has ended; Ctrl-C or SIGTERM requests that they stop.
 
     With `once`, look one time. Raises `KeyboardInterrupt` on a second Ctrl-C, and when runs do not stop within the time
     that the engine gives them. A cluster then kills them when the driver ends.
     """
-    engine.start(jobs)
+    engine.start(jobs, refs)
     deadline = 0.0
     with _interrupts() as received:
         while not deadline or time.monotonic() < deadline:
@@ -199,12 +187,11 @@ def table(progress: Mapping[str, Progress]) -> Table:
 
 def train_all(
     project: Path, experiments: Sequence[Experiment], engine: Engine, *, sandbox: Path | None,
-    allow_dirty: bool, secrets: str, folder: Path, watched: bool, leaves_stopped: bool = True, once: bool = False,
+    allow_dirty: bool, secrets: str, folder: Path, watched: bool, once: bool = False,
 ) -> int:  # fmt: skip
     """Train the experiments that are not published yet, compare all published ones, and return the exit status.
 
-    It is `DONE` if all are published, `NOT_YET` if some are under way or wait (only with `once`), else `FAILED`. With
-    `leaves_stopped`, those that a person has stopped are not given to the engine.
+    It is `DONE` if all are published, `NOT_YET` if some are under way or wait (only with `once`), else `FAILED`.
     `project` is the checkout whose commit is trained; with `sandbox`, a sandbox is made in that folder and trained
     instead. `secrets` (a file) and `folder` (where runs work) must be valid paths on every node. Raises `RunError`
     before anything has started.
@@ -227,21 +214,14 @@ def train_all(
     refs, commit = Refs(root, credentials), parameters["commit"]
     named = {title_of(experiment): experiment for experiment in experiments}
     before = {name: branch for name, each in named.items() if (branch := find_published(refs, each, commit))}
-    others = {name: each for name, each in named.items() if leaves_stopped and name not in before}
-    stopped = {name: why for name, each in others.items() if (why := find_stopped(refs, each))}
     parameters["secrets"] = str(Path(secrets).resolve()) if secrets else ""
     sources = read_sources(project)
-    jobs = {
-        name: Job(each, sources, parameters, str(folder))
-        for name, each in named.items()
-        if name not in before and name not in stopped
-    }
+    jobs = {name: Job(each, sources, parameters, str(folder)) for name, each in named.items() if name not in before}
     print(f"{len(named)} experiments at commit {commit} of {parameters['repository']}, {len(before)} already published")
     with Scoreboard(folder / "sweep.log", before, watched=watched) as board:
-        board.show({name: Progress("stopped", note=f"{why}: add --resume") for name, why in stopped.items()})
         if jobs:
             with engine:
-                run_sweep(jobs, engine, board.show, once=once)
+                run_sweep(jobs, refs, engine, board.show, once=once)
     notes = (f"{name}: {each.state}: {each.note}" for name, each in board.progress.items() if each.note)
     print(f"\n{as_text(table(board.progress))}", *notes, sep="\n\n")
     published = [each.branch for each in board.progress.values() if each.branch]

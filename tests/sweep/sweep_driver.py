@@ -1,13 +1,15 @@
 """Drives a sweep in a process of its own, as `python -m lib sweep` does; run by test_sweep.py with a plan as JSON.
 
 `nodes` makes a Ray cluster of so many nodes on this machine, one CPU each; 0 takes this machine as it is. `kill` is the
-run whose node is killed, all of it with SIGKILL, once that run is in its training. What every run has come to is
-written to `seen` after each look.
+run whose node is killed, all of it with SIGKILL, once that run is in its training; with `stop`, a person has stopped it
+just before. `clone` is where it reads the published runs. What every run has come to is written to `seen` after each
+look.
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -17,9 +19,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from lib.experiment.load import load_experiment
+from lib.remotes.credentials import Credentials
 from lib.sweep.engine import Cluster
 from lib.sweep.sweep import run_sweep
 from lib.sweep.worker import Job, Progress
+from lib.sync import STOPS, Refs, short_name
 
 
 def main(plan: dict[str, Any]) -> None:
@@ -34,13 +38,17 @@ def main(plan: dict[str, Any]) -> None:
         part.replace(seen)
         doomed = progress.get(plan["kill"])
         if doomed and doomed.step.startswith("9/10"):
+            if plan["stop"]:
+                stop = f"HEAD:{STOPS}{short_name(jobs[plan['kill']].experiment.key)}"
+                subprocess.run(["git", "push", "--quiet", "origin", stop], cwd=plan["clone"], check=True)
             plan["kill"] = None
             (node,) = [node for node in machines.worker_nodes if doomed.node.endswith(node.node_id[:4])]
             print(f"Killing {doomed.node}", flush=True)
             machines.remove_node(node, allow_graceful=False)
 
-    with Cluster(address, gpus=0, cpus=plan["cpus"]) as engine:
-        run_sweep({name: make_job(**job) for name, job in plan["jobs"].items()}, engine, show)
+    jobs = {name: make_job(**job) for name, job in plan["jobs"].items()}
+    with Cluster(address, gpus=0, cpus=plan["cpus"], resume=plan["resume"]) as engine:
+        run_sweep(jobs, Refs(Path(plan["clone"]), Credentials()), engine, show)
 
 
 def make_job(experiment: Mapping[str, Any], **others: Any) -> Job:

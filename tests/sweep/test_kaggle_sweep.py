@@ -56,14 +56,15 @@ class World:
         run_git("commit", "--quiet", "--message=notebook", cwd=stores.clone)
         run_git("push", "--quiet", "origin", "HEAD:main", cwd=stores.clone)
         self.commit = run_git("rev-parse", "HEAD", cwd=stores.clone)
+        self.refs = Refs(stores.clone, Credentials())
 
     def engine(self, *names: str, commit: str = "", resume: bool = False, machine: str = "clone") -> Kaggle:
         """Return a sweep that has been started on a machine with a clone of its own."""
         clone = self.stores.folder / machine
         if not clone.exists():
             self.stores.clone_again(machine)
-        engine = Kaggle(clone, Credentials(), resume=resume)
-        engine.start(self.jobs(*names, commit=commit, machine=machine))
+        engine = Kaggle(clone, resume=resume)
+        engine.start(self.jobs(*names, commit=commit, machine=machine), Refs(clone, Credentials()))
         return engine
 
     def jobs(self, *names: str, commit: str = "", machine: str = "clone") -> dict[str, Job]:
@@ -149,7 +150,7 @@ def test_ctrl_c_leaves_the_sessions_running(
     """The sweep ends at once and says how to follow them; the same sweep, started again, pushes nothing twice."""
     engine = world.engine("a", "b")
     with pytest.raises(KeyboardInterrupt):
-        run_sweep(world.jobs("a", "b"), engine, lambda _: os.kill(os.getpid(), number))
+        run_sweep(world.jobs("a", "b"), world.refs, engine, lambda _: os.kill(os.getpid(), number))
     assert "The sessions on Kaggle go on. Start the same sweep again" in capsys.readouterr().out
     assert len(world.kaggle.active()) == 2
     assert states(world.engine("a", "b", machine="other").look()) == {"a": "running", "b": "running"}
@@ -348,10 +349,10 @@ def test_a_silent_remote_is_asked_again(world: World, capsys: pytest.CaptureFixt
 
 def test_a_repository_that_kaggle_cannot_clone_is_refused(world: World) -> None:
     """Before anything is asked."""
-    engine = Kaggle(world.stores.clone, Credentials())
+    engine = Kaggle(world.stores.clone)
     job = Job(load_experiment(SMALL), {}, {"repository": str(world.stores.origin), "commit": world.commit}, "")
     with pytest.raises(RenderError, match="Kaggle cannot clone"):
-        engine.start({"a": job})
+        engine.start({"a": job}, world.refs)
 
 
 # ── the command and the workflow ────────────────────────────────────────────────────────────────────────────────────

@@ -23,9 +23,10 @@ from lib.errors import ExperimentError, RemoteError
 from lib.experiment.load import load_experiment
 from lib.experiment.matrix import read_sweep
 from lib.remotes.credentials import Credentials
+from lib.results.published import find_published
 from lib.sandbox.make import make_sandbox
 from lib.sweep.engine import Cluster
-from lib.sweep.sweep import Scoreboard, describe, find_published, run_sweep, train_all
+from lib.sweep.sweep import Scoreboard, describe, run_sweep, train_all
 from lib.sweep.worker import Job, Progress
 from lib.sync import Refs, check, recover
 
@@ -142,9 +143,9 @@ def test_a_run_that_a_person_has_stopped_is_left_alone(tmp_path: Path) -> None:
     made = make_sandbox(ROOT, sandbox, load_experiment(SMALL))
     stop = "refs/stops/detection-exp000-sandbox"
     run_git("push", "--quiet", made.origin, f"HEAD:{stop}", cwd=sandbox / "seed")
-    swept = run_sweep_command(SMALL, "--sandbox", sandbox, "--folder", tmp_path / "work")
+    swept = run_sweep_command(SMALL, "--sandbox", sandbox, "--folder", tmp_path / "work", "--gpus-per-run", "0")
     assert swept.returncode == 1, swept.stderr
-    assert f"detection-exp000-sandbox was asked to stop ({stop}): add --resume" in swept.stdout
+    assert f"detection-exp000-sandbox was asked to stop ({stop}, {made.commit[:12]}): add --resume" in swept.stdout
     assert not (tmp_path / "work/detection").exists()
 
 
@@ -161,7 +162,7 @@ class Swallows:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def start(self, jobs: Mapping[str, Job]) -> None:
+    def start(self, jobs: Mapping[str, Job], refs: Refs) -> None:
         """Take no job."""
 
     def look(self) -> dict[str, Progress]:
@@ -179,10 +180,10 @@ class Swallows:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_that_a_client_swallows_stops_the_sweep(number: signal.Signals) -> None:
+def test_an_interrupt_that_a_client_swallows_stops_the_sweep(stores: Stores, number: signal.Signals) -> None:
     """Ray's client may lose the exception of Ctrl-C; the sweep still asks its runs to stop."""
     engine, seen = Swallows(number), list[str]()
-    run_sweep({}, engine, lambda progress: seen.append(progress["one"].state))
+    run_sweep({}, Refs(stores.clone, Credentials()), engine, lambda progress: seen.append(progress["one"].state))
     assert seen == ["running", "stopped"]
 
 
@@ -194,6 +195,7 @@ module = ""
 experiment = ""
 working = ""
 repository = ""
+commit = ""
 what = ""
 
 # %%
@@ -235,15 +237,16 @@ if what == "waits" or what == "waits once" and len(list(folder.parent.iterdir())
 
 
 class Sweep:
-    """A driver in a process of its own, and the progress that it has reported."""
+    """A driver in a process of its own with a clone, and the progress that it has reported."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.seen_file = folder, folder / "seen.json"
+    def __init__(self, folder: Path, clone: Path) -> None:
+        self.folder, self.seen_file, self.clone = folder, folder / "seen.json", clone
+        folder.mkdir()
         self.process: subprocess.Popen[str] | None = None
 
     def start(
         self, whats: Mapping[str, Mapping[str, Any]], *, cpus: float = 1, nodes: int = 0, kill: str = "",
-        source: str = SMALL_RUN,
+        stop: bool = False, resume: bool = False, source: str = SMALL_RUN,
     ) -> None:  # fmt: skip
         """Start a sweep of small notebooks, each with parameters of its own."""
         jobs = {}
@@ -251,9 +254,13 @@ class Sweep:
             experiment = load_experiment(SMALL, {"name": name}).model_dump(mode="json")
             sources = {"notebooks/train.py": source}
             jobs[name] = {
-                "experiment": experiment, "sources": sources, "parameters": parameters, "folder": str(self.folder)
+                "experiment": experiment, "sources": sources, "parameters": {"commit": "", **parameters},
+                "folder": str(self.folder),
             }  # fmt: skip
-        plan = {"nodes": nodes, "cpus": cpus, "kill": kill, "seen": str(self.seen_file), "jobs": jobs}
+        plan = {
+            "nodes": nodes, "cpus": cpus, "kill": kill, "stop": stop, "resume": resume, "seen": str(self.seen_file),
+            "clone": str(self.clone), "jobs": jobs,
+        }  # fmt: skip
         words = [sys.executable, str(ROOT / "tests/sweep/sweep_driver.py"), json.dumps(plan)]
         with (self.folder / "driver.log").open("w") as log:
             self.process = subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, text=True)
@@ -283,9 +290,9 @@ class Sweep:
 
 
 @pytest.fixture
-def sweep(tmp_path: Path) -> Iterator[Sweep]:
+def sweep(stores: Stores, tmp_path: Path) -> Iterator[Sweep]:
     """Return a sweep that is not started; end it after the test."""
-    made = Sweep(tmp_path)
+    made = Sweep(tmp_path / "sweep", stores.clone)
     yield made
     if made.process is not None and made.process.poll() is None:
         made.process.terminate()
@@ -330,8 +337,9 @@ def test_ctrl_c_stops_every_run(sweep: Sweep) -> None:
 
 @pytest.mark.slow
 def test_a_node_that_is_killed_loses_no_run(sweep: Sweep) -> None:
-    """The run resumes on another node, and no process of it is left on the dead one."""
-    sweep.start({"long": {"what": "waits once"}, "short": {"what": "short"}}, nodes=2, kill="long")
+    """The run resumes on another node, and no process of it is left on the dead one; an older stop has no effect."""
+    run_git("push", "--quiet", "origin", "HEAD:refs/stops/detection-long", cwd=sweep.clone)
+    sweep.start({"long": {"what": "waits once"}, "short": {"what": "short"}}, nodes=2, kill="long", resume=True)
     states: list[tuple[str, str]] = []
 
     def noted(seen: dict[str, Progress]) -> bool:
@@ -352,12 +360,25 @@ def test_a_node_that_is_killed_loses_no_run(sweep: Sweep) -> None:
     assert not is_alive(kernel)
 
 
+@pytest.mark.slow
+def test_a_stopped_run_that_loses_its_node_is_not_resumed(stores: Stores, sweep: Sweep) -> None:
+    """It did not get to obey; another session would delete the stop and train on."""
+    sweep.start({"long": {"what": "waits once"}}, nodes=2, kill="long", stop=True)
+    ended = sweep.wait()["long"]
+    assert ended.state == "stopped"
+    assert "its node was lost" in ended.note
+    assert "and detection-long was asked to stop (refs/stops/detection-long, " in ended.note
+    assert len(sweep.runs("long")) == 1
+    assert "refs/stops/detection-long" in stores.refs()
+
+
 PUBLISHES = (
     HEAD
     + """
 # %%
 from datetime import UTC, datetime
 from lib.remotes.credentials import Credentials
+from lib.results.published import find_published
 from lib.sync import Publication, Refs, RunLock, sync_outputs
 from conftest import RUN, WEIGHTS, write_run
 clone = folder / "published-from"
@@ -382,15 +403,13 @@ sync_outputs(Publication(clone, branch, "Trained", RUN, WEIGHTS, datetime.now(UT
 
 
 @pytest.mark.slow
-def test_eight_runs_publish_at_once(stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eight_runs_publish_at_once(stores: Stores, sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight runs publish to one Git repository and one DVC remote, some killed: none is half published."""
     monkeypatch.setenv("PYTHONPATH", SEARCHED)
     whats = {
         "one": "1", "same": "1", "two": "2", "same-dies": "1 dies at Phase 3", "three": "3",
         "dies-early": "4 dies at Phase 2", "dies-late": "2 dies at Phase 4", "four": "4",
     }  # fmt: skip
-    (tmp_path / "sweep").mkdir()
-    sweep = Sweep(tmp_path / "sweep")
     parameters = {name: {"what": what, "repository": str(stores.origin)} for name, what in whats.items()}
     sweep.start(parameters, cpus=(os.cpu_count() or 1) / 8, source=PUBLISHES)
     ended = sweep.wait()

@@ -20,7 +20,7 @@ from lib.errors import DiscardedError, ExperimentError
 from lib.experiment.load import load_experiment
 from lib.experiment.schema import Experiment
 from lib.remotes.credentials import Credentials
-from lib.results.published import find_stopped
+from lib.results.published import find_stops
 from lib.results.status import read_status
 from lib.session import Session as RunSession
 from lib.sync import Refs, RunLock, Stop, sync_outputs
@@ -165,7 +165,7 @@ def test_the_kernel_is_deleted_and_its_run_recovered(stores: Stores, held: RunLo
     assert kaggle.kernels == {}
     assert set(stores.refs()) == {HEAD, STOP}
     assert len(stores.objects()) == 2
-    assert "was asked to stop" in find_stopped(Refs(stores.clone, Credentials()), experiment())
+    assert "was asked to stop" in find_stops(Refs(stores.clone, Credentials()), experiment())[0]
     states = [(entry.experiment, entry.state) for entry in read_status(stores.clone, Credentials())]
     assert states == [(NAME, "stop asked"), ("detection/exp001", "checkpoint")]
 
@@ -256,15 +256,15 @@ def test_the_newest_branch_decides_whether_a_run_was_stopped(stores: Stores) -> 
         run_git("push", "--quiet", "origin", branch, cwd=stores.clone)
         return branch
 
-    assert find_stopped(refs, experiment()) == ""
+    assert find_stops(refs, experiment()) == ()
     push("exp001", "20260101-000000", "finished")
     push("exp001-b", "20260109-000000", "stopped")
-    assert find_stopped(refs, experiment()) == ""
+    assert find_stops(refs, experiment()) == ()
     branch = push("exp001", "20260102-000000", "stopped")
     push("exp001", "20260103-000000", "")
-    assert find_stopped(refs, experiment()) == f"{NAME} was stopped: {branch}"
+    assert find_stops(refs, experiment()) == (f"{NAME} was stopped: {branch}",)
     push("exp001", "20260104-000000", "interrupted")
-    assert find_stopped(refs, experiment()) == ""
+    assert find_stops(refs, experiment()) == ()
 
 
 def test_a_run_that_is_to_be_discarded_ends_with_an_error(stores: Stores, held: RunLock) -> None:
