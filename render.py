@@ -12,7 +12,6 @@ which is on the remote. The same input produces the same bytes. Every value is i
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -140,9 +139,13 @@ def main(
         return
     print(f"Trains:   {chosen.name} at commit {values['commit']} of {repository}")
     if push:
-        # else the published runs are another repository's
-        needed = 0.0 if "repository" in baked else _needed(chosen, accelerator, resume=resume)
-        push_rendered(folder, 0.0 if anyway else needed)
+        needed = 0.0
+        if "repository" not in baked:  # else the published runs are another repository's
+            from lib.remotes.credentials import Credentials
+            from lib.results.estimate import hours_to_push
+
+            needed = hours_to_push(PROJECT, Credentials(), chosen, accelerator, resume=resume, anyway=anyway)
+        push_rendered(folder, needed)
     else:
         print(ways_to_kaggle(rendered, user))
 
@@ -161,24 +164,6 @@ def unknown_or_reserved(given: Mapping[str, Any], notebook: Any) -> None:  # noq
                 f"-p {name}: the notebook has no such parameter.",
                 remedy=did_you_mean(name, known, f"known are: {', '.join(known)}."),
             )
-
-
-def _needed(chosen: Experiment, accelerator: str, *, resume: bool) -> float:
-    """Print how long the training will take; return the GPU hours that its session needs, 0 if they are not known.
-
-    Raises `KaggleError` for a run that a person has stopped, without `resume`.
-    """
-    from lib.errors import GitPushError
-    from lib.remotes.credentials import Credentials
-    from lib.results.estimate import show_estimate
-    from lib.results.published import refuse_stopped
-    from lib.sync import Refs
-
-    found = show_estimate(PROJECT, Credentials(), chosen, accelerator)
-    if not resume:
-        with contextlib.suppress(GitPushError):  # said above: the published runs cannot be read
-            refuse_stopped(Refs(PROJECT, Credentials()), chosen)
-    return found.needed if found else 0.0
 
 
 def _sandbox(folder: Path, chosen: Experiment, data: Path | None) -> dict[str, str]:

@@ -98,6 +98,7 @@ def compare_command(project: Project, *, branches: tuple[str, ...], output: Path
 @click.option("--accelerator", type=click.Choice(["t4x2", "p100", "none"]), help="Default: that of the run.")
 @click.option("--push", is_flag=True, help="Push it to Kaggle, where it starts.")
 @click.option("--resume", is_flag=True, help="With --push: go on with a run that was stopped by hand.")
+@click.option("--anyway", is_flag=True, help="With --push: push even if too few GPU hours are left of the week.")
 @KAGGLE_USER
 @SECRETS_DATASET
 @PROJECT
@@ -109,6 +110,7 @@ def rerun_command(
     accelerator: str | None,
     push: bool,
     resume: bool,
+    anyway: bool,
     kaggle_user: str,
     secrets_dataset: str,
 ) -> None:
@@ -124,15 +126,16 @@ def rerun_command(
     from lib.kaggle.notebook import ways_to_kaggle
     from lib.results.rerun import rerun
 
-    rendered, record, user = rerun(
+    made = rerun(
         project.root, branch, project.credentials, output, kaggle_user, secrets_dataset,
-        accelerator=accelerator or "", push=push, resume=resume,
+        accelerator=accelerator or "", push=push, resume=resume, anyway=anyway,
     )  # fmt: skip
-    print(f"{rendered}\nTrains:   the experiment of {record.branch}, at commit {record.commit}")
+    record = made.record
+    print(f"{made.rendered}\nTrains:   the experiment of {record.branch}, at commit {record.commit}")
     if record.resumed_from:
         print(f"Needs:    {record.resumed_from}, from which that run resumed")
     print(f"Versions: {', '.join(f'{name} {version}' for name, version in record.versions.items())}")
     if push:
-        push_rendered(rendered.notebook.parent)
+        push_rendered(made.rendered.notebook.parent, made.needed)
     else:
-        print(ways_to_kaggle(rendered, user))
+        print(ways_to_kaggle(made.rendered, made.user))

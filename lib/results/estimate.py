@@ -7,17 +7,19 @@ a busy W&B change: hours are said as "about".
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lib.data.dataset import read_pointer
-from lib.errors import BranchError, DatasetError, RunError
+from lib.errors import BranchError, DatasetError, GitPushError, KaggleError, RunError
 from lib.experiment.schema import Experiment
 from lib.progress import duration
 from lib.remotes.credentials import Credentials
-from lib.results.published import HEADS, RUNS, completed_epochs, find_own
+from lib.results.published import HEADS, RUNS, completed_epochs, find_own, find_stops
 from lib.results.record import Metrics, RunRecord, parse
 from lib.sync import CHECKPOINTS, Refs, short_name
 
@@ -61,6 +63,23 @@ class Estimate:
         )
 
 
+def hours_to_push(
+    root: Path, credentials: Credentials, experiment: Experiment, accelerator: str, *, resume: bool, anyway: bool
+) -> float:
+    """Show the estimate of an experiment; return the GPU hours that its session needs, 0 if not known or `anyway`.
+
+    Raises `KaggleError` for an experiment that a person has stopped, without `resume`: a push must not go on with it by
+    itself.
+    """
+    found = show_estimate(root, credentials, experiment, accelerator)
+    with contextlib.suppress(GitPushError):  # said above: the published runs cannot be read
+        stops = () if resume else find_stops(Refs(root, credentials), experiment)
+        if stops:
+            remedy = "push with --resume, which goes on from its checkpoint if it has one."
+            raise KaggleError(f"{stops[0]}.", remedy=remedy)
+    return found.needed if found and not anyway else 0.0
+
+
 def show_estimate(root: Path, credentials: Credentials, experiment: Experiment, accelerator: str) -> Estimate | None:
     """Print how long the rest of an experiment's training will take, and return it; None if it is not known."""
     try:
@@ -78,24 +97,29 @@ def estimate(root: Path, refs: Refs, experiment: Experiment, accelerator: str) -
     Raises `GitPushError` if the Git remote cannot be read.
     """
     files = [f"artifacts/*/{name}.json" for name in ("run", "metrics", "checkpoint")]
+    values = experiment.model_dump(mode="json", warnings=False)  # those of an old run may lack keys
+    session = values.get("session", {})
     ref = f"{CHECKPOINTS}{short_name(experiment.key)}"
     found = refs.read_files_of_all((RUNS, f"{ref}*"), *files)
     checkpoint = found.pop(ref, {})
     similar = [
         (branch, record, seconds)
         for branch, record, seconds in _runs(found)
-        if record.machine.kaggle and record.machine.accelerator == accelerator and _kind(record) == _kind_of(experiment)
+        if record.machine.kaggle
+        and (record.machine.accelerator, _kind(record.experiment)) == (accelerator, _kind(values))
     ]
     if not similar:
         return None
     branch, record, seconds = max(similar, key=lambda run: run[0][-len("YYYYMMDD-HHMMSS") :])
+    # a session resumes from the checkpoint, unless the experiment says not to
+    done = 0 if session.get("resume") == "never" else completed_epochs(checkpoint, experiment.key)
     start = sum(took for step, took in record.seconds.items() if step[:1].isdecimal() and not step.startswith("9/"))
     return Estimate(
-        epochs=max(0, experiment.training.epochs - _done(experiment, checkpoint)),
+        epochs=max(0, values["training"]["epochs"] - done),
         epoch=seconds * _scale(root, experiment, record),
         start=start,
         branch=branch,
-        most=min(experiment.session.max_hours or LONGEST_SESSION, LONGEST_SESSION),
+        most=min(session.get("max_hours") or LONGEST_SESSION, LONGEST_SESSION),
     )
 
 
@@ -113,20 +137,10 @@ def _runs(published: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[str, Run
             yield branch, record, seconds / epochs
 
 
-def _kind(record: RunRecord) -> tuple[object, ...]:
-    values = record.experiment
+def _kind(values: Mapping[str, Any]) -> tuple[object, ...]:
+    """Return what the seconds of an epoch depend on, of an experiment's values."""
     training, model, hardware = (values.get(name, {}) for name in ("training", "model", "hardware"))
     return values["module"], model.get("architecture"), training["image_size"], hardware.get("multi_gpu", True)
-
-
-def _kind_of(experiment: Experiment) -> tuple[object, ...]:
-    training, model, hardware = experiment.training, experiment.model, experiment.hardware
-    return experiment.module, model.architecture, training.image_size, hardware.multi_gpu
-
-
-def _done(experiment: Experiment, checkpoint: Mapping[str, str]) -> int:
-    """Return the epochs that the experiment's checkpoint has, from which its next session resumes."""
-    return 0 if experiment.session.resume == "never" else completed_epochs(checkpoint, experiment.key)
 
 
 def _scale(root: Path, experiment: Experiment, record: RunRecord) -> float:

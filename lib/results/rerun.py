@@ -5,6 +5,7 @@ Guarantees: the remote's URL is the only input from the local checkout; no exist
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from lib.errors import RenderError
@@ -23,23 +24,37 @@ from lib.kaggle.notebook import (
 from lib.remotes.addresses import public_url
 from lib.remotes.clone import find_git_remote
 from lib.remotes.credentials import Credentials
-from lib.results.published import read_published, refuse_stopped
+from lib.results.estimate import hours_to_push
+from lib.results.published import read_published
 from lib.results.record import RunRecord
 from lib.sync import Refs
 
 BAKED = ("module", "experiment", "repository", "commit", "accelerator")
 
 
+@dataclass(frozen=True)
+class Rerun:
+    """A published run that is rendered again: its files, its record, the kernel's owner.
+
+    `needed` is the number of GPU hours without which its session would leave nothing; 0: not known.
+    """
+
+    rendered: Rendered
+    record: RunRecord
+    user: str
+    needed: float
+
+
 def rerun(
     root: Path, branch: str, credentials: Credentials, folder: Path | None, user: str, dataset: str,
-    *, accelerator: str = "", push: bool = False, resume: bool = False,
-) -> tuple[Rendered, RunRecord, str]:  # fmt: skip
-    """Render the run that published `branch` into `folder`; return it with the run's record and the kernel's owner.
+    *, accelerator: str = "", push: bool = False, resume: bool = False, anyway: bool = False,
+) -> Rerun:  # fmt: skip
+    """Render the run that published `branch` into `folder`.
 
     Without a `folder`, it is `build/BRANCH` of the checkout; without an `accelerator`, that of the run. Raises
     `BranchError` if the branch is missing or its record unreadable, `RenderError` if its notebook cannot be used, or
-    with `push` if Kaggle cannot run it, `GitPushError` if the Git remote does not answer, and with `push` and without
-    `resume`, `KaggleError` for a run that a person has stopped.
+    with `push` if Kaggle cannot run it, `GitPushError` if the Git remote does not answer, and with `push`,
+    `KaggleError` as `hours_to_push` does.
     """
     url = find_git_remote(root)
     refs = Refs(root, credentials)
@@ -60,8 +75,7 @@ def rerun(
     user = pushing_user(user, repository) if push else user or configured_user()
     values = (about.name, record.experiment, repository, record.commit, accelerator)
     experiment = Experiment.model_construct(**record.experiment)  # an old one may not be valid any more
-    if push and not resume:
-        refuse_stopped(refs, experiment)
+    needed = hours_to_push(root, credentials, experiment, accelerator, resume=resume, anyway=anyway) if push else 0.0
     kernel = kernel_metadata(about, experiment.key, accelerator, user, dataset)
     baked = bake(notebook, dict(zip(BAKED, values, strict=True)))
-    return write_rendered(folder or root / "build" / record.branch, about, baked, kernel), record, user
+    return Rerun(write_rendered(folder or root / "build" / record.branch, about, baked, kernel), record, user, needed)

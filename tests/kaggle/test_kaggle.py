@@ -184,7 +184,7 @@ def test_a_run_that_was_stopped_is_pushed_with_resume_alone(
             for more in ([], ["--resume"])
         )
     assert refused.returncode == 1
-    assert f"{KEY_OF_EXPERIMENT} was asked to stop (refs/stops/{KEY_OF_EXPERIMENT})" in refused.stderr
+    assert f"{KEY_OF_EXPERIMENT} was asked to stop (refs/stops/{KEY_OF_EXPERIMENT}, " in refused.stderr
     assert "push with --resume" in refused.stderr
     assert pushed.returncode == 0, pushed.stderr
     assert len(kaggle.pushes) == 1

@@ -12,7 +12,7 @@ from conftest import ROOT, Stores, run_git
 from lib.experiment.load import load_experiment
 from lib.experiment.schema import Experiment
 from lib.remotes.credentials import Credentials
-from lib.results.estimate import Estimate, estimate, show_estimate
+from lib.results.estimate import Estimate, estimate, hours_to_push
 from lib.sync import Refs
 
 MD5, OTHER = "a" * 32 + ".dir", "b" * 32 + ".dir"
@@ -61,16 +61,18 @@ def estimated(stores: Stores, wanted: Experiment | None = None, accelerator: str
 
 def test_an_estimate_that_is_not_known_is_said(stores: Stores, capsys: pytest.CaptureFixture[str]) -> None:
     """No run like it is published, or the Git remote cannot be read, which ends nothing."""
-    show = partial(show_estimate, stores.clone, Credentials(), experiment(), "t4x2")
-    assert show() is None
+    show = partial(hours_to_push, stores.clone, Credentials(), experiment(), "t4x2", resume=False)
+    assert show(anyway=False) == 0
     branch = publish(stores, 1)
-    assert show() == estimated(stores)
+    assert show(anyway=False) == estimated(stores).needed > 0  # type: ignore[union-attr]
+    assert show(anyway=True) == 0
     run_git("remote", "set-url", "origin", str(stores.folder / "gone"), cwd=stores.clone)
-    assert show() is None
-    first, second, third, *_ = capsys.readouterr().out.splitlines()
+    assert show(anyway=False) == 0
+    first, second, again, last, *_ = capsys.readouterr().out.splitlines()
     assert "not known: no run like this one is published yet" in first
     assert f"(as in {branch})" in second
-    assert third.startswith("Duration: not known, since the published runs cannot be read")
+    assert again == second
+    assert last.startswith("Duration: not known, since the published runs cannot be read")
 
 
 def test_the_newest_run_of_the_kind_counts(stores: Stores) -> None:

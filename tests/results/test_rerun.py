@@ -57,7 +57,7 @@ class Published:
 
     def rerun(self, branch: str = BRANCH) -> Any:
         """Render the run again; return the notebook's parameters and the kernel's metadata."""
-        rendered, *_ = rerun(self.clone, branch, Credentials(), self.stores.folder / "out", "somebody", "")
+        rendered = rerun(self.clone, branch, Credentials(), self.stores.folder / "out", "somebody", "").rendered
         values: dict[str, Any] = {}
         for cell in nbformat.read(rendered.notebook, as_version=4).cells:
             if "parameters" in cell.metadata.get("tags", []):
@@ -151,6 +151,7 @@ def test_a_rerun_is_pushed_by_the_same_command(
         assert not kaggle.pushes
         done = CliRunner().invoke(app, [*command, "--resume"], env=environment)
         assert done.exit_code == 0, done.output
+        assert "Duration: not known: no run like this one is published yet" in done.output
         (pushed,) = kaggle.pushes
     assert (pushed["slug"], pushed["machineShape"]) == (
         f"{USER}/train-detection-exp001-yolo11s-baseline",
