@@ -127,8 +127,7 @@ def main(
     elif not baked.get("repository") or not baked.get("commit"):
         values |= source(PROJECT, allow_dirty=allow_dirty)
     values |= baked
-    repository = str(values["repository"])
-    values["repository"] = repository = public_url(repository) if repository.lower().startswith("http") else repository
+    values["repository"] = repository = public_url(str(values["repository"]))
     folder = output or PROJECT / "build" / about.name
     user = pushing_user(kaggle_user, repository) if push else kaggle_user or configured_user()
     kernel = None if run else kernel_metadata(about, chosen.key, accelerator, user, secrets_dataset)

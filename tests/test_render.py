@@ -250,10 +250,11 @@ def test_names_that_make_the_same_branches_are_refused(project: Path, tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_parameter_that_is_a_text_stays_one(project: Path, tmp_path: Path) -> None:
-    """A commit of digits is no number, and a folder is no list; a login in the address is not baked in."""
+@pytest.mark.parametrize("repository", ["https://me:ghp_1@example.com/me/name.git", "git@example.com:me/name.git"])
+def test_a_parameter_that_is_a_text_stays_one(project: Path, tmp_path: Path, repository: str) -> None:
+    """A commit of digits is no number, and a folder is no list; the address has no login, and is one without a key."""
     texts = {"commit": "5e12345", "working": "12", "secrets": "[1, 2]"}
-    given = {**texts, "repository": "https://me:ghp_1@example.com/me/name.git"}
+    given = {**texts, "repository": repository}
     words = [word for item in given.items() for word in ("-p", *item)]
     done = run_render(project, "detection", "--output", str(tmp_path), *words)
     assert done.returncode == 0, done.stderr
