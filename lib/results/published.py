@@ -139,7 +139,8 @@ def find_stops(refs: Refs, experiment: Experiment) -> tuple[str, ...]:
     stops never have the same text.
     """
     stop = f"{STOPS}{short_name(experiment.key)}"
-    asked = [f"{experiment.key} was asked to stop ({stop}, {commit[:12]})" for commit in refs.list_refs(stop).values()]
+    commit = refs.list_refs(stop).get(stop)
+    asked = [f"{experiment.key} was asked to stop ({stop}, {commit[:12]})"] if commit else []
     newest = next(_runs_of(refs, experiment), None)
     published = [f"{experiment.key} was stopped: {newest.branch}"] if newest and newest.state == "stopped" else []
     return (*asked, *published)
