@@ -76,9 +76,13 @@ class GuardedTrainer(BaseTrainer):  # type: ignore[misc]
 
     def resume_training(self, ckpt: Any) -> None:  # noqa: ANN401  the library's; None for a new training
         """Resume from a checkpoint, with its curves and the best weights of the earlier epochs."""
+        groups = [{**group} for group in self.optimizer.param_groups]
         super().resume_training(ckpt)
         if not self.resume:
             return
+        # the loaded state also brought the rates, decays and momenta of its training: the experiment's count
+        for group, values in zip(self.optimizer.param_groups, groups, strict=True):
+            group.update({**values, "params": group["params"]})
         rows = ckpt.get("train_results") or {}
         self._seconds_before = float(rows["time"][-1]) if rows.get("time") else 0.0
         if FIRST:

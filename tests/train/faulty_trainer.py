@@ -48,6 +48,10 @@ class Faulty(trainer.GuardedTrainer):
         """Cause the fault at the first computation on a batch."""
         if FAULT == "memory" and self.batch_size > int(ARGUMENT):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        if FAULT == "show":
+            groups = self.optimizer.param_groups
+            rates, decays = (sorted({group[key] for group in groups}) for key in ("initial_lr", "weight_decay"))
+            print(f"Optimizer: initial rates {rates}, decays {decays}")
         if FAULT == "hang" and RANK == 1:
             time.sleep(3600)
         if FAULT == "error" and self.epoch == int(ARGUMENT):

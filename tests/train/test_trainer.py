@@ -376,7 +376,21 @@ def test_values_that_differ_from_the_checkpoint_are_reported(machine: Machine, a
     assert "epochs" not in start.describe()
 
 
-@pytest.mark.parametrize("fault", ["torn", "no checkpoint", "another size", "another task", "no epochs left"])
+def test_the_optimizer_of_a_resumed_training_has_the_values_of_the_experiment(
+    machine: Machine, attached: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The checkpoint's state would bring its own."""
+    monkeypatch.setenv("FAULT", "show")
+    changed: dict[str, Any] = {"training__learning_rate": 0.004, "training__weight_decay": 0.05}
+    changed["model__resume_from"] = str(attached)
+    machine.train("other-values", machine.start(**changed), worker="faulty_trainer", **changed)
+    assert "Optimizer: initial rates [0.004], decays [0.0, 0.05]" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["torn", "no checkpoint", "another size", "another task", "no epochs left", "another optimizer", "no curves"],
+)
 def test_a_checkpoint_that_cannot_be_resumed_is_refused(
     machine: Machine, attached: Path, tmp_path: Path, fault: str
 ) -> None:
@@ -386,6 +400,8 @@ def test_a_checkpoint_that_cannot_be_resumed_is_refused(
         "torn": "damaged", "no checkpoint": "not a checkpoint", "another size": "it is of yolo11n",
         "another task": r"it is of yolo11n \(detect\), the experiment is of yolo11n-pose \(pose\)",
         "no epochs left": "it has completed 1 epochs, and training.epochs is 1",
+        "another optimizer": r"another optimizer \(step, exp_avg, exp_avg_sq\) than training.optimizer, SGD",
+        "no curves": "it lacks the curves of its training",
     }[fault]  # fmt: skip
     experiment = machine.experiment(**values)
     if fault == "torn":
@@ -396,6 +412,14 @@ def test_a_checkpoint_that_cannot_be_resumed_is_refused(
         experiment = machine.experiment(**values, model__architecture="yolo11s")
     if fault == "another task":
         experiment = Machine(tmp_path, "localization", machine.data).experiment(**values)
+    if fault == "another optimizer":
+        experiment = machine.experiment(**values, training__optimizer="SGD")
+    if fault == "no curves":
+        import torch
+
+        content = load(path)
+        del content["train_results"]["time"]
+        torch.save(content, path)
     if fault == "no epochs left":
         experiment = machine.experiment(**values, training__epochs=1)
     with pytest.raises(WeightsError, match=reason) as caught:

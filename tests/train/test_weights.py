@@ -39,8 +39,9 @@ def save(
 
     model = network(architecture, channels)
     model.names, model.task = dict(names), "pose" if architecture.endswith("-pose") else "detect"
-    arguments = {"task": model.task}
-    torch.save({"model": None, "ema": model, "epoch": epoch, "optimizer": {}, "train_args": arguments}, file)
+    rows = {"epoch": [*range(1, epoch + 2)], "time": [1.0] * (epoch + 1)}
+    content = {"model": None, "ema": model, "epoch": epoch, "optimizer": {}, "train_args": {"task": model.task}}
+    torch.save({**content, "train_results": rows, "train_metrics": {"fitness": 0.5}}, file)
 
 
 def save_nan(file: Path) -> None:
@@ -57,6 +58,13 @@ def save_state(file: Path) -> None:
     import torch
 
     torch.save(network("yolo11n").state_dict(), file)
+
+
+def save_other(file: Path) -> None:
+    """Write a network that ultralytics has not made."""
+    import torch
+
+    torch.save({"model": torch.nn.Sequential(torch.nn.Linear(2, 2))}, file)
 
 
 def cut(file: Path) -> None:
@@ -84,6 +92,7 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "text": (lambda file: file.write_text("weights"), "not a checkpoint"),
     "other archive": (zipped, "not a checkpoint"),
     "bare state dict": (save_state, "a bare state dict"),
+    "another network": (save_other, "but holds a Sequential"),
     "NaN": (save_nan, "NaN"),
     "another size": (lambda file: save(file, "yolo11s"), "it is of yolo11s"),
 }
