@@ -192,6 +192,8 @@ def check_dataset(folder: Path, experiment: Experiment, scratch: Path, *, md5: s
         )
     values = read_yaml(tracked, DatasetError)
     findings, about = Findings(), experiment.about
+    if isinstance(values.get("names"), list | dict):  # YAML takes 12e3 for a number
+        values["names"] = read_yaml(tracked, DatasetError, "base")["names"]
     names = check_names(values, findings)
     shape = _check_keypoints(values, experiment, findings)
     channels = _check_channels(values, findings)

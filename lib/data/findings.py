@@ -35,11 +35,15 @@ class Issue(Enum):
     COLUMNS = (
         True,
         "lines with a wrong number of columns",
-        "write class, x, y, width, height, and the keypoints of kpt_shape; for a polygon class, x, y of each corner",
+        "write class, x, y, width, height, and the keypoints of kpt_shape; polygons are for segmentation alone",
     )
     NUMBER = True, "values that are not finite numbers", "correct the lines"
     CLASS = True, "classes that data.yaml does not name", "use the numbers of names, which are whole and start at 0"
-    COORDINATE = True, "coordinates outside of 0 to 1", "divide pixels by the image's width and height"
+    COORDINATE = (
+        True,
+        "coordinates outside of 0 to 1",
+        "divide pixels by the image's size, and clip at its edge",
+    )
     SIDE = True, "boxes without width or height, polygons without area", "remove them, or draw them again"
     VISIBILITY = True, "visibilities other than 0, 1 and 2", "0 is not labelled, 1 hidden, 2 visible"
 

@@ -70,15 +70,18 @@ def by_key(shortcuts: Mapping[str, Any]) -> dict[str, Any]:
     return {SHORTCUTS[name]: value for name, value in shortcuts.items() if value is not None}
 
 
-def read_yaml(path: Path, error: type[RunError] = ExperimentError) -> dict[str, Any]:
-    """Read a YAML file that maps keys to values, without checking the keys. Raises `error` if it cannot be read."""
+def read_yaml(path: Path, error: type[RunError] = ExperimentError, typ: str = "safe") -> dict[str, Any]:
+    """Read a YAML file that maps keys to values, without checking the keys. Raises `error` if it cannot be read.
+
+    With `typ` "base", every value is the text that was written.
+    """
     if not path.is_file():
         others = sorted(found.name for found in path.parent.glob("*.yaml"))
         listed = f"the YAML files in {path.parent} are: {', '.join(others) or 'none'}."
         remedy = did_you_mean(path.name, others, listed, lambda name: path.with_name(name).as_posix())
         raise error(f"{path}: there is no such file.", remedy=remedy)
     try:
-        values = _parse(path.read_text(encoding="utf-8-sig"))
+        values = _parse(path.read_text(encoding="utf-8-sig"), typ)
     except ValueError as problem:
         raise error(
             f"{path}: this is not YAML: {problem}", remedy="correct what is named above; save the file as UTF-8."

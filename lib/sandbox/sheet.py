@@ -58,7 +58,7 @@ def _draw_cell(labelled: LabelledImage, classes: Mapping[int, str], points: Sequ
     try:
         for number, *values in read_objects(labelled.label):
             _draw_label(image, classes.get(int(number), f"class {number:g}"), values, points)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise _invalid(f"{labelled.label} holds a row that is no label: {error}") from error
     return image
 
@@ -69,7 +69,8 @@ def _draw_label(image: Image.Image, name: str, values: Sequence[float], points: 
     if len(values) >= POLYGON - 1 and not points[0]:
         numbers, outline, box = [], np.reshape(values, (-1, 2)), box_around(values)
     else:
-        keypoints, box = np.reshape(values[4:], points), list(values[:4])
+        # a row of a pose dataset may be a box alone
+        keypoints, box = np.reshape(values[4:], points if values[4:] else (0, 3)), list(values[:4])
         seen = keypoints[:, 2:].all(axis=1)
         numbers, outline = np.flatnonzero(seen).tolist(), keypoints[seen, :2]
     centre, half = np.reshape(box, (2, 2)) * image.size / ((1,), (2,))

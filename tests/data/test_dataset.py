@@ -565,6 +565,8 @@ def test_an_impossible_date_in_data_yaml_is_an_error(drawn: Path) -> None:
         "[null]",
         "{'0': 007}",
         "[12:30]",
+        "[12e3]",
+        "[0o12]",
         '["a\\nb"]',
         "[n01440764]",
         "['']",
