@@ -11,6 +11,7 @@ with DVC and pushed to that remote.
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,11 +57,13 @@ def make_sandbox(project: Path, folder: Path, experiment: Experiment, data: Path
         remote.mkdir(parents=True, exist_ok=True)
         if not (origin / "HEAD").is_file():
             run_command(["git", "init", "--quiet", "--bare", "--initial-branch=main", origin])
-            run_command(["git", "config", "uploadpack.allowFilter", "true"], cwd=origin)
-            run_command(["git", "config", "uploadpack.allowAnySHA1InWant", "true"], cwd=origin)
+            for key in ("uploadpack.allowFilter", "uploadpack.allowAnySHA1InWant"):
+                run_command(["git", "--git-dir=.", "config", key, "true"], cwd=origin)
         if not (seed / ".git").is_dir():
             shutil.rmtree(seed, ignore_errors=True)
-            run_command(["git", "clone", "--quiet", origin, seed])
+            # of the user's settings, these would leave out files, run programs, or rename the remote
+            own = [word for key in ("core.excludesFile", "core.hooksPath") for word in ("-c", f"{key}={os.devnull}")]
+            run_command(["git", "clone", "--quiet", "--origin", "origin", *own, origin, seed])
         _copy_project(project, seed)
         _configure_dvc(seed, remote)
         _put_dataset(seed, experiment, data)
@@ -119,7 +122,14 @@ def _put_dataset(seed: Path, experiment: Experiment, data: Path | None) -> None:
         if data is None:
             draw_dataset(target, experiment.module, seed=experiment.seed)
         else:
-            shutil.copytree(data, target)
+            try:
+                shutil.copytree(data, target)
+            except OSError as error:  # also `shutil.Error`, a list of them
+                first = error.args[0][0] if isinstance(error, shutil.Error) else (data, target, error)
+                raise SandboxError(
+                    f"--data is {data}: {first[0]} cannot be copied: {first[2]}",
+                    remedy="mend that file, or take it out of the folder.",
+                ) from error
         note.write_text(source, encoding="utf-8")
     try:
         with Repo(str(seed)) as repo:

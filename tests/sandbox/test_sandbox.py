@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,29 @@ def test_it_holds_the_current_state_of_the_project(project: Path, tiny: Path) ->
     ]  # fmt: skip
     assert str(sandbox.remote) in run_git("show", "main:.dvc/config", cwd=sandbox.origin)
     assert sandbox.commit == run_git("rev-parse", "main", cwd=sandbox.origin)
+
+
+def test_the_users_own_git_settings_do_not_change_it(
+    project: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may leave out files, rename the remote, refuse bare repositories or run programs."""
+    ignored, settings = project.parent / "ignored", project.parent / "gitconfig"
+    ignored.write_text("lib/\ndata/\n")
+    settings.write_text(
+        f"[core]\nexcludesFile = {ignored}\nhooksPath = /nowhere\n[clone]\ndefaultRemoteName = upstream\n"
+        "[safe]\nbareRepository = explicit\n"
+    )
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(settings))
+    sandbox = make(project, tiny)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    assert {"lib/a.py", "data/detection.dvc"} <= set(tree(sandbox))
+
+
+def test_a_file_of_the_users_dataset_that_cannot_be_copied_is_named(project: Path, tiny: Path) -> None:
+    """It need not be one of the images."""
+    (tiny / "old.jpg").symlink_to("gone.jpg")
+    with pytest.raises(SandboxError, match=r"old\.jpg cannot be copied"):
+        make(project, tiny)
 
 
 def test_dvc_pull_in_any_clone_downloads_the_dataset(project: Path, tiny: Path, tmp_path: Path) -> None:
