@@ -3,7 +3,8 @@
 Guarantees: a known key is hidden in every form in which programs print it: whole, line by line, as Python's `repr`, in
 JSON, URLs, HTML, and base64, also as a part of `user:key`. Known are the keys that are given, and those in the places
 from which the clients of a run read theirs. Cannot: recognise a key that is in none of them, like the short-lived token
-that a client obtains, or one of fewer than `SHORTEST` characters, which would be replaced inside ordinary text.
+that a client obtains, unless it is the login of a URL, or one of fewer than `SHORTEST` characters, which would be
+replaced inside ordinary text.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from urllib.parse import quote, quote_plus, unquote
 
 SHORTEST = 6
+LONG = 20  # characters of a user in a URL that is a token
 LARGEST = 2**18  # bytes of a file that is searched for keys
 WORDS = {"default", "disabled", "enabled", "password"}
 """Values of settings that are no keys."""
@@ -52,9 +54,17 @@ def redactor(keys: Iterable[str | None]) -> Callable[[str], str]:
                 text = re.sub(rf"[\w+/-]*{re.escape(core)}[\w+/=-]*", "***", text)
         for form in ordered:
             text = text.replace(form, "***")
-        return text
+        return _LOGIN.sub(_hide_login, text)
 
     return redact
+
+
+def _hide_login(found: re.Match[str]) -> str:
+    """Return a login in a URL without its password, or without a token in place of a user."""
+    user, password = found.groups()
+    if password:
+        return f"://{user}:***@"
+    return "://***@" if len(user) >= LONG else found[0]
 
 
 # ── forms ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -113,7 +123,7 @@ def _keys_in(text: str) -> Iterator[str]:
         with contextlib.suppress(ValueError):
             yield json.loads(f'"{quoted}"', strict=False)
     for user, password in _LOGIN.findall(text):
-        alone = user if not password and len(user) >= 20 else ""  # noqa: PLR2004  a token in place of a user
+        alone = user if not password and len(user) >= LONG else ""
         yield from filter(None, (password, unquote(password), alone, unquote(alone)))
     for sent in _HEADER.findall(text):
         yield sent

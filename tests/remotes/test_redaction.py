@@ -141,6 +141,19 @@ def test_a_variable_may_name_a_file_with_the_key(home: Path, monkeypatch: pytest
     assert Credentials().redact(f"error: {KEY} in {home}/token") == f"error: *** in {home}/token"
 
 
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://me:hunter2@git.example.com/a/b", "https://me:***@git.example.com/a/b"),
+        ("https://glpat_0123456789abcdefghij@git.example.com/a", "https://***@git.example.com/a"),
+        ("ssh://git@git.example.com:22/a", "ssh://git@git.example.com:22/a"),
+    ],
+)
+def test_a_login_in_an_address_is_hidden_wherever_it_comes_from(url: str, shown: str) -> None:
+    """Git may have it from a file that no client names: an included one, or that of another worktree."""
+    assert Credentials().redact(f"fatal: unable to access '{url}/': 403") == f"fatal: unable to access '{shown}/': 403"
+
+
 def test_settings_that_are_no_keys_are_shown(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names of hosts, users and branches stay readable; so does what only sounds like a key."""
     (home / ".netrc").write_text("machine github.com login somebody\n")
