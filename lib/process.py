@@ -59,6 +59,7 @@ KEPT: Mapping[str, str] = {
 """The settings that pass, as patterns of whole names, each with its reason."""
 DROPPED = (
     "FORCE_COLOR", "CLICOLOR_FORCE", "LANGUAGE",  # output is parsed: no colours, and English
+    "JUPYTER_PATH",  # its kernels would be taken before this Python's own
     "VIRTUAL_ENV",  # uv would take it for the Python to install into
     "RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",  # another run's
 )  # fmt: skip

@@ -46,7 +46,10 @@ class Host:
 
 
 def find_gpus() -> tuple[Gpu, ...]:
-    """Return the GPUs that this process may use, as reported by the driver; empty without a driver."""
+    """Return the GPUs that this process may use, as reported by the driver; empty without a driver.
+
+    Raises `HostError` if `CUDA_VISIBLE_DEVICES` names something else: the run would train on the CPU.
+    """
     query = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"]
     try:
         answer = run_command(query, timeout=60)
@@ -58,9 +61,25 @@ def find_gpus() -> tuple[Gpu, ...]:
             case index, uuid, *name, memory if memory.isdigit():
                 found[index] = found[uuid] = Gpu(", ".join(name), int(memory))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    words = filter(str.isdigit, found) if visible is None else map(str.strip, visible.split(","))
+    if visible is None:
+        return tuple(gpu for name, gpu in found.items() if name.isdecimal())
+    words = [word.strip() for word in visible.split(",")]
+    matches = ([gpu for name, gpu in found.items() if _names(word, name)] for word in words)
     # CUDA ignores the GPUs after the first unknown one
-    return tuple(found[word] for word in itertools.takewhile(found.__contains__, words))
+    usable = tuple(gpus[0] for gpus in itertools.takewhile(lambda gpus: len(gpus) == 1, matches))
+    if found and not usable and words[0].startswith(("GPU-", "MIG-")):
+        raise HostError(
+            f"CUDA_VISIBLE_DEVICES is {visible!r}, and the driver's GPUs are {', '.join(found)}.",
+            state="nothing was started.",
+            remedy="name the GPUs by their numbers or UUIDs (`nvidia-smi -L`), or unset it; a part of a GPU (MIG) "
+            "cannot be used.",
+        )
+    return usable
+
+
+def _names(word: str, name: str) -> bool:
+    """Return whether CUDA takes a word for a GPU: its number, or the beginning of its UUID."""
+    return word == name or (word.startswith("GPU-") and name.startswith(word))
 
 
 def find_host(working: Path, scratch: Path) -> Host:

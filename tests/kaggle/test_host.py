@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lib.errors import HostError
 from lib.kaggle.host import Gpu, find_gpus
 
 T4, L4 = Gpu("Tesla T4", 15360), Gpu("NVIDIA L4", 23034)
@@ -30,6 +31,7 @@ def _driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("1", (L4,)),
         ("2,1", (T4, L4)),
         ("GPU-bb, GPU-aa", (L4, T4)),
+        ("GPU-b", (L4,)),  # CUDA takes the beginning of a UUID
         ("", ()),
         ("-1", ()),
         ("0,7,1", (T4,)),  # CUDA takes those before the first that is not there
@@ -42,3 +44,11 @@ def test_a_run_takes_the_gpus_that_it_was_given(
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert find_gpus() == found
+
+
+@pytest.mark.parametrize("visible", ["MIG-aa", "GPU-zz"])
+def test_a_gpu_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch, visible: str) -> None:
+    """Without it the run would train on the CPU."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(HostError, match=f"CUDA_VISIBLE_DEVICES is '{visible}'"):
+        find_gpus()
