@@ -185,7 +185,9 @@ class Bootstrap:
         """Return the run's secrets.json, the first of those attached unless it is named; say so if there are more."""
         inputs = self._kaggle / "input"
         mounts = ("secrets.json", "*/secrets.json", "datasets/*/*/secrets.json")  # as in lib/remotes/credentials.py
-        found = [Path(secrets)] if secrets else [file for mount in mounts for file in sorted(inputs.glob(mount))]
+        found = [file for mount in mounts for file in sorted(inputs.glob(mount))]
+        if secrets:
+            found = [Path(secrets).absolute()]  # the clone becomes the current folder
         if found[1:]:
             others = ", ".join(map(str, found[1:]))
             self.say(f"Using {found[0]}, not {others}; the parameter secrets can name another one.")
@@ -203,6 +205,7 @@ class Bootstrap:
         if file is not None:
             try:
                 token = json.loads(file.read_text(encoding="utf-8-sig")).get("GITHUB_TOKEN", token)
+                token = token if isinstance(token, str) else ""  # what is wrong with it is said when all are loaded
             except (OSError, ValueError, AttributeError) as error:  # its text may contain the file's
                 kind = type(error).__name__
                 self._stop(f"{file} cannot be read as a JSON object ({kind}).", "correct it, or the parameter secrets.")

@@ -289,6 +289,19 @@ def test_a_commit_that_is_not_on_the_host_stops_the_run(session: Session) -> Non
     assert "that the commit is pushed" in str(stopped.value)
 
 
+def test_secrets_may_be_named_from_the_folder_of_the_notebook(
+    session: Session, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The clone becomes the current folder before they are loaded; a token that is no text is refused by name then."""
+    (tmp_path / "secrets.json").write_text(json.dumps({"GITHUB_TOKEN": {"token": TOKEN}}))
+    monkeypatch.chdir(tmp_path)
+    start = boot(tmp_path)
+    start.clone(str(session.stores.origin), "", "secrets.json")
+    with pytest.raises(SystemExit, match="GITHUB_TOKEN") as stopped:
+        start.open_log("secrets.json")
+    assert TOKEN not in str(stopped.value)
+
+
 @pytest.mark.parametrize("text", [f'{{"GITHUB_TOKEN": "{TOKEN}"', f'["{TOKEN}"]'])
 def test_secrets_that_are_no_json_object_stop_the_run_and_are_not_shown(tmp_path: Path, text: str) -> None:
     """The message names the file and the kind of problem; so does the check of every account in `open_log`."""
