@@ -87,7 +87,7 @@ def compare_command(project: Project, *, branches: tuple[str, ...], output: Path
     from lib.results import compare
     from lib.sync import Refs
 
-    runs = compare.read_runs(Refs(Path.cwd(), project.credentials), branches)
+    runs = compare.read_runs(Refs(project.clone, project.credentials), branches)
     compare.draw_curves(runs, output)
     print(compare.as_json(runs, output) if as_json else f"{compare.show_runs(runs)}\n\nCurves: {output}")
 

@@ -1,5 +1,6 @@
 """Options that several commands share, and the `Project` that a command works on."""
 
+import io
 import sys
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,7 @@ from lib.errors import RunError, SandboxError
 from lib.log import redact_tracebacks
 from lib.process import clean_environment
 from lib.remotes.credentials import Credentials, load_credentials
+from lib.remotes.repository import top_of
 
 
 def find_project(start: Path) -> Path:
@@ -34,6 +36,11 @@ class Project:
     def root(self) -> Path:
         """Return the root of the checkout that contains the current folder. Raises `SandboxError`."""
         return find_project(Path.cwd())
+
+    @cached_property
+    def clone(self) -> Path:
+        """Return the root of the Git clone that contains the current folder; that folder if there is none."""
+        return top_of(Path.cwd())
 
     @cached_property
     def credentials(self) -> Credentials:
@@ -77,6 +84,9 @@ def run_command_line(command: click.Command) -> None:
     """
     clean_environment()
     redact_tracebacks(Credentials().redact)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal may lack a character; the command goes on
     try:
         # the default name of the variable would contain the spaces of `python -m lib`
         status = command.main(complete_var="_LIB_COMPLETE", standalone_mode=False)
@@ -98,7 +108,7 @@ def complete_branch(_context: click.Context, _parameter: click.Parameter, begun:
     from lib.sync import Refs
 
     try:
-        names = list_runs(Refs(Path.cwd(), Project().credentials))
+        names = list_runs(Refs(Project().clone, Project().credentials))
     except RunError:
         return []
     return [name for name in names if name.startswith(begun)]

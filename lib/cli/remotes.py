@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import click
 
@@ -24,7 +23,7 @@ def status(project: Project, *, as_json: bool) -> None:
     """
     from lib.results.status import read_status, show_status
 
-    entries = read_status(Path.cwd(), project.credentials)
+    entries = read_status(project.clone, project.credentials)
     print(json.dumps([entry.as_dict() for entry in entries], indent=2) if as_json else show_status(entries))
 
 
@@ -42,7 +41,7 @@ def recover_command(project: Project) -> None:
     from lib.remotes.clone import clone_with
     from lib.sync import recover
 
-    with clone_with(Path.cwd(), project.credentials) as clone:
+    with clone_with(project.clone, project.credentials) as clone:
         left = recover(clone, project.credentials)
     if left:
         print(f"{left} runs are alive or cannot be recovered here; they were left unchanged.")
@@ -65,7 +64,7 @@ def check_command(project: Project, *, as_json: bool) -> None:
     from lib.remotes.clone import clone_with
     from lib.sync import check
 
-    with clone_with(Path.cwd(), project.credentials) as clone:
+    with clone_with(project.clone, project.credentials) as clone:
         found = check(clone, project.credentials)
     if as_json:
         print(found.to_json())

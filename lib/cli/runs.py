@@ -73,7 +73,7 @@ def stop(project: Project, *, run: str, discard: bool, now: bool, yes: bool, kag
     from lib.train.stop import active_kernel, ask_to_stop, describe_loss, key_of, stop_now
 
     key = key_of(str(project.root / MODULES[run].baseline) if run in MODULES else run)
-    root, credentials = Path.cwd(), project.credentials
+    root, credentials = project.clone, project.credentials
     refs = Refs(root, credentials)
     if not now:
         ask_to_stop(refs, key, discard=discard)

@@ -86,6 +86,6 @@ def preflight(project: Project, *, experiment: Path, accelerator: str) -> None:
     from lib.experiment.load import load_experiment
     from lib.train.preflight import preflight_here, show_preflight, stop_on_errors
 
-    found = preflight_here(Path.cwd(), load_experiment(experiment), project.credentials, accelerator)
+    found = preflight_here(project.clone, load_experiment(experiment), project.credentials, accelerator)
     print(show_preflight(found))
     stop_on_errors(found)

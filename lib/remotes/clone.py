@@ -21,7 +21,9 @@ from lib.remotes import repository
 from lib.remotes.addresses import without_user
 from lib.remotes.answers import patiently
 from lib.remotes.credentials import Credentials
+from lib.remotes.dvc_config import edit_config, unusable
 from lib.remotes.git_answers import because, explain_error
+from lib.remotes.repository import origin_of
 
 
 class DvcRemote(NamedTuple):
@@ -68,13 +70,16 @@ def _read_config(root: Path) -> tuple[Any, str]:
     try:
         config = Config(Repo.find_dvc_dir(str(root)))
     except DvcException as error:
-        raise _unusable(error) from error
+        raise unusable(error) from error
     name = str(config["core"].get("remote")).lower()  # DVC ignores case in names
     if name not in config["remote"]:
+        known, given = sorted(config["remote"]), config["core"].get("remote")
+        command = "dvc remote default NAME" if known else "dvc remote add -d storage gdrive://<folder id>"
         raise RemoteError(
-            "the repository names no default DVC remote in .dvc/config.",
+            f"the repository names no default DVC remote in .dvc/config: core.remote is {given!r}, and it has "
+            f"{', '.join(known) or 'no remote'}.",
             state="nothing was pulled or trained.",
-            remedy="`dvc remote add -d storage gdrive://<folder id>`, commit .dvc/config, push, render again.",
+            remedy=f"`{command}`, commit .dvc/config, push, render again.",
         )
     return config, name
 
@@ -88,7 +93,7 @@ def _resolve(config: Any, name: str) -> DvcRemote:  # noqa: ANN401  dvc.config.C
         kind = get_cloud_fs(config, name=name)[0].protocol
         return DvcRemote(name, str(kind), str(get_fs_config(config, name=name)["url"]))
     except (DvcException, ImportError) as error:
-        raise _unusable(error) from error
+        raise unusable(error) from error
 
 
 def require_committed(root: Path) -> str:
@@ -98,6 +103,7 @@ def require_committed(root: Path) -> str:
     configuration. Raises `RemoteError` if an address, or which remote is the default one, is only there.
     """
     from dvc.config import Config
+    from dvc.config_schema import RelPath
     from dvc.exceptions import DvcException
 
     home = root.resolve() / ".dvc"
@@ -111,14 +117,15 @@ def require_committed(root: Path) -> str:
             file.write_text(text.output if text.status == 0 else "", encoding="utf-8")
             there = Config._load_paths(Config.load_file(str(file)), str(home / "config"))  # noqa: SLF001
     except DvcException as error:
-        raise _unusable(error) from error
+        raise unusable(error) from error
 
     def addresses(config: Any, names: Iterable[str]) -> dict[str, str | None]:  # noqa: ANN401  dvc.config.Config
         keys = [(name, key) for name in names for key in ("url", "endpointurl")]
         found = {f"remote.{name}.{key}": config["remote"].get(name, {}).get(key) for name, key in keys}
         return {"core.remote": config.get("core", {}).get("remote")} | found
 
-    if addresses(here, here["remote"]) == addresses(there, here["remote"]):
+    every = addresses(here, here["remote"])
+    if every == addresses(there, here["remote"]) and not any(isinstance(each, RelPath) for each in every.values()):
         return ""  # without opening the repository, which takes longer than rendering
     used = [remote.name for remote in find_remotes(root)]
     for name in used:  # the list grows by the remotes that others refer to
@@ -132,12 +139,10 @@ def require_committed(root: Path) -> str:
             remedy="set it without --local and --global (`dvc remote add -d NAME URL`, `dvc remote modify NAME url "
             "URL`), commit .dvc/config and push: a run's clone has nothing else.",
         )
-    return f"a run uses the commit's .dvc/config, where {other} differs from this machine's" if other else ""
-
-
-def _unusable(error: Exception) -> RemoteError:
-    remedy = "run `dvc remote list` in a clone and correct what it names."
-    return RemoteError(f".dvc/config cannot be used: {error}", remedy=remedy)
+    notes = [f"a run uses the commit's .dvc/config, where {other} differs from this machine's"] if other else []
+    if relative := ", ".join(key for key, value in committed.items() if isinstance(value, RelPath)):
+        notes.append(f"{relative} is relative: a run looks for it from its own clone, not from this one")
+    return "; ".join(notes)
 
 
 def configure_dvc(root: Path, scratch: Path, credentials: Credentials) -> str:
@@ -153,7 +158,7 @@ def configure_dvc(root: Path, scratch: Path, credentials: Credentials) -> str:
     every = _open_all(config).values()  # outputs of other branches, which `check` asks for, may name the rest
     drives = [remote.name for remote in every if remote.kind == "gdrive"]
     given = credentials.drive or credentials.service_account
-    with config.edit("local") as local:
+    with edit_config(root / ".dvc") as local:
         local["cache"]["dir"] = str(scratch / "dvc-cache")
         if drives:
             # otherwise, with a missing or revoked token, DVC waits for a browser forever
@@ -169,8 +174,12 @@ def configure_dvc(root: Path, scratch: Path, credentials: Credentials) -> str:
                 settings = {"gdrive_use_service_account": is_service, key: str(file)}
                 local["remote"][each] = local["remote"].get(each, {}) | settings
     if credentials.s3 and any(remote.kind == "s3" for remote in every):
-        os.environ.pop("AWS_SESSION_TOKEN", None)  # a token of another key would make this key invalid
-        os.environ.update(credentials.s3)
+        # a token of another key would make this key invalid, and a profile would replace it
+        for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_DEFAULT_PROFILE"):
+            os.environ.pop(name, None)
+        file = scratch / "credentials" / "aws"
+        credentials.write_s3_file(file, {each["profile"] for each in config["remote"].values() if each.get("profile")})
+        os.environ.update({**credentials.s3, "AWS_SHARED_CREDENTIALS_FILE": str(file)})
     return "\n".join(f"DVC remote: {remote.name} at {remote.url}" for remote in used)
 
 
@@ -184,8 +193,10 @@ def set_up_copy(root: Path, credentials: Credentials) -> Iterator[tuple[Path, Pa
     """
     with tempfile.TemporaryDirectory(prefix="kaggle-training-") as folder:
         copy, scratch = Path(folder) / "clone", Path(folder) / "scratch"
-        run_command(["git", "clone", "--quiet", root, copy])
-        run_command(["git", "remote", "set-url", "origin", find_git_remote(root)], cwd=copy)
+        settings = ("--origin", "origin", "-c", f"core.hooksPath={os.devnull}")  # the user's may say otherwise
+        run_command(["git", "clone", "--quiet", *settings, root, copy])
+        words = ["git", "remote", "set-url", "origin", find_git_remote(root)]
+        run_command(words, cwd=copy, redact=credentials.redact)
         _keep_meaning(root, copy)
         configure_dvc(copy, scratch, credentials)
         yield copy, scratch
@@ -205,12 +216,12 @@ def _keep_meaning(root: Path, copy: Path) -> None:
         # DVC resolves paths by the place of the file that it is told
         meaning = Config._load_paths(meaning, str(here / "config"))  # noqa: SLF001
         merge(meaning, Config(str(here), validate=False).load_one("local"))
-        with Config(str(there), validate=False).edit("local") as local:
-            merge(local, {"core": meaning.get("core", {}), "remote": meaning.get("remote", {})})
-            for remote in local["remote"].values():
-                remote.update({key: str(value) for key, value in remote.items() if isinstance(value, str)})
     except DvcException as error:
-        raise _unusable(error) from error
+        raise unusable(error) from error
+    with edit_config(there) as local:
+        merge(local, {"core": meaning.get("core", {}), "remote": meaning.get("remote", {})})
+        for remote in local["remote"].values():
+            remote.update({key: str(value) for key, value in remote.items() if isinstance(value, str)})
 
 
 @contextlib.contextmanager
@@ -224,15 +235,15 @@ def clone_with(root: Path, credentials: Credentials) -> Iterator[Path]:
 
 
 def find_git_remote(root: Path) -> str:
-    """Return the URL of the clone's `origin`, unchanged. Raises `RemoteError` if there is none."""
-    found = run_command(["git", "remote", "get-url", "origin"], cwd=root, check=False)  # unchanged: not redacted
-    if found.status != 0:
+    """Return the URL of the clone's `origin`, a path as an absolute one. Raises `RemoteError` if there is none."""
+    found = origin_of(root)
+    if not found:
         raise RemoteError(
             f"{root} has no Git remote `origin`.",
             state="nothing was pulled or trained.",
             remedy="`git remote add origin https://github.com/YOU/REPOSITORY.git`.",
         )
-    return found.output.strip()
+    return found
 
 
 def configure_git(root: Path, credentials: Credentials) -> str:

@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property, partial
@@ -140,6 +140,12 @@ class Credentials:
         content = self.drive_content()
         remove_at_end(path)
         write_private(path, json.dumps(content))
+
+    def write_s3_file(self, path: Path, profiles: Iterable[str]) -> None:
+        """Write the keys of S3 as these profiles to a private file like that of Drive, which the AWS clients read."""
+        keys = "".join(f"{name.lower()} = {value}\n" for name, value in (self.s3 or {}).items())
+        remove_at_end(path)
+        write_private(path, "".join(f"[{profile}]\n{keys}" for profile in sorted(profiles)))
 
 
 def write_private(path: Path, text: str) -> None:

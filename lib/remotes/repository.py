@@ -41,14 +41,28 @@ class StoredObject(BaseModel):
     size: int
 
 
+def origin_of(root: Path) -> str:
+    """Return the URL of the clone's `origin`, a relative path as an absolute one; empty if there is none.
+
+    A login in it is not hidden.
+    """
+    url = run_command(["git", "remote", "get-url", "origin"], cwd=root, timeout=MINUTE, check=False).output.strip()
+    return str((top_of(root) / url).resolve()) if url.startswith(".") else url
+
+
+def top_of(folder: Path) -> Path:
+    """Return the root of the Git clone that contains a folder; the folder itself if there is none."""
+    words = ["git", "rev-parse", "--show-toplevel"]
+    return Path(run_command(words, cwd=folder, timeout=MINUTE, check=False).output.strip() or folder)
+
+
 class Repository:
     """The remote `origin` of the clone at `root`."""
 
     def __init__(self, root: Path, credentials: Credentials) -> None:
         self.root = root
         self._redact = credentials.redact
-        # not redacted: a login in the address is a part of it
-        self._url = run_command(["git", "remote", "get-url", "origin"], cwd=root, timeout=MINUTE).output.strip()
+        self._url = origin_of(root)
         self._environment = credentials.git_environment(self._url)
         self.url = without_user(self._url)
         words = ("rev-parse", "--path-format=absolute", "--git-common-dir", "--show-object-format")

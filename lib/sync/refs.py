@@ -146,7 +146,8 @@ class Refs(Repository):
 
     def push(self, *updates: RefUpdate) -> None:
         """Push all updates atomically, each only from its `old`; after a `GitPushError` all may have happened."""
-        words = ["-c", "core.hooksPath=/dev/null"]  # hooks run also when the clone's own refs follow the push
+        # hooks run also when the clone's own refs follow the push; not every host takes the user's push options
+        words = ["-c", "core.hooksPath=/dev/null", "-c", "push.pushOption="]
         words += ["push", "--atomic", "--no-signed", "--no-follow-tags", "--recurse-submodules=no", "--quiet"]
         words += [f"--force-with-lease={update.ref}:{update.old or ''}" for update in updates if update.old != ANY]
         # a lease forces, too

@@ -76,7 +76,8 @@ def cut(path: Path) -> None:
 
 
 def move_dvc_remote(clone: Path) -> None:
-    """Commit another address of the DVC remote."""
+    """Make another DVC remote and commit its address."""
+    (clone.parent / "elsewhere").mkdir()
     path = clone / ".dvc/config"
     path.write_text(path.read_text().replace("/storage", "/elsewhere"))
     run_git("commit", "--quiet", "--all", "--message=another remote", cwd=clone)

@@ -994,6 +994,7 @@ def test_copies_on_another_dvc_remote_are_left_to_a_clone_that_uses_it(stores: S
     store_declared(stores.clone, dead(lock, stores.clone))
     elsewhere, stored, lines = stores.clone_again(), stores.objects(), list[str]()
     config = "[core]\n    remote = elsewhere\n['remote \"elsewhere\"']\n    url = {}\n"
+    (stores.folder / "elsewhere").mkdir()
     (elsewhere / ".dvc" / "config.local").write_text(config.format(stores.folder / "elsewhere"))
     assert recover(elsewhere, say=lines.append) == 1
     assert [line for line in lines if f"{REF} names copies on another DVC remote" in line]

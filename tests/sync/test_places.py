@@ -20,7 +20,7 @@ from lib.data.pull import pull_objects
 from lib.errors import CredentialsError, DatasetError, RemoteError, SyncError
 from lib.experiment.load import load_experiment
 from lib.kaggle.notebook import source
-from lib.remotes.clone import configure_dvc, find_remotes, require_committed, set_up_copy
+from lib.remotes.clone import configure_dvc, find_git_remote, find_remotes, require_committed, set_up_copy
 from lib.remotes.credentials import Credentials
 from lib.sync import check, rehearse
 from lib.sync.stores.places import find_missing
@@ -198,7 +198,8 @@ def test_what_dvc_pulls_is_found_and_pulled_and_what_it_does_not_is_reported(
         shutil.rmtree(place)
         shutil.rmtree(scratch / "dvc-cache")
         clean_repos()  # DVC keeps the clones of imports, with a cache of theirs, as long as the process lives
-        stores.storage.mkdir(exist_ok=True)
+        for folder in (stores.storage, place):
+            folder.mkdir(exist_ok=True)
         ((_, remedy),) = find_missing(copy, pointers, str).values()
         assert ("it was imported" in remedy) == (case is imported)
         assert f"dvc push {DATA}" in remedy or case is imported
@@ -337,7 +338,15 @@ def test_an_address_that_the_commit_lacks_is_named_before_a_run(
         assert caught.value.what.endswith(f": {lacking}.")
         assert "commit .dvc/config" in caught.value.remedy
     else:
-        assert require_committed(stores.clone) == ""
+        assert "differs" not in require_committed(stores.clone)
+
+
+def test_a_relative_address_is_a_warning(stores: Stores) -> None:
+    """A run's clone lies elsewhere; the address of a remote that no output names is of no interest."""
+    commit(stores, DEFAULT + STORAGE + DATASETS)
+    assert "remote.storage.url is relative: a run looks for it from its own clone" in require_committed(stores.clone)
+    commit(stores, DEFAULT + section("storage", url=stores.storage) + DATASETS + section("copy", url="../copy"))
+    assert require_committed(stores.clone) == ""
 
 
 def test_an_address_that_this_machine_replaces_is_a_warning(stores: Stores, capsys: pytest.CaptureFixture[str]) -> None:
@@ -346,7 +355,7 @@ def test_an_address_that_this_machine_replaces_is_a_warning(stores: Stores, caps
     local = stores.clone / ".dvc/config.local"
     local.write_text(STORAGE)
     source(stores.clone, allow_dirty=False)
-    assert capsys.readouterr().out == ""
+    assert "differs" not in capsys.readouterr().out
     local.write_text(section("storage", url="/near"))
     source(stores.clone, allow_dirty=False)
     assert "remote.storage.url differs" in capsys.readouterr().out
@@ -362,6 +371,58 @@ def test_every_s3_remote_that_is_used_gets_the_keys(
     write_config(stores.clone, own)
     configure_dvc(stores.clone, tmp_path, Credentials(s3={"AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": "key"}))
     assert os.environ["AWS_ACCESS_KEY_ID"] == "AKIA"
+
+
+def test_a_profile_of_this_machine_does_not_replace_the_keys_of_s3(
+    stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commit's configuration or the environment may name one, which has other keys, or is not there."""
+    from botocore.session import Session
+
+    given = {"AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": "key"}
+    for name in (*given, "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, "of the machine")
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    base = section("base", url="s3://bucket", profile="work")
+    write_config(stores.clone, base + section("storage", url="remote://base/models"))
+    configure_dvc(stores.clone, tmp_path, Credentials(s3=given))
+    for profile in (None, "work"):
+        found = Session(profile=profile).get_credentials()
+        assert (found.access_key, found.secret_key) == ("AKIA", "key")
+    assert (tmp_path / "credentials/aws").stat().st_mode & 0o777 == 0o600
+
+
+def test_names_in_other_alphabets_are_written(stores: Stores, tmp_path: Path) -> None:
+    """DVC reads them, but writes its configuration in ASCII alone."""
+    named = stores.folder / "Store für alle"
+    named.mkdir()
+    write_config(stores.clone, section("storage", url=named))
+    run_git("commit", "--quiet", "--all", "--message=configured", cwd=stores.clone)
+    with set_up_copy(stores.clone, Credentials()) as (copy, _):
+        assert find_remotes(copy)[0].url == str(named)
+        assert find_missing(copy, {}, str) == {}
+    assert configure_dvc(stores.clone, tmp_path / "Téléchargements", Credentials()).endswith(str(named))
+
+
+@pytest.mark.usefixtures("_own_settings")
+def test_the_users_own_git_settings_do_not_change_a_copy(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may rename the remote, or run a program after each checkout."""
+    (stores.folder / "hooks").mkdir()
+    (stores.folder / "hooks/post-checkout").write_text("#!/bin/sh\nexit 2\n")
+    (stores.folder / "hooks/post-checkout").chmod(0o755)
+    settings = f"[clone]\ndefaultRemoteName = upstream\n[core]\nhooksPath = {stores.folder}/hooks\n"
+    (stores.folder / "gitconfig").write_text(settings)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(stores.folder / "gitconfig"))
+    with set_up_copy(stores.clone, Credentials()) as (copy, _):
+        assert run_git("remote", "get-url", "origin", cwd=copy) == str(stores.origin)
+
+
+def test_a_relative_origin_is_the_same_from_everywhere(stores: Stores) -> None:
+    """A copy of the clone, and the mirror in it, lie in other folders."""
+    run_git("remote", "set-url", "origin", "../" * 2 + "origin.git", cwd=stores.clone)
+    (stores.clone / "below").mkdir()
+    wanted = str((stores.clone / "../../origin.git").resolve())
+    assert find_git_remote(stores.clone / "below") == wanted
 
 
 def test_a_chained_drive_without_an_account_is_refused_before_dvc_waits_for_a_browser(

@@ -158,7 +158,7 @@ def test_a_rehearsal_finds_that_a_branch_cannot_be_moved(stores: Stores) -> None
 
 def test_a_rehearsal_finds_that_the_dvc_remote_is_not_writable(stores: Stores) -> None:
     """Git is still tried."""
-    (stores.clone / ".dvc/config.local").write_text("['remote \"storage\"']\n    url = /proc/kaggle\n")
+    (stores.clone / ".dvc/config.local").write_text("['remote \"storage\"']\n    url = /proc\n")
     with nothing_changes(stores):
         found = rehearse(stores.clone, say=str)
     assert isinstance(found.dvc, DvcPushError)
@@ -178,6 +178,25 @@ def refusing(number: int, name: str, of: Callable[[Path], bool], monkeypatch: py
         return real(*given, **words)
 
     monkeypatch.setattr(os, name, refused)
+
+
+@pytest.mark.parametrize("address", ["../../elsewhere", "file://{}", "{}/gone"])
+def test_a_folder_that_this_machine_does_not_have_is_not_made(stores: Stores, address: str) -> None:
+    """DVC would make it, on the disk of a session that ends: the branch would name weights that are nowhere."""
+    before = sorted(stores.clone.rglob("*"))
+    config = f"[core]\n    remote = storage\n['remote \"storage\"']\n    url = {address.format(stores.storage)}\n"
+    (stores.clone / ".dvc/config").write_text(config)
+    with pytest.raises(SyncError, match=r"is the folder .*, which this machine does not have") as caught:
+        rehearse(stores.clone, say=str)
+    assert "without file://" in caught.value.remedy
+    assert [path for path in sorted(stores.clone.rglob("*")) if "/.dvc/tmp" not in str(path)] == before
+    assert not (stores.storage / "gone").exists()
+
+
+def test_a_rehearsal_passes_none_of_the_users_push_options(stores: Stores) -> None:
+    """A host that takes none would refuse every push."""
+    run_git("config", "push.pushOption", "ci.skip", cwd=stores.clone)
+    assert isinstance(rehearse(stores.clone, say=str).git, str)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind root")

@@ -142,6 +142,7 @@ def failing(function: str, code: int) -> Iterator[None]:
 def folder_backend(folder: Path) -> Backend:
     """Return a folder as DVC remote."""
     clone, storage = new_clone(folder / "clone"), folder / "storage"
+    storage.mkdir()
     (clone / ".dvc" / "config").write_text(
         f"[core]\n    remote = storage\n['remote \"storage\"']\n    url = {storage}\n", encoding="utf-8"
     )
@@ -452,6 +453,8 @@ class TestContract:
         clones = [shutil.copytree(backend.clone, tmp_path / name) for name in ("same", "elsewhere")]
         config = clones[1] / ".dvc" / "config"
         config.write_text(re.sub(r"(url = .*)", r"\1/elsewhere", config.read_text(encoding="utf-8")), encoding="utf-8")
+        if (backend.clone.parent / "storage").is_dir():
+            (backend.clone.parent / "storage/elsewhere").mkdir()
         with opened(clones[0]) as same, opened(clones[1]) as elsewhere:
             assert store.address() == same.address() != elsewhere.address()
 
@@ -563,9 +566,9 @@ class TestFolder:
         assert not part.exists()
 
     def test_the_free_space_is_that_of_the_disk(self, folder: Backend, tmp_path: Path) -> None:
-        """The folder need not exist yet."""
+        """The folder of the objects need not exist yet."""
         room = folder.opened[0].room()
-        assert not (tmp_path / "storage").exists()
+        assert not (tmp_path / "storage/files").exists()
         assert room is not None
         assert 0 < room <= shutil.disk_usage(tmp_path).total
 

@@ -183,6 +183,14 @@ def open_store(repo: Any) -> Store:  # noqa: ANN401  dvc.repo.Repo
             state="nothing was uploaded.",
             remedy="use a DVC remote of one of these kinds.",
         )
+    if kind == "local" and not Path(remote.path).is_dir():
+        # DVC would create it: on another machine the address may mean nothing, or a disk that ends with the session
+        raise SyncError(
+            f"the DVC remote {remote.name} is the folder {remote.path}, which this machine does not have.",
+            state="nothing was uploaded.",
+            remedy="mount it or create it, and name it by its absolute path without file://; for a run on another "
+            "machine use Google Drive or S3.",
+        )
     try:
         return open_object_store(odb)
     except DvcPushError as error:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from lib.errors import RemoteError
 from lib.escape import visible
 from lib.remotes.addresses import without_user
+from lib.remotes.dvc_config import edit_config
 from lib.remotes.store_errors import UNKNOWN, explain
 from lib.sync.stores.base import open_object_store
 
@@ -146,11 +147,10 @@ def find_pointer(root: Path, path: str) -> str:
 
 def make_workspace(root: Path, place: Path, pointers: Mapping[str, str], mirrors: Sequence[Path] = ()) -> None:
     """Create a DVC workspace without Git: the `.dvc` files, the clone's remotes and cache, and the mirrors."""
-    from dvc.config import Config
     from dvc.repo import Repo
 
     (place / ".dvc").mkdir(parents=True, exist_ok=True)
-    with Repo(str(root)) as clone, Config(str(place / ".dvc")).edit("local") as local:
+    with Repo(str(root)) as clone, edit_config(place / ".dvc") as local:
         remotes = clone.config["remote"] | {f"{COPY}{n}": {"url": str(path)} for n, path in enumerate(mirrors)}
         local["core"] = {"no_scm": True, "remote": clone.config["core"]["remote"]}
         # by default DVC caches the replies of most stores without checking their hashes
