@@ -14,6 +14,8 @@ def make_origin(folder: Path, remote: str) -> Path:
     """Make a bare Git repository with one commit that names `remote` as its DVC remote."""
     origin = folder / "origin.git"
     origin.parent.mkdir(parents=True, exist_ok=True)
+    if "://" not in remote:
+        Path(remote).mkdir()
     subprocess.run(["git", "init", "--quiet", "--bare", "--initial-branch=main", origin], check=True)
     for key in ("allowFilter", "allowAnySHA1InWant"):
         subprocess.run(["git", "config", f"uploadpack.{key}", "true"], cwd=origin, check=True)

@@ -104,7 +104,6 @@ def of_a_publication(size: int, turns: int) -> Case:
     """Publish two files of `size` MB, and push them with DVC."""
     with tempfile.TemporaryDirectory() as name:
         folder, count = Path(name), iter(range(1000))
-        (folder / "storage").mkdir(parents=True)
         origin = make_origin(folder, str(folder / "storage"))
 
         def side(*, by_hand: bool) -> float:

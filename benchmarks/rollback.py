@@ -57,7 +57,6 @@ class Bench:
 
     def __init__(self, folder: Path, branches: int) -> None:
         self.folder, self.turn = folder, 0
-        (folder / "storage").mkdir(parents=True)
         self.origin = make_origin(folder, str(folder / "storage"))
         publish_many(self.origin, range(branches), put_into(folder / "storage"))
         hook = self.origin / "hooks/pre-receive"

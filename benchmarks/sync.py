@@ -50,7 +50,6 @@ class Bench:
     def __init__(self, folder: Path, size: int) -> None:
         self.folder, self.size, self.turn = folder, size, 0
         self.origin = make_origin(folder, str(folder / "storage"))
-        (folder / "storage").mkdir()
 
     def clone(self, drive: DriveEmulator | None = None) -> Path:
         """Return a new clone with new weights."""

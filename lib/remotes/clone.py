@@ -158,21 +158,22 @@ def configure_dvc(root: Path, scratch: Path, credentials: Credentials) -> str:
     every = _open_all(config).values()  # outputs of other branches, which `check` asks for, may name the rest
     drives = [remote.name for remote in every if remote.kind == "gdrive"]
     given = credentials.drive or credentials.service_account
+    settings: dict[str, Any] = {}
+    if drives:
+        # otherwise, with a missing or revoked token, DVC waits for a browser forever
+        os.environ["GDRIVE_NON_INTERACTIVE"] = "1"
+        os.environ.pop("GDRIVE_CREDENTIALS_DATA", None)  # DVC would use it instead of the file
+    if used[0].kind == "gdrive" or (drives and given):
+        file = scratch / "credentials" / "gdrive.json"
+        credentials.write_drive_file(file)
+        is_service = credentials.service_account is not None
+        key = "gdrive_service_account_json_file_path" if is_service else "gdrive_user_credentials_file"
+        # set for both kinds of account: .dvc/config may have been written for the other kind
+        settings = {"gdrive_use_service_account": is_service, key: str(file)}
     with edit_config(root / ".dvc") as local:
         local["cache"]["dir"] = str(scratch / "dvc-cache")
-        if drives:
-            # otherwise, with a missing or revoked token, DVC waits for a browser forever
-            os.environ["GDRIVE_NON_INTERACTIVE"] = "1"
-            os.environ.pop("GDRIVE_CREDENTIALS_DATA", None)  # DVC would use it instead of the file
-        if used[0].kind == "gdrive" or (drives and given):
-            file = scratch / "credentials" / "gdrive.json"
-            credentials.write_drive_file(file)
-            is_service = credentials.service_account is not None
-            key = "gdrive_service_account_json_file_path" if is_service else "gdrive_user_credentials_file"
-            for each in drives:
-                # set for both kinds of account: .dvc/config may have been written for the other kind
-                settings = {"gdrive_use_service_account": is_service, key: str(file)}
-                local["remote"][each] = local["remote"].get(each, {}) | settings
+        for each in drives if settings else ():
+            local["remote"][each] = local["remote"].get(each, {}) | settings
     if credentials.s3 and any(remote.kind == "s3" for remote in every):
         # a token of another key would make this key invalid, and a profile would replace it
         for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_DEFAULT_PROFILE"):

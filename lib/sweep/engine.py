@@ -113,6 +113,7 @@ class Cluster:
         self._address, self._gpus, self._cpus, self._retries = address, gpus, cpus, retries
         self._resume = resume
         self._board: Any = None
+        self._task: Any = None
         self._runs: dict[str, _Submitted] = {}
 
     def __enter__(self) -> Self:
@@ -151,6 +152,12 @@ class Cluster:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._board = ray.remote(num_cpus=0)(Board).options(scheduling_strategy=here).remote(list(jobs))
         self._refs = refs
+        self._task = ray.remote(
+            num_cpus=self._cpus,
+            num_gpus=self._gpus,
+            max_retries=0,  # Ray's own retry would go on with a run that a person has stopped
+            scheduling_strategy="SPREAD",
+        )(_run)
         for name, job in jobs.items():
             run = self._runs[name] = _Submitted(job, find_stops(refs, job.experiment))
             if run.stops and not self._resume:
@@ -159,9 +166,7 @@ class Cluster:
                 self._submit(name, run)
 
     def _submit(self, name: str, run: _Submitted) -> None:
-        # Ray's own retry would go on with a run that a person has stopped
-        task = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus, max_retries=0, scheduling_strategy="SPREAD")(_run)
-        run.task = task.remote(name, run.job, self._board)
+        run.task = self._task.remote(name, run.job, self._board)
 
     def look(self) -> dict[str, Progress]:
         """Return the progress of every run, by name; submit those again whose node was lost.

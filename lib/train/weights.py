@@ -31,6 +31,7 @@ STARTS: tuple[tuple[bytes, str, str], ...] = (
     (b"\x1f\x8b", "a gzip archive", "unpack it"),
 )
 """What a file that is not a checkpoint often is: its first bytes, its kind, and the remedy."""
+OWN = "give a file that ultralytics has written (best.pt, last.pt)"
 STATE = {"SGD": "momentum_buffer", "NAdam": "mu_product", "RMSProp": "square_avg"}
 """What these optimizers of torch cannot resume without; the others need `exp_avg_sq`."""
 LEAST_FIT = 0.5  # share of the network; with less, training would start from random values after all
@@ -177,10 +178,10 @@ def _read(path: Path) -> tuple[Any, dict[str, Any]]:
         text = f"it is damaged, or not a checkpoint of an ultralytics model ({cause})"
         if "references types outside" in cause:  # the library's words for a file without a model in it
             text = "it is not a checkpoint of an ultralytics model, but holds no network, as a bare state dict does"
-        raise _RefusedError(text, "give a file that ultralytics has written (best.pt, last.pt)") from error
+        raise _RefusedError(text, OWN) from error
     if not isinstance(getattr(model, "yaml", None), dict) or not isinstance(getattr(model, "names", None), dict | list):
         what = f"it is not a checkpoint of an ultralytics model, but holds a {type(model).__name__}"
-        raise _RefusedError(what, "give a file that ultralytics has written (best.pt, last.pt)")
+        raise _RefusedError(what, OWN)
     if not all(bool(torch.isfinite(value).all()) for value in values):
         raise _RefusedError("its weights hold NaN or infinite values")
     return model, content
@@ -253,12 +254,12 @@ def _resume(path: Path, content: dict[str, Any], experiment: Experiment) -> Star
             path, note="Its training was finished (it has no optimizer): a new one starts from its weights."
         )
     optimizer, rows = experiment.training.optimizer, content.get("train_results") or {}
-    for state in list(content["optimizer"].get("state", {}).values())[:1]:
-        if STATE.get(optimizer, "exp_avg_sq") not in state:
-            raise _RefusedError(
-                f"it has the state of another optimizer ({', '.join(state)}) than training.optimizer, {optimizer}",
-                "set training.optimizer to that of its training, or start anew from its weights (model.pretrained)",
-            )
+    state = next(iter(content["optimizer"].get("state", {}).values()), None)
+    if state is not None and STATE.get(optimizer, "exp_avg_sq") not in state:
+        raise _RefusedError(
+            f"it has the state of another optimizer ({', '.join(state)}) than training.optimizer, {optimizer}",
+            "set training.optimizer to that of its training, or start anew from its weights (model.pretrained)",
+        )
     lengths = {len(rows.get(name) or ()) for name in ("epoch", "time")}
     if len(lengths) > 1 or not min(lengths) or "fitness" not in (content.get("train_metrics") or {}):
         raise _RefusedError(
