@@ -330,7 +330,8 @@ class Turn:
     def arrivals(self) -> Moves:
         """Yield pushes and uploads without an answer that happen late; a push needs the refs it expects (rule 1)."""
         for push in self.me.doubts:
-            if not push.landed and push.base == self.base and (self.held or not self.rules.hold_in_push):
+            leased = push.kind == "commit" or push.base == self.base  # a commit push deletes K wherever it is
+            if not push.landed and leased and (self.held or not self.rules.hold_in_push):
                 verb, state = self.pushed(push)
                 doubts = () if self.me.at == "dead" else (push._replace(landed=True),)
                 yield f"{verb}: a late push", self.remembering(self.me._replace(doubts=doubts), state)
@@ -557,11 +558,9 @@ class Steps(Turn):
 
     def discard(self) -> Moves:
         """Delete K and R in one push, which leaves a stop (rule 7); then the files."""
-        if self.held and (self.base == self.me.base or not self.rules.discard_in_push):
+        if self.held:
             state = self.moved(None, k=0 if self.rules.discard_in_push else None)
             yield "deletes K and R", self.to("delete_own", state, base=0)
-        elif self.held:
-            yield "is rejected because of K, not of R: reads K again", self.to("discard", base=self.base)
         else:
             yield "is rejected: R was taken over", self.to("read_k_again")
 
@@ -632,7 +631,7 @@ class Steps(Turn):
     def commit(self) -> Moves:
         """Create B and delete K, R and the ask in one push (rule 1)."""
         publishes = self.held is not None and self.held.phase == "publishes"
-        if self.base == self.me.base and (publishes or not self.rules.hold_in_push):
+        if publishes or not self.rules.hold_in_push:
             push = Push("commit", 0, self.me.base)
             verb, state = self.pushed(push)
             yield verb, self.to("delete_checkpoint", state)
@@ -641,8 +640,6 @@ class Steps(Turn):
                 yield "gets no answer to its commit push", unknown
             if self.state.losses and self.world.echo:
                 yield f"{verb}, and reads 'cannot lock ref'", self.to("rejected", self.lost(state))
-        elif publishes:
-            yield "is rejected because of K, not of R: reads K again", self.to("commit", base=self.base)
         else:
             yield "is rejected: R was taken over", self.to("rejected")
 
