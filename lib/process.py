@@ -408,3 +408,24 @@ def end_group(process: subprocess.Popen[Any]) -> None:
             time.sleep(0.02)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.communicate(timeout=5)
+
+
+@contextlib.contextmanager
+def interrupts(*numbers: signal.Signals) -> Iterator[list[int]]:
+    """Raise `KeyboardInterrupt` on each of these signals within the context, if this is the main thread.
+
+    Yields the list of the signals that have arrived: an exception alone may be lost.
+    """
+    received: list[int] = []
+
+    def receive(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    in_main_thread = threading.current_thread() is threading.main_thread()  # Python allows handlers nowhere else
+    before = {number: signal.signal(number, receive) for number in numbers if in_main_thread}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -9,13 +9,11 @@ another commit published.
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Protocol, Self
 
 from rich.live import Live
@@ -23,6 +21,7 @@ from rich.table import Table
 
 from lib.experiment.matrix import title_of
 from lib.experiment.schema import Experiment
+from lib.process import interrupts
 from lib.progress import duration
 from lib.results.published import find_published
 from lib.sweep.worker import Job, Progress
@@ -68,7 +67,9 @@ def run_sweep(
     """
     engine.start(jobs, refs)
     deadline = 0.0
-    with _interrupts() as received:
+    # Ray's client and destructors swallow an exception that is raised within them; on SIGTERM Ray would end the driver
+    # at once, and kill its runs
+    with interrupts(signal.SIGINT, signal.SIGTERM) as received:
         while not deadline or time.monotonic() < deadline:
             try:
                 seen = engine.look()
@@ -83,27 +84,6 @@ def run_sweep(
             if received and not deadline:
                 deadline = time.monotonic() + engine.stop()
     raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Yield the list of the SIGINT and SIGTERM that have arrived; each also raises `KeyboardInterrupt`.
-
-    The exception alone may be lost: Ray's client and destructors swallow one that is raised within them. On SIGTERM Ray
-    would end the driver at once, and kill its runs.
-    """
-    received: list[int] = []
-
-    def receive(number: int, _: FrameType | None) -> None:
-        received.append(number)
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class Scoreboard:

@@ -24,8 +24,8 @@ from lib.remotes.credentials import Credentials
 from lib.remotes.repository import StoredObject, outputs_of
 from lib.sync.lock import CHECKPOINTS, short
 from lib.sync.record import RUNS
-from lib.sync.refs import EARLIER
-from lib.sync.remotes import EVERYTHING, Remotes, as_sync_errors, named_by, open_remotes
+from lib.sync.refs import EARLIER, as_sync_errors
+from lib.sync.remotes import EVERYTHING, Remotes, named_by, open_remotes
 from lib.sync.stores.base import StoredCopy, mismatch
 from lib.sync.stores.places import Missing, find_missing
 
@@ -116,7 +116,7 @@ def _check(remotes: Remotes) -> Checked:
                          _Elsewhere(remotes, stored, here)),
         *_check_checkpoints(remotes, elsewhere),
         *(Finding("waste", f"{file.name} is of a session that has ended, and no checkpoint names it", RECOVER)
-          for file in remotes.waste(remotes.checkpoint_files(identity))
+          for file in remotes.waste(identity)
           if file.name in store.flat(file.name)),  # else its session has just deleted it
         *_check_objects(unnamed, stored),
         *(Finding("unfinished", f"{RUNS}{name}: the session of {run.record.name} is publishing, or has died meanwhile",

@@ -39,7 +39,7 @@ class CheckpointPublisher:
         self._own = f"{CHECKPOINT}{repository}-{lock.name}-"
         """The beginning of our files' names; a branch that a fork has copied names those of another repository."""
         remotes.roll_back(lock, say)
-        remotes.sweep(remotes.checkpoint_files(repository, lock.name), lock.name)
+        remotes.sweep(repository, lock.name)
         self._read_head()
 
     def _read_head(self) -> None:

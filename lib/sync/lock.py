@@ -19,10 +19,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
-from lib.errors import CommandError, RunHeldError, SyncError, TakenOverError
+from lib.errors import RunHeldError, TakenOverError
 from lib.sync.publication import Say
 from lib.sync.record import ASKS, LEASE, RUNS, STOPS, RunRecord, Stop, read_stop, short_name
-from lib.sync.refs import ANY, RefMovedError, Refs, RefUpdate, SeenRun
+from lib.sync.refs import ANY, RefMovedError, Refs, RefUpdate, SeenRun, as_sync_errors
 
 POLL = 60.0  # seconds between two looks for a question; a tenth of a shorter lease
 CHECKPOINTS = "refs/heads/kaggle-checkpoint-"
@@ -62,28 +62,27 @@ class RunLock:
         """The monotonic time at which it was first seen together with a question."""
         self.holder_lives = False
         """Whether the ref of another session has moved since it was seen first."""
-        self._stop_asking = threading.Event()
-        self._asking: threading.Thread | None = None
 
     # ── taking ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def watch(self) -> bool:
-        """Take the run if that is possible at once, else ask in the background until `take`; return whether held."""
-        held = self._try_here()
-        if not held:
-            self._asking = threading.Thread(target=self._wait, name=f"asking {self.name}", daemon=True)
-            self._asking.start()
-        return held
+    def try_take(self) -> bool:
+        """Take the run if that is possible at once, else ask its holder; return whether it is held.
+
+        Raises `RunHeldError` for a ref that can never be taken over, and `SyncError`.
+        """
+        if self.record is not None:
+            return True
+        with as_sync_errors(f"taking the run {self._full_name}"):
+            return self._try()
 
     def take(self) -> RunRecord:
-        """Take the run, after asking its holder and waiting one lease for the answer, and return its record.
+        """Take the run, after waiting one lease since the first question for an answer, and return its record.
 
         Raises `RunHeldError` if the holder answers, and `TakenOverError` if this session was taken over.
         """
-        self._stop_watching()
         self.confirm()
         reported = False
-        while not self._try_here():
+        while not self.try_take():
             if self.holder_lives:
                 self._seen, self._asked, self.holder_lives = None, math.inf, False  # it is asked again the next time
                 raise RunHeldError(
@@ -114,29 +113,7 @@ class RunLock:
         self._seen, self._asked = run.commit, min(self._asked, time.monotonic()) if is_asked else math.inf
         return time.monotonic() - self._asked >= run.lease and self._take(run, identity, *updates)
 
-    def _try_here(self) -> bool:
-        """Try to take the run; raise errors of this machine as `SyncError`."""
-        try:
-            return self._try()
-        except (CommandError, OSError) as error:
-            raise of_this_machine(error, f"the run {self._full_name} cannot be held") from error
-
-    def _wait(self) -> None:
-        while not self.holder_lives and not self._stop_asking.wait(self._pause):
-            with contextlib.suppress(Exception):  # a failed read is repeated after the pause
-                if self._try():
-                    return
-
-    def _stop_watching(self) -> None:
-        self._stop_asking.set()
-        if self._asking is not None and self._asking.is_alive():
-            self._asking.join()
-        self._stop_asking.clear()
-
     def _try(self) -> bool:
-        """Take the run unless another session may still be alive; return whether it is held."""
-        if self.record is not None:
-            return True
         seen = self.refs.list_refs(self.ref, self._ask, self.stop_ref, self.refs.identity_ref)
         older = RefUpdate(self.stop_ref, ANY, None)  # a stop counts for the session that it finds, not for the next one
         identity = seen.get(self.refs.identity_ref)
@@ -151,6 +128,7 @@ class RunLock:
             self._say(f"{self.ref}: its session is dead, and this one takes over.")
         elif not self.holder_lives and self._ask not in seen:
             ask(self.refs, [self._ask])
+            self._asked = time.monotonic()  # the ref as it was seen and the question are there together from here on
         return self.record is not None
 
     def _check_is_ours(self, run: SeenRun, identity: str | None) -> None:
@@ -277,12 +255,12 @@ class RunLock:
         """
         with self._pushing:
             self.confirm()
-            if record is None:
-                updates = (*updates, RefUpdate(self._ask, ANY, None))
+            gone = [] if record else [RefUpdate(self._ask, ANY, None)]
             new = self.refs.write_record(record) if record else None
             self._tried += [new] if new else []  # before the push: it may happen although its answer is lost
             self.refs.push_patiently(
-                lambda: (RefUpdate(self.ref, self._commit, new), *updates), lambda: self._has_happened(new, updates)
+                lambda: (RefUpdate(self.ref, self._commit, new), *updates, *gone),
+                lambda: self._has_happened(new, updates),
             )
             self._commit, self.record = new, record
             if record is None:
@@ -296,18 +274,18 @@ class RunLock:
         commit = self.refs.list_refs(self.ref).get(self.ref)
         if commit == new and new is not None:
             return True
-        leased = [update for update in updates if update.old != ANY]
-        found = self.refs.list_refs(*(update.ref for update in leased)) if leased else {}
-        if commit is None:  # deleted by this push if what it creates is there, or else, if all that it deletes is gone
-            created = [update for update in leased if update.new]
-            if (created or new is None) and all(found.get(update.ref) == update.new for update in created or leased):
-                return True
+        found = self.refs.list_refs(*(update.ref for update in updates)) if updates else {}
+        created = [update for update in updates if update.new]
+        # it was deleted by this push if what that creates is there, or else, if all that it deletes is gone
+        is_there = all(found.get(update.ref) == update.new for update in created or updates)
+        if commit is None and (created or new is None) and is_there:
+            return True
         if commit != self._commit and commit not in self._tried:
             self._lose()
             self.confirm()
         self._commit = commit  # an earlier push, whose answer was lost, may have happened meanwhile
-        for update in leased:
-            if found.get(update.ref) != update.old:
+        for update in updates:
+            if update.old != ANY and found.get(update.ref) != update.old:
                 raise RefMovedError(update.ref, found.get(update.ref))
         return False
 
@@ -334,7 +312,6 @@ class RunLock:
 
     def release(self) -> None:
         """Release the run, unless its ref lists copies that must still be deleted; on failure others take it over."""
-        self._stop_watching()
         with contextlib.suppress(Exception), self._pushing:
             if self.record is not None and not self.record.declared:
                 self.push(None)
@@ -353,16 +330,6 @@ def ask(refs: Refs, questions: Iterable[str]) -> None:
     refs.push_patiently(
         lambda: (RefUpdate(ref, ANY, question) for ref in sorted(wanted)),
         lambda: wanted <= refs.list_refs(*wanted).keys(),  # another session asks at the same moment
-    )
-
-
-def of_this_machine(error: CommandError | OSError, what: str) -> SyncError:
-    """Return the error to raise for one of this machine that was met while reading or preparing Git objects."""
-    cause = error.what if isinstance(error, CommandError) else f"{type(error).__name__}: {error}"
-    return SyncError(
-        f"{what}: {cause}",
-        state="nothing was changed.",
-        remedy="use a clone that Git can open and write to, free some space if the disk is full, and run it again.",
     )
 
 

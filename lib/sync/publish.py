@@ -11,11 +11,10 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from types import FrameType
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from lib.errors import DvcPushError, GitPushError, InDoubt, RunError, RunHeldError, SyncError, TakenOverError
+from lib.process import interrupts
 from lib.progress import counting, file_size
 from lib.remotes.credentials import Credentials
 from lib.remotes.repository import StoredObject
@@ -23,8 +22,8 @@ from lib.sync.lock import RunLock
 from lib.sync.publication import Publication, Published, Say
 from lib.sync.record import LEASE, DeclaredCopy
 from lib.sync.recover import Recovery
-from lib.sync.refs import ANY, RefMovedError, RefUpdate
-from lib.sync.remotes import AT_ONCE, CheckpointFile, Remotes, open_remotes
+from lib.sync.refs import ANY, RefUpdate
+from lib.sync.remotes import AT_ONCE, Remotes, open_remotes
 from lib.sync.stores.base import Progress, StoredCopy, mismatch
 from lib.sync.tree import Source, build_commit, hash_objects
 
@@ -45,7 +44,7 @@ def sync_outputs(
     push was lost and the Git remote cannot be read: then nothing is deleted, and `recover()` or another call resolves
     the doubt. The error's state reports a rollback that failed as well.
     """
-    with _signals_as_exceptions(), open_remotes(run.root, credentials or Credentials()) as remotes:
+    with interrupts(signal.SIGTERM), open_remotes(run.root, credentials or Credentials()) as remotes:
         lock = run.hold or RunLock(remotes.refs, run.branch, say=say)
         try:
             return _Publishing(remotes, lock, run, say, shows_progress=progress).publish()
@@ -63,14 +62,12 @@ class _Publishing:
         self._shows_progress = shows_progress
         self._head = f"refs/heads/{run.branch}"
         self._step = "preparing"
-        self._commit = ""
+        self._commit = self._repository = ""
         self._objects: dict[str, StoredObject] = {}
         """The object of each path in `run.objects`."""
         self._sources: dict[str, Source] = {}
         """The file of each object."""
         self._declared: dict[str, DeclaredCopy] = {}
-        self._listed: Future[list[CheckpointFile]] | None = None
-        """The files of the run's checkpoints, listed while the objects are uploaded; None without a run."""
         self._stopped = threading.Event()
         self._pushed = False
         """Whether a commit push was sent and may still happen: until the run's ref is moved again."""
@@ -79,7 +76,6 @@ class _Publishing:
         """Run the steps of the protocol; roll everything back if one of them fails."""
         run, store, uploaded = self.run, self.remotes.store, 0
         try:
-            self._check_files()
             self._begin("DVC add", "Phase 1: DVC add (track models)")
             found = hash_objects(run)
             self._objects = {name: source.item for name, source in zip(run.objects, found, strict=True)}
@@ -110,14 +106,6 @@ class _Publishing:
         if line:
             self.say(line)
 
-    def _check_files(self) -> None:
-        for name in self.run.objects:
-            path = self.run.find(name)
-            if not path.is_file() or path.stat().st_size == 0:
-                raise SyncError(
-                    f"{path} is missing or empty.", remedy="train again, or correct the publication's list."
-                )
-
     def _find_published(self) -> Published | None:
         """Return what an earlier call has pushed. Raises `GitPushError` if another run owns the branch."""
         commit = self.remotes.refs.list_refs(self._head).get(self._head)
@@ -137,6 +125,7 @@ class _Publishing:
     def _declare(self) -> None:
         """Write the identities of the copies into the run's ref, before they exist."""
         store, record = self.remotes.store, self.lock.held()
+        self._repository = record.repository
         if not store.keeps_twins:
             self.remotes.claim(record.repository)
             if kept := self.remotes.kept_because(self.lock):
@@ -154,14 +143,12 @@ class _Publishing:
         Where a path holds one copy, objects are stored one after another in order of name: publications that wait for
         each other's objects in any other order could wait for ever.
         """
-        workers, record = AT_ONCE if self.remotes.store.keeps_twins else 1, self.lock.held()
+        workers = AT_ONCE if self.remotes.store.keeps_twins else 1
         with (
             counting("  uploading", self._size()) if self._shows_progress else contextlib.nullcontext(int) as add,
             ThreadPoolExecutor(workers, thread_name_prefix="upload") as pool,
         ):
             jobs = {oid: pool.submit(self._store, self._sources[oid], add) for oid in sorted(self._sources)}
-            if self.run.hold is not None:
-                self._listed = pool.submit(self.remotes.checkpoint_files, record.repository, self.lock.name)
             try:
                 for job in as_completed(jobs.values()):
                     job.result()
@@ -241,29 +228,22 @@ class _Publishing:
 
     def _push(self) -> None:
         """Make the branch visible: create it, and delete checkpoint, run's ref and stop, in one atomic push."""
-        checkpoint, record = self.lock.checkpoint, self.lock.held()
-        after = record.but(publishing=()) if record.undo else None
-        while True:
-            # a session that takes the run over from here on finds every copy that it has to delete
-            old = self.lock.reread(checkpoint).get(checkpoint)
-            gone = [RefUpdate(checkpoint, old, None)] if old and not self.run.keeps_checkpoint else []
-            try:
-                self._pushed = True
-                # a stop that came too late stops nothing any more, nor the next session
-                stop = RefUpdate(self.lock.stop_ref, ANY, None)
-                self.lock.push(after, RefUpdate(self._head, None, self._commit), stop, *gone)
-            except RefMovedError as error:
-                if error.ref != checkpoint:
-                    raise
-            else:
-                return
+        lock, record = self.lock, self.lock.held()
+        # a stop that came too late stops nothing any more, nor the next session
+        gone = [lock.stop_ref] if self.run.keeps_checkpoint else [lock.stop_ref, lock.checkpoint]
+        self._pushed = True
+        lock.push(
+            record.but(publishing=()) if record.undo else None,
+            RefUpdate(self._head, None, self._commit),
+            *(RefUpdate(ref, ANY, None) for ref in gone),
+        )
 
     def _clean_up(self) -> None:
         """Delete the files of the run's last checkpoint; on failure `recover` does."""
-        if self._listed is None:
+        if self.run.hold is None:
             return  # a publication without a run has no checkpoint
         try:
-            self.remotes.sweep(self._listed.result(), self.lock.name)
+            self.remotes.sweep(self._repository, self.lock.name)
         except (RunError, OSError) as error:
             self.say(f"Warning: published, but not cleaned up: {self._summary(error)}. A later run does this.")
 
@@ -277,9 +257,6 @@ class _Publishing:
         models, published = ", ".join(self.run.objects), False
         try:
             published = self._roll_back_remotes()
-            kept = self.remotes.kept
-            objects = f"but what was uploaded stays, since {kept}" if kept else "no new object"
-            state = f"everything is rolled back: no branch, {objects}, no .dvc file. The models are in place: {models}."
         except Exception as second:  # noqa: BLE001  the first error is the one shown
             if self._pushed:
                 remedy = f"{second.remedy} " if isinstance(second, GitPushError) and second.remedy else ""
@@ -294,9 +271,13 @@ class _Publishing:
                 f"the run is not published, and its rollback could not be finished: {self._summary(second)}. "
                 f"The models are in place: {models}. `python -m lib recover` finishes the rollback."
             )
-        if published and isinstance(error, Exception):
-            return
+        else:
+            kept = self.remotes.kept
+            objects = f"but what was uploaded stays, since {kept}" if kept else "no new object"
+            state = f"everything is rolled back: no branch, {objects}, no .dvc file. The models are in place: {models}."
         if published:
+            if isinstance(error, Exception):
+                return
             state = f"{self.run.branch} is published."
             self.say(state)
         if isinstance(error, Exception):
@@ -348,20 +329,3 @@ class _Publishing:
     def _summary(self, error: BaseException) -> str:
         what = error.what if isinstance(error, RunError) else str(error)
         return self.remotes.redact(f"{type(error).__name__}: {what}")
-
-
-@contextlib.contextmanager
-def _signals_as_exceptions() -> Iterator[None]:
-    """Raise `KeyboardInterrupt` on SIGTERM while publishing, so that it is rolled back like any failure."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt("SIGTERM")
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

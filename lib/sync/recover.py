@@ -20,8 +20,8 @@ from lib.sync import lock as locks
 from lib.sync.lock import RunLock, short
 from lib.sync.publication import Say
 from lib.sync.record import ASKS, Stop
-from lib.sync.refs import ANY, EARLIER, RefMovedError, RefUpdate, SeenRun
-from lib.sync.remotes import Remotes, as_sync_errors, open_remotes
+from lib.sync.refs import ANY, EARLIER, RefUpdate, SeenRun, as_sync_errors
+from lib.sync.remotes import Remotes, open_remotes
 
 
 def recover(
@@ -44,7 +44,7 @@ def recover(
         for ref in remotes.refs.list_refs(*(f"{place}*" for place in EARLIER)):
             say(f"{ref} was written by an earlier version of this project and is left alone; its `recover` ends it.")
         if recovery.identity is not None:
-            remotes.sweep(remotes.checkpoint_files(short(recovery.identity), run), run)
+            remotes.sweep(short(recovery.identity), run)
         if recovery.error is not None:
             raise recovery.error
         return len(recovery.left)
@@ -60,13 +60,8 @@ def discard(root: Path, credentials: Credentials, lock: RunLock, say: Say = prin
         record = lock.take()
         remotes.roll_back(lock, say)  # what a failed publication left
         stop = RefUpdate(lock.stop_ref, ANY, remotes.refs.write_stop(Stop(action="discard")))
-        while True:
-            old = lock.reread(lock.checkpoint).get(lock.checkpoint)
-            gone = [RefUpdate(lock.checkpoint, old, None)] if old else []
-            with contextlib.suppress(RefMovedError):  # deleted by hand meanwhile
-                lock.push(lock.held() if lock.held().declared else None, stop, *gone)
-                break
-        remotes.sweep(remotes.checkpoint_files(record.repository, lock.name), lock.name)
+        lock.push(lock.held() if lock.held().declared else None, stop, RefUpdate(lock.checkpoint, ANY, None))
+        remotes.sweep(record.repository, lock.name)
 
 
 class Recovery:

@@ -6,14 +6,15 @@ clone have no part in it. Cannot: know whether a push whose answer was lost has 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import secrets
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.errors import CommandError, GitPushError
+from lib.errors import CommandError, GitPushError, RunError, SyncError
 from lib.process import MINUTE, CommandFailed
 from lib.remotes import repository
 from lib.remotes.addresses import host_and_path
@@ -67,6 +68,25 @@ class RefMovedError(GitPushError):
             f"{ref} is not where it was read: it is {f'at {commit}' if commit else 'gone'}.",
             remedy="run the same command again.",
         )
+
+
+@contextlib.contextmanager
+def as_sync_errors(
+    doing: str, redact: Callable[[str], str] = str, state: str = "nothing was changed."
+) -> Iterator[None]:
+    """Raise errors of this machine, of Git and of DVC within the block as `SyncError`."""
+    from dvc.exceptions import DvcException
+
+    try:
+        yield
+    except (CommandError, DvcException, OSError) as error:
+        cause = error.what if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
+        raise SyncError(
+            redact(f"{doing} stopped: {cause}"),
+            state=state,
+            remedy="use a clone that Git and DVC can open, free some space if the disk is full, check the DVC remote, "
+            "and run the same again.",
+        ) from error
 
 
 class Refs(Repository):

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lib.errors import CommandError, DvcPushError, GitPushError, RunError, SyncError
+from lib.errors import DvcPushError, GitPushError, RunError, SyncError
 from lib.remotes.credentials import Credentials
 from lib.sync.checkpoints import md5_of
-from lib.sync.lock import CHECKPOINTS, RunLock, of_this_machine
+from lib.sync.lock import CHECKPOINTS, RunLock
 from lib.sync.publication import Say
 from lib.sync.record import ASKS, RUNS, DeclaredCopy, RunRecord
-from lib.sync.refs import ANY, RefUpdate
+from lib.sync.refs import ANY, RefUpdate, as_sync_errors
 from lib.sync.remotes import Remotes, file_of, open_remotes
 from lib.sync.stores.base import mismatch
 
@@ -86,23 +86,25 @@ class _Rehearsal:
         """Take a run, publish an object and branches, and roll all back; return the Git remote's result."""
         lock, branch = self._lock, self._branch
         try:
-            lock.take()
-            record = lock.held()
-            self._delete_old_branches()
-            first, second = self._make_commits(names, title)
-            self.attempt(lambda: self._declare(record))
-            question = RefUpdate(f"{ASKS}{lock.name}", ANY, self._refs.write_question())
-            lock.push(record.but(publishing=self._copies), RefUpdate(lock.checkpoint, None, first), question)
-            self.attempt(self._create)
-            moved, published = RefUpdate(lock.checkpoint, first, second), RefUpdate(branch, None, second)
-            lock.push(record.but(undo=self._copies), moved, published)
-            self.attempt(self._delete)
-            gone = (RefUpdate(ref, second, None) for ref in (lock.checkpoint, branch))
-            lock.push(self._left(record), *gone)
-        except (SyncError, CommandError, OSError) as error:
+            record = lock.take()
+            with as_sync_errors("preparing a publication"):
+                self._delete_old_branches()
+                first, second = self._make_commits(names, title)
+                self.attempt(lambda: self._declare(record))
+                question = RefUpdate(f"{ASKS}{lock.name}", ANY, self._refs.write_question())
+                lock.push(record.but(publishing=self._copies), RefUpdate(lock.checkpoint, None, first), question)
+                self.attempt(self._create)
+                moved, published = RefUpdate(lock.checkpoint, first, second), RefUpdate(branch, None, second)
+                lock.push(record.but(undo=self._copies), moved, published)
+                self.attempt(self._delete)
+                self._push_end(record)
+        except SyncError as error:
             self.attempt(self._remotes.repositories)
-            self._clean_up()
-            return error if isinstance(error, SyncError) else of_this_machine(error, "a publication cannot be prepared")
+            if lock.record is not None:
+                self.attempt(self._delete)
+                with contextlib.suppress(SyncError):  # the first error is the one shown
+                    self._push_end(lock.record)
+            return error
         finally:
             lock.release()
         return (
@@ -182,16 +184,8 @@ class _Rehearsal:
         first = self._refs.build_commit(head, files, f"{title} [skip ci]\n", date)
         return first, self._refs.build_commit(head, files, f"{title}, moved [skip ci]\n", date, parent=first)
 
-    def _left(self, record: RunRecord) -> RunRecord | None:
-        """Return the record to leave: it lists what could not be deleted, and is None without that."""
-        return record.but(publishing=(), undo=self._copies) if self._copies else None
-
-    def _clean_up(self) -> None:
-        """Delete what there is after an error of the Git remote; what cannot be deleted stays in the run's ref."""
-        if self._lock.record is not None:
-            self.attempt(self._delete)
-            with contextlib.suppress(SyncError, CommandError, OSError):  # the first error is the one shown
-                self._lock.push(self._left(self._lock.record))
-            for ref in (self._branch, self._lock.checkpoint):
-                with contextlib.suppress(SyncError, CommandError, OSError):
-                    self._refs.push(RefUpdate(ref, ANY, None))
+    def _push_end(self, record: RunRecord) -> None:
+        """Delete the branches, and the run's ref unless it lists a copy that could not be deleted."""
+        found = self._refs.list_refs(self._lock.checkpoint, self._branch)
+        gone = (RefUpdate(ref, commit, None) for ref, commit in found.items())
+        self._lock.push(record.but(publishing=(), undo=self._copies) if self._copies else None, *gone)

@@ -16,12 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lib.errors import CommandError, DvcPushError, RunError, SyncError
+from lib.errors import DvcPushError
 from lib.remotes.credentials import Credentials
 from lib.sync.lock import CHECKPOINTS, RunLock
 from lib.sync.publication import Say
 from lib.sync.record import DeclaredCopy, RunRecord
-from lib.sync.refs import Refs
+from lib.sync.refs import Refs, as_sync_errors
 from lib.sync.stores.base import FLAT, Store, StoredCopy, notice, open_store
 
 AT_ONCE = 4
@@ -50,23 +50,6 @@ def _close(store: Store) -> None:
     # a failure to close must neither hide an earlier error nor make a success doubtful
     with contextlib.suppress(Exception):
         store.close()
-
-
-@contextlib.contextmanager
-def as_sync_errors(doing: str, redact: Callable[[str], str], state: str = "nothing was changed.") -> Iterator[None]:
-    """Raise errors of this machine, of Git and of DVC within the block as `SyncError`."""
-    from dvc.exceptions import DvcException
-
-    try:
-        yield
-    except (CommandError, DvcException, OSError) as error:
-        cause = error.what if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
-        raise SyncError(
-            redact(f"{doing} stopped: {cause}"),
-            state=state,
-            remedy="use a clone that Git and DVC can open, free some space if the disk is full, check the DVC remote, "
-            "and run the same again.",
-        ) from error
 
 
 class CheckpointFile(NamedTuple):
@@ -192,17 +175,18 @@ class Remotes:
 
     # ── files of checkpoints ───────────────────────────────────────────────────────────────────────────────────────
 
-    def sweep(self, found: list[CheckpointFile], run: str = "") -> None:
-        """Delete those of these listed files, of all runs or of one, that no checkpoint will ever name again."""
-        copies = [(file.name, copy.identity) for file in self.waste(found, run) for copy in file.copies]
+    def sweep(self, repository: str, run: str = "") -> None:
+        """Delete the files of a repository's runs, or of one run, that no checkpoint will ever name again."""
+        copies = [(file.name, copy.identity) for file in self.waste(repository, run) for copy in file.copies]
         with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="sweep") as pool:
             list(pool.map(lambda copy: self.store.delete(*copy), copies))
 
-    def waste(self, found: list[CheckpointFile], run: str = "") -> list[CheckpointFile]:
-        """Return those of these listed files, of all runs or of one, that no checkpoint will ever name again."""
+    def waste(self, repository: str, run: str = "") -> list[CheckpointFile]:
+        """Return the files of a repository's runs, or of one run, that no checkpoint will ever name again."""
+        found = self.checkpoint_files(repository, run)
         if not found:
             return []
-        holders = self.refs.read_runs(run)  # after the listing of `found`
+        holders = self.refs.read_runs(run)  # after the listing
         named = self.named_files(run)  # after the holders
         held = {(name, holder.record.session) for name, holder in holders.items() if holder.record}
         unknown = {name for name, holder in holders.items() if not holder.record}  # another version holds these

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from lib.errors import SyncError
 from lib.process import run_command
 from lib.remotes.repository import StoredObject
 from lib.sync.publication import Publication
@@ -31,13 +32,15 @@ class Source(NamedTuple):
 
 
 def hash_objects(run: Publication) -> list[Source]:
-    """Hash the objects of the publication as DVC does."""
+    """Hash the objects of the publication as DVC does. Raises `SyncError` for one that is missing or empty."""
     from dvc.fs import LocalFileSystem
     from dvc_data.hashfile.hash import hash_file
 
     found = []
     for name in run.objects:
         path = run.find(name)
+        if not path.is_file() or path.stat().st_size == 0:
+            raise SyncError(f"{path} is missing or empty.", remedy="train again, or correct the publication's list.")
         before = path.stat()
         _, digest = hash_file(str(path), LocalFileSystem(), "md5")
         found.append(Source(StoredObject(oid=str(digest.value), size=before.st_size), path, before.st_mtime_ns))

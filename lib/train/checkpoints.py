@@ -125,7 +125,7 @@ def hold_run(session: Session) -> RunLock:
         say=say,
     )
     try:
-        state = "is held by this session" if hold.watch() else "is held by another session, which is being asked"
+        state = "is held by this session" if hold.try_take() else "is held by another session, which is being asked"
     except SyncError as error:  # preflight reports its cause and remedy, with all other errors
         state = f"could not be held yet: {error.what}"
     print(f"The run {experiment.key} {state}.", flush=True)

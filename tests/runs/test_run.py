@@ -378,7 +378,7 @@ def test_a_second_session_of_the_experiment_stops_before_it_trains(detection: Ru
     run_git("clone", "--quiet", detection.sandbox / "origin.git", tmp_path / "first", cwd=tmp_path)
     refs, key, name = Refs(tmp_path / "first", Credentials()), "detection-exp000-sandbox", "detection/exp000_sandbox"
     first = RunLock(refs, key, full_name=name, lease=10.0, say=str)
-    assert first.watch()
+    assert first.try_take()
     try:
         before = detection.refs(), detection.objects()
         run = render("detection", detection.sandbox, "-p", "session.lease_minutes", "0.2")

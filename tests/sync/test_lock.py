@@ -173,7 +173,7 @@ def store_declared(clone: Path, held: RunLock, *, seed: int = 0) -> None:
 def test_a_run_is_held_from_take_to_release(stores: Stores, lock: Make) -> None:
     """Its ref names the session; a lock that was released can be taken again, as another session."""
     held = lock(stores.clone)
-    assert held.watch()
+    assert held.try_take()
     held.take()  # returns at once: it is held already
     assert list(stores.refs()) == [REF]
     first = record_of(stores)
@@ -193,10 +193,10 @@ def test_a_released_run_can_be_taken_although_a_worker_of_its_session_lives(stor
     with child(lambda pipe: pipe.poll(None)):
         held.release()
         other = lock(stores.clone, lease=600.0)
-        assert other.watch()
+        assert other.try_take()
         hang(other)
         other._unlock_file()  # as the system does when the process dies
-        assert held.watch()
+        assert held.try_take()
 
 
 def compete(clone: Path, rounds: int, wait: Callable[[], object], report: Callable[[str], object]) -> None:
@@ -257,7 +257,7 @@ def test_the_first_two_sessions_of_a_repository_both_hold_their_runs(
     """Both push the repository's identity; the one whose push is refused for it is not told that its run is held."""
     first, second = lock(stores.clone, "detection-other"), lock(stores.clone_again())
     after_reading(monkeypatch, first.take)
-    assert second.watch()
+    assert second.try_take()
 
 
 # ── asking ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -281,8 +281,8 @@ def test_a_living_holder_answers(stores: Stores, lock: Make) -> None:
 def test_a_second_session_stops_when_the_first_has_answered(stores: Stores, lock: Make, shared: bool) -> None:
     """The error names the remedy; the first session continues."""
     first, second = lock(stores.clone), lock(stores.clone if shared else stores.clone_again())
-    assert first.watch()
-    assert not second.watch()
+    assert first.try_take()
+    assert not second.try_take()
     with pytest.raises(RunHeldError, match="is alive") as caught:
         second.take()
     assert "wait for it to end" in caught.value.remedy
@@ -316,25 +316,26 @@ def test_a_dead_session_of_another_clone_is_taken_over_after_its_lease(stores: S
     assert ASK not in stores.refs()
 
 
-def test_the_time_of_watching_counts(stores: Stores, lock: Make) -> None:
+def test_the_time_since_the_first_question_counts(stores: Stores, lock: Make) -> None:
     """The first session's lease expires while the second one clones, installs and pulls: no further wait is needed."""
     lines: list[str] = []
     dead(lock, stores.clone)
     second = lock(stores.clone_again(), say=lines.append)
-    assert not second.watch()
-    eventually(lambda: second.record)
+    assert not second.try_take()
+    time.sleep(LEASE)
     second.take()
     assert not any("asking whether it lives" in line for line in lines)
 
 
-def test_a_lock_can_watch_again_after_its_release(stores: Stores, lock: Make) -> None:
-    """The background thread of the second time asks, too."""
+def test_a_lock_can_ask_again_after_its_release(stores: Stores, lock: Make) -> None:
+    """The second time counts from its own question."""
     second = lock(stores.clone_again())
-    assert second.watch()
+    assert second.try_take()
     second.release()
     dead(lock, stores.clone)
-    assert not second.watch()
-    eventually(lambda: second.record)
+    assert not second.try_take()
+    assert ASK in stores.refs()
+    second.take()
 
 
 def test_a_question_that_exists_already_counts(stores: Stores, lock: Make) -> None:
@@ -392,7 +393,7 @@ def test_the_first_run_of_a_repository_is_not_taken_for_a_foreign_one(
         return {REF: read(*patterns)[REF]}
 
     monkeypatch.setattr(second.refs, "list_refs", read_half)
-    assert not second.watch()
+    assert not second.try_take()
 
 
 def no_questions(stores: Stores) -> None:
@@ -418,9 +419,9 @@ def test_a_remote_that_refuses_is_an_error(stores: Stores, lock: Make, impatient
     """It is not mistaken for another session's hold."""
     stores.write_hook("pre-receive", "exit 1")
     with pytest.raises(GitPushError):
-        lock(stores.clone).watch()
+        lock(stores.clone).try_take()
     stores.remove_hook("pre-receive")
-    assert lock(stores.clone).watch()
+    assert lock(stores.clone).try_take()
 
 
 # ── processes of the same clone ───────────────────────────────────────────────────────────────────────────────────────
@@ -438,11 +439,11 @@ def test_a_killed_session_of_the_same_clone_is_taken_over_at_once(stores: Stores
     """A restarted kernel resumes without waiting for the lease; a session of another clone must ask."""
     with child(lambda pipe: hold_for_ever(stores.clone, pipe, 600.0)) as (process, pipe):
         assert pipe.recv() == "held"
-        assert not lock(stores.clone).watch()
+        assert not lock(stores.clone).try_take()
         process.kill()
         process.join()
-        assert not lock(stores.clone_again()).watch()
-        assert lock(stores.clone).watch()
+        assert not lock(stores.clone_again()).try_take()
+        assert lock(stores.clone).try_take()
 
 
 def test_a_living_session_is_not_taken_for_dead_in_a_copy_of_its_clone(stores: Stores, lock: Make) -> None:
@@ -451,7 +452,7 @@ def test_a_living_session_is_not_taken_for_dead_in_a_copy_of_its_clone(stores: S
         assert pipe.recv() == "held"
         copy = stores.folder / "copy"
         shutil.copytree(stores.clone, copy)
-        assert not lock(copy).watch()
+        assert not lock(copy).try_take()
 
 
 def test_runs_that_have_ended_leave_no_file_in_the_clone(stores: Stores, lock: Make) -> None:
@@ -486,7 +487,7 @@ def test_a_session_whose_take_arrived_late_is_dead_when_it_has_ended(
             first.take()
     first.refs.push(*late[0])
     assert list(stores.refs()) == [REF]
-    assert lock(stores.clone).watch()
+    assert lock(stores.clone).try_take()
 
 
 # ── pushes whose answer is lost, and pushes that arrive late ──────────────────────────────────────────────────────────
@@ -679,12 +680,12 @@ def test_a_release_that_the_remote_does_not_receive_leaves_the_run_to_the_next_s
     away.rename(stores.origin)
     assert list(stores.refs()) == [REF]
     second = lock(stores.clone, lease=LEASE)
-    assert second.watch()
+    assert second.try_take()
     stores.origin.rename(away)
     second.release()
     away.rename(stores.origin)
     third = lock(stores.clone_again())
-    assert not third.watch()
+    assert not third.try_take()
     third.take()
 
 
@@ -790,8 +791,8 @@ def test_the_lock_of_a_session_that_was_taken_over_is_of_no_use_any_more(stores:
 def test_no_thread_of_a_lock_survives_it(stores: Stores, lock: Make) -> None:
     """Both the answering and the asking thread end."""
     first, second = lock(stores.clone), lock(stores.clone_again())
-    first.watch()
-    second.watch()
+    first.try_take()
+    second.try_take()
     first.release()
     second.take()
     second.release()
@@ -839,7 +840,7 @@ def test_a_foreign_run_is_left_alone(stores: Stores, lock: Make, kind: str) -> N
     make, why = FOREIGN[kind]
     clone = make(stores, lock)
     before = run_git("ls-remote", "origin", cwd=clone)
-    for attempt in (lock(clone).watch, lock(clone).take):
+    for attempt in (lock(clone).try_take, lock(clone).take):
         with pytest.raises(RunHeldError, match=re.escape(f"{REF} {why}.")) as caught:
             attempt()
     lines: list[str] = []
@@ -850,7 +851,7 @@ def test_a_foreign_run_is_left_alone(stores: Stores, lock: Make, kind: str) -> N
     remedy = re.search(r"`git (push origin \S+)`", caught.value.remedy)
     assert remedy
     run_git(*remedy[1].split(), cwd=clone)
-    assert lock(clone).watch()
+    assert lock(clone).try_take()
 
 
 def test_long_names_work(stores: Stores, lock: Make) -> None:
