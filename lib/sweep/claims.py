@@ -45,7 +45,7 @@ def move_claim(refs: Refs, run: str, old: str | None, claim: Claim | None) -> st
         if old is not None:
             refs.bring(ref, claim.commit)  # a shallow clone, or one of another branch, may lack it
         text = claim.model_copy(update={"nonce": secrets.token_hex(8)}).model_dump_json(indent=1)
-        new = refs.write_claim(f"{text}\n", claim.commit)
+        new = refs.write_file("claim.json", f"{text}\n", "Pushed to Kaggle", claim.commit)
     try:
         refs.push_patiently(lambda: [RefUpdate(ref, old, new)], lambda: refs.list_refs(ref).get(ref) == new)
     except GitPushError:

@@ -115,9 +115,8 @@ def _check(remotes: Remotes) -> Checked:
         *_check_branches({ref: items for ref, items in here.items() if ref not in moved}, parts, stored,
                          _Elsewhere(remotes, stored, here)),
         *_check_checkpoints(remotes, elsewhere),
-        *(Finding("waste", f"{file.name} is of a session that has ended, and no checkpoint names it", RECOVER)
-          for file in remotes.waste(identity)
-          if file.name in store.flat(file.name)),  # else its session has just deleted it
+        *(Finding("waste", f"{name} is of a session that has ended, and no checkpoint names it", RECOVER)
+          for name in remotes.waste(identity) if name in store.flat(name)),  # else its session has just deleted it
         *_check_objects(unnamed, stored),
         *(Finding("unfinished", f"{RUNS}{name}: the session of {run.record.name} is publishing, or has died meanwhile",
                   f"{RECOVER}, which asks whether it lives")

@@ -152,7 +152,7 @@ class RunLock:
         """Write our record over `old`, or create the ref; return False if another session was faster."""
         updates = [RefUpdate(self._ask, ANY, None), *others]
         if identity is None:
-            identity = self.refs.write_random()
+            identity = self.refs.write_file("identity", secrets.token_hex(20), "Identity of this repository")
             updates.append(RefUpdate(self.refs.identity_ref, None, identity))
         record = RunRecord(
             name=self._full_name,

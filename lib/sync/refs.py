@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import secrets
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -116,29 +115,22 @@ class Refs(Repository):
         return self.list_refs(self.identity_ref).get(self.identity_ref)
 
     def write_record(self, record: RunRecord) -> str:
-        """Write the record as a commit of its own and return the commit; no ref names it yet."""
-        return self._write_file("run.json", record.to_json(), f"{record.name} [skip ci]\n")
-
-    def write_random(self) -> str:
-        """Write a commit that nobody else has, and return it."""
-        return self._write_file("identity", f"{secrets.token_hex(20)}\n", "Identity of this repository [skip ci]\n")
+        """Write a run's record as a commit, and return it."""
+        return self.write_file("run.json", record.to_json(), record.name)
 
     def write_question(self) -> str:
         """Write the commit of a question to a run, the same everywhere, and return it; HEAD may not be pushed."""
-        return self._write_file("question", "", "Is this run alive? [skip ci]\n")
+        return self.write_file("question", "", "Is this run alive?")
 
     def write_stop(self, stop: Stop) -> str:
         """Write the wish to stop a run as a commit of its own, and return it."""
-        return self._write_file("stop.json", f"{stop.model_dump_json(indent=1)}\n", "Stop this run [skip ci]\n")
+        return self.write_file("stop.json", f"{stop.model_dump_json(indent=1)}\n", "Stop this run")
 
-    def write_claim(self, text: str, parent: str) -> str:
-        """Write a claim as a commit on the one that it names, which stays reachable with it, and return the commit."""
-        return self._write_file("claim.json", text, "Pushed to Kaggle [skip ci]\n", "-p", parent)
-
-    def _write_file(self, name: str, text: str, message: str, *words: str) -> str:
+    def write_file(self, name: str, text: str, title: str, *parents: str) -> str:
+        """Write a commit with one file and return it; no ref names it yet. The same input makes the same commit."""
         blob = self._git("hash-object", "-w", "--stdin", text=text).output.strip()
         tree = self._git("mktree", text=f"100644 blob {blob}\t{name}\n").output.strip()
-        return self._commit_tree(tree, message, "1970-01-01T00:00:00Z", *words)
+        return self._commit_tree(tree, f"{title} [skip ci]\n", "1970-01-01T00:00:00Z", *parents)
 
     def build_commit(
         self, base: str, files: Mapping[str, Path], message: str, date: str, *, parent: str | None = None
@@ -156,12 +148,13 @@ class Refs(Repository):
             # --replace: a file of the base may have the name of one of our folders, or the other way round
             self._git("update-index", "--add", "--replace", "-z", "--index-info", env=own, text=entries)
             tree = self._git("write-tree", env=own).output.strip()
-        return self._commit_tree(tree, message, date, "-p", parent or base)
+        return self._commit_tree(tree, message, date, parent or base)
 
-    def _commit_tree(self, tree: str, message: str, date: str, *words: str) -> str:
+    def _commit_tree(self, tree: str, message: str, date: str, *parents: str) -> str:
         who = {"NAME": "Kaggle Training", "EMAIL": "kaggle-training@users.noreply.github.com", "DATE": date}
         # the same on every machine: the same files make the same commit
         env = {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in who.items()}
+        words = [word for parent in parents for word in ("-p", parent)]
         return self._git("commit-tree", tree, *words, env=env, text=message).output.strip()
 
     def push(self, *updates: RefUpdate) -> None:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from lib.errors import DvcPushError
 from lib.remotes.credentials import Credentials
@@ -50,15 +50,6 @@ def _close(store: Store) -> None:
     # a failure to close must neither hide an earlier error nor make a success doubtful
     with contextlib.suppress(Exception):
         store.close()
-
-
-class CheckpointFile(NamedTuple):
-    """A file of a checkpoint, as listed on the DVC remote: its name says which session of which run stored it."""
-
-    name: str
-    run: str
-    session: str
-    copies: list[StoredCopy]
 
 
 class Remotes:
@@ -177,35 +168,27 @@ class Remotes:
 
     def sweep(self, repository: str, run: str = "") -> None:
         """Delete the files of a repository's runs, or of one run, that no checkpoint will ever name again."""
-        copies = [(file.name, copy.identity) for file in self.waste(repository, run) for copy in file.copies]
+        copies = [(name, copy.identity) for name, copies in self.waste(repository, run).items() for copy in copies]
         with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="sweep") as pool:
             list(pool.map(lambda copy: self.store.delete(*copy), copies))
 
-    def waste(self, repository: str, run: str = "") -> list[CheckpointFile]:
-        """Return the files of a repository's runs, or of one run, that no checkpoint will ever name again."""
-        found = self.checkpoint_files(repository, run)
+    def waste(self, repository: str, run: str = "") -> dict[str, list[StoredCopy]]:
+        """Return {name: copies} of the files of a repository's runs, or of one, that no checkpoint will ever name."""
+        begin = f"{CHECKPOINT}{repository}-"
+        parts = re.compile(rf"{re.escape(begin)}(.+)-([0-9a-f]{{16}})-\d+-\w+\.\w+")
+        listed = self.store.flat(begin + (f"{run}-" if run else ""))
+        found = {name: match.groups() for name in listed if (match := parts.fullmatch(name)) and run in ("", match[1])}
         if not found:
-            return []
+            return {}
         holders = self.refs.read_runs(run)  # after the listing
         named = self.named_files(run)  # after the holders
         held = {(name, holder.record.session) for name, holder in holders.items() if holder.record}
         unknown = {name for name, holder in holders.items() if not holder.record}  # another version holds these
-        return [
-            file
-            for file in found
-            if file.name not in named and file.run not in unknown and (file.run, file.session) not in held
-        ]
-
-    def checkpoint_files(self, repository: str, run: str = "") -> list[CheckpointFile]:
-        """Return the checkpoint files of a repository's runs, or of one run, that are listed on the DVC remote."""
-        begin = f"{CHECKPOINT}{repository}-"
-        parts = re.compile(rf"{re.escape(begin)}(.+)-([0-9a-f]{{16}})-\d+-\w+\.\w+")
-        found = []
-        for name, copies in self.store.flat(begin + (f"{run}-" if run else "")).items():
-            match = parts.fullmatch(name)
-            if match and run in ("", match[1]):
-                found.append(CheckpointFile(name, match[1], match[2], copies))
-        return found
+        return {
+            name: listed[name]
+            for name, of in found.items()
+            if name not in named and of not in held and of[0] not in unknown
+        }
 
     def named_files(self, run: str = "") -> set[str]:
         """Return the names of the files that checkpoint branches name now."""

@@ -342,7 +342,8 @@ def test_a_silent_remote_is_asked_again(world: World, capsys: pytest.CaptureFixt
     assert "It is asked again" in capsys.readouterr().out
     moved.rename(world.stores.origin)
     refs = Refs(world.stores.clone, Credentials())
-    run_git("push", "--quiet", "origin", f"{refs.write_claim('{}', world.commit)}:{PUSHES}x", cwd=world.stores.clone)
+    claim = refs.write_file("claim.json", "{}", "Claim", world.commit)
+    run_git("push", "--quiet", "origin", f"{claim}:{PUSHES}x", cwd=world.stores.clone)
     with pytest.raises(SyncError, match="another version"):
         engine.look()
 

@@ -10,11 +10,12 @@ import pytest
 
 from lib.sync import publish as publish_module
 from lib.sync.checkpoints import CheckpointPublisher
-from lib.sync.lock import RunLock, short
+from lib.sync.lock import RunLock
 from lib.sync.publication import Publication, Say
 from lib.sync.record import STOPS, RunRecord
 from lib.sync.refs import ANY, Refs, RefUpdate, SeenRun
-from lib.sync.remotes import CheckpointFile, Remotes
+from lib.sync.remotes import Remotes
+from lib.sync.stores.base import StoredCopy
 from lib.sync.stores.folder import FolderObjects
 from lib.sync.stores.gdrive import DriveObjects
 from lib.sync.stores.s3 import S3Objects
@@ -137,7 +138,7 @@ def sweeps_files_of_the_living(patch: pytest.MonkeyPatch) -> None:
     """Sweep files whose session holds the run."""
     waste = Remotes.waste
 
-    def waste_of_the_dead(remotes: Remotes, *words: Any) -> list[CheckpointFile]:
+    def waste_of_the_dead(remotes: Remotes, *words: Any) -> dict[str, list[StoredCopy]]:
         with pytest.MonkeyPatch.context() as inner:
             inner.setattr(remotes.refs, "read_runs", lambda *_: {})
             return waste(remotes, *words)
@@ -149,12 +150,12 @@ def lists_files_last(patch: pytest.MonkeyPatch) -> None:
     """Read the checkpoints, then the runs, and list the files last."""
     waste = Remotes.waste
 
-    def list_last(remotes: Remotes, _found: list[CheckpointFile], run: str = "") -> list[CheckpointFile]:
+    def list_last(remotes: Remotes, repository: str, run: str = "") -> dict[str, list[StoredCopy]]:
         named, runs = remotes.named_files(run), remotes.refs.read_runs(run)
         with pytest.MonkeyPatch.context() as inner:
             inner.setattr(remotes, "named_files", lambda *_: named)
             inner.setattr(remotes.refs, "read_runs", lambda *_: runs)
-            return waste(remotes, remotes.checkpoint_files(short(remotes.refs.identity() or ""), run), run)
+            return waste(remotes, repository, run)
 
     patch.setattr(Remotes, "waste", list_last)
 

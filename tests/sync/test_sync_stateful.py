@@ -693,15 +693,23 @@ def delete_the_ref_first(patch: pytest.MonkeyPatch) -> None:
 
 def read_checkpoints_first(patch: pytest.MonkeyPatch) -> None:
     """Read the checkpoint branches before the runs' refs in a sweep."""
-    list_files, named_files = Remotes.checkpoint_files, Remotes.named_files
-    early: dict[Remotes, set[str]] = {}
+    waste = Remotes.waste
 
-    def list_and_read(remotes: Remotes, *words: Any) -> object:
-        found, early[remotes] = list_files(remotes, *words), named_files(remotes)
-        return found
+    def read_first(remotes: Remotes, *words: Any) -> dict[str, list[StoredCopy]]:
+        flat, named = remotes.store.flat, remotes.named_files
+        early: set[str] = set()
 
-    patch.setattr(Remotes, "checkpoint_files", list_and_read)
-    patch.setattr(Remotes, "named_files", lambda remotes, *_: early.pop(remotes))
+        def list_and_read(prefix: str) -> dict[str, list[StoredCopy]]:
+            found = flat(prefix)
+            early.update(named())
+            return found
+
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(remotes.store, "flat", list_and_read)
+            inner.setattr(remotes, "named_files", lambda *_: early)
+            return waste(remotes, *words)
+
+    patch.setattr(Remotes, "waste", read_first)
 
 
 def delete_the_old_checkpoint_first(patch: pytest.MonkeyPatch) -> None:

@@ -147,7 +147,7 @@ def test_an_error_of_this_machine_while_holding_is_left_to_preflight(
     (machine.clone / ".git/kaggle-sync").write_text("a file in place of the folder")
     hold = hold_run(session_of(machine, machine.clone, EXPERIMENT))
     assert "could not be held yet" in capsys.readouterr().out
-    with pytest.raises(SyncError, match="taking the run .* stopped") as caught:
+    with pytest.raises(SyncError, match=r"taking the run .* stopped") as caught:
         hold.take()
     assert "free some space" in caught.value.remedy
 
