@@ -227,6 +227,7 @@ class _Publishing:
         lock, record = self.lock, self.lock.held()
         # a stop that came too late stops nothing any more, nor the next session
         gone = [lock.stop_ref] if self.run.keeps_checkpoint else [lock.stop_ref, lock.checkpoint]
+        lock.reread()  # a session that takes the run over from here on finds every copy that it has to delete
         self._pushed = True
         lock.push(
             record.but(publishing=()) if record.undo else None,
@@ -300,7 +301,7 @@ class _Publishing:
         if self._pushed and self.remotes.refs.list_refs(self._head).get(self._head) == self._commit:
             return True
         if self.remotes.store.keeps_twins and not self._pushed:
-            self.remotes.delete(self._declared.values(), None, self.say)
+            self.remotes.delete(self._declared.values(), self.lock, self.say)
         elif self._declared:
             self.remotes.kept = "the session that has taken the run over deletes it or relies on it"
         return False

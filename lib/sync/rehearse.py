@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lib.errors import DvcPushError, GitPushError, RunError, SyncError
+from lib.errors import CommandError, DvcPushError, GitPushError, RunError, SyncError
 from lib.remotes.credentials import Credentials
 from lib.sync.checkpoints import md5_of
 from lib.sync.lock import CHECKPOINTS, RunLock
@@ -97,13 +97,14 @@ class _Rehearsal:
                 moved, published = RefUpdate(lock.checkpoint, first, second), RefUpdate(branch, None, second)
                 lock.push(record.but(undo=self._copies), moved, published)
                 self.attempt(self._delete)
-                self._push_end(record)
+                self._push_end(record, *(RefUpdate(ref, second, None) for ref in (lock.checkpoint, branch)))
         except SyncError as error:
             self.attempt(self._remotes.repositories)
-            if lock.record is not None:
-                self.attempt(self._delete)
-                with contextlib.suppress(SyncError):  # the first error is the one shown
+            with contextlib.suppress(SyncError, CommandError, OSError):  # the first error is the one shown
+                if lock.record is not None:
+                    self.attempt(self._delete)
                     self._push_end(lock.record)
+                    self._delete_old_branches()
             return error
         finally:
             lock.release()
@@ -165,7 +166,7 @@ class _Rehearsal:
     # ── the Git remote ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def _delete_old_branches(self) -> None:
-        """Delete the branches of rehearsals that have died: their runs' refs are gone."""
+        """Delete the branches of rehearsals that have ended: their runs' refs are gone."""
         places = ("refs/heads/", CHECKPOINTS)
         listed = self._refs.list_refs(*(f"{place}{BRANCHES}*" for place in (*places, RUNS)))
         for ref, commit in listed.items():
@@ -184,8 +185,6 @@ class _Rehearsal:
         first = self._refs.build_commit(head, files, f"{title} [skip ci]\n", date)
         return first, self._refs.build_commit(head, files, f"{title}, moved [skip ci]\n", date, parent=first)
 
-    def _push_end(self, record: RunRecord) -> None:
-        """Delete the branches, and the run's ref unless it lists a copy that could not be deleted."""
-        found = self._refs.list_refs(self._lock.checkpoint, self._branch)
-        gone = (RefUpdate(ref, commit, None) for ref, commit in found.items())
+    def _push_end(self, record: RunRecord, *gone: RefUpdate) -> None:
+        """Delete these branches, and the run's ref unless it lists a copy that could not be deleted."""
         self._lock.push(record.but(publishing=(), undo=self._copies) if self._copies else None, *gone)

@@ -67,7 +67,7 @@ class Remotes:
             with notice() as file:
                 self.store.create(name, file, self.store.new_identities(1)[0])
 
-    def kept_because(self, lock: RunLock | None) -> str:
+    def kept_because(self, lock: RunLock) -> str:
         """Return why nothing may be deleted under objects' paths; empty if it may.
 
         Where copies lie side by side, each publication has its own. Elsewhere another repository, whose refs are not
@@ -77,7 +77,6 @@ class Remotes:
             return ""
         if len(self.repositories()) > 1:
             return f"{self.store.name} is shared with another repository ({REPOSITORY}*)"
-        assert lock is not None, "where a path holds one copy, the holder alone deletes it"
         # if this process dies, its probe is swept like a file of a checkpoint
         return self.store.limits(file_of(lock.held(), lock.name, 0, "probe"))
 
@@ -106,7 +105,7 @@ class Remotes:
         elif record.undo != left:
             lock.push(record.but(undo=left))
 
-    def delete(self, copies: Iterable[DeclaredCopy], lock: RunLock | None, say: Say) -> None:
+    def delete(self, copies: Iterable[DeclaredCopy], lock: RunLock, say: Say) -> None:
         """Delete these copies, unless something names their objects. Without twins, `lock` must still be held."""
         copies = list(copies)
         if not copies:
@@ -120,7 +119,7 @@ class Remotes:
             for copy in copies:
                 if copy.oid in named:
                     continue
-                if lock is not None and not self.store.keeps_twins:
+                if not self.store.keeps_twins:
                     lock.reread()
                 self.store.delete(self.store.path_of(copy.oid), copy.identity)
         except OSError as error:
