@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import configparser
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from lib.errors import RemoteError
 
+CONFIG = ".dvc/config"
+"""The committed part of DVC's configuration."""
 COPY = "attached-"
 """Prefix of the DVC remotes that are attached copies of another one, in a workspace."""
 
@@ -57,3 +61,20 @@ def make_workspace(root: Path, place: Path, pointers: Mapping[str, str], mirrors
     for name, text in pointers.items():
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).write_text(text, encoding="utf-8")
+
+
+def default_address(text: str) -> str:
+    """Return the address of the default remote in the text of a `.dvc/config`; empty without one."""
+    config = configparser.RawConfigParser(strict=False)
+
+    def place(name: str) -> str:
+        remote = next(config[part] for part in config.sections() if f'remote "{name}"'.lower() in part.lower())
+        address = " at ".join(remote[key] for key in ("url", "endpointurl") if key in remote)
+        base = urlsplit(remote.get("url", ""))  # remote://base/folder
+        return f"{address}, {base.netloc} is {place(base.netloc)}" if base.scheme == "remote" else address
+
+    try:
+        config.read_string(text)
+        return place(config.get("core", "remote"))
+    except (configparser.Error, StopIteration, RecursionError):
+        return ""
