@@ -40,8 +40,8 @@ from lib.errors import DatasetError, RemoteError
 from lib.escape import visible
 from lib.experiment.load import read_yaml
 from lib.experiment.schema import Experiment
+from lib.remotes.outputs import find_pointer
 from lib.session import Session
-from lib.sync.stores.places import find_pointer
 
 INPUTS = Path("/kaggle/input")
 MIRRORS = ("*/files/md5", "*/*/files/md5", "datasets/*/*/files/md5", "datasets/*/*/*/files/md5")

@@ -20,9 +20,10 @@ from lib.errors import DvcPushError, RemoteError
 from lib.process import limit_silence
 from lib.progress import file_size, showing
 from lib.remotes.credentials import Credentials
+from lib.remotes.dvc_config import COPY, make_workspace
+from lib.remotes.outputs import find_missing
 from lib.remotes.store_errors import UNKNOWN, explain
 from lib.sync.stores.base import Store, mismatch, open_object_store
-from lib.sync.stores.places import COPY, find_missing, make_workspace
 
 JOBS = 16  # parallel downloads of DVC, which sends three requests per file; Drive accepts some 200 per second
 AT_ONCE = 32  # parallel downloads from Drive; its store lowers their number while it refuses some

@@ -1,13 +1,20 @@
-"""Write DVC's configuration of a clone."""
+"""Read and write DVC's configuration, of a clone or of a workspace without Git."""
 
 from __future__ import annotations
 
+import configparser
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from lib.errors import RemoteError
+
+CONFIG = ".dvc/config"
+"""The committed part of DVC's configuration."""
+COPY = "attached-"
+"""Prefix of the DVC remotes that are attached copies of another one, in a workspace."""
 
 
 @contextlib.contextmanager
@@ -38,3 +45,36 @@ def unusable(error: Exception) -> RemoteError:
     """Return the error for a DVC configuration that cannot be used."""
     remedy = "run `dvc remote list` in a clone and correct what it names."
     return RemoteError(f".dvc/config cannot be used: {error}", remedy=remedy)
+
+
+def make_workspace(root: Path, place: Path, pointers: Mapping[str, str], mirrors: Sequence[Path] = ()) -> None:
+    """Create a DVC workspace without Git: the `.dvc` files, the clone's remotes and cache, and the mirrors."""
+    from dvc.repo import Repo
+
+    (place / ".dvc").mkdir(parents=True, exist_ok=True)
+    with Repo(str(root)) as clone, edit_config(place / ".dvc") as local:
+        remotes = clone.config["remote"] | {f"{COPY}{n}": {"url": str(path)} for n, path in enumerate(mirrors)}
+        local["core"] = {"no_scm": True, "remote": clone.config["core"]["remote"]}
+        # by default DVC caches the replies of most stores without checking their hashes
+        local["remote"] = {name: {**remote, "verify": True} for name, remote in remotes.items()}
+        local["cache"] = {"dir": clone.cache.local_cache_dir}
+    for name, text in pointers.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text(text, encoding="utf-8")
+
+
+def default_address(text: str) -> str:
+    """Return the address of the default remote in the text of a `.dvc/config`; empty without one."""
+    config = configparser.RawConfigParser(strict=False)
+
+    def place(name: str) -> str:
+        remote = next(config[part] for part in config.sections() if f'remote "{name}"'.lower() in part.lower())
+        address = " at ".join(remote[key] for key in ("url", "endpointurl") if key in remote)
+        base = urlsplit(remote.get("url", ""))  # remote://base/folder
+        return f"{address}, {base.netloc} is {place(base.netloc)}" if base.scheme == "remote" else address
+
+    try:
+        config.read_string(text)
+        return place(config.get("core", "remote"))
+    except (configparser.Error, StopIteration, RecursionError):
+        return ""

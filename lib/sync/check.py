@@ -11,29 +11,38 @@ another repository or version of this project names: where there is one, objects
 
 from __future__ import annotations
 
-import configparser
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
-from typing import Literal
-from urllib.parse import urlsplit
+from typing import Literal, NamedTuple
 
 from lib.errors import RemoteError
 from lib.remotes.credentials import Credentials
+from lib.remotes.dvc_config import CONFIG, default_address
+from lib.remotes.outputs import Missing, find_missing
 from lib.remotes.repository import StoredObject, outputs_of
 from lib.sync.lock import CHECKPOINTS, short
 from lib.sync.record import RUNS
 from lib.sync.refs import EARLIER, as_sync_errors
 from lib.sync.remotes import EVERYTHING, Remotes, named_by, open_remotes
 from lib.sync.stores.base import StoredCopy, mismatch
-from lib.sync.stores.places import Missing, find_missing
 
 Kind = Literal["missing", "damaged", "unnamed", "twins", "waste", "unfinished", "unreadable", "foreign", "elsewhere"]
 REMARKS: tuple[Kind, ...] = ("twins", "waste", "unfinished", "foreign", "elsewhere")
 """What is reported although nothing is wrong: several copies, files of dead sessions, runs that may be alive, a shared
 DVC remote, and branches with another one."""
 Stored = Mapping[str, Sequence[StoredCopy]]
+
+
+class _Output(NamedTuple):
+    """An output that a commit names: its path, its object, and the path and the text of its `.dvc` file."""
+
+    path: str
+    item: StoredObject
+    file: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -87,8 +96,8 @@ def _check(remotes: Remotes) -> Checked:
     runs = refs.read_runs()
     heads = refs.list_refs(*EVERYTHING, refs.identity_ref, *(f"{place}*" for place in EARLIER))
     identity = short(heads.pop(refs.identity_ref, ""))
-    published, named = refs.published_objects(*EVERYTHING), refs.named_objects(*EVERYTHING)
-    elsewhere = _elsewhere(remotes)
+    texts, named = refs.read_files_of_all(EVERYTHING, "*.dvc", CONFIG), refs.named_objects(*EVERYTHING)
+    published, elsewhere = {ref: _outputs(files) for ref, files in texts.items()}, _elsewhere(remotes, texts)
     listings = {oid for oid in named if oid.endswith(".dir") and oid in stored}
     damaged = {oid for oid in listings if any(mismatch(oid, -1, copy) for copy in stored[oid])}
     parts = {oid: remotes.parts_of(oid) for oid in listings - damaged}
@@ -98,8 +107,8 @@ def _check(remotes: Remotes) -> Checked:
     unreadable += [f"{RUNS}{name}" for name, run in runs.items() if run.record is None]
     # these may name any object, so that no object is certainly unnamed
     unnamed = set() if others or unreadable or damaged else stored.keys() - named
-    here = {ref: items for ref, items in published.items() if ref not in elsewhere}
-    wanted = {item.oid for items in here.values() for item in items.values()}
+    here = {ref: outputs for ref, outputs in published.items() if ref not in elsewhere}
+    wanted = {output.item.oid for outputs in here.values() for output in outputs}
     wanted = wanted.union(*(parts.get(oid, ()) for oid in wanted))
     doubtful = unnamed | (wanted - stored.keys())
     stored = {oid: copies for oid, copies in stored.items() if oid not in doubtful} | store.look(doubtful)
@@ -112,8 +121,7 @@ def _check(remotes: Remotes) -> Checked:
         *(Finding("elsewhere", f"{ref} has its objects on {elsewhere[ref]}, which was not checked", ELSEWHERE)
           for ref in sorted(published.keys() & elsewhere.keys() - moved)
           if published[ref] or ref.startswith(CHECKPOINTS)),
-        *_check_branches({ref: items for ref, items in here.items() if ref not in moved}, parts, stored,
-                         _Elsewhere(remotes, stored, here)),
+        *_check_branches(remotes, {ref: here[ref] for ref in here if ref not in moved}, parts, stored),
         *_check_checkpoints(remotes, elsewhere),
         *(Finding("waste", f"{name} is of a session that has ended, and no checkpoint names it", RECOVER)
           for name in remotes.waste(identity) if name in store.flat(name)),  # else its session has just deleted it
@@ -125,7 +133,6 @@ def _check(remotes: Remotes) -> Checked:
     return Checked(len(published), len(stored), len(runs), findings)
 
 
-CONFIG = ".dvc/config"
 FOREIGN = (
     "on a folder or S3, the objects of a publication that is rolled back stay there. If no other repository uses this "
     "DVC remote any more, delete the files kaggle-training-repository-* of the others in its folder"
@@ -142,75 +149,46 @@ UNNAMED = (
 )
 
 
-def _elsewhere(remotes: Remotes) -> dict[str, str]:
+def _outputs(files: Mapping[str, str]) -> list[_Output]:
+    """Return the outputs that the `.dvc` files ({path: text}) of a commit name, sorted by path."""
+    found = [_Output(path, item, *file) for file in files.items() for path, item in outputs_of(*file)]
+    return sorted(found, key=lambda output: output.path)
+
+
+def _elsewhere(remotes: Remotes, texts: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     """Return {ref: address} of the refs whose commit configures another default DVC remote than HEAD's."""
-    refs = remotes.refs
-    here = _default_remote(refs.read_texts(refs.head(), [CONFIG]).get(CONFIG, ""))
-    found = {ref: _default_remote(files[CONFIG]) for ref, files in refs.read_files_of_all(EVERYTHING, CONFIG).items()
-             if files}  # fmt: skip
+    here = default_address(remotes.refs.read_texts(remotes.refs.head(), [CONFIG]).get(CONFIG, ""))
+    found = {ref: default_address(files.get(CONFIG, "")) for ref, files in texts.items()}
     return {ref: remotes.redact(address) for ref, address in found.items() if address not in ("", here)}
 
 
-def _default_remote(text: str) -> str:
-    """Return the address of the default remote in the text of a `.dvc/config`; empty without one."""
-    config = configparser.RawConfigParser(strict=False)
-
-    def place(name: str) -> str:
-        remote = next(config[part] for part in config.sections() if f'remote "{name}"'.lower() in part.lower())
-        address = " at ".join(remote[key] for key in ("url", "endpointurl") if key in remote)
-        base = urlsplit(remote.get("url", ""))  # remote://base/folder
-        return f"{address}, {base.netloc} is {place(base.netloc)}" if base.scheme == "remote" else address
-
+def _ask(remotes: Remotes, output: _Output) -> Missing | None:
+    """Return what is missing of an output that the default remote lacks; None if `dvc pull` brings it."""
     try:
-        config.read_string(text)
-        return place(config.get("core", "remote"))
-    except (configparser.Error, StopIteration, RecursionError):
-        return ""
-
-
-class _Elsewhere:
-    """Where DVC finds what the default remote lacks: an output's own remote, the layout of DVC 2, or an import."""
-
-    def __init__(self, remotes: Remotes, stored: Stored, published: Mapping[str, Mapping[str, StoredObject]]) -> None:
-        self._remotes = remotes
-        lacks = any(item.oid not in stored for items in published.values() for item in items.values())
-        self._texts = remotes.refs.read_files_of_all(EVERYTHING, "*.dvc") if lacks else {}
-        self._asked: dict[tuple[str, str], dict[str, Missing]] = {}
-
-    def missing(self, ref: str, path: str) -> Missing | None:
-        """Return what is missing of an output that the default remote lacks; None if `dvc pull` brings it."""
-        for name, text in self._texts.get(ref, {}).items():
-            if path in dict(outputs_of(name, text)):
-                if (name, text) not in self._asked:  # most branches have the same files
-                    self._asked[name, text] = self._ask(path, name, text)
-                return self._asked[name, text].get(path)
-        return None
-
-    def _ask(self, path: str, name: str, text: str) -> dict[str, Missing]:
-        try:
-            return find_missing(self._remotes.refs.root, {name: text}, self._remotes.redact)
-        except RemoteError as error:  # a place that cannot be asked does not end the check
-            return {path: Missing(error.what.rstrip("."), error.remedy.rstrip("."))}
+        return find_missing(remotes.refs.root, {output.file: output.text}, remotes.redact).get(output.path)
+    except RemoteError as error:  # a place that cannot be asked does not end the check
+        return Missing(error.what.rstrip("."), error.remedy.rstrip("."))
 
 
 def _check_branches(
-    published: Mapping[str, Mapping[str, StoredObject]], parts: Mapping[str, set[str]], stored: Stored,
-    elsewhere: _Elsewhere,
-) -> Iterator[Finding]:  # fmt: skip
-    for ref, items in published.items():
-        for path, item in sorted(items.items()):
+    remotes: Remotes, published: Mapping[str, Sequence[_Output]], parts: Mapping[str, set[str]], stored: Stored
+) -> Iterator[Finding]:
+    ask = cache(partial(_ask, remotes))  # most branches have the same files
+    for ref, outputs in published.items():
+        for output in outputs:
+            path, item = output.path, output.item
             if item.oid not in stored:
-                if missing := elsewhere.missing(ref, path):
+                if missing := ask(output):
                     yield Finding("missing", f"{ref}: {path}: {missing.what}", missing.remedy)
                 continue
             # a directory listing contains no sizes: its files can be checked only for presence and MD5
-            files = [StoredObject(oid=oid, size=-1) for oid in sorted(parts.get(item.oid, ()))]
-            for wanted in (item, *files):
-                if wanted.oid not in stored:
-                    yield Finding("missing", f"{ref}: {path} needs {wanted.oid}, which is not there", PUSH)
-                for copy in stored.get(wanted.oid, ()):
-                    if wrong := mismatch(wanted.oid, wanted.size, copy):
-                        yield Finding("damaged", f"{ref}: {path} needs {wanted.oid}, and a copy of it {wrong}", REPLACE)
+            sizes = {item.oid: item.size} | dict.fromkeys(sorted(parts.get(item.oid, ())), -1)
+            for oid, size in sizes.items():
+                if oid not in stored:
+                    yield Finding("missing", f"{ref}: {path} needs {oid}, which is not there", PUSH)
+                for copy in stored.get(oid, ()):
+                    if wrong := mismatch(oid, size, copy):
+                        yield Finding("damaged", f"{ref}: {path} needs {oid}, and a copy of it {wrong}", REPLACE)
 
 
 def _check_checkpoints(remotes: Remotes, elsewhere: Collection[str]) -> Iterator[Finding]:

@@ -15,8 +15,8 @@ from drive_emulator import DriveEmulator, configure_clone, drive_client
 from lib.data.pull import pull_objects
 from lib.errors import RemoteError
 from lib.remotes.credentials import Credentials
+from lib.remotes.outputs import find_missing
 from lib.sync.stores import gdrive
-from lib.sync.stores.places import find_missing
 
 FILES = 60
 
@@ -110,6 +110,22 @@ def test_every_file_is_looked_for_by_one_request_a_folder(drive: DriveEmulator, 
         drive.trash(identity)
     (missing,) = find_missing(stores.clone, pointers, str).values()
     assert ".dir is not" in missing.what
+
+
+@pytest.mark.usefixtures("pull")
+def test_a_file_is_found_in_each_of_several_twin_folders(drive: DriveEmulator, stores: Stores) -> None:
+    """Also in one that another machine has made since the last look, and if Drive refuses to answer for a moment."""
+    pointers = {"data.dvc": (stores.clone / "data.dvc").read_text(encoding="utf-8")}
+    drive.narrow = True
+    assert find_missing(stores.clone, pointers, str) == {}
+    taken = listing(drive).rpartition("/")[0]  # DVC itself reads the listing, by a search in all twins at once
+    path = next(path for path in drive.files() if path.rpartition("/")[0] != taken)
+    ((identity, content),) = drive.files()[path]
+    drive.put(path, content, folder=drive.make_folder(path.rpartition("/")[0], twin=True))
+    drive.trash(identity)
+    drive.add_fault("fields=nextPageToken", "too many", 2)
+    drive.add_fault("fields=nextPageToken", "cut", 2)
+    assert find_missing(stores.clone, pointers, str) == {}
 
 
 @pytest.mark.parametrize("lost", ["listing", "file"])

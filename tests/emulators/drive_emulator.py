@@ -148,6 +148,8 @@ class DriveEmulator(LoopbackServer[Kind]):
             self._allowed, self._filled, self.refused = 0.0, time.monotonic(), 0
             self.lag = False
             """Whether listings show the state before the last `LAG` requests; the trash is shown at once."""
+            self.narrow = False
+            """Whether a search in several parents silently looks in the first one alone (rclone#9810)."""
             self._items = {self.root_id: _Item(self.root_id, "remote", FOLDER, [])}
             self._deleted: list[_Item] = []
             self._generated: set[str] = set()
@@ -544,7 +546,10 @@ class _Handler(LoopbackHandler):
         return _json({"kind": "drive#generatedIds", "space": "drive", "ids": ids})
 
     def _list(self, query: Mapping[str, str]) -> Answer:
-        fits = _Search(query.get("q", ""), self.service).read()
+        search = query.get("q", "")
+        if self.service.narrow:
+            search = re.sub(r" or '[^']+' in parents", "", search)
+        fits = _Search(search, self.service).read()
         found = [item for item in self.service._listed() if fits(item)]
         first = int(query.get("pageToken", "0"))
         end = first + min(int(query.get("maxResults", "100")), self.service.largest_page)
@@ -752,12 +757,14 @@ def client_pointed_at(drive: DriveEmulator) -> Iterator[None]:
 @contextlib.contextmanager
 def drive_client(drive: DriveEmulator, *, retries: int = 6) -> Iterator[None]:
     """Point Google's client in this process at the emulator; it opens no browser and retries without a pause."""
+    from lib.remotes import drive_listing
     from lib.sync.stores import gdrive
 
     with (
         client_pointed_at(drive),
         patch.dict(os.environ, {"GDRIVE_NON_INTERACTIVE": "1"}),
         patch.object(gdrive, "PAUSES", (0.0,) * retries),
+        patch.object(drive_listing, "PAUSES", (0.0,) * retries),
     ):
         yield
 

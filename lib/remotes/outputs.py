@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lib.errors import RemoteError
 from lib.escape import visible
+from lib.process import limit_silence
 from lib.remotes.addresses import without_user
-from lib.remotes.dvc_config import edit_config
+from lib.remotes.drive_listing import list_objects
+from lib.remotes.dvc_config import COPY, make_workspace
 from lib.remotes.store_errors import UNKNOWN, explain
-from lib.sync.stores.base import open_object_store
 
 SHOWN = 5  # missing files that are named
-COPY = "attached-"
-"""Prefix of the DVC remotes that are attached copies of another one, in a workspace."""
 
 
 class Missing(NamedTuple):
@@ -41,6 +40,7 @@ def find_missing(
     """
     from dvc.repo import Repo
 
+    limit_silence()
     missing = {}
     with tempfile.TemporaryDirectory(prefix="kaggle-training-") as folder:
         place = Path(folder).resolve()
@@ -99,29 +99,32 @@ def _find_lacking(repo: Any, out: Any, copies: Sequence[Any], path: str = "") ->
         below = out.fs.relparts(path, out.fs_path) if path not in ("", out.fs_path) else ()
         names = {info.value: "/".join(key) for key, (_, info) in listing.filter(below).iteritems()}
     for odb in odbs:
-        for found in _present(odb, names):
-            del names[found]
+        present = _present(odb, names)
+        names = {oid: name for oid, name in names.items() if oid not in present}
     return sorted(names.values())
 
 
-def _present(odb: Any, oids: Iterable[str]) -> set[str]:  # noqa: ANN401  DVC's object database
-    """Return those of the objects that a DVC remote has."""
+def _present(odb: Any, oids: Collection[str]) -> set[str]:  # noqa: ANN401  DVC's object database
+    """Return which of the objects a DVC remote has."""
     if not oids:
         return set()
-    if odb.fs.protocol not in ("local", "gdrive"):
+    if odb.fs.protocol == "gdrive":
+        return list_objects(odb, {oid[:2] for oid in oids})  # `oids_exist` would ask for each object
+    if odb.fs.protocol != "local":
         return set(odb.oids_exist(list(oids)))  # lists the remote if that takes fewer requests than one an object
-    # DVC would read every file in a folder, and ask Drive for each one
-    with contextlib.closing(open_object_store(odb)) as store:
-        return set(store.look(oids))
+    found = set()
+    for oid in oids:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            odb.check(oid, check_hash=False)  # `oids_exist` would read the file
+            found.add(oid)
+    return found
 
 
 def _show(lacking: Sequence[str]) -> str:
-    named = ", ".join(map(visible, lacking[:SHOWN])) + (" …" if len(lacking) > SHOWN else "")
-    return (
-        f"{len(lacking)} files are not on the DVC remote: {named}"
-        if len(lacking) > 1
-        else f"{named} is not on the DVC remote"
-    )
+    named = ", ".join(map(visible, lacking[:SHOWN])) + " …" * (len(lacking) > SHOWN)
+    if len(lacking) == 1:
+        return f"{named} is not on the DVC remote"
+    return f"{len(lacking)} files are not on the DVC remote: {named}"
 
 
 def _remedy(path: str, stage: Any) -> str:  # noqa: ANN401  dvc.stage.Stage
@@ -143,19 +146,3 @@ def find_pointer(root: Path, path: str) -> str:
             return str(dumps_yaml({"outs": [{**out.dumpd(), "path": Path(path).name}]}))
     except (DvcException, ValueError):
         return ""
-
-
-def make_workspace(root: Path, place: Path, pointers: Mapping[str, str], mirrors: Sequence[Path] = ()) -> None:
-    """Create a DVC workspace without Git: the `.dvc` files, the clone's remotes and cache, and the mirrors."""
-    from dvc.repo import Repo
-
-    (place / ".dvc").mkdir(parents=True, exist_ok=True)
-    with Repo(str(root)) as clone, edit_config(place / ".dvc") as local:
-        remotes = clone.config["remote"] | {f"{COPY}{n}": {"url": str(path)} for n, path in enumerate(mirrors)}
-        local["core"] = {"no_scm": True, "remote": clone.config["core"]["remote"]}
-        # by default DVC caches the replies of most stores without checking their hashes
-        local["remote"] = {name: {**remote, "verify": True} for name, remote in remotes.items()}
-        local["cache"] = {"dir": clone.cache.local_cache_dir}
-    for name, text in pointers.items():
-        (place / name).parent.mkdir(parents=True, exist_ok=True)
-        (place / name).write_text(text, encoding="utf-8")
