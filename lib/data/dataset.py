@@ -33,14 +33,13 @@ from typing import Any
 from lib.data.findings import Findings, Issue
 from lib.data.images import check_copies, check_images, read_sizes
 from lib.data.labels import KEYPOINT, LabelFormat, LabelledImage, check_labels, label_path
-from lib.data.pull import pull_objects
+from lib.data.pull import find_pointer, pull_objects
 from lib.data.reader import COLOUR, Size, is_image
 from lib.data.splits import SPLITS, find_images, list_files
 from lib.errors import DatasetError, RemoteError
 from lib.escape import visible
 from lib.experiment.load import read_yaml
 from lib.experiment.schema import Experiment
-from lib.remotes.outputs import find_pointer
 from lib.session import Session
 
 INPUTS = Path("/kaggle/input")

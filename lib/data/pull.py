@@ -21,9 +21,9 @@ from lib.process import limit_silence
 from lib.progress import file_size, showing
 from lib.remotes.credentials import Credentials
 from lib.remotes.dvc_config import COPY, make_workspace
-from lib.remotes.outputs import find_missing
 from lib.remotes.store_errors import UNKNOWN, explain
 from lib.sync.stores.base import Store, mismatch, open_object_store
+from lib.sync.stores.places import find_missing
 
 JOBS = 16  # parallel downloads of DVC, which sends three requests per file; Drive accepts some 200 per second
 AT_ONCE = 32  # parallel downloads from Drive; its store lowers their number while it refuses some
@@ -70,6 +70,20 @@ def pull_objects(
         raise RemoteError(credentials.redact(what), remedy="; ".join(remedies)) from error
     print("".join(f"{line}\n" for line in lines), end="", flush=True)
     return place
+
+
+def find_pointer(root: Path, path: str) -> str:
+    """Return the text of a `.dvc` file for the output at `path` of the clone, which `dvc.lock` may name; else empty."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from dvc.utils.serialize import dumps_yaml
+
+    try:
+        with Repo(str(root)) as repo:
+            (out,) = repo.find_outs_by_path(str(root / path))
+            return str(dumps_yaml({"outs": [{**out.dumpd(), "path": Path(path).name}]}))
+    except (DvcException, ValueError):
+        return ""
 
 
 def _fetch_listings(repo: Any, outs: Sequence[Any]) -> None:  # noqa: ANN401  dvc.repo.Repo, dvc.output.Output

@@ -21,13 +21,13 @@ from typing import Literal, NamedTuple
 from lib.errors import RemoteError
 from lib.remotes.credentials import Credentials
 from lib.remotes.dvc_config import CONFIG, default_address
-from lib.remotes.outputs import Missing, find_missing
 from lib.remotes.repository import StoredObject, outputs_of
 from lib.sync.lock import CHECKPOINTS, short
 from lib.sync.record import RUNS
 from lib.sync.refs import EARLIER, as_sync_errors
 from lib.sync.remotes import EVERYTHING, Remotes, named_by, open_remotes
 from lib.sync.stores.base import StoredCopy, mismatch
+from lib.sync.stores.places import Missing, find_missing
 
 Kind = Literal["missing", "damaged", "unnamed", "twins", "waste", "unfinished", "unreadable", "foreign", "elsewhere"]
 REMARKS: tuple[Kind, ...] = ("twins", "waste", "unfinished", "foreign", "elsewhere")

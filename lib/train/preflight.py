@@ -28,8 +28,8 @@ from lib.remotes.accounts import check_drive, check_github, check_wandb
 from lib.remotes.clone import find_git_remote, find_remotes, require_committed, set_up_copy
 from lib.remotes.credentials import Credentials
 from lib.remotes.messages import check_addresses
-from lib.remotes.outputs import find_missing
 from lib.session import HOUR, Session
+from lib.sync.stores.places import find_missing
 from lib.tables import as_text, make_table
 from lib.train.launch import prepare_library
 from lib.train.weights import find_weights, read_start

@@ -15,8 +15,8 @@ from drive_emulator import DriveEmulator, configure_clone, drive_client
 from lib.data.pull import pull_objects
 from lib.errors import RemoteError
 from lib.remotes.credentials import Credentials
-from lib.remotes.outputs import find_missing
 from lib.sync.stores import gdrive
+from lib.sync.stores.places import find_missing
 
 FILES = 60
 

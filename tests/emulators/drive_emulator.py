@@ -757,14 +757,12 @@ def client_pointed_at(drive: DriveEmulator) -> Iterator[None]:
 @contextlib.contextmanager
 def drive_client(drive: DriveEmulator, *, retries: int = 6) -> Iterator[None]:
     """Point Google's client in this process at the emulator; it opens no browser and retries without a pause."""
-    from lib.remotes import drive_listing
     from lib.sync.stores import gdrive
 
     with (
         client_pointed_at(drive),
         patch.dict(os.environ, {"GDRIVE_NON_INTERACTIVE": "1"}),
         patch.object(gdrive, "PAUSES", (0.0,) * retries),
-        patch.object(drive_listing, "PAUSES", (0.0,) * retries),
     ):
         yield
 

@@ -15,11 +15,10 @@ from typing import Any, NamedTuple
 
 from lib.errors import RemoteError
 from lib.escape import visible
-from lib.process import limit_silence
 from lib.remotes.addresses import without_user
-from lib.remotes.drive_listing import list_objects
 from lib.remotes.dvc_config import COPY, make_workspace
 from lib.remotes.store_errors import UNKNOWN, explain
+from lib.sync.stores.base import open_object_store
 
 SHOWN = 5  # missing files that are named
 
@@ -40,7 +39,6 @@ def find_missing(
     """
     from dvc.repo import Repo
 
-    limit_silence()
     missing = {}
     with tempfile.TemporaryDirectory(prefix="kaggle-training-") as folder:
         place = Path(folder).resolve()
@@ -108,16 +106,11 @@ def _present(odb: Any, oids: Collection[str]) -> set[str]:  # noqa: ANN401  DVC'
     """Return which of the objects a DVC remote has."""
     if not oids:
         return set()
-    if odb.fs.protocol == "gdrive":
-        return list_objects(odb, {oid[:2] for oid in oids})  # `oids_exist` would ask for each object
-    if odb.fs.protocol != "local":
+    if odb.fs.protocol not in ("local", "gdrive"):
         return set(odb.oids_exist(list(oids)))  # lists the remote if that takes fewer requests than one an object
-    found = set()
-    for oid in oids:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            odb.check(oid, check_hash=False)  # `oids_exist` would read the file
-            found.add(oid)
-    return found
+    # DVC would read every file in a folder, and ask Drive for each one
+    with contextlib.closing(open_object_store(odb)) as store:
+        return set(store.look(oids))
 
 
 def _show(lacking: Sequence[str]) -> str:
@@ -132,17 +125,3 @@ def _remedy(path: str, stage: Any) -> str:  # noqa: ANN401  dvc.stage.Stage
         source = without_user(str(stage.deps[0].def_repo["url"]))
         return f"it was imported: run `dvc push` in a clone of {source}, or `dvc update {path}.dvc`, and commit that"
     return f"run `dvc push {path}` in a clone that has it, and check the remote's address"
-
-
-def find_pointer(root: Path, path: str) -> str:
-    """Return the text of a `.dvc` file for the output at `path` of the clone, which `dvc.lock` may name; else empty."""
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-    from dvc.utils.serialize import dumps_yaml
-
-    try:
-        with Repo(str(root)) as repo:
-            (out,) = repo.find_outs_by_path(str(root / path))
-            return str(dumps_yaml({"outs": [{**out.dumpd(), "path": Path(path).name}]}))
-    except (DvcException, ValueError):
-        return ""

@@ -22,8 +22,8 @@ from lib.experiment.load import load_experiment
 from lib.kaggle.notebook import source
 from lib.remotes.clone import configure_dvc, find_git_remote, find_remotes, require_committed, set_up_copy
 from lib.remotes.credentials import Credentials
-from lib.remotes.outputs import find_missing
 from lib.sync import check, rehearse
+from lib.sync.stores.places import find_missing
 
 SMALL = load_experiment(ROOT / "experiments/000_det_sandbox.yaml")
 DATA = SMALL.dataset
