@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 from lib.errors import CommandError, DvcPushError, GitPushError, RunError, SyncError
 from lib.remotes.credentials import Credentials
@@ -29,6 +30,7 @@ from lib.sync.refs import ANY, RefUpdate, as_sync_errors
 from lib.sync.remotes import Remotes, file_of, open_remotes
 from lib.sync.stores.base import mismatch
 
+T = TypeVar("T")
 BRANCHES = "kaggle-train-rehearsal-"
 """Prefix of the throw-away branches: it begins like published ones, so that the host's rules for those apply."""
 LARGEST = 2 * 2**20
@@ -61,9 +63,8 @@ def rehearse(
     with open_remotes(root, credentials or Credentials()) as remotes, tempfile.TemporaryDirectory() as place:
         rehearsal = _Rehearsal(remotes, Path(place), say)
         git = rehearsal.run(names, title)
-        if rehearsal.error is None:
-            rehearsal.attempt(rehearsal.look)
-        return Rehearsed(git, rehearsal.error or rehearsal.line, rehearsal.room)
+        room = None if rehearsal.error else rehearsal.attempt(remotes.store.room)
+        return Rehearsed(git, rehearsal.error or rehearsal.line, room)
 
 
 class _Rehearsal:
@@ -71,38 +72,34 @@ class _Rehearsal:
 
     def __init__(self, remotes: Remotes, place: Path, say: Say) -> None:
         self._remotes, self._refs, self._store, self._place = remotes, remotes.refs, remotes.store, place
-        self._source = place / "object"
-        self._source.write_bytes(secrets.token_bytes(32))
         self._lock = RunLock(remotes.refs, f"{BRANCHES}{secrets.token_hex(8)}", say=say)
-        self._branch = f"refs/heads/{self._lock.name}"
         self._copies: tuple[DeclaredCopy, ...] = ()
         """The copy that may exist."""
         self.line = f"{self._store.name}: can be read; writing was not tried, since the Git remote rejects pushes"
         self.error: RunError | None = None
         """The first error of the DVC remote."""
-        self.room: int | None = None
 
     def run(self, names: Sequence[str], title: str) -> str | SyncError:
         """Take a run, publish an object and branches, and roll all back; return the Git remote's result."""
-        lock, branch = self._lock, self._branch
+        lock, branch = self._lock, f"refs/heads/{self._lock.name}"
         try:
             record = lock.take()
             with as_sync_errors("preparing a publication"):
                 self._delete_old_branches()
                 first, second = self._make_commits(names, title)
-                self.attempt(lambda: self._declare(record))
+                source = self._place / "object"
+                source.write_bytes(secrets.token_bytes(32))
+                declared = self.attempt(lambda: self._declare(record, source)) or ()
                 question = RefUpdate(f"{ASKS}{lock.name}", ANY, self._refs.write_question())
-                lock.push(record.but(publishing=self._copies), RefUpdate(lock.checkpoint, None, first), question)
-                self.attempt(self._create)
+                lock.push(record.but(publishing=declared), RefUpdate(lock.checkpoint, None, first), question)
+                self.attempt(lambda: self._try(declared, source))
                 moved, published = RefUpdate(lock.checkpoint, first, second), RefUpdate(branch, None, second)
                 lock.push(record.but(undo=self._copies), moved, published)
-                self.attempt(self._delete)
                 self._push_end(record, *(RefUpdate(ref, second, None) for ref in (lock.checkpoint, branch)))
         except SyncError as error:
             self.attempt(self._remotes.repositories)
             with contextlib.suppress(SyncError, CommandError, OSError):  # the first error is the one shown
                 if lock.record is not None:
-                    self.attempt(self._delete)
                     self._push_end(lock.record)
                     self._delete_old_branches()
             return error
@@ -113,10 +110,10 @@ class _Rehearsal:
             f"{LARGEST // 2**20} MiB committed; whether all of a run's files fit its quota is the host's to say"
         )
 
-    def attempt(self, step: Callable[[], object]) -> None:
+    def attempt(self, step: Callable[[], T]) -> T | None:
         """Run a step on the DVC remote and keep its error: the Git remote is tried all the same."""
         try:
-            step()
+            return step()
         except RunError as error:
             self.error = self.error or error
         except OSError as error:
@@ -124,44 +121,43 @@ class _Rehearsal:
                 f"{self._store.name} cannot be used ({type(error).__name__}: {error}).",
                 remedy="let this account read, write and delete files there, free some space, and run the same again.",
             )
+        return None
 
     # ── the DVC remote ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _declare(self, record: RunRecord) -> None:
-        """Prepare a copy, unless nothing could delete it: `limits` has then tried a file with a name of its own."""
+    def _declare(self, record: RunRecord, source: Path) -> tuple[DeclaredCopy, ...]:
+        """Return a copy to try, unless nothing could delete it: `limits` has then tried a file of its own."""
         store, limits = self._store, self._store.limits(file_of(record, self._lock.name, 0, "probe"))
         self._remotes.claim(record.repository)
         others = ", ".join(sorted(self._remotes.repositories() - {record.repository}))
-        if not limits:
-            oid, size, (identity,) = md5_of(self._source), self._source.stat().st_size, store.new_identities(1)
-            self._copies = (DeclaredCopy(oid=oid, size=size, identity=identity, store=store.address()),)
         shared = f"another repository publishes there too ({others})" if others else ""
         self.line = "; ".join(filter(None, (f"{store.name}: files can be created and deleted", limits, shared)))
+        if limits:
+            return ()
+        oid, size, (identity,) = md5_of(source), source.stat().st_size, store.new_identities(1)
+        return (DeclaredCopy(oid=oid, size=size, identity=identity, store=store.address()),)
 
-    def _create(self) -> None:
-        for copy in self._copies:
+    def _try(self, declared: tuple[DeclaredCopy, ...], source: Path) -> None:
+        """Store the declared copy, ask for it by its identity, and delete it."""
+        self._copies = declared
+        for copy in declared:
             path = self._store.path_of(copy.oid)
-            self._store.create(path, self._source, copy.identity)
-            if fault := mismatch(copy.oid, copy.size, self._store.verify(path, copy.identity)):
-                raise DvcPushError(
-                    f"{self._store.name}: an object that was just stored {fault}.",
-                    remedy="check the remote's address, and that nothing else changes its files.",
-                )
-
-    def _delete(self) -> None:
-        for copy in self._copies:
-            path = self._store.path_of(copy.oid)
-            self._store.delete(path, copy.identity)
+            try:
+                self._store.create(path, source, copy.identity)
+                fault = mismatch(copy.oid, copy.size, self._store.verify(path, copy.identity))
+            finally:
+                self._store.delete(path, copy.identity)
             if self._store.verify(path, copy.identity) is not None:
                 raise DvcPushError(
                     f"{self._store.name}: an object was deleted and is still there.",
                     remedy="let this account delete files there: publishing rolls back what has failed.",
                 )
-        self._copies = ()
-
-    def look(self) -> None:
-        """Ask how much room is left."""
-        self.room = self._store.room()
+            self._copies = ()
+            if fault:
+                raise DvcPushError(
+                    f"{self._store.name}: an object that was just stored {fault}.",
+                    remedy="check the remote's address, and that nothing else changes its files.",
+                )
 
     # ── the Git remote ─────────────────────────────────────────────────────────────────────────────────────────────
 
