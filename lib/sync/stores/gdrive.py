@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
@@ -21,7 +20,7 @@ from googleapiclient.http import MediaFileUpload, MediaIoBaseDownload
 
 from lib.errors import DvcPushError, RunError
 from lib.process import limit_silence
-from lib.remotes.answers import patiently
+from lib.remotes.answers import Pace, patiently
 from lib.remotes.store_errors import explain
 from lib.sync.stores.base import Progress, Store, StoredCopy
 
@@ -29,7 +28,6 @@ PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds before a request is repeate
 PIECE = 64 * 2**20  # bytes in one request; at most this much is sent again after a broken connection
 BLOCK = 2**16
 AT_ONCE = 32  # requests; each takes about 0.2 s, and Drive accepts some 200 a second of one user
-SETTLED = 1.0  # seconds in which the requests under way may be refused too, which says nothing new
 POOL = 100  # identities that one request returns
 logging.getLogger("googleapiclient.http").setLevel(logging.ERROR)  # it prints each refusal that is repeated here
 _FOLDER = "application/vnd.google-apps.folder"
@@ -45,7 +43,7 @@ class DriveObjects(Store):
       machines and twin folders are found; only uploads use folder ids of earlier listings. A search never has more than
       one parent: the answer to `A in parents or B in parents` may silently leave out one of the two (rclone#9810).
     - It retries only 5xx and rate limits. Here dropped connections and 429 are retried too (`PAUSES`),
-      `Retry-After` is obeyed, and fewer requests run at once after a refusal (`_Pace`).
+      `Retry-After` is obeyed, and fewer requests run at once after a refusal (`Pace`).
     - It restarts an interrupted upload. Here the upload's session is asked how many bytes have arrived.
 
     An `httplib2.Http` serves one thread at a time, so that each thread has its own; the tokens are shared.
@@ -61,7 +59,7 @@ class DriveObjects(Store):
         self._root, *self._base = str(odb.path).strip("/").split("/")
         self._trash_only = bool(odb.fs.config.get("gdrive_trash_only"))
         self._mine = threading.local()
-        self._pace = _Pace(AT_ONCE)
+        self._pace = Pace(AT_ONCE, explain)
         self._connections: list[Any] = []
         self._lock = threading.Lock()
         self._pool: list[str] = []  # identities that no copy has
@@ -334,32 +332,6 @@ class DriveObjects(Store):
             trouble = explain(error)
             remedy = f"{trouble.remedy}, then run sync_outputs() again."
             raise DvcPushError(f"{self.name}: {trouble.what}", remedy=remedy) from error
-
-
-class _Pace:
-    """How many requests may run at once, at first half of `most`: fewer after a refusal that passes, then slowly more.
-
-    This finds the limit of the account, which other sessions use at the same time. Entered for each request.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most, self._limit = most, most / 2
-        self._running, self._slowed, self._turn = 0, 0.0, threading.Condition()
-
-    def __enter__(self) -> None:
-        with self._turn:
-            self._turn.wait_for(lambda: self._running < int(self._limit))
-            self._running += 1
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        now = time.monotonic()
-        with self._turn:
-            self._running -= 1
-            if error is None:
-                self._limit = min(self._most, self._limit + 1 / self._limit)
-            elif isinstance(error, Exception) and explain(error).is_transient and now - self._slowed > SETTLED:
-                self._slowed, self._limit = now, max(1.0, self._limit / 2)
-            self._turn.notify_all()
 
 
 def _named(title: str) -> str:
