@@ -21,13 +21,12 @@ from pathlib import Path
 
 from lib.errors import CommandError, DvcPushError, GitPushError, RunError, SyncError
 from lib.remotes.credentials import Credentials
-from lib.sync.checkpoints import md5_of
 from lib.sync.lock import CHECKPOINTS, RunLock, of_this_machine
 from lib.sync.publication import Say
 from lib.sync.record import ASKS, RUNS, DeclaredCopy, RunRecord
 from lib.sync.refs import ANY, RefUpdate
 from lib.sync.remotes import Remotes, file_of, open_remotes
-from lib.sync.stores.base import mismatch
+from lib.sync.stores.base import md5_of, mismatch
 
 BRANCHES = "kaggle-train-rehearsal-"
 """Prefix of the throw-away branches: it begins like published ones, so that the host's rules for those apply."""

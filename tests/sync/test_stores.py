@@ -559,7 +559,7 @@ class TestFolder:
     def test_the_part_of_a_name_that_a_killed_process_left_is_deleted(self, folder: Backend, tmp_path: Path) -> None:
         """No listing shows it, so that every process that closes the store deletes it."""
         name = folder.opened[0].address()
-        part = tmp_path / "storage" / f".{FLAT}store.0123456789abcdef"
+        part = tmp_path / "storage" / f".{FLAT}store.1009843200.part"
         part.write_text("", encoding="utf-8")
         with opened(folder.clone) as store:
             assert store.address() == name
