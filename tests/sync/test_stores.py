@@ -975,16 +975,6 @@ class TestDrive:
         """The client has no time limit, so that every socket of the process gets one."""
         assert socket.getdefaulttimeout() == SILENCE
 
-    def test_a_piece_is_read_in_blocks_and_may_be_sent_again(self, make: Make) -> None:
-        """Memory use does not depend on the size, and a second iteration starts at the beginning."""
-        blob = make(10 * drive_module.BLOCK + 1)
-        piece = drive_module._Piece(blob.path, 5, 9 * drive_module.BLOCK, int)
-        wanted = blob.content[5 : 5 + len(piece)]
-        for _ in range(2):
-            blocks = list(piece)
-            assert b"".join(blocks) == wanted
-            assert max(map(len, blocks)) <= drive_module.BLOCK
-
 
 # ── S3 ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -1,7 +1,8 @@
 """Store files on Google Drive, with the credentials and the service of DVC's own client.
 
 Guarantees: a copy is asked for by its id, since a listing may lag behind and the answer to an id does not; a second
-upload with the same id is refused (409), so that a lost answer makes no twin. Memory: a file is sent in blocks.
+upload with the same id is refused (409), so that a lost answer makes no twin. A file is
+sent and read in pieces, of which each thread has one in memory.
 Cannot: know of folders that another machine creates between our look and our upload; the resulting twin folders are
 harmless.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from pathlib import Path
@@ -18,15 +19,14 @@ from typing import Any
 
 from googleapiclient.http import MediaFileUpload, MediaIoBaseDownload
 
-from lib.errors import DvcPushError, RunError
+from lib.errors import DvcPushError
 from lib.process import limit_silence
 from lib.remotes.answers import Pace, patiently
 from lib.remotes.store_errors import explain
 from lib.sync.stores.base import Progress, Store, StoredCopy
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds before a request is repeated: Drive counts its limits by the minute
-PIECE = 64 * 2**20  # bytes in one request; at most this much is sent again after a broken connection
-BLOCK = 2**16
+PIECE = 8 * 2**20  # bytes of a file in one request: a thread has them in memory, and must send them within `SILENCE`
 AT_ONCE = 32  # requests; each takes about 0.2 s, and Drive accepts some 200 a second of one user
 POOL = 100  # identities that one request returns
 logging.getLogger("googleapiclient.http").setLevel(logging.ERROR)  # it prints each refusal that is repeated here
@@ -115,17 +115,15 @@ class DriveObjects(Store):
 
     def create(self, path: str, source: Path, identity: str, progress: Progress = int) -> StoredCopy | None:
         """Upload a file with that id through a resumable session; Drive shows it only when it is complete."""
-        folder, title = self._place(path)
-        media = _Upload(source, progress)
         try:
-            made = self._insert(folder, title, identity, media)
+            made = self._upload(path, source, identity, progress)
         except DvcPushError as error:
             status = explain(error).status
             if status == HTTPStatus.CONFLICT and (earlier := self._get(identity)):
                 made = earlier
             elif status == HTTPStatus.NOT_FOUND:  # the folder has been deleted
                 self._folders = {}
-                made = self._insert(folder, title, identity, media)
+                made = self._upload(path, source, identity, progress)
             else:
                 raise
         if _is_trashed(made):
@@ -136,25 +134,29 @@ class DriveObjects(Store):
             )
         return _copy(made)
 
-    def _insert(self, folder: tuple[str, ...], title: str, identity: str, media: _Upload) -> dict[str, Any]:
+    def _upload(self, path: str, source: Path, identity: str, progress: Progress) -> dict[str, Any]:
+        folder, title = self._place(path)
         body = {"id": identity, "title": title, "parents": [{"id": self._make_folder(folder)}]}
+        media = _Upload(str(source), "application/octet-stream", PIECE, resumable=True)
         request = self._files.insert(body=body, media_body=media, supportsAllDrives=True, fields=_FIELDS)
-        made: Any = None
+        made, reported = None, 0
         while made is None:  # after an error the client asks the session what has arrived, and resumes there
             _, made = self._send(lambda: request.next_chunk(http=self._http()))
+            arrived = request.resumable_progress if made is None else media.size()
+            progress(max(0, arrived - reported))
+            reported = max(arrived, reported)
         return dict(made)
 
     def find(self, path: str) -> list[StoredCopy]:
         """Return the copies of a path, by listing its folder, twins too."""
         folder, title = self._place(path)
-        return self._copies_in(self._find_path(folder)[folder]).get(title, [])
+        return self._list_files(self._find_path(folder)[folder]).get(title, [])
 
     def look(self, oids: Iterable[str]) -> dict[str, list[StoredCopy]]:
         """Return the copies of the objects, by listing each of their folders once, twins too."""
-        places = {oid: self._place(self.path_of(oid)) for oid in oids}
-        folders = self._find_folders() if places else {}
-        listed = self._list_all({folder: folders.get(folder, []) for folder, _ in places.values()})
-        return {oid: copies for oid, (folder, title) in places.items() if (copies := listed[folder].get(title))}
+        wanted = set(oids)
+        found = self._list_objects({oid[:2] for oid in wanted}) if wanted else {}
+        return {oid: copies for oid, copies in found.items() if oid in wanted}
 
     def verify(self, path: str, identity: str) -> StoredCopy | None:  # noqa: ARG002  a file id needs no path
         """Return the file with that id; a file in the trash is not there."""
@@ -189,33 +191,27 @@ class DriveObjects(Store):
         """Download the file with that id, piece by piece."""
         request = self._files.get_media(fileId=identity, supportsAllDrives=True)
         request.http = self._http()
-        with target.open("wb") as file:
-            download, done = MediaIoBaseDownload(file, request, chunksize=PIECE), False
-            while not done:
-                before = file.tell()
-                try:
+        try:
+            with target.open("wb") as file:
+                download, done = MediaIoBaseDownload(file, request, chunksize=PIECE), False
+                while not done:
+                    before = file.tell()
                     _, done = self._send(download.next_chunk)
-                except DvcPushError as error:
-                    if explain(error).status == HTTPStatus.NOT_FOUND:
-                        raise FileNotFoundError(f"{self.name}: {path} is not there (copy {identity})") from error
-                    raise
-                progress(file.tell() - before)
+                    progress(file.tell() - before)
+        except DvcPushError as error:
+            if explain(error).status == HTTPStatus.NOT_FOUND:
+                raise FileNotFoundError(f"{self.name}: {path} is not there (copy {identity})") from error
+            raise
 
     def flat(self, prefix: str) -> dict[str, list[StoredCopy]]:
         """Return the files in the remote's own folder, twins too."""
         home, _ = self._place("")
-        listed = self._copies_in(self._find_path(home)[home])
+        listed = self._list_files(self._find_path(home)[home])
         return {name: copies for name, copies in listed.items() if name.startswith(prefix)}
 
     def survey(self) -> dict[str, list[StoredCopy]]:
         """Return every object, by listing each folder of objects once, twins too."""
-        depth = len(self._base) + 1
-        folders = {path: ids for path, ids in self._find_folders().items() if len(path) == depth}
-        return {
-            path[-1] + title: copies
-            for path, listed in self._list_all(folders).items()
-            for title, copies in listed.items()
-        }
+        return self._list_objects()
 
     def room(self) -> int | None:
         """Return what is left of the account's quota; None for a shared drive, which does not report its own."""
@@ -272,17 +268,18 @@ class DriveObjects(Store):
                 folders[path] = [made["id"]]
             return min(folders[path])
 
-    def _list_all(
-        self, folders: dict[tuple[str, ...], list[str]]
-    ) -> dict[tuple[str, ...], dict[str, list[StoredCopy]]]:
-        """Return {path: {title: copies}} of these folders, given with their ids, which are listed side by side."""
+    def _list_objects(self, titles: Collection[str] = ()) -> dict[str, list[StoredCopy]]:
+        """Return every object in the folders with these titles, or in all, which are listed side by side."""
+        depth, found = len(self._base) + 1, self._find_folders().items()
+        folders = {path[-1]: ids for path, ids in found if len(path) == depth and (not titles or path[-1] in titles)}
         with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="listing") as pool:
-            return dict(zip(folders, pool.map(self._copies_in, folders.values()), strict=True))
+            listed = zip(folders, pool.map(self._list_files, folders.values()), strict=True)
+            return {begin + title: copies for begin, files in listed for title, copies in files.items()}
 
-    def _copies_in(self, parents: Iterable[str]) -> dict[str, list[StoredCopy]]:
+    def _list_files(self, folders: Iterable[str]) -> dict[str, list[StoredCopy]]:
         """Return {title: copies} of the files in these folders."""
         found: dict[str, list[StoredCopy]] = {}
-        for item in (item for parent in parents for item in self._list(parent)):
+        for item in (item for folder in folders for item in self._list(folder)):
             if item["mimeType"] != _FOLDER:
                 found.setdefault(item["title"], []).append(_copy(item))
         return found
@@ -324,14 +321,8 @@ class DriveObjects(Store):
             with self._pace:
                 return act()
 
-        try:
+        with self._push_errors():
             return patiently(in_turn, explain, PAUSES)
-        except RunError:
-            raise  # of `progress`
-        except Exception as error:
-            trouble = explain(error)
-            remedy = f"{trouble.remedy}, then run sync_outputs() again."
-            raise DvcPushError(f"{self.name}: {trouble.what}", remedy=remedy) from error
 
 
 def _named(title: str) -> str:
@@ -349,45 +340,12 @@ def _is_trashed(item: dict[str, Any]) -> bool:
 
 
 class _Upload(MediaFileUpload):  # type: ignore[misc]
-    """A file that Google's client uploads piece by piece; bytes that are sent again are not reported again."""
+    """A file whose pieces are sent as bytes.
 
-    def __init__(self, source: Path, progress: Progress) -> None:
-        super().__init__(str(source), "application/octet-stream", PIECE, resumable=True)
-        self._source, self._progress, self._furthest = source, progress, 0
-
-    def has_stream(self) -> bool:
-        """Return False: the client's own stream is not sent from its beginning a second time, `getbytes` is."""
-        return False
-
-    def getbytes(self, begin: int, length: int) -> _Piece:
-        """Return a piece of the file as the body of a request."""
-        return _Piece(self._source, begin, max(0, min(length, self.size() - begin)), self._reach)
-
-    def _reach(self, position: int) -> None:
-        if position > self._furthest:
-            self._progress(position - self._furthest)
-            self._furthest = position
-
-
-class _Piece:
-    """A range of a file as the body of a request.
-
-    Each iteration starts at the beginning of the range: a layer that sends the body a second time (after 401, or over a
-    new connection) sends all of it. An open file would continue where it stopped, and the server would wait for the
-    rest.
+    A layer that sends a request a second time (after 401, or over a new connection) would continue a stream where it
+    stopped, and Drive would wait for the rest.
     """
 
-    def __init__(self, source: Path, begin: int, length: int, reached: Callable[[int], object]) -> None:
-        self._source, self._begin, self._length, self._reached = source, begin, length, reached
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> Iterator[bytes]:
-        left = self._length
-        with self._source.open("rb") as file:
-            file.seek(self._begin)
-            while left and (block := file.read(min(left, BLOCK))):
-                yield block
-                left -= len(block)
-                self._reached(self._begin + self._length - left)
+    def has_stream(self) -> bool:
+        """Return False, so that `getbytes` is called for each piece."""
+        return False
