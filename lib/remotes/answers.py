@@ -6,6 +6,7 @@ names itself (`Retry-After`) is waited for, up to `LONGEST`. A refusal that stay
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
@@ -71,11 +72,11 @@ def patiently(act: Callable[[], T], explain: Callable[[Exception], Answer], paus
                 raise
 
 
-class Pace:
+class Pace(contextlib.ContextDecorator):
     """How many requests may run at once, at first half of `most`: fewer after a refusal that passes, then slowly more.
 
-    This finds the limit of an account that other sessions use at the same time. A context manager: entered for each
-    request, by several threads.
+    This finds the limit of an account that other sessions use at the same time. Called with the function that sends a
+    request, in any thread, it returns one that waits for its turn.
     """
 
     def __init__(self, most: int, explain: Callable[[Exception], Answer]) -> None:

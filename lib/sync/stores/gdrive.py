@@ -1,8 +1,7 @@
 """Store files on Google Drive, with the credentials and the service of DVC's own client.
 
 Guarantees: a copy is asked for by its id, since a listing may lag behind and the answer to an id does not; a second
-upload with the same id is refused (409), so that a lost answer makes no twin. A file is
-sent and read in pieces, of which each thread has one in memory.
+upload with the same id is refused (409), so that a lost answer makes no twin. Memory: one piece of a file a thread.
 Cannot: know of folders that another machine creates between our look and our upload; the resulting twin folders are
 harmless.
 """
@@ -55,16 +54,17 @@ class DriveObjects(Store):
         # the client sets no time limit: one broken connection would block the run for ever
         limit_silence()
         super().__init__(odb, f"gdrive://{odb.path}")
-        self._home = self._home.strip("/")
-        self._root, *self._base = str(odb.path).strip("/").split("/")
+        # paths of folders begin with the id of the root folder
+        self._home, self._base = self._home.strip("/"), str(odb.path).strip("/")
+        self._root = self._base.partition("/")[0]
         self._trash_only = bool(odb.fs.config.get("gdrive_trash_only"))
         self._mine = threading.local()
         self._pace = Pace(AT_ONCE, explain)
         self._connections: list[Any] = []
         self._lock = threading.Lock()
         self._pool: list[str] = []  # identities that no copy has
-        self._folders: dict[tuple[str, ...], list[str]] = {}  # path below the root → ids, as of the latest look
-        self._making: dict[tuple[str, ...], threading.Lock] = {}  # held while the folder of that path is created
+        self._folders: dict[str, list[str]] = {}  # path → ids, as of the latest look
+        self._making: dict[str, threading.Lock] = {}  # held while the folder of that path is created
         self._auth = self._send(lambda: odb.fs.fs.client.auth)  # pydrive2 signs in here
         if self._auth.service is None:
             self._send(self._auth.Authorize)
@@ -99,8 +99,9 @@ class DriveObjects(Store):
         missing = next((path for path, ids in folders.items() if not ids), None)
         if missing is None:
             return False
-        parent, title = folders[missing[:-1]], missing[-1]
-        return any(item["title"] == title for each in parent for item in self._list(each, _named(title), trashed=True))
+        above, _, title = missing.rpartition("/")
+        items = (item for parent in folders[above] for item in self._list(parent, _named(title), trashed=True))
+        return any(item["title"] == title for item in items)
 
     def new_identities(self, count: int) -> list[str]:
         """Return ids that Drive has generated, a hundred at a time; meanwhile the folders of uploads are looked up."""
@@ -135,7 +136,7 @@ class DriveObjects(Store):
         return _copy(made)
 
     def _upload(self, path: str, source: Path, identity: str, progress: Progress) -> dict[str, Any]:
-        folder, title = self._place(path)
+        folder, _, title = f"{self._home}/{path}".rpartition("/")
         body = {"id": identity, "title": title, "parents": [{"id": self._make_folder(folder)}]}
         media = _Upload(str(source), "application/octet-stream", PIECE, resumable=True)
         request = self._files.insert(body=body, media_body=media, supportsAllDrives=True, fields=_FIELDS)
@@ -149,7 +150,7 @@ class DriveObjects(Store):
 
     def find(self, path: str) -> list[StoredCopy]:
         """Return the copies of a path, by listing its folder, twins too."""
-        folder, title = self._place(path)
+        folder, _, title = f"{self._home}/{path}".rpartition("/")
         return self._list_files(self._find_path(folder)[folder]).get(title, [])
 
     def look(self, oids: Iterable[str]) -> dict[str, list[StoredCopy]]:
@@ -205,8 +206,7 @@ class DriveObjects(Store):
 
     def flat(self, prefix: str) -> dict[str, list[StoredCopy]]:
         """Return the files in the remote's own folder, twins too."""
-        home, _ = self._place("")
-        listed = self._list_files(self._find_path(home)[home])
+        listed = self._list_files(self._find_path(self._home)[self._home])
         return {name: copies for name, copies in listed.items() if name.startswith(prefix)}
 
     def survey(self) -> dict[str, list[StoredCopy]]:
@@ -230,51 +230,49 @@ class DriveObjects(Store):
 
     # ── folders ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _place(self, path: str) -> tuple[tuple[str, ...], str]:
-        """Return the folder of a path, below the root, and its title."""
-        _, *folders, title = f"{self._home}/{path}".split("/")
-        return tuple(folders), title
-
-    def _find_folders(self) -> dict[tuple[str, ...], list[str]]:
+    def _find_folders(self) -> dict[str, list[str]]:
         """Return the ids of the base folders and of every folder in them; uploads forget earlier ids."""
-        path = tuple(self._base)
-        folders = self._find_path(path)
-        for parent in list(folders[path]):
+        folders = self._find_path(self._base)
+        for parent in list(folders[self._base]):
             for item in self._list(parent, f"mimeType='{_FOLDER}'"):
-                folders.setdefault((*path, item["title"]), []).append(item["id"])
+                folders.setdefault(f"{self._base}/{item['title']}", []).append(item["id"])
         self._folders = folders
         return folders
 
-    def _find_path(self, titles: Iterable[str]) -> dict[tuple[str, ...], list[str]]:
-        """Return {path: folder ids} for every folder on a path below the root, twins too."""
-        path: tuple[str, ...] = ()
-        folders = {path: [self._root]}
-        for title in titles:
-            items = [item for parent in folders[path] for item in self._list(parent, _named(title))]
-            path = (*path, title)
-            folders[path] = [item["id"] for item in items if item["title"] == title]  # Drive's search ignores case
+    def _find_path(self, path: str) -> dict[str, list[str]]:
+        """Return {path: ids} for every folder on a path, twins too."""
+        here, folders = self._root, {self._root: [self._root]}
+        for title in path.split("/")[1:]:
+            items = [item for parent in folders[here] for item in self._list(parent, _named(title))]
+            here = f"{here}/{title}"
+            folders[here] = [item["id"] for item in items if item["title"] == title]  # Drive's search ignores case
         return folders
 
-    def _make_folder(self, path: tuple[str, ...]) -> str:
+    def _make_folder(self, path: str) -> str:
         """Return the folder to upload into, created if missing; among twins, the one that DVC uses too."""
-        if not path:
+        if path == self._root:
             return self._root
-        parent = self._make_folder(path[:-1])
+        above, _, title = path.rpartition("/")
+        parent = self._make_folder(above)
         with self._making.setdefault(path, threading.Lock()):  # folders of different paths are created side by side
             folders = self._folders or self._find_folders()
             if not folders.get(path):
-                body = {"title": path[-1], "parents": [{"id": parent}], "mimeType": _FOLDER}
+                body = {"title": title, "parents": [{"id": parent}], "mimeType": _FOLDER}
                 made = self._ask(self._files.insert(body=body, supportsAllDrives=True, fields="id"))
                 folders[path] = [made["id"]]
             return min(folders[path])
 
     def _list_objects(self, titles: Collection[str] = ()) -> dict[str, list[StoredCopy]]:
         """Return every object in the folders with these titles, or in all, which are listed side by side."""
-        depth, found = len(self._base) + 1, self._find_folders().items()
-        folders = {path[-1]: ids for path, ids in found if len(path) == depth and (not titles or path[-1] in titles)}
+        begin = f"{self._base}/"
+        folders = {
+            path.removeprefix(begin): ids
+            for path, ids in self._find_folders().items()
+            if path.startswith(begin) and (not titles or path.removeprefix(begin) in titles)
+        }
         with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="listing") as pool:
             listed = zip(folders, pool.map(self._list_files, folders.values()), strict=True)
-            return {begin + title: copies for begin, files in listed for title, copies in files.items()}
+            return {folder + title: copies for folder, files in listed for title, copies in files.items()}
 
     def _list_files(self, folders: Iterable[str]) -> dict[str, list[StoredCopy]]:
         """Return {title: copies} of the files in these folders."""
@@ -312,17 +310,9 @@ class DriveObjects(Store):
         return http
 
     def _send(self, act: Callable[[], Any]) -> Any:  # noqa: ANN401
-        """Return the result of `act`, repeated after each of `PAUSES` while its error is transient.
-
-        Raises `DvcPushError`, which `explain` understands.
-        """
-
-        def in_turn() -> Any:  # noqa: ANN401
-            with self._pace:
-                return act()
-
+        """Return the result of `act`, in its turn, repeated after each of `PAUSES` while its error is transient."""
         with self._push_errors():
-            return patiently(in_turn, explain, PAUSES)
+            return patiently(self._pace(act), explain, PAUSES)
 
 
 def _named(title: str) -> str:
