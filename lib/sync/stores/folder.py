@@ -55,8 +55,9 @@ class FolderObjects(Store):
 
     def close(self) -> None:
         """Delete what killed processes have left of the folder's mark."""
-        for part in self._folder.glob(f".{_STORE}.*") if (self._folder / _STORE).exists() else ():
-            part.unlink(missing_ok=True)
+        if (self._folder / _STORE).exists():
+            for part in self._folder.glob(f".{_STORE}.*"):
+                part.unlink(missing_ok=True)
 
     def new_identities(self, count: int) -> list[str]:
         """Return random even seconds."""

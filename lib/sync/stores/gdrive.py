@@ -117,14 +117,14 @@ class DriveObjects(Store):
     def create(self, path: str, source: Path, identity: str, progress: Progress = int) -> StoredCopy | None:
         """Upload a file with that id through a resumable session; Drive shows it only when it is complete."""
         try:
-            made = self._upload(path, source, identity, progress)
+            made = self._insert(path, source, identity, progress)
         except DvcPushError as error:
             status = explain(error).status
             if status == HTTPStatus.CONFLICT and (earlier := self._get(identity)):
                 made = earlier
             elif status == HTTPStatus.NOT_FOUND:  # the folder has been deleted
                 self._folders = {}
-                made = self._upload(path, source, identity, progress)
+                made = self._insert(path, source, identity, progress)
             else:
                 raise
         if _is_trashed(made):
@@ -135,7 +135,7 @@ class DriveObjects(Store):
             )
         return _copy(made)
 
-    def _upload(self, path: str, source: Path, identity: str, progress: Progress) -> dict[str, Any]:
+    def _insert(self, path: str, source: Path, identity: str, progress: Progress) -> dict[str, Any]:
         folder, _, title = f"{self._home}/{path}".rpartition("/")
         body = {"id": identity, "title": title, "parents": [{"id": self._make_folder(folder)}]}
         media = _Upload(str(source), "application/octet-stream", PIECE, resumable=True)
