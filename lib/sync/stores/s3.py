@@ -70,7 +70,8 @@ class S3Objects(Store):
     def create(self, path: str, source: Path, identity: str, progress: Progress = int) -> StoredCopy | None:
         """Upload the file in one request, of which nothing is visible before S3 has checked its MD5."""
         with self._push_errors():
-            copy = StoredCopy(identity, source.stat().st_size, md5 := md5_of(source))
+            md5 = md5_of(source)
+            copy = StoredCopy(identity, source.stat().st_size, md5)
             digest = base64.b64encode(bytes.fromhex(md5)).decode()
             progress(0)
             try:
