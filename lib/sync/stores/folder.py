@@ -104,6 +104,8 @@ class FolderObjects(Store):
     def delete(self, path: str, identity: str) -> None:
         """Delete the part of an interrupted `create`, and the file if it is still that copy."""
         target = self._folder / path
+        if not target.parent.is_dir():
+            return  # a file may be in its place
         self._part(path, identity).unlink(missing_ok=True)
         if self.verify(path, identity):
             target.unlink(missing_ok=True)
