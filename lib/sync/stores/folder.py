@@ -46,18 +46,18 @@ class FolderObjects(Store):
         """Return the text of the folder's own mark, since machines may mount it elsewhere; create it if missing."""
         if not self._address:
             mark = self._folder / _STORE
-            if not mark.exists():
+            while not mark.exists():
                 with notice(secrets.token_hex(8).encode()) as file, contextlib.suppress(FileNotFoundError):
-                    # another machine may be faster, and delete our part when it closes the store
+                    # another machine that closes the store deletes our part
                     self.create(_STORE, file, self.new_identities(1)[0])
             self._address = f"folder {mark.read_text(encoding='utf-8')}"
         return self._address
 
     def close(self) -> None:
         """Delete what killed processes have left of the folder's mark."""
-        if (self._folder / _STORE).exists():
-            for part in self._folder.glob(f".{_STORE}.*"):
-                part.unlink(missing_ok=True)
+        for part in self._folder.glob(f".{_STORE}.*"):
+            with contextlib.suppress(OSError):  # deleted meanwhile, or in a copy that cannot be written to
+                part.unlink()
 
     def new_identities(self, count: int) -> list[str]:
         """Return random even seconds."""
