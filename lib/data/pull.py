@@ -12,7 +12,6 @@ import os
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from lib.progress import file_size, showing
 from lib.remotes.credentials import Credentials
 from lib.remotes.dvc_config import COPY, make_workspace
 from lib.remotes.store_errors import UNKNOWN, explain
-from lib.sync.stores.base import Store, mismatch, open_object_store
+from lib.sync.stores.base import Store, md5_of, mismatch, open_object_store
 from lib.sync.stores.places import find_missing
 
 JOBS = 16  # parallel downloads of DVC, which sends three requests per file; Drive accepts some 200 per second
@@ -156,8 +155,7 @@ def _fetch_one(store: Store, cache: Any, oid: str, identity: str) -> bool:  # no
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         store.read(store.path_of(oid), identity, part)
-        with part.open("rb") as file:
-            right = file_digest(file, "md5").hexdigest() == oid.removesuffix(".dir")
+        right = md5_of(part) == oid.removesuffix(".dir")
         if right:
             part.replace(path)
             cache.protect(path)  # DVC reads no protected file again to verify it

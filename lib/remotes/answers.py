@@ -1,4 +1,4 @@
-"""Explain what a service's refusal means, and repeat a request whose refusal passes by itself.
+"""Explain what a service's refusal means, repeat a request whose refusal passes by itself, and limit their number.
 
 Guarantees: pauses grow, are random so that sessions do not repeat in step, and end at a limit. A time that the service
 names itself (`Retry-After`) is waited for, up to `LONGEST`. A refusal that stays is never repeated.
@@ -6,7 +6,9 @@ names itself (`Retry-After`) is waited for, up to `LONGEST`. A refusal that stay
 
 from __future__ import annotations
 
+import contextlib
 import random
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 LONGEST = 300.0  # seconds; a service that asks to wait longer is not waited for
+SETTLED = 1.0  # seconds in which the requests under way may be refused too, which says nothing new
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,33 @@ def patiently(act: Callable[[], T], explain: Callable[[Exception], Answer], paus
             answer = explain(error)
             if not patience.wait(answer.patience, answer.after):
                 raise
+
+
+class Pace(contextlib.ContextDecorator):
+    """How many requests may run at once, at first half of `most`: fewer after a refusal that passes, then slowly more.
+
+    This finds the limit of an account that other sessions use at the same time. Called with the function that sends a
+    request, in any thread, it returns one that waits for its turn.
+    """
+
+    def __init__(self, most: int, explain: Callable[[Exception], Answer]) -> None:
+        self._most, self._limit, self._explain = most, most / 2, explain
+        self._running, self._slowed, self._turn = 0, 0.0, threading.Condition()
+
+    def __enter__(self) -> None:
+        with self._turn:
+            self._turn.wait_for(lambda: self._running < int(self._limit))
+            self._running += 1
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        now = time.monotonic()
+        with self._turn:
+            self._running -= 1
+            if error is None:
+                self._limit = min(self._most, self._limit + 1 / self._limit)
+            elif isinstance(error, Exception) and self._explain(error).is_transient and now - self._slowed > SETTLED:
+                self._slowed, self._limit = now, max(1.0, self._limit / 2)
+            self._turn.notify_all()
 
 
 def seconds_of(retry_after: str | None) -> float:

@@ -113,6 +113,7 @@ def explain(error: BaseException) -> Answer:
 
 
 def _explain_s3(error: BaseException) -> Answer | None:
+    from aiohttp import ClientPayloadError
     from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError
     from botocore.exceptions import ConnectionError as NoConnection
 
@@ -134,7 +135,7 @@ def _explain_s3(error: BaseException) -> Answer | None:
             )
         if isinstance(cause, NoCredentialsError):
             return Answer("no S3 keys were found.", _S3_KEYS, is_account=True)
-        if isinstance(cause, (HTTPClientError, NoConnection)):
+        if isinstance(cause, (HTTPClientError, NoConnection, ClientPayloadError)):
             return Answer(f"the connection to S3 broke ({cause}).", "check that internet is on", _LONG)
         if isinstance(cause, BotoCoreError):
             return Answer(f"{type(cause).__name__}: {cause}", "check the remote's settings in .dvc/config")

@@ -7,7 +7,6 @@ branch is known not to name it. Cannot: be pulled by `dvc pull`; `python -m lib 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -19,7 +18,7 @@ from lib.sync.lock import RunLock
 from lib.sync.publication import Publication, Say
 from lib.sync.refs import RefMovedError, RefUpdate
 from lib.sync.remotes import CHECKPOINT, Remotes, file_of, named_by
-from lib.sync.stores.base import mismatch
+from lib.sync.stores.base import md5_of, mismatch
 from lib.sync.tree import build_commit
 
 
@@ -117,9 +116,3 @@ def fetch_file(remotes: Remotes, file: Mapping[str, Any], target: Path) -> None:
         remotes.store.read(file["name"], file["id"], part)
         if md5_of(part) != file["md5"]:
             raise DvcPushError(f"{remotes.store.name}: {file['name']} has other content.", remedy="try again.")
-
-
-def md5_of(path: Path) -> str:
-    """Return the MD5 (hex) of a file, which is its object's name on a DVC remote."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()

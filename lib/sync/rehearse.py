@@ -22,13 +22,12 @@ from typing import TypeVar
 
 from lib.errors import CommandError, DvcPushError, GitPushError, RunError, SyncError
 from lib.remotes.credentials import Credentials
-from lib.sync.checkpoints import md5_of
 from lib.sync.lock import CHECKPOINTS, RunLock
 from lib.sync.publication import Say
 from lib.sync.record import ASKS, RUNS, DeclaredCopy, RunRecord
 from lib.sync.refs import ANY, RefUpdate, as_sync_errors
 from lib.sync.remotes import Remotes, file_of, open_remotes
-from lib.sync.stores.base import mismatch
+from lib.sync.stores.base import md5_of, mismatch
 
 T = TypeVar("T")
 BRANCHES = "kaggle-train-rehearsal-"

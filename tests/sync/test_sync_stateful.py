@@ -742,7 +742,7 @@ def replace(owner: object, name: str, value: object) -> Switch:
     return lambda patch: patch.setattr(owner, name, value, raising=False)
 
 
-# The first `create` of a publication marks the store.
+# The first two calls of `create` of a publication mark the store.
 SWITCHES: dict[str, tuple[Switch, str, str]] = {
     "nothing is declared": (
         partial(change_records, publishing=()),
@@ -781,17 +781,17 @@ SWITCHES: dict[str, tuple[Switch, str, str]] = {
     ),
     "the living are taken over": (
         replace(SeenRun, "lease", 1),
-        "publish one ab, run_to one create 2, recover two, for_a_while two, finish",
+        "publish one ab, run_to one create 3, recover two, for_a_while two, finish",
         "nothing names",
     ),
     "identities are ignored": (
         replace(FolderObjects, "verify", lambda store, path, _: next(iter(store.find(path)), None)),
-        "publish one ab, run_to one create 2, die one, store_strange_object a, finish",
+        "publish one ab, run_to one create 3, die one, store_strange_object a, finish",
         "is lost",
     ),
     "copies are overwritten": (
         replace(FolderObjects, "_show", lambda _, part, target: bool(part.replace(target))),
-        "publish one aa, run_to one create 2, store_strange_object a, finish",
+        "publish one aa, run_to one create 3, store_strange_object a, finish",
         "written again",
     ),
     "objects are stored in any order": (

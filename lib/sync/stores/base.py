@@ -12,6 +12,8 @@ Cannot: decide what may be deleted; `lib/sync/remotes.py` does.
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import pkgutil
 import secrets
 import tempfile
@@ -20,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from lib.errors import DvcPushError, SyncError
+from lib.errors import DvcPushError, RunError, SyncError
+from lib.remotes.store_errors import explain
 
 FLAT = "kaggle-training-"
 """Prefix of the flat files that this project stores beside DVC's objects."""
@@ -152,6 +155,18 @@ class Store(Protocol):
     def close(self) -> None:
         """Release what the store holds."""
 
+    @contextlib.contextmanager
+    def _push_errors(self) -> Iterator[None]:
+        """Raise the errors of a service's client as `DvcPushError`, which `explain` understands."""
+        try:
+            yield
+        except RunError:
+            raise
+        except Exception as error:
+            answer = explain(error)
+            remedy = f"{answer.remedy}, then run sync_outputs() again."
+            raise DvcPushError(f"{self.name}: {answer.what}", remedy=remedy) from error
+
 
 KINDS = {"local": "folder:FolderObjects", "gdrive": "gdrive:DriveObjects", "s3": "s3:S3Objects"}
 """The module and class of this package for a kind of DVC remote, by DVC's name for the kind."""
@@ -161,33 +176,30 @@ def open_store(repo: Any) -> Store:  # noqa: ANN401  dvc.repo.Repo
     """Open the default remote of a DVC repository. Raises `SyncError` if there is none or its kind is unknown."""
     from dvc.exceptions import DvcException
 
+    refusal = functools.partial(SyncError, state="nothing was uploaded.")
     try:
         remote = repo.cloud.get_remote()
-        if remote.fs.version_aware or remote.worktree:
-            raise SyncError(
-                f"the DVC remote {remote.name} is version_aware or a worktree: it stores no objects by their MD5.",
-                state="nothing was uploaded.",
-                remedy="name another default remote with `dvc remote add -d storage URL`, and commit .dvc/config.",
-            )
         odb = remote.odb
     except DvcException as error:
-        raise SyncError(
+        raise refusal(
             f"the DVC remote cannot be opened: {error}.",
-            state="nothing was uploaded.",
             remedy="name one with `dvc remote add -d storage URL`, commit .dvc/config, and run again.",
         ) from None
+    if remote.fs.version_aware or remote.worktree:
+        raise refusal(
+            f"the DVC remote {remote.name} is version_aware or a worktree: it stores no objects by their MD5.",
+            remedy="name another default remote with `dvc remote add -d storage URL`, and commit .dvc/config.",
+        )
     kind = odb.fs.protocol
     if kind not in KINDS:
-        raise SyncError(
+        raise refusal(
             f"the DVC remote is of kind {kind}; publishing knows {', '.join(KINDS)}.",
-            state="nothing was uploaded.",
             remedy="use a DVC remote of one of these kinds.",
         )
     if kind == "local" and not Path(remote.path).is_dir():
         # DVC would create it: on another machine the address may mean nothing, or a disk that ends with the session
-        raise SyncError(
+        raise refusal(
             f"the DVC remote {remote.name} is the folder {remote.path}, which this machine does not have.",
-            state="nothing was uploaded.",
             remedy="mount it or create it, and name it by its absolute path without file://; for a run on another "
             "machine use Google Drive or S3.",
         )
@@ -206,12 +218,18 @@ def open_object_store(odb: Any) -> Store:  # noqa: ANN401  DVC's object database
 
 
 @contextlib.contextmanager
-def notice() -> Iterator[Path]:
-    """Yield a file with the content of a flat file whose name is the information."""
+def notice(content: bytes = NOTICE) -> Iterator[Path]:
+    """Yield a file with this content, by default that of a flat file whose name is the information."""
     with tempfile.NamedTemporaryFile() as file:
-        file.write(NOTICE)
+        file.write(content)
         file.flush()
         yield Path(file.name)
+
+
+def md5_of(path: Path) -> str:
+    """Return the MD5 (hex) of a file, which is its object's name on a DVC remote."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def mismatch(oid: str, size: int, copy: StoredCopy | None) -> str | None:

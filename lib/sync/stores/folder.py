@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lib.sync.stores.base import FLAT, Progress, Store, StoredCopy
+from lib.sync.stores.base import FLAT, Progress, Store, StoredCopy, md5_of, notice
 
 YEARS = range(1_009_843_200, 1_640_995_200, 2)  # 2002 to 2022, the even seconds: FAT keeps no odd ones
 BLOCK = 2**20
@@ -46,21 +46,18 @@ class FolderObjects(Store):
         """Return the text of the folder's own mark, since machines may mount it elsewhere; create it if missing."""
         if not self._address:
             mark = self._folder / _STORE
-            if not mark.exists():
-                _make_folder(self._folder)
-                part = self._folder / f".{_STORE}.{secrets.token_hex(8)}"
-                part.write_text(secrets.token_hex(8), encoding="utf-8")
-                with contextlib.suppress(FileNotFoundError):  # another machine was faster, and has closed the store
-                    self._show(part, mark)  # never half-written
-                part.unlink(missing_ok=True)
-                _fsync_folder(self._folder)
+            while not mark.exists():
+                with notice(secrets.token_hex(8).encode()) as file, contextlib.suppress(FileNotFoundError):
+                    # another machine that closes the store deletes our part
+                    self.create(_STORE, file, self.new_identities(1)[0])
             self._address = f"folder {mark.read_text(encoding='utf-8')}"
         return self._address
 
     def close(self) -> None:
         """Delete what killed processes have left of the folder's mark."""
-        for part in self._folder.glob(f".{_STORE}.*") if (self._folder / _STORE).exists() else ():
-            part.unlink(missing_ok=True)
+        for part in self._folder.glob(f".{_STORE}.*"):
+            with contextlib.suppress(OSError):  # deleted meanwhile, or in a copy that cannot be written to
+                part.unlink()
 
     def new_identities(self, count: int) -> list[str]:
         """Return random even seconds."""
@@ -101,14 +98,14 @@ class FolderObjects(Store):
     def find(self, path: str) -> list[StoredCopy]:
         """Return the one copy that a path can hold."""
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            return [_copy((self._folder / path).stat())]
+            return [_copy(self._folder / path)]
         return []
 
     def delete(self, path: str, identity: str) -> None:
         """Delete the part of an interrupted `create`, and the file if it is still that copy."""
         target = self._folder / path
         if not target.parent.is_dir():
-            return
+            return  # a file may be in its place
         self._part(path, identity).unlink(missing_ok=True)
         if self.verify(path, identity):
             target.unlink(missing_ok=True)
@@ -129,7 +126,7 @@ class FolderObjects(Store):
             name = part[1] if part else path.name
             if name.startswith(prefix) and path.is_file():
                 with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
-                    copy = _copy(path.stat())
+                    copy = _copy(path)
                     found.setdefault(name, []).append(replace(copy, identity=part[2]) if part else copy)
         return found
 
@@ -138,9 +135,8 @@ class FolderObjects(Store):
         found: dict[str, list[StoredCopy]] = {}
         for path in Path(self.name).glob("[0-9a-f][0-9a-f]/*"):
             if not path.name.startswith(".") and path.is_file():
-                with contextlib.suppress(FileNotFoundError), path.open("rb") as file:  # deleted meanwhile
-                    digest = hashlib.file_digest(file, "md5").hexdigest()
-                    found[path.parent.name + path.name] = [replace(_copy(os.fstat(file.fileno())), md5=digest)]
+                with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                    found[path.parent.name + path.name] = [replace(_copy(path), md5=md5_of(path))]
         return found
 
     def room(self) -> int | None:
@@ -153,9 +149,10 @@ class FolderObjects(Store):
         return target.with_name(f".{target.name}.{identity}.part")
 
 
-def _copy(status: os.stat_result) -> StoredCopy:
-    # with a fraction, a time is not one that was set here
+def _copy(path: Path) -> StoredCopy:
+    status = path.stat()
     second, fraction = divmod(status.st_mtime_ns, 10**9)
+    # with a fraction, a time is not one that was set here
     return StoredCopy(f"{second}.{fraction:09d}" if fraction else str(second), status.st_size)
 
 

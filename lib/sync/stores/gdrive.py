@@ -1,7 +1,7 @@
 """Store files on Google Drive, with the credentials and the service of DVC's own client.
 
 Guarantees: a copy is asked for by its id, since a listing may lag behind and the answer to an id does not; a second
-upload with the same id is refused (409), so that a lost answer makes no twin. Memory: a file is sent in blocks.
+upload with the same id is refused (409), so that a lost answer makes no twin. Memory: one piece of a file a thread.
 Cannot: know of folders that another machine creates between our look and our upload; the resulting twin folders are
 harmless.
 """
@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from pathlib import Path
@@ -19,17 +18,15 @@ from typing import Any
 
 from googleapiclient.http import MediaFileUpload, MediaIoBaseDownload
 
-from lib.errors import DvcPushError, RunError
+from lib.errors import DvcPushError
 from lib.process import limit_silence
-from lib.remotes.answers import patiently
+from lib.remotes.answers import Pace, patiently
 from lib.remotes.store_errors import explain
 from lib.sync.stores.base import Progress, Store, StoredCopy
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds before a request is repeated: Drive counts its limits by the minute
-PIECE = 64 * 2**20  # bytes in one request; at most this much is sent again after a broken connection
-BLOCK = 2**16
+PIECE = 8 * 2**20  # bytes of a file in one request: a thread has them in memory, and must send them within `SILENCE`
 AT_ONCE = 32  # requests; each takes about 0.2 s, and Drive accepts some 200 a second of one user
-SETTLED = 1.0  # seconds in which the requests under way may be refused too, which says nothing new
 POOL = 100  # identities that one request returns
 logging.getLogger("googleapiclient.http").setLevel(logging.ERROR)  # it prints each refusal that is repeated here
 _FOLDER = "application/vnd.google-apps.folder"
@@ -45,7 +42,7 @@ class DriveObjects(Store):
       machines and twin folders are found; only uploads use folder ids of earlier listings. A search never has more than
       one parent: the answer to `A in parents or B in parents` may silently leave out one of the two (rclone#9810).
     - It retries only 5xx and rate limits. Here dropped connections and 429 are retried too (`PAUSES`),
-      `Retry-After` is obeyed, and fewer requests run at once after a refusal (`_Pace`).
+      `Retry-After` is obeyed, and fewer requests run at once after a refusal (`Pace`).
     - It restarts an interrupted upload. Here the upload's session is asked how many bytes have arrived.
 
     An `httplib2.Http` serves one thread at a time, so that each thread has its own; the tokens are shared.
@@ -57,16 +54,17 @@ class DriveObjects(Store):
         # the client sets no time limit: one broken connection would block the run for ever
         limit_silence()
         super().__init__(odb, f"gdrive://{odb.path}")
-        self._home = self._home.strip("/")
-        self._root, *self._base = str(odb.path).strip("/").split("/")
+        # paths of folders begin with the id of the root folder
+        self._home, self._base = self._home.strip("/"), str(odb.path).strip("/")
+        self._root = self._base.partition("/")[0]
         self._trash_only = bool(odb.fs.config.get("gdrive_trash_only"))
         self._mine = threading.local()
-        self._pace = _Pace(AT_ONCE)
+        self._pace = Pace(AT_ONCE, explain)
         self._connections: list[Any] = []
         self._lock = threading.Lock()
         self._pool: list[str] = []  # identities that no copy has
-        self._folders: dict[tuple[str, ...], list[str]] = {}  # path below the root → ids, as of the latest look
-        self._making: dict[tuple[str, ...], threading.Lock] = {}  # held while the folder of that path is created
+        self._folders: dict[str, list[str]] = {}  # path → ids, as of the latest look
+        self._making: dict[str, threading.Lock] = {}  # held while the folder of that path is created
         self._auth = self._send(lambda: odb.fs.fs.client.auth)  # pydrive2 signs in here
         if self._auth.service is None:
             self._send(self._auth.Authorize)
@@ -101,8 +99,9 @@ class DriveObjects(Store):
         missing = next((path for path, ids in folders.items() if not ids), None)
         if missing is None:
             return False
-        parent, title = folders[missing[:-1]], missing[-1]
-        return any(item["title"] == title for each in parent for item in self._list(each, _named(title), trashed=True))
+        above, _, title = missing.rpartition("/")
+        items = (item for parent in folders[above] for item in self._list(parent, _named(title), trashed=True))
+        return any(item["title"] == title for item in items)
 
     def new_identities(self, count: int) -> list[str]:
         """Return ids that Drive has generated, a hundred at a time; meanwhile the folders of uploads are looked up."""
@@ -117,17 +116,15 @@ class DriveObjects(Store):
 
     def create(self, path: str, source: Path, identity: str, progress: Progress = int) -> StoredCopy | None:
         """Upload a file with that id through a resumable session; Drive shows it only when it is complete."""
-        folder, title = self._place(path)
-        media = _Upload(source, progress)
         try:
-            made = self._insert(folder, title, identity, media)
+            made = self._insert(path, source, identity, progress)
         except DvcPushError as error:
             status = explain(error).status
             if status == HTTPStatus.CONFLICT and (earlier := self._get(identity)):
                 made = earlier
             elif status == HTTPStatus.NOT_FOUND:  # the folder has been deleted
                 self._folders = {}
-                made = self._insert(folder, title, identity, media)
+                made = self._insert(path, source, identity, progress)
             else:
                 raise
         if _is_trashed(made):
@@ -138,25 +135,29 @@ class DriveObjects(Store):
             )
         return _copy(made)
 
-    def _insert(self, folder: tuple[str, ...], title: str, identity: str, media: _Upload) -> dict[str, Any]:
+    def _insert(self, path: str, source: Path, identity: str, progress: Progress) -> dict[str, Any]:
+        folder, _, title = f"{self._home}/{path}".rpartition("/")
         body = {"id": identity, "title": title, "parents": [{"id": self._make_folder(folder)}]}
+        media = _Upload(str(source), "application/octet-stream", PIECE, resumable=True)
         request = self._files.insert(body=body, media_body=media, supportsAllDrives=True, fields=_FIELDS)
-        made: Any = None
+        made, reported = None, 0
         while made is None:  # after an error the client asks the session what has arrived, and resumes there
             _, made = self._send(lambda: request.next_chunk(http=self._http()))
+            arrived = request.resumable_progress if made is None else media.size()
+            progress(max(0, arrived - reported))
+            reported = max(arrived, reported)
         return dict(made)
 
     def find(self, path: str) -> list[StoredCopy]:
         """Return the copies of a path, by listing its folder, twins too."""
-        folder, title = self._place(path)
-        return self._copies_in(self._find_path(folder)[folder]).get(title, [])
+        folder, _, title = f"{self._home}/{path}".rpartition("/")
+        return self._list_files(self._find_path(folder)[folder]).get(title, [])
 
     def look(self, oids: Iterable[str]) -> dict[str, list[StoredCopy]]:
         """Return the copies of the objects, by listing each of their folders once, twins too."""
-        places = {oid: self._place(self.path_of(oid)) for oid in oids}
-        folders = self._find_folders() if places else {}
-        listed = self._list_all({folder: folders.get(folder, []) for folder, _ in places.values()})
-        return {oid: copies for oid, (folder, title) in places.items() if (copies := listed[folder].get(title))}
+        wanted = set(oids)
+        found = self._list_objects({oid[:2] for oid in wanted}) if wanted else {}
+        return {oid: copies for oid, copies in found.items() if oid in wanted}
 
     def verify(self, path: str, identity: str) -> StoredCopy | None:  # noqa: ARG002  a file id needs no path
         """Return the file with that id; a file in the trash is not there."""
@@ -191,33 +192,26 @@ class DriveObjects(Store):
         """Download the file with that id, piece by piece."""
         request = self._files.get_media(fileId=identity, supportsAllDrives=True)
         request.http = self._http()
-        with target.open("wb") as file:
-            download, done = MediaIoBaseDownload(file, request, chunksize=PIECE), False
-            while not done:
-                before = file.tell()
-                try:
+        try:
+            with target.open("wb") as file:
+                download, done = MediaIoBaseDownload(file, request, chunksize=PIECE), False
+                while not done:
+                    before = file.tell()
                     _, done = self._send(download.next_chunk)
-                except DvcPushError as error:
-                    if explain(error).status == HTTPStatus.NOT_FOUND:
-                        raise FileNotFoundError(f"{self.name}: {path} is not there (copy {identity})") from error
-                    raise
-                progress(file.tell() - before)
+                    progress(file.tell() - before)
+        except DvcPushError as error:
+            if explain(error).status == HTTPStatus.NOT_FOUND:
+                raise FileNotFoundError(f"{self.name}: {path} is not there (copy {identity})") from error
+            raise
 
     def flat(self, prefix: str) -> dict[str, list[StoredCopy]]:
         """Return the files in the remote's own folder, twins too."""
-        home, _ = self._place("")
-        listed = self._copies_in(self._find_path(home)[home])
+        listed = self._list_files(self._find_path(self._home)[self._home])
         return {name: copies for name, copies in listed.items() if name.startswith(prefix)}
 
     def survey(self) -> dict[str, list[StoredCopy]]:
         """Return every object, by listing each folder of objects once, twins too."""
-        depth = len(self._base) + 1
-        folders = {path: ids for path, ids in self._find_folders().items() if len(path) == depth}
-        return {
-            path[-1] + title: copies
-            for path, listed in self._list_all(folders).items()
-            for title, copies in listed.items()
-        }
+        return self._list_objects()
 
     def room(self) -> int | None:
         """Return what is left of the account's quota; None for a shared drive, which does not report its own."""
@@ -236,55 +230,54 @@ class DriveObjects(Store):
 
     # ── folders ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _place(self, path: str) -> tuple[tuple[str, ...], str]:
-        """Return the folder of a path, below the root, and its title."""
-        _, *folders, title = f"{self._home}/{path}".split("/")
-        return tuple(folders), title
-
-    def _find_folders(self) -> dict[tuple[str, ...], list[str]]:
+    def _find_folders(self) -> dict[str, list[str]]:
         """Return the ids of the base folders and of every folder in them; uploads forget earlier ids."""
-        path = tuple(self._base)
-        folders = self._find_path(path)
-        for parent in list(folders[path]):
+        folders = self._find_path(self._base)
+        for parent in list(folders[self._base]):
             for item in self._list(parent, f"mimeType='{_FOLDER}'"):
-                folders.setdefault((*path, item["title"]), []).append(item["id"])
+                folders.setdefault(f"{self._base}/{item['title']}", []).append(item["id"])
         self._folders = folders
         return folders
 
-    def _find_path(self, titles: Iterable[str]) -> dict[tuple[str, ...], list[str]]:
-        """Return {path: folder ids} for every folder on a path below the root, twins too."""
-        path: tuple[str, ...] = ()
-        folders = {path: [self._root]}
-        for title in titles:
-            items = [item for parent in folders[path] for item in self._list(parent, _named(title))]
-            path = (*path, title)
-            folders[path] = [item["id"] for item in items if item["title"] == title]  # Drive's search ignores case
+    def _find_path(self, path: str) -> dict[str, list[str]]:
+        """Return {path: ids} for every folder on a path, twins too."""
+        here, folders = self._root, {self._root: [self._root]}
+        for title in path.split("/")[1:]:
+            items = [item for parent in folders[here] for item in self._list(parent, _named(title))]
+            here = f"{here}/{title}"
+            folders[here] = [item["id"] for item in items if item["title"] == title]  # Drive's search ignores case
         return folders
 
-    def _make_folder(self, path: tuple[str, ...]) -> str:
+    def _make_folder(self, path: str) -> str:
         """Return the folder to upload into, created if missing; among twins, the one that DVC uses too."""
-        if not path:
+        if path == self._root:
             return self._root
-        parent = self._make_folder(path[:-1])
+        above, _, title = path.rpartition("/")
+        parent = self._make_folder(above)
         with self._making.setdefault(path, threading.Lock()):  # folders of different paths are created side by side
             folders = self._folders or self._find_folders()
             if not folders.get(path):
-                body = {"title": path[-1], "parents": [{"id": parent}], "mimeType": _FOLDER}
+                body = {"title": title, "parents": [{"id": parent}], "mimeType": _FOLDER}
                 made = self._ask(self._files.insert(body=body, supportsAllDrives=True, fields="id"))
                 folders[path] = [made["id"]]
             return min(folders[path])
 
-    def _list_all(
-        self, folders: dict[tuple[str, ...], list[str]]
-    ) -> dict[tuple[str, ...], dict[str, list[StoredCopy]]]:
-        """Return {path: {title: copies}} of these folders, given with their ids, which are listed side by side."""
+    def _list_objects(self, titles: Collection[str] = ()) -> dict[str, list[StoredCopy]]:
+        """Return every object in the folders with these titles, or in all, which are listed side by side."""
+        begin = f"{self._base}/"
+        folders = {
+            path.removeprefix(begin): ids
+            for path, ids in self._find_folders().items()
+            if path.startswith(begin) and (not titles or path.removeprefix(begin) in titles)
+        }
         with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="listing") as pool:
-            return dict(zip(folders, pool.map(self._copies_in, folders.values()), strict=True))
+            listed = zip(folders, pool.map(self._list_files, folders.values()), strict=True)
+            return {folder + title: copies for folder, files in listed for title, copies in files.items()}
 
-    def _copies_in(self, parents: Iterable[str]) -> dict[str, list[StoredCopy]]:
+    def _list_files(self, folders: Iterable[str]) -> dict[str, list[StoredCopy]]:
         """Return {title: copies} of the files in these folders."""
         found: dict[str, list[StoredCopy]] = {}
-        for item in (item for parent in parents for item in self._list(parent)):
+        for item in (item for folder in folders for item in self._list(folder)):
             if item["mimeType"] != _FOLDER:
                 found.setdefault(item["title"], []).append(_copy(item))
         return found
@@ -317,49 +310,9 @@ class DriveObjects(Store):
         return http
 
     def _send(self, act: Callable[[], Any]) -> Any:  # noqa: ANN401
-        """Return the result of `act`, repeated after each of `PAUSES` while its error is transient.
-
-        Raises `DvcPushError`, which `explain` understands.
-        """
-
-        def in_turn() -> Any:  # noqa: ANN401
-            with self._pace:
-                return act()
-
-        try:
-            return patiently(in_turn, explain, PAUSES)
-        except RunError:
-            raise  # of `progress`
-        except Exception as error:
-            trouble = explain(error)
-            remedy = f"{trouble.remedy}, then run sync_outputs() again."
-            raise DvcPushError(f"{self.name}: {trouble.what}", remedy=remedy) from error
-
-
-class _Pace:
-    """How many requests may run at once, at first half of `most`: fewer after a refusal that passes, then slowly more.
-
-    This finds the limit of the account, which other sessions use at the same time. Entered for each request.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most, self._limit = most, most / 2
-        self._running, self._slowed, self._turn = 0, 0.0, threading.Condition()
-
-    def __enter__(self) -> None:
-        with self._turn:
-            self._turn.wait_for(lambda: self._running < int(self._limit))
-            self._running += 1
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        now = time.monotonic()
-        with self._turn:
-            self._running -= 1
-            if error is None:
-                self._limit = min(self._most, self._limit + 1 / self._limit)
-            elif isinstance(error, Exception) and explain(error).is_transient and now - self._slowed > SETTLED:
-                self._slowed, self._limit = now, max(1.0, self._limit / 2)
-            self._turn.notify_all()
+        """Return the result of `act`, in its turn, repeated after each of `PAUSES` while its error is transient."""
+        with self._push_errors():
+            return patiently(self._pace(act), explain, PAUSES)
 
 
 def _named(title: str) -> str:
@@ -377,45 +330,12 @@ def _is_trashed(item: dict[str, Any]) -> bool:
 
 
 class _Upload(MediaFileUpload):  # type: ignore[misc]
-    """A file that Google's client uploads piece by piece; bytes that are sent again are not reported again."""
+    """A file whose pieces are sent as bytes.
 
-    def __init__(self, source: Path, progress: Progress) -> None:
-        super().__init__(str(source), "application/octet-stream", PIECE, resumable=True)
-        self._source, self._progress, self._furthest = source, progress, 0
-
-    def has_stream(self) -> bool:
-        """Return False: the client's own stream is not sent from its beginning a second time, `getbytes` is."""
-        return False
-
-    def getbytes(self, begin: int, length: int) -> _Piece:
-        """Return a piece of the file as the body of a request."""
-        return _Piece(self._source, begin, max(0, min(length, self.size() - begin)), self._reach)
-
-    def _reach(self, position: int) -> None:
-        if position > self._furthest:
-            self._progress(position - self._furthest)
-            self._furthest = position
-
-
-class _Piece:
-    """A range of a file as the body of a request.
-
-    Each iteration starts at the beginning of the range: a layer that sends the body a second time (after 401, or over a
-    new connection) sends all of it. An open file would continue where it stopped, and the server would wait for the
-    rest.
+    A layer that sends a request a second time (after 401, or over a new connection) would continue a stream where it
+    stopped, and Drive would wait for the rest.
     """
 
-    def __init__(self, source: Path, begin: int, length: int, reached: Callable[[int], object]) -> None:
-        self._source, self._begin, self._length, self._reached = source, begin, length, reached
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> Iterator[bytes]:
-        left = self._length
-        with self._source.open("rb") as file:
-            file.seek(self._begin)
-            while left and (block := file.read(min(left, BLOCK))):
-                yield block
-                left -= len(block)
-                self._reached(self._begin + self._length - left)
+    def has_stream(self) -> bool:
+        """Return False, so that `getbytes` is called for each piece."""
+        return False

@@ -2,8 +2,9 @@
 
 Guarantees: one path has one copy, since every request that stores a copy carries `If-None-Match: *`; where the store
 does not know this header, a look comes first, and `limits` reports it.
-Cannot: compare the mark and delete in one request; another client may replace the copy in between. Time limits are
-those of DVC's configuration (`read_timeout`, `connect_timeout`); the defaults of s3fs are 15 s and 5 s.
+Cannot: compare the mark and delete in one request; another client may replace the copy in between. A version of ours
+that another client's version or delete marker hides is not deleted: no reader sees it. Time limits are those of DVC's
+configuration (`read_timeout`, `connect_timeout`); the defaults of s3fs are 15 s and 5 s.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import errno
-import hashlib
-import io
 import re
 import secrets
 from collections.abc import Iterator, Mapping
@@ -24,17 +23,15 @@ from urllib.parse import urlsplit
 from botocore.exceptions import ClientError
 from fsspec.asyn import sync
 
-from lib.errors import DvcPushError, RunError, causes
+from lib.errors import causes
 from lib.remotes.answers import patiently
 from lib.remotes.store_errors import explain
-from lib.sync.stores.base import Progress, Store, StoredCopy
+from lib.sync.stores.base import Progress, Store, StoredCopy, md5_of
 
-PART = 64 * 2**20  # bytes that are read in one request, and held in memory
+BLOCK = 2**20  # bytes
 PAUSES = (2.0, 8.0, 30.0)  # seconds before a request is repeated, after botocore's own repetitions
-TRIES = 3  # of reading one part: botocore repeats a request, but not the reading of its answer
 _TAKEN = ("PreconditionFailed", "412", "ConditionalRequestConflict")  # another copy is there, or being written
 _UNKNOWN = ("NotImplemented", "501", "InvalidArgument", "InvalidRequest")  # of services without `If-None-Match`
-_NEXT = ("NextContinuationToken", "NextKeyMarker", "NextVersionIdMarker")
 
 
 class S3Objects(Store):
@@ -43,8 +40,8 @@ class S3Objects(Store):
     Identity: a random mark in the object's metadata. A copy without one (DVC sets none) is named by its version or by
     its time and ETag.
 
-    Versions: only the newest version is a copy, and none under a delete marker, as for DVC. A deletion removes every
-    version that has the mark and no other; if listing versions is not allowed or not offered (R2), only the newest.
+    Versions: only the newest version is a copy, and none under a delete marker, as for DVC. A deletion removes that
+    version for good, if it has the mark.
 
     Uploads: a file is one request, which S3 takes up to 5 GiB: nothing is visible or left before it is complete.
     A look does not know the MD5 of a copy that was sent in parts (by DVC) or is encrypted by a key service.
@@ -73,10 +70,12 @@ class S3Objects(Store):
     def create(self, path: str, source: Path, identity: str, progress: Progress = int) -> StoredCopy | None:
         """Upload the file in one request, of which nothing is visible before S3 has checked its MD5."""
         with self._push_errors():
-            size, md5 = source.stat().st_size, _md5(path, source)
+            md5 = md5_of(source)
+            copy = StoredCopy(identity, source.stat().st_size, md5)
             digest = base64.b64encode(bytes.fromhex(md5)).decode()
+            progress(0)
             try:
-                with _ReportedFile(source, progress) as file:
+                with source.open("rb") as file:
                     self._put(path, Body=file, ContentMD5=digest, Metadata={"copy": identity})
             except Exception as error:
                 # botocore repeats a request whose answer was lost, and then our own copy refuses it
@@ -84,11 +83,13 @@ class S3Objects(Store):
                 with contextlib.suppress(Exception):  # the first error is the one raised
                     copies = self.find(path)
                 if copies and copies[0].identity == identity:
-                    return replace(copies[0], md5=md5)
-                if copies and (isinstance(error, FileExistsError) or _code(error) in _TAKEN):
+                    copy = replace(copies[0], md5=md5)
+                elif copies and (isinstance(error, FileExistsError) or _code(error) in _TAKEN):
                     return None
-                raise
-        return StoredCopy(identity, size, md5)
+                else:
+                    raise
+            progress(copy.size)
+        return copy
 
     def _put(self, path: str, **words: Any) -> None:  # noqa: ANN401  parameters of a request
         """Send the request that stores a copy, so that it overwrites no other one."""
@@ -112,32 +113,32 @@ class S3Objects(Store):
         return [_copy(head)] if head else []
 
     def delete(self, path: str, identity: str) -> None:
-        """Delete every version with that mark."""
+        """Delete the newest version as long as it has that mark: a repeated upload may have made several."""
+        deleted: str | None = ""
         with self._push_errors():
-            for copy, version in self._versions(path):
-                if copy.identity == identity:
-                    self._ask("delete_object", path, **version)
+            while (head := self._head(path)) and _copy(head).identity == identity and head.get("VersionId") != deleted:
+                deleted = head.get("VersionId")  # None if the bucket keeps no versions
+                self._ask("delete_object", path, **({"VersionId": deleted} if deleted else {}))
 
     def read(self, path: str, identity: str, target: Path, progress: Progress = int) -> None:
-        """Download the object part by part, if it is that copy."""
-        with self._push_errors():
-            head = self._head(path)
-            if head and _copy(head).identity == identity:
-                with target.open("wb") as file:
-                    for begin in range(0, head["ContentLength"], PART):
-                        progress(file.write(self._read_part(path, begin, head["ETag"])))
-                return
-        raise FileNotFoundError(f"{self.name}: {path} is not there (copy {identity})")
+        """Download the object in one request, if it is that copy; a download that breaks begins again."""
 
-    def _read_part(self, path: str, begin: int, etag: str) -> bytes:
-        for others in reversed(range(TRIES)):
-            try:
-                answer = self._ask("get_object", path, Range=f"bytes={begin}-{begin + PART - 1}", IfMatch=etag)
-                return bytes(sync(self._s3.loop, answer["Body"].read))
-            except Exception:
-                if not others:
-                    raise
-        raise AssertionError
+        async def fetch() -> bool:
+            answer = await self._s3._call_s3("get_object", **self._place(path))  # noqa: SLF001  as fsspec names coroutines
+            async with answer["Body"] as body:  # closes the connection
+                if _copy(answer).identity != identity:
+                    return False
+                with target.open("wb") as file:
+                    async for block in body.iter_chunks(BLOCK):
+                        file.write(block)
+            return True
+
+        is_there = False
+        with self._push_errors(), contextlib.suppress(FileNotFoundError):
+            is_there = patiently(lambda: sync(self._s3.loop, fetch), explain, PAUSES)
+        if not is_there:
+            raise FileNotFoundError(f"{self.name}: {path} is not there (copy {identity})")
+        progress(target.stat().st_size)
 
     def flat(self, prefix: str) -> dict[str, list[StoredCopy]]:
         """Return the files whose names begin so; each costs one more request."""
@@ -164,89 +165,39 @@ class S3Objects(Store):
     # ── asking ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _ask(self, method: str, path: str, **words: object) -> Any:  # noqa: ANN401  what the client returns
-        bucket, key, _ = self._s3.split_path(f"{self._home}/{path}")
-        answer = self._call(method, Bucket=bucket, Key=key, **words)
+        answer = self._call(method, **self._place(path), **words)
         if method in ("put_object", "delete_object"):
             self._s3.invalidate_cache()  # DVC reads this cache
         return answer
+
+    def _place(self, path: str) -> dict[str, str]:
+        bucket, key, _ = self._s3.split_path(f"{self._home}/{path}")
+        return {"Bucket": bucket, "Key": key}
 
     def _call(self, method: str, **words: Any) -> Any:  # noqa: ANN401
         """Return the answer to a request, repeated after each of `PAUSES` while its error is transient."""
 
         def send() -> Any:  # noqa: ANN401
-            if isinstance(words.get("Body"), io.FileIO):
+            if "Body" in words:
                 words["Body"].seek(0)
             return self._s3.call_s3(method, **words)
 
         return patiently(send, explain, PAUSES)
 
-    def _head(self, path: str, **version: str) -> dict[str, Any] | None:
-        try:
-            head: dict[str, Any] = self._ask("head_object", path, **version)
-        except FileNotFoundError:
-            return None
-        return head
-
-    def _pages(self, method: str, beginning: str) -> Iterator[dict[str, Any]]:
-        """Yield the pages of a listing of everything whose path begins so."""
-        bucket, prefix, _ = self._s3.split_path(beginning)
-        page: dict[str, Any] = {"IsTruncated": True}
-        while page.get("IsTruncated"):
-            following = {name.removeprefix("Next"): value for name, value in page.items() if name in _NEXT and value}
-            page = self._call(method, Bucket=bucket, Prefix=prefix, **following)
-            yield page
+    def _head(self, path: str) -> dict[str, Any] | None:
+        with contextlib.suppress(FileNotFoundError):
+            return dict(self._ask("head_object", path))
+        return None
 
     def _list(self, beginning: str) -> Iterator[tuple[str, int, str]]:
         """Yield (rest of the name, size, ETag) of all objects whose path begins so."""
-        _, prefix, _ = self._s3.split_path(beginning)
-        for page in self._pages("list_objects_v2", beginning):
+        bucket, prefix, _ = self._s3.split_path(beginning)
+        page: dict[str, Any] = {"IsTruncated": True}
+        while page.get("IsTruncated"):
+            after = {"ContinuationToken": token} if (token := page.get("NextContinuationToken")) else {}
+            page = self._call("list_objects_v2", Bucket=bucket, Prefix=prefix, **after)
             for item in page.get("Contents", ()):
                 yield item["Key"].removeprefix(prefix), int(item["Size"]), item["ETag"].strip('"')
-
-    def _versions(self, path: str) -> Iterator[tuple[StoredCopy, dict[str, str]]]:
-        """Yield every version of a path, also under a delete marker, with the parameters that select it."""
-        newest = self._head(path)
-        if newest:
-            yield _copy(newest), _version(newest)
-        if newest and not newest.get("VersionId"):
-            return  # the bucket keeps no versions
-        try:
-            pages = list(self._pages("list_object_versions", f"{self._home}/{path}"))
-        except OSError as error:
-            if isinstance(error, PermissionError) or error.errno in (errno.ENOSYS, errno.EPERM):
-                return
-            raise
-        _, key, _ = self._s3.split_path(f"{self._home}/{path}")
-        for item in (item for page in pages for item in page.get("Versions", ()) if item["Key"] == key):
-            version = {"VersionId": item["VersionId"]}
-            if (newest is None or version != _version(newest)) and (head := self._head(path, **version)):
-                yield _copy(head), version
-
-    @contextlib.contextmanager
-    def _push_errors(self) -> Iterator[None]:
-        """Raise the client's errors as `DvcPushError`; a `RunError` (of `progress`) passes unchanged."""
-        try:
-            yield
-        except RunError:
-            raise
-        except Exception as error:
-            answer = explain(error)
-            remedy = f"{answer.remedy}, then run sync_outputs() again."
-            raise DvcPushError(f"{self.name}: {answer.what}", remedy=remedy) from error
-
-
-def _md5(path: str, source: Path) -> str:
-    """Return the MD5 that the file must have: an object's is its name, so that no other content is stored under it."""
-    name = "".join(path.split("/")[-2:]).removesuffix(".dir")
-    if re.fullmatch("[0-9a-f]{32}", name):
-        return name
-    with source.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
-
-
-def _version(head: Mapping[str, Any]) -> dict[str, str]:
-    """Return the request parameters that select this version; empty if the bucket keeps no versions."""
-    return {"VersionId": head["VersionId"]} if head.get("VersionId") else {}
 
 
 def _copy(head: Mapping[str, Any]) -> StoredCopy:
@@ -261,20 +212,3 @@ def _code(error: BaseException) -> str:
     """Return the code of a refusal; empty if the error is another one."""
     refusals = (cause for cause in causes(error) if isinstance(cause, ClientError))
     return next((str(refusal.response.get("Error", {}).get("Code", "")) for refusal in refusals), "")
-
-
-class _ReportedFile(io.FileIO):
-    """A file that reports each byte to `progress` once, when it is first read: a client may read it twice."""
-
-    def __init__(self, path: Path, progress: Progress) -> None:
-        super().__init__(path)
-        self._progress = progress
-        self._furthest = 0
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Read a block and report the progress."""
-        block = super().read(-1 if size is None else size)
-        if self.tell() > self._furthest:
-            self._progress(self.tell() - self._furthest)
-            self._furthest = self.tell()
-        return block or b""
