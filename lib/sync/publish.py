@@ -167,7 +167,8 @@ class _Publishing:
         def progress(count: int) -> None:
             if self._stopped.is_set():
                 raise SyncError("the upload was stopped, since another upload failed.")
-            add(count)
+            if count:  # the bar appears with the first byte
+                add(count)
 
         copy: StoredCopy | None = None
         while copy is None:
