@@ -226,14 +226,15 @@ class _Publishing:
     def _push(self) -> None:
         """Make the branch visible: create it, and delete checkpoint, run's ref and stop, in one atomic push."""
         lock, record = self.lock, self.lock.held()
-        # a stop that came too late stops nothing any more, nor the next session
-        gone = [lock.stop_ref] if self.run.keeps_checkpoint else [lock.stop_ref, lock.checkpoint]
-        lock.reread()  # a session that takes the run over from here on finds every copy that it has to delete
+        # some hosts refuse every push that names a checkpoint branch, even one that is not there. After this look a
+        # session that takes the run over finds every copy that it has to delete
+        gone = [ref for ref in lock.reread(lock.checkpoint) if ref == lock.checkpoint and not self.run.keeps_checkpoint]
         self._pushed = True
         lock.push(
             record.but(publishing=()) if record.undo else None,
             RefUpdate(self._head, None, self._commit),
-            *(RefUpdate(ref, ANY, None) for ref in gone),
+            # a stop that came too late stops nothing any more, nor the next session
+            *(RefUpdate(ref, ANY, None) for ref in (lock.stop_ref, *gone)),
         )
 
     def _clean_up(self) -> None:

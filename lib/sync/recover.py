@@ -60,7 +60,8 @@ def discard(root: Path, credentials: Credentials, lock: RunLock, say: Say = prin
         record = lock.take()
         remotes.roll_back(lock, say)  # what a failed publication left
         stop = RefUpdate(lock.stop_ref, ANY, remotes.refs.write_stop(Stop(action="discard")))
-        lock.push(lock.held() if lock.held().declared else None, stop, RefUpdate(lock.checkpoint, ANY, None))
+        gone = [RefUpdate(ref, ANY, None) for ref in lock.reread(lock.checkpoint) if ref == lock.checkpoint]
+        lock.push(lock.held() if lock.held().declared else None, stop, *gone)
         remotes.sweep(record.repository, lock.name)
 
 

@@ -30,7 +30,18 @@ from wire import Wire, at_each_copy, created_branch, leave_a_run, once
 
 from lib.errors import DvcPushError, GitPushError, TakenOverError
 from lib.remotes.credentials import Credentials
-from lib.sync import CheckpointPublisher, Published, Refs, RunLock, check, fetch_file, open_remotes, recover, rehearse
+from lib.sync import (
+    CheckpointPublisher,
+    Published,
+    Refs,
+    RunLock,
+    check,
+    discard,
+    fetch_file,
+    open_remotes,
+    recover,
+    rehearse,
+)
 from lib.sync.refs import RefUpdate
 from lib.sync.rehearse import BRANCHES
 from lib.sync.stores.folder import FolderObjects
@@ -98,6 +109,21 @@ def assert_checkpoint(stores: Stores, clone: Path, commit: str) -> None:
 
 
 # ── from the first one to the finished run ────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("discards", [False, True], ids=["published", "discarded"])
+def test_a_host_that_refuses_checkpoints_takes_the_end_of_the_run(stores: Stores, *, discards: bool) -> None:
+    """No push names a branch that is not there."""
+    refuse(stores, K)
+    with training(stores.clone) as session:
+        with pytest.raises(GitPushError):
+            session.save(1)
+        if discards:
+            discard(stores.clone, Credentials(), session.lock)
+            assert stores.refs().keys() == {session.lock.stop_ref}
+        else:
+            session.finish()
+            assert stores.refs().keys() == {HEAD}
 
 
 def test_a_checkpoint_moves_its_branch_and_deletes_the_files_of_the_old_one(stores: Stores) -> None:
