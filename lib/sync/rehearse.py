@@ -91,7 +91,8 @@ class _Rehearsal:
                 declared = self.attempt(lambda: self._declare(record, source)) or ()
                 question = RefUpdate(f"{ASKS}{lock.name}", ANY, self._refs.write_question())
                 lock.push(record.but(publishing=declared), RefUpdate(lock.checkpoint, None, first), question)
-                self.attempt(lambda: self._try(declared, source))
+                self.attempt(lambda: self._create(declared, source))
+                self.attempt(self._delete)
                 moved, published = RefUpdate(lock.checkpoint, first, second), RefUpdate(branch, None, second)
                 lock.push(record.but(undo=self._copies), moved, published)
                 self._push_end(record, *(RefUpdate(ref, second, None) for ref in (lock.checkpoint, branch)))
@@ -136,27 +137,27 @@ class _Rehearsal:
         oid, size, (identity,) = md5_of(source), source.stat().st_size, store.new_identities(1)
         return (DeclaredCopy(oid=oid, size=size, identity=identity, store=store.address()),)
 
-    def _try(self, declared: tuple[DeclaredCopy, ...], source: Path) -> None:
-        """Store the declared copy, ask for it by its identity, and delete it."""
+    def _create(self, declared: tuple[DeclaredCopy, ...], source: Path) -> None:
         self._copies = declared
         for copy in declared:
             path = self._store.path_of(copy.oid)
-            try:
-                self._store.create(path, source, copy.identity)
-                fault = mismatch(copy.oid, copy.size, self._store.verify(path, copy.identity))
-            finally:
-                self._store.delete(path, copy.identity)
+            self._store.create(path, source, copy.identity)
+            if fault := mismatch(copy.oid, copy.size, self._store.verify(path, copy.identity)):
+                raise DvcPushError(
+                    f"{self._store.name}: an object that was just stored {fault}.",
+                    remedy="check the remote's address, and that nothing else changes its files.",
+                )
+
+    def _delete(self) -> None:
+        for copy in self._copies:
+            path = self._store.path_of(copy.oid)
+            self._store.delete(path, copy.identity)
             if self._store.verify(path, copy.identity) is not None:
                 raise DvcPushError(
                     f"{self._store.name}: an object was deleted and is still there.",
                     remedy="let this account delete files there: publishing rolls back what has failed.",
                 )
-            self._copies = ()
-            if fault:
-                raise DvcPushError(
-                    f"{self._store.name}: an object that was just stored {fault}.",
-                    remedy="check the remote's address, and that nothing else changes its files.",
-                )
+        self._copies = ()
 
     # ── the Git remote ─────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -297,6 +297,17 @@ def test_a_rehearsal_finds_that_the_drive_folder_is_in_the_trash(
     assert isinstance(found.git, str)
 
 
+def test_a_rehearsal_on_a_full_drive_leaves_nothing(stores: Stores, drive: DriveEmulator) -> None:
+    """What could not be stored is not listed in the run's ref for others to delete."""
+    rehearse(stores.clone, DRIVE, say=str)  # makes the mark
+    drive.capacity = 0
+    with nothing_changes(stores, drive.files):
+        found = rehearse(stores.clone, DRIVE, say=str)
+    assert isinstance(found.dvc, DvcPushError)
+    assert "free space" in found.dvc.remedy
+    assert isinstance(found.git, str)
+
+
 def test_a_rehearsal_finds_that_drive_refuses_deletions(stores: Stores, drive: DriveEmulator) -> None:
     """The file that stays is listed in the run's ref, and `recover` deletes it when it may."""
     drive.add_fault(r"^(DELETE .*|POST .*/trash)", "forbidden", 10**6)
