@@ -114,7 +114,7 @@ class RunLock:
         return time.monotonic() - self._asked >= run.lease and self._take(run, identity, *updates)
 
     def _try(self) -> bool:
-        seen = self.refs.list_refs(self.ref, self._ask, self.stop_ref, self.refs.identity_ref)
+        seen = self.refs.list_refs(self.ref, self.refs.identity_ref)
         older = RefUpdate(self.stop_ref, ANY, None)  # a stop counts for the session that it finds, not for the next one
         identity = seen.get(self.refs.identity_ref)
         if self.ref not in seen:
@@ -124,9 +124,11 @@ class RunLock:
         run = self.refs.read_runs(self.name).get(self.name)
         if run is None:
             return False  # released at this moment
-        if self.seize(run, identity, older, is_asked=self._ask in seen):
+        # asked after the run's ref was read: an answer deletes the question, and moves the ref from where it was seen
+        is_asked = self._ask in self.refs.list_refs(self._ask)
+        if self.seize(run, identity, older, is_asked=is_asked):
             self._say(f"{self.ref}: its session is dead, and this one takes over.")
-        elif not self.holder_lives and self._ask not in seen:
+        elif not self.holder_lives and not is_asked:
             ask(self.refs, [self._ask])
             self._asked = time.monotonic()  # the ref as it was seen and the question are there together from here on
         return self.record is not None
@@ -286,7 +288,7 @@ class RunLock:
         self._commit = commit  # an earlier push, whose answer was lost, may have happened meanwhile
         for update in updates:
             if update.old != ANY and found.get(update.ref) != update.old:
-                raise RefMovedError(update.ref, found.get(update.ref))
+                raise RefMovedError(update.ref)
         return False
 
     def _answer(self, ended: threading.Event) -> None:

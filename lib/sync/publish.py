@@ -160,35 +160,18 @@ class _Publishing:
         return {oid: job.result() for oid, job in jobs.items()}
 
     def _store(self, source: Source, add: Progress) -> StoredCopy:
-        """Store an object and return our copy, or where a path holds one copy, one that can be relied on."""
-        store, item = self.remotes.store, source.item
-        path, deadline, pause = store.path_of(item.oid), time.monotonic() + LONGEST_WAIT, SHORTEST_WAIT
-
-        def progress(count: int) -> None:
-            if self._stopped.is_set():
-                raise SyncError("the upload was stopped, since another upload failed.")
-            if count:  # the bar appears with the first byte
-                add(count)
-
-        copy: StoredCopy | None = None
-        while copy is None:
-            progress(0)
-            there = [] if store.keeps_twins else store.find(path)
-            if not there:
-                copy = store.create(path, source.path, self._declared[item.oid].identity, progress)
-            elif not self._is_declared_by_others(there[0]):
-                # looked at once more: the run that declared it may have ended between the two reads, and taken it along
-                copy = store.verify(path, there[0].identity)
-            elif time.monotonic() < deadline:
-                if pause == SHORTEST_WAIT:
-                    self.say("Another run is publishing an object of the same content; waiting for it.")
-                time.sleep(pause)
-                pause = min(2 * pause, 10)
-            else:
+        """Store an object, or wait for a copy that can be relied on."""
+        item, deadline, pause = source.item, time.monotonic() + LONGEST_WAIT, SHORTEST_WAIT
+        while (copy := self._try_to_store(source, add)) is None:
+            if time.monotonic() > deadline:
                 raise DvcPushError(
                     f"another publication has been storing {item.oid} for {LONGEST_WAIT:.0f} s.",
                     remedy="run `python -m lib recover`, then sync_outputs() again.",
                 )
+            if pause == SHORTEST_WAIT:
+                self.say("Another run is publishing an object of the same content; waiting for it.")
+            time.sleep(pause)
+            pause = min(2 * pause, 10)
         after = source.path.stat()
         if (after.st_mtime_ns, after.st_size) != (source.written, item.size):
             raise SyncError(
@@ -197,6 +180,26 @@ class _Publishing:
             )
         self._check_copy(item, copy)
         return copy
+
+    def _try_to_store(self, source: Source, add: Progress) -> StoredCopy | None:
+        """Return our copy of an object, or the one that is there; None if another run may still delete that one."""
+
+        def progress(count: int) -> None:
+            if self._stopped.is_set():
+                raise SyncError("the upload was stopped, since another upload failed.")
+            if count:  # the bar appears with the first byte
+                add(count)
+
+        progress(0)
+        store, oid = self.remotes.store, source.item.oid
+        path = store.path_of(oid)
+        copies = [] if store.keeps_twins else store.find(path)
+        if not copies:
+            return store.create(path, source.path, self._declared[oid].identity, progress)
+        if self._is_declared_by_others(copies[0]):
+            return None
+        # looked at once more: the run that declared it may have ended between the two reads, and taken it along
+        return store.verify(path, copies[0].identity)
 
     def _is_declared_by_others(self, copy: StoredCopy) -> bool:
         """Return whether another run of this repository may still delete the copy; that run is recovered if dead."""

@@ -59,14 +59,10 @@ class SeenRun:
 
 
 class RefMovedError(GitPushError):
-    """A ref that a push would have moved is not where it was read; `commit` is where it is now, or None."""
+    """A ref that a push would have moved is not where it was read."""
 
-    def __init__(self, ref: str, commit: str | None) -> None:
-        self.ref, self.commit = ref, commit
-        super().__init__(
-            f"{ref} is not where it was read: it is {f'at {commit}' if commit else 'gone'}.",
-            remedy="run the same command again.",
-        )
+    def __init__(self, ref: str) -> None:
+        super().__init__(f"{ref} is not where it was read.", remedy="run the same command again.")
 
 
 @contextlib.contextmanager

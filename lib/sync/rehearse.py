@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -98,10 +99,10 @@ class _Rehearsal:
                 self._push_end(record, *(RefUpdate(ref, second, None) for ref in (lock.checkpoint, branch)))
         except SyncError as error:
             self.attempt(self._remotes.repositories)
-            with contextlib.suppress(SyncError, CommandError, OSError):  # the first error is the one shown
-                if lock.record is not None:
-                    self._push_end(lock.record)
-                    self._delete_old_branches()
+            if lock.record is not None:
+                for act in (partial(self._push_end, lock.record), self._delete_old_branches):
+                    with contextlib.suppress(SyncError, CommandError, OSError):  # the first error is the one shown
+                        act()
             return error
         finally:
             lock.release()
@@ -162,12 +163,12 @@ class _Rehearsal:
     # ── the Git remote ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def _delete_old_branches(self) -> None:
-        """Delete the branches of rehearsals that have ended: their runs' refs are gone."""
+        """Delete the branches of this rehearsal, and of those that have ended: their runs' refs are gone."""
         places = ("refs/heads/", CHECKPOINTS)
         listed = self._refs.list_refs(*(f"{place}{BRANCHES}*" for place in (*places, RUNS)))
         for ref, commit in listed.items():
             name = next((ref.removeprefix(place) for place in places if ref.startswith(f"{place}{BRANCHES}")), "")
-            if name and f"{RUNS}{name}" not in listed:
+            if name and (name == self._lock.name or f"{RUNS}{name}" not in listed):
                 with contextlib.suppress(GitPushError):  # another rehearsal deletes it right now
                     self._refs.push(RefUpdate(ref, commit, None))
 

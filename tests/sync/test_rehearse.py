@@ -297,6 +297,19 @@ def test_a_rehearsal_finds_that_the_drive_folder_is_in_the_trash(
     assert isinstance(found.git, str)
 
 
+def test_a_rehearsal_that_both_remotes_refuse_leaves_no_branch(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the run's ref stays, which lists the object that could not be deleted."""
+    refuse(stores, "refs/heads/kaggle-train-*")
+    with monkeypatch.context() as patch:
+        refusing(errno.EPERM, "unlink", lambda path: path.parent.parent.name == "md5" and path.suffix != ".part", patch)
+        found = rehearse(stores.clone, say=str)
+    assert isinstance(found.git, GitPushError)
+    assert isinstance(found.dvc, DvcPushError)
+    assert [ref for ref in stores.refs() if ref.startswith("refs/heads/")] == []
+    assert recover(stores.clone, patience=0, say=str) == 0
+    assert (stores.refs(), stores.objects()) == ({}, {})
+
+
 def test_a_rehearsal_on_a_full_drive_leaves_nothing(stores: Stores, drive: DriveEmulator) -> None:
     """What could not be stored is not listed in the run's ref for others to delete."""
     rehearse(stores.clone, DRIVE, say=str)  # makes the mark
