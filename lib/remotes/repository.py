@@ -138,17 +138,6 @@ class Repository:
             texts = self._blobs(blobs).values()
         return {oid for text in texts for oid in re.findall(r"\bmd5:\s*['\"]?([0-9a-f]{32}(?:\.dir)?)", text)}
 
-    def published_objects(self, *patterns: str) -> dict[str, dict[str, StoredObject]]:
-        """Return {ref: {path: object}}: what the `.dvc` files in the commit of each matching ref name.
-
-        Paths are those in the repository. A `.dvc` file that is not in DVC's format is skipped: DVC could not pull it
-        either.
-        """
-        return {
-            ref: {name: item for path, text in files.items() for name, item in outputs_of(path, text)}
-            for ref, files in self.read_files_of_all(patterns, "*.dvc").items()
-        }
-
     def read_files(self, ref: str, *patterns: str, commit: str = "") -> dict[str, str]:
         """Return {path: text} of the matching files in the commit at `ref`, or in `commit` from its history.
 

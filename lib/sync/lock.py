@@ -120,12 +120,13 @@ class RunLock:
         if self.ref not in seen:
             # of the first two sessions of a repository, one creates the identity, and the other must try again
             return self._take(None, identity, older) or (identity is None and self._try())
-        identity = identity or self.refs.identity()  # a listing is not atomic: one push may have created both refs
         run = self.refs.read_runs(self.name).get(self.name)
         if run is None:
             return False  # released at this moment
-        # asked after the run's ref was read: an answer deletes the question, and moves the ref from where it was seen
-        is_asked = self._ask in self.refs.list_refs(self._ask)
+        # read after the run's ref: an answer deletes the question, and moves the ref from where it was seen; the push
+        # that has created the ref may have created the identity, too
+        seen = self.refs.list_refs(self._ask, self.refs.identity_ref)
+        identity, is_asked = seen.get(self.refs.identity_ref), self._ask in seen
         if self.seize(run, identity, older, is_asked=is_asked):
             self._say(f"{self.ref}: its session is dead, and this one takes over.")
         elif not self.holder_lives and not is_asked:

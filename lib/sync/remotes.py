@@ -18,6 +18,7 @@ from typing import Any
 
 from lib.errors import DvcPushError
 from lib.remotes.credentials import Credentials
+from lib.remotes.repository import outputs_of
 from lib.sync.lock import CHECKPOINTS, RunLock
 from lib.sync.publication import Say
 from lib.sync.record import DeclaredCopy, RunRecord
@@ -153,11 +154,12 @@ class Remotes:
         try:
             tree = Tree.load(self.repo.cloud.get_remote_odb(), HashInfo("md5", listing))
         except Exception as error:
-            published = self.refs.published_objects(*EVERYTHING).values()
-            paths = {path for outputs in published for path, item in outputs.items() if item.oid == listing}
-            files = ", ".join(f"{path}.dvc" for path in sorted(paths)) or "an earlier commit"
+            texts = self.refs.read_files_of_all(EVERYTHING, "*.dvc").values()
+            found = {file for files in texts for file in files.items()}
+            names = {path for path, text in found if listing in (item.oid for _, item in outputs_of(path, text))}
             raise DvcPushError(
-                f"{self.store.name}: the listing {listing} of a folder, which {files} names, cannot be read "
+                f"{self.store.name}: the listing {listing} of a folder, which "
+                f"{', '.join(sorted(names)) or 'an earlier commit'} names, cannot be read "
                 f"({type(error).__name__}).",
                 remedy="run the same command again in a minute; `dvc push` that file from a clone that has the folder.",
             ) from error

@@ -374,7 +374,7 @@ def test_runs_that_continue_during_a_check_cause_no_findings(
 
         monkeypatch.setattr(kind, name, wrapper)
 
-    for name in ("read_runs", "list_refs", "published_objects", "named_objects", "read_files_of_all"):
+    for name in ("read_runs", "list_refs", "named_objects", "read_files_of_all"):
         run_in_between(Refs, name)
     for name in ("survey", "look", "find", "flat"):
         run_in_between(FolderObjects, name)

@@ -343,8 +343,10 @@ def test_a_question_that_was_answered_while_the_run_was_read_does_not_count(
     with monkeypatch.context() as patch:
         patch.setattr(second.refs, "read_runs", read_the_answer)
         assert not second.try_take()
+    eventually(lambda: ASK not in stores.refs())
+    hang(held)  # it does not answer the third session's question before the second one looks
     time.sleep(LEASE)
-    move_to(stores, stores.refs()[REF], ASK)  # of a third session
+    move_to(stores, stores.refs()[REF], ASK)
     with pytest.raises(RunHeldError, match="is alive"):
         second.take()
     assert held.confirm() is None

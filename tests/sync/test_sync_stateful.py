@@ -497,7 +497,7 @@ def stopping_at_requests(world: World) -> Iterator[None]:  # noqa: C901  a wrapp
         return ThreadPoolExecutor(1, initializer=setattr, initargs=(CURRENT, "actor", CURRENT.actor))
 
     with pytest.MonkeyPatch.context() as patch:
-        for request in ("push", "list_refs", "read_runs", "named_objects", "published_objects", "read_files",
+        for request in ("push", "list_refs", "read_runs", "named_objects", "read_files",
                         "read_files_of_all", "bring"):  # fmt: skip
             wrap(Refs, request, GitPushError)
         for request in ("create", "find", "delete", "flat", "survey"):
