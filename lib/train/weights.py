@@ -200,8 +200,8 @@ def _compare(saved: Any, experiment: Experiment, dataset: Dataset | None) -> Non
     given, channels = saved.yaml.get("channels", saved.yaml.get("ch", 3)), dataset.channels
     if given != channels:
         raise _RefusedError(f"it is for images of {given} channels, data.yaml has channels: {channels}")
-    if (classes := _classes(saved)) != dataset.names:
-        raise _RefusedError(f"its classes are {_shown(classes)}, the dataset's are {_shown(dataset.names)}")
+    if (classes := _classes(saved)) != (own := _classes_for(dataset)):
+        raise _RefusedError(f"its classes are {_shown(classes)}, the dataset's are {_shown(own)}")
 
 
 def _fit(saved: Any, experiment: Experiment, dataset: Dataset | None) -> str:  # noqa: ANN401
@@ -217,8 +217,8 @@ def _fit(saved: Any, experiment: Experiment, dataset: Dataset | None) -> str:  #
     about = f"it is of {_architecture(saved)} ({saved.task}): {share:.0%} of {architecture} can start from it"
     if share < LEAST_FIT:
         raise _RefusedError(about)
-    classes = _classes(saved)
-    if dataset and classes != dataset.names and sorted(classes.values()) == sorted(dataset.names.values()):
+    classes, own = _classes(saved), _classes_for(dataset) if dataset else {}
+    if classes != own and sorted(classes.values()) == sorted(own.values()):
         return f"Its classes have another order ({_shown(classes)}): the scores start from those of another class."
     return (
         f"{about[0].upper()}{about[1:]}; the rest starts from random values."
@@ -237,6 +237,13 @@ def _classes(saved: Any) -> dict[int, str]:  # noqa: ANN401
         int(number): str(name)
         for number, name in (names if isinstance(names, dict) else dict(enumerate(names))).items()
     }
+
+
+def _classes_for(dataset: Dataset) -> dict[int, str]:
+    """Return the classes of a model that is trained on the dataset: ultralytics gives ImageNet's codes their names."""
+    from ultralytics.nn.autobackend import check_class_names
+
+    return dict(check_class_names(dataset.names))
 
 
 def _shown(classes: dict[int, str]) -> str:

@@ -147,6 +147,14 @@ def test_a_checkpoint_of_another_dataset_is_not_resumed(
     assert reason in caught.value.what
 
 
+def test_a_model_of_imagenet_codes_is_resumed(tmp_path: Path) -> None:
+    """Training gives the model the names for which the dataset has ImageNet's codes."""
+    file = tmp_path / "last.pt"
+    save(file, names={0: "tench", 1: "goldfish"})
+    codes = dataset(tmp_path, {0: "n01440764", 1: "n01443537"})
+    assert fetch_weights(session(tmp_path, resume_from=str(file)), None, codes).epoch == 2
+
+
 def test_weights_of_another_task_are_a_warning_and_a_checkpoint_of_it_an_error(tmp_path: Path) -> None:
     """The layers of detection weights that fit are used for a pose; a training is not resumed with another head."""
     file = tmp_path / "best.pt"
