@@ -26,7 +26,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
-from lib.errors import CommandError
+from lib.errors import CommandError, HostError
 
 MINUTE = 60.0
 SILENCE = 2 * MINUTE  # without a received byte, after which a connection is dropped
@@ -65,6 +65,9 @@ DROPPED = (
 )  # fmt: skip
 GIVEN = {"GIT_TERMINAL_PROMPT": "0", "NO_COLOR": "1", "LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "utf-8"}
 """What every program gets: it does not ask, and writes English in UTF-8 without colours."""
+FOLDERS = ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "DVC_SITE_CACHE_DIR", "DVC_GLOBAL_CONFIG_DIR",
+           "DVC_SYSTEM_CONFIG_DIR")  # fmt: skip
+"""Variables that name folders of settings and caches of the tools of a run, which make a missing one."""
 _PASSES = re.compile("|".join(KEPT))
 
 
@@ -79,9 +82,19 @@ def make_environment(added: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def clean_environment() -> None:
-    """Drop the settings that no subprocess gets from this process too, where libraries read them and start programs."""
+    """Drop the settings that no subprocess gets from this process too, where libraries read them and start programs.
+
+    Raises `HostError` if one of `FOLDERS` names no folder: each library would end in an error of its own, later.
+    """
     for name in filter(_is_dropped, list(os.environ)):
         del os.environ[name]
+    for name in FOLDERS:
+        place = os.environ.get(name, "")
+        nearest = Path(next(filter(os.path.exists, (place, *map(str, Path(place).parents))), ""))
+        if place and not nearest.is_dir():
+            raise HostError(f"{name} is {place}, and {nearest} is no folder.", remedy=f"correct {name}, or unset it.")
+    if os.path.expanduser("~") == "~":  # noqa: PTH111  `Path.home` raises an error of its own
+        raise HostError("this user has no home folder on this machine.", remedy="set HOME to a folder.")
 
 
 def git_settings(settings: Sequence[tuple[str, str]]) -> dict[str, str]:

@@ -163,8 +163,8 @@ class Bootstrap:
         from lib.process import clean_environment
         from lib.remotes.credentials import load_credentials
 
-        clean_environment()
         try:
+            clean_environment()
             credentials = load_credentials(str(self._secrets or secrets))
         except RunError as error:  # run.log is not redacted yet; the error contains no value
             self._stop(error.what, error.remedy)

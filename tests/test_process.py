@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT
 
 from lib import process as process_module
-from lib.errors import CommandError
+from lib.errors import CommandError, HostError
 from lib.process import (
     CommandFailed,
     CommandTimedOut,
@@ -141,6 +141,32 @@ def test_a_program_gets_the_settings_that_are_listed(monkeypatch: pytest.MonkeyP
     clean_environment()  # libraries of this process start programs, too
     assert not OTHERS & set(os.environ)
     assert set(os.environ) >= MACHINE
+
+
+@pytest.mark.parametrize("name", process_module.FOLDERS)
+def test_a_variable_that_names_no_folder_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    """Its value and what is wrong are named; a folder that is still missing is made by whoever needs it."""
+    monkeypatch.setenv(name, str(tmp_path / "later/still"))
+    clean_environment()
+    (tmp_path / "later").touch()
+    with pytest.raises(
+        HostError, match=f"{name} is {tmp_path}/later/still, and {tmp_path}/later is no folder"
+    ) as caught:
+        clean_environment()
+    assert caught.value.remedy == f"correct {name}, or unset it."
+
+
+def test_a_user_without_a_home_is_told_to_name_one() -> None:
+    """A container may run as a user who is not in /etc/passwd."""
+    code = (
+        "import os; from lib.cli.app import app; from lib.cli.options import *; os.setuid(54321); run_command_line(app)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in process_module.FOLDERS}
+    done = subprocess.run([sys.executable, "-c", code, "check"], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "Error: this user has no home folder on this machine.\nWhat to do: set HOME to a folder.\n"
 
 
 def test_git_settings_are_added_to_those_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -82,12 +82,12 @@ def run_command_line(command: click.Command) -> None:
 
     Ctrl-C exits with 130, as in a shell: a sweep that somebody ended has not failed.
     """
-    clean_environment()
     redact_tracebacks(Credentials().redact)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal may lack a character; the command goes on
     try:
+        clean_environment()
         # the default name of the variable would contain the spaces of `python -m lib`
         status = command.main(complete_var="_LIB_COMPLETE", standalone_mode=False)
     except RunError as error:

@@ -280,6 +280,8 @@ def run_installer(command: list[str], cwd: Path) -> str:
     except CommandTimedOut:
         what = f"{shown} took longer than {TIMEOUT} s."
     except CommandFailed as failed:
+        if "Failed to initialize cache" in failed.answer.errors and "--no-cache" not in command:
+            return run_installer([*command, "--no-cache"], cwd)  # of a home that cannot be written to
         what = f"{shown} failed with status {failed.answer.status}:\n{failed.answer.errors.strip()[-3000:]}"
     except CommandError as error:
         raise InstallError(error.what, state=UNCHANGED, remedy=error.remedy) from None

@@ -300,3 +300,12 @@ def test_wheels_can_be_gathered_for_the_pythons_of_kaggle(tmp_path: Path, python
     assert len(list(tmp_path.glob("*.whl"))) == len(parse(requirements)) + 1  # and uv
     tag = f"cp{python.replace('.', '')}"
     assert all(re.search(rf"-({tag}-|py[23]|cp3\d+-abi3)", path.name) for path in tmp_path.glob("*.whl"))
+
+
+def test_a_cache_that_cannot_be_written_is_not_needed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By itself uv refuses to start without its cache, which lies in the home."""
+    (tmp_path / "home").touch()
+    for name in ("UV_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert "dvc==" in step.export(ROOT)
