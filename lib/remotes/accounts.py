@@ -297,8 +297,9 @@ def _check_git(credentials: Credentials, url: str, seconds: float) -> Account:
 def check_wandb(credentials: Credentials, entity: str | None = None, *, seconds: float = SECONDS) -> Account:
     """Check the W&B key, and that its user may record runs in `entity`; return its account.
 
-    The server is `WANDB_BASE_URL`, or the default of W&B's client. Raises `CredentialsError` when there is no key or
-    W&B rejects it, `RemoteError` when W&B cannot be reached or `entity` is of somebody else.
+    The server is that of W&B's client: `WANDB_BASE_URL`, or what `wandb login --host` has written. Raises
+    `CredentialsError` when there is no key or W&B rejects it, `RemoteError` when W&B cannot be reached or `entity` is
+    of somebody else.
     """
     if not credentials.wandb_api_key:
         raise CredentialsError(

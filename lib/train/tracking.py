@@ -36,7 +36,7 @@ class Tracking:
     folder: Path
     mode: Literal["online", "offline", "disabled"]
     site: str = ""
-    """The URL at which W&B shows runs: the public one, or that of a private server (WANDB_BASE_URL)."""
+    """The URL at which W&B shows runs: the public one, or that of the private server that W&B's client uses."""
 
     @property
     def run_path(self) -> str:
@@ -110,7 +110,7 @@ def _leave_service() -> None:
 def _site() -> str:
     import wandb
 
-    settings = wandb.Settings()
+    settings = wandb.setup().settings.model_copy()  # with those that `wandb login --host` has written
     settings.update_from_env_vars(dict(os.environ))
     return str(settings.app_url).rstrip("/")
 

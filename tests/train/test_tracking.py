@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -105,6 +108,39 @@ def test_curves_are_online_in_the_experiments_or_the_users_entity(
         account = Credentials(wandb_api_key=KEY)
         found = configure_tracking(Session(tmp_path, tmp_path, tmp_path, experiment, account))
     assert address in found.address
+
+
+OWN_SERVER = """
+import sys
+from pathlib import Path
+from lib.experiment.load import load_experiment
+from lib.remotes.accounts import check_wandb
+from lib.remotes.credentials import Credentials
+from lib.session import Session
+from lib.train.tracking import configure_tracking
+folder, key, file = Path(sys.argv[1]), Credentials(wandb_api_key=sys.argv[2]), sys.argv[3]
+print(check_wandb(key))
+print(configure_tracking(Session(folder, folder, folder, load_experiment(file), key)).address)
+"""
+
+
+@pytest.mark.parametrize("file", ["home/.config/wandb/settings", "wandb/settings"])
+def test_the_server_of_wandb_login_is_checked_and_shown(tmp_path: Path, file: str) -> None:
+    """W&B keeps it in a file. In a subprocess: the client reads that once per process."""
+    dropped = ("WANDB_BASE_URL", "WANDB_CONFIG_DIR", "XDG_CONFIG_HOME")
+    environment = {name: value for name, value in os.environ.items() if name not in dropped}
+    with WandbEmulator() as service:
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).write_text(f"[default]\nbase_url = {service.url}\n")
+        done = subprocess.run(
+            [sys.executable, "-c", OWN_SERVER, tmp_path / "run", KEY, ROOT / "experiments/001_det_baseline.yaml"],
+            cwd=tmp_path, env={**environment, "HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)},
+            capture_output=True, text=True, timeout=100,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    account, address = done.stdout.splitlines()
+    assert account.startswith("W&B: a-user")
+    assert address.startswith(f"{service.url}/a-team/container-id/runs/")
 
 
 def test_a_resumed_training_continues_the_run_of_its_checkpoint(tracking: Tracking) -> None:
