@@ -21,7 +21,7 @@ from lib.remotes import repository
 from lib.remotes.addresses import without_user
 from lib.remotes.answers import patiently
 from lib.remotes.credentials import Credentials
-from lib.remotes.dvc_config import edit_config, unusable
+from lib.remotes.dvc_config import chain_of, edit_config, unusable
 from lib.remotes.git_answers import because, explain_error
 from lib.remotes.repository import origin_of
 
@@ -89,6 +89,7 @@ def _resolve(config: Any, name: str) -> DvcRemote:  # noqa: ANN401  dvc.config.C
     from dvc.exceptions import DvcException
     from dvc.fs import get_cloud_fs, get_fs_config
 
+    chain_of(config, name)
     try:
         kind = get_cloud_fs(config, name=name)[0].protocol
         return DvcRemote(name, str(kind), str(get_fs_config(config, name=name)["url"]))
@@ -127,10 +128,7 @@ def require_committed(root: Path) -> str:
     every = addresses(here, here["remote"])
     if every == addresses(there, here["remote"]) and not any(isinstance(each, RelPath) for each in every.values()):
         return ""  # without opening the repository, which takes longer than rendering
-    used = [remote.name for remote in find_remotes(root)]
-    for name in used:  # the list grows by the remotes that others refer to
-        base = urlsplit(here["remote"][name]["url"])
-        used += [base.netloc.lower()] if base.scheme == "remote" else []
+    used = [name for remote in find_remotes(root) for name in chain_of(here, remote.name)]
     mine, committed = addresses(here, used), addresses(there, used)
     other = ", ".join(key for key, value in mine.items() if value != committed[key])
     if any(value and not committed[key] for key, value in mine.items()):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import configparser
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from lib.errors import RemoteError
+from lib.remotes.addresses import without_user
 
 CONFIG = ".dvc/config"
 """The committed part of DVC's configuration."""
@@ -47,6 +49,24 @@ def unusable(error: Exception) -> RemoteError:
     return RemoteError(f".dvc/config cannot be used: {error}", remedy=remedy)
 
 
+def chain_of(config: Any, name: str) -> list[str]:  # noqa: ANN401  dvc.config.Config
+    """Return a DVC remote and those to which `remote://` leads from it. Raises `RemoteError` if it leads nowhere.
+
+    DVC itself would follow a circle until Python's stack is full.
+    """
+    chain = [name.lower()]  # DVC ignores case in names
+    while (url := urlsplit(str(config["remote"].get(chain[-1], {}).get("url")))).scheme == "remote":
+        base = url.netloc.lower()
+        if base in chain or base not in config["remote"]:
+            wrong = "leads back to itself" if base in chain else "names no remote"
+            raise RemoteError(
+                f".dvc/config: remote.{chain[-1]}.url is {without_user(url.geturl())}, which {wrong}.",
+                remedy=f"`dvc remote modify {chain[-1]} url URL` with a storage's address, and commit .dvc/config.",
+            )
+        chain.append(base)
+    return chain
+
+
 def make_workspace(root: Path, place: Path, pointers: Mapping[str, str], mirrors: Sequence[Path] = ()) -> None:
     """Create a DVC workspace without Git: the `.dvc` files, the clone's remotes and cache, and the mirrors."""
     from dvc.repo import Repo
@@ -58,6 +78,8 @@ def make_workspace(root: Path, place: Path, pointers: Mapping[str, str], mirrors
         # by default DVC caches the replies of most stores without checking their hashes
         local["remote"] = {name: {**remote, "verify": True} for name, remote in remotes.items()}
         local["cache"] = {"dir": clone.cache.local_cache_dir}
+        for name in re.findall(r"^[ -]*remote: *(\S+)$", "\n".join(pointers.values()), re.MULTILINE):
+            chain_of(clone.config, name)
     for name, text in pointers.items():
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).write_text(text, encoding="utf-8")

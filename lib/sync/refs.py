@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.errors import CommandError, GitPushError, RunError, SyncError
+from lib.errors import CommandError, GitPushError, RemoteError, RunError, SyncError
 from lib.process import MINUTE, CommandFailed
 from lib.remotes import repository
 from lib.remotes.addresses import host_and_path
@@ -69,18 +69,19 @@ class RefMovedError(GitPushError):
 def as_sync_errors(
     doing: str, redact: Callable[[str], str] = str, state: str = "nothing was changed."
 ) -> Iterator[None]:
-    """Raise errors of this machine, of Git and of DVC within the block as `SyncError`."""
+    """Raise errors of this machine, of Git and of DVC within the block as `SyncError`, with their remedy."""
     from dvc.exceptions import DvcException
 
     try:
         yield
-    except (CommandError, DvcException, OSError) as error:
-        cause = error.what if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
+    except (CommandError, RemoteError, DvcException, OSError) as error:
+        known = error if isinstance(error, RunError) else RunError(f"{type(error).__name__}: {error}")
         raise SyncError(
-            redact(f"{doing} stopped: {cause}"),
+            redact(f"{doing} stopped: {known.what}"),
             state=state,
-            remedy="use a clone that Git and DVC can open, free some space if the disk is full, check the DVC remote, "
-            "and run the same again.",
+            remedy=known.remedy
+            or "use a clone that Git and DVC can open, free some space if the disk is full, check "
+            "the DVC remote, and run the same again.",
         ) from error
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Stores, run_git
+from conftest import ROOT, Stores, run_git, write_run
 from dvc.repo.open_repo import clean_repos
+from publications import publish
 from s3_emulator import S3Emulator
 
 from lib.data.dataset import read_pointer
@@ -22,7 +25,7 @@ from lib.experiment.load import load_experiment
 from lib.kaggle.notebook import source
 from lib.remotes.clone import configure_dvc, find_git_remote, find_remotes, require_committed, set_up_copy
 from lib.remotes.credentials import Credentials
-from lib.sync import check, rehearse
+from lib.sync import check, recover, rehearse
 from lib.sync.stores.places import find_missing
 
 SMALL = load_experiment(ROOT / "experiments/000_det_sandbox.yaml")
@@ -433,6 +436,43 @@ def test_a_chained_drive_without_an_account_is_refused_before_dvc_waits_for_a_br
     write_config(stores.clone, base + section("storage", url="remote://base/models"))
     with pytest.raises(CredentialsError):
         configure_dvc(stores.clone, tmp_path, Credentials())
+
+
+@pytest.mark.parametrize(
+    ("url", "base", "wrong"),
+    [
+        ("remote://storage/x", "/nowhere", "remote.storage.url is remote://storage/x, which leads back to itself"),
+        ("remote://base/x", "remote://Storage/y", "remote.base.url is remote://Storage/y, which leads back to itself"),
+        ("remote://basis/x", "/nowhere", "remote.storage.url is remote://basis/x, which names no remote"),
+    ],
+)
+def test_an_address_that_leads_nowhere_is_named(stores: Stores, url: str, base: str, wrong: str) -> None:
+    """DVC follows a circle without end. The error has the file, the key, its value and the command that sets it."""
+    plain(stores)
+    run_git("push", "--quiet", "origin", "HEAD:main", cwd=stores.clone)
+    write_config(stores.clone, section("storage", url=url) + section("base", url=base))
+    write_run(stores.clone)
+    sync = (check, partial(recover, say=str), partial(rehearse, say=str), publish)
+    for kind, calls in ((SyncError, sync), (RemoteError, (find_remotes, require_committed))):
+        for call in calls:
+            with pytest.raises(kind, match=re.escape(f".dvc/config: {wrong}")) as caught:
+                call(stores.clone)
+            assert "`dvc remote modify " in caught.value.remedy
+
+
+def test_an_output_whose_remote_leads_nowhere_names_it(stores: Stores, tmp_path: Path) -> None:
+    """Preflight and the pull show the same error; what does not need that remote goes on."""
+    plain(stores)
+    broken = section("own", url="remote://own")
+    write_config(stores.clone, section("storage", url=stores.storage) + broken)
+    text = (stores.clone / f"{DATA}.dvc").read_text()
+    assert find_missing(stores.clone, {f"{DATA}.dvc": text}, str) == {}
+    pointers = {f"{DATA}.dvc": f"{text}  remote: own\n"}
+    with pytest.raises(RemoteError, match=r"remote\.own\.url is remote://own, which leads back to itself"):
+        find_missing(stores.clone, pointers, str)
+    with pytest.raises(RemoteError, match=r"remote\.own\.url is remote://own, which leads back to itself"):
+        pull_objects(stores.clone, tmp_path / "pulled", pointers, Credentials(), "pulling")
+    assert [remote.name for remote in find_remotes(stores.clone)] == ["storage"]
 
 
 def test_a_version_aware_default_remote_is_named_before_anything_is_uploaded(stores: Stores) -> None:

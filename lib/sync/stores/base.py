@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lib.errors import DvcPushError, RunError, SyncError
+from lib.remotes.dvc_config import chain_of
 from lib.remotes.store_errors import explain
 
 FLAT = "kaggle-training-"
@@ -178,6 +179,7 @@ def open_store(repo: Any) -> Store:  # noqa: ANN401  dvc.repo.Repo
 
     refusal = functools.partial(SyncError, state="nothing was uploaded.")
     try:
+        chain_of(repo.config, repo.config["core"].get("remote") or "")
         remote = repo.cloud.get_remote()
         odb = remote.odb
     except DvcException as error:

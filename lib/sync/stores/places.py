@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lib.errors import RemoteError
+from lib.errors import RemoteError, RunError
 from lib.escape import visible
 from lib.remotes.addresses import without_user
 from lib.remotes.dvc_config import COPY, make_workspace
@@ -50,6 +50,8 @@ def find_missing(
                     if lacking := _find_lacking(repo, out, copies):
                         path = Path(out.fs_path).relative_to(place).as_posix()
                         missing[path] = Missing(_show(lacking), _remedy(path, out.stage))
+        except RunError:
+            raise
         except Exception as error:  # each kind of remote has errors of its own
             answer = explain(error)
             advice = "" if answer.remedy == UNKNOWN else f"{answer.remedy}; or "
