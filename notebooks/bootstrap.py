@@ -115,7 +115,8 @@ class Bootstrap:
         An empty `commit` is the newest of the default branch. Returns the clone's folder and the commit.
         """
         root = self.working / repository.rstrip("/").rpartition("/")[2].removesuffix(".git")
-        if re.match(r"https?://[^/]*@", repository):  # it would be in .git/config, run.log and run.json
+        # it would be in .git/config, run.log and run.json
+        if re.match(r"https?://([^/]*|[^/@:]*:(?!\d*/).*)@", repository):
             self._stop(
                 "The address of the repository contains a user name or a token.",
                 "leave it out of the parameter repository; GITHUB_TOKEN belongs in secrets.json.",

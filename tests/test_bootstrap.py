@@ -344,11 +344,11 @@ def test_a_repository_with_sha256_names_is_one_clear_error(tmp_path: Path) -> No
     assert str(stopped.value).endswith("What to do: use a repository with SHA-1 object names: DVC cannot open another.")
 
 
-@pytest.mark.parametrize("address", ["https://ghp_1@example.com/me/name.git", "https://me:ghp_1@example.com/me/name"])
-def test_an_address_with_a_token_stops_the_run_without_showing_it(tmp_path: Path, address: str) -> None:
+@pytest.mark.parametrize("login", ["ghp_1", "me:ghp_1", "me:g/ghp_1"])
+def test_an_address_with_a_token_stops_the_run_without_showing_it(tmp_path: Path, login: str) -> None:
     """It would be left in .git/config below the working folder, which Kaggle publishes with the run's output."""
     with pytest.raises(SystemExit, match=r"belongs in secrets\.json") as stopped:
-        boot(tmp_path).clone(address, "", "")
+        boot(tmp_path).clone(f"https://{login}@example.com/me/name.git", "", "")
     assert "ghp_1" not in str(stopped.value) + (tmp_path / "working/run.log").read_text()
 
 

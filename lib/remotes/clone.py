@@ -27,7 +27,7 @@ from lib.remotes.repository import origin_of
 
 
 class DvcRemote(NamedTuple):
-    """A DVC remote: its name, DVC's name of its kind, and its URL; `remote://` is resolved in both."""
+    """A DVC remote: its name, DVC's name of its kind, and its URL without a login; `remote://` is resolved in both."""
 
     name: str
     kind: str
@@ -92,7 +92,7 @@ def _resolve(config: Any, name: str) -> DvcRemote:  # noqa: ANN401  dvc.config.C
     chain_of(config, name)
     try:
         kind = get_cloud_fs(config, name=name)[0].protocol
-        return DvcRemote(name, str(kind), str(get_fs_config(config, name=name)["url"]))
+        return DvcRemote(name, str(kind), without_user(str(get_fs_config(config, name=name)["url"])))
     except (DvcException, ImportError) as error:
         raise unusable(error) from error
 

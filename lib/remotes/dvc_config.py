@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lib.errors import RemoteError
-from lib.remotes.addresses import without_user
+from lib.remotes.addresses import refuse_slash, without_user
 
 CONFIG = ".dvc/config"
 """The committed part of DVC's configuration."""
@@ -55,12 +55,17 @@ def chain_of(config: Any, name: str) -> list[str]:  # noqa: ANN401  dvc.config.C
     DVC itself would follow a circle until Python's stack is full.
     """
     chain = [name.lower()]  # DVC ignores case in names
-    while (url := urlsplit(str(config["remote"].get(chain[-1], {}).get("url")))).scheme == "remote":
+    while chain[-1] in config["remote"]:
+        key, address = f"remote.{chain[-1]}.url", str(config["remote"][chain[-1]]["url"])
+        refuse_slash(f"{key} in .dvc/config", address, f"dvc remote modify {chain[-1]} url URL")
+        url = urlsplit(address)
+        if url.scheme != "remote":
+            break
         base = url.netloc.lower()
         if base in chain or base not in config["remote"]:
             wrong = "leads back to itself" if base in chain else "names no remote"
             raise RemoteError(
-                f".dvc/config: remote.{chain[-1]}.url is {without_user(url.geturl())}, which {wrong}.",
+                f".dvc/config: {key} is {without_user(url.geturl())}, which {wrong}.",
                 remedy=f"`dvc remote modify {chain[-1]} url URL` with a storage's address, and commit .dvc/config.",
             )
         chain.append(base)
@@ -78,7 +83,8 @@ def make_workspace(root: Path, place: Path, pointers: Mapping[str, str], mirrors
         # by default DVC caches the replies of most stores without checking their hashes
         local["remote"] = {name: {**remote, "verify": True} for name, remote in remotes.items()}
         local["cache"] = {"dir": clone.cache.local_cache_dir}
-        for name in re.findall(r"^[ -]*remote: *(\S+)$", "\n".join(pointers.values()), re.MULTILINE):
+        named = re.findall(r"^[ -]*remote: *(\S+)$", "\n".join(pointers.values()), re.MULTILINE)
+        for name in (clone.config["core"]["remote"], *named):
             chain_of(clone.config, name)
     for name, text in pointers.items():
         (place / name).parent.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from urllib.parse import quote, quote_plus, unquote
 
+from lib.remotes.addresses import SLASHED
+
 SHORTEST = 6
 LONG = 20  # characters of a user in a URL that is a token
 LARGEST = 2**18  # bytes of a file that is searched for keys
@@ -32,7 +34,7 @@ _SETTING = re.compile(
     re.IGNORECASE,
 )
 _HEADER = re.compile(r"authorization:\s*\w+\s+([\w+/=.~-]+)", re.IGNORECASE)
-_LOGIN = re.compile(r"://([^/\s:@]*)(?::([^/\s@]*))?@")
+_LOGIN = re.compile(r"://([^/\s:@]*)(?::([^/\s]*))?@")
 _NETRC = re.compile(r"\b(?:password|account)\s+(\S+)")
 _NAMED_FILE = re.compile(
     r"""(?:credentials_file|json_file_path|credentialpath|configpath|keyfile|store\s+--file)\s*=?\s*["']?([^\s"']+)"""
@@ -54,7 +56,7 @@ def redactor(keys: Iterable[str | None]) -> Callable[[str], str]:
                 text = re.sub(rf"[\w+/-]*{re.escape(core)}[\w+/=-]*", "***", text)
         for form in ordered:
             text = text.replace(form, "***")
-        return _LOGIN.sub(_hide_login, text)
+        return _LOGIN.sub(_hide_login, SLASHED.sub("://***@", text))
 
     return redact
 
@@ -122,6 +124,7 @@ def _keys_in(text: str) -> Iterator[str]:
         yield from filter(None, (single, rest.strip(), word))
         with contextlib.suppress(ValueError):
             yield json.loads(f'"{quoted}"', strict=False)
+    yield from SLASHED.findall(text)
     for user, password in _LOGIN.findall(text):
         alone = user if not password and len(user) >= LONG else ""
         yield from filter(None, (password, unquote(password), alone, unquote(alone)))

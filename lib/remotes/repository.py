@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 
 from lib.errors import CommandError, GitPushError
 from lib.process import MINUTE, Completed, run_command
-from lib.remotes.addresses import without_user
+from lib.remotes.addresses import refuse_slash, without_user
 from lib.remotes.answers import patiently
 from lib.remotes.credentials import Credentials
 from lib.remotes.git_answers import because, explain_error
@@ -44,9 +44,10 @@ class StoredObject(BaseModel):
 def origin_of(root: Path) -> str:
     """Return the URL of the clone's `origin`, a relative path as an absolute one; empty if there is none.
 
-    A login in it is not hidden.
+    A login in it is not hidden. Raises `RemoteError` for a password that Git cannot read, whose parts Git would print.
     """
     url = run_command(["git", "remote", "get-url", "origin"], cwd=root, timeout=MINUTE, check=False).output.strip()
+    refuse_slash("remote.origin.url in .git/config", url, "git remote set-url origin URL")
     return str((top_of(root) / url).resolve()) if url.startswith(".") else url
 
 

@@ -145,6 +145,9 @@ def test_a_variable_may_name_a_file_with_the_key(home: Path, monkeypatch: pytest
     ("url", "shown"),
     [
         ("https://me:hunter2@git.example.com/a/b", "https://me:***@git.example.com/a/b"),
+        ("https://me:hun@ter2@git.example.com/a/b", "https://me:***@git.example.com/a/b"),
+        ("https://me:hun/t@er/2@git.example.com/a/b", "https://***@git.example.com/a/b"),
+        ("http://git.example.com:8080/@me/a", "http://git.example.com:8080/@me/a"),
         ("https://glpat_0123456789abcdefghij@git.example.com/a", "https://***@git.example.com/a"),
         ("ssh://git@git.example.com:22/a", "ssh://git@git.example.com:22/a"),
     ],

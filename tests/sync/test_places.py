@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Stores, run_git, write_run
+from conftest import ROOT, Stores, assert_no_secret, run_git, write_run
 from dvc.repo.open_repo import clean_repos
 from publications import publish
 from s3_emulator import S3Emulator
@@ -23,7 +23,14 @@ from lib.data.pull import pull_objects
 from lib.errors import CredentialsError, DatasetError, RemoteError, SyncError
 from lib.experiment.load import load_experiment
 from lib.kaggle.notebook import source
-from lib.remotes.clone import configure_dvc, find_git_remote, find_remotes, require_committed, set_up_copy
+from lib.remotes.clone import (
+    configure_dvc,
+    configure_git,
+    find_git_remote,
+    find_remotes,
+    require_committed,
+    set_up_copy,
+)
 from lib.remotes.credentials import Credentials
 from lib.sync import check, recover, rehearse
 from lib.sync.stores.places import find_missing
@@ -458,6 +465,31 @@ def test_an_address_that_leads_nowhere_is_named(stores: Stores, url: str, base: 
             with pytest.raises(kind, match=re.escape(f".dvc/config: {wrong}")) as caught:
                 call(stores.clone)
             assert "`dvc remote modify " in caught.value.remedy
+
+
+@pytest.mark.parametrize("scheme", ["https", "ssh"])
+def test_a_password_with_a_slash_is_never_shown(stores: Stores, tmp_path: Path, scheme: str) -> None:
+    """Git and DVC take its beginning for a port, and would print it; they are not asked."""
+    plain(stores)
+    pointers = {f"{DATA}.dvc": (stores.clone / f"{DATA}.dvc").read_text()}
+    write_run(stores.clone)
+    url = f"{scheme}://me:sesame/open@127.0.0.1:9/x.git"
+    sync = (check, partial(recover, say=str), partial(rehearse, say=str), publish)
+    pull = partial(pull_objects, place=tmp_path / "a", pointers=pointers, credentials=Credentials(), what="pulling")
+    for key, calls in {
+        "remote.storage.url": (*sync, find_remotes, pull, partial(find_missing, pointers=pointers, redact=str)),
+        "remote.origin.url": (*sync, find_git_remote, partial(configure_git, credentials=Credentials())),
+    }.items():
+        if key == "remote.storage.url":
+            write_config(stores.clone, section("storage", url=url))
+        else:
+            write_config(stores.clone, section("storage", url=stores.storage))
+            run_git("remote", "set-url", "origin", url, cwd=stores.clone)
+        for call in calls:
+            with pytest.raises((SyncError, RemoteError), match=re.escape(key)) as caught:
+                call(stores.clone)
+            assert "%2F" in caught.value.remedy
+            assert_no_secret(caught.value, ("sesame", "open@"))
 
 
 def test_an_output_whose_remote_leads_nowhere_names_it(stores: Stores, tmp_path: Path) -> None:
