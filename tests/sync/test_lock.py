@@ -47,6 +47,7 @@ from lib.sync import Refs, RunLock, open_remotes, read_run, recover, rehearse
 from lib.sync import lock as lock_module
 from lib.sync import refs as refs_module
 from lib.sync.record import DeclaredCopy, RunRecord
+from lib.sync.recover import Recovery
 from lib.sync.refs import ANY, RefUpdate, SeenRun
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of DVC's own
@@ -352,6 +353,31 @@ def test_a_question_that_was_answered_while_the_run_was_read_does_not_count(
     assert held.confirm() is None
 
 
+def test_a_question_that_was_answered_while_a_recovery_read_the_run_does_not_count(
+    stores: Stores, lock: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recovery that sleeps for a lease then finds a third session's question, and must wait for its answer."""
+    held = lock(stores.clone, lease=LEASE)
+    held.take()
+    with open_remotes(stores.clone_again(), Credentials()) as remotes:
+        recovery, read = Recovery(remotes, str), remotes.refs.read_runs
+        move_to(stores, stores.refs()[REF], ASK)
+
+        def read_the_answer() -> dict[str, SeenRun]:
+            eventually(lambda: ASK not in stores.refs())
+            return read()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(remotes.refs, "read_runs", read_the_answer)
+            recovery.look(ask=False)
+        hang(held)  # it does not answer the third session's question before the recovery looks again
+        time.sleep(LEASE)
+        move_to(stores, stores.refs()[REF], ASK)
+        recovery.look()
+    assert [run.name for run in recovery.left.values()] == [NAME]
+    assert held.reread(held.ref)
+
+
 def test_a_lock_can_ask_again_after_its_release(stores: Stores, lock: Make) -> None:
     """The second time counts from its own question."""
     second = lock(stores.clone_again())
@@ -408,8 +434,14 @@ def test_the_first_run_of_a_repository_is_not_taken_for_a_foreign_one(
     """One push creates the run and the repository's identity; a listing that is not atomic may show the run alone."""
     first, second = lock(stores.clone), lock(stores.clone_again())
     lines: list[str] = []
+    read_runs = Refs.read_runs
+
+    def take_and_read(refs: Refs, name: str = "") -> dict[str, SeenRun]:
+        first.take()
+        return read_runs(refs, name)
+
     with monkeypatch.context() as patch:
-        after_reading(patch, first.take)
+        patch.setattr(Refs, "read_runs", take_and_read)
         assert recover(stores.clone_again("third"), say=lines.append) == 1
     assert lines == []
     read = second.refs.list_refs
