@@ -131,7 +131,7 @@ class Store(Protocol):
     def delete(self, path: str, identity: str) -> None:
         """Delete that one copy if it is there, and what an interrupted `create` of it has left. May be repeated."""
 
-    def read(self, path: str, identity: str, target: Path, progress: Progress = int) -> None:
+    def read(self, path: str, identity: str, target: Path) -> None:
         """Write that copy into a file, which may be incomplete after an error; `FileNotFoundError` if it is gone."""
 
     def flat(self, prefix: str) -> dict[str, list[StoredCopy]]:
