@@ -76,7 +76,7 @@ class Remotes:
         """
         if self.store.keeps_twins:
             return ""
-        if len(self.repositories()) > 1:
+        if self.repositories() - {lock.held().repository}:
             return f"{self.store.name} is shared with another repository ({REPOSITORY}*)"
         # if this process dies, its probe is swept like a file of a checkpoint
         return self.store.limits(file_of(lock.held(), lock.name, 0, "probe"))
