@@ -162,7 +162,7 @@ class RunLock:
             repository=short(identity),
             session=secrets.token_hex(8),
             lease=self._lease,
-            undo=old.declared if old else (),
+            undo=old.record.declared if old and old.record else (),
         )
         if self._lock_file() and self._file is not None:  # else a session of this clone hangs, or has just begun
             self._file.write(self._mark(record.session))
