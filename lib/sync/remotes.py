@@ -40,17 +40,14 @@ def open_remotes(root: Path, credentials: Credentials) -> Iterator[Remotes]:
 
     with contextlib.ExitStack() as stack:
         with as_sync_errors(f"opening {root} and its remotes", credentials.redact):
-            repo = stack.enter_context(Repo(str(root)))
+            repo, refs = stack.enter_context(Repo(str(root))), Refs(root, credentials)
             store = open_store(repo)
-            stack.callback(_close, store)
-            remotes = Remotes(repo, Refs(root, credentials), store, credentials.redact)
-        yield remotes
-
-
-def _close(store: Store) -> None:
-    # a failure to close must neither hide an earlier error nor make a success doubtful
-    with contextlib.suppress(Exception):
-        store.close()
+        try:
+            yield Remotes(repo, refs, store, credentials.redact)
+        finally:
+            # a failure to close must neither hide an earlier error nor make a success doubtful
+            with contextlib.suppress(Exception):
+                store.close()
 
 
 class Remotes:
