@@ -114,19 +114,15 @@ class RunLock:
         return time.monotonic() - self._asked >= run.lease and self._take(run, identity, *updates)
 
     def _try(self) -> bool:
-        seen = self.refs.list_refs(self.ref, self.refs.identity_ref)
-        older = RefUpdate(self.stop_ref, ANY, None)  # a stop counts for the session that it finds, not for the next one
-        identity = seen.get(self.refs.identity_ref)
-        if self.ref not in seen:
-            # of the first two sessions of a repository, one creates the identity, and the other must try again
-            return self._take(None, identity, older) or (identity is None and self._try())
         run = self.refs.read_runs(self.name).get(self.name)
-        if run is None:
-            return False  # released at this moment
         # read after the run's ref: an answer deletes the question, and moves the ref from where it was seen; the push
         # that has created the ref may have created the identity, too
         seen = self.refs.list_refs(self._ask, self.refs.identity_ref)
         identity, is_asked = seen.get(self.refs.identity_ref), self._ask in seen
+        older = RefUpdate(self.stop_ref, ANY, None)  # a stop counts for the session that it finds, not for the next one
+        if run is None:
+            # of the first two sessions of a repository, one creates the identity, and the other must try again
+            return self._take(None, identity, older) or (identity is None and self._try())
         if self.seize(run, identity, older, is_asked=is_asked):
             self._say(f"{self.ref}: its session is dead, and this one takes over.")
         elif not self.holder_lives and not is_asked:

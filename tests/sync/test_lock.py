@@ -419,8 +419,14 @@ def test_a_question_that_was_answered_does_not_count_for_the_next_one(
     """The holder answers while it is asked: the question is asked anew at once, and has its whole lease."""
     first, second = dead(lock, stores.clone), lock(stores.clone_again())
     move_to(stores, stores.refs()[REF], ASK)
+    read = second.refs.read_runs
+
+    def answer_and_read(name: str) -> dict[str, SeenRun]:
+        first.push(first.record, RefUpdate(ASK, ANY, None))
+        return read(name)
+
     with monkeypatch.context() as patch:
-        after_reading(patch, lambda: first.push(first.record, RefUpdate(ASK, ANY, None)))
+        patch.setattr(second.refs, "read_runs", answer_and_read)
         assert not second._try()
     assert ASK in stores.refs()
     began = time.monotonic()
@@ -431,27 +437,25 @@ def test_a_question_that_was_answered_does_not_count_for_the_next_one(
 def test_the_first_run_of_a_repository_is_not_taken_for_a_foreign_one(
     stores: Stores, lock: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One push creates the run and the repository's identity; a listing that is not atomic may show the run alone."""
-    first, second = lock(stores.clone), lock(stores.clone_again())
+    """One push creates the run and the repository's identity, while another session or a recovery reads both."""
     lines: list[str] = []
-    read_runs = Refs.read_runs
+    read_runs, first = Refs.read_runs, lock(stores.clone)
+    others: list[Callable[[], object]] = [
+        partial(recover, stores.clone_again("third"), say=lines.append), lock(stores.clone_again()).try_take
+    ]  # fmt: skip
 
     def take_and_read(refs: Refs, name: str = "") -> dict[str, SeenRun]:
+        monkeypatch.setattr(Refs, "read_runs", read_runs)
         first.take()
         return read_runs(refs, name)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Refs, "read_runs", take_and_read)
-        assert recover(stores.clone_again("third"), say=lines.append) == 1
+    for act, expected in zip(others, (1, False), strict=True):
+        run_git("update-ref", "-d", Refs(stores.clone, Credentials()).identity_ref, cwd=stores.origin)
+        monkeypatch.setattr(Refs, "read_runs", take_and_read)
+        assert act() == expected
+        first.release()
+        first = lock(stores.clone)
     assert lines == []
-    read = second.refs.list_refs
-
-    def read_half(*patterns: str) -> dict[str, str]:
-        monkeypatch.setattr(second.refs, "list_refs", read)
-        return {REF: read(*patterns)[REF]}
-
-    monkeypatch.setattr(second.refs, "list_refs", read_half)
-    assert not second.try_take()
 
 
 def no_questions(stores: Stores) -> None:
