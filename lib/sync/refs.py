@@ -101,10 +101,6 @@ class Refs(Repository):
             files = self._read_all(commits, file)
         return {ref: (commit, files.get(ref, {}).get(file, "")) for ref, commit in commits.items()}
 
-    def identity(self) -> str | None:
-        """Return the repository's identity; None if it has none yet."""
-        return self.list_refs(self.identity_ref).get(self.identity_ref)
-
     def write_record(self, record: RunRecord) -> str:
         """Write a run's record as a commit, and return it."""
         return self.write_file("run.json", record.to_json(), record.name)

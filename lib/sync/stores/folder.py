@@ -139,9 +139,8 @@ class FolderObjects(Store):
         return found
 
     def room(self) -> int | None:
-        """Return the free bytes of the file system that the folder is on, or will be on."""
-        nearest = next(folder for folder in (self._folder, *self._folder.parents) if folder.is_dir())
-        return shutil.disk_usage(nearest).free
+        """Return the free bytes of the file system that the folder is on."""
+        return shutil.disk_usage(self._folder).free
 
     def _part(self, path: str, identity: str) -> Path:
         target = self._folder / path
