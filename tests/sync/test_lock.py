@@ -247,7 +247,7 @@ def test_of_two_sessions_that_saw_the_run_free_the_later_one_asks(
     """Creating the ref is a compare-and-swap: what was read before it cannot mislead."""
     first, second = lock(stores.clone), lock(stores.clone_again())
     after_reading(monkeypatch, first.take)
-    assert not second._try()
+    assert not second.try_take()
     with pytest.raises(RunHeldError):
         second.take()
 
@@ -427,7 +427,7 @@ def test_a_question_that_was_answered_does_not_count_for_the_next_one(
 
     with monkeypatch.context() as patch:
         patch.setattr(second.refs, "read_runs", answer_and_read)
-        assert not second._try()
+        assert not second.try_take()
     assert ASK in stores.refs()
     began = time.monotonic()
     second.take()
