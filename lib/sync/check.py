@@ -101,10 +101,11 @@ def _check(remotes: Remotes) -> Checked:
     listings = {oid for oid in named if oid.endswith(".dir") and oid in stored}
     damaged = {oid for oid in listings if any(mismatch(oid, -1, copy) for copy in stored[oid])}
     parts = {oid: remotes.parts_of(oid) for oid in listings - damaged}
-    named = named.union(*parts.values(), (copy.oid for run in runs.values() for copy in run.declared))
+    records = {name: run.record for name, run in runs.items() if run.record}
+    named = named.union(*parts.values(), (copy.oid for record in records.values() for copy in record.declared))
     others = sorted(remotes.repositories() - {identity})
     unreadable = [ref for ref in heads if ref.startswith(EARLIER)]
-    unreadable += [f"{RUNS}{name}" for name, run in runs.items() if run.record is None]
+    unreadable += [f"{RUNS}{name}" for name in runs if name not in records]
     # these may name any object, so that no object is certainly unnamed
     unnamed = set() if others or unreadable or damaged else stored.keys() - named
     here = {ref: outputs for ref, outputs in published.items() if ref not in elsewhere}
@@ -126,9 +127,9 @@ def _check(remotes: Remotes) -> Checked:
         *(Finding("waste", f"{name} is of a session that has ended, and no checkpoint names it", RECOVER)
           for name in remotes.waste(identity) if name in store.flat(name)),  # else its session has just deleted it
         *_check_objects(unnamed, stored),
-        *(Finding("unfinished", f"{RUNS}{name}: the session of {run.record.name} is publishing, or has died meanwhile",
+        *(Finding("unfinished", f"{RUNS}{name}: the session of {record.name} is publishing, or has died meanwhile",
                   f"{RECOVER}, which asks whether it lives")
-          for name, run in runs.items() if run.record and run.declared),
+          for name, record in records.items() if record.declared),
     )  # fmt: skip
     return Checked(len(published), len(stored), len(runs), findings)
 

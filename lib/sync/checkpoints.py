@@ -30,10 +30,10 @@ class CheckpointPublisher:
         self._attempts = 0
         self._head: str | None = None
         """The commit of the checkpoint branch, as last read or pushed."""
-        self._named: dict[str, str] = {}
-        """{name: identity} of the files of ours that the branch names."""
-        self._waste: dict[str, str] = {}
-        """The same for files of ours that it does not name, or that a push in doubt may have let it name."""
+        self._files: dict[str, str] = {}
+        """{name: identity} of every file of ours that may exist."""
+        self._named: set[str] = set()
+        """The names of those that the branch names, as last read or pushed."""
         repository = lock.take().repository
         self._own = f"{CHECKPOINT}{repository}-{lock.name}-"
         """The beginning of our files' names; a branch that a fork has copied names those of another repository."""
@@ -43,12 +43,12 @@ class CheckpointPublisher:
 
     def _read_head(self) -> None:
         refs, ref = self._remotes.refs, self._lock.checkpoint
-        self._waste |= self._named
-        self._head, self._named = refs.list_refs(ref).get(ref), {}
+        self._head, texts = refs.list_refs(ref).get(ref), {}
         if self._head is not None:
             refs.bring(ref, self._head)
             texts = refs.read_files(ref, "*/checkpoint.json", commit=self._head)
-            self._named = {file["name"]: file["id"] for file in named_by(texts) if file["name"].startswith(self._own)}
+        named = {file["name"]: file["id"] for file in named_by(texts) if file["name"].startswith(self._own)}
+        self._files, self._named = self._files | named, set(named)
 
     def publish(self, run: Publication, record: Mapping[str, object]) -> int:
         """Upload the objects of `run` and move the checkpoint branch; return the uploaded bytes.
@@ -66,8 +66,7 @@ class CheckpointPublisher:
                 break
             except RefMovedError:  # deleted by hand, or moved by a push of ours whose answer was lost
                 self._read_head()
-        self._waste |= self._named
-        self._head, self._named = commit, {file["name"]: file["id"] for file in files}
+        self._head, self._named = commit, {file["name"] for file in files}
         self._delete_waste()
         return sum(file["size"] for file in files)
 
@@ -79,29 +78,28 @@ class CheckpointPublisher:
             name = file_of(record, self._lock.name, self._attempts, PurePosixPath(path).name)
             source = run.find(path)
             digest = md5_of(source)
-            self._waste[name] = identity  # before the file exists
+            self._files[name] = identity  # before the file exists
             copy = store.create(name, source, identity)
             wrong = mismatch(digest, source.stat().st_size, copy) if copy else "is another file's"
             if copy is None or wrong:
                 raise DvcPushError(f"{store.name}: the copy {name} {wrong}.", remedy="it is uploaded again.")
-            self._waste[name] = copy.identity
+            self._files[name] = copy.identity
             files.append({"path": path, "name": name, "id": copy.identity, "size": copy.size, "md5": digest})
         return files
 
     def _delete_waste(self) -> None:
         """Delete the files that the branch does not name; the run's ref has moved since they were last pushed."""
-        for name, identity in sorted(self._waste.items()):
-            if name not in self._named:
-                try:
-                    self._remotes.store.delete(name, identity)
-                except (RunError, OSError) as error:
-                    self._say(f"Note: {name} could not be deleted yet: {self._remotes.redact(str(error))}")
-                    return  # with the next checkpoint, or when the run is recovered
-            del self._waste[name]
+        for name in sorted(self._files.keys() - self._named):
+            try:
+                self._remotes.store.delete(name, self._files[name])
+            except (RunError, OSError) as error:
+                self._say(f"Note: {name} could not be deleted yet: {self._remotes.redact(str(error))}")
+                return  # with the next checkpoint, or when the run is recovered
+            del self._files[name]
 
     def end(self) -> None:
         """Delete what failed checkpoints have left; the last published checkpoint stays."""
-        if self._waste:
+        if self._files.keys() - self._named:
             self._lock.push(self._lock.take())  # a push in doubt is rejected from here on
             self._read_head()
             self._delete_waste()

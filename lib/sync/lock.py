@@ -73,7 +73,21 @@ class RunLock:
         if self.record is not None:
             return True
         with as_sync_errors(f"taking the run {self._full_name}"):
-            return self._try()
+            run = self.refs.read_runs(self.name).get(self.name)
+            # read after the run's ref: an answer deletes the question, and moves the ref from where it was seen; the
+            # push that has created the ref may have created the identity, too
+            seen = self.refs.list_refs(self._ask, self.refs.identity_ref)
+            identity, is_asked = seen.get(self.refs.identity_ref), self._ask in seen
+            older = RefUpdate(self.stop_ref, ANY, None)  # a stop counts for the session that it finds
+            if run is None:
+                # of the first two sessions of a repository, one creates the identity, and the other must try again
+                return self._take(None, identity, older) or (identity is None and self.try_take())
+            if self.seize(run, identity, older, is_asked=is_asked):
+                self._say(f"{self.ref}: its session is dead, and this one takes over.")
+            elif not self.holder_lives and not is_asked:
+                ask(self.refs, [self._ask])
+                self._asked = time.monotonic()  # from here on the ref as seen and the question are there together
+            return self.record is not None
 
     def take(self) -> RunRecord:
         """Take the run, after waiting one lease since the first question for an answer, and return its record.
@@ -113,27 +127,6 @@ class RunLock:
         self._seen, self._asked = run.commit, min(self._asked, time.monotonic()) if is_asked else math.inf
         return time.monotonic() - self._asked >= run.lease and self._take(run, identity, *updates)
 
-    def _try(self) -> bool:
-        seen = self.refs.list_refs(self.ref, self.refs.identity_ref)
-        older = RefUpdate(self.stop_ref, ANY, None)  # a stop counts for the session that it finds, not for the next one
-        identity = seen.get(self.refs.identity_ref)
-        if self.ref not in seen:
-            # of the first two sessions of a repository, one creates the identity, and the other must try again
-            return self._take(None, identity, older) or (identity is None and self._try())
-        run = self.refs.read_runs(self.name).get(self.name)
-        if run is None:
-            return False  # released at this moment
-        # read after the run's ref: an answer deletes the question, and moves the ref from where it was seen; the push
-        # that has created the ref may have created the identity, too
-        seen = self.refs.list_refs(self._ask, self.refs.identity_ref)
-        identity, is_asked = seen.get(self.refs.identity_ref), self._ask in seen
-        if self.seize(run, identity, older, is_asked=is_asked):
-            self._say(f"{self.ref}: its session is dead, and this one takes over.")
-        elif not self.holder_lives and not is_asked:
-            ask(self.refs, [self._ask])
-            self._asked = time.monotonic()  # the ref as it was seen and the question are there together from here on
-        return self.record is not None
-
     def _check_is_ours(self, run: SeenRun, identity: str | None) -> None:
         """Raise `RunHeldError` for a ref that this session can never take over."""
         if run.record is None:
@@ -162,7 +155,7 @@ class RunLock:
             repository=short(identity),
             session=secrets.token_hex(8),
             lease=self._lease,
-            undo=old.declared if old else (),
+            undo=old.record.declared if old and old.record else (),
         )
         if self._lock_file() and self._file is not None:  # else a session of this clone hangs, or has just begun
             self._file.write(self._mark(record.session))

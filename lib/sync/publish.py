@@ -206,7 +206,8 @@ class _Publishing:
         names = [
             name
             for name, run in self.remotes.refs.read_runs().items()
-            if name != self.lock.name and copy.identity in (declared.identity for declared in run.declared)
+            if name != self.lock.name and run.record
+            if copy.identity in (declared.identity for declared in run.record.declared)
         ]
         if names:
             self._recovery.look(names)

@@ -84,9 +84,10 @@ class Recovery:
     def look(self, names: Collection[str] | None = None, *, ask: bool = True) -> bool:
         """Read all runs, or those of these names, and recover the dead ones; return whether to wait for answers."""
         refs = self._remotes.refs
-        asked = refs.list_refs(f"{ASKS}*")  # before the runs: both have been seen together then
         runs = {name: run for name, run in refs.read_runs().items() if names is None or name in names}
-        self.identity = refs.identity()  # it may be as new as the first run
+        # after the runs: a question that is answered in between does not count, and the identity may be as new as a run
+        asked = refs.list_refs(f"{ASKS}*", refs.identity_ref)
+        self.identity = asked.pop(refs.identity_ref, None)
         self.left, waiting = {}, []
         for name, run in runs.items():
             full_name = run.record.name if run.record else name

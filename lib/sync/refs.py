@@ -21,7 +21,7 @@ from lib.remotes.answers import Patience
 from lib.remotes.credentials import Credentials
 from lib.remotes.git_answers import BRIEFLY, because, explain
 from lib.remotes.repository import Repository
-from lib.sync.record import LEASE, RUNS, DeclaredCopy, RunRecord, Stop, read_run
+from lib.sync.record import LEASE, RUNS, RunRecord, Stop, read_run
 
 EARLIER = ("refs/intents/", "refs/heads/kaggle-intents/", "refs/heads/kaggle-runs/")
 """Prefixes of the refs of the protocol's first edition: they are left alone and reported."""
@@ -46,11 +46,6 @@ class SeenRun:
     name: str
     commit: str
     record: RunRecord | None
-
-    @property
-    def declared(self) -> tuple[DeclaredCopy, ...]:
-        """Return every copy that it may have stored, as far as this version can read."""
-        return self.record.declared if self.record else ()
 
     @property
     def lease(self) -> float:
@@ -106,10 +101,6 @@ class Refs(Repository):
             commits = self._mirrored(pattern)
             files = self._read_all(commits, file)
         return {ref: (commit, files.get(ref, {}).get(file, "")) for ref, commit in commits.items()}
-
-    def identity(self) -> str | None:
-        """Return the repository's identity; None if it has none yet."""
-        return self.list_refs(self.identity_ref).get(self.identity_ref)
 
     def write_record(self, record: RunRecord) -> str:
         """Write a run's record as a commit, and return it."""

@@ -151,13 +151,7 @@ class _Rehearsal:
 
     def _delete(self) -> None:
         for copy in self._copies:
-            path = self._store.path_of(copy.oid)
-            self._store.delete(path, copy.identity)
-            if self._store.verify(path, copy.identity) is not None:
-                raise DvcPushError(
-                    f"{self._store.name}: an object was deleted and is still there.",
-                    remedy="let this account delete files there: publishing rolls back what has failed.",
-                )
+            self._store.delete_provably(self._store.path_of(copy.oid), copy.identity)
         self._copies = ()
 
     # ── the Git remote ─────────────────────────────────────────────────────────────────────────────────────────────

@@ -40,17 +40,14 @@ def open_remotes(root: Path, credentials: Credentials) -> Iterator[Remotes]:
 
     with contextlib.ExitStack() as stack:
         with as_sync_errors(f"opening {root} and its remotes", credentials.redact):
-            repo = stack.enter_context(Repo(str(root)))
+            repo, refs = stack.enter_context(Repo(str(root))), Refs(root, credentials)
             store = open_store(repo)
-            stack.callback(_close, store)
-            remotes = Remotes(repo, Refs(root, credentials), store, credentials.redact)
-        yield remotes
-
-
-def _close(store: Store) -> None:
-    # a failure to close must neither hide an earlier error nor make a success doubtful
-    with contextlib.suppress(Exception):
-        store.close()
+        try:
+            yield Remotes(repo, refs, store, credentials.redact)
+        finally:
+            # a failure to close must neither hide an earlier error nor make a success doubtful
+            with contextlib.suppress(Exception):
+                store.close()
 
 
 class Remotes:
@@ -76,7 +73,7 @@ class Remotes:
         """
         if self.store.keeps_twins:
             return ""
-        if len(self.repositories()) > 1:
+        if self.repositories() - {lock.held().repository}:
             return f"{self.store.name} is shared with another repository ({REPOSITORY}*)"
         # if this process dies, its probe is swept like a file of a checkpoint
         return self.store.limits(file_of(lock.held(), lock.name, 0, "probe"))

@@ -55,7 +55,7 @@ def ask_to_stop(refs: Refs, key: str, *, discard: bool) -> None:
     Raises `StopError` if no session of this repository holds the run, and `GitPushError` if the Git remote refuses.
     """
     name = short_name(key)
-    seen, identity = refs.read_runs(name).get(name), refs.identity()
+    seen, identity = refs.read_runs(name).get(name), refs.list_refs(refs.identity_ref).get(refs.identity_ref)
     if seen is None:
         raise StopError(
             f"no session holds the run {key}.",

@@ -122,8 +122,8 @@ def deletes_old_files_first(patch: pytest.MonkeyPatch) -> None:
     publish = CheckpointPublisher.publish
 
     def delete_and_publish(publisher: CheckpointPublisher, run: Publication, record: Mapping[str, object]) -> int:
-        for name, identity in publisher._named.items():
-            publisher._remotes.store.delete(name, identity)
+        for name in publisher._named:
+            publisher._remotes.store.delete(name, publisher._files[name])
         return publish(publisher, run, record)
 
     patch.setattr(CheckpointPublisher, "publish", delete_and_publish)

@@ -47,6 +47,7 @@ from lib.sync import Refs, RunLock, open_remotes, read_run, recover, rehearse
 from lib.sync import lock as lock_module
 from lib.sync import refs as refs_module
 from lib.sync.record import DeclaredCopy, RunRecord
+from lib.sync.recover import Recovery
 from lib.sync.refs import ANY, RefUpdate, SeenRun
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of DVC's own
@@ -246,7 +247,7 @@ def test_of_two_sessions_that_saw_the_run_free_the_later_one_asks(
     """Creating the ref is a compare-and-swap: what was read before it cannot mislead."""
     first, second = lock(stores.clone), lock(stores.clone_again())
     after_reading(monkeypatch, first.take)
-    assert not second._try()
+    assert not second.try_take()
     with pytest.raises(RunHeldError):
         second.take()
 
@@ -352,6 +353,31 @@ def test_a_question_that_was_answered_while_the_run_was_read_does_not_count(
     assert held.confirm() is None
 
 
+def test_a_question_that_was_answered_while_a_recovery_read_the_run_does_not_count(
+    stores: Stores, lock: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recovery that sleeps for a lease then finds a third session's question, and must wait for its answer."""
+    held = lock(stores.clone, lease=LEASE)
+    held.take()
+    with open_remotes(stores.clone_again(), Credentials()) as remotes:
+        recovery, read = Recovery(remotes, str), remotes.refs.read_runs
+        move_to(stores, stores.refs()[REF], ASK)
+
+        def read_the_answer() -> dict[str, SeenRun]:
+            eventually(lambda: ASK not in stores.refs())
+            return read()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(remotes.refs, "read_runs", read_the_answer)
+            recovery.look(ask=False)
+        hang(held)  # it does not answer the third session's question before the recovery looks again
+        time.sleep(LEASE)
+        move_to(stores, stores.refs()[REF], ASK)
+        recovery.look()
+    assert [run.name for run in recovery.left.values()] == [NAME]
+    assert held.reread(held.ref)
+
+
 def test_a_lock_can_ask_again_after_its_release(stores: Stores, lock: Make) -> None:
     """The second time counts from its own question."""
     second = lock(stores.clone_again())
@@ -393,9 +419,15 @@ def test_a_question_that_was_answered_does_not_count_for_the_next_one(
     """The holder answers while it is asked: the question is asked anew at once, and has its whole lease."""
     first, second = dead(lock, stores.clone), lock(stores.clone_again())
     move_to(stores, stores.refs()[REF], ASK)
+    read = second.refs.read_runs
+
+    def answer_and_read(name: str) -> dict[str, SeenRun]:
+        first.push(first.record, RefUpdate(ASK, ANY, None))
+        return read(name)
+
     with monkeypatch.context() as patch:
-        after_reading(patch, lambda: first.push(first.record, RefUpdate(ASK, ANY, None)))
-        assert not second._try()
+        patch.setattr(second.refs, "read_runs", answer_and_read)
+        assert not second.try_take()
     assert ASK in stores.refs()
     began = time.monotonic()
     second.take()
@@ -405,21 +437,25 @@ def test_a_question_that_was_answered_does_not_count_for_the_next_one(
 def test_the_first_run_of_a_repository_is_not_taken_for_a_foreign_one(
     stores: Stores, lock: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One push creates the run and the repository's identity; a listing that is not atomic may show the run alone."""
-    first, second = lock(stores.clone), lock(stores.clone_again())
+    """One push creates the run and the repository's identity, while another session or a recovery reads both."""
     lines: list[str] = []
-    with monkeypatch.context() as patch:
-        after_reading(patch, first.take)
-        assert recover(stores.clone_again("third"), say=lines.append) == 1
+    read_runs, first = Refs.read_runs, lock(stores.clone)
+    others: list[Callable[[], object]] = [
+        partial(recover, stores.clone_again("third"), say=lines.append), lock(stores.clone_again()).try_take
+    ]  # fmt: skip
+
+    def take_and_read(refs: Refs, name: str = "") -> dict[str, SeenRun]:
+        monkeypatch.setattr(Refs, "read_runs", read_runs)
+        first.take()
+        return read_runs(refs, name)
+
+    for act, expected in zip(others, (1, False), strict=True):
+        run_git("update-ref", "-d", Refs(stores.clone, Credentials()).identity_ref, cwd=stores.origin)
+        monkeypatch.setattr(Refs, "read_runs", take_and_read)
+        assert act() == expected
+        first.release()
+        first = lock(stores.clone)
     assert lines == []
-    read = second.refs.list_refs
-
-    def read_half(*patterns: str) -> dict[str, str]:
-        monkeypatch.setattr(second.refs, "list_refs", read)
-        return {REF: read(*patterns)[REF]}
-
-    monkeypatch.setattr(second.refs, "list_refs", read_half)
-    assert not second.try_take()
 
 
 def no_questions(stores: Stores) -> None:

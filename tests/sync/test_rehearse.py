@@ -126,7 +126,7 @@ def test_a_rehearsal_reports_a_clone_that_cannot_be_written_to(stores: Stores) -
     (stores.clone / ".git/kaggle-sync").write_text("a file in place of the folder")
     found = rehearse(stores.clone, say=str)
     assert isinstance(found.git, SyncError)
-    assert "stopped: NotADirectoryError" in found.git.what
+    assert "stopped: FileExistsError" in found.git.what
     assert "free some space" in found.git.remedy
 
 

@@ -28,6 +28,7 @@ from lib.errors import DvcPushError, GitPushError
 from lib.remotes.credentials import Credentials
 from lib.sync import Refs, RunLock, check, recover
 from lib.sync.record import DeclaredCopy
+from lib.sync.remotes import REPOSITORY
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of DVC's own
 
@@ -139,6 +140,15 @@ def test_a_guest_that_publishes_what_is_there_keeps_it(stores: Stores, guest: St
     assert publish(guest.clone).uploaded == 0
     assert recover(stores.clone, patience=0, say=str) == 0
     assert stores.refs() == {}
+    assert_branches_are_complete(guest)
+
+
+def test_a_guest_keeps_its_objects_after_the_owners_mark_was_deleted(stores: Stores, guest: Stores, wire: Wire) -> None:
+    """A mark that is not the owner's own is enough: how many there are says nothing."""
+    leave_a_run(wire, stores.clone, BRANCH)
+    publish(guest.clone)
+    (stores.storage / f"{REPOSITORY}{identity_of(stores)}").unlink()
+    assert recover(stores.clone, patience=0, say=str) == 0
     assert_branches_are_complete(guest)
 
 

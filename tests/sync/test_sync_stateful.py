@@ -717,8 +717,8 @@ def delete_the_old_checkpoint_first(patch: pytest.MonkeyPatch) -> None:
     upload = CheckpointPublisher._upload
 
     def delete_and_upload(publisher: CheckpointPublisher, run: Publication) -> object:
-        for name, identity in publisher._named.items():
-            publisher._remotes.store.delete(name, identity)
+        for name in publisher._named:
+            publisher._remotes.store.delete(name, publisher._files[name])
         return upload(publisher, run)
 
     patch.setattr(CheckpointPublisher, "_upload", delete_and_upload)

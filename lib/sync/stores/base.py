@@ -95,12 +95,7 @@ class Store(Protocol):
         finally:
             for _ in range(2):  # if the second was not refused, a bucket with versions has both
                 for copy in self.find(path):
-                    self.delete(path, copy.identity)
-        if self.find(path):
-            raise DvcPushError(
-                f"{self.name}: the file {path} was deleted and is still there.",
-                remedy="let this account delete files there: publishing rolls back what has failed.",
-            )
+                    self.delete_provably(path, copy.identity)
         return refused and made is not None and made.identity == first
 
     def path_of(self, oid: str) -> str:
@@ -132,7 +127,16 @@ class Store(Protocol):
     def delete(self, path: str, identity: str) -> None:
         """Delete that one copy if it is there, and what an interrupted `create` of it has left. May be repeated."""
 
-    def read(self, path: str, identity: str, target: Path, progress: Progress = int) -> None:
+    def delete_provably(self, path: str, identity: str) -> None:
+        """Delete that one copy. Raises `DvcPushError` if it is still there afterwards."""
+        self.delete(path, identity)
+        if self.verify(path, identity) is not None:
+            raise DvcPushError(
+                f"{self.name}: {path} was deleted and is still there.",
+                remedy="let this account delete files there: publishing rolls back what has failed.",
+            )
+
+    def read(self, path: str, identity: str, target: Path) -> None:
         """Write that copy into a file, which may be incomplete after an error; `FileNotFoundError` if it is gone."""
 
     def flat(self, prefix: str) -> dict[str, list[StoredCopy]]:

@@ -111,12 +111,11 @@ class FolderObjects(Store):
             target.unlink(missing_ok=True)
             _fsync_folder(target.parent)
 
-    def read(self, path: str, identity: str, target: Path, progress: Progress = int) -> None:
+    def read(self, path: str, identity: str, target: Path) -> None:
         """Copy the file, if it is that copy."""
         if self.verify(path, identity) is None:
             raise FileNotFoundError(f"{self.name}: {path} is not there (copy {identity})")
         shutil.copyfile(self._folder / path, target)
-        progress(target.stat().st_size)
 
     def flat(self, prefix: str) -> dict[str, list[StoredCopy]]:
         """Return the files in the remote's own folder, and the parts that interrupted calls of `create` have left."""
@@ -140,9 +139,8 @@ class FolderObjects(Store):
         return found
 
     def room(self) -> int | None:
-        """Return the free bytes of the file system that the folder is on, or will be on."""
-        nearest = next(folder for folder in (self._folder, *self._folder.parents) if folder.is_dir())
-        return shutil.disk_usage(nearest).free
+        """Return the free bytes of the file system that the folder is on."""
+        return shutil.disk_usage(self._folder).free
 
     def _part(self, path: str, identity: str) -> Path:
         target = self._folder / path

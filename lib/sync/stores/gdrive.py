@@ -188,7 +188,7 @@ class DriveObjects(Store):
             else:
                 return
 
-    def read(self, path: str, identity: str, target: Path, progress: Progress = int) -> None:
+    def read(self, path: str, identity: str, target: Path) -> None:
         """Download the file with that id, piece by piece."""
         request = self._files.get_media(fileId=identity, supportsAllDrives=True)
         request.http = self._http()
@@ -196,9 +196,7 @@ class DriveObjects(Store):
             with target.open("wb") as file:
                 download, done = MediaIoBaseDownload(file, request, chunksize=PIECE), False
                 while not done:
-                    before = file.tell()
                     _, done = self._send(download.next_chunk)
-                    progress(file.tell() - before)
         except DvcPushError as error:
             if explain(error).status == HTTPStatus.NOT_FOUND:
                 raise FileNotFoundError(f"{self.name}: {path} is not there (copy {identity})") from error

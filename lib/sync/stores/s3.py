@@ -120,7 +120,7 @@ class S3Objects(Store):
                 deleted = head.get("VersionId")  # None if the bucket keeps no versions
                 self._ask("delete_object", path, **({"VersionId": deleted} if deleted else {}))
 
-    def read(self, path: str, identity: str, target: Path, progress: Progress = int) -> None:
+    def read(self, path: str, identity: str, target: Path) -> None:
         """Download the object in one request, if it is that copy; a download that breaks begins again."""
 
         async def fetch() -> bool:
@@ -138,7 +138,6 @@ class S3Objects(Store):
             is_there = patiently(lambda: sync(self._s3.loop, fetch), explain, PAUSES)
         if not is_there:
             raise FileNotFoundError(f"{self.name}: {path} is not there (copy {identity})")
-        progress(target.stat().st_size)
 
     def flat(self, prefix: str) -> dict[str, list[StoredCopy]]:
         """Return the files whose names begin so; each costs one more request."""
