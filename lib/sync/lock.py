@@ -68,8 +68,10 @@ class RunLock:
     def try_take(self) -> bool:
         """Take the run if that is possible at once, else ask its holder; return whether it is held.
 
-        Raises `RunHeldError` for a ref that can never be taken over, and `SyncError`.
+        Raises `RunHeldError` for a ref that can never be taken over, `TakenOverError` if this session was taken over,
+        and `SyncError`.
         """
+        self.confirm()
         if self.record is not None:
             return True
         with as_sync_errors(f"taking the run {self._full_name}"):
@@ -94,7 +96,6 @@ class RunLock:
 
         Raises `RunHeldError` if the holder answers, and `TakenOverError` if this session was taken over.
         """
-        self.confirm()
         reported = False
         while not self.try_take():
             if self.holder_lives:

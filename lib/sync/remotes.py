@@ -108,12 +108,14 @@ class Remotes:
         copies = list(copies)
         if not copies:
             return
-        self.kept = self.kept_because(lock)
-        if self.kept:
-            say(f"Note: what was stored stays, since {self.kept}.")
-            return
-        named = self._named(copies, say)
         try:
+            for copy in copies:  # what a killed upload has left, whatever happens to the copy
+                self.store.delete_part(self.store.path_of(copy.oid), copy.identity)
+            self.kept = self.kept_because(lock)
+            if self.kept:
+                say(f"Note: what was stored stays, since {self.kept}.")
+                return
+            named = self._named(copies, say)
             for copy in copies:
                 if copy.oid in named:
                     continue

@@ -562,6 +562,16 @@ class TestFolder:
             stores = [stack.enter_context(opened(folder.clone)) for _ in range(8)]
             assert len({*pool.map(lambda store: store.address(), stores)}) == 1
 
+    def test_remains_are_deleted_alone(self, folder: Backend, make: Make) -> None:
+        """The copy that is visible stays; where a file is in its folder's place, there are none."""
+        blob, store = make(), folder.opened[0]
+        copy = send(store, blob)
+        folder.leave_remains(store, blob, copy.identity)
+        store.delete_part(blob.key, copy.identity)
+        assert not folder.has_remains(blob)
+        assert len(stored(store, blob)) == 1
+        store.delete_part(f"{blob.key}/below", copy.identity)
+
     def test_the_part_of_a_name_that_a_killed_process_left_is_deleted(self, folder: Backend, tmp_path: Path) -> None:
         """No listing shows it, so that every process that closes the store deletes it."""
         name = folder.opened[0].address()

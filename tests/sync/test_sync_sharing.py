@@ -152,6 +152,31 @@ def test_a_guest_keeps_its_objects_after_the_owners_mark_was_deleted(stores: Sto
     assert_branches_are_complete(guest)
 
 
+@pytest.mark.parametrize("stays", ["named", "shared"])
+def test_what_a_killed_upload_has_left_is_deleted_where_its_copy_stays(
+    stores: Stores, guest: Stores, wire: Wire, stays: str
+) -> None:
+    """A private file is nobody else's, even if the object is named by a branch, or others publish there."""
+    leave_a_run(wire, stores.clone, BRANCH)
+    (run,) = Refs(stores.clone, Credentials()).read_runs().values()
+    assert run.record is not None
+    for copy in run.record.declared:
+        path = stores.object_path(copy.oid)
+        path.with_name(f".{path.name}.{copy.identity}.part").write_bytes(b"half")
+    if stays == "shared":
+        publish(guest.clone)
+    else:
+        outs = "".join(f"- md5: {copy.oid}\n  path: {copy.oid}\n" for copy in run.record.declared)
+        (stores.clone / "kept.dvc").write_text(f"outs:\n{outs}")
+        run_git("add", "kept.dvc", cwd=stores.clone)
+        run_git("commit", "--quiet", "--message=kept", cwd=stores.clone)
+        run_git("push", "--quiet", "origin", "HEAD:kept", cwd=stores.clone)
+    kept = {path: content for path, content in stores.objects().items() if not path.endswith(".part")}
+    assert recover(stores.clone, patience=0, say=str) == 0
+    assert stores.objects() == kept
+    assert len(kept) == len(WEIGHTS)
+
+
 def test_check_names_the_others_of_a_shared_dvc_remote(stores: Stores, guest: Stores) -> None:
     """This is a remark; their objects are not reported."""
     publish(stores.clone)

@@ -127,6 +127,9 @@ class Store(Protocol):
     def delete(self, path: str, identity: str) -> None:
         """Delete that one copy if it is there, and what an interrupted `create` of it has left. May be repeated."""
 
+    def delete_part(self, path: str, identity: str) -> None:
+        """Delete what an interrupted `create` of that copy has left, and nothing that is visible. May be repeated."""
+
     def delete_provably(self, path: str, identity: str) -> None:
         """Delete that one copy. Raises `DvcPushError` if it is still there afterwards."""
         self.delete(path, identity)

@@ -103,13 +103,16 @@ class FolderObjects(Store):
 
     def delete(self, path: str, identity: str) -> None:
         """Delete the part of an interrupted `create`, and the file if it is still that copy."""
-        target = self._folder / path
-        if not target.parent.is_dir():
-            return  # a file may be in its place
-        self._part(path, identity).unlink(missing_ok=True)
+        self.delete_part(path, identity)
         if self.verify(path, identity):
+            target = self._folder / path
             target.unlink(missing_ok=True)
             _fsync_folder(target.parent)
+
+    def delete_part(self, path: str, identity: str) -> None:
+        """Delete the private file that `create` writes."""
+        with contextlib.suppress(NotADirectoryError):  # a file may be in the folder's place
+            self._part(path, identity).unlink(missing_ok=True)
 
     def read(self, path: str, identity: str, target: Path) -> None:
         """Copy the file, if it is that copy."""
