@@ -964,7 +964,8 @@ def test_recovery_rolls_back_the_dead_and_leaves_the_living(stores: Stores, lock
     stores.write_hook("post-receive", f"grep -c '^0\\{{40\\}} .* refs/asks/' >> {asked} || true")
     lines: list[str] = []
     assert recover(stores.clone_again(), say=lines.append) == 1
-    assert [count for count in Path(asked).read_text().split() if count != "0"] == ["3"]
+    first, *again = (count for count in Path(asked).read_text().split() if count != "0")
+    assert (first, set(again) - {"1"}) == ("3", set())  # one is asked again if it answers between the two reads
     assert list(stores.refs()) == [alive.checkpoint, HEAD, "refs/runs/alive"]
     assert stores.refs()[HEAD] == checkpoint
     assert stores.objects() == living | files
