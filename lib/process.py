@@ -88,6 +88,7 @@ def clean_environment() -> None:
     """
     for name in filter(_is_dropped, list(os.environ)):
         del os.environ[name]
+    os.environ["GDRIVE_NON_INTERACTIVE"] = "1"  # without an account, DVC would wait for a browser
     for name in FOLDERS:
         place = os.environ.get(name, "")
         nearest = Path(next(filter(os.path.exists, (place, *map(str, Path(place).parents))), ""))

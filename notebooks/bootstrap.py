@@ -18,6 +18,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
+from urllib.parse import unquote
 
 if TYPE_CHECKING:
     from lib.log import RunLog
@@ -59,6 +60,12 @@ class Bootstrap:
         self.working.mkdir(parents=True, exist_ok=True)
         self._log_is_open = False
         self._secrets: Path | None = None
+        path = str(self.working)
+        if "'" in path or unquote(path).partition("?")[0] != path:  # only after the last epoch it would fail
+            self._stop(
+                f"The folder {path} has a ', a ? or a % in its name, and ultralytics finds no weights there.",
+                "run from a folder with another name, or name one with the parameter working.",
+            )
 
     def step(self, title: str) -> None:
         """Record the start of a step and print its title with the time since the run's start."""
@@ -174,8 +181,13 @@ class Bootstrap:
         return credentials, log
 
     def _log(self, text: str) -> None:
-        with (self.working / "run.log").open("a", encoding="utf-8") as file:
-            file.write(f"{text}\n")
+        file = self.working / "run.log"
+        try:
+            with file.open("a", encoding="utf-8") as opened:
+                opened.write(f"{text}\n")
+        except OSError as error:
+            remedy = "free some space, or name another folder with the parameter working."
+            raise SystemExit(f"{text}\n{file} cannot be written: {error.strerror}.\nWhat to do: {remedy}") from None
 
     def _stop(self, what: str, remedy: str) -> NoReturn:
         message = f"{what}\nWhat to do: {remedy}"

@@ -96,6 +96,23 @@ def test_an_unknown_accelerator_stops_the_run(tmp_path: Path) -> None:
         boot(tmp_path).verify_gpu("tpu")
 
 
+@pytest.mark.parametrize("name", ["Bob's runs", "100%25", "what?"])
+def test_a_folder_in_which_ultralytics_finds_no_weights_is_refused(tmp_path: Path, name: str) -> None:
+    """It would fail after the last epoch, when the best weights are evaluated."""
+    with pytest.raises(SystemExit, match="ultralytics finds no weights there"):
+        boot(tmp_path / name)
+    boot(tmp_path / 'é 100% "$x" [1], #2')
+
+
+def test_a_log_that_cannot_be_written_stops_the_run(tmp_path: Path) -> None:
+    """The line is shown, with the file and the cause."""
+    (tmp_path / "working/run.log").mkdir(parents=True)
+    with pytest.raises(
+        SystemExit, match=r"^hello\n.*/run\.log cannot be written: Is a directory\.\nWhat to do: free some"
+    ):
+        boot(tmp_path).say("hello")
+
+
 # ── 1: the sandbox, where no repository is given ──────────────────────────────────────────────────────────────────────
 
 

@@ -141,6 +141,7 @@ def test_a_program_gets_the_settings_that_are_listed(monkeypatch: pytest.MonkeyP
     clean_environment()  # libraries of this process start programs, too
     assert not OTHERS & set(os.environ)
     assert set(os.environ) >= MACHINE
+    assert os.environ["GDRIVE_NON_INTERACTIVE"] == "1"  # DVC would wait for a browser
 
 
 @pytest.mark.parametrize("name", process_module.FOLDERS)

@@ -93,6 +93,14 @@ def run_command_line(command: click.Command) -> None:
     except RunError as error:
         print(f"Error: {error}", file=sys.stderr)
         status = 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(
+            f"Error: {error.filename}: {error.strerror}.\nWhat to do: name another place, or free some space.",
+            file=sys.stderr,
+        )
+        status = 1
     except click.ClickException as error:
         error.show()
         status = error.exit_code

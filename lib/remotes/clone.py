@@ -158,8 +158,6 @@ def configure_dvc(root: Path, scratch: Path, credentials: Credentials) -> str:
     given = credentials.drive or credentials.service_account
     settings: dict[str, Any] = {}
     if drives:
-        # otherwise, with a missing or revoked token, DVC waits for a browser forever
-        os.environ["GDRIVE_NON_INTERACTIVE"] = "1"
         os.environ.pop("GDRIVE_CREDENTIALS_DATA", None)  # DVC would use it instead of the file
     if used[0].kind == "gdrive" or (drives and given):
         file = scratch / "credentials" / "gdrive.json"

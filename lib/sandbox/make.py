@@ -98,8 +98,10 @@ def _copy_project(project: Path, seed: Path) -> None:
 def _configure_dvc(seed: Path, remote: Path) -> None:
     """Write a `.dvc/config` whose only remote is the sandbox's folder; the project's own remotes are left out."""
     (seed / ".dvc").mkdir(exist_ok=True)
+    quote = "'" if '"' in str(remote) else '"'  # a comma makes a list, and # begins a comment
+    url = f"{quote}{remote}{quote}"
     (seed / ".dvc" / "config").write_text(
-        f"[core]\n    remote = {REMOTE}\n    analytics = false\n['remote \"{REMOTE}\"']\n    url = {remote}\n",
+        f"[core]\n    remote = {REMOTE}\n    analytics = false\n['remote \"{REMOTE}\"']\n    url = {url}\n",
         encoding="utf-8",
     )
     (seed / ".dvc" / ".gitignore").write_text("/config.local\n/tmp\n/cache\n", encoding="utf-8")

@@ -38,7 +38,11 @@ def recover(
     with open_remotes(root, credentials) as remotes, as_sync_errors("recovering", credentials.redact, state):
         recovery = Recovery(remotes, say)
         end, names = time.monotonic() + (math.inf if patience is None else patience), [run] if run else None
+        is_told = patience == 0
         while recovery.look(names, ask=patience != 0) and time.monotonic() < end:
+            if not is_told:
+                is_told, longest = True, max(seen.lease for seen in recovery.left.values())
+                say(f"Waiting for at most {longest:.0f} s for an answer of {', '.join(sorted(recovery.left))} …")
             names = list(recovery.left)  # whoever begins later is alive
             time.sleep(min([5.0, *(run.lease / 20 for run in recovery.left.values())]))
         for ref in remotes.refs.list_refs(*(f"{place}*" for place in EARLIER)):

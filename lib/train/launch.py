@@ -290,7 +290,10 @@ def _run(
 def _outcome(file: Path, status: int) -> Outcome:
     """Return the outcome that a worker wrote to `file`; without one, how its process ended."""
     if file.is_file():
-        return Outcome.model_validate_json(file.read_bytes())
+        try:
+            return Outcome.model_validate_json(file.read_bytes())
+        except ValueError:  # it was cut off while it was written
+            return Outcome(state="failed", reason=f"{file.name} is incomplete: No space left on device?")
     how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
     return Outcome(state="killed", reason=f"a training process {how}")
 

@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -21,6 +22,15 @@ def test_every_command_ends_its_help_with_an_example_that_it_accepts(name: str) 
     called, *words = shlex.split(example[1])
     assert called == name
     app.commands[name].make_context(name, words)  # raises UsageError for an unknown option or a missing argument
+
+
+def test_a_place_that_cannot_be_used_is_one_clear_error(tmp_path: Path) -> None:
+    """Whatever a command was about to write there."""
+    (tmp_path / "file").touch()
+    words = [sys.executable, "-m", "lib", "sandbox", "detection", "--folder", str(tmp_path / "file")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    remedy = "What to do: name another place, or free some space."
+    assert (done.returncode, done.stderr) == (1, f"Error: {tmp_path}/file/dvc-remote: Not a directory.\n{remedy}\n")
 
 
 def test_ctrl_c_is_told_from_a_failure() -> None:

@@ -54,6 +54,14 @@ def tree(sandbox: Sandbox) -> list[str]:
     return run_git("ls-tree", "-r", "--name-only", "main", cwd=sandbox.origin).splitlines()
 
 
+@pytest.mark.parametrize("name", ["runs, 2026", "a # b", 'the "best"'])
+def test_its_folder_may_have_any_name(project: Path, tiny: Path, tmp_path: Path, name: str) -> None:
+    """DVC's configuration has characters of its own."""
+    sandbox = make_sandbox(project, tmp_path / name, DETECTION, tiny)
+    assert sandbox.remote == tmp_path / name / "dvc-remote"
+    assert any(sandbox.remote.rglob("*.dir"))
+
+
 def test_it_holds_the_current_state_of_the_project(project: Path, tiny: Path) -> None:
     """Uncommitted files are included, ignored files are not, and only its own DVC remote is configured."""
     sandbox = make(project, tiny)

@@ -134,7 +134,8 @@ def test_a_run_killed_during_its_commit_push_is_recovered_from_another_clone(sto
         assert len(stores.objects()) == 2
         lines: list[str] = []
         assert recover(stores.clone_again(), say=lines.append) == 0
-        assert any(BRANCH in line for line in lines)
+        assert lines[0] == f"Waiting for at most 1 s for an answer of {BRANCH} …"
+        assert any(BRANCH in line for line in lines[1:])
         assert (stores.refs(), stores.objects()) == ({}, {})
         owner.go()
     assert (stores.refs(), stores.objects()) == ({}, {})

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, SEARCHED, Stores, eventually, is_alive, processes_with
 from publications import lock_of, take_over
 
-from lib.errors import TakenOverError
+from lib.errors import TakenOverError, TrainingError
 from lib.experiment.load import load_experiment
 from lib.session import Session
 from lib.sync import RunLock
@@ -52,6 +52,28 @@ def test_a_training_ends_when_another_session_has_taken_the_run_over(
     assert not is_alive(int(pid.read_text()))
     assert stores.runs() == [hold.ref]  # the other session's
     others[0].release()
+
+
+CUT_OFF = """
+from lib.train.launch import WorkerPlan
+
+def main(plan_file):
+    WorkerPlan.model_validate_json(plan_file.read_bytes()).outcome(0).write_text('{"state": "fin')
+    raise SystemExit(1)
+"""
+
+
+def test_an_outcome_that_a_full_disk_has_cut_off_is_a_failure_with_that_remedy(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker met the full disk a second time when it wrote why it failed."""
+    monkeypatch.setenv("PYTHONPATH", SEARCHED)
+    (stores.clone / "cutter.py").write_text(CUT_OFF)
+    experiment = load_experiment(ROOT / "experiments/001_det_baseline.yaml", {"hardware.multi_gpu": False})
+    session = Session(stores.clone, stores.folder, stores.folder / "scratch", experiment)
+    with pytest.raises(TrainingError, match="No space left on device") as caught:
+        train(session, Path("data.yaml"), StartingPoint(None), configure_tracking(session), worker="cutter")
+    assert "free space in the working and the scratch folder" in caught.value.remedy
 
 
 @pytest.mark.parametrize("device", ["0", "0,1"])
