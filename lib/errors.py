@@ -8,9 +8,12 @@ contains no credential, because text from outside (a client's reply, a command's
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Iterator
 
 from lib.escape import visible
+
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")  # DVC colours addresses, also where nobody sees it
 
 
 class RunError(Exception):
@@ -23,8 +26,8 @@ class RunError(Exception):
     state = ""
 
     def __init__(self, what: str, *, state: str = "", remedy: str = "") -> None:
-        self.what, self.state, self.remedy = what, state or self.state, remedy
-        super().__init__(what)
+        self.what, self.state, self.remedy = _COLOUR.sub("", what), state or self.state, remedy
+        super().__init__(self.what)
 
     def __str__(self) -> str:
         parts = [self.what, self.state and f"State: {self.state}", self.remedy and f"What to do: {self.remedy}"]

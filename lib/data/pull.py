@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -41,6 +42,7 @@ def pull_objects(
     from dvc.repo import Repo
 
     limit_silence()
+    total = 0
     try:
         make_workspace(root, place, pointers, mirrors)
         targets = [str(place / name) for name in pointers]
@@ -66,6 +68,11 @@ def pull_objects(
             missing = find_missing(root, pointers, credentials.redact, mirrors)
             what = "; ".join([what, *(f"{path}: {each.what}" for path, each in missing.items())])
             remedies = [each.remedy for each in missing.values()]
+        if (
+            total and (free := shutil.disk_usage(place).free) < 2 * total
+        ):  # they are in DVC's cache, and may be copied from there
+            what = f"{what}; {file_size(free)} are free in {place}, and the files have {file_size(total)}"
+            remedies.append("free some space, or name a folder on another disk.")
         raise RemoteError(credentials.redact(what), remedy="; ".join(remedies)) from error
     print("".join(f"{line}\n" for line in lines), end="", flush=True)
     return place

@@ -31,7 +31,8 @@ _SHARED_DRIVE = (
 _SHARE = "let the account write to the folder (share it as Editor; in a shared drive, as Content manager)"
 _NEW_KEY = (
     "put new GDRIVE_USER_CREDENTIALS (`python -m lib credentials` makes them) or a new GDRIVE_SERVICE_ACCOUNT key into "
-    "secrets.json, which a command reads with --secrets FILE (refresh tokens of an OAuth app in state Testing end after 7 days: publish the app)"
+    "secrets.json, which a command reads with --secrets FILE (refresh tokens of an OAuth app in state Testing end in "
+    "7 days: publish the app)"
 )
 _SCOPE = (
     "make new GDRIVE_USER_CREDENTIALS with `python -m lib credentials`: these were made for another app, or without "

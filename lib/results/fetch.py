@@ -119,16 +119,18 @@ def _find_fetched(folder: Path, branch: str) -> Model | None:
 
 def _pull_weights(root: Path, part: Path, run: PublishedRun, credentials: Credentials) -> None:
     pointers = {f"run/{path.relative_to(part)}": path.read_text(encoding="utf-8") for path in part.rglob("*.dvc")}
+    remedy = ""
     try:
         with clone_with(root, credentials) as clone:
             pull_objects(clone, part.parent, pointers, credentials, f"Pulling {run.record.branch}")
         wrong = "; ".join(_damages(part))
     except RemoteError as error:
-        wrong = error.what
+        wrong, remedy = error.what, error.remedy
     if wrong:
         raise BranchError(
             f"`dvc pull` of {run.record.branch} failed: {wrong}.",
-            remedy="ensure the DVC remote is accessible (for Google Drive: --secrets secrets.json); `python -m lib "
+            remedy=remedy
+            or "ensure the DVC remote is accessible (for Google Drive: --secrets secrets.json); `python -m lib "
             "check` reports whether it has the objects that the branch names.",
         )
 

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from lib.errors import DvcPushError
+from lib.errors import DvcPushError, SyncError
 from lib.remotes.credentials import Credentials
 from lib.remotes.repository import outputs_of
 from lib.sync.lock import CHECKPOINTS, RunLock
@@ -36,11 +36,16 @@ REPOSITORY, CHECKPOINT = f"{FLAT}repository-", f"{FLAT}checkpoint-"
 @contextlib.contextmanager
 def open_remotes(root: Path, credentials: Credentials) -> Iterator[Remotes]:
     """Yield the `Remotes` of the clone at `root`, with both remotes open. Raises `SyncError` if that fails."""
+    from dvc.exceptions import NotDvcRepoError
     from dvc.repo import Repo
 
     with contextlib.ExitStack() as stack:
         with as_sync_errors(f"opening {root} and its remotes", credentials.redact):
-            repo, refs = stack.enter_context(Repo(str(root))), Refs(root, credentials)
+            try:
+                repo, refs = stack.enter_context(Repo(str(root))), Refs(root, credentials)
+            except NotDvcRepoError:
+                remedy = "run `dvc init` and `dvc remote add -d storage gdrive://<folder id>` in it, and commit .dvc."
+                raise SyncError(f"{root} is not set up for DVC.", state="nothing was changed.", remedy=remedy) from None
             store = open_store(repo)
         try:
             yield Remotes(repo, refs, store, credentials.redact)

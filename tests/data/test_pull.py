@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -126,6 +127,19 @@ def test_a_file_is_found_in_each_of_several_twin_folders(drive: DriveEmulator, s
     drive.add_fault("fields=nextPageToken", "too many", 2)
     drive.add_fault("fields=nextPageToken", "cut", 2)
     assert find_missing(stores.clone, pointers, str) == {}
+
+
+def test_a_full_disk_is_named(
+    drive: DriveEmulator, pull: Callable[[], dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DVC itself asks whether its cache is up to date."""
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    for identity, _ in drive.files()[listing(drive)]:
+        drive.trash(identity)
+    with pytest.raises(RemoteError, match=r"0\.0 MiB are free in .*, and the files have \d") as caught:
+        pull()
+    assert "free some space, or name a folder on another disk" in caught.value.remedy
 
 
 @pytest.mark.parametrize("lost", ["listing", "file"])

@@ -492,6 +492,20 @@ def test_a_password_with_a_slash_is_never_shown(stores: Stores, tmp_path: Path, 
             assert_no_secret(caught.value, ("sesame", "open@"))
 
 
+@pytest.mark.parametrize("call", [check, partial(recover, say=str), publish])
+def test_a_clone_that_is_not_set_up_for_publishing_is_told_how(stores: Stores, call: Callable[[Path], object]) -> None:
+    """Its remote is of a kind that publishing does not know, or it has no folder .dvc."""
+    write_run(stores.clone)
+    write_config(stores.clone, section("storage", url="ssh://me@127.0.0.1/place"))
+    with pytest.raises(SyncError, match=r"the DVC remote cannot be opened: .*ssh") as caught:
+        call(stores.clone)
+    assert "in a folder, on Google Drive or on S3" in caught.value.remedy
+    shutil.rmtree(stores.clone / ".dvc")
+    with pytest.raises(SyncError, match="is not set up for DVC") as caught:
+        call(stores.clone)
+    assert "dvc init" in caught.value.remedy
+
+
 def test_an_output_whose_remote_leads_nowhere_names_it(stores: Stores, tmp_path: Path) -> None:
     """Preflight and the pull show the same error; what does not need that remote goes on."""
     plain(stores)

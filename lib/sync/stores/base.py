@@ -189,10 +189,11 @@ def open_store(repo: Any) -> Store:  # noqa: ANN401  dvc.repo.Repo
         chain_of(repo.config, repo.config["core"].get("remote") or "")
         remote = repo.cloud.get_remote()
         odb = remote.odb
-    except DvcException as error:
+    except (DvcException, ImportError) as error:  # ImportError: of a kind whose client is not installed
         raise refusal(
             f"the DVC remote cannot be opened: {error}.",
-            remedy="name one with `dvc remote add -d storage URL`, commit .dvc/config, and run again.",
+            remedy="name one in a folder, on Google Drive or on S3 with `dvc remote add -d storage URL`, commit "
+            ".dvc/config, and run again.",
         ) from None
     if remote.fs.version_aware or remote.worktree:
         raise refusal(
