@@ -21,6 +21,7 @@ from lib.sync.lock import RunLock, short
 from lib.sync.publication import Say
 from lib.sync.record import ASKS, Stop
 from lib.sync.refs import ANY, EARLIER, RefUpdate, SeenRun, as_sync_errors
+from lib.sync.rehearse import delete_rehearsals
 from lib.sync.remotes import Remotes, open_remotes
 
 
@@ -47,6 +48,7 @@ def recover(
             time.sleep(min([5.0, *(run.lease / 20 for run in recovery.left.values())]))
         for ref in remotes.refs.list_refs(*(f"{place}*" for place in EARLIER)):
             say(f"{ref} was written by an earlier version of this project and is left alone; its `recover` ends it.")
+        delete_rehearsals(remotes.refs)
         if recovery.identity is not None:
             remotes.sweep(short(recovery.identity), run)
         if recovery.error is not None:

@@ -5,7 +5,7 @@ created, forced and deleted, a question is asked, a checkpoint's branch is creat
 branch is created. `git push --dry-run` would run no server-side hooks and not check write permission. The commits are
 unsigned and named like a run's, and hold files of the names that a run publishes, one of them of the largest size. On
 the DVC remote an object is declared, stored, verified by its identity and deleted. A rehearsal that dies leaves a run's
-ref, which is recovered like any other, and branches, which the next rehearsal deletes.
+ref, which is recovered like any other, and branches, which `recover` or the next rehearsal deletes.
 Cannot: promise that the same is still allowed hours later, or try a limit for all files of a push together.
 """
 
@@ -26,7 +26,7 @@ from lib.remotes.credentials import Credentials
 from lib.sync.lock import CHECKPOINTS, RunLock
 from lib.sync.publication import Say
 from lib.sync.record import ASKS, RUNS, DeclaredCopy, RunRecord
-from lib.sync.refs import ANY, RefUpdate, as_sync_errors
+from lib.sync.refs import ANY, Refs, RefUpdate, as_sync_errors
 from lib.sync.remotes import Remotes, file_of, open_remotes
 from lib.sync.stores.base import md5_of, mismatch
 
@@ -67,6 +67,17 @@ def rehearse(
         return Rehearsed(git, rehearsal.error or rehearsal.line, room)
 
 
+def delete_rehearsals(refs: Refs, own: str = "") -> None:
+    """Delete the branches of the rehearsal `own`, and of those that have ended: their runs' refs are gone."""
+    places = ("refs/heads/", CHECKPOINTS)
+    listed = refs.list_refs(*(f"{place}{BRANCHES}*" for place in (*places, RUNS)))
+    for ref, commit in listed.items():
+        name = next((ref.removeprefix(place) for place in places if ref.startswith(f"{place}{BRANCHES}")), "")
+        if name and (name == own or f"{RUNS}{name}" not in listed):
+            with contextlib.suppress(GitPushError):  # another rehearsal deletes it right now
+                refs.push(RefUpdate(ref, commit, None))
+
+
 class _Rehearsal:
     """One call of `rehearse`: the steps of a publication and of its rollback, in four pushes."""
 
@@ -85,7 +96,7 @@ class _Rehearsal:
         try:
             record = lock.take()
             with as_sync_errors("preparing a publication"):
-                self._delete_old_branches()
+                delete_rehearsals(self._refs)
                 first, second = self._make_commits(names, title)
                 source = self._place / "object"
                 source.write_bytes(secrets.token_bytes(32))
@@ -100,7 +111,7 @@ class _Rehearsal:
         except SyncError as error:
             self.attempt(self._remotes.repositories)
             if lock.record is not None:
-                for act in (partial(self._push_end, lock.record), self._delete_old_branches):
+                for act in (partial(self._push_end, lock.record), partial(delete_rehearsals, self._refs, lock.name)):
                     with contextlib.suppress(SyncError, CommandError, OSError):  # the first error is the one shown
                         act()
             return error
@@ -155,16 +166,6 @@ class _Rehearsal:
         self._copies = ()
 
     # ── the Git remote ─────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _delete_old_branches(self) -> None:
-        """Delete the branches of this rehearsal, and of those that have ended: their runs' refs are gone."""
-        places = ("refs/heads/", CHECKPOINTS)
-        listed = self._refs.list_refs(*(f"{place}{BRANCHES}*" for place in (*places, RUNS)))
-        for ref, commit in listed.items():
-            name = next((ref.removeprefix(place) for place in places if ref.startswith(f"{place}{BRANCHES}")), "")
-            if name and (name == self._lock.name or f"{RUNS}{name}" not in listed):
-                with contextlib.suppress(GitPushError):  # another rehearsal deletes it right now
-                    self._refs.push(RefUpdate(ref, commit, None))
 
     def _make_commits(self, names: Sequence[str], title: str) -> tuple[str, str]:
         """Make two commits as checkpoints are, each on top of the one before, with these files."""
