@@ -156,7 +156,7 @@ def test_the_folded_cell_defines_what_the_import_does() -> None:
         defined.append(set(done.stdout.split()) - {"folders"})
     assert defined[0] <= defined[1]
     imports = {"NoReturn", "TYPE_CHECKING", "UTC", "datetime", "json", "os", "random", "re", "shutil"}
-    imports |= {"subprocess", "time"}
+    imports |= {"subprocess", "time", "unquote"}
     assert defined[1] - defined[0] == imports
 
 
