@@ -8,12 +8,9 @@ contains no credential, because text from outside (a client's reply, a command's
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Callable, Iterable, Iterator
 
-from lib.escape import visible
-
-_COLOUR = re.compile(r"\x1b\[[\d;]*m")  # DVC colours addresses, also where nobody sees it
+from lib.escape import CODES, visible
 
 
 class RunError(Exception):
@@ -26,7 +23,7 @@ class RunError(Exception):
     state = ""
 
     def __init__(self, what: str, *, state: str = "", remedy: str = "") -> None:
-        self.what, self.state, self.remedy = _COLOUR.sub("", what), state or self.state, remedy
+        self.what, self.state, self.remedy = CODES.sub("", what), state or self.state, remedy
         super().__init__(self.what)
 
     def __str__(self) -> str:

@@ -10,6 +10,9 @@ from __future__ import annotations
 import re
 import unicodedata
 
+CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+"""What moves a terminal's cursor or sets its colours: left out where no terminal reads it."""
+
 
 def visible(text: object) -> str:
     r"""Return a text on one line, with every control character but tabs as its escape, such as `\x1b` or `\n`."""

@@ -84,7 +84,8 @@ def make_environment(added: Mapping[str, str] | None = None) -> dict[str, str]:
 def clean_environment() -> None:
     """Drop the settings that no subprocess gets from this process too, where libraries read them and start programs.
 
-    Raises `HostError` if one of `FOLDERS` names no folder: each library would end in an error of its own, later.
+    Libraries of this process do not ask for a sign-in either. Raises `HostError` if one of `FOLDERS` names no folder:
+    each library would end in an error of its own, later.
     """
     for name in filter(_is_dropped, list(os.environ)):
         del os.environ[name]

@@ -12,18 +12,18 @@ requests but renders carriage returns; it receives log lines.
 from __future__ import annotations
 
 import contextlib
-import re
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
+from lib.escape import CODES
+
 EVERY = 30.0  # seconds between two log lines of one progress line
 REDRAWN = 1.0  # seconds between two redraws of a watched bar
 WIDTH = 20  # characters of a full bar
 MIB = 2**20
-CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def find_shell() -> Any:  # noqa: ANN401  IPython's shell, or None

@@ -63,7 +63,7 @@ class Bootstrap:
         path = str(self.working)
         if "'" in path or unquote(path).partition("?")[0] != path:  # only after the last epoch it would fail
             self._stop(
-                f"The folder {path} has a ', a ? or a % in its name, and ultralytics finds no weights there.",
+                f"{path} has a ', a ? or an escape such as %20 in its name, and ultralytics finds no weights there.",
                 "run from a folder with another name, or name one with the parameter working.",
             )
 

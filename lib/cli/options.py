@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from lib.errors import RunError, SandboxError
+from lib.errors import HostError, RunError, SandboxError
 from lib.log import redact_tracebacks
 from lib.process import clean_environment
 from lib.remotes.credentials import Credentials, load_credentials
@@ -96,10 +96,8 @@ def run_command_line(command: click.Command) -> None:
     except OSError as error:
         if error.filename is None:
             raise
-        print(
-            f"Error: {error.filename}: {error.strerror}.\nWhat to do: name another place, or free some space.",
-            file=sys.stderr,
-        )
+        what, remedy = f"{error.filename}: {error.strerror}.", "name another place, or free some space."
+        print(f"Error: {HostError(what, remedy=remedy)}", file=sys.stderr)
         status = 1
     except click.ClickException as error:
         error.show()

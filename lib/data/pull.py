@@ -68,9 +68,8 @@ def pull_objects(
             missing = find_missing(root, pointers, credentials.redact, mirrors)
             what = "; ".join([what, *(f"{path}: {each.what}" for path, each in missing.items())])
             remedies = [each.remedy for each in missing.values()]
-        if (
-            total and (free := shutil.disk_usage(place).free) < 2 * total
-        ):  # they are in DVC's cache, and may be copied from there
+        # twice: they are in DVC's cache, and may be copied from there
+        if total and (free := shutil.disk_usage(place).free) < 2 * total:
             what = f"{what}; {file_size(free)} are free in {place}, and the files have {file_size(total)}"
             remedies.append("free some space, or name a folder on another disk.")
         raise RemoteError(credentials.redact(what), remedy="; ".join(remedies)) from error

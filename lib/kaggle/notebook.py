@@ -160,7 +160,7 @@ def one_cell(notebook: Any, about: Module) -> str:  # noqa: ANN401
 
 def account_file() -> Path:
     """Return the path of the kaggle client's kaggle.json."""
-    return Path(os.environ.get("KAGGLE_CONFIG_DIR") or os.path.expanduser("~/.kaggle"), "kaggle.json")  # noqa: PTH111  `Path.home` raises without a home
+    return Path(os.environ.get("KAGGLE_CONFIG_DIR", Path.home() / ".kaggle")) / "kaggle.json"
 
 
 def configured_user() -> str:

@@ -20,8 +20,10 @@ COPY = "attached-"
 
 
 @contextlib.contextmanager
-def edit_config(folder: Path) -> Iterator[dict[str, Any]]:
+def edit_config(folder: Path, level: str = "local") -> Iterator[dict[str, Any]]:
     """Yield the settings of `config.local` in the folder `.dvc`, and write them after the block, in UTF-8.
+
+    With the level `repo`, those of `config`.
 
     DVC itself reads UTF-8, but writes ASCII alone. Raises `RemoteError` if they cannot be read or written.
     """
@@ -37,8 +39,8 @@ def edit_config(folder: Path) -> Iterator[dict[str, Any]]:
                 ConfigObj(_pack_named(conf_dict), encoding="utf-8").write(opened)
 
     try:
-        with Utf8Config(str(folder), validate=False).edit("local") as local:
-            yield local
+        with Utf8Config(str(folder), validate=False).edit(level) as settings:
+            yield settings
     except (DvcException, OSError) as error:
         raise unusable(error) from error
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from lib.errors import CommandError, SandboxError
 from lib.experiment.schema import Experiment
 from lib.process import run_command
+from lib.remotes.dvc_config import edit_config
 from lib.sandbox.dataset import CLASSES, draw_dataset
 from lib.sandbox.sheet import draw_contact_sheet
 
@@ -98,12 +99,9 @@ def _copy_project(project: Path, seed: Path) -> None:
 def _configure_dvc(seed: Path, remote: Path) -> None:
     """Write a `.dvc/config` whose only remote is the sandbox's folder; the project's own remotes are left out."""
     (seed / ".dvc").mkdir(exist_ok=True)
-    quote = "'" if '"' in str(remote) else '"'  # a comma makes a list, and # begins a comment
-    url = f"{quote}{remote}{quote}"
-    (seed / ".dvc" / "config").write_text(
-        f"[core]\n    remote = {REMOTE}\n    analytics = false\n['remote \"{REMOTE}\"']\n    url = {url}\n",
-        encoding="utf-8",
-    )
+    (seed / ".dvc" / "config").unlink(missing_ok=True)
+    with edit_config(seed / ".dvc", "repo") as config:
+        config |= {"core": {"remote": REMOTE, "analytics": False}, "remote": {REMOTE: {"url": str(remote)}}}
     (seed / ".dvc" / ".gitignore").write_text("/config.local\n/tmp\n/cache\n", encoding="utf-8")
 
 

@@ -38,12 +38,12 @@ def recover(
     state = "each publication that is not recovered yet has a ref refs/runs/* on the Git remote."
     with open_remotes(root, credentials) as remotes, as_sync_errors("recovering", credentials.redact, state):
         recovery = Recovery(remotes, say)
-        end, names = time.monotonic() + (math.inf if patience is None else patience), [run] if run else None
-        is_told = patience == 0
-        while recovery.look(names, ask=patience != 0) and time.monotonic() < end:
+        limit, names = math.inf if patience is None else patience, [run] if run else None
+        end, is_told = time.monotonic() + limit, patience == 0
+        while (waiting := recovery.look(names, ask=patience != 0)) and time.monotonic() < end:
             if not is_told:
-                is_told, longest = True, max(seen.lease for seen in recovery.left.values())
-                say(f"Waiting for at most {longest:.0f} s for an answer of {', '.join(sorted(recovery.left))} …")
+                is_told, longest = True, min(limit, max(recovery.left[name].lease for name in waiting))
+                say(f"Waiting for at most {longest:.0f} s for an answer of {', '.join(sorted(waiting))} …")
             names = list(recovery.left)  # whoever begins later is alive
             time.sleep(min([5.0, *(run.lease / 20 for run in recovery.left.values())]))
         for ref in remotes.refs.list_refs(*(f"{place}*" for place in EARLIER)):
@@ -87,8 +87,8 @@ class Recovery:
         self.identity: str | None = None
         """The repository's identity."""
 
-    def look(self, names: Collection[str] | None = None, *, ask: bool = True) -> bool:
-        """Read all runs, or those of these names, and recover the dead ones; return whether to wait for answers."""
+    def look(self, names: Collection[str] | None = None, *, ask: bool = True) -> list[str]:
+        """Read all runs, or those of these names, and recover the dead ones; return those whose answer may come."""
         refs = self._remotes.refs
         runs = {name: run for name, run in refs.read_runs().items() if names is None or name in names}
         # after the runs: a question that is answered in between does not count, and the identity may be as new as a run
@@ -101,15 +101,15 @@ class Recovery:
             lock = self._locks.setdefault(name, new)
             if not self._recover(lock, run, is_asked=f"{ASKS}{name}" in asked):
                 self.left[name] = run
-                waiting += [f"{ASKS}{name}"] * (name not in self._told and not lock.holder_lives)
-        unasked = [question for question in waiting if question not in asked]
+                waiting += [name] * (name not in self._told and not lock.holder_lives)
+        unasked = [f"{ASKS}{name}" for name in waiting if f"{ASKS}{name}" not in asked]
         if ask and unasked:
             locks.ask(refs, unasked)
         orphans = [ref for ref in asked if ask and names is None and ref.removeprefix(ASKS) not in runs]
         if orphans:
             with contextlib.suppress(GitPushError):  # its asker may have deleted it
                 refs.push(*(RefUpdate(ref, asked[ref], None) for ref in orphans))
-        return bool(waiting)
+        return waiting
 
     def _recover(self, lock: RunLock, run: SeenRun, *, is_asked: bool) -> bool:
         """Recover a run whose session is dead; return False if it may be alive or cannot be recovered here."""

@@ -26,6 +26,10 @@ from lib.sync.record import LEASE, RUNS, RunRecord, Stop, read_run
 EARLIER = ("refs/intents/", "refs/heads/kaggle-intents/", "refs/heads/kaggle-runs/")
 """Prefixes of the refs of the protocol's first edition: they are left alone and reported."""
 PUSH_TIMEOUT = 10 * MINUTE
+OTHERWISE = (
+    "use a clone that Git and DVC can open, free some space if the disk is full, check the DVC remote, and run the "
+    "same again."
+)
 ANY = "*"
 """The `old` of an update that is made wherever the ref is, or if it does not exist."""
 
@@ -74,9 +78,7 @@ def as_sync_errors(
         raise SyncError(
             redact(f"{doing} stopped: {known.what}"),
             state=state,
-            remedy=known.remedy
-            or "use a clone that Git and DVC can open, free some space if the disk is full, check "
-            "the DVC remote, and run the same again.",
+            remedy=known.remedy or OTHERWISE,
         ) from error
 
 

@@ -455,7 +455,7 @@ def test_the_first_run_of_a_repository_is_not_taken_for_a_foreign_one(
         assert act() == expected
         first.release()
         first = lock(stores.clone)
-    assert [line for line in lines if not line.startswith("Waiting for at most")] == []
+    assert lines == [f"Waiting for at most 20 s for an answer of {NAME} …"]
 
 
 def no_questions(stores: Stores) -> None:
